@@ -1,0 +1,145 @@
+"""The loop of every federated method: ask, send, merge; round after round.
+
+``send`` is the only effect. A round that fails leaves nothing behind: state is a value, and the caller keeps the last one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fedquilt.core.errors import FedquiltError, RoundError
+from fedquilt.core.method import Exchange, Method
+from fedquilt.core.params import not_finite, num_bytes
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import ClientId, Failure, Memory, Order, Profile, Reply, Tree, Turn
+
+Send = Callable[[Exchange, Mapping[ClientId, Order]], Iterable[Reply | Failure]]
+
+
+@dataclass
+class Traffic:
+    """What one exchange moved and brought: bytes each way and metrics by client, and who was dropped, with the reason."""
+
+    exchange: str
+    bytes_down: dict[ClientId, int] = field(default_factory=dict)
+    bytes_up: dict[ClientId, int] = field(default_factory=dict)
+    settings: dict[ClientId, Mapping[str, Any]] = field(default_factory=dict)
+    metrics: dict[ClientId, Mapping[str, float]] = field(default_factory=dict)
+    dropped: dict[ClientId, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One finished round: its number, the state after it, its traffic and the seconds it took."""
+
+    number: int
+    state: Tree
+    traffic: tuple[Traffic, ...]
+    seconds: float
+
+
+def rounds(
+    method: Method,
+    cohorts: Callable[[int], Sequence[Profile]],
+    send: Send,
+    rng: Rng,
+    *,
+    num_rounds: int,
+    state: Tree = None,
+    start: int = 0,
+    quorum: float = 0.0,
+) -> Iterator[Round]:
+    """The finished rounds of ``method``, one after another, from ``start`` up to ``num_rounds``.
+
+    ``cohorts(t)`` gives the clients of round ``t``. ``state`` None means the method's own first state. An exchange that
+    asks nobody (no client of the cohort is eligible) leaves the state as it is. ``quorum`` is the share of the asked
+    clients, in [0, 1], that must send a usable reply; one usable reply is always needed.
+
+    Raises
+    ------
+    RoundError
+        when too few usable replies came; names the round, the exchange and each client's reason.
+    """
+    if state is None:
+        state = method.init(rng.child("init"))
+    for number in range(start, num_rounds):
+        began = time.perf_counter()
+        turn = Turn(number, tuple(cohorts(number)), rng.child("round", number))
+        traffic = []
+        for exchange in method.exchanges:
+            state, moved = _exchanged(exchange, state, turn, send, quorum)
+            traffic.append(moved)
+        yield Round(number, state, tuple(traffic), time.perf_counter() - began)
+
+
+def _exchanged(exchange: Exchange, state: Tree, turn: Turn, send: Send, quorum: float) -> tuple[Tree, Traffic]:
+    moved = Traffic(exchange.name)
+    orders = {
+        client: replace(order, round=turn.round, rng=turn.rng.child("client", client, exchange.name))
+        for client, order in sorted(exchange.ask(state, turn).items())
+    }
+    if not orders:
+        return state, moved
+    for client, order in orders.items():
+        moved.bytes_down[client] = num_bytes(order.params)
+        moved.settings[client] = dict(order.settings)
+    usable = _usable(send(exchange, orders), moved)
+    first = next(usable, None)
+    if first is not None:
+        state = exchange.merge(state, _chain(first, usable))
+    for client in orders.keys() - moved.bytes_up.keys() - moved.dropped.keys():
+        moved.dropped[client] = "sent no reply"
+    needed = max(1, math.ceil(quorum * len(orders)))
+    if len(moved.bytes_up) < needed:
+        causes = "; ".join(f"client {client}: {reason}" for client, reason in sorted(moved.dropped.items()))
+        raise RoundError(
+            f"round {turn.round}, exchange '{exchange.name}': {len(moved.bytes_up)} of {len(orders)} clients sent a usable "
+            f"reply and {needed} are needed ({causes})"
+        )
+    return state, moved
+
+
+def _usable(replies: Iterable[Reply | Failure], moved: Traffic) -> Iterator[Reply]:
+    for reply in replies:
+        reason = reply.reason if isinstance(reply, Failure) else refusal(reply)
+        if reason is not None:
+            moved.dropped[reply.client] = reason
+        elif isinstance(reply, Reply):
+            moved.bytes_up[reply.client] = num_bytes(reply.params)
+            moved.metrics[reply.client] = dict(reply.metrics)
+            yield reply
+
+
+def _chain(first: Reply, rest: Iterator[Reply]) -> Iterator[Reply]:
+    yield first
+    yield from rest
+
+
+def refusal(reply: Reply) -> str | None:
+    """Why a reply must not reach ``merge``, or None if it may: weight, metrics and tensors must be finite."""
+    if not (math.isfinite(reply.weight) and reply.weight > 0):
+        return f"weight is {reply.weight}, not a number above 0"
+    for name, value in reply.metrics.items():
+        if not math.isfinite(value):
+            return f"{name} is {value}"
+    name = not_finite(reply.params)
+    return f"tensor '{name}' is not finite" if name else None
+
+
+def perform(
+    exchange: Exchange, client: Any, client_id: ClientId, order: Order, memory: Memory
+) -> tuple[Reply | Failure, Memory]:
+    """The client's side of an exchange: its reply and new memory, or a Failure and the memory it had.
+
+    A client whose work fails, or whose result is not finite, keeps its old memory: what broke does not stay.
+    """
+    try:
+        reply, new_memory = exchange.work(client, order, memory)
+    except FedquiltError as error:
+        return Failure(client_id, str(error)), memory
+    reason = refusal(reply)
+    return (reply, new_memory) if reason is None else (Failure(client_id, reason), memory)

@@ -1,0 +1,32 @@
+"""A federated method: a value made of plain functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import ClientId, Memory, Order, Profile, Reply, Tree, Turn
+
+
+class Exchange(NamedTuple):
+    """One ask -> work -> merge between the server and the clients of a cohort.
+
+    ``ask(state, turn)`` gives the orders by client and reads only. ``work(client, order, memory)`` runs on the client and
+    gives its reply and its new memory. ``merge(state, replies)`` reads the replies once, in client order, and is the only
+    maker of state. A client that ``ask`` leaves out sits this exchange out.
+    """
+
+    name: str
+    ask: Callable[[Tree, Turn], Mapping[ClientId, Order]]
+    work: Callable[[Any, Order, Memory], tuple[Reply, Memory]]
+    merge: Callable[[Tree, Iterable[Reply]], Tree]
+
+
+class Method(NamedTuple):
+    """``init(rng)`` gives the first state; ``view(state, profile)`` the order that holds what this client would use now."""
+
+    name: str
+    init: Callable[[Rng], Tree]
+    exchanges: tuple[Exchange, ...]
+    view: Callable[[Tree, Profile], Order]

@@ -1,0 +1,62 @@
+"""Arithmetic on name -> tensor maps. No function changes its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+
+from fedquilt.core.types import Params
+
+
+def add(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> Params:
+    """``left + right`` name by name; both must hold the same names."""
+    _same_names(left, right)
+    return {name: left[name] + right[name] for name in left}
+
+
+def sub(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> Params:
+    """``left - right`` name by name; both must hold the same names."""
+    _same_names(left, right)
+    return {name: left[name] - right[name] for name in left}
+
+
+def scale(params: Mapping[str, torch.Tensor], factor: float) -> Params:
+    """Every tensor times ``factor``."""
+    return {name: tensor * factor for name, tensor in params.items()}
+
+
+def select(params: Mapping[str, torch.Tensor], names: Collection[str]) -> Params:
+    """The tensors that bear one of ``names``, in the order of ``params``."""
+    wanted = set(names)
+    return {name: tensor for name, tensor in params.items() if name in wanted}
+
+
+def without(params: Mapping[str, torch.Tensor], names: Collection[str]) -> Params:
+    """The tensors that bear none of ``names``, in the order of ``params``."""
+    unwanted = set(names)
+    return {name: tensor for name, tensor in params.items() if name not in unwanted}
+
+
+def squared_norm(params: Mapping[str, torch.Tensor]) -> float:
+    """``sum over names of ||tensor||_F^2``, accumulated in float64; 0 for no tensors."""
+    return float(sum(tensor.detach().double().square().sum() for tensor in params.values()))
+
+
+def num_bytes(params: Mapping[str, torch.Tensor]) -> int:
+    """Bytes of the raw tensors, without names or framing."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in params.values())
+
+
+def not_finite(params: Mapping[str, torch.Tensor]) -> str | None:
+    """The first name whose tensor holds a NaN or an infinity, or None."""
+    for name, tensor in params.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return name
+    return None
+
+
+def _same_names(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> None:
+    if left.keys() != right.keys():
+        odd = sorted(left.keys() ^ right.keys())
+        raise ValueError(f"the two sides hold different tensors: {odd[:5]} {'and more' if len(odd) > 5 else ''}".strip())

@@ -1,0 +1,53 @@
+"""All randomness of fedquilt: one seed, and named child streams that never disturb each other.
+
+A stream is a value: a seed and a path of names. ``rng.child("round", 3, "client", 7)`` is the same stream wherever and
+whenever it is made, so the order of clients, the number of workers and the features switched on change no other draw.
+This module is the only one that touches a random generator of torch or numpy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Rng:
+    """A named random stream: ``seed`` (any int) and the path of names that leads to it."""
+
+    seed: int
+    path: tuple[str | int, ...] = ()
+
+    def child(self, *names: str | int) -> Rng:
+        """The stream below this one that bears ``names``."""
+        return Rng(self.seed, self.path + names)
+
+    def integer(self, bits: int = 63) -> int:
+        """The stream's own integer in ``[0, 2**bits)``, for libraries that take a seed; the same at every call."""
+        # repr keeps 1 and "1" apart, and a length prefix is not needed: repr of a tuple is unambiguous
+        text = repr((int(self.seed), tuple(self.path))).encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "big") % (1 << bits)
+
+    def torch(self) -> torch.Generator:
+        """A fresh torch generator on the CPU, at the start of this stream."""
+        return torch.Generator().manual_seed(self.integer())
+
+    def numpy(self) -> np.random.Generator:
+        """A fresh numpy generator at the start of this stream."""
+        return np.random.default_rng(self.integer())
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Run library code that draws from torch's global generators (dropout, weight initialisation) on this stream.
+
+        The global generators are left as they were found, so nothing outside the block sees a draw from inside it.
+        """
+        device_type = "mps" if torch.backends.mps.is_available() and not torch.cuda.is_available() else "cuda"
+        with torch.random.fork_rng(device_type=device_type):
+            torch.manual_seed(self.integer())
+            yield
