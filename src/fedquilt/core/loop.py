@@ -1,6 +1,6 @@
 """The loop of every federated method: ask, send, merge; round after round.
 
-``send`` is the only effect. A round that fails leaves nothing behind: state is a value, and the caller keeps the last one.
+``send`` is the only effect. A round that fails leaves nothing behind: state is a value, and the caller keeps the last.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Send = Callable[[Exchange, Mapping[ClientId, Order]], Iterable[Reply | Failure]]
 
 @dataclass
 class Traffic:
-    """What one exchange moved and brought: bytes each way and metrics by client, and who was dropped, with the reason."""
+    """What one exchange moved and brought: bytes each way and metrics by client, and who was dropped and why."""
 
     exchange: str
     bytes_down: dict[ClientId, int] = field(default_factory=dict)
@@ -62,13 +62,16 @@ def rounds(
     Raises
     ------
     RoundError
-        when too few usable replies came; names the round, the exchange and each client's reason.
+        when the cohort is empty, or too few usable replies came; names the round, the exchange and each
+        client's reason.
     """
     if state is None:
         state = method.init(rng.child("init"))
     for number in range(start, num_rounds):
         began = time.perf_counter()
         turn = Turn(number, tuple(cohorts(number)), rng.child("round", number))
+        if not turn.cohort:
+            raise RoundError(f"round {number}: the cohort is empty; a round needs at least one client")
         traffic = []
         for exchange in method.exchanges:
             state, moved = _exchanged(exchange, state, turn, send, quorum)
@@ -91,14 +94,16 @@ def _exchanged(exchange: Exchange, state: Tree, turn: Turn, send: Send, quorum: 
     first = next(usable, None)
     if first is not None:
         state = exchange.merge(state, _chain(first, usable))
+        for _ in usable:  # a merge that stopped early: the other clients still work and are counted
+            pass
     for client in orders.keys() - moved.bytes_up.keys() - moved.dropped.keys():
         moved.dropped[client] = "sent no reply"
-    needed = max(1, math.ceil(quorum * len(orders)))
+    needed = max(1, math.ceil(quorum * len(orders) - 1e-9))  # 0.07 * 100 is a little more than 7 in binary
     if len(moved.bytes_up) < needed:
         causes = "; ".join(f"client {client}: {reason}" for client, reason in sorted(moved.dropped.items()))
         raise RoundError(
-            f"round {turn.round}, exchange '{exchange.name}': {len(moved.bytes_up)} of {len(orders)} clients sent a usable "
-            f"reply and {needed} are needed ({causes})"
+            f"round {turn.round}, exchange '{exchange.name}': {len(moved.bytes_up)} of {len(orders)} clients sent "
+            f"a usable reply and {needed} are needed ({causes})"
         )
     return state, moved
 
@@ -126,8 +131,8 @@ def refusal(reply: Reply) -> str | None:
     for name, value in reply.metrics.items():
         if not math.isfinite(value):
             return f"{name} is {value}"
-    name = not_finite(reply.params)
-    return f"tensor '{name}' is not finite" if name else None
+    tensor = not_finite(reply.params)
+    return None if tensor is None else f"tensor '{tensor}' is not finite"
 
 
 def perform(
@@ -142,4 +147,7 @@ def perform(
     except FedquiltError as error:
         return Failure(client_id, str(error)), memory
     reason = refusal(reply)
+    own = not_finite(new_memory.get("params", {}))
+    if reason is None and own is not None:
+        reason = f"the client's own tensor '{own}' is not finite"
     return (reply, new_memory) if reason is None else (Failure(client_id, reason), memory)

@@ -12,9 +12,9 @@ from fedquilt.core.types import ClientId, Memory, Order, Profile, Reply, Tree, T
 class Exchange(NamedTuple):
     """One ask -> work -> merge between the server and the clients of a cohort.
 
-    ``ask(state, turn)`` gives the orders by client and reads only. ``work(client, order, memory)`` runs on the client and
-    gives its reply and its new memory. ``merge(state, replies)`` reads the replies once, in client order, and is the only
-    maker of state. A client that ``ask`` leaves out sits this exchange out.
+    ``ask(state, turn)`` gives the orders by client and reads only. ``work(client, order, memory)`` runs on the client
+    and gives its reply and its new memory. ``merge(state, replies)`` reads the replies once, in client order, and is the
+    only maker of state. A client that ``ask`` leaves out sits this exchange out.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Exchange(NamedTuple):
 
 
 class Method(NamedTuple):
-    """``init(rng)`` gives the first state; ``view(state, profile)`` the order that holds what this client would use now."""
+    """``init(rng)`` gives the first state; ``view(state, profile)`` an Order that holds what this client would use."""
 
     name: str
     init: Callable[[Rng], Tree]

@@ -10,14 +10,14 @@ from fedquilt.core.types import Params
 
 
 def add(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> Params:
-    """``left + right`` name by name; both must hold the same names."""
-    _same_names(left, right)
+    """``left + right`` name by name; both must hold the same names and shapes."""
+    _same_layout(left, right)
     return {name: left[name] + right[name] for name in left}
 
 
 def sub(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> Params:
-    """``left - right`` name by name; both must hold the same names."""
-    _same_names(left, right)
+    """``left - right`` name by name; both must hold the same names and shapes."""
+    _same_layout(left, right)
     return {name: left[name] - right[name] for name in left}
 
 
@@ -56,7 +56,11 @@ def not_finite(params: Mapping[str, torch.Tensor]) -> str | None:
     return None
 
 
-def _same_names(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> None:
+def _same_layout(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> None:
     if left.keys() != right.keys():
         odd = sorted(left.keys() ^ right.keys())
-        raise ValueError(f"the two sides hold different tensors: {odd[:5]} {'and more' if len(odd) > 5 else ''}".strip())
+        raise ValueError(f"the two sides hold different tensors: {odd[:5]}{' and more' if len(odd) > 5 else ''}")
+    for name in left:  # torch would broadcast rank 1 over rank 8 without a word
+        if left[name].shape != right[name].shape:
+            shapes = f"{tuple(left[name].shape)} on the left and {tuple(right[name].shape)} on the right"
+            raise ValueError(f"tensor '{name}' is {shapes}")

@@ -8,6 +8,7 @@ This module is the only one that touches a random generator of torch or numpy.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,12 @@ class Rng:
     seed: int
     path: tuple[str | int, ...] = ()
 
+    def __post_init__(self) -> None:
+        # a numpy integer (as partitions and cohorts hold) or a path read from JSON must be the very same stream
+        names = (str(name) if isinstance(name, str) else int(operator.index(name)) for name in self.path)
+        object.__setattr__(self, "seed", int(operator.index(self.seed)))
+        object.__setattr__(self, "path", tuple(names))
+
     def child(self, *names: str | int) -> Rng:
         """The stream below this one that bears ``names``."""
         return Rng(self.seed, self.path + names)
@@ -30,7 +37,7 @@ class Rng:
     def integer(self, bits: int = 63) -> int:
         """The stream's own integer in ``[0, 2**bits)``, for libraries that take a seed; the same at every call."""
         # repr keeps 1 and "1" apart, and a length prefix is not needed: repr of a tuple is unambiguous
-        text = repr((int(self.seed), tuple(self.path))).encode()
+        text = repr((self.seed, self.path)).encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "big") % (1 << bits)
 
     def torch(self) -> torch.Generator:

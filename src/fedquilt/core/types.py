@@ -53,7 +53,7 @@ class Order:
     params: Params
     settings: Mapping[str, Any] = field(default_factory=dict)
     round: int = 0
-    rng: Rng = Rng(0)
+    rng: Rng = Rng(0)  # noqa: RUF009  (a stream is a value)
 
 
 @dataclass(frozen=True)

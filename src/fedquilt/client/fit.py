@@ -1,0 +1,148 @@
+"""Local training: some steps of a client's own data on the tensors it may train."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedquilt.client.task import negative_log_likelihood, num_correct, num_labels
+from fedquilt.client.workbench import Batch, Workbench
+from fedquilt.core.errors import TrainingError
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import Params
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a client trains: exactly one of ``steps`` (optimiser steps) and ``epochs`` (passes over its rows).
+
+    ``batch_size`` is in rows per optimiser step; ``accumulation`` cuts it into that many forward passes. ``clip_norm`` 0
+    means no clipping. ``schedule`` scales ``learning_rate`` over rounds, see ``learning_rate_at``.
+    """
+
+    steps: int | None = None
+    epochs: int | None = 1
+    batch_size: int = 32
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    clip_norm: float = 0.0
+    accumulation: int = 1
+    schedule: str = "constant"
+    warmup_rounds: int = 0
+    final_scale: float = 0.0
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The trained tensors (and no others), the number of rows of the client, and what training measured."""
+
+    params: Params
+    num_examples: int
+    metrics: dict[str, float]
+
+
+def learning_rate_at(training: Training, round: int, rounds: int) -> float:
+    """The learning rate of a round, ``eta * w(t) * s(t)``.
+
+    ``w`` rises evenly over the first ``warmup_rounds`` rounds to 1; ``s`` then goes from 1 in the first round after them to
+    ``final_scale`` in the last, in a straight line (``linear``) or half a cosine (``cosine``), or stays 1 (``constant``).
+    """
+    if round < training.warmup_rounds:
+        return training.learning_rate * (round + 1) / training.warmup_rounds
+    span = max(1, rounds - training.warmup_rounds - 1)
+    progress = min(1.0, (round - training.warmup_rounds) / span)
+    low = training.final_scale
+    if training.schedule == "linear":
+        factor = 1 + (low - 1) * progress
+    elif training.schedule == "cosine":
+        factor = low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2
+    else:
+        factor = 1.0
+    return training.learning_rate * factor
+
+
+def fit(
+    bench: Workbench,
+    columns: Batch,
+    params: Mapping[str, Tensor],
+    names: Collection[str],
+    training: Training,
+    learning_rate: float,
+    rng: Rng,
+    *,
+    blocks: Collection[int] | None = None,
+) -> Fitted:
+    """Train the tensors ``names``, starting from ``params``, on the rows of ``columns``.
+
+    ``blocks`` makes the model shallower for the time (only these transformer blocks are run). Metrics: ``loss`` (mean over
+    the labels seen, before each step), ``accuracy`` (same labels), ``steps``.
+
+    Raises
+    ------
+    TrainingError
+        as soon as the loss or the clipped gradient's norm is not finite, with the step.
+    """
+    bench.load(params)
+    num_rows = len(columns["labels"])
+    if bench.device.type == "meta":  # planning: shapes without numbers
+        return Fitted({name: bench.parameters[name].detach() for name in names}, num_rows, {"steps": 0.0})
+    loss_sum, correct, seen, steps = 0.0, 0, 0, 0
+    with bench.training(names) as trained, bench.shallow(blocks), rng.child("dropout").scope():
+        optimizer = _optimizer(trained, training, learning_rate)
+        for rows in batches(num_rows, training, rng.child("batches")):
+            steps += 1
+            optimizer.zero_grad()
+            step_loss, step_correct, step_labels = _backward(bench, columns, rows, training.accumulation)
+            if not math.isfinite(step_loss):
+                raise TrainingError(f"loss is {step_loss} at step {steps}")
+            if training.clip_norm > 0:
+                norm = float(nn.utils.clip_grad_norm_(trained, training.clip_norm))
+                if not math.isfinite(norm):
+                    raise TrainingError(f"gradient norm is {norm} at step {steps}")
+            optimizer.step()
+            loss_sum, correct, seen = loss_sum + step_loss, correct + step_correct, seen + step_labels
+        fitted = bench.taken(names)
+    metrics = {"loss": loss_sum / max(1, seen), "accuracy": correct / max(1, seen), "steps": float(steps)}
+    return Fitted(fitted, num_rows, metrics)
+
+
+def batches(num_rows: int, training: Training, rng: Rng) -> Iterator[Tensor]:
+    """Row numbers of each optimiser step; every pass over the rows is a fresh permutation, its last batch may be short."""
+    generator = rng.torch()
+    size = min(training.batch_size, num_rows)
+    per_epoch = -(-num_rows // size)
+    total = training.steps if training.steps is not None else per_epoch * (training.epochs or 1)
+    for step in range(total):
+        if step % per_epoch == 0:
+            order = torch.randperm(num_rows, generator=generator)
+        first = (step % per_epoch) * size
+        yield order[first : first + size]
+
+
+def _backward(bench: Workbench, columns: Batch, rows: Tensor, accumulation: int) -> tuple[float, int, int]:
+    """Gradients of the mean loss over the rows' labels; gives the loss summed over labels, the hits, and the labels."""
+    labels_in_step = num_labels(columns["labels"][rows])
+    if labels_in_step == 0:
+        return 0.0, 0, 0
+    loss_sum, correct = 0.0, 0
+    for part in rows.chunk(min(accumulation, len(rows))):
+        logits, labels = bench.forward({name: column[part] for name, column in columns.items()})
+        loss = negative_log_likelihood(logits, labels).sum()
+        (loss / labels_in_step).backward()
+        loss_sum += float(loss.detach())
+        correct += num_correct(logits.detach(), labels)
+    return loss_sum, correct, labels_in_step
+
+
+def _optimizer(trained: list[nn.Parameter], training: Training, learning_rate: float) -> torch.optim.Optimizer:
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(
+            trained, lr=learning_rate, momentum=training.momentum, weight_decay=training.weight_decay
+        )
+    return torch.optim.AdamW(trained, lr=learning_rate, weight_decay=training.weight_decay)

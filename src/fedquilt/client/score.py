@@ -1,0 +1,31 @@
+"""How good a model is on a client's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedquilt.client.task import negative_log_likelihood, num_correct, num_labels
+from fedquilt.client.workbench import Batch, Workbench
+
+
+def evaluation(
+    bench: Workbench, columns: Batch, params: Mapping[str, Tensor], *, batch_size: int = 256
+) -> dict[str, float]:
+    """``loss`` and ``accuracy`` over all labels of the rows, and ``examples``, the number of rows.
+
+    A language model's accuracy is over its labelled tokens.
+    """
+    bench.load(params)
+    num_rows = len(columns["labels"])
+    loss_sum, correct, seen = 0.0, 0, 0
+    with torch.no_grad():
+        for first in range(0, num_rows, batch_size):
+            batch = {name: column[first : first + batch_size] for name, column in columns.items()}
+            logits, labels = bench.forward(batch)
+            loss_sum += float(negative_log_likelihood(logits, labels).sum())
+            correct += num_correct(logits, labels)
+            seen += num_labels(labels)
+    return {"loss": loss_sum / max(1, seen), "accuracy": correct / max(1, seen), "examples": float(num_rows)}

@@ -1,0 +1,105 @@
+"""The one frozen model that all clients of an architecture work on, in one process.
+
+Clients swap adapters (megabytes) into it; the base is never copied. Freezing is real: outside ``training`` nothing
+requires a gradient, and inside it only the named tensors do, so autograd stops at the shallowest of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from fedquilt.adapters.blocks import only_blocks
+from fedquilt.core.types import Blocks, Layout, Params
+
+Batch = dict[str, Tensor]
+
+
+class Workbench:
+    """A model with adapters in it, ready to train or score any client of its architecture.
+
+    ``parameters`` maps the names of ``layout`` to the model's own parameters; ``prepare`` turns rows of a client's columns
+    into the model's keyword arguments; ``precision`` is ``"fp32"`` or ``"bf16"`` (autocast).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Blocks,
+        layout: Layout,
+        parameters: Mapping[str, nn.Parameter],
+        prepare: Callable[[Batch], Batch],
+        *,
+        device: torch.device,
+        precision: str = "fp32",
+    ) -> None:
+        if parameters.keys() != layout.depth.keys():
+            raise ValueError("the workbench's parameters and its layout name different tensors")
+        self.model = model.to(device)
+        self.blocks = blocks
+        self.layout = layout
+        self.parameters = dict(parameters)
+        self.prepare = prepare
+        self.device = device
+        self.precision = precision
+
+    def load(self, params: Mapping[str, Tensor]) -> None:
+        """Put ``params`` into the model; every tensor of the layout must be there, with its shape.
+
+        Raises
+        ------
+        ValueError
+            naming the first tensor that is missing, unknown or of another shape. Nothing of the client before may stay.
+        """
+        for name, parameter in self.parameters.items():
+            if name not in params:
+                raise ValueError(f"tensor '{name}' is missing")
+            if params[name].shape != parameter.shape:
+                raise ValueError(f"tensor '{name}' is {tuple(params[name].shape)}, not {tuple(parameter.shape)}")
+        if unknown := params.keys() - self.parameters.keys():
+            raise ValueError(f"tensor '{min(unknown)}' is not a tensor of {self.layout.architecture}")
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(params[name])
+
+    def taken(self, names: Collection[str]) -> Params:
+        """Copies, on the CPU, of the named tensors as they now are in the model."""
+        return {name: self.parameters[name].detach().to("cpu", copy=True) for name in names}
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits and labels of one batch of rows, on the workbench's device."""
+        moved = {name: column.to(self.device, non_blocking=True) for name, column in batch.items()}
+        inputs = self.prepare(moved)
+        labels = moved["labels"]
+        if labels.dim() > 1:
+            labels = labels[:, : inputs["input_ids"].shape[1]]  # prepare cuts the padding that a batch does not need
+        with self.autocast():
+            logits = self.model(**inputs).logits
+        return logits, labels
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of mixed precision, or one that does nothing."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+    @contextmanager
+    def training(self, names: Collection[str]) -> Iterator[list[nn.Parameter]]:
+        """Train mode, with gradients for the named tensors only; they are given in the layout's order."""
+        chosen = set(names)
+        trained = [parameter for name, parameter in self.parameters.items() if name in chosen]
+        try:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+            self.model.train()
+            yield trained
+        finally:
+            self.model.eval()
+            for parameter in trained:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+
+    def shallow(self, layers: Collection[int] | None) -> AbstractContextManager[object]:
+        """The model with only the given blocks in it, in increasing order; None leaves it whole."""
+        return nullcontext() if layers is None else only_blocks(self.model, self.blocks, sorted(layers))

@@ -1,0 +1,38 @@
+"""Changes of one behaviour of any method: functions Method -> Method."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from fedquilt.core.method import Exchange, Method
+from fedquilt.core.params import select, without
+from fedquilt.core.types import ClientId, Memory, Order, Profile, Reply, Tree, Turn
+
+
+def with_local(method: Method, names: Collection[str]) -> Method:
+    """The method with the tensors ``names`` kept by each client: they are trained, and never travel either way.
+
+    A client's own copy lies in ``memory["params"]``; until it has trained, it uses the one training starts from.
+    """
+    kept = frozenset(names)
+
+    def keep(exchange: Exchange) -> Exchange:
+        def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+            return {client: _stripped(order) for client, order in exchange.ask(state, turn).items()}
+
+        def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+            reply, memory = exchange.work(client, order, memory)
+            own = {**memory.get("params", {}), **select(reply.params, kept)}
+            return replace(reply, params=without(reply.params, kept)), {**memory, "params": own}
+
+        return exchange._replace(ask=ask, work=work)
+
+    def view(state: Tree, profile: Profile) -> Order:
+        return _stripped(method.view(state, profile))
+
+    def _stripped(order: Order) -> Order:
+        return replace(order, params=without(order.params, kept))
+
+    return method._replace(exchanges=tuple(keep(exchange) for exchange in method.exchanges), view=view)

@@ -1,0 +1,29 @@
+"""Exclusive: only clients that can afford the whole model take part."""
+
+from __future__ import annotations
+
+from fedquilt.core.errors import ConfigError
+from fedquilt.core.method import Method
+from fedquilt.core.types import ClientId, Federation, Tree, Turn
+from fedquilt.methods.layered import Weighting, layered
+
+
+def exclusive(federation: Federation, *, weighting: Weighting = "examples") -> Method:
+    """Clients whose budget is all layers train them all; the others sit out. A round without such a client changes nothing.
+
+    Raises
+    ------
+    ConfigError
+        if no client can afford all layers.
+    """
+    num_layers = federation.layout.num_layers
+    if all(profile.budget.layers < num_layers for profile in federation.profiles):
+        raise ConfigError(
+            f"method.name = 'exclusive' needs a client that affords all {num_layers} layers; give one group of "
+            f"clients.budgets the value {num_layers}"
+        )
+
+    def allocate(state: Tree, turn: Turn) -> dict[ClientId, tuple[int, ...]]:
+        return {p.id: tuple(range(num_layers)) for p in turn.cohort if p.budget.layers >= num_layers}
+
+    return layered("exclusive", federation, allocate, weighting=weighting)

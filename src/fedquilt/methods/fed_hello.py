@@ -1,0 +1,149 @@
+"""Fed-HeLLo: each client trains only the LoRA layers it can afford, chosen by shape or by importance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+from fedquilt.allocate.importance import layer_weights, smoothed
+from fedquilt.allocate.layers import counts, cover, draw, gd_set, madow, odds
+from fedquilt.core.errors import ConfigError
+from fedquilt.core.method import Exchange, Method
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import ClientId, Federation, Memory, Order, Reply, Tree, Turn
+from fedquilt.methods.layered import Weighting, layered
+
+
+def fed_hello(
+    federation: Federation,
+    *,
+    allocation: Literal["gd", "rgd", "fim"] = "fim",
+    shape: Literal["triangle", "inverted-triangle", "bottleneck", "uniform"] = "bottleneck",
+    base: Literal["input", "output"] = "input",
+    sampler: Literal["gumbel", "madow"] = "gumbel",
+    coverage: bool = True,
+    warmup: int | None = None,
+    refresh: int | None = None,
+    scores_from: Literal["server", "clients"] = "server",
+    score: Literal["trace", "mean", "norm", "squared-norm"] = "trace",
+    objective: Literal["log-prob", "logit"] = "log-prob",
+    smoothing: float = 0.8,
+    log_scores: bool = False,
+    reuse: Literal["resample", "hold", "reference"] = "resample",
+    label_order: Literal["ranked", "arbitrary"] = "ranked",
+    weighting: Weighting = "examples",
+) -> Method:
+    """Fed-HeLLo with a geometric (``gd``), randomised geometric (``rgd``) or Fisher-guided (``fim``) choice of layers.
+
+    ``fim`` draws from the geometric odds for ``warmup`` rounds, then from odds of 3, 2 and 1 for layers of high, middle and
+    low Fisher score, scored anew every ``refresh`` rounds (both default to a tenth of all rounds) and in force between.
+
+    Settings
+    --------
+    shape, base : the geometric shape, and the end of the model at which a triangle stands.
+    sampler : ``gumbel`` (sequential draws, the paper's) or ``madow`` (inclusion exactly proportional to the odds).
+    coverage : swap layers in a cohort's allocation until each has a client, where budgets allow. Not in ``gd``.
+    scores_from : ``server`` (its proxy rows) or ``clients`` (no public data: each sends its own L scores).
+    score : how the Fisher diagonal becomes one number a layer, see ``client.probe.layer_scores``.
+    smoothing : beta of the scores' moving average over refreshes, in [0, 1).
+    log_scores : cluster the logarithm of the scores.
+    weighting : clients' weights in the mean, by ``examples`` or ``uniform``.
+
+    Switches for what the released code does instead, for comparison: ``reuse="reference"`` (the Fisher odds serve only in
+    the round of a refresh), ``reuse="hold"`` (the fork's: the drawn layers themselves are kept between refreshes),
+    ``objective="logit"`` (gradient of the raw label logit), ``label_order="arbitrary"`` (cluster numbers as ranks).
+
+    Raises
+    ------
+    ConfigError
+        if Fisher scores are wanted from a server that has no proxy rows, or a number is out of range.
+
+    Paper: fed-hello, schedule
+    """
+    num_layers = federation.layout.num_layers
+    budgets = sorted({profile.budget.layers for profile in federation.profiles})
+    prior = odds(counts(shape, num_layers, budgets, base=base))
+    tenth = max(1, federation.rounds // 10)
+    first = tenth if warmup is None else warmup
+    every = tenth if refresh is None else refresh
+    _check(federation, allocation, scores_from, first, every, smoothing)
+
+    def due(number: int) -> bool:
+        return allocation == "fim" and number >= first and (number - first) % every == 0
+
+    def allocate(state: Tree, turn: Turn) -> dict[ClientId, tuple[int, ...]]:
+        if allocation == "gd":
+            return {p.id: gd_set(shape, num_layers, p.budget.layers, base) for p in turn.cohort}
+        stale = reuse == "reference" and not due(turn.round)
+        probabilities = prior if stale or state["odds"] is None else state["odds"]
+        rng = turn.rng
+        if reuse == "hold" and state["odds"] is not None:
+            rng = Rng(turn.rng.seed, ("hold", state["refreshed"]))
+        sampled = madow if sampler == "madow" else draw
+        chosen = {p.id: sampled(probabilities, p.budget.layers, rng.child("layers", p.id)) for p in turn.cohort}
+        return cover(chosen, num_layers, rng.child("coverage")) if coverage else chosen
+
+    trunk = layered("fed-hello", federation, allocate, weighting=weighting)
+    fit = trunk.exchanges[0]
+
+    def init(rng: Rng) -> Tree:
+        state = {**trunk.init(rng), "round": 0, "scores": None, "odds": None, "refreshed": None, "seed": rng.seed}
+        return scored(state, None) if due(0) and scores_from == "server" else state
+
+    def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+        wanted = scores_from == "clients" and due(turn.round + 1)
+        orders = fit.ask(state, turn)
+        return {k: Order(o.params, {**o.settings, "score": wanted}) for k, o in orders.items()}
+
+    def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+        reply, memory = fit.work(client, order, memory)
+        if not order.settings["score"]:
+            return reply, memory
+        scores = client.layer_scores(order, memory, kind=score, objective=objective)
+        metrics = {**reply.metrics, **{f"score_{layer}": value for layer, value in enumerate(scores)}}
+        return Reply(reply.client, reply.params, reply.weight, metrics), memory
+
+    def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+        sent: list[tuple[float, list[float]]] = []
+
+        def noted() -> Iterator[Reply]:
+            for reply in replies:
+                if "score_0" in reply.metrics:
+                    sent.append((reply.weight, [reply.metrics[f"score_{layer}"] for layer in range(num_layers)]))
+                yield reply
+
+        state = {**fit.merge(state, noted()), "round": state["round"] + 1}
+        if not due(state["round"]) or (scores_from == "clients" and not sent):
+            return state
+        total = sum(weight for weight, _ in sent)
+        mean = [sum(weight * s[layer] for weight, s in sent) / total for layer in range(num_layers)] if sent else None
+        return scored(state, mean)
+
+    def scored(state: Tree, scores: list[float] | None) -> Tree:
+        """The state with new odds; the scores are the clients' mean, or else taken from the server's proxy rows."""
+        if scores is None:
+            order = Order(state["params"])
+            scores = federation.server.layer_scores(order, kind=score, objective=objective)
+        averaged = list(smoothed(state["scores"], scores, smoothing))
+        rng = Rng(state["seed"], ("labels", state["round"]))
+        weights = layer_weights(averaged, log=log_scores, label_order=label_order, rng=rng)
+        return {**state, "scores": averaged, "odds": list(odds(weights)), "refreshed": state["round"]}
+
+    return Method("fed-hello", init, (Exchange("fit", ask, work, merge),), trunk.view)
+
+
+def _check(federation: Federation, allocation: str, scores_from: str, warmup: int, refresh: int, beta: float) -> None:
+    problems = []
+    if allocation == "fim" and scores_from == "server" and federation.server is None:
+        problems.append(
+            "method.scores_from = 'server', but the server has no rows of its own: set data.proxy to a number of rows "
+            "(100, say), or method.scores_from = 'clients'"
+        )
+    if warmup < 0:
+        problems.append(f"method.warmup = {warmup}: must be at least 0 rounds")
+    if refresh < 1:
+        problems.append(f"method.refresh = {refresh}: must be at least 1 round")
+    if not 0 <= beta < 1:
+        problems.append(f"method.smoothing = {beta}: must be at least 0 and below 1")
+    if problems:
+        raise ConfigError(problems)

@@ -1,0 +1,25 @@
+"""Local only: no federation at all; every client trains its own adapter and head."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fedquilt.allocate.layers import gd_set
+from fedquilt.core.method import Method
+from fedquilt.core.types import ClientId, Federation, Tree, Turn
+from fedquilt.core.wrap import with_local
+from fedquilt.methods.layered import layered
+
+
+def local_only(
+    federation: Federation,
+    *,
+    shape: Literal["triangle", "inverted-triangle", "bottleneck", "uniform"] = "inverted-triangle",
+) -> Method:
+    """Every client of the cohort goes on with its own tensors, on as many layers as it affords; nothing travels."""
+    layout = federation.layout
+
+    def allocate(state: Tree, turn: Turn) -> dict[ClientId, tuple[int, ...]]:
+        return {p.id: gd_set(shape, layout.num_layers, p.budget.layers) for p in turn.cohort}
+
+    return with_local(layered("local-only", federation, allocate), layout.depth)
