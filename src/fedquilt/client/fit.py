@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from fedquilt.core.types import Params
 class Training:
     """How a client trains: exactly one of ``steps`` (optimiser steps) and ``epochs`` (passes over its rows).
 
-    ``batch_size`` is in rows per optimiser step; ``accumulation`` cuts it into that many forward passes. ``clip_norm`` 0
+    ``batch_size`` is in rows of one forward pass; ``accumulation`` passes make one optimiser step. ``clip_norm`` None
     means no clipping. ``schedule`` scales ``learning_rate`` over rounds, see ``learning_rate_at``.
     """
 
@@ -31,11 +31,11 @@ class Training:
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     momentum: float = 0.0
-    clip_norm: float = 0.0
+    clip_norm: float | None = None
     accumulation: int = 1
     schedule: str = "constant"
     warmup_rounds: int = 0
-    final_scale: float = 0.0
+    final_scale: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ class Fitted:
 def learning_rate_at(training: Training, round: int, rounds: int) -> float:
     """The learning rate of a round, ``eta * w(t) * s(t)``.
 
-    ``w`` rises evenly over the first ``warmup_rounds`` rounds to 1; ``s`` then goes from 1 in the first round after them to
-    ``final_scale`` in the last, in a straight line (``linear``) or half a cosine (``cosine``), or stays 1 (``constant``).
+    ``w`` rises evenly over the first ``warmup_rounds`` rounds to 1; ``s`` then goes from 1 in the first round after
+    them to ``final_scale`` in the last, in a straight line (``linear``) or half a cosine (``cosine``), or stays 1
+    (``constant``).
     """
     if round < training.warmup_rounds:
         return training.learning_rate * (round + 1) / training.warmup_rounds
@@ -80,8 +81,8 @@ def fit(
 ) -> Fitted:
     """Train the tensors ``names``, starting from ``params``, on the rows of ``columns``.
 
-    ``blocks`` makes the model shallower for the time (only these transformer blocks are run). Metrics: ``loss`` (mean over
-    the labels seen, before each step), ``accuracy`` (same labels), ``steps``.
+    ``blocks`` makes the model shallower for the time (only these transformer blocks are run). Metrics: ``loss`` (mean
+    over the labels seen, before each step), ``accuracy`` (same labels), ``steps``.
 
     Raises
     ------
@@ -98,10 +99,10 @@ def fit(
         for rows in batches(num_rows, training, rng.child("batches")):
             steps += 1
             optimizer.zero_grad()
-            step_loss, step_correct, step_labels = _backward(bench, columns, rows, training.accumulation)
+            step_loss, step_correct, step_labels = _backward(bench, columns, rows.split(training.batch_size))
             if not math.isfinite(step_loss):
                 raise TrainingError(f"loss is {step_loss} at step {steps}")
-            if training.clip_norm > 0:
+            if training.clip_norm is not None:
                 norm = float(nn.utils.clip_grad_norm_(trained, training.clip_norm))
                 if not math.isfinite(norm):
                     raise TrainingError(f"gradient norm is {norm} at step {steps}")
@@ -113,9 +114,12 @@ def fit(
 
 
 def batches(num_rows: int, training: Training, rng: Rng) -> Iterator[Tensor]:
-    """Row numbers of each optimiser step; every pass over the rows is a fresh permutation, its last batch may be short."""
+    """Row numbers of each optimiser step.
+
+    Every pass over the rows is a fresh permutation; its last step may be short.
+    """
     generator = rng.torch()
-    size = min(training.batch_size, num_rows)
+    size = min(training.batch_size * training.accumulation, num_rows)
     per_epoch = -(-num_rows // size)
     total = training.steps if training.steps is not None else per_epoch * (training.epochs or 1)
     for step in range(total):
@@ -125,16 +129,14 @@ def batches(num_rows: int, training: Training, rng: Rng) -> Iterator[Tensor]:
         yield order[first : first + size]
 
 
-def _backward(bench: Workbench, columns: Batch, rows: Tensor, accumulation: int) -> tuple[float, int, int]:
-    """Gradients of the mean loss over the rows' labels; gives the loss summed over labels, the hits, and the labels."""
-    labels_in_step = num_labels(columns["labels"][rows])
-    if labels_in_step == 0:
-        return 0.0, 0, 0
+def _backward(bench: Workbench, columns: Batch, parts: Sequence[Tensor]) -> tuple[float, int, int]:
+    """Makes the gradients of the mean loss over all parts' labels; gives the summed loss, the hits and the labels."""
+    labels_in_step = sum(num_labels(columns["labels"][part]) for part in parts)
     loss_sum, correct = 0.0, 0
-    for part in rows.chunk(min(accumulation, len(rows))):
+    for part in parts:
         logits, labels = bench.forward({name: column[part] for name, column in columns.items()})
         loss = negative_log_likelihood(logits, labels).sum()
-        (loss / labels_in_step).backward()
+        (loss / max(1, labels_in_step)).backward()
         loss_sum += float(loss.detach())
         correct += num_correct(logits.detach(), labels)
     return loss_sum, correct, labels_in_step

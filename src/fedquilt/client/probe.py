@@ -1,13 +1,14 @@
 """Fisher information of a client's or a server's rows in the low-rank adapters, by one batched backward.
 
-The gradient of one row needs no backward of its own. For ``y = W x + s B (A x)`` let ``x`` be ``(tokens, d_in)``, ``g`` the
-gradient of the row's objective in ``y``, ``(tokens, d_out)``, ``h = x A^T`` and ``u = g B``. Then ``dB = s g^T h`` and
-``dA = s u^T x``. As the objective of a batch is the sum over rows, ``g`` of the batch holds every row's own ``g``.
+The gradient of one row needs no backward of its own. For ``y = W x + s B (A x)`` let ``x`` be ``(tokens, d_in)``,
+``g`` the gradient of the row's objective in ``y``, ``(tokens, d_out)``, ``h = x A^T`` and ``u = g B``. Then
+``dB = s g^T h`` and ``dA = s u^T x``. As the objective of a batch is the sum over rows, ``g`` of the batch holds every
+row's own ``g``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -21,7 +22,7 @@ from fedquilt.core.types import Layout, Params
 
 OBJECTIVES = {
     "log-prob": lambda logits, labels: -negative_log_likelihood(logits, labels),
-    # the released code's objective: not a Fisher information, it changes when the same vector is added to every class row
+    # the released code's: no Fisher information, for it changes when the same vector is added to every class row
     "logit": label_logit,
 }
 
@@ -31,8 +32,8 @@ def fisher_diagonal(
 ) -> Params:
     """Diagonal of the empirical Fisher information of every low-rank factor, averaged over all rows.
 
-    ``F_theta = (1/N) sum_n (d log p(y_n | x_n) / d theta)^2``, a tensor of theta's shape for every adapter tensor of the
-    layout. Every row is used once; the result does not depend on ``batch_size`` but for rounding.
+    ``F_theta = (1/N) sum_n (d log p(y_n | x_n) / d theta)^2``, a tensor of theta's shape for every adapter tensor of
+    the layout. Every row is used once; the result does not depend on ``batch_size`` but for rounding.
 
     Paper: fed-hello, fisher
     """
@@ -56,8 +57,8 @@ def fisher_diagonal(
 def layer_scores(fisher: Mapping[str, Tensor], layout: Layout, kind: str = "trace") -> list[float]:
     """One score per transformer block from the Fisher diagonal of its adapters.
 
-    ``trace``: sum of all entries. ``mean``: that over the number of entries. ``norm`` (the released code's): sum over the
-    block's tensors of the Frobenius norm of the diagonal. ``squared-norm``: the same with squared norms.
+    ``trace``: sum of all entries. ``mean``: that over the number of entries. ``norm`` (the released code's): sum over
+    the block's tensors of the Frobenius norm of the diagonal. ``squared-norm``: the same with squared norms.
     """
     parts: list[list[Tensor]] = [[] for _ in range(layout.num_layers)]
     for name, diagonal in fisher.items():
@@ -98,7 +99,7 @@ def _recorded(modules: Mapping[str, LoraLinear]) -> Iterator[dict[str, _Record]]
     """Keep every adapted module's input and output; outputs join the graph although no parameter needs a gradient."""
     records = {name: _Record() for name in modules}
 
-    def hook(name: str):  # noqa: ANN202 - the hook's type is torch's affair
+    def hook(name: str) -> Callable[..., Tensor]:
         def keep(_module: object, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             records[name].input = args[0]
             # a leaf of zeros makes the output differentiable without a single trainable weight

@@ -17,7 +17,8 @@ TASKS = ("image-classification", "sequence-classification", "causal-lm")
 def negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
     """``-log p(y | x)`` of every row, in float32; a language model's row is the sum over its labelled tokens.
 
-    ``logits`` is ``(rows, classes)`` with ``labels`` ``(rows,)``, or ``(rows, tokens, vocabulary)`` with ``(rows, tokens)``.
+    ``logits`` is ``(rows, classes)`` with ``labels`` ``(rows,)``, or ``(rows, tokens, vocabulary)`` with ``labels``
+    ``(rows, tokens)``.
     """
     logits, labels = _aligned(logits, labels)
     losses = functional.cross_entropy(

@@ -21,8 +21,8 @@ Batch = dict[str, Tensor]
 class Workbench:
     """A model with adapters in it, ready to train or score any client of its architecture.
 
-    ``parameters`` maps the names of ``layout`` to the model's own parameters; ``prepare`` turns rows of a client's columns
-    into the model's keyword arguments; ``precision`` is ``"fp32"`` or ``"bf16"`` (autocast).
+    ``parameters`` maps the names of ``layout`` to the model's own parameters; ``prepare`` turns rows of a client's
+    columns into the model's keyword arguments; ``precision`` is ``"fp32"`` or ``"bf16"`` (autocast).
     """
 
     def __init__(

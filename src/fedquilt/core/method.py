@@ -13,8 +13,8 @@ class Exchange(NamedTuple):
     """One ask -> work -> merge between the server and the clients of a cohort.
 
     ``ask(state, turn)`` gives the orders by client and reads only. ``work(client, order, memory)`` runs on the client
-    and gives its reply and its new memory. ``merge(state, replies)`` reads the replies once, in client order, and is the
-    only maker of state. A client that ``ask`` leaves out sits this exchange out.
+    and gives its reply and its new memory. ``merge(state, replies)`` reads the replies once, in client order, and is
+    the only maker of state. A client that ``ask`` leaves out sits this exchange out.
     """
 
     name: str

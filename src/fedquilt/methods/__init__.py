@@ -1,7 +1,7 @@
 """One paper, one file. ``METHODS`` maps a method's name in a run file to its factory.
 
-A factory is ``factory(federation, *, settings...) -> Method``; its keyword-only arguments are the keys that ``[method]``
-may hold, with their types and defaults.
+A factory is ``factory(federation, *, settings...) -> Method``; its keyword-only arguments are the keys that
+``[method]`` may hold, with their types and defaults.
 """
 
 from collections.abc import Callable

@@ -9,7 +9,8 @@ from fedquilt.methods.layered import Weighting, layered
 
 
 def exclusive(federation: Federation, *, weighting: Weighting = "examples") -> Method:
-    """Clients whose budget is all layers train them all; the others sit out. A round without such a client changes nothing.
+    """Clients whose budget is all layers train them all; the others sit out. A round without such a client changes
+    nothing.
 
     Raises
     ------

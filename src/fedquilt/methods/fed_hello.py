@@ -35,8 +35,9 @@ def fed_hello(
 ) -> Method:
     """Fed-HeLLo with a geometric (``gd``), randomised geometric (``rgd``) or Fisher-guided (``fim``) choice of layers.
 
-    ``fim`` draws from the geometric odds for ``warmup`` rounds, then from odds of 3, 2 and 1 for layers of high, middle and
-    low Fisher score, scored anew every ``refresh`` rounds (both default to a tenth of all rounds) and in force between.
+    ``fim`` draws from the geometric odds for ``warmup`` rounds, then from odds of 3, 2 and 1 for layers of high, middle
+    and low Fisher score, scored anew every ``refresh`` rounds (both default to a tenth of all rounds) and in force
+    between.
 
     Settings
     --------
@@ -49,8 +50,8 @@ def fed_hello(
     log_scores : cluster the logarithm of the scores.
     weighting : clients' weights in the mean, by ``examples`` or ``uniform``.
 
-    Switches for what the released code does instead, for comparison: ``reuse="reference"`` (the Fisher odds serve only in
-    the round of a refresh), ``reuse="hold"`` (the fork's: the drawn layers themselves are kept between refreshes),
+    Switches for what the released code does instead, for comparison: ``reuse="reference"`` (the Fisher odds serve only
+    in the round of a refresh), ``reuse="hold"`` (the fork's: the drawn layers themselves are kept between refreshes),
     ``objective="logit"`` (gradient of the raw label logit), ``label_order="arbitrary"`` (cluster numbers as ranks).
 
     Raises
@@ -75,9 +76,9 @@ def fed_hello(
         if allocation == "gd":
             return {p.id: gd_set(shape, num_layers, p.budget.layers, base) for p in turn.cohort}
         stale = reuse == "reference" and not due(turn.round)
-        probabilities = prior if stale or state["odds"] is None else state["odds"]
+        probabilities = prior if stale or state["probabilities"] is None else state["probabilities"]
         rng = turn.rng
-        if reuse == "hold" and state["odds"] is not None:
+        if reuse == "hold" and state["probabilities"] is not None:
             rng = Rng(turn.rng.seed, ("hold", state["refreshed"]))
         sampled = madow if sampler == "madow" else draw
         chosen = {p.id: sampled(probabilities, p.budget.layers, rng.child("layers", p.id)) for p in turn.cohort}
@@ -87,7 +88,14 @@ def fed_hello(
     fit = trunk.exchanges[0]
 
     def init(rng: Rng) -> Tree:
-        state = {**trunk.init(rng), "round": 0, "scores": None, "odds": None, "refreshed": None, "seed": rng.seed}
+        state = {
+            **trunk.init(rng),
+            "round": 0,
+            "scores": None,
+            "probabilities": None,
+            "refreshed": None,
+            "seed": rng.seed,
+        }
         return scored(state, None) if due(0) and scores_from == "server" else state
 
     def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
@@ -127,7 +135,7 @@ def fed_hello(
         averaged = list(smoothed(state["scores"], scores, smoothing))
         rng = Rng(state["seed"], ("labels", state["round"]))
         weights = layer_weights(averaged, log=log_scores, label_order=label_order, rng=rng)
-        return {**state, "scores": averaged, "odds": list(odds(weights)), "refreshed": state["round"]}
+        return {**state, "scores": averaged, "probabilities": list(odds(weights)), "refreshed": state["round"]}
 
     return Method("fed-hello", init, (Exchange("fit", ask, work, merge),), trunk.view)
 

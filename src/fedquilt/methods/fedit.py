@@ -16,7 +16,8 @@ def fedit(
     shape: Literal["triangle", "inverted-triangle", "bottleneck", "uniform"] = "inverted-triangle",
     weighting: Weighting = "examples",
 ) -> Method:
-    """FedAvg on the factors: ``A = sum_k p_k A_k``, ``B = sum_k p_k B_k``, of as many layers as the poorest client affords.
+    """FedAvg on the factors: ``A = sum_k p_k A_k``, ``B = sum_k p_k B_k``, of as many layers as the poorest client
+    affords.
 
     FedIT knows one adapter for all, so the lowest budget sets its size; by default it is the deepest layers, which also
     cuts the backward pass short.

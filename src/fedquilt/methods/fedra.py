@@ -23,8 +23,8 @@ def fedra(
     """FedRA: client k draws ``budget`` layers, all equally likely, and the server averages each layer over its holders.
 
     With ``drop_layers`` the client's model is physically made of the drawn blocks alone, in their order, and only their
-    adapters travel. Without it the whole backbone is run and everything else is the same, which is what Fed-HeLLo's code
-    calls FedRA. ``coverage`` swaps layers until each has a client.
+    adapters travel. Without it the whole backbone is run and everything else is the same, which is what Fed-HeLLo's
+    code calls FedRA. ``coverage`` swaps layers until each has a client.
 
     Paper: fedra, random-layers
     """

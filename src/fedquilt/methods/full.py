@@ -1,4 +1,4 @@
-"""Full: everybody trains every layer, whatever its budget; the upper bound that no federation of these clients can run."""
+"""Full: everybody trains every layer, whatever its budget; an upper bound that these clients cannot run."""
 
 from __future__ import annotations
 

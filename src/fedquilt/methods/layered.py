@@ -1,4 +1,5 @@
-"""The trunk of every method in which each client trains some layers' adapters and the server averages them layer by layer.
+"""The trunk of every method in which each client trains some layers' adapters and the server averages them layer by
+layer.
 
 Such a method is its ``allocation``: who trains which layers this round. What it leaves out sits the round out.
 """
@@ -18,7 +19,8 @@ Weighting = Literal["examples", "uniform"]
 
 
 def layered(name: str, federation: Federation, allocation: Allocation, *, weighting: Weighting = "examples") -> Method:
-    """The method in which client k trains the layers ``allocation(state, turn)[k]`` and the head, for all architectures alike.
+    """The method in which client k trains the layers ``allocation(state, turn)[k]`` and the head, for all architectures
+    alike.
 
     Everybody receives all adapters, which the forward pass needs, and sends back what it trained. The state holds
     ``params``; a method with more in its state wraps ``init`` and ``merge``.
