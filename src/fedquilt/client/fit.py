@@ -107,6 +107,8 @@ def fit(
                 if not math.isfinite(norm):
                     raise TrainingError(f"gradient norm is {norm} at step {steps}")
             optimizer.step()
+            if bench.stepped:
+                bench.stepped(steps, num_steps(num_rows, training))
             loss_sum, correct, seen = loss_sum + step_loss, correct + step_correct, seen + step_labels
         fitted = bench.taken(names)
     metrics = {"loss": loss_sum / max(1, seen), "accuracy": correct / max(1, seen), "steps": float(steps)}
@@ -121,12 +123,18 @@ def batches(num_rows: int, training: Training, rng: Rng) -> Iterator[Tensor]:
     generator = rng.torch()
     size = min(training.batch_size * training.accumulation, num_rows)
     per_epoch = -(-num_rows // size)
-    total = training.steps if training.steps is not None else per_epoch * (training.epochs or 1)
-    for step in range(total):
+    for step in range(num_steps(num_rows, training)):
         if step % per_epoch == 0:
             order = torch.randperm(num_rows, generator=generator)
         first = (step % per_epoch) * size
         yield order[first : first + size]
+
+
+def num_steps(num_rows: int, training: Training) -> int:
+    """Optimiser steps that a client with ``num_rows`` rows makes in a round."""
+    if training.steps is not None:
+        return training.steps
+    return -(-num_rows // (training.batch_size * training.accumulation)) * (training.epochs or 1)
 
 
 def _backward(bench: Workbench, columns: Batch, parts: Sequence[Tensor]) -> tuple[float, int, int]:

@@ -45,6 +45,9 @@ class Workbench:
         self.prepare = prepare
         self.device = device
         self.precision = precision
+        self.stepped: Callable[[int, int], None] | None = (
+            None  # told after each optimiser step: its number, of how many
+        )
 
     def load(self, params: Mapping[str, Tensor]) -> None:
         """Put ``params`` into the model; every tensor of the layout must be there, with its shape.

@@ -1,0 +1,1 @@
+"""What is trained: low-rank adapters around linear modules, and their files."""

@@ -1,0 +1,68 @@
+"""A model made physically shallower for a while: only some of its transformer blocks run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+from fedquilt.core.types import Blocks
+
+
+@contextmanager
+def only_blocks(model: nn.Module, blocks: Blocks, keep: Collection[int]) -> Iterator[nn.Module]:
+    """``model`` with only the blocks in ``keep``, in increasing order; the whole model again when the context ends.
+
+    Inside, the model computes what one built with just these blocks would: the block list, the layer count and per-layer
+    lists of the config, and each block's own index are all cut to size. The kept blocks bear new names inside (block 5 of
+    ``keep={2, 5}`` is number 1), so parameters must be looked up before. The model must not be used elsewhere meanwhile.
+
+    Raises
+    ------
+    ValueError
+        if ``keep`` is empty, repeats an index, or holds one that is not in ``[0, num_layers)``.
+    """
+    chosen = sorted(keep)
+    if not chosen or len(set(chosen)) != len(chosen) or chosen[0] < 0 or chosen[-1] >= blocks.num_layers:
+        raise ValueError(
+            f"blocks to keep are {chosen}; give distinct indices from 0 to {blocks.num_layers - 1}, at least one"
+        )
+    whole = model.get_submodule(blocks.path)
+    assert isinstance(whole, nn.ModuleList)
+    parent_path, _, name = blocks.path.rpartition(".")
+    with ExitStack() as undo:
+        # every change is registered for its undoing at once, so that a failure half-way leaves the model as it was
+        kept = nn.ModuleList(whole[index] for index in chosen)
+        kept.training = whole.training
+        _set(undo, model.get_submodule(parent_path), name, kept)
+        for config in _configs(model):
+            _shorten(undo, config, blocks.num_layers, chosen)
+        for new, old in enumerate(chosen):
+            for module in whole[old].modules():
+                if getattr(module, "layer_idx", None) == old:  # the slot of a key-value cache, and GPT-2's scale
+                    _set(undo, module, "layer_idx", new)
+        yield model
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """The distinct config objects of the model and of its parts."""
+    found = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    return list(found.values())
+
+
+def _shorten(undo: ExitStack, config: Any, num_layers: int, chosen: list[int]) -> None:
+    if getattr(config, "num_hidden_layers", None) != num_layers:
+        return
+    _set(undo, config, "num_hidden_layers", len(chosen))
+    for key, value in list(vars(config).items()):
+        # lists with one entry per block: layer_types, mlp_layer_types, no_rope_layers and their like
+        if "layer" in key and isinstance(value, list | tuple) and len(value) == num_layers:
+            _set(undo, config, key, type(value)(value[index] for index in chosen))
+
+
+def _set(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
+    restore: Callable[..., None] = setattr
+    undo.callback(restore, owner, name, getattr(owner, name))
+    setattr(owner, name, value)

@@ -1,0 +1,251 @@
+"""Adapters as a PEFT folder: ``adapter_model.safetensors`` beside ``adapter_config.json``, both ways, without PEFT."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedquilt.adapters.lora import LoraSettings
+from fedquilt.core.errors import ConfigError, ModelError, RunError
+from fedquilt.core.types import Layout, Params
+
+TASK_TYPES = {"sequence-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM", "image-classification": None}
+"""PEFT's word for each task; it has none for images."""
+
+_PREFIX = "base_model.model."
+_FACTORS = ("lora_A", "lora_B")
+# draws of A that leave the base as it was; the others (pissa, olora, corda, ...) change the base too
+_PLAIN_DRAWS = ("gaussian", "eva", "orthogonal")
+
+
+def save_peft(
+    folder: str | Path,
+    params: Mapping[str, Tensor],
+    layout: Layout,
+    settings: LoraSettings,
+    *,
+    base_name: str,
+    task: str,
+    head: Collection[str] = (),
+    fan_in_fan_out: bool = False,
+) -> Path:
+    """The folder, now holding ``params`` as ``PeftModel.from_pretrained(base, folder)`` reads them.
+
+    ``params`` may be a part of the layout, whole modules at a time; blocks that are left out stay without an adapter.
+    Tensors that are neither low-rank factors of the layout nor part of its head must be named in ``head`` (a frozen head
+    that was drawn afresh has to go along, or the logits change). ``fan_in_fan_out`` True where the adapted modules are
+    Conv1D. The folder appears whole or not at all; one that is there is replaced.
+
+    Raises
+    ------
+    ModelError
+        if a factor lacks its partner, a rank is not the settings', or a tensor belongs nowhere.
+    RunError
+        if the folder cannot be written.
+    """
+    folder = Path(folder)
+    kept = layout.head | set(head)
+    modules = _modules(params, kept, settings)
+    whole = {name.rpartition(".")[0] for name in layout.depth if name.endswith(_FACTORS)}
+    if unknown := sorted(modules.keys() - whole):
+        raise ModelError(f"'{unknown[0]}.lora_A' is not a tensor of {layout.architecture}")
+    # endings are what people and servers know; full paths only where an ending would catch more than was trained
+    targets = settings.targets if settings.targets and whole == modules.keys() else tuple(modules)
+    tensors = {
+        _PREFIX + (f"{name}.weight" if name.endswith(_FACTORS) else name): value for name, value in params.items()
+    }
+    config = {
+        "peft_type": "LORA",
+        "task_type": TASK_TYPES[task],
+        "base_model_name_or_path": base_name,
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "use_rslora": settings.rslora,
+        "rank_pattern": dict(settings.rank_pattern),
+        "alpha_pattern": dict(settings.alpha_pattern),
+        "target_modules": sorted(targets),
+        "modules_to_save": sorted({_parent(name) for name in params if name in kept}) or None,
+        "fan_in_fan_out": fan_in_fan_out,
+        "bias": "none",
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    _write(folder, tensors, config)
+    return folder
+
+
+def load_peft(folder: str | Path, layout: Layout | None = None) -> tuple[Params, LoraSettings]:
+    """The tensors in a PEFT folder by fedquilt's names, and the settings they were made with.
+
+    With a ``layout`` the names and shapes must be the layout's own.
+
+    Raises
+    ------
+    ModelError
+        if a file is missing or damaged, if PEFT was told to do what plain LoRA does not, or if names or shapes do not fit.
+    """
+    folder = Path(folder)
+    config, tensors = _read(folder)
+    _refuse(folder, config)
+    settings = _settings(folder, config, tensors)
+    params: Params = {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix(_PREFIX)
+        if name == key or "lora_embedding" in name or "lora_magnitude" in name:
+            raise ModelError(
+                f"{folder}: tensor '{key}' is no LoRA factor and no part of a head; save the adapter as plain LoRA"
+            )
+        bare = name.removesuffix(".weight")
+        params[bare if bare.endswith(_FACTORS) else name] = tensor
+    kept = {name for name in params if not name.endswith(_FACTORS)}
+    try:
+        _modules(params, kept, settings)
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from error
+    if layout is not None:
+        _fit(folder, params, layout)
+    return params, settings
+
+
+def _modules(params: Mapping[str, Tensor], head: Collection[str], settings: LoraSettings) -> dict[str, int]:
+    """The rank of every adapted module, in order, once each has been found to be whole."""
+    ranks: dict[str, int] = {}
+    for name in params:
+        module, _, factor = name.rpartition(".")
+        if name in head:
+            continue
+        if factor not in _FACTORS:
+            raise ModelError(f"tensor '{name}' is neither a low-rank factor nor part of the head")
+        pair = [params.get(f"{module}.{one}") for one in _FACTORS]
+        if pair[0] is None or pair[1] is None:
+            raise ModelError(
+                f"module '{module}' has {name.rpartition('.')[2]} but not the other factor; both are needed"
+            )
+        a, b = pair
+        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
+            raise ModelError(
+                f"module '{module}': lora_A is {tuple(a.shape)} and lora_B {tuple(b.shape)}; (r, d_in) and (d_out, r) fit"
+            )
+        if a.shape[0] != settings.rank_of(module):
+            raise ModelError(
+                f"module '{module}' has rank {a.shape[0]}, but the settings say {settings.rank_of(module)}"
+            )
+        ranks[module] = a.shape[0]
+    return ranks
+
+
+def _parent(name: str) -> str:
+    module = name.rpartition(".")[0]
+    if not module:
+        raise ModelError(f"head parameter '{name}' sits on the model itself; PEFT can only save whole modules")
+    return module
+
+
+def _write(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    fresh = folder.with_name(f".{folder.name}.new")
+    stale = folder.with_name(f".{folder.name}.old")
+    try:
+        for leftover in (fresh, stale):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        fresh.mkdir(parents=True)
+        content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        save_file(content, fresh / "adapter_model.safetensors", metadata={"format": "pt"})
+        (fresh / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+        if folder.exists():
+            folder.rename(stale)
+        fresh.rename(folder)
+        if stale.exists():
+            shutil.rmtree(stale)
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"cannot write the adapter folder {folder}: {error}; free the disk or choose another folder"
+        ) from error
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], Params]:
+    if not folder.is_dir():
+        raise ModelError(f"there is no adapter folder {folder}")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise ModelError(
+                f"{folder} holds no {name}; save the adapter again with PEFT's save_pretrained and safetensors"
+            )
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / 'adapter_config.json'} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder / 'adapter_config.json'} holds no JSON object")
+    try:
+        return config, load_file(folder / "adapter_model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder / 'adapter_model.safetensors'} is damaged: {error}; save it again") from error
+
+
+def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
+    allowed: dict[str, tuple[Any, ...]] = {
+        "peft_type": ("LORA",),
+        "bias": ("none", None),
+        "use_dora": (False, None),
+        "lora_bias": (False, None),
+        "use_qalora": (False, None),
+        "use_bdlora": (False, None),
+        "layer_replication": (None,),
+        "target_parameters": (None, []),
+        "trainable_token_indices": (None,),
+        "alora_invocation_tokens": (None,),
+    }
+    for key, values in allowed.items():
+        if key in config and config[key] not in values:
+            raise ModelError(
+                f"{folder}: adapter_config.json has {key} = {config[key]!r}; fedquilt reads plain LoRA ({values[0]!r})"
+            )
+    draw = config.get("init_lora_weights")
+    if isinstance(draw, str) and draw.lower() not in _PLAIN_DRAWS:
+        raise ModelError(
+            f"{folder}: adapter_config.json has init_lora_weights = {draw!r}, which changes the base too; convert the adapter "
+            "with PEFT's path_initial_model_for_weight_conversion"
+        )
+
+
+def _settings(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LoraSettings:
+    targets = config.get("target_modules")
+    if not isinstance(targets, list):  # PEFT also takes one regular expression: the tensors tell what it matched
+        paths = [key.partition(".lora_A.")[0] for key in tensors if ".lora_A." in key]
+        targets = [path.rpartition(".")[2] for path in paths]
+    try:
+        return LoraSettings(
+            rank=config["r"],
+            alpha=float(config["lora_alpha"]),
+            dropout=float(config.get("lora_dropout") or 0.0),
+            rslora=bool(config.get("use_rslora")),
+            targets=tuple(sorted(set(targets))),
+            rank_pattern=config.get("rank_pattern") or {},
+            alpha_pattern=config.get("alpha_pattern") or {},
+        )
+    except KeyError as error:
+        raise ModelError(f"{folder}: adapter_config.json has no {error}") from error
+    except (ConfigError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder}: adapter_config.json is wrong: {error}") from error
+
+
+def _fit(folder: Path, params: Mapping[str, Tensor], layout: Layout) -> None:
+    for name in sorted(params.keys() ^ layout.depth.keys()):
+        where = "is not in the model" if name in params else "is missing"
+        raise ModelError(
+            f"{folder}: tensor '{name}' {where} ({layout.architecture}); the adapter is of another model or targets"
+        )
+    for name, tensor in params.items():
+        if tuple(tensor.shape) != tuple(layout.shapes[name]):
+            raise ModelError(
+                f"{folder}: tensor '{name}' is {tuple(tensor.shape)}, the model's is {tuple(layout.shapes[name])}"
+            )

@@ -1,0 +1,201 @@
+"""Low-rank adaptation (LoRA) of a linear module that is itself never touched."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedquilt.core.errors import ConfigError, ModelError
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import Params
+
+_Number = TypeVar("_Number", int, float)
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """How linear modules are adapted.
+
+    ``rank`` r, ``alpha`` (the scale is alpha/r, or alpha/sqrt(r) with ``rslora``), ``dropout`` in [0, 1) on the adapter's
+    input, ``targets`` the module names or name endings to adapt (empty: the model's default). ``rank_pattern`` and
+    ``alpha_pattern`` hold exceptions by module path, or by a regular expression that matches the end of one, as PEFT's do.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    rslora: bool = False
+    targets: tuple[str, ...] = ()
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"adapter.rank is {rank!r}; it must be a whole number of at least 1"
+            for rank in (self.rank, *self.rank_pattern.values())
+            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1
+        ]
+        problems += [
+            f"adapter.alpha is {alpha!r}; it must be a finite number above 0"
+            for alpha in (self.alpha, *self.alpha_pattern.values())
+            if not (math.isfinite(alpha) and alpha > 0)
+        ]
+        if not 0 <= self.dropout < 1:
+            problems.append(f"adapter.dropout is {self.dropout!r}; it must be at least 0 and below 1")
+        if problems:
+            raise ConfigError(problems)
+
+    def rank_of(self, module: str) -> int:
+        """The rank of the module at this path."""
+        return _by_pattern(self.rank_pattern, module, self.rank)
+
+    def alpha_of(self, module: str) -> float:
+        """The alpha of the module at this path."""
+        return _by_pattern(self.alpha_pattern, module, self.alpha)
+
+    def scaling(self, module: str) -> float:
+        """``s`` of the module at this path: ``alpha / r``, or ``alpha / sqrt(r)`` with rsLoRA.
+
+        Paper: lora, scaling; rslora, scaling
+        """
+        rank = self.rank_of(module)
+        return self.alpha_of(module) / (math.sqrt(rank) if self.rslora else rank)
+
+
+class LoraLinear(nn.Module):
+    """A linear module with a low-rank term beside it: ``y = base(x) + s B A dropout(x)``.
+
+    ``lora_A`` is (r, d_in) and ``lora_B`` (d_out, r), both float32 and zero until values are put in. ``base`` is any module
+    that maps d_in to d_out features; only its forward is called, so a quantised one works. ``active`` False leaves the base
+    alone.
+
+    Raises
+    ------
+    ModelError
+        if the base does not tell its numbers of features.
+    """
+
+    def __init__(self, base: nn.Module, settings: LoraSettings, name: str = "") -> None:
+        super().__init__()
+        d_in, d_out = num_features(base)
+        rank = settings.rank_of(name)
+        device = next(chain(base.parameters(), base.buffers())).device  # some quantised modules hold buffers only
+        self.base = base
+        self.lora_A = nn.Parameter(torch.zeros(rank, d_in, device=device), requires_grad=False)
+        self.lora_B = nn.Parameter(torch.zeros(d_out, rank, device=device), requires_grad=False)
+        self.scaling = settings.scaling(name)
+        self.dropout = settings.dropout
+        self.active = True
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight, for model code that asks a linear module for its dtype or device."""
+        return self.base.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's bias."""
+        return self.base.bias  # type: ignore[return-value]
+
+    @property
+    def fan_in_fan_out(self) -> bool:
+        """Whether the base keeps its weight as (d_in, d_out), as GPT-2's Conv1D does."""
+        return is_transposed(self.base)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``base(x) + s B A dropout(x)``, (..., d_in) -> (..., d_out), in the dtype of the base's output.
+
+        Paper: lora, delta
+        """
+        y = self.base(x)
+        if not self.active:
+            return y
+        h = F.dropout(x, self.dropout, self.training)
+        if not torch.is_autocast_enabled(h.device.type):
+            h = h.to(self.lora_A.dtype)  # a base in half precision; autocast chooses the dtype by itself
+        h = F.linear(h, self.lora_A)  # (..., r)
+        return y + (self.scaling * F.linear(h, self.lora_B)).to(y.dtype)  # (..., d_out)
+
+    def delta(self) -> Tensor:
+        """The dense change ``s B A`` in the orientation of the base's weight: (d_out, d_in), or (d_in, d_out) for Conv1D."""
+        dense = self.scaling * (self.lora_B.detach() @ self.lora_A.detach())  # (d_out, d_in)
+        return dense.T if self.fan_in_fan_out else dense
+
+    def merged(self) -> Tensor:
+        """The base's weight plus ``delta()``: a linear module with it computes what this one does without dropout."""
+        return self.weight.detach() + self.delta().to(self.weight.dtype)
+
+
+def num_features(module: nn.Module) -> tuple[int, int]:
+    """``(d_in, d_out)`` of a linear module, or of a Conv1D as GPT-2 has it.
+
+    Raises
+    ------
+    ModelError
+        if the module tells neither pair of numbers.
+    """
+    for names in (("in_features", "out_features"), ("nx", "nf")):
+        numbers = [getattr(module, name, None) for name in names]
+        if all(isinstance(number, int) for number in numbers):
+            return numbers[0], numbers[1]  # type: ignore[return-value]
+    raise ModelError(
+        f"a {type(module).__name__} cannot be adapted: it has no in_features and out_features; choose linear modules in "
+        "adapter.targets"
+    )
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether LoRA can be put around this module."""
+    has_features = hasattr(module, "in_features") or (hasattr(module, "nx") and hasattr(module, "nf"))
+    return has_features and next(chain(module.parameters(), module.buffers()), None) is not None
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a linear module keeps its weight as (d_in, d_out)."""
+    return not hasattr(module, "in_features") and hasattr(module, "nf")
+
+
+def initial_factors(name: str, d_in: int, d_out: int, rank: int, rng: Rng) -> tuple[Tensor, Tensor]:
+    """``A`` (r, d_in), uniform in ``+-1/sqrt(d_in)``, and ``B`` (d_out, r), zero: the adapter starts by changing nothing.
+
+    ``A`` is drawn from ``rng.child("lora", name)``, so it does not depend on which other modules are adapted.
+
+    Paper: lora, init
+    """
+    bound = 1 / math.sqrt(d_in)
+    uniform = torch.rand(rank, d_in, generator=rng.child("lora", name).torch())
+    return (2 * uniform - 1) * bound, torch.zeros(d_out, rank)
+
+
+@contextmanager
+def activated(adapters: Mapping[str, LoraLinear], names: Collection[str]) -> Iterator[None]:
+    """Let only the adapters called ``names`` act; as it was before when the context ends."""
+    before = {name: adapter.active for name, adapter in adapters.items()}
+    try:
+        for name, adapter in adapters.items():
+            adapter.active = name in names
+        yield
+    finally:
+        for name, adapter in adapters.items():
+            adapter.active = before[name]
+
+
+def merged_weights(adapters: Mapping[str, LoraLinear]) -> Params:
+    """The merged weight of every active adapter, by the name that the weight had before the adapter was put in."""
+    return {f"{name}.weight": adapter.merged() for name, adapter in adapters.items() if adapter.active}
+
+
+def _by_pattern(pattern: Mapping[str, _Number], module: str, otherwise: _Number) -> _Number:
+    for key, value in pattern.items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return otherwise

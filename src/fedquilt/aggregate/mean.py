@@ -1,0 +1,87 @@
+"""The mean of what clients sent, tensor by tensor, over those that sent it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from fedquilt.core.errors import ConfigError, RoundError, suggestion
+from fedquilt.core.types import Params, Reply
+
+WEIGHTINGS = ("examples", "uniform")
+
+
+def layerwise_mean(base: Mapping[str, Tensor], replies: Iterable[Reply], weighting: str = "examples") -> Params:
+    """The server's tensors after a round in which each client trained some of them.
+
+    For every tensor, over the clients k whose reply holds it: ``base + sum_k w_k (theta_k - base) / sum_k w_k``, with
+    ``w_k`` the number of examples, or 1 if ``weighting`` is ``"uniform"``. A tensor that nobody sent is the same object
+    as in ``base``. With replies that hold everything this is FedAvg, and FedIT on LoRA factors.
+
+    ``replies`` is read once, and one reply is held at a time. Sums are in float64 (float32 on devices without it); the
+    result has the dtype, shape and device of ``base``. Where all clients return what they received, every bit stays.
+
+    Raises
+    ------
+    ConfigError
+        if ``weighting`` is unknown.
+    RoundError
+        if there are no replies, or one has a weight that is no number above 0, or holds a tensor that ``base`` does
+        not, or one of another shape or not of floating point.
+
+    Paper: fed-hello, layer-mean; fedavg, weighted-mean
+    """
+    if weighting not in WEIGHTINGS:
+        raise ConfigError(
+            f"method.weighting is '{weighting}'; it must be one of {', '.join(WEIGHTINGS)}"
+            f"{suggestion(weighting, WEIGHTINGS)}"
+        )
+    steps: Params = {}
+    weights: dict[str, float] = {}
+    num_replies = 0
+    for reply in replies:
+        num_replies += 1
+        _check(base, reply)
+        weight = float(reply.weight) if weighting == "examples" else 1.0
+        for name, tensor in reply.params.items():
+            step = (_wide(tensor.detach().to(base[name].device)) - _wide(base[name].detach())) * weight
+            steps[name] = steps[name] + step if name in steps else step
+            weights[name] = weights.get(name, 0.0) + weight
+    if not num_replies:
+        raise RoundError("no replies to average; at least one client must answer")
+    return {
+        name: _moved(tensor, steps[name] / weights[name]) if name in steps else tensor for name, tensor in base.items()
+    }
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+
+
+def _moved(base: Tensor, step: Tensor) -> Tensor:
+    """``base + step`` in the dtype of ``base``; where the step is 0 the bits of ``base``, also those of -0."""
+    moved = (_wide(base.detach()) + step).to(base.dtype)
+    return torch.where(step == 0, base.detach(), moved)
+
+
+def _check(base: Mapping[str, Tensor], reply: Reply) -> None:
+    if not (math.isfinite(reply.weight) and reply.weight > 0):
+        raise RoundError(f"client {reply.client} sent weight {reply.weight}; it must be a number above 0")
+    for name, tensor in reply.params.items():
+        if name not in base:
+            raise RoundError(
+                f"client {reply.client} sent tensor '{name}', which the server does not have{suggestion(name, [*base])}"
+            )
+        if tensor.shape != base[name].shape:
+            raise RoundError(
+                f"client {reply.client} sent tensor '{name}' with shape {tuple(tensor.shape)}; "
+                f"the server's has shape {tuple(base[name].shape)}"
+            )
+        if not (tensor.is_floating_point() and base[name].is_floating_point()):
+            raise RoundError(
+                f"client {reply.client} sent tensor '{name}' as {tensor.dtype} for the server's {base[name].dtype}; "
+                "only floating-point tensors can be averaged"
+            )

@@ -1,0 +1,68 @@
+"""The command's frame: its subcommands, and what becomes of an error."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from fedquilt import __version__
+from fedquilt.cli import check, compare, demo, doctor, export, methods, plan, pretrain, report, run
+from fedquilt.cli.screen import errors
+from fedquilt.core.errors import FedquiltError
+
+app = typer.Typer(
+    name="fedquilt",
+    help="Federated fine-tuning of foundation models across clients that do not match.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for command in (
+    demo.demo,
+    run.run,
+    check.check,
+    plan.plan,
+    compare.compare,
+    methods.methods,
+    report.report,
+    report.plot,
+    export.export,
+    doctor.doctor,
+):
+    app.command()(command)
+app.add_typer(pretrain.app, name="pretrain")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedquilt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _frame(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Federated fine-tuning of foundation models across clients that do not match."""
+
+
+def main() -> None:
+    """Run the command; an error for the user becomes its text and exit code 1, a traceback only with ``--debug``."""
+    debug = "--debug" in sys.argv
+    if debug:  # anywhere on the line, not only before the subcommand
+        sys.argv.remove("--debug")
+    try:
+        app()
+    except FedquiltError as error:
+        if debug:
+            raise
+        problems = getattr(error, "problems", (str(error),))
+        for problem in problems:
+            errors.print(f"error: {problem}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)

@@ -1,0 +1,66 @@
+"""``fedquilt compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedquilt.cli.screen import Shown, errors, out
+from fedquilt.core.errors import ConfigError
+from fedquilt.report.page import write_page
+from fedquilt.report.plot import save_plots
+from fedquilt.report.read import Run, read_run
+from fedquilt.report.table import as_json as rows_json
+from fedquilt.report.table import compare_rows, comparison
+
+
+def compare(
+    configs: Annotated[
+        list[str], typer.Argument(metavar="CONFIG... [KEY=VALUE...]", help="Run files, and keys to set.")
+    ],
+    workers: Annotated[int, typer.Option(help="Runs side by side, each in a process of its own.")] = 1,
+    reference: Annotated[
+        str | None, typer.Option(help="The label that others are compared with, seed by seed.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the tables to this file as markdown.")] = None,
+    plots: Annotated[bool, typer.Option(help="Draw plots and one HTML page beside the runs.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Run every method of one or more run files on the same data and seeds, and show them side by side."""
+    from fedquilt import experiment
+
+    files = [Path(item) for item in configs if "=" not in item]
+    changes = [item for item in configs if "=" in item]
+    if not files:
+        raise ConfigError("give at least one run file, as in `fedquilt compare my.toml`")
+    jobs = [job for file in files for job in experiment.jobs(file, changes)]
+
+    def told(job: experiment.Job, number: int, of: int) -> None:
+        errors.print(f"[{number}/{of}] {job.label}, seed {job.seed}: {job.folder}", highlight=False, markup=False)
+
+    try:
+        with Shown(quiet=workers > 1) as progress:
+            folders = experiment.compare(jobs, workers=workers, progress=progress, told=told)
+    except KeyboardInterrupt:
+        out.print("stopped; what has been run is kept: the same command goes on from there", highlight=False)
+        raise typer.Exit(130) from None
+    groups = {label: [read_run(folder) for folder in places] for label, places in folders.items()}
+    show(groups, jobs[0].config.evaluation.last, reference, save, as_json)
+    if plots:
+        place = jobs[0].folder.parent
+        drawn = save_plots(groups, place / "plots")
+        page = write_page(groups, place / "report.html", jobs[0].config.evaluation.last, reference)
+        errors.print(f"{len(drawn)} plots in {place / 'plots'}, one page in {page}", highlight=False, soft_wrap=True)
+
+
+def show(
+    groups: dict[str, list[Run]], last: int, reference: str | None, save: Path | None = None, as_json: bool = False
+) -> None:
+    """Print the comparison of groups of runs, and write it as markdown if a file is given."""
+    if reference is not None and reference not in groups:
+        raise ConfigError(f"--reference '{reference}': no such label; allowed: {', '.join(groups)}")
+    print(rows_json(compare_rows(groups, last)) if as_json else comparison(groups, last, reference))
+    if save is not None:
+        save.write_text(comparison(groups, last, reference, "markdown") + "\n", encoding="utf-8")

@@ -1,0 +1,58 @@
+"""``fedquilt demo``."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import fedquilt
+from fedquilt.cli.compare import show
+from fedquilt.cli.screen import Shown, errors, out
+from fedquilt.report.page import write_page
+from fedquilt.report.plot import save_plots
+from fedquilt.report.read import read_run
+
+WORDS = """\
+Twelve clients hold two or three classes each of scikit-learn's 1,797 handwritten digits. A third of them can train the
+adapters of 6 of the model's 12 blocks, a third 9, a third all 12. Four ways to let them work together:
+"""
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the runs, the plots and the page.")] = Path("runs"),
+    workers: Annotated[int, typer.Option(help="Runs side by side, each in a process of its own.")] = 1,
+) -> None:
+    """Fine-tune a small shipped vision transformer across twelve unlike clients; no download, about a minute."""
+    from fedquilt import experiment
+
+    errors.print(WORDS, highlight=False, markup=False)
+    file = Path(str(resources.files(fedquilt) / "assets" / "demo.toml"))
+    jobs = experiment.jobs(file, [f'output="{output.as_posix()}"'])
+    try:
+        with Shown() as progress:
+            folders = experiment.compare(jobs, workers=workers, progress=progress)
+    except KeyboardInterrupt:
+        out.print("stopped; `fedquilt demo` goes on from there", highlight=False)
+        raise typer.Exit(130) from None
+    groups = {label: [read_run(folder) for folder in places] for label, places in folders.items()}
+    show(groups, jobs[0].config.evaluation.last, None)
+    place = jobs[0].folder.parent
+    save_plots(groups, place / "plots")
+    page = write_page(groups, place / "report.html", jobs[0].config.evaluation.last)
+    hello = jobs[0].folder
+    out.print(
+        f"""
+One seed and few rounds: a look, not a result. Plots: {place / "plots"}; all on one page: {page}
+
+Next:
+  fedquilt methods fed-hello              what it does, its settings, its equations
+  fedquilt plot {hello} --out plots
+  fedquilt export {hello} --out adapter   the adapter, for PeftModel.from_pretrained
+  fedquilt doctor                         what this machine has""",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,72 @@
+"""``fedquilt methods``."""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import fedquilt
+from fedquilt.cli.screen import out, show_json, show_table
+from fedquilt.core.errors import ConfigError, suggestion
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method, for its settings and equations.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the methods, or show one: its settings with their defaults, its paper and the paper's equations."""
+    from fedquilt.methods import METHODS
+
+    if name is not None and name not in METHODS:
+        raise ConfigError(f"'{name}' is no method{suggestion(name, [*METHODS])}; there are: {', '.join(METHODS)}")
+    found = {one: described(one, METHODS[one]) for one in ([name] if name else METHODS)}
+    if as_json:
+        show_json(found[name] if name else list(found.values()))
+    elif name is None:
+        rows = [[one["name"], one["summary"], one["paper"].get("title", "")] for one in found.values()]
+        show_table([["method", "what it does", "paper"], *rows])
+    else:
+        _show(found[name])
+
+
+def described(name: str, factory: Any) -> dict[str, Any]:
+    """A method's name, summary, docstring, settings and paper, as values that JSON can hold."""
+    text = inspect.getdoc(factory) or ""
+    parameters = inspect.signature(factory).parameters.values()
+    module = inspect.getdoc(inspect.getmodule(factory)) or ""
+    return {
+        "name": name,
+        "summary": module.splitlines()[0] if module else "",
+        "text": text,
+        "settings": {
+            one.name: {"type": str(one.annotation), "default": one.default}
+            for one in parameters
+            if one.kind is inspect.Parameter.KEYWORD_ONLY
+        },
+        "paper": papers().get(name, {}),
+    }
+
+
+def papers() -> dict[str, dict[str, Any]]:
+    """The papers that fedquilt implements, by key, from ``papers.toml``."""
+    inside = resources.files(fedquilt) / "assets" / "papers.toml"
+    # an editable install reads the checkout's own file
+    text = inside.read_text() if inside.is_file() else (Path(fedquilt.__file__).parents[2] / "papers.toml").read_text()
+    return {paper["key"]: paper for paper in tomllib.loads(text)["paper"]}
+
+
+def _show(one: dict[str, Any]) -> None:
+    out.print(f"{one['name']}: {one['summary']}\n\n{one['text']}\n", markup=False, highlight=False)
+    rows = [[key, setting["type"], str(setting["default"])] for key, setting in one["settings"].items()]
+    if rows:
+        show_table([["setting", "type", "default"], *rows], "[method]")
+    paper = one["paper"]
+    if paper:
+        out.print(f"{paper['title']} ({paper.get('year', '')}) {paper.get('link', '')}", markup=False, highlight=False)
+        for equation in paper.get("equation", []):
+            out.print(f"  {equation['id']}: {equation['words']}", markup=False, highlight=False)

@@ -1,0 +1,69 @@
+"""``fedquilt plan``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedquilt.cli.screen import out, show_json, show_table
+from fedquilt.report.table import human_bytes
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(help="The run file (TOML).")],
+    changes: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Keys to set.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a round costs each client, without weights or data: layers, parameters, bytes, memory."""
+    from fedquilt import experiment
+    from fedquilt.config.load import load
+
+    plans = experiment.plan(load(config, changes or [])[0])
+    if as_json:
+        show_json([asdict(one) | {"peak_bytes": one.peak_bytes, "saving": one.saving} for one in plans])
+        return
+    rows = [
+        [
+            "client",
+            "budget",
+            "layers trained",
+            "parameters",
+            "down",
+            "up",
+            "saved",
+            "weights",
+            "grad+opt",
+            "activ.",
+            "peak",
+        ]
+    ]
+    for one in plans:
+        numbers = [one.bytes_down, one.bytes_up]
+        memory = [one.weight_bytes, one.gradient_bytes + one.optimizer_bytes, one.activation_bytes, one.peak_bytes]
+        rows.append(
+            [str(one.client), str(one.budget), _ranges(one.layers), f"{one.trained_parameters:,}"]
+            + [human_bytes(number) for number in numbers]
+            + [f"{one.saving:.2%}"]
+            + [human_bytes(number) for number in memory]
+        )
+    show_table(rows, "One round, per client")
+    out.print(
+        "down and up: adapters and head as raw tensors. saved: against sending the whole model both ways "
+        f"({human_bytes(plans[0].model_bytes)} each way). peak: weights, gradients, optimiser and activations of one "
+        "forward pass; an estimate, without the temporary buffers of single operations.",
+        highlight=False,
+    )
+
+
+def _ranges(layers: tuple[int, ...]) -> str:
+    """``0-2,5`` for 0, 1, 2 and 5."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

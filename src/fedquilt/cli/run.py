@@ -1,0 +1,53 @@
+"""``fedquilt run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedquilt.cli.screen import Shown, out
+from fedquilt.core.errors import ConfigError
+from fedquilt.record import Record
+
+
+def run(
+    config: Annotated[Path | None, typer.Argument(help="The run file (TOML).")] = None,
+    changes: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Keys to set.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="The run's folder; OUTPUT/NAME of the run file if left out.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+) -> None:
+    """Run one federation, or go on with a run that stopped."""
+    from fedquilt import experiment
+    from fedquilt.config.load import load
+
+    if (config is None) == (resume is None):
+        raise ConfigError("give a run file, as in `fedquilt run my.toml`, or a stopped run, as in `--resume runs/my`")
+    place = resume
+    try:
+        with Shown(quiet) as progress:
+            if resume is not None:
+                place = experiment.resume(resume, progress=progress)
+            elif config is not None:
+                settings, _ = load(config, changes or [])
+                place = folder or Path(settings.output) / settings.name
+                experiment.run(settings, place, progress)
+    except KeyboardInterrupt:
+        _stopped(place)
+    out.print(f"{place}: finished; see it with `fedquilt report {place}`", highlight=False, soft_wrap=True)
+
+
+def _stopped(place: Path | None) -> None:
+    """Say where the run can go on after Ctrl-C."""
+    if place is not None and place.exists() and Record.open(place).has_checkpoint:
+        next_round = Record.open(place).load_checkpoint()[0]
+        text = f"stopped; {place / 'checkpoint.json'} holds everything up to round {next_round - 1}; go on with "
+        text += f"`fedquilt run --resume {place}`"
+    else:
+        text = "stopped before the first round was finished; nothing was kept"
+    out.print(text, highlight=False, soft_wrap=True)
+    raise typer.Exit(130)

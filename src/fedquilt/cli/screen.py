@@ -1,0 +1,119 @@
+"""What the command shows: progress bars on a terminal, plain lines elsewhere, and tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+out = Console()
+errors = Console(stderr=True)
+
+
+class Shown:
+    """A run's Progress: rounds, clients, steps and time left on a terminal; a line a round where output is piped."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.live = errors.is_terminal and not quiet
+        self.quiet = quiet
+        self.name, self.total = "", 0
+        self.bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=errors,
+            transient=True,
+            disable=not self.live,
+        )
+
+    def __enter__(self) -> Shown:
+        self.bars.start()
+        self._rounds = self.bars.add_task("rounds", total=None, note="")
+        self._clients = self.bars.add_task("clients", total=None, note="")
+        self._steps = self.bars.add_task("steps", total=None, note="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def started(self, name: str, first: int, rounds: int) -> None:
+        self.name, self.total = name, rounds
+        self.bars.reset(self._rounds, total=rounds, completed=first, description=name)
+
+    def client(self, exchange: str, number: int, of: int) -> None:
+        self.bars.update(self._clients, completed=number, total=of, description=f"clients ({exchange})")
+
+    def step(self, number: int, of: int) -> None:
+        self.bars.update(self._steps, completed=number, total=of)
+
+    def round(self, line: Mapping[str, Any]) -> None:
+        text = round_text(line)
+        self.bars.update(self._rounds, completed=line["round"] + 1, note=text)
+        for exchange in line["exchanges"]:
+            for client, reason in exchange["dropped"].items():
+                self.say(f"{self.name}: round {line['round']}: client {client} dropped: {reason}")
+        if not self.live and not self.quiet:
+            self.say(f"{self.name}: round {line['round'] + 1}/{self.total}: {text}")
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def step_bar(name: str) -> Iterator[Callable[[int, int, float], None]]:
+    """``told(step, steps, loss)``: a bar of one long training on a terminal; a line every 200 steps elsewhere."""
+    with Bars(*Bars.get_default_columns(), console=errors, disable=not errors.is_terminal) as bars:
+        task = bars.add_task(name, total=None)
+
+        def told(step: int, steps: int, loss: float) -> None:
+            bars.update(task, completed=step, total=steps, description=f"{name}, loss {loss:.3f}")
+            if not errors.is_terminal and (step % 200 == 0 or step == steps):
+                errors.print(f"{name}: step {step}/{steps}, loss {loss:.3f}", highlight=False)
+
+        yield told
+
+
+def round_text(line: Mapping[str, Any]) -> str:
+    """A round in a few words: mean loss over its clients, accuracy if it was evaluated, seconds."""
+    losses = [
+        client["metrics"]["loss"]
+        for exchange in line["exchanges"]
+        for client in exchange["clients"].values()
+        if "loss" in client["metrics"]
+    ]
+    words = [f"loss {sum(losses) / len(losses):.3f}"] if losses else ["nobody trained"]
+    scores = line["evaluation"] or {}
+    if scores.get("global"):
+        words.append(f"accuracy {scores['global']['accuracy']:.1%}")
+    if scores.get("clients"):
+        own = [client["accuracy"] for client in scores["clients"].values()]
+        words.append(f"clients' mean {sum(own) / len(own):.1%}")
+    return ", ".join([*words, f"{line['seconds']:.1f} s"])
+
+
+def show_table(rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    """A table whose first row is its heading; numbers stand to the right."""
+    heading, *body = rows
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(heading):
+        table.add_column(name, justify="left" if number == 0 else "right")
+    for row in body:
+        table.add_row(*row)
+    out.print(table)
+
+
+def show_json(value: Any) -> None:
+    """The value as JSON on standard output, and nothing else."""
+    print(json.dumps(value, indent=2))

@@ -1,0 +1,244 @@
+"""From a TOML file and ``key=value`` overrides to a checked Config, with every problem at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from fedquilt.config.problems import from_validation, shown, unknown
+from fedquilt.config.schema import Config, Method, Partition
+from fedquilt.core.errors import ConfigError
+
+NOT_DETERMINING = ("name", "seeds", "device", "output", "evaluation.last", "compare")
+"""Keys that may differ between two runs of the same experiment: they choose where and which, not what comes out."""
+
+_SECTIONS = {
+    key: field.annotation
+    for key, field in Config.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+}
+_ALLOWED = {key: tuple(section.model_fields) for key, section in _SECTIONS.items()} | {"": tuple(Config.model_fields)}
+_NOT_COMPARED = ("name", "seed", "seeds", "output", "compare")
+_PATHS = (("data", "source"), ("data", "test"), ("model", "name"))
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, dict[str, Any]]:
+    """The checked config of a run file, and its raw tables after the overrides, from which ``variants`` are made.
+
+    An override is ``key=value`` with a value as TOML writes it; a bare word is a string. Setting ``training.steps``
+    removes ``training.epochs`` and the other way round; another ``method.name`` or ``partition.scheme`` removes the
+    settings that belonged to the old one. In ``data.source``, ``data.test`` and ``model.name``, ``$NAME`` is an
+    environment variable, and a path that starts with ``./`` or ``../`` or exists beside the file is relative to the
+    file's folder.
+
+    Raises
+    ------
+    ConfigError
+        with every problem of the file, its overrides and its [[compare]] entries.
+    """
+    path = Path(path)
+    raw = _read(path)
+    changes, problems = _changes(overrides)
+    raw = _overlaid(raw, changes)
+    raw.setdefault("name", path.stem)
+    problems += _place(raw, path.parent)
+    config, found = _parsed(raw)
+    problems += found
+    entries, found = _variants(raw)
+    problems += found
+    for label, variant in entries if raw.get("compare") else ():
+        problems += [f"compare '{label}': {problem}" for problem in _parsed(variant)[1] if problem not in problems]
+    if problems or config is None:
+        raise ConfigError(problems)
+    return config, raw
+
+
+def parse(raw: Mapping[str, Any]) -> Config:
+    """The checked config of raw tables (a variant, or a run folder's ``config.json``).
+
+    Raises
+    ------
+    ConfigError
+        with every problem found.
+    """
+    config, problems = _parsed(raw)
+    if config is None:
+        raise ConfigError(problems)
+    return config
+
+
+def variants(raw: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """What a comparison runs: a label and raw tables for each [[compare]] entry; without entries, the file itself.
+
+    An entry's ``method`` table replaces the file's; of other tables, the keys that the entry names are replaced. An
+    entry without ``label`` is labelled by its method.
+
+    Raises
+    ------
+    ConfigError
+        for an entry that holds an unknown key, and for a label that stands twice.
+    """
+    entries, problems = _variants(raw)
+    if problems:
+        raise ConfigError(problems)
+    return entries
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """Every key of the config with its value, as JSON can write it; ``parse`` reads it back."""
+    return config.model_dump(mode="json")
+
+
+def digest(config: Config) -> str:
+    """The sha256 of what determines a run's result: every key but those of ``NOT_DETERMINING``."""
+    keys = resolved(config)
+    for name in NOT_DETERMINING:
+        section, _, key = name.rpartition(".")
+        (keys[section] if section else keys).pop(key)
+    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"{path}: not valid TOML: {error}; text stands in quotes, tables start with [name]"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; the folder searched is {path.parent.resolve()}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a TOML file") from error
+
+
+def _changes(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    changes: dict[str, Any] = {}
+    problems = []
+    for override in overrides:
+        key, equals, text = (part.strip() for part in override.partition("="))
+        parts = key.split(".")
+        if not equals or not all(parts) or len(parts) > 2:
+            problems.append(
+                f"override '{override}': must look like key=value or section.key=value, as in training.steps=5"
+            )
+            continue
+        try:
+            value = _toml_value(text)
+        except tomllib.TOMLDecodeError as error:
+            problems.append(f"override '{override}': the value cannot be read as TOML: {error}")
+            continue
+        table = changes
+        if len(parts) == 2:
+            if not isinstance(changes.get(parts[0]), dict):
+                changes[parts[0]] = {}
+            table = changes[parts[0]]
+        table[parts[-1]] = value
+    return changes, problems
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        if not text or text[0] in "'\"[{":
+            raise
+        return text
+    # a line break in the text could have opened further keys
+    return table["value"] if len(table) == 1 else text
+
+
+def _overlaid(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    result = deepcopy(dict(base))
+    for key, change in changes.items():
+        old = result.get(key, {})
+        if key in _SECTIONS and isinstance(change, dict) and isinstance(old, dict):
+            result[key] = _kept(key, old, change) | deepcopy(change)
+        else:
+            result[key] = deepcopy(change)
+    return result
+
+
+def _kept(section: str, old: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """What of a table stays when ``change`` is laid over it: not the settings of a choice that is no longer made."""
+    if section == "training" and not change.keys().isdisjoint(("steps", "epochs")):
+        return {key: value for key, value in old.items() if key not in ("steps", "epochs")}
+    for name, model, choice in (("method", Method, "name"), ("partition", Partition, "scheme")):
+        before = old.get(choice, model.model_fields[choice].default)
+        if section == name and change.get(choice, before) != before:
+            return {key: value for key, value in old.items() if key in model.model_fields}
+    return old
+
+
+def _place(raw: dict[str, Any], folder: Path) -> list[str]:
+    """Fill in environment variables and the file's folder, in place; gives the problems."""
+    problems = []
+    entries = raw.get("compare")
+    tables = [raw, *(entries if isinstance(entries, list) else [])]
+    for table in tables:
+        for section, key in _PATHS:
+            keys = table.get(section) if isinstance(table, dict) else None
+            value = keys.get(key) if isinstance(keys, dict) else None
+            if not isinstance(keys, dict) or not isinstance(value, str) or not value:
+                continue
+            for variable in re.findall(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)", value):
+                if variable not in os.environ:
+                    problems.append(
+                        f"{section}.{key} = {shown(value)}: the environment variable {variable} is not set; "
+                        f"set it to the folder that holds the files, as in {variable}=/path/to/folder fedquilt ..."
+                    )
+            keys[key] = _placed(os.path.expandvars(value), folder)
+    return problems
+
+
+def _placed(value: str, folder: Path) -> str:
+    value = os.path.expanduser(value)
+    if value.startswith(("./", "../")) or (folder / value).exists():
+        return os.path.abspath(folder / value)
+    return value
+
+
+def _parsed(raw: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
+    try:
+        # read as JSON, pydantic's strict types take a list for a tuple and a whole number for a float, and nothing else
+        return Config.model_validate_json(json.dumps(raw, default=str)), []
+    except ValidationError as error:
+        return None, list(from_validation(error, allowed=_ALLOWED))
+
+
+def _variants(raw: Mapping[str, Any]) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
+    base = {key: value for key, value in raw.items() if key != "compare"}
+    entries = raw.get("compare") or []
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        return [], []  # the schema speaks of this
+    made: list[tuple[str, dict[str, Any]]] = []
+    problems = []
+    allowed = ("label", *(key for key in _ALLOWED[""] if key not in _NOT_COMPARED))
+    for number, entry in enumerate(entries or [{}]):
+        where = f"compare[{number}]"
+        problems += [unknown(f"{where}.{key}", value, allowed) for key, value in entry.items() if key not in allowed]
+        changes = {key: value for key, value in entry.items() if key in allowed and key != "label"}
+        variant = _overlaid(base, changes)
+        if "method" in entry:
+            variant["method"] = deepcopy(entry["method"])
+            if isinstance(entry["method"], dict) and "name" not in entry["method"]:
+                problems.append(f"{where}.method: missing name; the table replaces the file's [method], name and all")
+        method = variant.get("method", {})
+        name = method.get("name", Method().name) if isinstance(method, dict) else where
+        label = entry.get("label", name)
+        if not isinstance(label, str) or not label:
+            problems.append(f"{where}.label = {shown(label)}: must be text")
+        elif label in (other for other, _ in made):
+            problems.append(f"{where}.label = {shown(label)}: stands twice; give every entry a label of its own")
+        made.append((str(label), variant))
+    return made, problems

@@ -1,0 +1,118 @@
+"""A pydantic error, said in the words of the run file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from fedquilt.core.errors import suggestion
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "a table",
+    "model": "a table of keys",
+    "none": "left out",
+}
+_BOUNDS = {
+    "greater_than": ("gt", "above"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "below"),
+    "less_than_equal": ("le", "at most"),
+}
+
+
+def shown(value: Any) -> str:
+    """The value as a run file would write it, cut after 80 characters."""
+    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def unknown(key: str, value: Any, allowed: Sequence[str]) -> str:
+    """The problem with a key that is not there to be set."""
+    return f"{key} = {shown(value)}: {_unknown(key, allowed)}"
+
+
+def from_validation(
+    error: ValidationError, prefix: str = "", allowed: Mapping[str, Sequence[str]] | None = None
+) -> tuple[str, ...]:
+    """One line for each key that is wrong, in the order of the schema.
+
+    ``prefix`` is the key of what was validated; ``allowed`` gives, for the key of a table, the keys that it may hold.
+    A key that may be one of several types gets one line that names them all.
+    """
+    lines: dict[str, tuple[Any, list[str]]] = {}
+    for details in error.errors(include_url=False):
+        key, text = _said(details, prefix, allowed or {})
+        texts = lines.setdefault(key, (details["input"], []))[1]
+        if text not in texts:
+            texts.append(text)
+    return tuple(_line(key, value, texts) for key, (value, texts) in lines.items())
+
+
+def _line(key: str, value: Any, texts: list[str]) -> str:
+    if texts[0].startswith("unknown key"):
+        return f"{key} = {shown(value)}: {texts[0]}"
+    if texts[0].startswith("missing") or (isinstance(value, dict) and not texts[0].startswith("must be")):
+        return f"{key}: {'; '.join(texts)}"
+    return f"{key} = {shown(value)}: {' or '.join(texts)}"
+
+
+def _said(details: ErrorDetails, prefix: str, allowed: Mapping[str, Sequence[str]]) -> tuple[str, str]:
+    kind, value, context = details["type"], details["input"], details.get("ctx", {})
+    location = [part for part in details["loc"] if not _is_branch(part)]
+    key = _joined(prefix, location)
+    if kind == "extra_forbidden":
+        return key, _unknown(key, allowed.get(_joined(prefix, location[:-1]), ()))
+    if kind == "missing":
+        table = _joined(prefix, location[:-1])
+        return key, f"missing; it has no default, so give it under [{table or key}]"
+    if kind == "value_error":
+        return key, str(context["error"])
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", context["expected"])
+        near = suggestion(value, choices) if isinstance(value, str) else ""
+        return key, f"not one of the choices{near}; allowed: {context['expected']}"
+    if kind in _BOUNDS:
+        name, word = _BOUNDS[kind]
+        return key, f"must be {word} {context[name]}"
+    if kind == "too_short":
+        return key, f"must have at least {context['min_length']} entry"
+    if kind == "string_too_short":
+        return key, "must not be empty"
+    if kind == "finite_number":
+        return key, "must be a finite number"
+    wanted = _KINDS.get(kind.split("_")[0])
+    return key, f"must be {wanted}{_instead(value)}" if wanted else details["msg"]
+
+
+def _unknown(key: str, allowed: Sequence[str]) -> str:
+    near = suggestion(key.rsplit(".", 1)[-1], allowed)
+    return f"unknown key{near}; allowed: {', '.join(allowed) or 'no keys'}"
+
+
+def _instead(value: Any) -> str:
+    for python_type, words in ((bool, "true or false"), (str, "text in quotes"), (list, "a list"), (dict, "a table")):
+        if isinstance(value, python_type):
+            return f", not {words}"
+    return ", not a number with a decimal point" if isinstance(value, float) else ""
+
+
+def _is_branch(part: str | int) -> bool:
+    # pydantic names the branch of a union ("int", "tuple[int, ...]", "literal['a']"); the user's keys hold no brackets
+    return isinstance(part, str) and (part in ("int", "float", "bool", "str") or "[" in part)
+
+
+def _joined(prefix: str, location: Sequence[str | int]) -> str:
+    key = prefix
+    for part in location:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
+    return key

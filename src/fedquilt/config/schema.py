@@ -1,0 +1,306 @@
+"""Every key of a run file, with its type, its default and its meaning.
+
+``[partition]`` and ``[method]`` also hold free keys: the settings of the chosen scheme and the arguments of the chosen
+method. They are checked later against the signature of what they are for (``fedquilt.config.build``).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+_FREE: ConfigDict = {**_STRICT, "extra": "allow"}
+
+
+class Model(BaseModel):
+    """Which foundation model is fine-tuned, and for what."""
+
+    model_config = _STRICT
+
+    name: Text
+    """``glyph-vit`` (shipped), ``tiny:<architecture>`` (random), a local folder, or a name on the Hugging Face hub."""
+    task: Literal["image-classification", "sequence-classification", "causal-lm"]
+    """What the model is trained to do."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you trust its author."""
+    max_length: Count = 128
+    """Tokens kept of one text."""
+
+
+class Data(BaseModel):
+    """Where the examples come from. Keys that do not apply to the source are left out."""
+
+    model_config = _STRICT
+
+    source: Text
+    """``sklearn:digits``, ``hub:owner/name``, or a file or folder (npz, tsv, csv, jsonl, parquet)."""
+    test: Text | None = None
+    """Source of a separate test set for the global evaluation."""
+    text: str = "text"
+    """Column of the text, or of the prompt."""
+    pair: str | None = None
+    """Column of the second text."""
+    label: str = "label"
+    """Column of the class."""
+    target: str | None = None
+    """Column of the completion, for causal language models."""
+    image: str = "image"
+    """Column of the image."""
+    group: str | None = None
+    """Column of the natural client id."""
+    limit: Count | None = None
+    """Rows of the source that are used, drawn at random; all if left out."""
+    test_limit: Count | None = None
+    """Rows of the test set that are used, drawn at random; all if left out."""
+    proxy: Annotated[int, Field(ge=0)] = 0
+    """Rows that the server keeps as its own; no client gets them."""
+
+
+class Partition(BaseModel):
+    """How the rows are dealt to the clients; further keys are the settings of the scheme."""
+
+    model_config = _FREE
+
+    scheme: Text = "iid"
+    """``iid``, ``dirichlet``, ``pathological``, ``pathological-dirichlet`` or ``natural``."""
+    num_clients: Count = 10
+    """Clients in the federation."""
+    test_fraction: Share = 0.2
+    """Share of each client's rows kept for its own test."""
+    validation_fraction: Share = 0.0
+    """Share of each client's rows kept for its own validation."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The free keys: settings of the scheme."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _leaves_rows_for_training(self) -> Partition:
+        if self.test_fraction + self.validation_fraction >= 1:
+            raise ValueError(
+                f"test_fraction {self.test_fraction} and validation_fraction {self.validation_fraction} "
+                "leave no rows for training; their sum must be below 1"
+            )
+        return self
+
+
+class Clients(BaseModel):
+    """How many blocks each capability group can train, and how many clients take part in a round."""
+
+    model_config = _STRICT
+
+    shares: str = "1-1-1"
+    """Relative sizes of the capability groups, weakest first."""
+    budgets: Annotated[tuple[Count, ...], Field(min_length=1)] = (6, 9, 12)
+    """Blocks that a client of each group can train, weakest group first."""
+    cohort: Count | None = None
+    """Clients that take part in each round; all if left out."""
+
+    @field_validator("shares")
+    @classmethod
+    def _are_whole_numbers(cls, shares: str) -> str:
+        if not re.fullmatch(r"[1-9][0-9]*(-[1-9][0-9]*)*", shares):
+            raise ValueError("must be whole numbers of at least 1 joined by '-', such as '6-3-1'")
+        return shares
+
+    @field_validator("budgets")
+    @classmethod
+    def _ascend(cls, budgets: tuple[int, ...]) -> tuple[int, ...]:
+        if list(budgets) != sorted(budgets):
+            raise ValueError(f"must not fall from one group to the next; did you mean {sorted(budgets)}?")
+        return budgets
+
+    @model_validator(mode="after")
+    def _one_budget_a_group(self) -> Clients:
+        groups = len(self.shares.split("-"))
+        if groups != len(self.budgets):
+            raise ValueError(
+                f"shares '{self.shares}' make {groups} groups but there are {len(self.budgets)} budgets "
+                f"{list(self.budgets)}; give one budget for each group"
+            )
+        return self
+
+
+class Adapter(BaseModel):
+    """The low-rank adapters that are trained."""
+
+    model_config = _STRICT
+
+    rank: Count = 16
+    """Rank r of every adapter."""
+    alpha: Rate = 16.0
+    """Numerator of the scale alpha / r."""
+    dropout: Share = 0.0
+    """Dropout on the adapter's input."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(r) instead of alpha / r."""
+    targets: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
+    """Names of the linear modules that get an adapter; the model's query and value projections if left out."""
+
+
+class Head(BaseModel):
+    """What happens to the classification head."""
+
+    model_config = _STRICT
+
+    policy: Literal["aggregate", "local", "frozen"] = "aggregate"
+    """Trained and aggregated, trained and kept by each client, or not trained."""
+
+
+class Training(BaseModel):
+    """Local training on one client in one round."""
+
+    model_config = _STRICT
+
+    steps: Count | None = None
+    """Optimiser steps in a round; set this or ``epochs``."""
+    epochs: Count | None = None
+    """Passes over the client's rows in a round; 1 if ``steps`` is not set either."""
+    batch_size: Count = 32
+    """Examples in one forward pass."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Starts afresh in every round."""
+    learning_rate: Rate = 1e-3
+    """Of the first round after the warm-up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled for adamw, an L2 gradient for sgd."""
+    momentum: Share = 0.0
+    """Of sgd; adamw has its own."""
+    clip_norm: Rate | None = None
+    """Largest norm of the gradient of all trained tensors; not clipped if left out."""
+    accumulation: Count = 1
+    """Forward passes whose gradients are averaged into one optimiser step."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate moves over the rounds."""
+    warmup_rounds: Annotated[int, Field(ge=0)] = 0
+    """Rounds in which the learning rate climbs to its full value."""
+    final_scale: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Learning rate of the last round as a share of the full one, for linear and cosine."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 runs the forward pass under autocast; auto takes it where the device is fast at it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_to_one_epoch(cls, keys: Any) -> Any:
+        if isinstance(keys, dict) and keys.get("steps") is None and keys.get("epochs") is None:
+            return {**keys, "epochs": 1}
+        return keys
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> Training:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(f"steps = {self.steps} and epochs = {self.epochs} are both set; keep one of them")
+        return self
+
+
+class Evaluation(BaseModel):
+    """When and on what the models are evaluated."""
+
+    model_config = _STRICT
+
+    every: Count = 1
+    """Rounds from one evaluation to the next; the last round is always evaluated."""
+    batch_size: Count = 256
+    """Examples in one forward pass."""
+    limit: Count | None = None
+    """Test rows used in the global evaluation; all if left out."""
+    clients: bool = True
+    """Evaluate every client on its own test rows too."""
+    last: Count = 5
+    """Evaluated rounds at the end over which a report takes mean and deviation."""
+
+
+class Method(BaseModel):
+    """The federated method; further keys are the arguments of its factory."""
+
+    model_config = _FREE
+
+    name: Text = "fed-hello"
+    """One of ``fedquilt methods``."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The free keys: arguments of the method's factory."""
+        return dict(self.model_extra or {})
+
+
+class Config(BaseModel):
+    """One run file, checked."""
+
+    model_config = _STRICT
+
+    name: Text = "run"
+    """Of the run and of its folder; the file's name if left out."""
+    seed: Annotated[int, Field(ge=0)] = 1
+    """Where all randomness of one run starts."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Seeds that ``fedquilt compare`` runs; only ``seed`` if left out."""
+    rounds: Count = 30
+    """Federated rounds."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``cuda:0`` or ``mps``."""
+    quorum: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the asked clients that must send a usable reply; one is always needed."""
+    output: Text = "runs"
+    """Folder in which run folders are made."""
+    model: Model
+    data: Data
+    partition: Partition = Partition()
+    clients: Clients = Clients()
+    adapter: Adapter = Adapter()
+    head: Head = Head()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    method: Method = Method()
+    compare: tuple[dict[str, Any], ...] = ()
+    """What ``fedquilt compare`` runs: each entry has a ``label`` and the sections in which it differs."""
+
+    @property
+    def cohort(self) -> int:
+        """Clients that take part in each round."""
+        return self.clients.cohort or self.partition.num_clients
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder_name(cls, name: str) -> str:
+        if name.startswith(".") or re.search(r"[/\\\x00-\x1f]", name):
+            raise ValueError("names a folder, so it must not start with '.' or hold '/' or '\\'")
+        return name
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", device):
+            raise ValueError("not a device; allowed: 'auto', 'cpu', 'cuda', 'cuda:0' (and so on), 'mps'")
+        return device
+
+    @field_validator("seeds")
+    @classmethod
+    def _are_unique(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+        if twice:
+            raise ValueError(f"every seed may stand once; {twice} stand more often")
+        return seeds
+
+    @field_validator("clients")
+    @classmethod
+    def _cohort_fits(cls, clients: Clients, info: ValidationInfo) -> Clients:
+        # a field validator, not one of the whole: it still speaks when another section is wrong
+        partition = info.data.get("partition")
+        if partition is not None and clients.cohort is not None and clients.cohort > partition.num_clients:
+            raise ValueError(
+                f"cohort = {clients.cohort} is more than partition.num_clients = {partition.num_clients}; "
+                f"take at most {partition.num_clients}, or leave cohort out for all clients"
+            )
+        return clients

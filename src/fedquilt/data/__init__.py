@@ -1,0 +1,1 @@
+"""Reading data, and cutting it into clients."""

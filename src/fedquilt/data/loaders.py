@@ -1,0 +1,363 @@
+"""From a source (a word in the run file) to a table."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedquilt.core.errors import DataError, suggestion
+from fedquilt.core.rng import Rng
+from fedquilt.data import files, hub
+from fedquilt.data.images import stacked
+from fedquilt.data.raw import Raw, from_columns, joined
+from fedquilt.data.table import Table
+
+FILE_TYPES = (".npz", ".tsv", ".csv", ".jsonl", ".parquet")
+SKLEARN_TABLES = ("breast_cancer", "diabetes", "iris", "linnerud", "wine")  # bundled, but rows of plain numbers
+SPLIT_NAMES = {"train": "train", "test": "test", "dev": "validation", "val": "validation", "valid": "validation"}
+
+
+def load_table(
+    source: str,
+    *,
+    split: str | None = None,
+    text: str = "text",
+    pair: str | None = None,
+    label: str = "label",
+    target: str | None = None,
+    image: str = "image",
+    group: str | None = None,
+    limit: int | None = None,
+    rng: Rng | None = None,
+) -> Table:
+    """The rows of ``source`` as a table of images or of text.
+
+    ``source`` is ``"sklearn:digits"``; a path to a ``.npz``, ``.tsv``, ``.csv``, ``.jsonl`` or ``.parquet`` file, to a
+    folder of such files or to a folder written by ``save_to_disk``; or ``"hub:owner/name"``,
+    ``"hub:owner/name:configuration"``, either with ``"@split"`` behind it. ``$NAME`` in it is the environment variable.
+
+    ``split`` picks one split. Without it, a source that has a train split and a test split (or, where the test split is
+    missing or has no labels, a validation split) gives the rows of both, told apart by ``is_train``.
+
+    ``text``, ``pair``, ``label``, ``target``, ``image`` and ``group`` name columns; a column may also bear the name
+    with an ``s`` behind it. A column ``is_train`` is the published split; an ``.npz`` field ``client`` is the group
+    where ``group`` is not set. Labels are numbered in ascending order of their values unless the source names its
+    classes. ``limit`` keeps that many rows in their order: drawn by ``rng``, or the first ones without it.
+
+    Raises
+    ------
+    DataError
+        if the source is missing, damaged or empty, or has no such column or split.
+    """
+    place = expanded(source)
+    if place.startswith("hub:"):
+        place, _, named = place.partition("@")
+        split = split or named or None
+    wanted = {text, pair, label, target, image, group} - {None}
+    splits = _read(place, source, {str(name) for name in wanted})
+    raw, is_train = _chosen(splits, split, label, source)
+    if raw.num_rows == 0:
+        raise DataError(f"data.source = '{source}': holds no rows")
+    if group is None and place.endswith(".npz") and "client" in raw.names:
+        group = "client"
+    table = _table(raw, source, text=text, pair=pair, label=label, target=target, image=image, group=group)
+    if is_train is not None:
+        table = replace(table, is_train=is_train)
+    if split in ("train", "test") and len(splits) == 1 and table.is_train is not None and split not in splits:
+        keep = table.is_train if split == "train" else ~table.is_train
+        table = table.rows(keep.nonzero()[:, 0])
+    return limited(table, limit, rng)
+
+
+def expanded(source: str) -> str:
+    """``source`` with every ``$NAME`` and a leading ``~`` filled in.
+
+    Raises
+    ------
+    DataError
+        if an environment variable is not set.
+    """
+    for match in re.finditer(r"\$(\w+|\{\w+\})", source):
+        name = match.group(1).strip("{}")
+        if not os.environ.get(name):
+            raise DataError(
+                f"data.source = '{source}': the environment variable {name} is not set; "
+                f"set it to the folder that holds the data, for instance: export {name}=/path/to/data"
+            )
+    return os.path.expanduser(os.path.expandvars(source))
+
+
+def limited(table: Table, limit: int | None, rng: Rng | None = None) -> Table:
+    """At most ``limit`` rows in their order, drawn by ``rng`` or the first ones without it; all rows for None or 0."""
+    if not limit or limit >= len(table):
+        return table
+    rows = np.arange(limit) if rng is None else np.sort(rng.numpy().choice(len(table), size=limit, replace=False))
+    return table.rows(rows)
+
+
+def published_split(table: Table) -> tuple[Table, Table | None]:
+    """The training rows, and the test rows of the published split or None if the table has none."""
+    if table.is_train is None or bool(table.is_train.all()):
+        return table, None
+    return table.rows(table.is_train.nonzero()[:, 0]), table.rows((~table.is_train).nonzero()[:, 0])
+
+
+def with_classes(table: Table, classes: Sequence[str], source: str) -> Table:
+    """The table with its labels numbered by ``classes``, so that a separate test set agrees with the training set.
+
+    Raises
+    ------
+    DataError
+        if the table has a label that is not among ``classes``.
+    """
+    if table.labels is None or table.classes == tuple(classes):
+        return table
+    unknown = [name for name in table.classes if name not in classes]
+    used = {table.classes[label] for label in table.labels.unique().tolist()}
+    if used & set(unknown):
+        names = ", ".join(repr(name) for name in unknown if name in used)
+        raise DataError(f"data.test = '{source}': has classes that the training data does not have ({names})")
+    places = torch.tensor([list(classes).index(name) if name in classes else -1 for name in table.classes])
+    return replace(table, labels=places[table.labels], classes=tuple(classes))
+
+
+def require_labels(table: Table, source: str) -> Tensor:
+    """The labels of the table.
+
+    Raises
+    ------
+    DataError
+        if it has none.
+    """
+    if table.labels is None:
+        raise DataError(
+            f"data.source = '{source}': has no labels, which this task needs; set data.label to the column that "
+            "holds them "
+            f"(columns: {', '.join(table.columns) or 'none'})"
+        )
+    return table.labels
+
+
+def _read(place: str, source: str, wanted: set[str]) -> dict[str, Raw]:
+    if place.startswith("sklearn:"):
+        return {"": _sklearn(place.removeprefix("sklearn:"), source)}
+    if place.startswith("hub:"):
+        name, _, configuration = place.removeprefix("hub:").partition(":")
+        return hub.read_hub(name, configuration or None)
+    path = Path(place)
+    if path.is_dir():
+        return hub.read_saved(path) if hub.is_saved(path) else _folder(path, source, wanted)
+    if not path.exists():
+        raise DataError(f"data.source = '{source}': there is no file or folder {path.absolute()}{_neighbours(path)}")
+    return {"": _file(path, wanted)}
+
+
+def _neighbours(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    return suggestion(path.name, sorted(neighbour.name for neighbour in path.parent.iterdir()))
+
+
+def _file(path: Path, wanted: set[str]) -> Raw:
+    match path.suffix.lower():
+        case ".npz":
+            return files.read_npz(path)
+        case ".tsv":
+            return files.read_tsv(path, wanted)
+        case ".csv":
+            return files.read_csv(path)
+        case ".jsonl":
+            return files.read_jsonl(path)
+        case ".parquet":
+            return hub.read_parquet(path)
+        case suffix:
+            raise DataError(f"{path}: files of type '{suffix}' cannot be read; allowed are {', '.join(FILE_TYPES)}")
+
+
+def _folder(path: Path, source: str, wanted: set[str]) -> dict[str, Raw]:
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in FILE_TYPES and file.is_file())
+    if not found:
+        raise DataError(
+            f"data.source = '{source}': the folder holds no data; allowed are files of type {', '.join(FILE_TYPES)} "
+            "(named train.*, test.*, validation.* where they are splits) or a dataset written by save_to_disk"
+        )
+    parts: dict[str, list[Raw]] = {}
+    for file in found:
+        parts.setdefault(_split_name(file), []).append(_file(file, wanted))
+    return {name: joined(raws, source) for name, raws in parts.items()}
+
+
+def _split_name(file: Path) -> str:
+    word = re.split(r"[-_.]", file.stem.lower(), maxsplit=1)[0]
+    return SPLIT_NAMES.get(word, "validation" if word == "validation" else "")
+
+
+def _sklearn(name: str, source: str) -> Raw:
+    from sklearn import datasets as bundled
+
+    if name in SKLEARN_TABLES:
+        raise DataError(
+            f"data.source = '{source}': {name} holds rows of numbers, neither images nor text; of scikit-learn's "
+            "bundled sets "
+            "only sklearn:digits can be used"
+        )
+    if name != "digits":
+        raise DataError(
+            f"data.source = '{source}': there is no such set{suggestion(name, ['digits'])}; of scikit-learn's "
+            "bundled sets only "
+            "sklearn:digits can be used"
+        )
+    digits = bundled.load_digits()
+    # 8x8 counts in 0..16
+    return from_columns({"image": np.round(digits.images * (255 / 16)).astype(np.uint8), "label": digits.target})
+
+
+def _chosen(splits: Mapping[str, Raw], split: str | None, label: str, source: str) -> tuple[Raw, Tensor | None]:
+    if split is not None and split in splits:
+        return splits[split], None
+    only = next(iter(splits.values()))
+    if len(splits) == 1 and (split is None or (split in ("train", "test") and "is_train" in only.names)):
+        return only, None
+    if split is not None:
+        there = ", ".join(name or "(unnamed)" for name in splits)
+        raise DataError(
+            f"data.source = '{source}': has no split '{split}'{suggestion(split, list(splits))} (there are: {there})"
+        )
+    held_out = [name for name in ("test", "validation") if name in splits and not _unlabelled(splits[name], label)]
+    if "train" not in splits or not held_out:
+        if "train" in splits:
+            return splits["train"], None
+        raise DataError(
+            f"data.source = '{source}': has the splits {', '.join(name or '(unnamed)' for name in splits)} and "
+            "none of them is "
+            "'train'; name one file, or for the hub add the split (hub:owner/name@split)"
+        )
+    train, test = splits["train"], splits[held_out[0]]
+    return joined([train, test], source), torch.arange(train.num_rows + test.num_rows) < train.num_rows
+
+
+def _unlabelled(raw: Raw, label: str) -> bool:
+    # hub benchmarks hide the answers of their test split behind -1
+    return label in raw.class_names and all(value == -1 for value in raw.read(label))
+
+
+def _table(
+    raw: Raw, source: str, *, text: str, pair: str | None, label: str, target: str | None, image: str, group: str | None
+) -> Table:
+    has_text, has_image = _name(raw, text) is not None, _name(raw, image) is not None
+    if not has_text and not has_image:
+        hint = suggestion(text, raw.names) or suggestion(image, raw.names)
+        raise DataError(
+            f"data.source = '{source}': there is neither a column '{text}' (data.text) nor a column '{image}' "
+            "(data.image)"
+            f"{hint}; columns: {', '.join(raw.names)}"
+        )
+    kind = "image" if has_image and not (has_text and (pair or target)) else "text"
+    inputs: Tensor | list[str]
+    if kind == "image":
+        inputs = stacked(
+            _column(raw, "image", image, source), f"data.source = '{source}', column '{_name(raw, image)}'"
+        )
+    else:
+        inputs = _strings(raw, "text", text, source)
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    # a source without the default column has no labels; a column that the user named must be there
+    if _name(raw, label) is not None or (label != "label" and target is None):
+        labels, classes = _labels(raw, label, source)
+    is_train = None
+    if "is_train" in raw.names:
+        is_train = torch.from_numpy(_flags(raw.read("is_train"), source))
+    return Table(
+        kind,
+        inputs,
+        labels,
+        classes,
+        pairs=None if pair is None else _strings(raw, "pair", pair, source),
+        targets=None if target is None else _strings(raw, "target", target, source),
+        groups=None if group is None else _groups(_column(raw, "group", group, source), group, source),
+        is_train=is_train,
+        columns=raw.names,
+    )
+
+
+def _name(raw: Raw, name: str) -> str | None:
+    return next((candidate for candidate in (name, name + "s") if candidate in raw.names), None)
+
+
+def _column(raw: Raw, key: str, name: str, source: str) -> Sequence[Any]:
+    found = _name(raw, name)
+    if found is None:
+        raise DataError(
+            f"data.{key} = '{name}': '{source}' has no such column{suggestion(name, raw.names)}; columns: "
+            f"{', '.join(raw.names)}"
+        )
+    return raw.read(found)
+
+
+def _strings(raw: Raw, key: str, name: str, source: str) -> list[str]:
+    values = list(_column(raw, key, name, source))
+    for row, value in enumerate(values):
+        if not isinstance(value, str):
+            raise DataError(f"data.{key} = '{name}': row {row} of '{source}' is {value!r}, not text")
+    return [str(value) for value in values]
+
+
+def _labels(raw: Raw, name: str, source: str) -> tuple[Tensor | None, tuple[str, ...]]:
+    column = _column(raw, "label", name, source)
+    named = raw.class_names.get(_name(raw, name) or name)
+    values = column.tolist() if isinstance(column, np.ndarray) else list(column)
+    where = f"data.label = '{name}': '{source}'"
+    if named is not None and all(value == -1 for value in values):
+        return None, ()
+    for row, value in enumerate(values):
+        if value is None or value == "" or (named is not None and not 0 <= int(value) < len(named)):
+            raise DataError(f"{where} has no label in row {row} ({value!r}); remove the rows without a label")
+        if isinstance(value, float) and not value.is_integer():
+            raise DataError(f"{where} holds {value!r} in row {row}; a label is a class: text or a whole number")
+        if not isinstance(value, str | int | float):
+            raise DataError(
+                f"{where} holds {type(value).__name__} in row {row}; a label is a class: text or a whole number"
+            )
+    if named is not None:
+        return torch.tensor([int(value) for value in values]), named
+    if all(isinstance(value, str) for value in values):
+        numeric = all(re.fullmatch(r"-?\d+", value) for value in values)
+        values = [int(value) for value in values] if numeric else values
+    elif any(isinstance(value, str) for value in values):
+        raise DataError(f"{where} mixes text and numbers; make all labels text or all whole numbers")
+    else:
+        values = [int(value) for value in values]
+    names = sorted(set(values))
+    numbers = {value: number for number, value in enumerate(names)}
+    return torch.tensor([numbers[value] for value in values]), tuple(str(value) for value in names)
+
+
+def _groups(column: Sequence[Any], name: str, source: str) -> Tensor:
+    for row, value in enumerate(column):
+        if value is None or value == "":
+            raise DataError(
+                f"data.group = '{name}': row {row} of '{source}' has no client id; remove the rows without one"
+            )
+    values = np.asarray(column)
+    if np.issubdtype(values.dtype, np.integer):
+        return torch.from_numpy(values.astype(np.int64))
+    return torch.from_numpy(np.unique([str(value) for value in column], return_inverse=True)[1].astype(np.int64))
+
+
+def _flags(column: Sequence[Any], source: str) -> np.ndarray:
+    words = {"true": True, "1": True, "false": False, "0": False}
+    try:
+        return np.array([words[str(value).lower()] for value in column])
+    except KeyError as error:
+        raise DataError(
+            f"data.source = '{source}': column 'is_train' holds {error.args[0]!r}; allowed are true and false"
+        ) from error

@@ -1,0 +1,89 @@
+"""Rows: as they were read (``Table``) and as a model takes them (``Columns``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Columns = dict[str, Tensor]
+"""Model-ready rows by column name; every tensor has the same first dimension."""
+
+Indices = Sequence[int] | np.ndarray | Tensor
+"""Row numbers, in the order wanted."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Data as it was read, before any model is known.
+
+    ``kind`` is ``"image"`` or ``"text"``. ``inputs`` are uint8 images ``(n, H, W)`` or ``(n, H, W, 3)``, or ``n``
+    strings (a sentence, or the prompt of a causal language model). ``labels`` are int64 ``(n,)`` and number
+    ``classes``; None where the source has none. ``pairs`` are second sentences, ``targets`` the completions of a causal
+    language model. ``groups`` (int64) is the natural client id of every row, ``is_train`` (bool) the published split.
+    ``columns`` are the names of all columns of the source, read or not.
+    """
+
+    kind: str
+    inputs: Tensor | list[str]
+    labels: Tensor | None
+    classes: tuple[str, ...]
+    pairs: list[str] | None = None
+    targets: list[str] | None = None
+    groups: Tensor | None = None
+    is_train: Tensor | None = None
+    columns: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def rows(self, indices: Indices) -> Table:
+        """The table of the rows numbered ``indices``, in that order; the classes stay."""
+        chosen = as_index(indices)
+        inputs = (
+            self.inputs[chosen] if isinstance(self.inputs, Tensor) else [self.inputs[row] for row in chosen.tolist()]
+        )
+
+        def strings(column: list[str] | None) -> list[str] | None:
+            return None if column is None else [column[row] for row in chosen.tolist()]
+
+        def numbers(column: Tensor | None) -> Tensor | None:
+            return None if column is None else column[chosen]
+
+        return replace(
+            self,
+            inputs=inputs,
+            labels=numbers(self.labels),
+            pairs=strings(self.pairs),
+            targets=strings(self.targets),
+            groups=numbers(self.groups),
+            is_train=numbers(self.is_train),
+        )
+
+
+def as_index(indices: Indices) -> Tensor:
+    """The row numbers as an int64 tensor of one dimension."""
+    return torch.as_tensor(np.asarray(indices, dtype=np.int64))
+
+
+def num_rows(columns: Mapping[str, Tensor]) -> int:
+    """The number of rows; 0 for no columns.
+
+    Raises
+    ------
+    ValueError
+        if the columns differ in length.
+    """
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"columns of one table must have one length, got {lengths}")
+    return next(iter(lengths.values()), 0)
+
+
+def take(columns: Mapping[str, Tensor], indices: Indices) -> Columns:
+    """The rows numbered ``indices`` of every column, in that order."""
+    chosen = as_index(indices)
+    return {name: column[chosen.to(column.device)] for name, column in columns.items()}

@@ -1,0 +1,21 @@
+"""The composition root: from a run file to a running federation, a comparison, or a plan."""
+
+from fedquilt.experiment.build import Experiment, build, check
+from fedquilt.experiment.compare import Job, compare, jobs
+from fedquilt.experiment.plan import ClientPlan, plan
+from fedquilt.experiment.run import Progress, export, resume, run
+
+__all__ = [
+    "ClientPlan",
+    "Experiment",
+    "Job",
+    "Progress",
+    "build",
+    "check",
+    "compare",
+    "export",
+    "jobs",
+    "plan",
+    "resume",
+    "run",
+]

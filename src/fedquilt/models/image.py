@@ -1,0 +1,79 @@
+"""Images made ready for a model: bytes as long as they wait, resized and normalised where the model is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedquilt.core.errors import DataError
+from fedquilt.data.table import Columns, Table
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What a model wants: size (height, width) or None for any, number of channels, and the normalisation per channel."""
+
+    size: tuple[int, int] | None
+    num_channels: int
+    mean: Sequence[float] = (0.5,)
+    std: Sequence[float] = (0.5,)
+    scale: float = 1 / 255
+
+
+def encode_images(table: Table) -> Columns:
+    """Columns pixel_values, uint8 (rows, height, width, channels), and labels, int64 (rows,).
+
+    Raises
+    ------
+    DataError
+        if the rows are no images, or have no labels.
+    """
+    images = table.inputs
+    if not isinstance(images, Tensor):
+        raise DataError(
+            "the model looks at images, but the data holds text; set model.task and data.source to one kind"
+        )
+    if table.labels is None:
+        raise DataError("the data has no labels, and a classifier needs them; name their column in data.label")
+    if images.dtype != torch.uint8 or images.dim() not in (3, 4):
+        raise DataError(
+            f"images are {images.dtype} {tuple(images.shape)}; they must be uint8 (n, height, width) or (n, height, width, channels)"
+        )
+    return {"pixel_values": images if images.dim() == 4 else images.unsqueeze(-1), "labels": table.labels.long()}
+
+
+def image_preparer(pixels: Pixels) -> Callable[[Columns], dict[str, Tensor]]:
+    """``prepare(columns)``: pixel_values, float32 (rows, channels, height, width), on the device that the columns are on.
+
+    Grey becomes colour by repetition, colour grey by the mean of its channels; a fourth channel (alpha) is dropped.
+    Resizing is bilinear with antialiasing; then ``(x * scale - mean) / std``.
+    """
+
+    def prepare(columns: Columns) -> dict[str, Tensor]:
+        x = columns["pixel_values"].movedim(-1, 1).float()  # (rows, channels, height, width)
+        x = _with_channels(x, pixels.num_channels)
+        if pixels.size is not None and x.shape[-2:] != pixels.size:
+            x = F.interpolate(x, size=pixels.size, mode="bilinear", antialias=True)
+        mean, std = (_per_channel(values, pixels.num_channels, x) for values in (pixels.mean, pixels.std))
+        return {"pixel_values": (x * pixels.scale - mean) / std}
+
+    return prepare
+
+
+def _with_channels(x: Tensor, num_channels: int) -> Tensor:
+    if x.shape[1] == 4:
+        x = x[:, :3]
+    if x.shape[1] == num_channels:
+        return x
+    return x.mean(dim=1, keepdim=True).expand(-1, num_channels, -1, -1)
+
+
+def _per_channel(values: Sequence[float], num_channels: int, like: Tensor) -> Tensor:
+    numbers = torch.tensor(list(values), dtype=like.dtype, device=like.device)
+    if len(numbers) != num_channels:
+        numbers = numbers.mean().expand(num_channels)
+    return numbers.view(1, -1, 1, 1)

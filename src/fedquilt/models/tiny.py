@@ -1,0 +1,23 @@
+"""Small random models, built from a config alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from fedquilt.core.rng import Rng
+from fedquilt.models.hf import config_from, model_from
+from fedquilt.models.shapes import Values
+
+
+def new_vit(architecture: Mapping[str, Any], classes: Sequence[str], rng: Rng) -> nn.Module:
+    """A ViT for image classification with random weights drawn from ``rng``, every one of them trainable.
+
+    ``architecture`` holds the keyword arguments of the Hugging Face ``ViTConfig``; ``classes`` name the outputs.
+    """
+    values: Values = {"model_type": "vit", **architecture, "id2label": dict(enumerate(classes))}
+    values["label2id"] = {name: number for number, name in enumerate(classes)}
+    with rng.scope():
+        return model_from(config_from(values), "image-classification")

@@ -1,0 +1,117 @@
+"""One HTML file that holds everything: tables, pictures, config and environment, with no outside reference."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from fedquilt.core.errors import RunError
+from fedquilt.report.plot import figures, png
+from fedquilt.report.read import dropped
+from fedquilt.report.table import HONEST, Groups, Row, cells, compare_rows, notes, paired_rows, summary
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 72rem; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #e5e5e5; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } th { border-bottom: 2px solid #999; }
+figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; } figcaption { color: #555; font-size: 13px; }
+pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 12px; } summary { cursor: pointer; }
+"""
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the browser, too, holds it to no network
+
+
+def page(groups: Groups, last: int = 5, reference: str | None = None, title: str | None = None) -> str:
+    """The report of ``groups`` (runs by label) as one HTML text; every text from the runs is escaped.
+
+    Raises:
+        RunError: no run was given.
+        ConfigError: ``reference`` is no label.
+    """
+    runs = [run for members in groups.values() for run in members]
+    if not runs:
+        raise RunError("no run was given, so there is no page to write. Give at least one run folder.")
+    title = title or runs[0].name
+    parts = [f"<h1>{escape(title)}</h1>"]
+    parts.append(
+        f"<p>Mean over the last {last} evaluated rounds; accuracies in per cent; ± is the sample deviation over seeds "
+        "in a comparison and over these rounds for a single run.</p>"
+    )
+    parts += ["<h2>Comparison</h2>", _table(compare_rows(groups, last))]
+    parts += [f"<p>{escape(note)}</p>" for note in notes(groups)]
+    if reference is not None:
+        for measure in ("global", "personalised"):
+            rows = paired_rows(groups, reference, measure, last)
+            if any(row["seeds"] for row in rows):
+                parts += [f"<h2>Against {escape(reference)}, seed by seed: {measure}</h2>", _table(rows)]
+        parts.append(f"<p>{escape(HONEST)}</p>")
+    parts += ["<h2>Runs</h2>", _table([summary(run, last) for run in runs])]
+    parts.append("<h2>Plots</h2>")
+    parts += [_picture(name, png(figure)) for name, figure in figures(groups)]
+    losses = [
+        [label, str(run.seed), *map(str, loss.values())]
+        for label in groups
+        for run in groups[label]
+        for loss in dropped(run)
+    ]
+    if losses:
+        head = ["method", "seed", "round", "exchange", "client", "reason"]
+        parts += ["<h2>Dropped replies</h2>", _cells([head, *losses])]
+    parts.append("<h2>How it was made</h2>")
+    for label, members in groups.items():
+        for run in members:
+            parts.append(_details(f"{label}, seed {run.seed}: config", run.config))
+            parts.append(_details(f"{label}, seed {run.seed}: environment", run.environment))
+    body = "\n".join(parts)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def write_page(
+    groups: Groups, path: str | Path, last: int = 5, reference: str | None = None, title: str | None = None
+) -> Path:
+    """The path of the page, written as UTF-8.
+
+    Raises:
+        RunError: the file cannot be written, or no run was given.
+    """
+    path = Path(path)
+    text = page(groups, last, reference, title)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error}). Give another path for the page.") from error
+    return path
+
+
+def _table(rows: Sequence[Row]) -> str:
+    return _cells(cells(rows))
+
+
+def _cells(table: Sequence[Sequence[str]]) -> str:
+    head, *lines = table
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    rest = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
+    return f'<div class="wide"><table>\n<tr>{top}</tr>\n{rest}\n</table></div>'
+
+
+def _picture(name: str, content: bytes) -> str:
+    data = base64.b64encode(content).decode("ascii")
+    text = escape(name.replace("-", " "))
+    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+
+
+def _details(title: str, value: Mapping[str, Any]) -> str:
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"

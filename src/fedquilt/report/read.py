@@ -1,0 +1,275 @@
+"""Runs as they lie on disk: one folder in, plain values out.
+
+Nothing here needs the library that made the run; a folder can be read years later on a machine without torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedquilt.core.errors import ConfigError, RunError, suggestion
+
+WHO = ("global", "clients-mean", "clients-weighted", "clients-worst", "clients-deviation")
+LOWER_IS_BETTER = ("loss", "perplexity")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder: the parsed files, nothing computed. ``result`` is None while the run is unfinished."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    partition: Mapping[str, Any]
+    rounds: tuple[Mapping[str, Any], ...]
+    result: Mapping[str, Any] | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run went through to its last round."""
+        return self.result is not None and self.result.get("status", "finished") == "finished"
+
+    @property
+    def seed(self) -> int | None:
+        """The seed the run was made with."""
+        return self.config.get("seed")
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return str((self.config.get("method") or {}).get("name", "unnamed method"))
+
+    @property
+    def name(self) -> str:
+        """The experiment's name in the run file, or the folder's name."""
+        return str(self.config.get("name") or self.folder.name)
+
+
+def read_run(folder: str | Path) -> Run:
+    """The run kept in ``folder``; a run without ``result.json`` is unfinished and readable.
+
+    A last line of ``rounds.jsonl`` that was cut short (the run was killed while writing it) is left out.
+    Where a resumed run wrote a round twice, the later line counts.
+
+    Raises:
+        RunError: the folder is no run, a file in it is damaged, or no round has been finished.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such folder. Give the folder of a run, as `fedquilt run` prints it at its end.")
+    for name in ("config.json", "environment.json", "partition.json"):
+        if not (folder / name).is_file():
+            raise RunError(f"{folder}: not a run folder, {name} is missing.{_runs_inside(folder)}")
+    config, environment, partition = (
+        _read_object(folder / name) for name in ("config.json", "environment.json", "partition.json")
+    )
+    rounds = _read_rounds(folder / "rounds.jsonl")
+    if not rounds:
+        raise RunError(
+            f"{folder}: no round has been finished yet, so there is nothing to report. "
+            f"Go on with `fedquilt run --resume {folder}`."
+        )
+    result = _read_object(folder / "result.json") if (folder / "result.json").is_file() else None
+    return Run(folder, config, environment, partition, rounds, result)
+
+
+def _runs_inside(folder: Path) -> str:
+    inside = sorted(path.parent.name for path in folder.glob("[!.]*/config.json"))  # not one still being made
+    if not inside:
+        return " Give the folder of one run."
+    return f" It holds runs, though; give one of them: {', '.join(inside[:8])}{', ...' if len(inside) > 8 else ''}."
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}). Give a folder you may read.") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_read_bytes(path))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise RunError(f"{path}: not valid JSON ({error}). Restore the file or run the experiment again.") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: a JSON object was expected, found {type(value).__name__}. Restore the file.")
+    return value
+
+
+def _read_rounds(path: Path) -> tuple[dict[str, Any], ...]:
+    if not path.is_file():
+        return ()
+    whole, _, _ = _read_bytes(path).rpartition(b"\n")  # what follows the last newline was cut short by a kill
+    found: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(whole.split(b"\n") if whole else (), start=1):
+        try:
+            value = json.loads(line)
+        except ValueError as error:  # no JSON, or no UTF-8
+            raise RunError(f"{path}, line {number}: not valid JSON ({error}). Restore the file.") from error
+        if not isinstance(value, dict) or not isinstance(value.get("round"), int):
+            raise RunError(f"{path}, line {number}: no round number in it. Each line must be one finished round.")
+        found[value["round"]] = value
+    return tuple(found[index] for index in sorted(found))
+
+
+def main_metric(run: Run) -> str:
+    """The metric to show first: accuracy where it was measured, otherwise loss."""
+    for line in run.rounds:
+        evaluation = line.get("evaluation") or {}
+        for scores in (evaluation.get("global"), *(evaluation.get("clients") or {}).values()):
+            if scores:
+                return "accuracy" if "accuracy" in scores else "loss"
+    return "accuracy"
+
+
+def curve(run: Run, metric: str = "accuracy", who: str = "global") -> tuple[list[int], list[float]]:
+    """The evaluated rounds and the metric's value in each; rounds in which it was not measured are left out.
+
+    ``who``: ``global`` (the server's model on the common test set), ``clients-mean`` (every client counts the same),
+    ``clients-weighted`` (by number of test examples), ``clients-worst`` (lowest, or highest for a loss),
+    ``clients-deviation`` (sample standard deviation over the clients, n - 1; needs two clients).
+    A value written as null was not finite and comes back as nan.
+
+    Raises:
+        ConfigError: ``who`` is none of these.
+    """
+    if who not in WHO:
+        raise ConfigError(f"who = {who!r} is not known{suggestion(who, WHO)}; allowed: {', '.join(WHO)}.")
+    rounds, values = [], []
+    for line in run.rounds:
+        value = _value(line.get("evaluation") or {}, metric, who)
+        if value is not None:
+            rounds.append(int(line["round"]))
+            values.append(value)
+    return rounds, values
+
+
+def _value(evaluation: Mapping[str, Any], metric: str, who: str) -> float | None:
+    if who == "global":
+        scores = evaluation.get("global") or {}
+        return _number(scores[metric]) if metric in scores else None
+    measured = [scores for scores in (evaluation.get("clients") or {}).values() if metric in scores]
+    values = np.array([_number(scores[metric]) for scores in measured])
+    if len(values) == 0:
+        return None
+    if who == "clients-worst":
+        return float(values.max() if metric in LOWER_IS_BETTER else values.min())
+    if who == "clients-deviation":
+        return float(values.std(ddof=1)) if len(values) > 1 else None
+    if who == "clients-weighted":
+        examples = np.array([float(scores.get("examples", 0)) for scores in measured])
+        return float(values @ examples / examples.sum()) if examples.sum() > 0 else None
+    return float(values.mean())
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def cumulative_bytes(run: Run) -> tuple[list[int], list[int], list[int]]:
+    """The rounds, and the bytes sent up and down by all clients from the start through each round."""
+    rounds, up, down = [], [], []
+    total_up = total_down = 0
+    for line in run.rounds:
+        for exchange in line.get("exchanges") or ():
+            for sent in (exchange.get("clients") or {}).values():
+                total_up += int(sent.get("bytes_up", 0))
+                total_down += int(sent.get("bytes_down", 0))
+        rounds.append(int(line["round"]))
+        up.append(total_up)
+        down.append(total_down)
+    return rounds, up, down
+
+
+def client_table(run: Run) -> list[Mapping[str, Any]]:
+    """The clients of the partition in the order of their ids."""
+    return sorted(run.partition.get("clients", ()), key=lambda client: int(client["id"]))
+
+
+def budget_layers(client: Mapping[str, Any]) -> int | None:
+    """How many layers a client of the partition may train; None where no budget was kept."""
+    budget = client.get("budget")
+    if isinstance(budget, Mapping):
+        budget = budget.get("layers")
+    return None if budget is None else int(budget)
+
+
+def allocation(run: Run) -> tuple[list[int], np.ndarray]:
+    """The client ids, and in how many rounds each layer was trained by each client: int (layers, clients).
+
+    Counted are clients whose reply was used: a dropped reply is none, and a client that trained a layer in
+    several exchanges of a round counts once. All zero where the method hands out no ``layers``.
+    """
+    ids = [int(client["id"]) for client in client_table(run)]
+    trained: list[tuple[int, int]] = []  # (layer, client), once per round
+    num_layers = max((int(line.get("num_layers") or 0) for line in run.rounds), default=0)
+    for line in run.rounds:
+        pairs = set()
+        for exchange in line.get("exchanges") or ():
+            for client, sent in (exchange.get("clients") or {}).items():
+                if client not in (exchange.get("dropped") or {}):
+                    pairs |= {(int(layer), int(client)) for layer in (sent.get("settings") or {}).get("layers") or ()}
+        trained += sorted(pairs)
+    num_layers = max([num_layers, *(layer + 1 for layer, _ in trained)])
+    ids = sorted({*ids, *(client for _, client in trained)})
+    counts = np.zeros((num_layers, len(ids)), dtype=np.int64)
+    for layer, client in trained:
+        counts[layer, ids.index(client)] += 1
+    return ids, counts
+
+
+def dropped(run: Run) -> list[dict[str, Any]]:
+    """Every dropped reply: round, exchange, client and reason, in the order in which they happened."""
+    return [
+        {"round": int(line["round"]), "exchange": exchange.get("exchange", ""), "client": int(client), "reason": reason}
+        for line in run.rounds
+        for exchange in (line.get("exchanges") or ())
+        for client, reason in (exchange.get("dropped") or {}).items()
+    ]
+
+
+def layer_probabilities(run: Run) -> dict[str, tuple[list[int], np.ndarray]]:
+    """By group: the rounds that kept layer probabilities, and these as float (layers, rounds).
+
+    A method that keeps one list has one group named ``""``; one that keeps a list per group keeps the names.
+    """
+    found: dict[str, tuple[list[int], list[list[float]]]] = {}
+    for line in run.rounds:
+        kept = (line.get("state") or {}).get("probabilities")
+        for group, values in (kept if isinstance(kept, Mapping) else {"": kept}).items():
+            if values:
+                rounds, rows = found.setdefault(str(group), ([], []))
+                rounds.append(int(line["round"]))
+                rows.append([_number(value) for value in values])
+    return {group: (rounds, np.array(rows).T) for group, (rounds, rows) in found.items()}
+
+
+def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs by label, those that differ in nothing but the seed together, ordered by seed.
+
+    The label is the one given in ``[[compare]]`` where the config kept it, otherwise the method's name; methods
+    of one name with unlike settings get the settings too, and what still looks alike a number.
+    """
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        about = {key: value for key, value in run.config.items() if key not in ("seed", "seeds", "output", "compare")}
+        alike.setdefault(json.dumps(about, sort_keys=True, default=str), []).append(run)
+    members = list(alike.values())
+    short = [str(group[0].config.get("label") or group[0].method) for group in members]
+    groups: dict[str, list[Run]] = {}
+    for label, group in zip(short, members, strict=True):
+        if short.count(label) > 1:
+            settings = {key: value for key, value in (group[0].config.get("method") or {}).items() if key != "name"}
+            label += " ".join(["", *(f"{key}={value}" for key, value in settings.items())])
+        unique, number = label, 2
+        while unique in groups:
+            unique, number = f"{label} ({number})", number + 1
+        groups[unique] = sorted(group, key=lambda run: (run.seed is None, run.seed or 0))
+    return groups

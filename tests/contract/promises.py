@@ -1,0 +1,450 @@
+"""What every method promises, as plain functions: ``promise(build)`` asserts it of the method that ``build()`` gives.
+
+A new method joins by one row in ``test_contract.py``. ``build`` is called anew for each run, so that nothing a run
+leaves behind in a closure can help the next one.
+"""
+
+from __future__ import annotations
+
+import random
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedquilt.core.errors import RoundError
+from fedquilt.core.loop import Send, Traffic, perform, rounds
+from fedquilt.core.method import Exchange, Method
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import ClientId, Failure, Memory, Order, Profile, Reply, Tree, Turn
+from fedquilt.engine.local import LocalEngine
+
+
+class Setup(NamedTuple):
+    """A method among its clients: ``clients[id]`` is what ``work`` is given, ``learned(state)`` what learns."""
+
+    method: Method
+    profiles: tuple[Profile, ...]
+    clients: Mapping[ClientId, Any]
+    learned: Callable[[Tree], Tree] = lambda state: state
+
+
+Build = Callable[[], Setup]
+Away = Callable[[ClientId, str, int], bool]
+
+
+class Played(NamedTuple):
+    """The state after each round (the first is the initial one), all traffic, and the clients' memories at the end."""
+
+    states: list[Tree]
+    traffic: list[tuple[Traffic, ...]]
+    memories: dict[ClientId, Memory]
+
+    @property
+    def end(self) -> Tree:
+        return {"state": self.states[-1], "memories": {str(k): m for k, m in sorted(self.memories.items())}}
+
+
+# A tiny engine ------------------------------------------------------------
+
+
+def sender(clients: Mapping[ClientId, Any], memories: dict[ClientId, Memory], away: Away) -> Send:
+    def send(exchange: Exchange, orders: Mapping[ClientId, Order]) -> Iterator[Reply | Failure]:
+        for client, order in orders.items():
+            if away(client, exchange.name, order.round):
+                yield Failure(client, "is away")
+                continue
+            memory = memories.get(client, {})
+            reply, memories[client] = perform(exchange, clients[client], client, order, memory)
+            yield reply
+
+    return send
+
+
+def nobody(client: ClientId, exchange: str, number: int) -> bool:
+    return False
+
+
+def play(
+    setup: Setup,
+    *,
+    seed: int = 5,
+    num_rounds: int = 3,
+    start: int = 0,
+    state: Tree = None,
+    memories: Mapping[ClientId, Memory] | None = None,
+    away: Away = nobody,
+    cohort: Callable[[int], Collection[Profile]] | None = None,
+) -> Played:
+    """A whole run on the tiny engine."""
+    memories = dict(memories or {})
+    rng = Rng(seed)
+    if state is None:
+        state = setup.method.init(rng.child("init"))
+    send = sender(setup.clients, memories, away)
+    cohorts = cohort or (lambda number: setup.profiles)
+    played = Played([state], [], memories)
+    for done in rounds(setup.method, cohorts, send, rng, num_rounds=num_rounds, state=state, start=start):
+        played.states.append(done.state)
+        played.traffic.append(done.traffic)
+    return played
+
+
+# Trees ------------------------------------------------------------
+
+
+def fault(tree: Any, where: str) -> str | None:
+    """Why ``tree`` cannot be kept as tensors and JSON, or None if it can."""
+    if isinstance(tree, Tensor):
+        return f"{where} carries a gradient graph" if tree.requires_grad else None
+    if type(tree) is dict:
+        odd = [key for key in tree if type(key) is not str]
+        inside = (fault(value, f"{where}.{key}") for key, value in tree.items())
+        return f"{where} has the keys {odd}, not strings" if odd else next((f for f in inside if f), None)
+    if type(tree) is list:
+        return next((f for f in (fault(v, f"{where}[{i}]") for i, v in enumerate(tree)) if f), None)
+    fine = tree is None or type(tree) in (bool, int, float, str)
+    return None if fine else f"{where} is a {type(tree).__name__}"
+
+
+def is_tree(tree: Any) -> bool:
+    return fault(tree, "tree") is None
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    if isinstance(tree, Tensor):
+        return [tree]
+    inside = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list | tuple) else ()
+    return [tensor for value in inside for tensor in tensors(value)]
+
+
+def copied(tree: Any) -> Any:
+    """The tree with tensors, dicts and lists of its own."""
+    if isinstance(tree, Tensor):
+        return tree.detach().clone()
+    if isinstance(tree, Mapping):
+        return {key: copied(value) for key, value in tree.items()}
+    return [copied(value) for value in tree] if isinstance(tree, list | tuple) else tree
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two trees are equal to the bit (dict order aside)."""
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        alike = left.shape == right.shape and left.dtype == right.dtype
+        return alike and torch.equal(raw(left), raw(right))
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
+    return type(left) is type(right) and left == right
+
+
+def raw(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+# Promises ------------------------------------------------------------
+
+
+def survives_one_client_missing(build: Build) -> None:
+    """Any one client may be away, always or in one exchange; the round goes on without it, and says so."""
+    setup = build()
+    names = [exchange.name for exchange in setup.method.exchanges]
+    for missing in [profile.id for profile in setup.profiles]:
+        for name in [None, *names]:
+            asked = 0
+
+            def away(client: ClientId, exchange: str, number: int, missing=missing, name=name) -> bool:
+                return client == missing and (name is None or (name == exchange and number == 1))
+
+            played = play(build(), away=away)
+            for number, traffic in enumerate(played.traffic):
+                for moved in traffic:
+                    gone = missing in moved.settings and away(missing, moved.exchange, number)
+                    assert moved.dropped == ({missing: "is away"} if gone else {})
+                    assert missing not in moved.bytes_up or not gone
+                    asked += gone
+            assert asked, f"client {missing} was never asked in exchange {name}"
+            assert all(bool(torch.isfinite(t).all()) for t in tensors(played.end) if t.is_floating_point())
+
+
+def refuses_an_empty_cohort(build: Build) -> None:
+    setup = build()
+    state = setup.method.init(Rng(5).child("init"))
+    before = copied(state)
+    with pytest.raises(RoundError, match="round 0: the cohort is empty"):
+        play(setup, state=state, cohort=lambda number: ())
+    assert same(state, before)
+
+
+def refuses_a_round_without_replies(build: Build) -> None:
+    """If nobody answers, the error names the round, the exchange, every client asked and why; the state stays."""
+    setup = build()
+    played = play(setup, num_rounds=1)
+    state, before = played.states[-1], copied(played.states[-1])
+    exchange = setup.method.exchanges[0]
+    turn = Turn(1, setup.profiles, Rng(5).child("round", 1))
+    asked = sorted(exchange.ask(state, turn))
+    with pytest.raises(RoundError) as caught:
+        play(setup, state=state, memories=played.memories, start=1, away=lambda *call: True)
+    assert f"round 1, exchange '{exchange.name}': 0 of {len(asked)} clients" in str(caught.value)
+    assert all(f"client {client}: is away" in str(caught.value) for client in asked)
+    assert same(state, before)
+
+
+def echo_changes_nothing(build: Build) -> None:
+    """Clients that return what they received leave the state unchanged to the bit."""
+    setup = build()
+    rows = {profile.id: profile.num_examples for profile in setup.profiles}
+
+    def echo(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+        return Reply(client.id, order.params, rows[client.id]), memory
+
+    echoing = tuple(exchange._replace(work=echo) for exchange in setup.method.exchanges)
+    played = play(setup._replace(method=setup.method._replace(exchanges=echoing)))
+    first = setup.learned(played.states[0])
+    assert tensors(first)
+    assert all(same(setup.learned(state), first) for state in played.states[1:])
+
+
+def ask_and_view_read_only(build: Build) -> None:
+    def watched(exchange: Exchange) -> Exchange:
+        def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+            before = copied(state)
+            orders = exchange.ask(state, turn)
+            assert same(state, before), f"ask of '{exchange.name}' changed the state"
+            assert orders.keys() <= {profile.id for profile in turn.cohort}, "ask went beyond the cohort"
+            return orders
+
+        return exchange._replace(ask=ask)
+
+    setup = build()
+    played = play(_with(setup, watched))
+    for state in played.states:
+        before = copied(state)
+        views = [setup.method.view(state, profile) for profile in setup.profiles]
+        assert same(state, before), "view changed the state"
+        assert all(is_tree(view.params) and is_tree(copied(view.settings)) for view in views)
+
+
+def work_changes_nothing_it_was_given(build: Build) -> None:
+    def watched(exchange: Exchange) -> Exchange:
+        def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+            given = [order.params, order.settings, memory, _insides(client)]
+            before = copied(given)
+            result = exchange.work(client, order, memory)
+            assert same(given, before), f"work of '{exchange.name}' changed what it was given"
+            return result
+
+        return exchange._replace(work=work)
+
+    play(_with(build(), watched))
+
+
+def merge_changes_nothing_it_was_given(build: Build) -> None:
+    def watched(exchange: Exchange) -> Exchange:
+        def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+            kept = list(replies)
+            before = copied(state), [copied(reply.params) for reply in kept]
+            result = exchange.merge(state, iter(kept))
+            assert same(state, before[0]), f"merge of '{exchange.name}' changed the state it was given"
+            assert same([reply.params for reply in kept], before[1]), f"merge of '{exchange.name}' changed a reply"
+            return result
+
+        return exchange._replace(merge=merge)
+
+    play(_with(build(), watched))
+
+
+def merge_reads_replies_once(build: Build) -> None:
+    class Once:
+        """An iterator that fails, instead of being silent, when it is read a second time."""
+
+        def __init__(self, replies: Iterable[Reply]) -> None:
+            self.rest, self.spent = iter(replies), False
+
+        def __iter__(self) -> Once:
+            return self
+
+        def __next__(self) -> Reply:
+            assert not self.spent, "merge reads its replies a second time"
+            try:
+                return next(self.rest)
+            except StopIteration:
+                self.spent = True
+                raise
+
+    def watched(exchange: Exchange) -> Exchange:
+        return exchange._replace(merge=lambda state, replies: exchange.merge(state, Once(replies)))
+
+    def listed(exchange: Exchange) -> Exchange:
+        return exchange._replace(merge=lambda state, replies: exchange.merge(state, list(replies)))
+
+    assert same(play(_with(build(), watched)).end, play(_with(build(), listed)).end)
+
+
+def merge_lets_replies_go(build: Build) -> None:
+    """The server never holds every client's tensors: a reply is let go before the reply after next is read."""
+
+    def watched(exchange: Exchange) -> Exchange:
+        def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+            return exchange.merge(state, counted(replies))
+
+        return exchange._replace(merge=merge)
+
+    def counted(replies: Iterable[Reply]) -> Iterator[Reply]:
+        seen: list[list[weakref.ref[Tensor]]] = []
+        for reply in replies:
+            # the copy is this test's own, so that nobody but merge can hold it
+            reply = replace(reply, params=copied(reply.params))
+            seen.append([weakref.ref(tensor) for tensor in reply.params.values()])
+            alive = sum(any(ref() is not None for ref in refs) for refs in seen)
+            assert alive <= 2, f"merge still holds {alive} replies"
+            yield reply
+            del reply
+
+    setup = build()
+    assert len(setup.profiles) > 2
+    play(_with(setup, watched))
+
+
+def same_seed_same_bits(build: Build) -> None:
+    """Nothing but the seed decides: not the global generators, which stay as they were, nor an earlier run."""
+    ends = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        np.random.seed(global_seed)
+        random.seed(global_seed)
+        before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+        ends.append(play(build(), seed=11).end)
+        assert torch.equal(before[0], torch.get_rng_state()), "torch's global generator was touched"
+        assert np.array_equal(before[1], np.random.get_state()[1]), "numpy's global generator was touched"
+        assert before[2] == random.getstate(), "Python's global generator was touched"
+    assert same(*ends)
+
+
+def cohort_order_does_not_matter(build: Build) -> None:
+    setup = build()
+    forward, backward = play(setup), play(build(), cohort=lambda number: setup.profiles[::-1])
+    assert same(forward.end, backward.end)
+
+
+def state_and_memory_are_trees(build: Build) -> None:
+    """Tensors, numbers, strings, booleans, None, lists, dicts with string keys; so are orders and replies."""
+    faults = []
+
+    def watched(exchange: Exchange) -> Exchange:
+        def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+            reply, memory = exchange.work(client, order, memory)
+            faults.extend(
+                [
+                    fault(order.params, "order.params"),
+                    fault(dict(order.settings), "order.settings"),
+                    fault(reply.params, "reply.params"),
+                    fault(dict(reply.metrics), "reply.metrics"),
+                    fault(memory, "memory"),
+                ]
+            )
+            assert all(isinstance(value, Tensor) for value in [*order.params.values(), *reply.params.values()])
+            assert reply.client == client.id
+            return reply, memory
+
+        return exchange._replace(work=work)
+
+    played = play(_with(build(), watched))
+    faults += [fault(state, "state") for state in played.states]
+    assert [f for f in faults if f] == []
+    assert len(faults) > 5
+
+
+def resumes_to_the_bit(build: Build) -> None:
+    """Two rounds, a copy of state and memories, and the rest in a fresh process end as four rounds do."""
+    whole = play(build(), num_rounds=4)
+    half = play(build(), num_rounds=2)
+    rest = play(
+        build(),
+        num_rounds=4,
+        start=2,
+        state=copied(half.states[-1]),
+        memories={k: copied(m) for k, m in half.memories.items()},
+    )
+    assert same(rest.end, whole.end)
+
+
+def a_failed_round_leaves_the_state(build: Build) -> None:
+    """A run that dies in its last exchange can be taken up from the state and memories before that round."""
+    last = build().method.exchanges[-1].name
+    whole = play(build(), num_rounds=2)
+    setup, first = build(), play(build(), num_rounds=1)
+    state, before = first.states[-1], copied(first.states[-1])
+    memories = {client: copied(memory) for client, memory in first.memories.items()}
+    with pytest.raises(RoundError, match=f"round 1, exchange '{last}'"):
+        play(setup, start=1, state=state, memories=memories, away=lambda client, name, number: name == last)
+    assert same(state, before)
+    assert same(play(setup, num_rounds=2, start=1, state=state, memories=memories).end, whole.end)
+
+
+def the_private_part_stays_home(build: Build) -> None:
+    """No tensor of ``memory["params"]`` is in a reply: not by name, not by storage, not by value."""
+
+    def watched(exchange: Exchange) -> Exchange:
+        def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+            reply, after = exchange.work(client, order, memory)
+            private = {**memory.get("params", {}), **after.get("params", {})}
+            assert not private.keys() & reply.params.keys(), "a private tensor's name is in the reply"
+            for own in [*memory.get("params", {}).values(), *after.get("params", {}).values()]:
+                for sent in reply.params.values():
+                    assert own.untyped_storage().data_ptr() != sent.untyped_storage().data_ptr() or not own.numel()
+                    assert not same(own, sent) or not bool(own.any()), "a private tensor is in the reply"
+            return reply, after
+
+        return exchange._replace(work=work)
+
+    play(_with(build(), watched))
+
+
+def the_local_engine_ends_in_the_same_bits(build: Build) -> None:
+    setup = build()
+    engine = LocalEngine(setup.clients)
+    *_, last = rounds(setup.method, lambda number: setup.profiles, engine.send, Rng(5), num_rounds=3)
+    expected = play(build())
+    assert same(last.state, expected.states[-1])
+    kept = {client: memory for client, memory in expected.memories.items() if memory}
+    assert same(engine.memories, kept)
+
+
+def _with(setup: Setup, change: Callable[[Exchange], Exchange]) -> Setup:
+    exchanges = tuple(change(exchange) for exchange in setup.method.exchanges)
+    return setup._replace(method=setup.method._replace(exchanges=exchanges))
+
+
+def _insides(client: Any) -> dict[str, Any]:
+    return {name: value for name, value in getattr(client, "__dict__", {}).items() if tensors(value)}
+
+
+PROMISES: dict[str, Callable[[Build], None]] = {
+    promise.__name__: promise
+    for promise in (
+        survives_one_client_missing,
+        refuses_an_empty_cohort,
+        refuses_a_round_without_replies,
+        echo_changes_nothing,
+        ask_and_view_read_only,
+        work_changes_nothing_it_was_given,
+        merge_changes_nothing_it_was_given,
+        merge_reads_replies_once,
+        merge_lets_replies_go,
+        same_seed_same_bits,
+        cohort_order_does_not_matter,
+        state_and_memory_are_trees,
+        resumes_to_the_bit,
+        a_failed_round_leaves_the_state,
+        the_private_part_stays_home,
+        the_local_engine_ends_in_the_same_bits,
+    )
+}

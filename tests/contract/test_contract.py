@@ -1,0 +1,416 @@
+"""The table of methods x promises, and what each toy proves about the contract."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import NamedTuple
+
+import pytest
+import torch
+from promises import PROMISES, Build, Setup, copied, fault, is_tree, play, same
+from torch.nn.functional import cross_entropy
+from toys import (
+    Party,
+    distillation_setup,
+    embedded,
+    fedavg,
+    fedavg_setup,
+    groups_setup,
+    local_bias_setup,
+    logits_of,
+    profiles_of,
+    regression_clients,
+    three_clusters,
+    vertical_setup,
+)
+
+from fedquilt.core.loop import rounds
+from fedquilt.core.method import Exchange
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import Order, Reply, Turn
+
+
+class Row(NamedTuple):
+    """One method of the table; ``exempt`` says why a promise has no meaning for it."""
+
+    build: Build
+    exempt: dict[str, str] = {}  # noqa: RUF012  (never changed)
+
+
+TOYS = {
+    "fedavg": Row(fedavg_setup),
+    "fedavg-local-bias": Row(local_bias_setup),
+    "vertical": Row(
+        vertical_setup,
+        {
+            "echo_changes_nothing": "what goes up is an embedding, what comes down its gradient",
+            "merge_lets_replies_go": "the joint loss needs every party's embedding at once",
+        },
+    ),
+    "distillation": Row(
+        distillation_setup, {"echo_changes_nothing": "the server trains on its own labels in every round"}
+    ),
+    "groups": Row(groups_setup),
+}
+ROWS = TOYS
+CELLS = [(row, promise) for row in ROWS for promise in PROMISES if promise not in ROWS[row].exempt]
+
+
+@pytest.mark.parametrize(("row", "promise"), CELLS, ids=[f"{row}-{promise}" for row, promise in CELLS])
+def test_promise(row, promise):
+    PROMISES[promise](ROWS[row].build)
+
+
+def test_the_table_is_whole():
+    assert len(CELLS) == len(ROWS) * len(PROMISES) - sum(len(row.exempt) for row in ROWS.values())
+    for row in ROWS.values():
+        assert row.exempt.keys() <= PROMISES.keys()
+        assert all(len(reason) > 10 for reason in row.exempt.values())
+    for promise in PROMISES:
+        assert sum(promise not in row.exempt for row in ROWS.values()) >= 2
+
+
+# The promises themselves can fail ------------------------------------------------------------
+
+
+def broken(name: str, **change) -> Build:
+    def build() -> Setup:
+        setup = fedavg_setup()
+        (fit,) = setup.method.exchanges
+        made = {key: make(fit) for key, make in change.items()}
+        return setup._replace(method=setup.method._replace(name=name, exchanges=(fit._replace(**made),)))
+
+    return build
+
+
+def _ask_that_writes(fit: Exchange):
+    def ask(state, turn: Turn):
+        state["params"]["bias"].add_(1.0)
+        return fit.ask(state, turn)
+
+    return ask
+
+
+def _work_that_writes(fit: Exchange):
+    def work(client: Party, order: Order, memory):
+        order.params["bias"].add_(1.0)
+        return fit.work(client, order, memory)
+
+    return work
+
+
+def _work_on_a_global_generator(fit: Exchange):
+    def work(client: Party, order: Order, memory):
+        reply, memory = fit.work(client, order, memory)
+        return replace(reply, params={n: t + torch.rand(()) for n, t in reply.params.items()}), memory
+
+    return work
+
+
+def _work_that_counts_runs(fit: Exchange):
+    runs = []
+
+    def work(client: Party, order: Order, memory):
+        reply, memory = fit.work(client, order, memory)
+        runs.append(client.id)
+        return replace(reply, params={n: t + len(runs) for n, t in reply.params.items()}), memory
+
+    return work
+
+
+def _work_that_keeps_a_tuple(fit: Exchange):
+    def work(client: Party, order: Order, memory):
+        return fit.work(client, order, memory)[0], {"rows": (1, 2)}
+
+    return work
+
+
+def _work_that_sends_its_memory(fit: Exchange):
+    def work(client: Party, order: Order, memory):
+        reply, _ = fit.work(client, order, memory)
+        return reply, {"params": {"own": reply.params["weight"]}}
+
+    return work
+
+
+def _merge_that_writes(fit: Exchange):
+    def merge(state, replies: Iterable[Reply]):
+        after = fit.merge(state, replies)
+        state["params"]["weight"].copy_(after["params"]["weight"])
+        return state
+
+    return merge
+
+
+def _merge_that_reads_twice(fit: Exchange):
+    def merge(state, replies: Iterable[Reply]):
+        after = fit.merge(state, replies)
+        return {**after, "num": sum(1 for _ in replies)}
+
+    return merge
+
+
+def _merge_that_hoards(fit: Exchange):
+    return lambda state, replies: fit.merge(state, list(replies))
+
+
+def _merge_that_divides_by_the_cohort(fit: Exchange):
+    def merge(state, replies: Iterable[Reply]):
+        params = [reply.params["weight"] for reply in replies]
+        return {"params": {**state["params"], "weight": sum(params) / 3.0}}
+
+    return merge
+
+
+def _merge_that_needs_everyone(fit: Exchange):
+    def merge(state, replies: Iterable[Reply]):
+        kept = {reply.client: reply for reply in replies}
+        return fit.merge(state, [kept[k] for k in range(4)])
+
+    return merge
+
+
+@pytest.mark.parametrize(
+    ("promise", "error", "change"),
+    [
+        ("ask_and_view_read_only", AssertionError, {"ask": _ask_that_writes}),
+        ("work_changes_nothing_it_was_given", AssertionError, {"work": _work_that_writes}),
+        ("same_seed_same_bits", AssertionError, {"work": _work_on_a_global_generator}),
+        ("resumes_to_the_bit", AssertionError, {"work": _work_that_counts_runs}),
+        ("state_and_memory_are_trees", AssertionError, {"work": _work_that_keeps_a_tuple}),
+        ("the_private_part_stays_home", AssertionError, {"work": _work_that_sends_its_memory}),
+        ("merge_changes_nothing_it_was_given", AssertionError, {"merge": _merge_that_writes}),
+        ("a_failed_round_leaves_the_state", AssertionError, {"ask": _ask_that_writes}),
+        ("merge_reads_replies_once", AssertionError, {"merge": _merge_that_reads_twice}),
+        ("merge_lets_replies_go", AssertionError, {"merge": _merge_that_hoards}),
+        ("echo_changes_nothing", AssertionError, {"merge": _merge_that_divides_by_the_cohort}),
+        ("survives_one_client_missing", KeyError, {"merge": _merge_that_needs_everyone}),
+    ],
+)
+def test_a_method_that_breaks_a_promise_is_caught(promise, error, change):
+    with pytest.raises(error):
+        PROMISES[promise](broken(promise, **change))
+
+
+@pytest.mark.parametrize(
+    ("tree", "expected"),
+    [
+        ({"a": [1, 2.0, "x", None, True, torch.ones(2)], "b": {}}, None),
+        ({"a": {1: 2}}, r"state.a has the keys [1], not strings"),
+        ({"a": [0, (1, 2)]}, "state.a[1] is a tuple"),
+        ({"a": Rng(0)}, "state.a is a Rng"),
+        ({"a": torch.ones(1, requires_grad=True)}, "state.a carries a gradient graph"),
+        ({"a": torch.ones(1).numpy()}, "state.a is a ndarray"),
+        ({"a": torch.ones(1).numpy()[0]}, "state.a is a float32"),
+    ],
+)
+def test_the_tree_walker_names_the_first_fault(tree, expected):
+    assert fault(tree, "state") == expected
+    assert is_tree(tree) == (expected is None)
+
+
+def test_same_means_the_same_bits():
+    assert same({"a": torch.tensor(float("nan"))}, {"a": torch.tensor(float("nan"))})
+    assert not same(torch.tensor(0.0), torch.tensor(-0.0))
+    assert not same(torch.zeros(2), torch.zeros(2, dtype=torch.float64))
+    assert not same({"a": 1}, {"a": 1.0})
+    assert not same([torch.zeros(2)], [torch.zeros(2), torch.zeros(2)])
+
+
+# Federated averaging ------------------------------------------------------------
+
+
+def test_fedavg_with_one_full_batch_step_is_a_gradient_step_on_all_rows():
+    clients = regression_clients()
+    setup = Setup(fedavg(4, steps=1, rate=0.1), profiles_of(clients), clients)
+    played = play(setup, num_rounds=4)
+    x, y = (torch.cat([getattr(c, part) for c in clients.values()]) for part in ("inputs", "labels"))
+    weight, bias = (played.states[0]["params"][n].clone().requires_grad_() for n in ("weight", "bias"))
+    optimizer = torch.optim.SGD([weight, bias], lr=0.1)
+    for _ in range(4):
+        optimizer.zero_grad()
+        ((x @ weight + bias - y) ** 2).mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(played.states[-1]["params"], {"weight": weight.detach(), "bias": bias.detach()})
+
+
+def test_a_local_bias_never_travels_and_is_each_clients_own():
+    setup = local_bias_setup()
+    played = play(setup)
+    assert set(played.states[-1]["params"]) == {"weight"}
+    assert set(setup.method.view(played.states[-1], setup.profiles[0]).params) == {"weight"}
+    biases = [memory["params"]["bias"].item() for memory in played.memories.values()]
+    assert len(set(biases)) == 4
+    assert all(moved.bytes_up == dict.fromkeys(range(4), 32) for (moved,) in played.traffic)
+
+
+# Vertical: two exchanges, private encoders ------------------------------------------------------------
+
+
+def centrally_trained(setup: Setup, *, seed: int, num_rounds: int) -> tuple[dict, dict]:
+    """The same split network in one place, trained with autograd end to end and torch's own SGD."""
+    start = copied(setup.method.init(Rng(seed).child("init")))
+    head = {name: tensor.requires_grad_() for name, tensor in start["params"].items()}
+    encoders = {
+        k: {n: t.clone().requires_grad_() for n, t in party.initial.items()} for k, party in setup.clients.items()
+    }
+    everything = [*head.values(), *(t for encoder in encoders.values() for t in encoder.values())]
+    optimizer = torch.optim.SGD(everything, lr=0.2)
+    for number in range(num_rounds):
+        shuffle = Rng(seed).child("round", number).child("rows").torch()
+        rows = torch.randperm(len(start["labels"]), generator=shuffle)[:16]
+        joined = torch.cat([embedded(encoders[k], setup.clients[k].inputs[rows]) for k in encoders], dim=1)
+        loss = cross_entropy(joined @ head["head.weight"] + head["head.bias"], start["labels"][rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    detached = {k: {n: t.detach() for n, t in encoder.items()} for k, encoder in encoders.items()}
+    return {name: tensor.detach() for name, tensor in head.items()}, detached
+
+
+def test_joint_training_equals_the_split_network_trained_centrally():
+    setup = vertical_setup()
+    played = play(setup, seed=3, num_rounds=20)
+    head, encoders = centrally_trained(setup, seed=3, num_rounds=20)
+    assert (played.states[-1]["params"]["head.weight"] - played.states[0]["params"]["head.weight"]).abs().max() > 0.01
+    torch.testing.assert_close(played.states[-1]["params"], head, rtol=0, atol=1e-6)
+    for k, memory in played.memories.items():
+        assert (memory["params"]["encoder.weight"] - setup.clients[k].initial["encoder.weight"]).abs().max() > 0.01
+        torch.testing.assert_close(memory["params"], encoders[k], rtol=0, atol=1e-6)
+
+
+def test_vertical_training_learns_what_no_party_alone_can():
+    setup = vertical_setup()
+
+    def accuracy(state, memories) -> float:
+        joined = torch.cat([embedded(memories[k]["params"], setup.clients[k].inputs) for k in sorted(memories)], dim=1)
+        logits = joined @ state["params"]["head.weight"] + state["params"]["head.bias"]
+        return (logits.argmax(1) == state["labels"]).double().mean().item()
+
+    played = play(setup, num_rounds=150)
+    before = accuracy(played.states[0], {k: {"params": c.initial} for k, c in setup.clients.items()})
+    after = accuracy(played.states[-1], played.memories)
+    assert after > max(0.85, before + 0.15)
+
+
+def test_neither_encoders_nor_columns_nor_labels_ever_travel():
+    setup = vertical_setup()
+    orders, replies = recorded(setup)
+    assert {name for _, reply in replies for name in reply.params} == {"embedding", "rows"}
+    assert {name for _, order in orders for name in order.params} == {"gradient"}
+    assert all(not reply.params and not reply.metrics for exchange, reply in replies if exchange == "backprop")
+    private = [t for party in setup.clients.values() for t in (party.inputs, *party.initial.values())]
+    sent = [t for _, message in orders + replies for t in message.params.values()]
+    assert len(sent) == 3 * 3 * 3  # 3 rounds, 3 parties, (embedding, rows, gradient)
+    assert {tensor.shape for tensor in sent} == {(16, 4), (16,)}
+    assert not any(same(own, tensor) for own in private for tensor in sent)
+    labels = setup.method.init(Rng(0))["labels"]
+    assert not any(same(labels[r.params["rows"]], t) for e, r in replies if e == "embed" for t in sent)
+
+
+def test_a_party_that_is_away_from_embed_is_not_asked_for_backprop():
+    played = play(vertical_setup(), num_rounds=2, away=lambda client, name, number: client == 1 and number == 1)
+    embed, backprop = played.traffic[1]
+    assert embed.dropped == {1: "is away"}
+    assert sorted(backprop.bytes_down) == [0, 2]
+    first = play(vertical_setup(), num_rounds=1)
+    assert same(played.memories[1], first.memories[1])  # its encoder is where round 0 left it
+    assert not same(played.memories[0], first.memories[0])
+
+
+def recorded(setup: Setup) -> tuple[list[tuple[str, Order]], list[tuple[str, Reply]]]:
+    orders, replies = [], []
+
+    def watched(exchange: Exchange) -> Exchange:
+        def work(client, order, memory):
+            reply, after = exchange.work(client, order, memory)
+            orders.append((exchange.name, order))
+            replies.append((exchange.name, reply))
+            return reply, after
+
+        return exchange._replace(work=work)
+
+    exchanges = tuple(watched(exchange) for exchange in setup.method.exchanges)
+    play(setup._replace(method=setup.method._replace(exchanges=exchanges)))
+    return orders, replies
+
+
+# Distillation: the server owns a model and data ------------------------------------------------------------
+
+
+def test_the_servers_own_model_learns_from_predictions_alone():
+    setup = distillation_setup()
+    x, y = three_clusters("held out", 200)
+
+    def accuracy(state) -> float:
+        return (logits_of(state["params"], x).argmax(1) == y).double().mean().item()
+
+    played = play(setup, num_rounds=4)
+    assert accuracy(played.states[-1]) > max(0.9, accuracy(played.states[0]) + 0.2)
+    assert played.states[-1]["trained"] == 4
+    assert played.states[-1]["params"]["hidden"].shape == (2, 16)
+    assert {memory["params"]["hidden"].shape for memory in played.memories.values()} == {(2, w) for w in (6, 7, 8, 9)}
+
+
+def test_distillation_moves_predictions_only():
+    setup = distillation_setup()
+    orders, replies = recorded(setup)
+    assert {(name, tuple(t.shape)) for _, m in orders + replies for name, t in m.params.items()} == {
+        ("logits", (24, 3))
+    }
+    assert all(not order.settings for _, order in orders)
+    played = play(setup)
+    assert all(set(moved.bytes_up.values()) == {24 * 3 * 8} for (moved,) in played.traffic)
+
+
+# Unlike architectures ------------------------------------------------------------
+
+
+def test_each_architecture_averages_within_and_the_head_across():
+    setup = groups_setup()
+    _, replies = recorded(setup)
+    after = play(setup, num_rounds=1).states[-1]
+    first = {reply.client: reply for _, reply in replies[:5]}
+    rows = {0: 9, 1: 6, 2: 11, 3: 7, 4: 5}
+
+    def mean(name: str, members: list[int]) -> torch.Tensor:
+        return sum(rows[k] * first[k].params[name] for k in members) / sum(rows[k] for k in members)
+
+    torch.testing.assert_close(after["groups"]["narrow"]["narrow.kernel"], mean("narrow.kernel", [0, 3]))
+    for name in ("wide.blocks.0.weight", "wide.blocks.1.weight"):
+        torch.testing.assert_close(after["groups"]["wide"][name], mean(name, [1, 2, 4]))
+    torch.testing.assert_close(after["shared"]["head.weight"], mean("head.weight", [0, 1, 2, 3, 4]))
+
+
+def test_clients_of_an_architecture_hold_the_tensors_of_its_layout_and_no_other():
+    setup = groups_setup()
+    orders, replies = recorded(setup)
+    narrow, wide = {"narrow.kernel", "head.weight"}, {"wide.blocks.0.weight", "wide.blocks.1.weight", "head.weight"}
+    assert len(orders) == len(replies) == 15
+    for (_, order), (_, reply) in zip(orders, replies, strict=True):
+        expected = narrow if setup.clients[reply.client].architecture == "narrow" else wide
+        assert order.params.keys() == reply.params.keys() == expected
+
+
+def test_an_architecture_without_replies_stays_to_the_bit_while_the_head_moves():
+    setup = groups_setup()
+    played = play(setup, num_rounds=1, away=lambda client, name, number: client in (0, 3))
+    before, after = played.states
+    assert same(before["groups"]["narrow"], after["groups"]["narrow"])
+    assert not same(before["groups"]["wide"], after["groups"]["wide"])
+    assert not same(before["shared"], after["shared"])
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_toy_runs_through_the_loop_and_reports_its_traffic(row):
+    setup = ROWS[row].build()
+    played = play(setup, num_rounds=2)
+    assert [[moved.exchange for moved in traffic] for traffic in played.traffic] == [
+        [exchange.name for exchange in setup.method.exchanges]
+    ] * 2
+    assert all(moved.bytes_up.keys() == moved.bytes_down.keys() for traffic in played.traffic for moved in traffic)
+    assert not same(played.states[0], played.states[-1])
+    assert list(rounds(setup.method, lambda number: setup.profiles, _never, Rng(0), num_rounds=0)) == []
+
+
+def _never(exchange, orders):
+    raise AssertionError("nobody is to be asked")

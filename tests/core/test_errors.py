@@ -1,0 +1,45 @@
+"""Errors are finished messages."""
+
+import pickle
+
+import pytest
+
+from fedquilt.core import errors
+from fedquilt.core.errors import ConfigError, FedquiltError, suggestion
+
+
+def test_every_error_of_the_module_is_a_fedquilt_error_and_says_what_it_is_for():
+    kinds = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+    assert len(kinds) >= 7
+    for kind in kinds:
+        assert issubclass(kind, FedquiltError)
+        assert kind.__doc__
+        assert str(kind("rounds = 0: must be at least 1")) == "rounds = 0: must be at least 1"
+
+
+def test_a_config_error_carries_every_problem():
+    error = ConfigError(["rounds = 0: must be at least 1", "[model] nmae: unknown key"])
+    assert error.problems == ("rounds = 0: must be at least 1", "[model] nmae: unknown key")
+    assert str(error) == "rounds = 0: must be at least 1\n[model] nmae: unknown key"
+    assert ConfigError("one").problems == ("one",)
+
+
+def test_errors_survive_the_way_between_processes():
+    error = pickle.loads(pickle.dumps(ConfigError(["a", "b"])))
+    assert isinstance(error, ConfigError)
+    assert error.problems == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("buget", " (did you mean 'budget'?)"),
+        ("ranks", " (did you mean 'rank'?)"),
+        ("rank", " (did you mean 'rank'?)"),
+        ("zzz", ""),
+        ("", ""),
+    ],
+)
+def test_suggestion_is_the_nearest_allowed_word_or_nothing(word, expected):
+    assert suggestion(word, ("budget", "rank", "alpha")) == expected
+    assert suggestion(word, ()) == ""

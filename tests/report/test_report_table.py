@@ -1,0 +1,239 @@
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from fedquilt.core.errors import ConfigError, RunError
+from fedquilt.report.read import read_run
+from fedquilt.report.table import (
+    HONEST,
+    as_json,
+    as_markdown,
+    as_text,
+    cells,
+    compare_rows,
+    comparison,
+    human_bytes,
+    human_metric,
+    notes,
+    paired_rows,
+    summary,
+    verdict,
+)
+
+
+@pytest.fixture
+def made(make_run, round_line):
+    """A run of the given global accuracies, every client at the same value."""
+
+    def make(method, seed, values, **more):
+        lines = [round_line(at, value, {0: value, 1: value}) for at, value in enumerate(values)]
+        return read_run(make_run(lines, folder=f"{method}-{seed}", method=method, seed=seed, **more))
+
+    return make
+
+
+@pytest.fixture
+def groups(made):
+    return {
+        "fedit": [made("fedit", seed, [0.1, value]) for seed, value in ((1, 0.50), (2, 0.60), (3, 0.55))],
+        "ours": [made("ours", seed, [0.1, value]) for seed, value in ((1, 0.53), (2, 0.64), (3, 0.60))],
+        "noisy": [made("noisy", seed, [0.1, value]) for seed, value in ((1, 0.60), (2, 0.50), (3, 0.58))],
+        "short": [made("short", seed, [0.1, value]) for seed, value in ((1, 0.90), (2, 0.95))],
+    }
+
+
+def test_summary_by_hand(make_run, round_line):
+    lines = [
+        round_line(0, 0.1, {0: 0.0, 1: 0.0}),
+        round_line(1, None),
+        round_line(2, 0.5, {0: 0.2, 1: 0.8}),
+        round_line(3, 0.7, {0: 0.4, 1: 0.7}),
+    ]
+    lines[3]["exchanges"][0]["dropped"] = {"5": "loss is nan at step 3"}
+    row = summary(read_run(make_run(lines)), last=2)
+    assert row["metric"] == "accuracy"
+    assert row["global"] == pytest.approx(0.6)
+    assert row["global_deviation"] == pytest.approx(math.sqrt(0.02))  # (0.01 + 0.01) / (2 - 1)
+    assert row["personalised"] == pytest.approx((0.5 + 0.55) / 2)
+    assert row["personalised_deviation"] == pytest.approx(0.05 / math.sqrt(2))
+    assert row["personalised_weighted"] == pytest.approx((18 / 30 + 18 / 30) / 2)  # 10 and 20 examples
+    assert row["worst_client"] == pytest.approx(0.3)
+    assert row["lowest_client"] == pytest.approx(0.2)
+    assert row["client_spread"] == pytest.approx((0.6 + 0.3) / 2 / math.sqrt(2))
+    assert (row["bytes_up"], row["bytes_down"]) == (4 * 1500, 4 * 3000)
+    assert (row["seconds"], row["seconds_per_round"]) == (6.0, 1.5)
+    assert (row["rounds"], row["dropped"], row["status"]) == (4, 1, "finished")
+
+
+def test_summary_of_a_run_without_evaluation(make_run, round_line):
+    row = summary(read_run(make_run([round_line(0, None)], finished=False)))
+    assert [row[key] for key in ("global", "global_deviation", "personalised", "lowest_client")] == [None] * 4
+    assert row["status"] == "unfinished"
+    assert "0 (unfinished)" not in as_text([row])
+    assert "1 (unfinished)" in as_text([row])
+
+
+def test_one_evaluated_round_has_no_deviation(made):
+    row = summary(made("fedit", 1, [0.5]))
+    assert row["global"] == 0.5
+    assert row["global_deviation"] is None
+
+
+def test_summary_needs_a_round_to_average(made):
+    with pytest.raises(ConfigError, match=r"last = 0 is not allowed; at least 1"):
+        summary(made("fedit", 1, [0.5]), last=0)
+
+
+def test_a_loss_only_run_is_summed_up_by_its_loss(make_run, round_line):
+    measured = {"global": None, "clients": {"0": {"loss": 2.0, "examples": 4}, "1": {"loss": 3.0, "examples": 12}}}
+    row = summary(read_run(make_run([round_line(0, None, evaluation=measured)])))
+    assert row["metric"] == "loss"
+    assert (row["personalised"], row["personalised_weighted"], row["lowest_client"]) == (2.5, 2.75, 3.0)
+    assert row["worst_client"] == 3.0
+
+
+def test_compare_by_hand(groups):
+    row = compare_rows(groups, last=1)[0]
+    assert (row["label"], row["seeds"], row["unfinished"]) == ("fedit", 3, 0)
+    assert row["global"] == pytest.approx(0.55)
+    assert row["global_deviation"] == pytest.approx(0.05)
+    assert row["global_within"] is None  # one round has no deviation inside the run
+    assert (row["bytes_up"], row["bytes_down"], row["seconds"]) == (3000, 6000, 3.0)
+    both = compare_rows(groups, last=2)[0]
+    assert both["global"] == pytest.approx((0.3 + 0.35 + 0.325) / 3)
+    assert both["global_within"] == pytest.approx((0.4 + 0.5 + 0.45) / 3 / math.sqrt(2))
+
+
+def test_paired_by_hand(groups):
+    ours, noisy, short = paired_rows(groups, "fedit", last=1)
+    # differences 0.03, 0.04, 0.05: mean 0.04, deviation 0.01
+    assert ours["difference"] == pytest.approx(0.04)
+    assert ours["standard_error"] == pytest.approx(0.01 / math.sqrt(3))
+    assert (ours["seeds"], ours["verdict"]) == (3, "separates")
+    # differences 0.10, -0.10, 0.03
+    assert noisy["difference"] == pytest.approx(0.01)
+    assert noisy["verdict"] == "within noise"
+    assert (short["seeds"], short["verdict"]) == (2, "too few seeds")
+    assert short["difference"] == pytest.approx(0.375)
+    error = stats.sem([0.10, -0.10, 0.03])
+    assert noisy["standard_error"] == pytest.approx(error)
+
+
+def test_paired_of_a_measure_nobody_has(made, make_run, round_line):
+    groups = {"a": [made("a", 1, [0.5])], "b": [read_run(make_run([round_line(0, None)], folder="b", seed=1))]}
+    (row,) = paired_rows(groups, "a")
+    assert (row["seeds"], row["difference"], row["standard_error"], row["verdict"]) == (0, None, None, "too few seeds")
+
+
+def test_paired_names_what_it_does_not_know(groups):
+    with pytest.raises(
+        ConfigError, match=r"reference = 'fedti' is not known \(did you mean 'fedit'\?\); one of: fedit"
+    ):
+        paired_rows(groups, "fedti")
+    with pytest.raises(ConfigError, match=r"measure = 'worst' is not known.*one of: global, personalised"):
+        paired_rows(groups, "fedit", measure="worst")
+
+
+@given(st.lists(st.floats(-1, 1), min_size=3, max_size=8), st.randoms())
+def test_verdict_does_not_depend_on_order_or_direction(gaps, shuffler):
+    turned = [-gap for gap in gaps]
+    assert verdict(gaps) == verdict(turned)
+    assert verdict(gaps) in ("separates", "within noise")
+
+
+def test_equal_runs_never_separate():
+    assert verdict([0.0, 0.0, 0.0]) == "within noise"
+    assert verdict([0.1, 0.1, 0.1]) == "separates"
+
+
+def test_the_stated_chances_are_those_of_student():
+    chances = [round(200 * stats.t.sf(2, seeds - 1)) for seeds in (3, 5, 10)]
+    assert chances == [18, 12, 8]
+    assert "18 of 100 cases with 3 seeds, in 12 with 5, in 8 with 10" in HONEST
+
+
+def test_one_seed_twice_is_refused(groups):
+    doubled = {"fedit": [groups["fedit"][0]] * 2}
+    with pytest.raises(RunError, match=r"fedit: two runs have seed 1 \(.*fedit-1 and .*fedit-1\)"):
+        compare_rows(doubled)
+    with pytest.raises(RunError, match="fedit: no run to report"):
+        compare_rows({"fedit": []})
+
+
+def test_notes_tell_what_is_not_alike(made, groups):
+    assert notes({"fedit": groups["fedit"], "ours": groups["ours"]}) == []
+    other = made("other", 9, [0.1, 0.2, 0.3], finished=False, digest="d2")
+    same = made("same", 9, [0.1, 0.2, 0.3])
+    text = "\n".join(notes({"fedit": groups["fedit"], "other": [other], "same": [same]}))
+    assert "not run with the same seeds (fedit: 1, 2, 3; other: 9; same: 9)" in text
+    assert "same number of rounds (fedit: 2; other: 3; same: 3)" in text
+    assert "other: unfinished at seed 9" in text
+    assert "not split alike for all labels at seed 9." in text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (1_234_567, "1.2 MB"), (999_999, "1.0 MB"), (3.2e9, "3.2 GB")],
+)
+def test_human_bytes(count, text):
+    assert human_bytes(count) == text
+
+
+@given(st.integers(0, 10**17))
+def test_human_bytes_keeps_three_digits_before_the_point(count):
+    number, unit = human_bytes(count).split()
+    factor = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "PB": 1e15}[unit]
+    assert float(number) < 1000
+    assert float(number) * factor == pytest.approx(count, rel=0.05)
+
+
+def test_human_metric():
+    assert human_metric(0.8123, "accuracy", 0.009) == "81.2 ± 0.9"
+    assert human_metric(0.03, "accuracy", sign=True) == "+3.0"
+    assert human_metric(1.23456, "loss", 0.1) == "1.235 ± 0.100"
+    assert human_metric(None, "accuracy") == "-"
+    assert human_metric(math.nan, "loss") == "nan"
+
+
+def test_text_forms(groups):
+    rows = compare_rows(groups, last=1)
+    markdown = as_markdown(rows).splitlines()
+    assert markdown[0].startswith("| method | seeds | global | personalised |")  # 'within run' has no value here
+    assert markdown[1] == "|" + " --- |" * markdown[0].count(" | ") + " --- |"
+    assert "| fedit | 3 | 55.0 ± 5.0 |" in markdown[2]
+    text = as_text(rows).splitlines()
+    assert text[0].index("seeds") == text[1].index("3")
+    assert len(text) == 5
+    assert as_markdown([]) == as_text([]) == ""
+    assert cells(paired_rows(groups, "fedit", last=1))[1] == ["ours", "fedit", "3", "+4.0", "0.6", "separates"]
+
+
+def test_a_bar_in_a_label_does_not_break_the_markdown_table(groups):
+    assert "| a \\| b | 3 |" in as_markdown(compare_rows({"a | b": groups["fedit"]}))
+
+
+def test_json_is_strict(groups):
+    rows = [*compare_rows(groups), {"label": "x", "global": math.nan}]
+    found = json.loads(as_json(rows), parse_constant=pytest.fail)
+    assert found[-1]["global"] is None
+    assert found[0]["label"] == "fedit"
+
+
+@pytest.mark.parametrize("form", ["text", "markdown"])
+def test_comparison_says_what_separates(groups, form):
+    text = comparison(groups, last=1, reference="fedit", form=form)
+    assert "Paired over seeds against fedit, global accuracy:" in text
+    assert "Paired over seeds against fedit, personalised accuracy:" in text
+    assert HONEST in text
+    assert "not run with the same seeds" in text
+    assert text.count("separates") == 3  # ours, globally and personalised, and the explanation
+    assert HONEST not in comparison(groups, last=1, form=form)
+
+
+def test_comparison_refuses_another_form(groups):
+    with pytest.raises(ConfigError, match=r"form = 'latex' is not known; allowed: text, markdown"):
+        comparison(groups, form="latex")
