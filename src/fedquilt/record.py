@@ -14,7 +14,7 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -65,7 +65,7 @@ class Record:
             if the folder exists and is not empty, or cannot be written.
         """
         folder = Path(folder)
-        with _explained(folder, "no run was started"):
+        with _explained(folder, lambda: "no run was started", "start the run again"):
             cls.refuse(folder)
             folder.parent.mkdir(parents=True, exist_ok=True)
             draft = folder.parent / f".{folder.name}.creating"
@@ -229,12 +229,13 @@ class Record:
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:
-        if self._last_round is None:
-            whole = "there is no checkpoint yet"
-        else:
-            whole = f"the checkpoint of round {self._last_round} is whole"
-        with _explained(path, whole, f"continue with: fedquilt run --resume {self.folder}"):
+        with _explained(path, self._what_is_safe, f"continue with: fedquilt run --resume {self.folder}"):
             yield
+
+    def _what_is_safe(self) -> str:
+        if self._last_round is None:
+            return "there is no checkpoint yet"
+        return f"the checkpoint of round {self._last_round} is whole"
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -486,7 +487,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @contextmanager
-def _explained(path: Path, whole: str, then: str = "") -> Iterator[None]:
+def _explained(path: Path, what_is_safe: Callable[[], str], then: str) -> Iterator[None]:
     """Turn what the disk refused into a message: what, why, what is safe, and what to do."""
     try:
         yield
@@ -498,6 +499,4 @@ def _explained(path: Path, whole: str, then: str = "") -> Iterator[None]:
         else:
             advice = "see to the disk"
         reason = error.strerror or str(error)
-        raise RunError(
-            f"{path}: cannot be written ({reason}); {whole}; {advice}, then {then or 'start the run again'}"
-        ) from error
+        raise RunError(f"{path}: cannot be written ({reason}); {what_is_safe()}; {advice}, then {then}") from error

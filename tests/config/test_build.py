@@ -62,12 +62,14 @@ def test_values_take_the_annotated_type():
 def test_every_problem_is_told_at_once():
     assert problems(shap=1, shape="triangel", decay="x") == (
         (
-            "method.shap = 1: unknown key (did you mean 'shape'?); allowed: classes, shape, decay, cover, note, layers, "
-            "floor, size"
+            "method.shap = 1: unknown key (did you mean 'shape'?); allowed: classes, shape, decay, cover, note, "
+            "layers, floor, size"
         ),
         "method.classes: missing; it has no default, so give it in [method]",
-        "method.shape = 'triangel': not one of the choices (did you mean 'triangle'?); "
-        "allowed: 'triangle' or 'bottleneck'",
+        (
+            "method.shape = 'triangel': not one of the choices (did you mean 'triangle'?); "
+            "allowed: 'triangle' or 'bottleneck'"
+        ),
         "method.decay = 'x': must be a number, not text in quotes",
     )
 

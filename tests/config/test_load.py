@@ -124,8 +124,10 @@ def test_an_unknown_section_is_an_unknown_key(write):
         ('[adapter]\ntargets = ["q", 1]\n', "adapter.targets[1] = 1: must be text"),
         (
             '[head]\npolicy = "global"\n',
-            "head.policy = 'global': not one of the choices (did you mean 'local'?); allowed: 'aggregate', "
-            "'local' or 'frozen'",
+            (
+                "head.policy = 'global': not one of the choices (did you mean 'local'?); allowed: 'aggregate', "
+                "'local' or 'frozen'"
+            ),
         ),
     ],
 )

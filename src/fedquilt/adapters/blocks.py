@@ -15,9 +15,10 @@ from fedquilt.core.types import Blocks
 def only_blocks(model: nn.Module, blocks: Blocks, keep: Collection[int]) -> Iterator[nn.Module]:
     """``model`` with only the blocks in ``keep``, in increasing order; the whole model again when the context ends.
 
-    Inside, the model computes what one built with just these blocks would: the block list, the layer count and per-layer
-    lists of the config, and each block's own index are all cut to size. The kept blocks bear new names inside (block 5 of
-    ``keep={2, 5}`` is number 1), so parameters must be looked up before. The model must not be used elsewhere meanwhile.
+    Inside, the model computes what one built with just these blocks would: the block list, the layer count and
+    per-layer lists of the config, and each block's own index are all cut to size. The kept blocks bear new names inside
+    (block 5 of ``keep={2, 5}`` is number 1), so parameters must be looked up before. The model must not be used
+    elsewhere meanwhile.
 
     Raises
     ------

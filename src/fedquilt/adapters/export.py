@@ -39,9 +39,9 @@ def save_peft(
     """The folder, now holding ``params`` as ``PeftModel.from_pretrained(base, folder)`` reads them.
 
     ``params`` may be a part of the layout, whole modules at a time; blocks that are left out stay without an adapter.
-    Tensors that are neither low-rank factors of the layout nor part of its head must be named in ``head`` (a frozen head
-    that was drawn afresh has to go along, or the logits change). ``fan_in_fan_out`` True where the adapted modules are
-    Conv1D. The folder appears whole or not at all; one that is there is replaced.
+    Tensors that are neither low-rank factors of the layout nor part of its head must be named in ``head`` (a frozen
+    head that was drawn afresh has to go along, or the logits change). ``fan_in_fan_out`` True where the adapted modules
+    are Conv1D. The folder appears whole or not at all; one that is there is replaced.
 
     Raises
     ------
@@ -90,7 +90,8 @@ def load_peft(folder: str | Path, layout: Layout | None = None) -> tuple[Params,
     Raises
     ------
     ModelError
-        if a file is missing or damaged, if PEFT was told to do what plain LoRA does not, or if names or shapes do not fit.
+        if a file is missing or damaged, if PEFT was told to do what plain LoRA does not, or if names or shapes do not
+        fit.
     """
     folder = Path(folder)
     config, tensors = _read(folder)
@@ -124,15 +125,15 @@ def _modules(params: Mapping[str, Tensor], head: Collection[str], settings: Lora
             continue
         if factor not in _FACTORS:
             raise ModelError(f"tensor '{name}' is neither a low-rank factor nor part of the head")
-        pair = [params.get(f"{module}.{one}") for one in _FACTORS]
-        if pair[0] is None or pair[1] is None:
+        a, b = params.get(f"{module}.lora_A"), params.get(f"{module}.lora_B")
+        if a is None or b is None:
             raise ModelError(
                 f"module '{module}' has {name.rpartition('.')[2]} but not the other factor; both are needed"
             )
-        a, b = pair
         if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
             raise ModelError(
-                f"module '{module}': lora_A is {tuple(a.shape)} and lora_B {tuple(b.shape)}; (r, d_in) and (d_out, r) fit"
+                f"module '{module}': lora_A is {tuple(a.shape)} and lora_B {tuple(b.shape)}; "
+                "they must be (r, d_in) and (d_out, r)"
             )
         if a.shape[0] != settings.rank_of(module):
             raise ModelError(
@@ -212,8 +213,8 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
     draw = config.get("init_lora_weights")
     if isinstance(draw, str) and draw.lower() not in _PLAIN_DRAWS:
         raise ModelError(
-            f"{folder}: adapter_config.json has init_lora_weights = {draw!r}, which changes the base too; convert the adapter "
-            "with PEFT's path_initial_model_for_weight_conversion"
+            f"{folder}: adapter_config.json has init_lora_weights = {draw!r}, which changes the base too; "
+            "convert the adapter with PEFT's path_initial_model_for_weight_conversion"
         )
 
 

@@ -16,17 +16,18 @@ from fedquilt.core.types import Blocks, Layout, Params
 def inject(
     model: nn.Module, blocks: Blocks, settings: LoraSettings, targets: Collection[str] = (), head: Collection[str] = ()
 ) -> dict[str, LoraLinear]:
-    """The adapters now in ``model``, by module path: every linear module inside a block that one of ``targets`` names.
+    """The adapters now in ``model``, by module path: on every linear module inside a block that a target names.
 
-    A target is a module's name or the end of its path (``"q_proj"``, ``"attention.q_proj"``); without ``targets`` those of
-    the settings hold. The model is changed in place; afterwards no parameter of it requires a gradient, the head's
+    A target is a module's name or the end of its path (``"q_proj"``, ``"attention.q_proj"``); without ``targets`` those
+    of the settings hold. The model is changed in place; afterwards no parameter of it requires a gradient, the head's
     neither: the caller switches on what it trains. ``head`` names the head's parameters, which must exist and must not
     lie in an adapted module.
 
     Raises
     ------
     ModelError
-        if a target matches no linear module inside the blocks, or a head parameter is not in the model; names what there is.
+        if a target matches no linear module inside the blocks, or a head parameter is not in the model; names what
+        there is.
     """
     chosen = tuple(targets) or settings.targets
     linears = {name: module for name, module in model.named_modules() if _adaptable(name, module, blocks)}
@@ -40,7 +41,8 @@ def inject(
         if not any(_named(name, target) for name in linears):
             last = sorted({name.rpartition(".")[2] for name in endings})
             raise ModelError(
-                f"adapter.targets holds '{target}', which names no linear module inside the blocks{suggestion(target, last)}; "
+                f"adapter.targets holds '{target}', which names no linear module inside the "
+                f"blocks{suggestion(target, last)}; "
                 "there are: " + (", ".join(endings) or "none")
             )
     parameters = dict(model.named_parameters())
@@ -100,7 +102,7 @@ def trainable(model: nn.Module, layout: Layout) -> dict[str, nn.Parameter]:
 
 
 def initial(layout: Layout, model: nn.Module) -> Callable[[Rng], Params]:
-    """``make(rng)``: what training starts from, on the CPU: fresh low-rank factors, and the head as it is in ``model`` now.
+    """``make(rng)``: what training starts from, on the CPU: fresh low-rank factors, and the head as it is now.
 
     The factors are drawn module by module from ``rng``. The head is copied when this function is called, so that what
     clients later load into the model does not change the start.

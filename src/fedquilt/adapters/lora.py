@@ -25,9 +25,10 @@ _Number = TypeVar("_Number", int, float)
 class LoraSettings:
     """How linear modules are adapted.
 
-    ``rank`` r, ``alpha`` (the scale is alpha/r, or alpha/sqrt(r) with ``rslora``), ``dropout`` in [0, 1) on the adapter's
-    input, ``targets`` the module names or name endings to adapt (empty: the model's default). ``rank_pattern`` and
-    ``alpha_pattern`` hold exceptions by module path, or by a regular expression that matches the end of one, as PEFT's do.
+    ``rank`` r, ``alpha`` (the scale is alpha/r, or alpha/sqrt(r) with ``rslora``), ``dropout`` in [0, 1) on the
+    adapter's input, ``targets`` the module names or name endings to adapt (empty: the model's default).
+    ``rank_pattern`` and ``alpha_pattern`` hold exceptions by module path, or by a regular expression that matches the
+    end of one, as PEFT's do.
     """
 
     rank: int
@@ -74,9 +75,9 @@ class LoraSettings:
 class LoraLinear(nn.Module):
     """A linear module with a low-rank term beside it: ``y = base(x) + s B A dropout(x)``.
 
-    ``lora_A`` is (r, d_in) and ``lora_B`` (d_out, r), both float32 and zero until values are put in. ``base`` is any module
-    that maps d_in to d_out features; only its forward is called, so a quantised one works. ``active`` False leaves the base
-    alone.
+    ``lora_A`` is (r, d_in) and ``lora_B`` (d_out, r), both float32 and zero until values are put in. ``base`` is any
+    module that maps d_in to d_out features; only its forward is called, so a quantised one works. ``active`` False
+    leaves the base alone.
 
     Raises
     ------
@@ -120,13 +121,13 @@ class LoraLinear(nn.Module):
         if not self.active:
             return y
         h = F.dropout(x, self.dropout, self.training)
-        if not torch.is_autocast_enabled(h.device.type):
-            h = h.to(self.lora_A.dtype)  # a base in half precision; autocast chooses the dtype by itself
+        if h.dtype != self.lora_A.dtype and (h.is_meta or not torch.is_autocast_enabled(h.device.type)):
+            h = h.to(self.lora_A.dtype)  # a base in half precision; autocast would choose the dtype by itself
         h = F.linear(h, self.lora_A)  # (..., r)
         return y + (self.scaling * F.linear(h, self.lora_B)).to(y.dtype)  # (..., d_out)
 
     def delta(self) -> Tensor:
-        """The dense change ``s B A`` in the orientation of the base's weight: (d_out, d_in), or (d_in, d_out) for Conv1D."""
+        """The dense change ``s B A``, shaped as the base's weight: (d_out, d_in), or (d_in, d_out) for Conv1D."""
         dense = self.scaling * (self.lora_B.detach() @ self.lora_A.detach())  # (d_out, d_in)
         return dense.T if self.fan_in_fan_out else dense
 
@@ -148,8 +149,8 @@ def num_features(module: nn.Module) -> tuple[int, int]:
         if all(isinstance(number, int) for number in numbers):
             return numbers[0], numbers[1]  # type: ignore[return-value]
     raise ModelError(
-        f"a {type(module).__name__} cannot be adapted: it has no in_features and out_features; choose linear modules in "
-        "adapter.targets"
+        f"a {type(module).__name__} cannot be adapted: it has no in_features and out_features; "
+        "choose linear modules in adapter.targets"
     )
 
 
@@ -165,7 +166,7 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def initial_factors(name: str, d_in: int, d_out: int, rank: int, rng: Rng) -> tuple[Tensor, Tensor]:
-    """``A`` (r, d_in), uniform in ``+-1/sqrt(d_in)``, and ``B`` (d_out, r), zero: the adapter starts by changing nothing.
+    """``A`` (r, d_in), uniform in ``+-1/sqrt(d_in)``, and ``B`` (d_out, r), zero: at first the adapter changes nothing.
 
     ``A`` is drawn from ``rng.child("lora", name)``, so it does not depend on which other modules are adapted.
 

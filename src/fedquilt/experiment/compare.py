@@ -30,6 +30,7 @@ class Job:
 
     @property
     def finished(self) -> bool:
+        """Whether the folder holds this run, finished."""
         if not self.folder.exists():
             return False
         Record.open(self.folder, resolved(self.config), NOT_DETERMINING)  # refuses another run's folder

@@ -1,1 +1,1 @@
-"""Where models come from: Hugging Face folders and hub names, tiny random ones, and published shapes without weights."""
+"""Where models come from: Hugging Face folders and hub names, tiny random ones, published shapes."""

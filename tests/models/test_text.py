@@ -1,0 +1,120 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedquilt.core.errors import DataError
+from fedquilt.core.rng import Rng
+from fedquilt.data.table import Table
+from fedquilt.models.hf import load_model
+from fedquilt.models.text import IGNORED, NUM_TOKENS, byte_tokenizer, prepare_text
+
+LENGTH = 24
+
+
+@pytest.fixture(scope="module")
+def bert():
+    return load_model("tiny:bert", "sequence-classification", num_classes=2, rng=Rng(0), max_length=LENGTH)
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return load_model("tiny:llama", "causal-lm", num_classes=None, rng=Rng(0), max_length=LENGTH)
+
+
+def sentences(*texts, pairs=None):
+    return Table("text", list(texts), torch.arange(len(texts)) % 2, ("no", "yes"), pairs=pairs)
+
+
+@settings(deadline=None)
+@given(text=st.text())
+def test_the_byte_tokenizer_loses_nothing_and_has_one_token_per_byte(text):
+    tokenizer = byte_tokenizer(start_and_end=False)
+    text = text.replace("<", "")  # the names of special tokens stand for themselves
+    ids = tokenizer.encode(text).ids
+    assert ids[0] == 1
+    assert len(ids) == 1 + len(text.encode())
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.get_vocab_size() == NUM_TOKENS
+
+
+def test_sentences_become_rows_of_one_length_padded_on_the_right(bert):
+    columns = bert.encode(sentences("abc", "a sentence that is longer than the limit"))
+    assert {name: tuple(column.shape) for name, column in columns.items()} == {
+        "input_ids": (2, LENGTH),
+        "attention_mask": (2, LENGTH),
+        "token_type_ids": (2, LENGTH),
+        "labels": (2,),
+    }
+    assert columns["input_ids"][0, [0, 4]].tolist() == [1, 2]
+    assert columns["attention_mask"].sum(1).tolist() == [5, LENGTH]
+    assert columns["input_ids"][0, 5:].unique().tolist() == [0]
+    assert columns["labels"].dtype == torch.int64
+
+
+def test_a_second_sentence_is_told_by_its_type(bert):
+    columns = bert.encode(sentences("ab", pairs=["cde"]))
+    assert columns["attention_mask"].sum().item() == 2 + 3 + 3
+    assert columns["token_type_ids"][0, :9].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 0]
+
+
+def test_prepare_cuts_padding_and_changes_no_logits(bert):
+    columns = bert.encode(sentences("abc", "abcdefg"))
+    inputs = bert.prepare(columns)
+    assert {name: tuple(value.shape) for name, value in inputs.items()} == {
+        "input_ids": (2, 9),
+        "attention_mask": (2, 9),
+        "token_type_ids": (2, 9),
+    }
+    assert all(value.dtype == torch.int64 for value in inputs.values())
+    whole = {name: column.long() for name, column in columns.items() if name != "labels"}
+    torch.testing.assert_close(bert.model(**inputs).logits, bert.model(**whole).logits)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3"])
+def test_a_decoder_classifies_by_the_last_token_that_is_no_padding(kind):
+    found = load_model(f"tiny:{kind}", "sequence-classification", num_classes=2, rng=Rng(0), max_length=LENGTH)
+    together = found.model(**found.prepare(found.encode(sentences("abc", "abcdefg")))).logits
+    alone = found.model(**found.prepare(found.encode(sentences("abc")))).logits
+    torch.testing.assert_close(together[:1], alone)
+
+
+def test_a_completion_is_labelled_and_its_prompt_and_padding_are_not(llama):
+    table = Table("text", ["ab"], None, (), targets=["xyz"])
+    columns = llama.encode(table)
+    ids, labels = columns["input_ids"][0], columns["labels"][0]
+    assert columns["attention_mask"][0].sum().item() == 1 + 2 + 3 + 1
+    assert ids[6].item() == 2  # the end token
+    assert labels[3:7].tolist() == ids[3:7].tolist()
+    assert labels[:3].tolist() == [IGNORED] * 3
+    assert labels[7:].unique().tolist() == [IGNORED]
+    assert list(llama.prepare(columns)) == ["input_ids", "attention_mask"]
+    assert llama.prepare(columns)["input_ids"].shape == (1, 7)
+
+
+@settings(deadline=None, max_examples=50)
+@given(prompt=st.integers(0, 40), answer=st.integers(0, 40))
+def test_too_long_a_row_keeps_its_completion_first_and_always_a_label(llama, prompt, answer):
+    columns = llama.encode(Table("text", ["p" * prompt], None, (), targets=["a" * answer]))
+    labelled = int((columns["labels"] != IGNORED).sum())
+    assert labelled == min(answer + 1, LENGTH - 1)
+    assert int(columns["attention_mask"].sum()) == min(1 + prompt + answer + 1, LENGTH)
+
+
+def test_without_completions_every_token_is_a_label(llama):
+    columns = llama.encode(Table("text", ["abc"], None, ()))
+    used = columns["attention_mask"][0].bool()
+    assert used.sum().item() == 5
+    assert torch.equal(columns["labels"][0][used], columns["input_ids"][0][used].long())
+
+
+def test_rows_that_are_no_labelled_text_are_told(bert, llama):
+    with pytest.raises(DataError, match="reads text, but the data holds images"):
+        llama.encode(Table("image", torch.zeros(1, 8, 8, dtype=torch.uint8), None, ()))
+    with pytest.raises(DataError, match=r"has no labels.*data\.label"):
+        bert.encode(Table("text", ["a"], None, ()))
+
+
+def test_rows_of_nothing_but_padding_keep_one_column():
+    columns = {"input_ids": torch.zeros(2, 4).int(), "attention_mask": torch.zeros(2, 4).int()}
+    assert prepare_text(columns)["input_ids"].shape == (2, 1)
