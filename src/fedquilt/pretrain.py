@@ -81,8 +81,8 @@ def pretrain_glyphs(
     folder = _empty_folder(Path(out))
     began = time.perf_counter()
     model: Any = new_vit(ARCHITECTURE, CLASSES, rng.child("init")).to(device).train()
-    pool = glyph_pool(tuple(font for font in FONTS if font not in HELD_OUT_FONTS))
-    generator = rng.child("train").torch()
+    fonts = tuple(font for font in FONTS if font not in HELD_OUT_FONTS)
+    pool, generator = glyph_pool(fonts), rng.child("train").torch()
     optimizer = torch.optim.AdamW(_groups(model, weight_decay), lr=learning_rate, betas=(0.9, 0.98))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, warmup))
     losses = []
@@ -103,15 +103,9 @@ def pretrain_glyphs(
         if progress is not None:
             progress(step + 1, steps, losses[-1])
     model.eval()
-    result = Pretrained(
-        folder,
-        accuracy_new_fonts=_accuracy(model, HELD_OUT_FONTS, rng.child("new fonts"), device),
-        accuracy_new_drawings=_accuracy(
-            model, tuple(font for font in FONTS if font not in HELD_OUT_FONTS), rng.child("new drawings"), device
-        ),
-        losses=tuple(losses),
-        seconds=time.perf_counter() - began,
-    )
+    new_fonts = _accuracy(model, HELD_OUT_FONTS, rng.child("new fonts"), device)
+    new_drawings = _accuracy(model, fonts, rng.child("new drawings"), device)
+    result = Pretrained(folder, new_fonts, new_drawings, tuple(losses), time.perf_counter() - began)
     settings = {
         "seed": rng.seed,
         "steps": steps,
@@ -121,14 +115,7 @@ def pretrain_glyphs(
         "warmup": warmup,
         "label_smoothing": label_smoothing,
     }
-    try:
-        model.to("cpu").save_pretrained(folder)
-        (folder / "preprocessor_config.json").write_text(json.dumps(_preprocessor(), indent=2) + "\n", "utf-8")
-        (folder / "recipe.toml").write_text(_recipe(settings, result), "utf-8")
-    except OSError as error:
-        raise RunError(
-            f"cannot write the model to {folder}: {error.strerror or error}; free the disk or choose another"
-        ) from error
+    _write(model, settings, result)
     return result
 
 
@@ -187,6 +174,18 @@ def _accuracy(model: nn.Module, fonts: tuple[str, ...], rng: Rng, device: str) -
     images, labels = draw(glyph_pool(fonts), _HELD_OUT_ROWS, rng.torch())
     guesses = [model(pixel_values=_pixels(part).to(device)).logits.argmax(-1).cpu() for part in images.split(256)]
     return float((torch.cat(guesses) == labels).float().mean())
+
+
+def _write(model: Any, settings: dict[str, Any], result: Pretrained) -> None:
+    folder = result.folder
+    try:
+        model.to("cpu").save_pretrained(folder)
+        (folder / "preprocessor_config.json").write_text(json.dumps(_preprocessor(), indent=2) + "\n", "utf-8")
+        (folder / "recipe.toml").write_text(_recipe(settings, result), "utf-8")
+    except OSError as error:
+        raise RunError(
+            f"cannot write the model to {folder}: {error.strerror or error}; free the disk or choose another folder"
+        ) from error
 
 
 def _preprocessor() -> dict[str, Any]:

@@ -43,7 +43,10 @@ def test_the_shallow_model_is_one_built_shallow_and_the_whole_one_comes_back(kin
     settings, before = model.config.to_dict(), model(**inputs(task)).logits
     with only_blocks(model, found.blocks, KEEP) as shallow:
         assert shallow is model
-        inside, state = model(**inputs(task)).logits, {name: value.clone() for name, value in model.state_dict().items()}
+        inside, state = (
+            model(**inputs(task)).logits,
+            {name: value.clone() for name, value in model.state_dict().items()},
+        )
     assert not torch.equal(inside, before)
     assert model.config.to_dict() == settings
     assert [name for name, _ in model.named_parameters()] == names

@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from fedquilt.adapters.export import load_peft, save_peft
-from fedquilt.adapters.inject import adapters, inject, initial, layout, load, trainable
+from fedquilt.adapters.inject import adapters, initial, inject, layout, load, trainable
 from fedquilt.adapters.lora import LoraSettings
 from fedquilt.core.errors import ModelError, RunError
 from fedquilt.core.rng import Rng
@@ -106,9 +106,7 @@ def test_we_compute_the_same_logits_from_what_peft_saved(tmp_path, name, task, k
     where = layout(found.model, found.blocks, found.architecture, found.head)
     params, _ = load_peft(tmp_path, where)
     load(trainable(found.model, where), params)
-    torch.testing.assert_close(
-        found.model(**inputs(task)).logits, theirs(**inputs(task)).logits, rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(found.model(**inputs(task)).logits, theirs(**inputs(task)).logits, rtol=0, atol=1e-5)
 
 
 def test_a_part_of_the_blocks_is_saved_by_full_paths_so_that_peft_adapts_no_other(tmp_path):
@@ -128,7 +126,7 @@ def test_a_part_of_the_blocks_is_saved_by_full_paths_so_that_peft_adapts_no_othe
 def test_a_frozen_fresh_head_goes_along_when_named(tmp_path):
     _, found, _, params, settings = adapted("tiny:vit", "image-classification")
     bare = layout(found.model, found.blocks, found.architecture)
-    with pytest.raises(ModelError, match="'classifier.weight' is neither a low-rank factor nor part of the head"):
+    with pytest.raises(ModelError, match=r"'classifier.weight' is neither a low-rank factor nor part of the head"):
         save_peft(tmp_path / "a", params, bare, settings, base_name="b", task="image-classification")
     folder = save_peft(
         tmp_path / "a", params, bare, settings, base_name="b", task="image-classification", head=found.head
@@ -166,7 +164,7 @@ def test_tensors_that_do_not_go_together_are_not_saved(tmp_path):
         saved(params, LoraSettings(rank=4, alpha=12.0))
     with pytest.raises(ModelError, match=r"lora_A is \(3, 32\) and lora_B \(3, 32\)"):
         saved(params | {f"{name}.lora_B": params[f"{name}.lora_B"].T})
-    with pytest.raises(ModelError, match="'vit.else.lora_A' is not a tensor of vit-2x32"):
+    with pytest.raises(ModelError, match=r"'vit.else.lora_A' is not a tensor of vit-2x32"):
         saved(params | {f"vit.else.{factor}": params[f"{name}.{factor}"] for factor in ("lora_A", "lora_B")})
     assert list(tmp_path.iterdir()) == []
 
@@ -203,7 +201,7 @@ def test_damaged_and_missing_files_are_told(folder, tmp_path):
     tensors, text = load_file(weights), config.read_text()
 
     save_file(tensors | {"base_model.model.embed.lora_embedding_A": torch.zeros(2, 2)}, weights)
-    with pytest.raises(ModelError, match="'base_model.model.embed.lora_embedding_A' is no LoRA factor"):
+    with pytest.raises(ModelError, match=r"'base_model.model.embed.lora_embedding_A' is no LoRA factor"):
         load_peft(folder)
     first = "base_model.model.vit.layers.0.attention.q_proj.lora_A.weight"
     save_file({key: value for key, value in tensors.items() if key != first}, weights)
@@ -213,14 +211,14 @@ def test_damaged_and_missing_files_are_told(folder, tmp_path):
     with pytest.raises(ModelError, match=r"adapter_model.safetensors is damaged.*save it again"):
         load_peft(folder)
     config.write_text("{")
-    with pytest.raises(ModelError, match="adapter_config.json cannot be read"):
+    with pytest.raises(ModelError, match=r"adapter_config.json cannot be read"):
         load_peft(folder)
     config.write_text("[]")
     with pytest.raises(ModelError, match="holds no JSON object"):
         load_peft(folder)
     config.write_text(json.dumps({key: value for key, value in json.loads(text).items() if key != "r"}))
     save_file(tensors, weights)
-    with pytest.raises(ModelError, match="adapter_config.json has no 'r'"):
+    with pytest.raises(ModelError, match=r"adapter_config.json has no 'r'"):
         load_peft(folder)
     weights.unlink()
     with pytest.raises(ModelError, match=r"holds no adapter_model.safetensors; save the adapter again"):

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedquilt.adapters.inject import adapters, inject, initial, layout, load, remove, trainable
+from fedquilt.adapters.inject import adapters, initial, inject, layout, load, remove, trainable
 from fedquilt.adapters.lora import LoraSettings
 from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
@@ -165,14 +165,16 @@ def test_parameter_counts_of_vit_base():
 
 def test_targets_that_match_nothing_are_told_with_those_there_are():
     found = loaded("tiny:vit", "image-classification")
-    with pytest.raises(ModelError, match=r"holds 'q_pro', which names no linear.*did you mean 'q_proj'.*attention\.v_pr"):
+    with pytest.raises(
+        ModelError, match=r"holds 'q_pro', which names no linear.*did you mean 'q_proj'.*attention\.v_pr"
+    ):
         inject(found.model, found.blocks, SETTINGS, ("q_pro",))
     with pytest.raises(ModelError, match=r"'classifier', which names no linear module inside the blocks"):
         inject(found.model, found.blocks, SETTINGS, ("q_proj", "classifier"))
     with pytest.raises(ModelError, match=r"adapter\.targets is empty.*mlp\.fc1"):
         inject(found.model, found.blocks, SETTINGS)
-    with pytest.raises(ModelError, match="head's parameter 'score.weight' is not in the model"):
+    with pytest.raises(ModelError, match=r"head's parameter 'score.weight' is not in the model"):
         inject(found.model, found.blocks, SETTINGS, ("q_proj",), ("score.weight",))
     assert not adapters(found.model)
-    with pytest.raises(ModelError, match="head's parameter 'score.weight' is not in the model"):
+    with pytest.raises(ModelError, match=r"head's parameter 'score.weight' is not in the model"):
         layout(found.model, found.blocks, found.architecture, ("score.weight",))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from promises import PROMISES, Build, Setup, copied, fault, is_tree, play, same
+from small_federation import LLAMA, VIT, small
 from torch.nn.functional import cross_entropy
 from toys import (
     Party,
@@ -26,7 +27,10 @@ from toys import (
 from fedquilt.core.loop import rounds
 from fedquilt.core.method import Exchange
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import Order, Reply, Turn
+from fedquilt.client import Training
+from fedquilt.core.types import Federation, Order, Reply, Turn
+from fedquilt.core.wrap import with_local
+from fedquilt.methods import METHODS
 
 
 class Row(NamedTuple):
@@ -51,13 +55,51 @@ TOYS = {
     ),
     "groups": Row(groups_setup),
 }
-ROWS = TOYS
+
+
+def real(
+    name: str, *, model: str = VIT, budgets=(1, 2, 4), proxy: int = 0, local_head: bool = False, **settings
+) -> Build:
+    """A method of the library among three clients that train a real transformer."""
+
+    def build() -> Setup:
+        training = Training(steps=1, epochs=None, batch_size=4, learning_rate=0.05)
+        scene = small(model, budgets=budgets, proxy=proxy, training=training)
+        method = METHODS[name](scene.federation, **settings)
+        if local_head:
+            method = with_local(method, scene.layout.head)
+        # what a method keeps beside its tensors (scores, a count of rounds) may change though no client moved
+        return Setup(method, scene.federation.profiles, scene.clients, lambda state: state["params"])
+
+    return build
+
+
+SOON = {"warmup": 1, "refresh": 1}  # so that every kind of round comes in three
+REAL = {
+    "fed-hello-gd": Row(real("fed-hello", allocation="gd")),
+    "fed-hello-rgd": Row(real("fed-hello", model=LLAMA, budgets=(1, 2, 3), allocation="rgd")),
+    "fed-hello-fim-server": Row(real("fed-hello", proxy=3, **SOON)),
+    "fed-hello-fim-clients": Row(real("fed-hello", scores_from="clients", **SOON)),
+    "fed-hello-local-head": Row(real("fed-hello", scores_from="clients", local_head=True, **SOON)),
+    "fedit": Row(real("fedit")),
+    "fedra": Row(real("fedra")),
+    "fedra-whole": Row(real("fedra", drop_layers=False)),
+    "exclusive": Row(real("exclusive", budgets=(4, 2, 4))),
+    "straggler": Row(real("straggler")),
+    "local-only": Row(real("local-only")),
+    "full": Row(real("full")),
+}
+ROWS = TOYS | REAL
 CELLS = [(row, promise) for row in ROWS for promise in PROMISES if promise not in ROWS[row].exempt]
 
 
 @pytest.mark.parametrize(("row", "promise"), CELLS, ids=[f"{row}-{promise}" for row, promise in CELLS])
 def test_promise(row, promise):
     PROMISES[promise](ROWS[row].build)
+
+
+def test_every_method_of_the_library_is_in_the_table():
+    assert {row.build().method.name for row in REAL.values()} == set(METHODS)
 
 
 def test_the_table_is_whole():
@@ -401,14 +443,16 @@ def test_an_architecture_without_replies_stays_to_the_bit_while_the_head_moves()
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_every_toy_runs_through_the_loop_and_reports_its_traffic(row):
+def test_every_row_runs_through_the_loop_and_reports_its_traffic(row):
     setup = ROWS[row].build()
     played = play(setup, num_rounds=2)
     assert [[moved.exchange for moved in traffic] for traffic in played.traffic] == [
         [exchange.name for exchange in setup.method.exchanges]
     ] * 2
     assert all(moved.bytes_up.keys() == moved.bytes_down.keys() for traffic in played.traffic for moved in traffic)
-    assert not same(played.states[0], played.states[-1])
+    # local-only learns in its clients' memories alone
+    assert same(played.states[0], played.states[-1]) == (row == "local-only")
+    assert row != "local-only" or all(memory["params"] for memory in played.memories.values())
     assert list(rounds(setup.method, lambda number: setup.profiles, _never, Rng(0), num_rounds=0)) == []
 
 

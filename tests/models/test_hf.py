@@ -10,13 +10,20 @@ from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.rng import Rng
 from fedquilt.data.table import Table
 from fedquilt.models import source as source_module
-from fedquilt.models.hf import _tokenizer, config_from, load_model
+from fedquilt.models.hf import _tokenizer, config_from, digest, load_model
 from fedquilt.models.source import Source, find_source
 
 IMAGES, SENTENCES, CAUSAL = "image-classification", "sequence-classification", "causal-lm"
 TINY = [
     ("vit", IMAGES, "vit-2x32", "vit.layers", ("q_proj", "v_proj"), ("classifier.weight", "classifier.bias")),
-    ("bert", SENTENCES, "bert-2x32", "bert.encoder.layer", ("query", "value"), ("classifier.weight", "classifier.bias")),
+    (
+        "bert",
+        SENTENCES,
+        "bert-2x32",
+        "bert.encoder.layer",
+        ("query", "value"),
+        ("classifier.weight", "classifier.bias"),
+    ),
     (
         "distilbert",
         SENTENCES,
@@ -73,8 +80,6 @@ def test_the_digest_follows_every_bit_names_and_shapes():
     found = load("tiny:vit", IMAGES)
     with torch.no_grad():
         found.model.vit.layernorm.bias[0] = torch.nextafter(torch.tensor(0.0), torch.tensor(1.0))
-    from fedquilt.models.hf import digest
-
     assert digest(found.model) != found.digest
     assert len(found.digest) == 64
 
@@ -208,18 +213,24 @@ class TestErrors:
             find_source("glyph-vit", False, 128)
 
     def test_task_and_classes(self):
-        with pytest.raises(ConfigError, match=r"model.task is 'causal-ml' \(did you mean 'causal-lm'\?\); it must be one"):
+        with pytest.raises(
+            ConfigError, match=r"model.task is 'causal-ml' \(did you mean 'causal-lm'\?\); it must be one"
+        ):
             load("tiny:vit", "causal-ml")
         with pytest.raises(ModelError, match="at least 2 classes, the data has 1"):
             load("tiny:vit", IMAGES, num_classes=1)
-        with pytest.raises(ModelError, match="a vit model offers no causal-lm; model.task can be: image-classification"):
+        with pytest.raises(
+            ModelError, match=r"a vit model offers no causal-lm; model.task can be: image-classification"
+        ):
             load("tiny:vit", CAUSAL)
 
     def test_folders(self, tmp_path):
-        with pytest.raises(ModelError, match="has no config.json; save it with save_pretrained"):
+        with pytest.raises(ModelError, match=r"has no config.json; save it with save_pretrained"):
             load(tmp_path)
         (tmp_path / "config.json").write_text("{")
-        with pytest.raises(ModelError, match=r"cannot be loaded: .*config\.json.*not a valid JSON file; look at the files"):
+        with pytest.raises(
+            ModelError, match=r"cannot be loaded: .*config\.json.*not a valid JSON file; look at the files"
+        ):
             load(tmp_path)
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "wonder"}))
         with pytest.raises(ModelError, match=r"model_type 'wonder', which transformers [\d.]+ does not know; upgrade"):
@@ -233,7 +244,9 @@ class TestErrors:
         load("tiny:vit", IMAGES).model.save_pretrained(tmp_path)
         weights = tmp_path / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:2000])
-        with pytest.raises(ModelError, match=r"one of its safetensors files is damaged \(.*\); download or save it again"):
+        with pytest.raises(
+            ModelError, match=r"one of its safetensors files is damaged \(.*\); download or save it again"
+        ):
             load(tmp_path, IMAGES)
         weights.unlink()
         with pytest.raises(ModelError, match=r"holds no weights; fedquilt reads model\.safetensors"):
@@ -263,7 +276,9 @@ class TestErrors:
             raise OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nSee the manual.")
 
         monkeypatch.setattr(transformers.PreTrainedConfig, "get_config_dict", unreachable)
-        text = r"model 'some/model' cannot be loaded: We couldn't connect to 'https://huggingface\.co' to load the files; "
+        text = (
+            r"model 'some/model' cannot be loaded: We couldn't connect to 'https://huggingface\.co' to load the files; "
+        )
         with pytest.raises(ModelError, match=text + "look at the name and the connection") as caught:
             load("some/model")
         assert "\n" not in str(caught.value)

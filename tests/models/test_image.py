@@ -38,7 +38,9 @@ def test_resizing_keeps_a_flat_image_flat_and_averages_when_it_shrinks():
     prepare = image_preparer(Pixels((28, 28), 1, mean=(0.0,), std=(1.0,)))
     torch.testing.assert_close(prepare({"pixel_values": flat})["pixel_values"], torch.full((1, 1, 28, 28), 0.2))
     checks = (torch.arange(56).view(-1, 1) + torch.arange(56)) % 2 * 255
-    small = image_preparer(Pixels((7, 7), 1, mean=(0.0,), std=(1.0,)))({"pixel_values": checks.byte().view(1, 56, 56, 1)})
+    small = image_preparer(Pixels((7, 7), 1, mean=(0.0,), std=(1.0,)))(
+        {"pixel_values": checks.byte().view(1, 56, 56, 1)}
+    )
     assert float((small["pixel_values"] - 0.5).abs().max()) < 0.02  # without antialiasing it would be black or white
 
 
@@ -48,7 +50,9 @@ def test_channels_are_repeated_averaged_and_alpha_is_dropped():
     colour = torch.randint(0, 256, (1, 4, 4, 4), dtype=torch.uint8)
     repeated = image_preparer(plain)({"pixel_values": grey})["pixel_values"]
     assert torch.equal(repeated, grey.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).float())
-    assert torch.equal(image_preparer(plain)({"pixel_values": colour})["pixel_values"][0, 2], colour[0, :, :, 2].float())
+    assert torch.equal(
+        image_preparer(plain)({"pixel_values": colour})["pixel_values"][0, 2], colour[0, :, :, 2].float()
+    )
     single = image_preparer(Pixels(None, 1, mean=(0.0,), std=(1.0,), scale=1.0))({"pixel_values": colour})
     torch.testing.assert_close(single["pixel_values"][0, 0], colour[0, :, :, :3].float().mean(-1))
 
@@ -66,9 +70,11 @@ def test_what_the_model_wants_is_read_from_config_and_preprocessor():
 
 
 def test_rows_that_are_no_labelled_images_are_told():
-    with pytest.raises(DataError, match="looks at images, but the data holds text; set model.task and data.source"):
+    with pytest.raises(DataError, match=r"looks at images, but the data holds text; set model.task and data.source"):
         encode_images(Table("text", ["a"], torch.zeros(1), ("a",)))
-    with pytest.raises(DataError, match=r"has no labels, and a classifier needs them; name their column in data\.label"):
+    with pytest.raises(
+        DataError, match=r"has no labels, and a classifier needs them; name their column in data\.label"
+    ):
         encode_images(table(torch.zeros(1, 8, 8, dtype=torch.uint8), labels=False))
     with pytest.raises(DataError, match=r"images are torch\.float32 \(1, 8, 8\); they must be uint8"):
         encode_images(table(torch.zeros(1, 8, 8)))

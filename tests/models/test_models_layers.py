@@ -46,14 +46,18 @@ def test_the_text_part_of_a_config_counts():
 
 
 def test_two_lists_that_cannot_be_told_apart_are_named():
-    with pytest.raises(ModelError, match=r"several lists of blocks of 3 .*'body\.encoder' \(3\), 'body\.decoder' \(3\)"):
+    with pytest.raises(
+        ModelError, match=r"several lists of blocks of 3 .*'body\.encoder' \(3\), 'body\.decoder' \(3\)"
+    ):
         find_blocks(model(3, encoder=blocks(3), decoder=blocks(3)))
     with pytest.raises(ModelError, match=r"several lists of blocks that cannot be told apart"):
         find_blocks(model(encoder=blocks(3), decoder=blocks(2)))
 
 
 def test_a_model_without_a_block_list_is_told_with_what_there_is():
-    with pytest.raises(ModelError, match=r"no list of equal blocks; its module lists of one class are: none.*nn\.Module"):
+    with pytest.raises(
+        ModelError, match=r"no list of equal blocks; its module lists of one class are: none.*nn\.Module"
+    ):
         find_blocks(model(line=nn.Linear(2, 2)))
     with pytest.raises(ModelError, match=r"no list of equal blocks of 5 .* are: 'body\.steps' \(3\)"):
         find_blocks(model(5, steps=blocks(3)))

@@ -5,7 +5,7 @@ from fedquilt.core.rng import Rng
 from fedquilt.models.hf import load_model
 from fedquilt.models.shapes import PUBLISHED, published, tiny
 
-# parameters of the published checkpoints: the causal models whole, the others without head (ViT and BERT: base with pooler)
+# parameters of the published checkpoints: the causal models whole, the others without a head (BERT with its pooler)
 WHOLE = {
     "gpt2": 124_439_808,
     "llama-3-8b": 8_030_261_248,

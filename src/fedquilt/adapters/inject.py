@@ -108,7 +108,7 @@ def initial(layout: Layout, model: nn.Module) -> Callable[[Rng], Params]:
     clients later load into the model does not change the start.
     """
     parameters = trainable(model, layout)
-    head = {name: parameters[name].detach().to("cpu", copy=True) for name in layout.depth if name in layout.head}
+    head = {name: _copied(parameters[name]) for name in layout.depth if name in layout.head}
 
     def make(rng: Rng) -> Params:
         params: Params = {}
@@ -129,6 +129,13 @@ def load(parameters: Mapping[str, nn.Parameter], params: Mapping[str, torch.Tens
     with torch.no_grad():
         for name, value in params.items():
             parameters[name].copy_(value)
+
+
+def _copied(parameter: nn.Parameter) -> torch.Tensor:
+    # on meta there are no values to copy: only shapes are wanted then
+    if parameter.is_meta:
+        return torch.zeros_like(parameter, device="cpu").detach()
+    return parameter.detach().to("cpu", copy=True)
 
 
 def _adaptable(name: str, module: nn.Module, blocks: Blocks) -> bool:

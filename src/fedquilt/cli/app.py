@@ -10,7 +10,7 @@ import typer
 from fedquilt import __version__
 from fedquilt.cli import check, compare, demo, doctor, export, methods, plan, pretrain, report, run
 from fedquilt.cli.screen import errors
-from fedquilt.core.errors import FedquiltError
+from fedquilt.core.errors import ConfigError, FedquiltError
 
 app = typer.Typer(
     name="fedquilt",
@@ -53,16 +53,29 @@ def _frame(
 
 
 def main() -> None:
-    """Run the command; an error for the user becomes its text and exit code 1, a traceback only with ``--debug``."""
+    """Run the command; an error becomes its text and exit code 1, a traceback is shown only with ``--debug``."""
     debug = "--debug" in sys.argv
     if debug:  # anywhere on the line, not only before the subcommand
         sys.argv.remove("--debug")
     try:
         app()
-    except FedquiltError as error:
+    except Exception as error:
         if debug:
             raise
-        problems = getattr(error, "problems", (str(error),))
-        for problem in problems:
+        for problem in _problems(error):
             errors.print(f"error: {problem}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+def _problems(error: Exception) -> tuple[str, ...]:
+    """What the user is told of an error: its own texts, or for one that nobody foresaw, what to do about it."""
+    if isinstance(error, ConfigError):
+        return error.problems
+    if isinstance(error, FedquiltError):
+        return (str(error),)
+    if isinstance(error, OSError) and error.filename is not None:
+        return (f"{error.filename}: {error.strerror}",)
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    return (
+        f"unexpected {type(error).__name__}: {first}; run the same command with --debug to see where, and report it",
+    )

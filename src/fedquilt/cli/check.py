@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,15 +18,21 @@ def check(
 ) -> None:
     """Find every problem of a run file without loading weights or training."""
     from fedquilt import experiment
-    from fedquilt.config.load import load, parse, variants
+    from fedquilt.config.load import examine
 
     try:
-        _, raw = load(config, changes or [])
-        problems: list[str] = []
-        for _, variant in variants(raw):
-            problems += [problem for problem in experiment.check(parse(variant)) if problem not in problems]
+        problems, made = examine(config, changes or [])
     except ConfigError as error:
-        problems = list(error.problems)
+        problems, made = list(error.problems), []
+    tables: dict[str, Any] = {}
+    found = {label: experiment.check(one, tables) for label, one in made}
+    for label, texts in found.items():
+        for text in texts:
+            everywhere = all(text in others for others in found.values())
+            said = text if everywhere else f"compare '{label}': {text}"
+            # what ends the first sentence is advice, which the reader of the file and the reader of the data word apart
+            if not any(problem.startswith(said.partition(";")[0]) for problem in problems):
+                problems.append(said)
     if as_json:
         show_json({"config": str(config), "problems": problems})
         raise typer.Exit(1 if problems else 0)

@@ -38,13 +38,17 @@ def compare(
     jobs = [job for file in files for job in experiment.jobs(file, changes)]
 
     def told(job: experiment.Job, number: int, of: int) -> None:
-        errors.print(f"[{number}/{of}] {job.label}, seed {job.seed}: {job.folder}", highlight=False, markup=False)
+        errors.print(
+            f"[{number}/{of}] {job.label}, seed {job.seed}: {job.folder}", highlight=False, markup=False, soft_wrap=True
+        )
 
     try:
         with Shown(quiet=workers > 1) as progress:
             folders = experiment.compare(jobs, workers=workers, progress=progress, told=told)
     except KeyboardInterrupt:
-        out.print("stopped; what has been run is kept: the same command goes on from there", highlight=False)
+        out.print(
+            "stopped; what has been run is kept: the same command goes on from there", highlight=False, soft_wrap=True
+        )
         raise typer.Exit(130) from None
     groups = {label: [read_run(folder) for folder in places] for label, places in folders.items()}
     show(groups, jobs[0].config.evaluation.last, reference, save, as_json)

@@ -10,7 +10,7 @@ import typer
 
 import fedquilt
 from fedquilt.cli.compare import show
-from fedquilt.cli.screen import Shown, errors, out
+from fedquilt.cli.screen import Shown, errors, out, round_text
 from fedquilt.report.page import write_page
 from fedquilt.report.plot import save_plots
 from fedquilt.report.read import read_run
@@ -23,7 +23,7 @@ adapters of 6 of the model's 12 blocks, a third 9, a third all 12. Four ways to 
 
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the runs, the plots and the page.")] = Path("runs"),
-    workers: Annotated[int, typer.Option(help="Runs side by side, each in a process of its own.")] = 1,
+    workers: Annotated[int, typer.Option(help="Runs side by side, each in a process of its own.")] = 2,
 ) -> None:
     """Fine-tune a small shipped vision transformer across twelve unlike clients; no download, about a minute."""
     from fedquilt import experiment
@@ -33,7 +33,11 @@ def demo(
     jobs = experiment.jobs(file, [f'output="{output.as_posix()}"'])
     try:
         with Shown() as progress:
-            folders = experiment.compare(jobs, workers=workers, progress=progress)
+
+            def told(job: experiment.Job, number: int, of: int) -> None:
+                progress.say(f"[{number}/{of}] {job.label}: {round_text(read_run(job.folder).rounds[-1])}")
+
+            folders = experiment.compare(jobs, workers=workers, progress=progress, told=told)
     except KeyboardInterrupt:
         out.print("stopped; `fedquilt demo` goes on from there", highlight=False)
         raise typer.Exit(130) from None

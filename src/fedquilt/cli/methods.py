@@ -37,18 +37,18 @@ def methods(
 def described(name: str, factory: Any) -> dict[str, Any]:
     """A method's name, summary, docstring, settings and paper, as values that JSON can hold."""
     text = inspect.getdoc(factory) or ""
-    parameters = inspect.signature(factory).parameters.values()
+    parameters = inspect.signature(factory, eval_str=True).parameters.values()
     module = inspect.getdoc(inspect.getmodule(factory)) or ""
     return {
         "name": name,
         "summary": module.splitlines()[0] if module else "",
         "text": text,
         "settings": {
-            one.name: {"type": str(one.annotation), "default": one.default}
+            one.name: {"type": inspect.formatannotation(one.annotation), "default": one.default}
             for one in parameters
             if one.kind is inspect.Parameter.KEYWORD_ONLY
         },
-        "paper": papers().get(name, {}),
+        "paper": next((paper for paper in papers().values() if name in paper["methods"]), {}),
     }
 
 
@@ -61,12 +61,17 @@ def papers() -> dict[str, dict[str, Any]]:
 
 
 def _show(one: dict[str, Any]) -> None:
-    out.print(f"{one['name']}: {one['summary']}\n\n{one['text']}\n", markup=False, highlight=False)
+    out.print(f"{one['name']}: {one['summary']}\n\n{one['text']}\n", markup=False, highlight=False, soft_wrap=True)
     rows = [[key, setting["type"], str(setting["default"])] for key, setting in one["settings"].items()]
     if rows:
         show_table([["setting", "type", "default"], *rows], "[method]")
     paper = one["paper"]
     if paper:
-        out.print(f"{paper['title']} ({paper.get('year', '')}) {paper.get('link', '')}", markup=False, highlight=False)
+        out.print(
+            f"{paper['title']} ({paper.get('year', '')}) {paper.get('link', '')}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
         for equation in paper.get("equation", []):
-            out.print(f"  {equation['id']}: {equation['words']}", markup=False, highlight=False)
+            out.print(f"  {equation['id']}: {equation['words']}", markup=False, highlight=False, soft_wrap=True)

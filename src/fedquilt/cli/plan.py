@@ -25,36 +25,22 @@ def plan(
     if as_json:
         show_json([asdict(one) | {"peak_bytes": one.peak_bytes, "saving": one.saving} for one in plans])
         return
-    rows = [
-        [
-            "client",
-            "budget",
-            "layers trained",
-            "parameters",
-            "down",
-            "up",
-            "saved",
-            "weights",
-            "grad+opt",
-            "activ.",
-            "peak",
-        ]
-    ]
+    moved = [["client", "budget", "layers trained", "parameters", "down", "up", "saved"]]
+    memory = [["client", "weights", "gradients", "optimiser", "activations", "peak"]]
     for one in plans:
-        numbers = [one.bytes_down, one.bytes_up]
-        memory = [one.weight_bytes, one.gradient_bytes + one.optimizer_bytes, one.activation_bytes, one.peak_bytes]
-        rows.append(
-            [str(one.client), str(one.budget), _ranges(one.layers), f"{one.trained_parameters:,}"]
-            + [human_bytes(number) for number in numbers]
-            + [f"{one.saving:.2%}"]
-            + [human_bytes(number) for number in memory]
-        )
-    show_table(rows, "One round, per client")
+        moved.append([str(one.client), str(one.budget), _ranges(one.layers), f"{one.trained_parameters:,}"])
+        moved[-1] += [human_bytes(one.bytes_down), human_bytes(one.bytes_up), f"{one.saving:.2%}"]
+        parts = (one.weight_bytes, one.gradient_bytes, one.optimizer_bytes, one.activation_bytes, one.peak_bytes)
+        memory.append([str(one.client), *(human_bytes(part) for part in parts)])
+    show_table(moved, "What a client trains and moves in one round")
+    show_table(memory, "The memory it needs")
+    head = f" A head of {plans[0].num_classes} classes is counted." if plans[0].num_classes else ""
     out.print(
         "down and up: adapters and head as raw tensors. saved: against sending the whole model both ways "
         f"({human_bytes(plans[0].model_bytes)} each way). peak: weights, gradients, optimiser and activations of one "
-        "forward pass; an estimate, without the temporary buffers of single operations.",
+        f"forward pass; an estimate, without the temporary buffers of single operations.{head}",
         highlight=False,
+        soft_wrap=not out.is_terminal,
     )
 
 

@@ -43,11 +43,13 @@ def run(
 
 def _stopped(place: Path | None) -> None:
     """Say where the run can go on after Ctrl-C."""
-    if place is not None and place.exists() and Record.open(place).has_checkpoint:
-        next_round = Record.open(place).load_checkpoint()[0]
-        text = f"stopped; {place / 'checkpoint.json'} holds everything up to round {next_round - 1}; go on with "
-        text += f"`fedquilt run --resume {place}`"
+    if place is None or not (place / "config.json").exists():
+        text = "stopped before the run began; nothing was kept"
     else:
-        text = "stopped before the first round was finished; nothing was kept"
+        text = f"stopped before the first round was finished; {place} holds no checkpoint yet"
+        if Record.open(place).has_checkpoint:
+            next_round = Record.open(place).load_checkpoint()[0]
+            text = f"stopped; {place / 'checkpoint.json'} holds everything up to round {next_round - 1}"
+        text += f"; go on with `fedquilt run --resume {place}`"
     out.print(text, highlight=False, soft_wrap=True)
     raise typer.Exit(130)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 out = Console()
 errors = Console(stderr=True)
@@ -104,14 +107,23 @@ def round_text(line: Mapping[str, Any]) -> str:
 
 
 def show_table(rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """A table whose first row is its heading; numbers stand to the right."""
+    """A table whose first row is its heading; numbers stand to the right. Piped, it is as wide as it needs to be."""
     heading, *body = rows
-    table = Table(title=title, title_justify="left")
+    table = Table(
+        title=None if title is None else Text(title),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+    )
     for number, name in enumerate(heading):
-        table.add_column(name, justify="left" if number == 0 else "right")
+        numeric = number > 0 and all(re.fullmatch(r"[\d,.]+( \w+|%)?", row[number]) for row in body)
+        # what does not fit is folded: half a number would be a wrong number
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     for row in body:
-        table.add_row(*row)
-    out.print(table)
+        table.add_row(*(Text(cell) for cell in row))
+    screen = out if out.is_terminal else Console(file=out.file, width=1000)
+    screen.print(table)
 
 
 def show_json(value: Any) -> None:

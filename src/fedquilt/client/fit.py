@@ -87,10 +87,12 @@ def fit(
     Raises
     ------
     TrainingError
-        as soon as the loss or the clipped gradient's norm is not finite, with the step.
+        if there are no rows, or as soon as the loss or the clipped gradient's norm is not finite, with the step.
     """
-    bench.load(params)
     num_rows = len(columns["labels"])
+    if num_rows == 0:
+        raise TrainingError("the client has no training rows")
+    bench.load(params)
     if bench.device.type == "meta":  # planning: shapes without numbers
         return Fitted({name: bench.parameters[name].detach() for name in names}, num_rows, {"steps": 0.0})
     loss_sum, correct, seen, steps = 0.0, 0, 0, 0

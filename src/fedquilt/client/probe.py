@@ -39,7 +39,7 @@ def fisher_diagonal(
     """
     bench.load(params)
     modules = adapters(bench.model)
-    totals = {f"{name}.{factor}": 0.0 for name in modules for factor in ("lora_A", "lora_B")}
+    totals: dict[str, Tensor] = {}
     num_rows = len(columns["labels"])
     with _recorded(modules) as records:
         for first in range(0, num_rows, batch_size):
@@ -49,9 +49,9 @@ def fisher_diagonal(
             grads = torch.autograd.grad(OBJECTIVES[objective](logits, labels).sum(), outputs)
             for (name, module), grad in zip(modules.items(), grads, strict=True):
                 squares_a, squares_b = _squared_row_gradients(module, records[name].input, grad)
-                totals[f"{name}.lora_A"] = totals[f"{name}.lora_A"] + squares_a
-                totals[f"{name}.lora_B"] = totals[f"{name}.lora_B"] + squares_b
-    return {name: torch.as_tensor(total).cpu() / num_rows for name, total in totals.items()}
+                for key, squares in ((f"{name}.lora_A", squares_a), (f"{name}.lora_B", squares_b)):
+                    totals[key] = totals[key] + squares if key in totals else squares
+    return {name: total.cpu() / num_rows for name, total in totals.items()}
 
 
 def layer_scores(fisher: Mapping[str, Tensor], layout: Layout, kind: str = "trace") -> list[float]:

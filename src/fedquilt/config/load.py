@@ -45,21 +45,26 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, dict[
     ConfigError
         with every problem of the file, its overrides and its [[compare]] entries.
     """
-    path = Path(path)
-    raw = _read(path)
-    changes, problems = _changes(overrides)
-    raw = _overlaid(raw, changes)
-    raw.setdefault("name", path.stem)
-    problems += _place(raw, path.parent)
-    config, found = _parsed(raw)
-    problems += found
-    entries, found = _variants(raw)
-    problems += found
-    for label, variant in entries if raw.get("compare") else ():
-        problems += [f"compare '{label}': {problem}" for problem in _parsed(variant)[1] if problem not in problems]
+    raw, _, problems = _examined(Path(path), overrides)
+    config = _parsed(raw)[0]
     if problems or config is None:
         raise ConfigError(problems)
     return config, raw
+
+
+def examine(path: str | Path, overrides: Sequence[str] = ()) -> tuple[list[str], list[tuple[str, Config]]]:
+    """Every problem of a run file, and its variants by label as far as they can be made: what is wrong is left out.
+
+    So that what is right can still be checked against the data and the model.
+
+    Raises
+    ------
+    ConfigError
+        if the file cannot be read.
+    """
+    _, entries, problems = _examined(Path(path), overrides)
+    made = [(label, _repaired(variant)) for label, variant in entries]
+    return problems, [(label, config) for label, config in made if config is not None]
 
 
 def parse(raw: Mapping[str, Any]) -> Config:
@@ -105,6 +110,42 @@ def digest(config: Config) -> str:
         section, _, key = name.rpartition(".")
         (keys[section] if section else keys).pop(key)
     return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
+
+
+def _examined(
+    path: Path, overrides: Sequence[str]
+) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any]]], list[str]]:
+    """The raw tables after the overrides, the variants' raw tables by label, and every problem of both."""
+    raw = _read(path)
+    changes, problems = _changes(overrides)
+    raw = _overlaid(raw, changes)
+    raw.setdefault("name", path.stem)
+    problems += _place(raw, path.parent)
+    problems += _parsed(raw)[1]
+    entries, found = _variants(raw)
+    problems += found
+    for label, variant in entries if raw.get("compare") else ():
+        problems += [f"compare '{label}': {problem}" for problem in _parsed(variant)[1] if problem not in problems]
+    return raw, entries, problems
+
+
+def _repaired(raw: Mapping[str, Any]) -> Config | None:
+    """The config of raw tables without the keys that are wrong, or None if a key is missing that has no default."""
+    left = deepcopy(dict(raw))
+    while True:
+        try:
+            return Config.model_validate_json(json.dumps(left, default=str))
+        except ValidationError as error:
+            found = error.errors(include_url=False)
+        before = deepcopy(left)
+        for section, *keys in (details["loc"] for details in found if details["type"] != "missing"):
+            table = left.get(str(section))
+            if keys and isinstance(table, dict) and keys[0] in table:
+                del table[keys[0]]
+            elif not keys or not isinstance(table, dict):  # else an earlier problem with the same key removed it
+                left.pop(str(section), None)
+        if left == before:
+            return None
 
 
 def _read(path: Path) -> dict[str, Any]:

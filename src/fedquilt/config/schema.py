@@ -250,6 +250,8 @@ class Config(BaseModel):
     """Federated rounds."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:0`` or ``mps``."""
+    threads: Count | None = None
+    """Processor threads that torch uses; torch's own choice if left out. Another number may give other last bits."""
     quorum: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the asked clients that must send a usable reply; one is always needed."""
     output: Text = "runs"

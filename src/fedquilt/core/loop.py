@@ -109,7 +109,12 @@ def _exchanged(exchange: Exchange, state: Tree, turn: Turn, send: Send, quorum: 
 
 
 def _usable(replies: Iterable[Reply | Failure], moved: Traffic) -> Iterator[Reply]:
+    last = -1
     for reply in replies:
+        if reply.client not in moved.bytes_down or reply.client <= last:
+            # an engine's mistake, not a client's: it would be counted twice or change the order of the sums
+            raise ValueError(f"the engine gave a reply of client {reply.client} unasked, twice or out of order")
+        last = reply.client
         reason = reply.reason if isinstance(reply, Failure) else refusal(reply)
         if reason is not None:
             moved.dropped[reply.client] = reason

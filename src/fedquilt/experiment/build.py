@@ -22,10 +22,9 @@ from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId, Federation, Layout, Profile
 from fedquilt.core.wrap import with_local
-from fedquilt.data.loaders import limited, load_table, published_split, require_labels, with_classes
-from fedquilt.data.partition import partition
-from fedquilt.data.split import Shares, carve_proxy, label_counts, split_clients, split_digest
+from fedquilt.data.partition import settings_problems
 from fedquilt.data.table import Columns, Table, num_rows, take
+from fedquilt.experiment.deal import Dealt, deal, num_classes_here, partition_record, read
 from fedquilt.methods import METHODS
 from fedquilt.models.hf import Loaded, load_model
 
@@ -34,18 +33,11 @@ SERVER: ClientId = -1
 
 
 @dataclass(frozen=True)
-class Dealt:
-    """The rows of a federation: the table, the separate test table if there is one, and who holds which rows."""
-
-    table: Table
-    test: Table | None
-    splits: tuple[Shares, ...]
-    proxy: np.ndarray
-
-
-@dataclass(frozen=True)
 class Experiment:
-    """Everything that a run, a plan or an export needs. ``judge`` scores the global model; None if nobody holds test rows."""
+    """Everything that a run, a plan or an export needs.
+
+    ``judge`` scores the global model; None if nobody holds test rows.
+    """
 
     config: Config
     federation: Federation
@@ -71,18 +63,25 @@ def build(config: Config) -> Experiment:
         of the kind that fits: ConfigError, DataError or ModelError.
     """
     factory, settings = _method_arguments(config)
+    device_of(config.device)
     rng = Rng(config.seed)
-    dealt = deal(config, rng)
-    budgets = groups(shares(config.clients.shares), config.clients.budgets, config.partition.num_clients)
+    dealt = deal(config, *read(config, rng), rng)
+    budgets = _budgets(config)
     num_classes = len(dealt.table.classes) or None
-    check_budgets(config.clients.budgets, _load(config, num_classes, rng, meta=True).blocks.num_layers)
+    shape = _load(config, num_classes, rng, meta=True)
+    check_budgets(config.clients.budgets, shape.blocks.num_layers)
+    _joined(config, factory, settings, shape, budgets, dealt, rng, meta=True)  # what is wrong shows before weights load
     loaded = _load(config, num_classes, rng)
     return _joined(config, factory, settings, loaded, budgets, dealt, rng)
 
 
-def check(config: Config) -> list[str]:
-    """Every problem of a config, found without loading weights: settings, data, split, model shape, budgets, method."""
+def check(config: Config, tables: dict[str, tuple[Table, Table | None]] | None = None) -> list[str]:
+    """Every problem of a config, found without loading weights: settings, data, split, model shape, budgets, method.
+
+    ``tables``, if given, keeps the data that was read, so that checking configs with the same [data] reads it once.
+    """
     problems: list[str] = []
+    tables = {} if tables is None else tables
     rng = Rng(config.seed)
 
     def attempt(step: Callable[[], Any]) -> Any:
@@ -95,68 +94,34 @@ def check(config: Config) -> list[str]:
         return None
 
     method = attempt(lambda: _method_arguments(config))
-    dealt = attempt(lambda: deal(config, rng))
-    budgets = attempt(
-        lambda: groups(shares(config.clients.shares), config.clients.budgets, config.partition.num_clients)
-    )
-    num_classes = len(dealt.table.classes) or None if dealt else None
+    problems += settings_problems(config.partition.scheme, config.partition.settings)
+    splittable = not any(problem.startswith("partition.") for problem in problems)
+    key = f"{config.data!r} {config.model.task} {config.seed}"
+    if key not in tables and (data := attempt(lambda: read(config, rng))):
+        tables[key] = data
+    dealt = attempt(lambda: deal(config, *tables[key], rng)) if key in tables and splittable else None
+    budgets = attempt(lambda: _budgets(config))
+    num_classes = len(tables[key][0].classes) or None if key in tables else None
     loaded = attempt(lambda: _load(config, num_classes, rng, meta=True))
-    if loaded:
-        attempt(lambda: check_budgets(config.clients.budgets, loaded.blocks.num_layers))
     attempt(lambda: device_of(config.device))
-    if method and dealt and budgets and loaded and not problems:
-        attempt(lambda: _joined(config, *method, loaded, budgets, dealt, rng, meta=True))
-    return problems
+    if loaded:
+        depth = loaded.blocks.num_layers
+        attempt(lambda: check_budgets(config.clients.budgets, depth))
+        if method and budgets:  # with budgets that fit: whatever else the method minds is told too
+            factory, settings = method
+            fitting = [Budget(min(budget.layers, depth)) for budget in budgets]
+            attempt(lambda: _joined(config, factory, settings, loaded, fitting, dealt, rng, meta=True))
+    return list(dict.fromkeys(problems))
 
 
-def shaped(config: Config, rows_per_client: int = 1) -> Experiment:
-    """The experiment on the meta device, without data: shapes only, for a plan."""
+def shaped(config: Config) -> Experiment:
+    """The experiment on the meta device: shapes only, for a plan. The data, if it is here, tells how many classes."""
     factory, settings = _method_arguments(config)
     rng = Rng(config.seed)
-    budgets = groups(shares(config.clients.shares), config.clients.budgets, config.partition.num_clients)
-    loaded = _load(config, None, rng, meta=True)
+    budgets = _budgets(config)
+    loaded = _load(config, num_classes_here(config), rng, meta=True)
     check_budgets(config.clients.budgets, loaded.blocks.num_layers)
     return _joined(config, factory, settings, loaded, budgets, None, rng, meta=True)
-
-
-def deal(config: Config, rng: Rng) -> Dealt:
-    """The data read and dealt: proxy rows for the server, then each client's train, validation and test rows.
-
-    The split depends on the seed and the [data] and [partition] sections alone, so all methods of a comparison share it.
-    """
-    data, wanted = config.data, config.partition
-    columns = {"text": data.text, "pair": data.pair, "label": data.label, "target": data.target}
-    columns |= {"image": data.image, "group": data.group}
-    table, test = published_split(load_table(data.source, **columns))
-    if data.test is not None:
-        test = load_table(data.test, **columns)
-    table = limited(table, data.limit, rng.child("data"))
-    if config.model.task != "causal-lm":
-        require_labels(table, data.source)
-    if test is not None:
-        test = limited(test, data.test_limit, rng.child("test data"))
-        if config.model.task != "causal-lm":
-            require_labels(test, data.test or data.source)
-            test = with_classes(test, table.classes, data.test or data.source)
-    labels = None if table.labels is None else table.labels.numpy()
-    parts = partition(
-        wanted.scheme,
-        labels,
-        wanted.num_clients,
-        rng.child("partition"),
-        groups=None if table.groups is None else table.groups.numpy(),
-        num_examples=len(table),
-        **wanted.settings,
-    )
-    proxy, parts = carve_proxy(parts, labels, data.proxy, rng.child("proxy"))
-    splits = split_clients(
-        parts,
-        labels,
-        rng.child("split"),
-        test_fraction=wanted.test_fraction,
-        validation_fraction=wanted.validation_fraction,
-    )
-    return Dealt(table, test, splits, proxy)
 
 
 def device_of(name: str) -> torch.device:
@@ -191,6 +156,10 @@ def _method_arguments(config: Config) -> tuple[Callable[..., Method], dict[str, 
         )
     factory = METHODS[name]
     return factory, arguments(factory, config.method.settings, prefix="method")
+
+
+def _budgets(config: Config) -> tuple[Budget, ...]:
+    return groups(shares(config.clients.shares), config.clients.budgets, config.partition.num_clients)
 
 
 def _load(config: Config, num_classes: int | None, rng: Rng, *, meta: bool = False) -> Loaded:
@@ -263,7 +232,7 @@ def _joined(
         server = client(SERVER, where.num_layers, take(rows, dealt.proxy)) if len(dealt.proxy) else None
         judged = _judged(loaded, dealt, rows, config, rng)
         judge = None if judged is None else client(SERVER, where.num_layers, take(rows, np.arange(0)), test=judged)
-        record = _partition_record(dealt, clients)
+        record = partition_record(dealt, [held.profile for held in clients.values()])
     profiles = tuple(held.profile for held in clients.values())
     federation = Federation(profiles, {loaded.architecture: where}, {loaded.architecture: start}, config.rounds, server)
     method = factory(federation, **settings)
@@ -288,26 +257,3 @@ def _judged(loaded: Loaded, dealt: Dealt, rows: Columns, config: Config, rng: Rn
 def _precision(wanted: str, device: torch.device) -> str:
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return ("bf16" if fast else "fp32") if wanted == "auto" else wanted
-
-
-def _partition_record(dealt: Dealt, clients: dict[ClientId, Client]) -> dict[str, Any]:
-    labels = None if dealt.table.labels is None else dealt.table.labels.numpy()
-    counts = label_counts([split.train for split in dealt.splits], labels, dealt.table.classes)
-    return {
-        "digest": split_digest(dealt.splits, dealt.proxy),
-        "classes": list(dealt.table.classes),
-        "proxy": dealt.proxy.tolist(),
-        "clients": [
-            {
-                "id": id,
-                "architecture": held.profile.architecture,
-                "budget": held.profile.budget.layers,
-                "task": held.profile.task,
-                "train": split.train.tolist(),
-                "validation": split.validation.tolist(),
-                "test": split.test.tolist(),
-                "labels": count,
-            }
-            for (id, held), split, count in zip(clients.items(), dealt.splits, counts, strict=True)
-        ],
-    }

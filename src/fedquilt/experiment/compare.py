@@ -62,7 +62,7 @@ def compare(
 ) -> dict[str, list[Path]]:
     """The run folders of every label, after all that was missing has been run; stopped runs are resumed.
 
-    ``workers`` processes run side by side, each on its share of the cores; the results do not depend on which. ``told``
+    ``workers`` processes run side by side, each on its share of the cores unless the config sets ``threads``. ``told``
     is called as each missing run ends, with the number that are done and the number there were to do.
 
     Raises

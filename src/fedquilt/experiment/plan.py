@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from fedquilt.client.client import Client
+from fedquilt.client.fit import Fitted
 from fedquilt.config.schema import Config
 from fedquilt.core.params import num_bytes
-from fedquilt.core.types import ClientId, Turn
+from fedquilt.core.types import ClientId, Memory, Order, Turn
 from fedquilt.experiment.build import shaped
 
 
@@ -19,13 +23,15 @@ from fedquilt.experiment.build import shaped
 class ClientPlan:
     """One client's part of a round: what it trains, what it moves, and the memory it needs at its peak, in bytes.
 
-    ``model_bytes`` is what sending the whole model one way would move. ``activation_bytes`` is what autograd keeps for
-    one forward pass of ``batch_size`` rows; temporary buffers of single operations are not in it.
+    ``model_bytes`` is what sending the whole model, without adapters, one way would move. ``activation_bytes`` is what
+    autograd keeps for one forward pass of ``batch_size`` rows with fused attention; temporary buffers of single
+    operations are not in it. ``num_classes`` is the size of the classification head, 0 for language models.
     """
 
     client: ClientId
     budget: int
     layers: tuple[int, ...]
+    num_classes: int
     trained_parameters: int
     bytes_down: int
     bytes_up: int
@@ -49,45 +55,52 @@ def plan(config: Config) -> list[ClientPlan]:
     """The first round of a run as if every client took part in it: one plan for each client that is asked.
 
     The method's own ``ask`` and ``work`` are run on tensors that have shapes and no numbers, so what is counted is what
-    would travel.
+    would travel. The head has as many outputs as the data has classes, or the model's own where the data is not here.
     """
     experiment = shaped(config)
     turn = Turn(0, experiment.federation.profiles, experiment.rng.child("round", 0))
     state = experiment.method.init(experiment.rng.child("init"))
     exchange = experiment.method.exchanges[0]
-    kept: dict[frozenset[str], int] = {}
+    model: Any = experiment.loaded.model
+    num_classes = model.config.num_labels if experiment.loaded.head else 0
+    states = {"adamw": 2, "sgd": 1 if config.training.momentum else 0}[config.training.optimizer]
+    measured: dict[Any, tuple[int, int]] = {}
     plans = []
     for id, order in sorted(exchange.ask(state, turn).items()):
-        client = experiment.clients[id]
+        client = _Watched(experiment.clients[id])
         reply, memory = exchange.work(client, order, {})
         trained = {**reply.params, **memory.get("params", {})}
-        names = frozenset(trained)
-        if names not in kept:
-            kept[names] = activation_bytes(client, names, config.model.max_length)
-        weights = sum(parameter.numel() * parameter.element_size() for parameter in client.bench.model.parameters())
-        states = {"adamw": 2, "sgd": 1 if config.training.momentum else 0}[config.training.optimizer]
+        key = (frozenset(trained), client.blocks)
+        if key not in measured:
+            with client.bench.shallow(client.blocks):
+                weights = sum(tensor.numel() * tensor.element_size() for tensor in client.bench.model.parameters())
+            measured[key] = weights, activation_bytes(client.client, trained, config.model.max_length, client.blocks)
         plans.append(
             ClientPlan(
                 client=id,
                 budget=client.profile.budget.layers,
                 layers=tuple(order.settings.get("layers", ())),
+                num_classes=num_classes,
                 trained_parameters=sum(tensor.numel() for tensor in trained.values()),
                 bytes_down=num_bytes(order.params),
                 bytes_up=num_bytes(reply.params),
-                model_bytes=weights,
-                weight_bytes=weights,
+                model_bytes=_base_bytes(client.client),
+                weight_bytes=measured[key][0],
                 gradient_bytes=num_bytes(trained),
                 optimizer_bytes=states * num_bytes(trained),
-                activation_bytes=kept[names],
+                activation_bytes=measured[key][1],
             )
         )
     return plans
 
 
-def activation_bytes(client: Client, names: Collection[str], max_length: int) -> int:
+def activation_bytes(
+    client: Client, names: Collection[str], max_length: int, blocks: Collection[int] | None = None
+) -> int:
     """Bytes that autograd keeps from one forward pass of the client's batch size until the backward pass needs them.
 
-    Storage is counted once however many operations keep it, and the model's own weights are not counted.
+    Storage is counted once however many operations keep it, and the model's own weights are not counted. ``blocks``
+    are the only transformer blocks that are run, all for None.
     """
     bench = client.bench
     weights = {parameter.untyped_storage()._cdata for parameter in bench.model.parameters()}
@@ -99,18 +112,94 @@ def activation_bytes(client: Client, names: Collection[str], max_length: int) ->
             kept[storage._cdata] = storage.nbytes()
         return tensor
 
-    with bench.training(names), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), bench.autocast():
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with bench.training(names), bench.shallow(blocks), hooks, _AsOnADevice(bench.precision == "bf16"):
         output = bench.model(**_inputs(bench.model, client.training.batch_size, max_length))
         if output.logits.requires_grad:
             output.logits.float().logsumexp(-1)
     return sum(kept.values())
 
 
-def _inputs(model: nn.Module, rows: int, max_length: int) -> dict[str, Tensor]:
-    """A batch of the shape that the model takes, without numbers."""
-    config = model.config
+@dataclass
+class _Watched:
+    """A client that notes which blocks alone it was told to run, None if all."""
+
+    client: Client
+    blocks: tuple[int, ...] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client, name)
+
+    def fit(
+        self, order: Order, memory: Memory | None, layers: Collection[int], *, blocks: Collection[int] | None = None
+    ) -> Fitted:
+        self.blocks = None if blocks is None else tuple(sorted(blocks))
+        return self.client.fit(order, memory, layers, blocks=blocks)
+
+
+class _AsOnADevice(TorchFunctionMode):
+    """Lets meta tensors take the paths that tensors on a real device take.
+
+    Attention is fused, so that no attention weights are kept; and under bf16 autocast, which the meta device does not
+    have, products are of bf16.
+    """
+
+    _PRODUCTS: tuple[Any, ...] = (functional.linear, functional.conv2d, functional.scaled_dot_product_attention)
+    _PRODUCTS += (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.addmm)
+
+    def __init__(self, lowered: bool) -> None:
+        super().__init__()
+        self.lowered = lowered
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if self.lowered and func in self._PRODUCTS:
+            args = tuple(_lowered(value) for value in args)
+            named = {key: _lowered(value) for key, value in named.items()}
+        if func is functional.scaled_dot_product_attention:
+            return _fused_attention(*args, **named)
+        return func(*args, **named)
+
+
+def _lowered(value: Any) -> Any:
+    return value.to(torch.bfloat16) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    if enable_gqa:
+        key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
+    if attn_mask is not None:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return fused(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+
+def _base_bytes(client: Client) -> int:
+    """Bytes of the model without its adapters."""
+    layout = client.bench.layout
+    adapters = num_bytes({name: client.initial[name] for name in layout.names(range(layout.num_layers))})
+    return sum(tensor.numel() * tensor.element_size() for tensor in client.bench.model.parameters()) - adapters
+
+
+def _inputs(model: Any, rows: int, max_length: int) -> dict[str, Tensor]:
+    """A batch of the shape that the model takes, on its device, without meaningful numbers."""
+    config, device = model.config, next(model.parameters()).device
     if model.main_input_name == "pixel_values":
         size = config.image_size
         height, width = (size, size) if isinstance(size, int) else size
-        return {"pixel_values": torch.zeros(rows, config.num_channels, height, width, device="meta")}
-    return {"input_ids": torch.zeros(rows, max_length, dtype=torch.long, device="meta")}
+        return {"pixel_values": torch.zeros(rows, config.num_channels, height, width, device=device)}
+    tokens = min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
+    # a mask of four dimensions is taken as it is; from one of two, transformers would want to see numbers
+    mask = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool, device=device)
+    return {"input_ids": torch.zeros(rows, tokens, dtype=torch.long, device=device), "attention_mask": mask}

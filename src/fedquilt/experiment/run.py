@@ -14,13 +14,13 @@ from fedquilt.adapters.inject import adapters
 from fedquilt.client.fit import learning_rate_at
 from fedquilt.config.load import NOT_DETERMINING, parse, resolved
 from fedquilt.config.schema import Config
-from fedquilt.core.errors import RunError
+from fedquilt.core.errors import RoundError, RunError
 from fedquilt.core.loop import Round, rounds
 from fedquilt.core.types import ClientId, Memory, Order, Tree
 from fedquilt.engine.cohort import uniform_cohorts
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment.build import Experiment, build
-from fedquilt.record import Record, environment, read_config, read_result
+from fedquilt.record import Record, environment, read_config, read_environment, read_partition, read_result
 
 
 class Progress(Protocol):
@@ -61,6 +61,8 @@ def run(config: Config, folder: Path, progress: Progress | None = None) -> Path:
         what ``build`` raises, before the folder is made.
     """
     Record.refuse(folder)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     experiment = build(config)
     bench = next(iter(experiment.clients.values())).bench
     around = environment(
@@ -82,10 +84,23 @@ def resume(folder: Path, config: Config | None = None, progress: Progress | None
     record = Record.open(folder, None if config is None else resolved(config), NOT_DETERMINING)
     if read_result(folder) is not None:
         return folder
+    torch.set_num_threads(read_environment(folder)["threads"])  # the same sums in the same order
     experiment = build(parse(record.config))
+    _same_inputs(folder, experiment)
     start, state, memories = record.load_checkpoint() if record.has_checkpoint else (0, None, {})
     record.truncate_rounds(start)
     return _go_on(experiment, record, start, state, memories, progress or Silent())
+
+
+def _same_inputs(folder: Path, experiment: Experiment) -> None:
+    """Nothing, if data and model are those that the run began with."""
+    advice = "bring back what the run began with, or start a new run in another folder"
+    if experiment.partition["digest"] != read_partition(folder)["digest"]:
+        source = experiment.config.data.source
+        raise RunError(f"{folder}: data.source = '{source}' is not dealt as when the run began; {advice}")
+    if experiment.loaded.digest != read_environment(folder)["model"]:
+        name = experiment.config.model.name
+        raise RunError(f"{folder}: model.name = '{name}' has not the weights that the run began with; {advice}")
 
 
 def _go_on(
@@ -102,7 +117,7 @@ def _go_on(
     engine = LocalEngine(experiment.clients, memories, progress.client)
     cohorts = uniform_cohorts(experiment.federation.profiles, config.cohort, experiment.rng)
     progress.started(record.folder.name, start, config.rounds)
-    for done in rounds(
+    finished = rounds(
         experiment.method,
         cohorts,
         engine.send,
@@ -111,15 +126,27 @@ def _go_on(
         state=state,
         start=start,
         quorum=config.quorum,
-    ):
-        state = done.state
-        line = _line(experiment, done, engine.memories)
-        record.append_round(line)
-        record.save_checkpoint(done.number + 1, state, engine.memories, config.seed)
-        progress.round(line)
+    )
+    try:
+        for done in finished:
+            state = done.state
+            line = _line(experiment, done, engine.memories)
+            record.append_round(line)
+            record.save_checkpoint(done.number + 1, state, engine.memories, config.seed)
+            progress.round(line)
+    except RoundError as error:
+        raise RoundError(f"{error}; {_advice(record, config)}") from error
     save_adapters(experiment, state, engine.memories, record.folder / "adapters")
     record.save_result({"status": "finished", "rounds": config.rounds, "seconds": time.perf_counter() - began})
     return record.folder
+
+
+def _advice(record: Record, config: Config) -> str:
+    """What is left of a run whose round failed, and what may help."""
+    manifest = record.folder / "checkpoint.json"
+    kept = f"{manifest} holds the rounds before" if record.has_checkpoint else "no round before it was finished"
+    rate = f"where losses are not finite, lower training.learning_rate ({config.training.learning_rate:g})"
+    return f"{kept}; {rate} or set training.clip_norm, in a new run"
 
 
 def evaluate(experiment: Experiment, state: Tree, memories: Mapping[ClientId, Memory]) -> dict[str, Any]:
@@ -218,9 +245,14 @@ def export(run: Path, out: Path, client: ClientId | None = None) -> Path:
     Raises
     ------
     RunError
-        if the run has no checkpoint, or no global model because its parts stay with the clients, or no such client.
+        if the run has no checkpoint, or no global model because its parts stay with the clients, or no such client, or
+        ``out`` holds something that is no adapter, which would be lost.
     """
     record = Record.open(run)
+    if out.exists() and not out.is_dir():
+        raise RunError(f"--out {out}: is a file; give a new folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / "adapter_config.json").exists():
+        raise RunError(f"--out {out}: this folder is not empty and holds no adapter; give a new folder")
     if not record.has_checkpoint:
         raise RunError(f"{run} has no finished round to export; let it finish one with `fedquilt run --resume {run}`")
     experiment = build(parse(read_config(run)))

@@ -70,7 +70,8 @@ def fed_hello(
     _check(federation, allocation, scores_from, first, every, smoothing)
 
     def due(number: int) -> bool:
-        return allocation == "fim" and number >= first and (number - first) % every == 0
+        """Whether layers are scored before round ``number``; there is nothing to score for after the last."""
+        return allocation == "fim" and first <= number < federation.rounds and (number - first) % every == 0
 
     def allocate(state: Tree, turn: Turn) -> dict[ClientId, tuple[int, ...]]:
         if allocation == "gd":

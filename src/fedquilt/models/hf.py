@@ -289,13 +289,15 @@ def _tokenizer(source: Source, config: Any, options: dict[str, Any]) -> Any:
             model_input_names=inputs,
             padding_side="right",
         )
+    advice = "put tokenizer.json and tokenizer_config.json beside the weights"
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source.location, **options)
     except Exception as error:
         raise ModelError(
-            f"model '{source.name}' has no tokenizer that can be read ({_first_line(error)}); put tokenizer.json and "
-            "tokenizer_config.json beside the weights"
+            f"model '{source.name}' has no tokenizer that can be read ({_first_line(error)}); {advice}"
         ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes up an empty one where there is none
+        raise ModelError(f"model '{source.name}' has no tokenizer that can be read (it knows no words); {advice}")
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:

@@ -1,0 +1,20 @@
+"""The run folder: what a run writes while it goes, what it is resumed from, and what reports read."""
+
+from fedquilt.record.files import write_json
+from fedquilt.record.folder import Record
+from fedquilt.record.read import read_config, read_environment, read_partition, read_result, read_rounds
+from fedquilt.record.tree import tree_from_bytes, tree_to_bytes
+from fedquilt.record.versions import environment
+
+__all__ = [
+    "Record",
+    "environment",
+    "read_config",
+    "read_environment",
+    "read_partition",
+    "read_result",
+    "read_rounds",
+    "tree_from_bytes",
+    "tree_to_bytes",
+    "write_json",
+]

@@ -1,0 +1,86 @@
+"""Files that are whole or not there, and what the disk refused in words."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fedquilt.core.errors import RunError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Put ``content`` at ``path`` in one step; its name is safe once the folder is synced too."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        with suppress(OSError):  # what went wrong first is what the user must hear
+            part.unlink(missing_ok=True)
+        raise
+
+
+def append_bytes(path: Path, content: bytes) -> None:
+    """Put ``content`` at the end of the file; it is on the disk when this returns."""
+    with open(path, "ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names of the files in ``folder`` safe on the disk."""
+    if os.name == "nt":  # Windows has no handle on a folder to sync
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` so that the file is the old one or the new one, never a part; NaN and infinities become null."""
+    write_bytes(path, to_json(value, indent=1).encode() + b"\n")
+    sync_folder(path.parent)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """``value`` as JSON, after ``plain``."""
+    return json.dumps(plain(value), indent=indent, allow_nan=False)
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON knows it: tuples and tensors as lists, keys as text, NaN and infinities as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    return plain(value.tolist()) if hasattr(value, "tolist") else value  # numpy and torch
+
+
+@contextmanager
+def explained(path: Path, what_is_safe: Callable[[], str], then: str) -> Iterator[None]:
+    """Turn what the disk refused into a message: what, why, what is safe, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "free some space"
+        elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            advice = "make the folder writable"
+        else:
+            advice = "see to the disk"
+        reason = error.strerror or str(error)
+        raise RunError(f"{path}: cannot be written ({reason}); {what_is_safe()}; {advice}, then {then}") from error

@@ -1,0 +1,43 @@
+"""Whether two resolved configs are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedquilt.core.errors import RunError
+from fedquilt.record.files import plain
+
+
+def check_same(
+    folder: Path, own: Mapping[str, Any], other: Mapping[str, Any], ignored: Collection[str], what: str = "run"
+) -> None:
+    """Nothing, if both configs have the same values in all keys but those in ``ignored``.
+
+    Raises
+    ------
+    RunError
+        naming the keys that differ; ``what`` says whether it is the run or its checkpoint that is another's.
+    """
+    left, right = _flat(plain(own)), _flat(plain(other))
+    different = [
+        key
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key) != right.get(key) and not any(key == name or key.startswith(f"{name}.") for name in ignored)
+    ]
+    if not different:
+        return
+    listed = "; ".join(f"{key} is {left.get(key)!r} there and {right.get(key)!r} now" for key in different[:8])
+    more = f"; and {len(different) - 8} more" if len(different) > 8 else ""
+    begin = "checkpoint from another config" if what != "run" else "this run was started from another config"
+    raise RunError(
+        f"{folder}: {begin}: {listed}{more}; resume with the run's own config, or start a new run in another folder"
+    )
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, entry in value.items():
+        flat.update(_flat(entry, f"{prefix}{key}.") if isinstance(entry, Mapping) else {f"{prefix}{key}": entry})
+    return flat

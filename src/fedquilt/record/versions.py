@@ -1,0 +1,30 @@
+"""What a run ran on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+_PACKAGES = ("fedquilt", "torch", "transformers", "datasets", "safetensors", "numpy", "flwr")
+
+
+def environment(**more: Any) -> dict[str, Any]:
+    """Versions, platform, processors, torch's threads and the time (UTC), and whatever else is worth keeping."""
+    import torch
+
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):  # flwr is optional
+            versions[name] = version(name)
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        **more,
+    }

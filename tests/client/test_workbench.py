@@ -1,0 +1,118 @@
+"""The shared model: what is loaded, what may be trained, and that nothing of it stays."""
+
+import re
+
+import pytest
+import torch
+from small_federation import LLAMA, VIT, rows, start_of, task_of, workbench
+
+from fedquilt.client import Workbench
+
+
+def test_the_layout_and_the_parameters_must_name_the_same_tensors():
+    bench = workbench()
+    fewer = dict(list(bench.parameters.items())[1:])
+    with pytest.raises(ValueError, match="name different tensors"):
+        Workbench(bench.model, bench.blocks, bench.layout, fewer, bench.prepare, device=bench.device)
+
+
+def test_load_puts_every_tensor_in_and_taken_gives_copies():
+    bench = workbench()
+    params = start_of(bench)
+    bench.load(params)
+    taken = bench.taken(params)
+    assert taken.keys() == params.keys() == bench.layout.depth.keys()
+    assert all(torch.equal(taken[name], params[name]) for name in params)
+    for tensor in taken.values():
+        tensor.zero_()
+    assert any(bool(parameter.any()) for parameter in bench.parameters.values())
+
+
+def test_load_names_what_does_not_fit():
+    bench = workbench()
+    params = start_of(bench)
+    first = next(iter(params))
+    with pytest.raises(ValueError, match=f"tensor '{re.escape(first)}' is missing"):
+        bench.load({name: tensor for name, tensor in params.items() if name != first})
+    with pytest.raises(ValueError, match=re.escape(f"tensor '{first}' is (3, 8), not (2, 8)")):
+        bench.load({**params, first: torch.zeros(3, 8)})
+    with pytest.raises(ValueError, match="tensor 'stranger' is not a tensor of vit-4x8"):
+        bench.load({**params, "stranger": torch.zeros(1)})
+
+
+def test_a_load_that_is_refused_changes_nothing():
+    bench = workbench()
+    bench.load(start_of(bench))
+    before = bench.taken(bench.parameters)
+    with pytest.raises(ValueError, match="stranger"):
+        bench.load({**{name: tensor + 1 for name, tensor in before.items()}, "stranger": torch.zeros(1)})
+    assert all(torch.equal(before[name], now) for name, now in bench.taken(before).items())
+
+
+def test_training_opens_the_named_tensors_only_and_closes_them_again_even_after_an_error():
+    bench = workbench()
+    names = list(bench.layout.names([1, 3]))
+
+    def open_ones() -> list[str]:
+        return [name for name, parameter in bench.model.named_parameters() if parameter.requires_grad]
+
+    assert open_ones() == []
+    with pytest.raises(RuntimeError, match="on purpose"), bench.training(reversed(names)) as trained:
+        assert [id(p) for p in trained] == [id(bench.parameters[name]) for name in names]  # in the layout's order
+        assert sorted(open_ones()) == sorted(names)
+        assert bench.model.training
+        trained[0].grad = torch.ones_like(trained[0])
+        raise RuntimeError("on purpose")
+    assert open_ones() == []
+    assert not bench.model.training
+    assert all(parameter.grad is None for parameter in bench.model.parameters())
+
+
+def test_t14_random_subsets_of_thirty_two_blocks_open_exactly_their_own_tensors():
+    """T14: block 1 is neither 10 nor 11; the oracle reads the number between dots. All subsets of 12: test_client."""
+    bench = workbench("tiny:llama?layers=32&width=8")
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        number = int(torch.randint(1, 33, (), generator=generator))
+        subset = set(torch.randperm(32, generator=generator)[:number].tolist())
+        with bench.training(bench.layout.names(subset)):
+            opened = [name for name, parameter in bench.model.named_parameters() if parameter.requires_grad]
+        assert {int(re.search(r"\.layers\.(\d+)\.", name)[1]) for name in opened} == subset
+        assert len(opened) == 4 * len(subset)  # A and B of q and v
+
+
+@pytest.mark.parametrize("model", [VIT, LLAMA])
+def test_forward_gives_logits_and_labels_that_belong_together(model):
+    bench = workbench(model)
+    bench.load(start_of(bench))
+    batch = rows(task_of(model), 4)
+    if "attention_mask" in batch:  # three tokens of padding that the batch does not need
+        batch["attention_mask"][:, 4:], batch["labels"][:, 4:] = 0, -100
+    logits, labels = bench.forward(batch)
+    assert logits.shape[:-1] == labels.shape == ((4,) if model == VIT else (4, 4))
+
+
+def test_bf16_is_autocast_and_leaves_parameters_in_float32():
+    exact, half = workbench(), workbench(precision="bf16")
+    for bench in (exact, half):
+        bench.load(start_of(bench))
+    (logits, _), (rough, _) = (
+        exact.forward(rows("image-classification", 4)),
+        half.forward(rows("image-classification", 4)),
+    )
+    assert rough.dtype == torch.bfloat16
+    torch.testing.assert_close(rough.float(), logits, rtol=0.05, atol=0.05)
+    assert {parameter.dtype for parameter in half.parameters.values()} == {torch.float32}
+
+
+def test_shallow_runs_the_given_blocks_in_order_and_the_whole_model_comes_back():
+    bench = workbench()
+    ran = []
+    for index, block in enumerate(bench.model.get_submodule(bench.blocks.path)):
+        block.register_forward_hook(lambda *_args, index=index: ran.append(index))
+    batch = rows("image-classification", 2)
+    for layers, expected in (([3, 0], [0, 3]), (None, [0, 1, 2, 3])):
+        with bench.shallow(layers):
+            bench.forward(batch)
+        assert ran == expected
+        ran.clear()

@@ -1,0 +1,128 @@
+"""A small federation of real clients: a transformer of a few blocks with adapters in it, random rows, unlike budgets.
+
+Used by the contract's table and by the tests of ``client``, ``methods`` and ``engine``. A training step takes a few
+milliseconds. Every federation has a model of its own, so that no test sees what another left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+from fedquilt.adapters.inject import initial, inject, layout, trainable
+from fedquilt.adapters.lora import LoraSettings
+from fedquilt.client import Client, Training, Workbench
+from fedquilt.client.workbench import Batch
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import Budget, ClientId, Federation, Layout, Params, Profile
+from fedquilt.models.hf import Loaded, load_model
+
+VIT = "tiny:vit?layers=4&width=8&image=4&patch=2"
+LLAMA = "tiny:llama?layers=3&width=8"
+BERT = "tiny:bert?layers=3&width=8"
+GPT2 = "tiny:gpt2?layers=3&width=8"
+CLASSES, TOKENS, LONGEST = 3, 260, 7
+DATA = Rng(77).child("small federation")
+SERVER = -1
+
+
+class Small(NamedTuple):
+    """A federation, its clients by id, and the workbench they share."""
+
+    federation: Federation
+    clients: Mapping[ClientId, Client]
+    bench: Workbench
+
+    @property
+    def layout(self) -> Layout:
+        return self.bench.layout
+
+
+def task_of(model: str) -> str:
+    """The task a model is used for here, unless a test says otherwise: LLaMA writes, the others classify."""
+    if "vit" in model:
+        return "image-classification"
+    return "causal-lm" if "llama" in model else "sequence-classification"
+
+
+@cache
+def _loaded(model: str, task: str) -> Loaded:
+    return load_model(model, task, num_classes=None if task == "causal-lm" else CLASSES, rng=DATA.child("model"))
+
+
+def workbench(
+    model: str = VIT, task: str | None = None, *, rank: int = 2, dropout: float = 0.0, precision: str = "fp32"
+) -> Workbench:
+    """A workbench with a model of its own: q and v adapted, the head (if there is one) trained."""
+    loaded = _loaded(model, task or task_of(model))
+    own = deepcopy(loaded.model)
+    inject(own, loaded.blocks, LoraSettings(rank, 2.0 * rank, dropout), loaded.targets, loaded.head)
+    where = layout(own, loaded.blocks, loaded.architecture, loaded.head)
+    cpu = torch.device("cpu")
+    return Workbench(own, loaded.blocks, where, trainable(own, where), loaded.prepare, device=cpu, precision=precision)
+
+
+def start_of(bench: Workbench, *, zero: bool = False) -> Params:
+    """Values for every tensor of the layout, the same at every call; B is zero only if asked for.
+
+    The head is drawn anew too: the model's own is what the last client left there.
+    """
+    params = initial(bench.layout, bench.model)(DATA.child("start"))
+    for name in params:
+        if name in bench.layout.head or (name.endswith("lora_B") and not zero):
+            params[name] = 0.3 * torch.randn(params[name].shape, generator=DATA.child("value", name).torch())
+    return params
+
+
+def rows(task: str, num_rows: int, name: str | int = "rows") -> Batch:
+    """Random rows of a task; a class shows in the pixels, and sentences are of unlike lengths."""
+    generator = DATA.child(task, name).torch()
+    labels = torch.randint(0, CLASSES, (num_rows,), generator=generator)
+    if task == "image-classification":
+        pixels = torch.randint(0, 128, (num_rows, 4, 4, 1), generator=generator)
+        return {"pixel_values": (pixels + 60 * labels.view(-1, 1, 1, 1)).to(torch.uint8), "labels": labels}
+    ids = torch.randint(4, TOKENS, (num_rows, LONGEST), generator=generator)
+    lengths = torch.randint(4, LONGEST + 1, (num_rows,), generator=generator)
+    mask = (torch.arange(LONGEST) < lengths.unsqueeze(1)).int()
+    ids = torch.where(mask.bool(), ids, torch.zeros_like(ids)).int()
+    if task == "causal-lm":  # the first two tokens are the prompt
+        learned = mask.bool() & (torch.arange(LONGEST) >= 2)
+        labels = torch.where(learned, ids, torch.full_like(ids, -100)).long()
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def small(
+    model: str = VIT,
+    *,
+    budgets: Sequence[int] = (1, 2, 4),
+    sizes: Sequence[int] = (5, 8, 6),
+    training: Training | None = None,
+    rounds: int = 4,
+    proxy: int = 0,
+    dropout: float = 0.1,
+) -> Small:
+    """One client for each budget, with as many rows as ``sizes`` says; ``proxy`` rows for the server."""
+    training = training or Training(steps=2, epochs=None, batch_size=4, learning_rate=0.05)
+    bench = workbench(model, dropout=dropout)
+    task, make = task_of(model), initial(bench.layout, bench.model)
+    first = make(Rng(5).child("init").child("init"))
+
+    def client(id: ClientId, budget: int, num_rows: int) -> Client:
+        profile = Profile(id, num_rows, bench.layout.architecture, Budget(budget), task)
+        train, test = rows(task, num_rows, id), rows(task, 6, f"test {id}")
+        return Client(profile, bench, first, training, rounds, train, {"test": test})
+
+    clients = {id: client(id, budget, size) for id, (budget, size) in enumerate(zip(budgets, sizes, strict=True))}
+    architecture = bench.layout.architecture
+    federation = Federation(
+        tuple(held.profile for held in clients.values()),
+        {architecture: bench.layout},
+        {architecture: make},
+        rounds,
+        client(SERVER, bench.layout.num_layers, proxy) if proxy else None,
+    )
+    return Small(federation, clients, bench)

@@ -1,0 +1,387 @@
+import errno
+import importlib
+import json
+import os
+import random
+from dataclasses import replace
+
+import pytest
+
+from fedquilt.core.errors import RoundError, RunError
+from fedquilt.experiment import build, export, resume, run
+from fedquilt.record import Record, read_partition, read_result, read_rounds
+
+run_module = importlib.import_module("fedquilt.experiment.run")  # the package's own name for it is the function
+TENSORS_OF_A_BLOCK = 2 * (2 * 16 + 16 * 2)  # query and value, factors (2, 16) and (16, 2)
+HEAD = 16 * 10 + 10
+
+
+class Told:
+    """A Progress that writes down what it is told and, after ``stop_after`` calls, is interrupted."""
+
+    def __init__(self, stop_after=None):
+        self.calls, self.stop_after, self.started_at, self.lines = 0, stop_after, None, []
+
+    def _count(self):
+        self.calls += 1
+        if self.calls == self.stop_after:
+            raise KeyboardInterrupt
+
+    def started(self, name, first, rounds):
+        self.started_at = first
+
+    def client(self, exchange, number, of):
+        assert exchange == "fit"
+        assert 1 <= number <= of
+        self._count()
+
+    def step(self, number, of):
+        assert 1 <= number <= of
+        self._count()
+
+    def round(self, line):
+        self.lines.append(line)
+        self._count()
+
+
+def test_a_run_folder_holds_everything_and_every_line_adds_up(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        *("config.json", "environment.json", "partition.json", "rounds.jsonl", "checkpoint.json", "checkpoint"),
+        *("adapters", "result.json"),
+    }
+    assert read_result(finished)["status"] == "finished"
+    lines = read_rounds(finished)
+    assert [line["round"] for line in lines] == [0, 1, 2]
+    budgets = {str(client["id"]): client["budget"] for client in read_partition(finished)["clients"]}
+    for line in lines:
+        (exchange,) = line["exchanges"]
+        assert line["num_layers"] == 3
+        assert len(exchange["clients"]) == 4
+        assert exchange["dropped"] == {}
+        for client, moved in exchange["clients"].items():
+            layers = moved["settings"]["layers"]
+            assert len(layers) == budgets[client]
+            assert moved["bytes_down"] == 4 * (3 * TENSORS_OF_A_BLOCK + HEAD)
+            assert moved["bytes_up"] == 4 * (len(layers) * TENSORS_OF_A_BLOCK + HEAD)
+            assert moved["metrics"]["steps"] == 2
+        scores = line["evaluation"]
+        assert 0 <= scores["global"]["accuracy"] <= 1
+        assert scores["clients"].keys() == budgets.keys()
+        assert scores["global"]["examples"] == sum(client["examples"] for client in scores["clients"].values())
+
+
+def test_the_proxy_rows_belong_to_no_client(finished):
+    partition = read_partition(finished)
+    held = [row for client in partition["clients"] for split in ("train", "validation", "test") for row in client[split]]
+    assert len(partition["proxy"]) == 20
+    assert sorted(held + partition["proxy"]) == list(range(240))
+
+
+def test_rounds_without_evaluation_say_null_and_the_last_ones_are_always_evaluated(config, tmp_path):
+    folder = run(config("rounds=5", "evaluation.every=2", "evaluation.last=1"), tmp_path / "sparse")
+    assert [line["evaluation"] is not None for line in read_rounds(folder)] == [False, True, False, True, True]
+
+
+@pytest.mark.parametrize("changes", [("method.name=local-only",), ("head.policy=local",)])
+def test_there_is_no_global_score_where_the_server_holds_no_whole_model(config, tmp_path, changes):
+    folder = run(config("rounds=1", *changes), tmp_path / "own")
+    (line,) = read_rounds(folder)
+    assert line["evaluation"]["global"] is None
+    assert len(line["evaluation"]["clients"]) == 6
+    down = [client["bytes_down"] for client in line["exchanges"][0]["clients"].values()]
+    shared = 0 if changes == ("method.name=local-only",) else 3 * TENSORS_OF_A_BLOCK
+    assert set(down) == {4 * shared}
+    trained = sorted(line["exchanges"][0]["clients"])
+    assert sorted(path.name for path in (folder / "adapters").iterdir()) == [f"client-00{id}" for id in trained]
+
+
+def test_a_frozen_head_stays_as_it_was_and_never_travels(config, tmp_path):
+    from safetensors.torch import load_file
+
+    wanted = config("rounds=2", "head.policy=frozen")
+    folder = run(wanted, tmp_path / "frozen")
+    for line in read_rounds(folder):
+        for moved in line["exchanges"][0]["clients"].values():
+            assert moved["bytes_up"] == 4 * len(moved["settings"]["layers"]) * TENSORS_OF_A_BLOCK
+    saved = load_file(folder / "adapters" / "global" / "adapter_model.safetensors")
+    start = dict(build(wanted).loaded.model.named_parameters())
+    assert saved["base_model.model.classifier.weight"].equal(start["classifier.weight"])
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(config, tmp_path, finished, fingerprint):
+    assert fingerprint(run(config(), tmp_path / "again")) == fingerprint(finished)
+    assert fingerprint(run(config("seed=4"), tmp_path / "other")) != fingerprint(finished)
+
+
+@pytest.mark.parametrize("moment", random.Random(8).sample(range(1, 3 * (4 + 8 + 1)), 4))
+def test_interrupted_anywhere_and_resumed_a_run_ends_in_the_same_bits(config, tmp_path, finished, fingerprint, moment):
+    folder = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        run(config(), folder, Told(stop_after=moment))
+    assert read_result(folder) is None
+    done = len(read_rounds(folder))
+    told = Told()
+    assert resume(folder, progress=told) == folder
+    assert told.started_at == done
+    assert fingerprint(folder) == fingerprint(finished)
+    for line, other in zip(read_rounds(folder), read_rounds(finished), strict=True):
+        assert line["exchanges"] == other["exchanges"]
+        assert line["evaluation"] == other["evaluation"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("method.allocation=fim", "method.warmup=1", "method.refresh=1"),
+        ("head.policy=local",),
+        ("method.name=local-only", "method.shape=triangle"),
+        ("method.name=fedra",),
+    ],
+)
+def test_state_and_memories_of_every_kind_survive_a_stop(config, tmp_path, fingerprint, changes):
+    whole = run(config(*changes), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(config(*changes), tmp_path / "stopped", Told(stop_after=2 * (4 + 8 + 1)))
+    assert fingerprint(resume(tmp_path / "stopped")) == fingerprint(whole)
+
+
+def test_resuming_a_finished_run_changes_nothing(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    told = Told()
+    assert resume(finished, progress=told) == finished
+    assert told.started_at is None
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_run_is_not_resumed_with_another_config(config, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(config(), tmp_path / "stopped", Told(stop_after=13))
+    with pytest.raises(RunError, match=r"started from another config: training.steps is 2 there and 5 now"):
+        resume(tmp_path / "stopped", config("training.steps=5"))
+    assert resume(tmp_path / "stopped", config("output=elsewhere", "name=other")) == tmp_path / "stopped"
+
+
+def test_a_checkpoint_from_another_config_is_refused(config, tmp_path):
+    folder = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        run(config(), folder, Told(stop_after=13))
+    manifest = json.loads((folder / "checkpoint.json").read_text())
+    manifest["config"]["adapter"]["rank"] = 8
+    (folder / "checkpoint.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match=r"checkpoint from another config: adapter.rank is 8 there and 2 now"):
+        resume(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "message"),
+    [
+        ("partition.json", "digest", r"data.source = 'sklearn:digits' is not dealt as when the run began"),
+        ("environment.json", "model", r"model.name = 'tiny:vit.*' has not the weights that the run began with"),
+    ],
+)
+def test_other_data_or_other_weights_than_the_run_began_with_are_refused(config, tmp_path, file, key, message):
+    folder = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        run(config(), folder, Told(stop_after=13))
+    kept = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**kept, key: "another"}))
+    with pytest.raises(RunError, match=message):
+        resume(folder)
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(config, tmp_path):
+    folder = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        run(config(), folder, Told(stop_after=13))
+    (state,) = (folder / "checkpoint").glob("state-*.safetensors")
+    content = bytearray(state.read_bytes())
+    content[-1] ^= 1
+    state.write_bytes(content)
+    with pytest.raises(RunError, match=rf"{state.name}: damaged, its sha256 is not the one in checkpoint.json"):
+        resume(folder)
+
+
+def with_rate(experiment, id, rate):
+    client = experiment.clients[id]
+    experiment.clients[id] = replace(client, training=replace(client.training, learning_rate=rate))
+    return experiment
+
+
+def test_a_client_whose_loss_is_nan_is_dropped_and_named_and_the_round_goes_on(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "build", lambda wanted: with_rate(build(wanted), 2, 1e30))
+    told = Told()
+    folder = run(config("clients.cohort=6", "rounds=2"), tmp_path / "one", told)
+    for line in read_rounds(folder):
+        (exchange,) = line["exchanges"]
+        assert exchange["dropped"] == {"2": "loss is nan at step 2"}
+        assert sorted(exchange["clients"]) == ["0", "1", "3", "4", "5"]
+        assert exchange["dropped_bytes_down"] == 4 * (3 * TENSORS_OF_A_BLOCK + HEAD)
+        assert line["evaluation"]["global"]["loss"] > 0  # the others' model is sound
+    assert read_result(folder)["status"] == "finished"
+
+
+def test_a_quorum_that_is_not_met_ends_the_run(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "build", lambda wanted: with_rate(build(wanted), 2, 1e30))
+    with pytest.raises(RoundError, match=r"5 of 6 clients sent a usable reply and 6 are needed \(client 2: loss is nan"):
+        run(config("clients.cohort=6", "rounds=2", "quorum=1.0"), tmp_path / "all")
+
+
+def test_all_losses_nan_end_the_run_and_leave_the_last_checkpoint(
+    config, tmp_path, monkeypatch, finished, fingerprint
+):
+    def exploding(training, round, rounds):
+        return 1e30 if round == 1 else training.learning_rate
+
+    folder = tmp_path / "exploded"
+    with monkeypatch.context() as patched, pytest.raises(RoundError) as caught:
+        patched.setattr("fedquilt.client.client.learning_rate_at", exploding)
+        run(config(), folder)
+    text = str(caught.value)
+    assert text.startswith("round 1, exchange 'fit': 0 of 4 clients sent a usable reply and 1 are needed (client ")
+    assert text.count("loss is nan at step 2") == 4
+    assert "checkpoint.json holds the rounds before" in text
+    assert "lower training.learning_rate (0.001)" in text
+    assert Record.open(folder).load_checkpoint()[0] == 1
+    assert fingerprint(resume(folder)) == fingerprint(finished)
+
+
+@pytest.mark.parametrize(("code", "advice"), [(errno.ENOSPC, "free some space"), (errno.EROFS, "make the folder wri")])
+def test_a_disk_that_refuses_leaves_the_last_checkpoint_whole(
+    config, tmp_path, monkeypatch, finished, fingerprint, code, advice
+):
+    calls = []
+
+    def failing(handle, real=os.fsync):
+        calls.append(handle)
+        if len(calls) > 20:
+            raise OSError(code, os.strerror(code))
+        real(handle)
+
+    folder = tmp_path / "full"
+    with monkeypatch.context() as patched, pytest.raises(RunError) as caught:
+        patched.setattr(os, "fsync", failing)
+        run(config(), folder)
+    done = Record.open(folder).load_checkpoint()[0]
+    assert 1 <= done < 3
+    text = str(caught.value)
+    assert os.strerror(code) in text
+    assert f"the checkpoint of round {done - 1} is whole" in text
+    assert f"{advice}" in text
+    assert f"continue with: fedquilt run --resume {folder}" in text
+    assert fingerprint(resume(folder)) == fingerprint(finished)
+
+
+def test_a_run_never_touches_a_folder_that_holds_something(config, tmp_path, finished):
+    with pytest.raises(RunError, match=r"exists and is not empty; continue that run with: fedquilt run --resume"):
+        run(config(), finished)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(RunError, match=r"exists and is not empty; choose another name or output"):
+        run(config(), tmp_path / "mine")
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+
+
+def test_an_export_replaces_an_adapter_and_nothing_else(finished, tmp_path):
+    out = tmp_path / "adapter"
+    assert export(finished, out) == out
+    assert export(finished, out) == out
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "letter.txt").write_text("dear")
+    with pytest.raises(RunError, match=r"--out .*mine: this folder is not empty and holds no adapter"):
+        export(finished, mine)
+    with pytest.raises(RunError, match=r"--out .*letter.txt: is a file"):
+        export(finished, mine / "letter.txt")
+    assert [path.name for path in mine.iterdir()] == ["letter.txt"]
+
+
+def test_an_export_says_what_it_cannot_give(config, tmp_path, finished):
+    with pytest.raises(RunError, match=r"--client 6: .* has the clients 0 to 5"):
+        export(finished, tmp_path / "x", client=6)
+    folder = run(config("rounds=1", "head.policy=local"), tmp_path / "own")
+    with pytest.raises(RunError, match=r"has no global model: 2 of its tensors stay with the clients; .*--client"):
+        export(folder, tmp_path / "x")
+    assert (export(folder, tmp_path / "one", client=0) / "adapter_config.json").exists()
+    with pytest.raises(KeyboardInterrupt):
+        run(config(), tmp_path / "stopped", Told(stop_after=1))
+    with pytest.raises(RunError, match=r"has no finished round to export; let it finish one"):
+        export(tmp_path / "stopped", tmp_path / "x")
+
+
+@pytest.mark.parametrize("policy", ["aggregate", "frozen", "local"])
+def test_peft_loads_what_a_run_leaves_and_gives_our_logits(config, tmp_path, policy):
+    peft = pytest.importorskip("peft")
+    import torch
+
+    from fedquilt.models.hf import load_model
+
+    wanted = config("rounds=2", f"head.policy={policy}")
+    folder = run(wanted, tmp_path / "run")
+    who = None if policy != "local" else 4
+    out = export(folder, tmp_path / "adapter", client=who)
+    name = "global" if who is None else "client-004"
+    final = folder / "adapters" / name / "adapter_model.safetensors"
+    assert (out / "adapter_model.safetensors").read_bytes() == final.read_bytes()
+
+    experiment = build(wanted)
+    _, state, memories = Record.open(folder).load_checkpoint()
+    client = experiment.clients[4]
+    client.bench.load(client.params(experiment.method.view(state, client.profile), memories.get(4)))
+    model = wanted.model
+    base = load_model(model.name, model.task, num_classes=10, rng=experiment.rng.child("model"))
+    theirs = peft.PeftModel.from_pretrained(base.model, out).eval()
+    with torch.no_grad():
+        ours, _ = client.bench.forward(client.train)
+        logits = theirs(**base.prepare({key: value for key, value in client.train.items() if key != "labels"})).logits
+    assert torch.allclose(logits, ours, atol=1e-5)
+    assert ours.std() > 0
+
+
+JSONL = [{"prompt": f"say {word}", "completion": word} for word in ("one", "two", "three", "four") for _ in range(8)]
+
+
+def test_a_language_model_learns_from_prompts_and_completions(config, tmp_path):
+    (tmp_path / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in JSONL))
+    changes = ("data.source=./said.jsonl", "data.text=prompt", "data.target=completion", "data.proxy=4")
+    changes += ("model.name=tiny:llama", "model.task=causal-lm", "model.max_length=24", "partition.scheme=iid")
+    wanted = config(*changes, "clients.budgets=[1,1,2]", "partition.num_clients=3", "clients.cohort=3", "rounds=4")
+    wanted = wanted.model_copy(update={"training": wanted.training.model_copy(update={"learning_rate": 0.02})})
+    folder = run(wanted, tmp_path / "lm")
+    losses = [line["evaluation"]["global"]["loss"] for line in read_rounds(folder)]
+    assert losses[-1] < losses[0]
+    assert (folder / "adapters" / "global" / "adapter_config.json").exists()
+
+
+def test_a_text_classifier_runs_on_tab_separated_text(config, tmp_path):
+    words = [("good", "fine"), ("bad", "poor")]
+    rows = [f"it is {words[n % 2][n // 2 % 2]} {n}\t{'neg' if n % 2 else 'pos'}" for n in range(60)]
+    (tmp_path / "said.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
+    changes = ("data.source=./said.tsv", "model.name=tiny:bert", "model.task=sequence-classification")
+    folder = run(config(*changes, "clients.budgets=[1,1,2]", "model.max_length=24", "rounds=1"), tmp_path / "text")
+    (line,) = read_rounds(folder)
+    assert line["evaluation"]["global"]["examples"] > 0
+    assert read_partition(folder)["classes"] == ["neg", "pos"]
+
+
+def test_the_published_clients_of_an_array_file_are_the_clients(config, tmp_path):
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    clients = np.repeat([7, 3, 5], [20, 30, 10])
+    is_train = np.ones(60, dtype=bool)
+    is_train[::6] = False
+    np.savez(
+        tmp_path / "shared.npz",
+        images=generator.integers(0, 256, (60, 8, 8), dtype=np.uint8),
+        labels=np.arange(60) % 4,
+        client=clients,
+        is_train=is_train,
+    )
+    changes = ("data.source=./shared.npz", "partition.scheme=natural", "partition.num_clients=3", "data.proxy=0")
+    folder = run(config(*changes, "data.limit=60", "clients.cohort=2", "rounds=1"), tmp_path / "natural")
+    partition = read_partition(folder)
+    rows = [len(client["train"]) + len(client["test"]) for client in partition["clients"]]
+    assert rows == [int((is_train & (clients == id)).sum()) for id in (3, 5, 7)]
+    (line,) = read_rounds(folder)
+    assert line["evaluation"]["global"]["examples"] == 10  # the published test rows

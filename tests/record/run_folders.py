@@ -1,0 +1,88 @@
+"""What the tests of the run folder share: a run to begin with, equality to the bit, and a disk that fails."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import os
+from pathlib import Path
+
+import torch
+
+from fedquilt.record import Record, files
+
+CONFIG = {"name": "toy", "seed": 1, "output": "runs", "training": {"steps": 5, "learning_rate": 0.1}}
+
+
+def create(folder: Path) -> Record:
+    return Record.create(folder, CONFIG, {"versions": {}}, {"digest": "d", "clients": []})
+
+
+def raw(tensor: torch.Tensor) -> bytes:
+    return bytes(tensor.contiguous().reshape(-1).view(torch.uint8).tolist())
+
+
+def same(left, right) -> bool:
+    """Equal in every bit and every type."""
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, torch.Tensor):
+        return left.dtype == right.dtype and left.shape == right.shape and raw(left) == raw(right)
+    if isinstance(left, dict):
+        return list(left) == list(right) and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list):
+        return len(left) == len(right) and all(map(same, left, right))
+    return repr(left) == repr(right) if isinstance(left, float) else left == right
+
+
+class Killed(BaseException):
+    """Stands for kill -9: after it nothing of the process runs."""
+
+
+class Disk:
+    """Lets ``left`` steps on the disk happen (opening, writing, syncing, renaming, deleting), then none."""
+
+    def __init__(self, monkeypatch, left: int, failure) -> None:
+        self.left, self.failure = left, failure
+        monkeypatch.setattr(files, "open", self.open, raising=False)
+        for name in ("replace", "fsync"):
+            monkeypatch.setattr(os, name, self.guarded(getattr(os, name)))
+        monkeypatch.setattr(Path, "unlink", self.guarded(Path.unlink))
+
+    def step(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise self.failure()
+
+    def guarded(self, function):
+        def called(*arguments, **keywords):
+            self.step()
+            return function(*arguments, **keywords)
+
+        return called
+
+    def open(self, path, mode):
+        self.step()
+        file = builtins.open(path, mode)  # noqa: SIM115 - the handle below closes it
+        write = file.write
+
+        class Handle:
+            def __enter__(inner):
+                return inner
+
+            def __exit__(inner, *error):
+                file.close()
+
+            def write(inner, content):
+                write(content[: len(content) // 2])  # what was on its way when the power went
+                file.flush()
+                self.step()
+                return write(content[len(content) // 2 :])
+
+            flush, fileno = file.flush, file.fileno
+
+        return Handle()
+
+
+def no_space():
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,0 +1,208 @@
+"""The run folder: it appears whole, and its checkpoints survive anything."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+import torch
+from run_folders import CONFIG, Disk, Killed, create, no_space, same
+
+from fedquilt.core.errors import RunError
+from fedquilt.record import (
+    Record,
+    folder,
+    read_config,
+    read_environment,
+    read_partition,
+    read_result,
+    read_rounds,
+    write_json,
+)
+
+
+def test_create_writes_the_folder_that_reports_read(tmp_path):
+    made = create(tmp_path / "runs" / "toy")
+    assert read_config(made.folder) == CONFIG
+    assert read_partition(made.folder) == {"digest": "d", "clients": []}
+    assert read_environment(made.folder) == {"versions": {}}
+    assert read_rounds(made.folder) == []
+    assert read_result(made.folder) is None
+    assert not made.has_checkpoint
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["toy"]
+
+
+def test_create_takes_an_empty_folder_and_clears_an_earlier_failed_start(tmp_path):
+    (tmp_path / "toy").mkdir()
+    (tmp_path / ".toy.creating").mkdir()
+    (tmp_path / ".toy.creating" / "old").write_text("x")
+    made = create(tmp_path / "toy")
+    assert sorted(path.name for path in made.folder.iterdir()) == [
+        "checkpoint",
+        "config.json",
+        "environment.json",
+        "partition.json",
+    ]
+
+
+def test_create_refuses_a_folder_that_holds_something(tmp_path):
+    made = create(tmp_path / "toy")
+    with pytest.raises(RunError, match=r"exists and is not empty; continue .* fedquilt run --resume .*toy\nor choose"):
+        create(made.folder)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").write_text("x")
+    with pytest.raises(RunError, match="exists and is not empty; choose another name or output") as caught:
+        create(tmp_path / "other")
+    assert "--resume" not in str(caught.value)
+    with pytest.raises(RunError, match="is a file, not a folder"):
+        create(tmp_path / "other" / "letter.txt")
+
+
+def test_open_refuses_what_is_no_run(tmp_path):
+    with pytest.raises(RunError, match="no such run folder"):
+        Record.open(tmp_path / "none")
+    with pytest.raises(RunError, match=r"not a run folder, it has no config\.json"):
+        Record.open(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(RunError, match=r"config\.json: damaged, not JSON"):
+        Record.open(tmp_path)
+
+
+def test_a_checkpoint_comes_back_whole(tmp_path):
+    made = create(tmp_path / "toy")
+    state = {"params": {"a": torch.randn(2, 3)}, "round": 3, "odds": [0.1, float("nan")]}
+    memories = {7: {"params": {"b": torch.ones(2, dtype=torch.bfloat16)}}, 0: {}}
+    made.save_checkpoint(4, state, memories, seed=1)
+    next_round, back, own = Record.open(made.folder).load_checkpoint()
+    assert next_round == 4
+    assert same(back, state)
+    assert own.keys() == memories.keys()
+    assert all(same(own[client], memories[client]) for client in memories)
+    manifest = json.loads((made.folder / "checkpoint.json").read_text())
+    assert (manifest["seed"], manifest["next_round"]) == (1, 4)
+
+
+def test_without_a_checkpoint_there_is_nothing_to_load(tmp_path):
+    made = create(tmp_path / "toy")
+    with pytest.raises(RunError, match="no checkpoint, because the run ended before its first round"):
+        made.load_checkpoint()
+
+
+def test_only_changed_memories_are_written_and_old_files_go(tmp_path, monkeypatch):
+    made = create(tmp_path / "toy")
+    written = []
+    write = folder.write_bytes
+    monkeypatch.setattr(folder, "write_bytes", lambda path, content: (written.append(path.name), write(path, content)))
+    first = {0: {"x": torch.zeros(2)}, 1: {"x": torch.ones(2)}}
+    made.save_checkpoint(1, {"t": 0}, first, seed=1)
+    assert sum(name.startswith("client-") for name in written) == 2
+    written.clear()
+    second = {0: first[0], 1: {"x": torch.full((2,), 2.0)}}
+    made.save_checkpoint(2, {"t": 1}, second, seed=1)
+    assert [name.split("-")[1] for name in written if name.startswith("client-")] == ["001"]
+    assert len(list((made.folder / "checkpoint").iterdir())) == 3
+
+    resumed = Record.open(made.folder)
+    _, _, memories = resumed.load_checkpoint()
+    written.clear()
+    resumed.save_checkpoint(3, {"t": 2}, {**memories, 5: {}}, seed=1)
+    assert [name.split("-")[1] for name in written if name.startswith("client-")] == ["005"]
+    _, state, memories = Record.open(made.folder).load_checkpoint()
+    assert state == {"t": 2}
+    assert sorted(memories) == [0, 1, 5]
+    assert float(memories[1]["x"][0]) == 2.0
+
+
+@pytest.mark.parametrize("prefix", ["state", "client-003"])
+def test_a_damaged_or_missing_file_is_named(tmp_path, prefix):
+    made = create(tmp_path / "toy")
+    made.save_checkpoint(1, {"a": torch.zeros(4)}, {3: {"b": torch.ones(4)}}, seed=1)
+    (path,) = (made.folder / "checkpoint").glob(f"{prefix}-*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=rf"{path.name}: damaged, its sha256 is not the one in checkpoint\.json"):
+        Record.open(made.folder).load_checkpoint()
+    path.unlink()
+    with pytest.raises(RunError, match=rf"{path.name}: cannot be read \(No such file"):
+        Record.open(made.folder).load_checkpoint()
+
+
+def test_a_manifest_of_another_format_is_refused(tmp_path):
+    made = create(tmp_path / "toy")
+    write_json(made.folder / "checkpoint.json", {"format": 99})
+    with pytest.raises(RunError, match="format 99, but this version of fedquilt reads format 1"):
+        Record.open(made.folder)
+
+
+@pytest.mark.parametrize("failure", [Killed, no_space])
+def test_whatever_step_fails_the_old_or_the_new_checkpoint_is_there_and_never_a_mix(tmp_path, failure):
+    states = [{"t": t, "a": torch.full((3,), float(t))} for t in range(3)]
+    memories = [{c: {"t": t, "b": torch.full((2,), float(10 * t + c))} for c in range(2)} for t in range(3)]
+    outcomes = set()
+    for steps in range(200):
+        folder = tmp_path / str(steps)
+        made = create(folder)
+        made.save_checkpoint(1, states[1], memories[1], seed=1)
+        with pytest.MonkeyPatch.context() as patch:
+            disk = Disk(patch, steps, failure)
+            message = ""
+            try:
+                made.save_checkpoint(2, states[2], memories[2], seed=1)
+            except (Killed, RunError) as error:
+                message = str(error)
+        resumed = Record.open(folder)
+        next_round, state, own = resumed.load_checkpoint()
+        outcomes.add(next_round)
+        assert f"the checkpoint of round {next_round - 1} is whole" in message or not message
+        assert same(state, states[next_round])
+        assert own.keys() == {0, 1}
+        assert all(same(own[c], memories[next_round][c]) for c in own)
+        # the run goes on from there, and what the failure left behind is cleared
+        resumed.save_checkpoint(3, states[0], {c: memories[0][c] for c in own}, seed=1)
+        assert Record.open(folder).load_checkpoint()[0] == 3
+        assert len(list((folder / "checkpoint").iterdir())) == 3
+        if disk.left >= 0:
+            break
+    else:
+        pytest.fail("the save never came to its end")
+    assert steps > 10
+    assert outcomes == {1, 2}
+
+
+def test_create_stopped_at_any_step_leaves_no_half_run(tmp_path):
+    for steps in range(100):
+        with pytest.MonkeyPatch.context() as patch:
+            disk = Disk(patch, steps, Killed)
+            with contextlib.suppress(Killed):
+                create(tmp_path / "toy")
+        if not (tmp_path / "toy").exists():
+            with pytest.raises(RunError, match="no such run folder"):
+                Record.open(tmp_path / "toy")
+            continue
+        assert Record.open(tmp_path / "toy").config == CONFIG
+        assert read_partition(tmp_path / "toy")["digest"] == "d"
+        if disk.left >= 0:
+            break
+        (tmp_path / "toy").rename(tmp_path / f"toy-{steps}")
+    assert steps > 5
+
+
+def test_resuming_drops_the_rounds_after_the_checkpoint_and_a_torn_line(tmp_path):
+    made = create(tmp_path / "toy")
+    for number in range(4):
+        made.append_round({"round": number})
+    with (made.folder / "rounds.jsonl").open("a") as file:
+        file.write('{"round": 4, "los')
+    assert [line["round"] for line in read_rounds(made.folder)] == [0, 1, 2, 3]
+    resumed = Record.open(made.folder)
+    resumed.truncate_rounds(3)
+    resumed.append_round({"round": 3, "again": True})
+    assert read_rounds(made.folder) == [{"round": 0}, {"round": 1}, {"round": 2}, {"round": 3, "again": True}]
+
+
+def test_truncating_before_the_first_round_is_fine(tmp_path):
+    made = create(tmp_path / "toy")
+    made.truncate_rounds(0)
+    assert read_rounds(made.folder) == []

@@ -1,0 +1,57 @@
+"""A file is the old one or the new one, and a disk that refuses is explained."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+
+import pytest
+from run_folders import Disk, create, no_space
+
+from fedquilt.core.errors import RunError
+from fedquilt.record import files, write_json
+
+
+def test_json_files_are_replaced_whole(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+    monkeypatch.setattr(files, "open", Disk(monkeypatch, 1, no_space).open, raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(path, {"x": 2})
+    assert json.loads(path.read_text()) == {"x": 1}
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "advice"),
+    [
+        (errno.ENOSPC, "No space left on device", "free some space"),
+        (errno.EROFS, "Read-only file system", "make the folder writable"),
+        (errno.EACCES, "Permission denied", "make the folder writable"),
+        (errno.EIO, "Input/output error", "see to the disk"),
+    ],
+)
+def test_a_disk_that_refuses_gives_one_clear_message(tmp_path, monkeypatch, code, reason, advice):
+    made = create(tmp_path / "toy")
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code), "some.part")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "open", refuse, raising=False)
+        with pytest.raises(RunError, match="there is no checkpoint yet"):
+            made.append_round({"round": 0})
+    made.save_checkpoint(5, {}, {}, seed=1)
+    monkeypatch.setattr(files, "open", refuse, raising=False)
+    tail = f"cannot be written ({reason}); the checkpoint of round 4 is whole; {advice}, then continue with: "
+    for act, name in (
+        (lambda: made.append_round({"round": 5}), "rounds.jsonl"),
+        (lambda: made.save_checkpoint(6, {}, {}, seed=1), "checkpoint"),
+        (lambda: made.save_result({}), "result.json"),
+        (lambda: made.truncate_rounds(5), "rounds.jsonl"),
+    ):
+        with pytest.raises(RunError) as caught:
+            act()
+        assert str(caught.value) == f"{made.folder / name}: {tail}fedquilt run --resume {made.folder}"
+    with pytest.raises(RunError, match=r"no run was started; .*, then start the run again"):
+        create(tmp_path / "second")
