@@ -110,15 +110,15 @@ class Loop:
         return {name: tensor.detach().clone() for name, tensor in self.tensors.items()}, losses
 
 
-def loops(config: Config, experiment: Experiment) -> list[Loop]:
-    """The loop on the same modules that fedquilt trains, and one on PEFT's if PEFT is installed."""
+def loops(config: Config, experiment: Experiment, with_peft: bool) -> list[Loop]:
+    """The loop on the same modules that fedquilt trains, and if wanted one on PEFT's."""
     rate, bench = config.training.learning_rate, experiment.clients[0].bench
     found = [Loop("PyTorch loop", bench.model, bench.parameters, rate)]
-    if find_spec("peft"):
+    if with_peft:
         import peft
 
         loaded, lora = _loaded(config, experiment), experiment.lora
-        settings = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets))
+        settings = peft.LoraConfig(r=lora.rank, lora_alpha=int(lora.alpha), target_modules=list(lora.targets))
         model = peft.get_peft_model(loaded.model, settings)
         parameters = dict(model.named_parameters())
         tensors = {
@@ -199,14 +199,15 @@ class Alternating(Silent):
         weights = {id: self.clients[id].profile.num_examples for id in params}
         total = sum(weights.values())
         return {
-            name: sum(weights[id] / total * params[id][name].double() for id in params).float() for name in self.params
+            name: torch.stack([weights[id] / total * own[name].double() for id, own in params.items()]).sum(0).float()
+            for name in self.params
         }
 
 
 def overhead(options: argparse.Namespace, config: Config, folder: Path) -> dict[str, Any]:
     """Ratios of a fedquilt round to each loop's round, and where fedquilt's seconds went."""
     experiment = build(config)
-    peers = loops(config, experiment)
+    peers = loops(config, experiment, options.peft)
     seconds, difference = [], 0.0
     for repeat in range(options.repeats):
         watch = Alternating(experiment, peers, options.rounds)
@@ -366,13 +367,16 @@ def parsed() -> argparse.Namespace:
     add("--clients", type=int, default=6, help="clients a round")
     add("--steps", type=int, default=10, help="optimiser steps of a client in a round")
     add("--batch-size", type=int, default=16)
-    add("--rounds", type=int, default=8, help="rounds that count, in each repeat")
-    add("--repeats", type=int, default=3)
+    add("--rounds", type=int, default=12, help="rounds that count, in each repeat")
+    add("--repeats", type=int, default=4)
     add("--threads", type=int, default=1, help="of torch")
     add("--folder", default=".", help="where the run folders are made for the time; a real disk, as a run has")
+    add("--peft", action="store_true", help="measure a loop on PEFT's LoRA modules too; shown, not judged")
     add("--json", action="store_true", help="print the numbers as JSON")
     add("--only-resident", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.peft and not find_spec("peft"):
+        parser.error("--peft needs the package peft, which is not installed: pip install peft")
     options.task = options.task or default_task(options.model)
     return options
 

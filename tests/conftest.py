@@ -9,6 +9,8 @@ from typing import NamedTuple
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
+# one torch thread: the models are tiny, and two threads that wait for each other on a busy machine cost minutes
+os.environ["OMP_NUM_THREADS"] = "1"
 
 TINY = """\
 seed = 3

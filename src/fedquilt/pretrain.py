@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fedquilt.core.errors import ConfigError, RunError, TrainingError
 from fedquilt.core.rng import Rng
 from fedquilt.data.glyphs import CLASSES, FONTS, SIDE, draw, glyph_pool
+from fedquilt.models.hf import save_model
 from fedquilt.models.tiny import new_vit
 
 ARCHITECTURE: dict[str, Any] = {
@@ -179,7 +180,7 @@ def _accuracy(model: nn.Module, fonts: tuple[str, ...], rng: Rng, device: str) -
 def _write(model: Any, settings: dict[str, Any], result: Pretrained) -> None:
     folder = result.folder
     try:
-        model.to("cpu").save_pretrained(folder)
+        save_model(model.to("cpu"), folder)
         (folder / "preprocessor_config.json").write_text(json.dumps(_preprocessor(), indent=2) + "\n", "utf-8")
         (folder / "recipe.toml").write_text(_recipe(settings, result), "utf-8")
     except OSError as error:

@@ -24,11 +24,11 @@ def bench(monkeypatch):
 
 @pytest.mark.parametrize("model", ["tiny:vit?layers=3", "tiny:bert?layers=3", "tiny:llama?layers=3"])
 def test_the_loops_make_the_steps_that_fedquilt_makes(bench, monkeypatch, tmp_path, model):
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--model", model])
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--peft", "--model", model])
     options = bench.parsed()
     result = bench.overhead(options, bench.config_of(options, tmp_path), tmp_path)
     assert 0 <= result["largest_loss_difference"] < 1e-5
-    assert next(iter(result["ratios"])) == "PyTorch loop"
+    assert list(result["ratios"]) == ["PyTorch loop", "PyTorch loop on PEFT"]
     for kinds in result["ratios"].values():
         assert all(0 < kind["min"] <= kind["median"] <= kind["max"] for kind in kinds.values())
     assert 0 < result["record_seconds"] < result["seconds_per_round"]["fedquilt"]["wall"]
@@ -38,7 +38,7 @@ def test_a_loop_that_makes_other_steps_gives_no_result(bench, monkeypatch, tmp_p
     options = bench.parsed()
     config = bench.config_of(options, tmp_path)
     monkeypatch.setattr(
-        bench, "loops", lambda _, experiment: [_loop(bench, experiment, 10 * config.training.learning_rate)]
+        bench, "loops", lambda _, experiment, with_peft: [_loop(bench, experiment, 10 * config.training.learning_rate)]
     )
     with pytest.raises(SystemExit, match="the loops do not make fedquilt's steps"):
         bench.overhead(options, config, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -431,7 +432,7 @@ def test_t33_decay_goes_on_to_the_end_and_not_once_in_the_first_round():
     """T33: the released code's precedence slip decayed in round 0 alone."""
     training = Training(learning_rate=0.01, schedule="linear", final_scale=0.0)
     rates = [learning_rate_at(training, number, 500) for number in range(500)]
-    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(rates))
     assert rates[0] == 0.01
     assert rates[-1] == 0
     assert learning_rate_at(training, 900, 500) == 0  # never below, should a run go on

@@ -56,13 +56,17 @@ def test_training_opens_the_named_tensors_only_and_closes_them_again_even_after_
     def open_ones() -> list[str]:
         return [name for name, parameter in bench.model.named_parameters() if parameter.requires_grad]
 
+    def broken_step() -> None:
+        with bench.training(reversed(names)) as trained:
+            assert [id(p) for p in trained] == [id(bench.parameters[name]) for name in names]  # in the layout's order
+            assert sorted(open_ones()) == sorted(names)
+            assert bench.model.training
+            trained[0].grad = torch.ones_like(trained[0])
+            raise RuntimeError("on purpose")
+
     assert open_ones() == []
-    with pytest.raises(RuntimeError, match="on purpose"), bench.training(reversed(names)) as trained:
-        assert [id(p) for p in trained] == [id(bench.parameters[name]) for name in names]  # in the layout's order
-        assert sorted(open_ones()) == sorted(names)
-        assert bench.model.training
-        trained[0].grad = torch.ones_like(trained[0])
-        raise RuntimeError("on purpose")
+    with pytest.raises(RuntimeError, match="on purpose"):
+        broken_step()
     assert open_ones() == []
     assert not bench.model.training
     assert all(parameter.grad is None for parameter in bench.model.parameters())

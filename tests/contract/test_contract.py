@@ -24,11 +24,11 @@ from toys import (
     vertical_setup,
 )
 
+from fedquilt.client import Training
 from fedquilt.core.loop import rounds
 from fedquilt.core.method import Exchange
 from fedquilt.core.rng import Rng
-from fedquilt.client import Training
-from fedquilt.core.types import Federation, Order, Reply, Turn
+from fedquilt.core.types import Order, Reply, Turn
 from fedquilt.core.wrap import with_local
 from fedquilt.methods import METHODS
 

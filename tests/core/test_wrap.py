@@ -1,5 +1,7 @@
 """Changes of one behaviour of a method."""
 
+from dataclasses import replace
+
 import torch
 
 from fedquilt.core.loop import rounds
@@ -78,6 +80,29 @@ def test_a_client_starts_from_the_initial_tensor_and_goes_on_with_its_own():
 def test_a_client_that_sat_out_keeps_what_it_had():
     _, _, memories = played(with_local(adding(), ["head"]), cohort=PROFILES[:2])
     assert memories.keys() == {0, 1}
+
+
+def test_what_was_trained_in_an_earlier_round_is_kept_when_another_tensor_is_trained():
+    """As with layers that are drawn anew each round: round 0 trains the body alone, round 1 the head alone."""
+    method = adding()
+    fit = method.exchanges[0]
+
+    def work(client, order, memory):
+        reply, memory = fit.work(client, order, memory)
+        name = ("body", "head")[order.round]
+        return replace(reply, params={name: reply.params[name]}), memory
+
+    def keep(state, replies):
+        list(replies)
+        return state
+
+    turns = method._replace(exchanges=(fit._replace(work=work, merge=keep),))
+    _, _, memories = played(with_local(turns, START))
+    for client, memory in memories.items():
+        assert {name: tensor.tolist() for name, tensor in memory["params"].items()} == {
+            "body": [client + 1.0] * 2,
+            "head": [client + 1.0] * 3,
+        }
 
 
 def test_view_holds_what_the_server_may_send_and_nothing_else_changes():

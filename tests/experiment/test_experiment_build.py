@@ -3,7 +3,7 @@ import importlib
 import numpy as np
 import pytest
 
-from fedquilt.core.errors import ConfigError, DataError
+from fedquilt.core.errors import ConfigError, DataError, ModelError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Turn
 from fedquilt.experiment import build, check
@@ -30,25 +30,40 @@ def write(path, **columns):
 
 
 WRONG = [
-    (("method.name=fed-hullo",), r"method.name = 'fed-hullo': unknown method \(did you mean 'fed-hello'\?\); allowed: "),
+    (
+        ("method.name=fed-hullo",),
+        r"method.name = 'fed-hullo': unknown method \(did you mean 'fed-hello'\?\); allowed: ",
+    ),
     (("method.shape=tri",), r"method.shape = 'tri': not one of the choices; allowed: 'triangle', 'inverted-triangle'"),
     (("method.drop_layers=true",), r"method.drop_layers = true: unknown key; allowed: allocation, shape, base"),
     (("method.warmup=2.5",), r"method.warmup = 2.5: must be a whole number, not a number with a decimal point"),
     (("method.allocation=fim", "method.refresh=0"), r"method.refresh = 0: must be at least 1 round"),
-    (("method.allocation=fim", "data.proxy=0"), r"method.scores_from = 'server', but the server has no rows of its own: "),
+    (
+        ("method.allocation=fim", "data.proxy=0"),
+        r"method.scores_from = 'server', but the server has no rows of its own: ",
+    ),
     (("method.name=exclusive", "clients.budgets=[1,2,2]"), r"'exclusive' needs a client that affords all 3 layers"),
     (("clients.budgets=[1,2,4]",), r"clients.budgets\[2\] is 4; the model has 3 blocks, .* from 1 to 3"),
     (("clients.shares=1-1-9",), r"clients.shares puts 0, 0, 6 of partition.num_clients = 6 clients into its 3 groups"),
     (("partition.classes_per_client=11",), r"partition.classes_per_client = 11: the data has 10 classes; set it to 10"),
     (("partition.classes_per_client=true",), r"partition.classes_per_client = True: must be a whole number, 1 or more"),
-    (("partition.alpha=1.0",), r"partition.alpha: scheme 'pathological' has no such setting; allowed: classes_per_clie"),
-    (("partition.scheme=pathologicl",), r"partition.scheme = 'pathologicl': no such scheme \(did you mean 'pathologica"),
+    (
+        ("partition.alpha=1.0",),
+        r"partition.alpha: scheme 'pathological' has no such setting; allowed: classes_per_clie",
+    ),
+    (
+        ("partition.scheme=pathologicl",),
+        r"partition.scheme = 'pathologicl': no such scheme \(did you mean 'pathologica",
+    ),
     (("partition.scheme=natural",), r"partition.scheme = 'natural': the data has no client id column; set data.group"),
     (
         ("partition.scheme=dirichlet", "partition.alpha=0.01", "partition.min_size=0", "partition.num_clients=20"),
         r"partition.scheme = 'dirichlet': client \d+ of 20 has no examples; set partition.min_size to 1 or more",
     ),
-    (("partition.num_clients=300", "partition.scheme=iid"), r"num_clients = 300: the data has 240 examples, fewer than"),
+    (
+        ("partition.num_clients=300", "partition.scheme=iid"),
+        r"num_clients = 300: the data has 240 examples, fewer than",
+    ),
     (("data.source=nope.tsv",), r"data.source = 'nope.tsv': there is no file or folder .*nope.tsv"),
     (("data.source=sklearn:iris",), r"data.source = 'sklearn:iris': iris holds rows of numbers, neither images nor"),
     (("data.proxy=500",), r"data.proxy = 500"),
@@ -60,7 +75,7 @@ WRONG = [
 @pytest.mark.parametrize(("changes", "message"), WRONG)
 def test_what_is_wrong_is_told_before_weights_are_loaded(config, no_weights, changes, message):
     wanted = config(*changes)
-    with pytest.raises((ConfigError, DataError), match=message) as caught:
+    with pytest.raises((ConfigError, DataError, ModelError), match=message) as caught:
         build(wanted)
     assert str(caught.value) in "\n".join(check(wanted))
 
@@ -71,11 +86,25 @@ def test_check_finds_nothing_wrong_where_nothing_is_and_loads_no_weights(config,
 
 
 def test_check_tells_every_mistake_at_once(config, no_weights):
-    changes = ("method.allocation=fim", "data.proxy=0", "clients.budgets=[1,5,9]", "device=mps", "adapter.targets=['x']")
+    changes = (
+        "method.allocation=fim",
+        "data.proxy=0",
+        "clients.budgets=[1,5,9]",
+        "device=mps",
+        "adapter.targets=['x']",
+    )
     problems = "\n".join(check(config(*changes, "partition.classes_per_client=11")))
-    for word in ("classes_per_client = 11", "budgets[1] is 5", "budgets[2] is 9", "device = 'mps'", "targets holds 'x'"):
+    for word in (
+        "classes_per_client = 11",
+        "budgets[1] is 5",
+        "budgets[2] is 9",
+        "device = 'mps'",
+        "targets holds 'x'",
+    ):
         assert word in problems
-    problems = check(config("method.name=nope", "data.source=nope.tsv", "partition.scheme=nope", "model.name=tiny:nope"))
+    problems = check(
+        config("method.name=nope", "data.source=nope.tsv", "partition.scheme=nope", "model.name=tiny:nope")
+    )
     assert [problem.partition("'")[0] for problem in problems] == [
         *("method.name = ", "partition.scheme = ", "data.source = ", "there is no tiny architecture ")
     ]
@@ -97,9 +126,13 @@ def test_check_reads_the_same_data_once(config, monkeypatch):
 
 def test_data_of_the_wrong_kind_is_refused_with_the_task_that_fits(config, tmp_path, no_weights):
     write(tmp_path / "said.tsv", text=["a", "b"] * 20, label=["x", "y"] * 20)
-    with pytest.raises(ConfigError, match=r"said.tsv': holds text, and model.task = 'image-classification' needs images"):
+    with pytest.raises(
+        ConfigError, match=r"said.tsv': holds text, and model.task = 'image-classification' needs images"
+    ):
         build(config("data.source=./said.tsv"))
-    with pytest.raises(ConfigError, match=r"holds images, and model.task = 'causal-lm' needs text; set model.task to 'im"):
+    with pytest.raises(
+        ConfigError, match=r"holds images, and model.task = 'causal-lm' needs text; set model.task to 'im"
+    ):
         build(config("model.task=causal-lm", "model.name=tiny:llama"))
 
 
@@ -148,7 +181,9 @@ def test_what_the_method_does_not_change_does_not_depend_on_the_method(config):
 def test_a_round_without_test_rows_has_nobody_to_judge(config):
     experiment = build(config("partition.test_fraction=0"))
     assert experiment.judge is None
-    assert all(client.evaluate(experiment.method.view(*_state(experiment))) == {} for client in experiment.clients.values())
+    assert all(
+        client.evaluate(experiment.method.view(*_state(experiment))) == {} for client in experiment.clients.values()
+    )
 
 
 def _state(experiment):

@@ -73,7 +73,9 @@ def test_a_run_folder_holds_everything_and_every_line_adds_up(finished):
 
 def test_the_proxy_rows_belong_to_no_client(finished):
     partition = read_partition(finished)
-    held = [row for client in partition["clients"] for split in ("train", "validation", "test") for row in client[split]]
+    held = [
+        row for client in partition["clients"] for split in ("train", "validation", "test") for row in client[split]
+    ]
     assert len(partition["proxy"]) == 20
     assert sorted(held + partition["proxy"]) == list(range(240))
 
@@ -223,20 +225,21 @@ def test_a_client_whose_loss_is_nan_is_dropped_and_named_and_the_round_goes_on(c
 
 def test_a_quorum_that_is_not_met_ends_the_run(config, tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "build", lambda wanted: with_rate(build(wanted), 2, 1e30))
-    with pytest.raises(RoundError, match=r"5 of 6 clients sent a usable reply and 6 are needed \(client 2: loss is nan"):
+    with pytest.raises(
+        RoundError, match=r"5 of 6 clients sent a usable reply and 6 are needed \(client 2: loss is nan"
+    ):
         run(config("clients.cohort=6", "rounds=2", "quorum=1.0"), tmp_path / "all")
 
 
-def test_all_losses_nan_end_the_run_and_leave_the_last_checkpoint(
-    config, tmp_path, monkeypatch, finished, fingerprint
-):
+def test_all_losses_nan_end_the_run_and_leave_the_last_checkpoint(config, tmp_path, monkeypatch, finished, fingerprint):
     def exploding(training, round, rounds):
         return 1e30 if round == 1 else training.learning_rate
 
     folder = tmp_path / "exploded"
-    with monkeypatch.context() as patched, pytest.raises(RoundError) as caught:
+    with monkeypatch.context() as patched:
         patched.setattr("fedquilt.client.client.learning_rate_at", exploding)
-        run(config(), folder)
+        with pytest.raises(RoundError) as caught:
+            run(config(), folder)
     text = str(caught.value)
     assert text.startswith("round 1, exchange 'fit': 0 of 4 clients sent a usable reply and 1 are needed (client ")
     assert text.count("loss is nan at step 2") == 4
@@ -259,9 +262,10 @@ def test_a_disk_that_refuses_leaves_the_last_checkpoint_whole(
         real(handle)
 
     folder = tmp_path / "full"
-    with monkeypatch.context() as patched, pytest.raises(RunError) as caught:
+    with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", failing)
-        run(config(), folder)
+        with pytest.raises(RunError) as caught:
+            run(config(), folder)
     done = Record.open(folder).load_checkpoint()[0]
     assert 1 <= done < 3
     text = str(caught.value)

@@ -8,7 +8,9 @@ from promises import Setup, play, same
 from small_federation import small
 from stand_ins import cast, layers_of, run
 
+from fedquilt.allocate.layers import gd_set
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.rng import Rng
 from fedquilt.core.types import Order, Reply
 from fedquilt.methods import METHODS
 from fedquilt.methods.exclusive import exclusive
@@ -201,15 +203,11 @@ def test_local_only_is_each_client_training_on_without_a_server():
 
 
 def played_rng(number, client):
-    from fedquilt.core.rng import Rng
-
     return Rng(5).child("round", number).child("client", client, "fit")
 
 
 @pytest.mark.parametrize("shape", ["triangle", "inverted-triangle", "bottleneck", "uniform"])
 def test_local_only_follows_the_shape(shape):
-    from fedquilt.allocate.layers import gd_set
-
     scene = cast()
     (done,) = run(local_only(scene.federation, shape=shape), scene, num_rounds=1)
     assert layers_of(done) == {k: gd_set(shape, 12, budget) for k, budget in enumerate((6, 9, 12))}

@@ -14,6 +14,7 @@ from fedquilt.allocate.importance import layer_weights
 from fedquilt.allocate.layers import counts, draw, gd_set, madow, odds
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.rng import Rng
+from fedquilt.core.types import Order
 from fedquilt.methods.fed_hello import fed_hello
 
 BUDGETS = {0: 6, 1: 9, 2: 12}
@@ -246,8 +247,6 @@ def test_in_real_clients_the_odds_follow_the_servers_fisher_scores():
     scene = small(proxy=6, rounds=3)
     method = fed_hello(scene.federation, warmup=1, refresh=1, smoothing=0.0)
     played = play(Setup(method, scene.federation.profiles, scene.clients), num_rounds=2)
-    from fedquilt.core.types import Order
-
     for state in played.states[1:]:
         assert state["scores"] == scene.federation.server.layer_scores(Order(state["params"]))
         assert state["probabilities"] == list(odds(layer_weights(state["scores"])))
@@ -344,8 +343,6 @@ def test_a_missing_clients_scores_are_not_counted():
 
 
 def test_a_clients_scores_are_those_of_the_tensors_it_received():
-    from fedquilt.core.types import Order
-
     scene = small(rounds=3)
     method = fed_hello(scene.federation, scores_from="clients", warmup=1, refresh=1)
     played = play(Setup(method, scene.federation.profiles, scene.clients), num_rounds=1)

@@ -58,7 +58,7 @@ def main() -> None:
     if debug:  # anywhere on the line, not only before the subcommand
         sys.argv.remove("--debug")
     try:
-        app()
+        app(prog_name="fedquilt")
     except Exception as error:
         if debug:
             raise

@@ -18,10 +18,12 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a round costs each client, without weights or data: layers, parameters, bytes, memory."""
-    from fedquilt import experiment
     from fedquilt.config.load import load
 
-    plans = experiment.plan(load(config, changes or [])[0])
+    settings, _ = load(config, changes or [])
+    from fedquilt import experiment  # takes seconds, so what is wrong with the file is told first
+
+    plans = experiment.plan(settings)
     if as_json:
         show_json([asdict(one) | {"peak_bytes": one.peak_bytes, "saving": one.saving} for one in plans])
         return

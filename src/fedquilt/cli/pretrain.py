@@ -20,8 +20,8 @@ def _frame() -> None:
 @app.command()
 def glyphs(
     folder: Annotated[Path, typer.Option("--out", help="The folder to write the model to.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 3000,
-    seed: Annotated[int, typer.Option(help="Where all randomness starts.")] = 1,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 5000,
+    seed: Annotated[int, typer.Option(help="Where all randomness starts.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "cpu",
 ) -> None:
     """Pretrain the small vision transformer of the demo on letters and symbols drawn from several fonts."""

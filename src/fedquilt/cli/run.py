@@ -22,19 +22,22 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Run one federation, or go on with a run that stopped."""
-    from fedquilt import experiment
     from fedquilt.config.load import load
 
     if (config is None) == (resume is None):
         raise ConfigError("give a run file, as in `fedquilt run my.toml`, or a stopped run, as in `--resume runs/my`")
     place = resume
     try:
+        settings = load(config, changes or [])[0] if config is not None else None
+        if settings is not None:
+            place = folder or Path(settings.output) / settings.name
+            Record.refuse(place)
+        from fedquilt import experiment  # takes seconds, so what is wrong with the words above is told first
+
         with Shown(quiet) as progress:
             if resume is not None:
-                place = experiment.resume(resume, progress=progress)
-            elif config is not None:
-                settings, _ = load(config, changes or [])
-                place = folder or Path(settings.output) / settings.name
+                experiment.resume(resume, progress=progress)
+            elif settings is not None and place is not None:
                 experiment.run(settings, place, progress)
     except KeyboardInterrupt:
         _stopped(place)

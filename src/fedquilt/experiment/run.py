@@ -150,8 +150,9 @@ def _advice(record: Record, config: Config) -> str:
 
 
 def evaluate(experiment: Experiment, state: Tree, memories: Mapping[ClientId, Memory]) -> dict[str, Any]:
-    """Accuracy and loss of the global model on the global test rows, and of each client's model on its own.
+    """Accuracy and loss of the global model on the global test rows, and of each client's on its own held-out rows.
 
+    ``clients`` are the scores on test rows by client, ``validation`` those on validation rows (if any are kept).
     ``global`` is None where the method holds no whole model on the server (its head or adapters stay with the clients).
     """
     judge, view = experiment.judge, experiment.method.view
@@ -159,13 +160,14 @@ def evaluate(experiment: Experiment, state: Tree, memories: Mapping[ClientId, Me
     if judge is not None:
         order = view(state, judge.profile)
         whole = judge.evaluate(order) if order.params.keys() == experiment.layout.depth.keys() else None
-    own = {}
-    if experiment.config.evaluation.clients:
+    scores: dict[str, Any] = {"global": whole, "clients": {}}
+    if not experiment.config.evaluation.clients:
+        return scores
+    for key, split in (("clients", "test"), ("validation", "validation")):
         for id, client in experiment.clients.items():
-            scores = client.evaluate(view(state, client.profile), memories.get(id))
-            if scores:
-                own[str(id)] = scores
-    return {"global": whole, "clients": own}
+            if own := client.evaluate(view(state, client.profile), memories.get(id), split):
+                scores.setdefault(key, {})[str(id)] = own
+    return scores
 
 
 def _line(experiment: Experiment, done: Round, memories: Mapping[ClientId, Memory]) -> dict[str, Any]:

@@ -158,6 +158,12 @@ def model_from(config: Any, task: str, trust_remote_code: bool = False) -> Any:
     return TASKS[task].from_config(config, trust_remote_code=trust_remote_code)
 
 
+def save_model(model: nn.Module, folder: Path) -> None:
+    """Write a whole model, weights as safetensors, into a folder that ``load_model`` reads."""
+    with _quiet():
+        model.save_pretrained(folder)
+
+
 def default_targets(model: nn.Module, blocks: Blocks) -> tuple[str, ...]:
     """Names of the query and value projections in the blocks (GPT-2: their joint one), or () if unknown."""
     names = {

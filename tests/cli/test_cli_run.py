@@ -1,0 +1,128 @@
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from fedquilt.cli.screen import Shown
+from fedquilt.record import read_config, read_result, read_rounds
+
+
+def test_a_run_prints_a_line_a_round_when_piped_and_says_what_to_do_next(command, fingerprint, finished):
+    said = command("run", "tiny.toml")
+    assert said.code == 0
+    assert said.out == "runs/tiny: finished; see it with `fedquilt report runs/tiny`\n"
+    lines = said.err.splitlines()
+    assert [line.partition(": loss ")[0] for line in lines] == [f"tiny: round {n}/3" for n in (1, 2, 3)]
+    assert all("accuracy " in line and "clients' mean " in line and line.endswith(" s") for line in lines)
+    assert fingerprint(Path("runs/tiny")) == fingerprint(finished)
+
+
+def test_overrides_and_the_folder_are_taken_and_quiet_is_quiet(command):
+    said = command("run", "tiny.toml", "rounds=1", "training.epochs=1", "--folder", "here/it/is", "--quiet")
+    assert (said.code, said.err) == (0, "")
+    assert (read_config("here/it/is")["rounds"], read_config("here/it/is")["training"]["steps"]) == (1, None)
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_ctrl_c_names_the_checkpoint_and_how_to_go_on(command, monkeypatch, fingerprint, finished, after):
+    def interrupted(self, line, real=Shown.round):
+        real(self, line)
+        if line["round"] + 1 == after:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Shown, "round", interrupted)
+        said = command("run", "tiny.toml")
+    assert said.code == 130
+    assert said.out == (
+        f"stopped; runs/tiny/checkpoint.json holds everything up to round {after - 1}; "
+        "go on with `fedquilt run --resume runs/tiny`\n"
+    )
+    assert "Traceback" not in said.err
+    assert read_result("runs/tiny") is None
+    said = command("run", "--resume", "runs/tiny")
+    assert said.code == 0
+    assert len(said.err.splitlines()) == 3 - after
+    assert fingerprint(Path("runs/tiny")) == fingerprint(finished)
+    assert [line["round"] for line in read_rounds("runs/tiny")] == [0, 1, 2]
+
+
+def test_ctrl_c_in_the_first_round_can_be_gone_on_with_too(command, monkeypatch, fingerprint, finished):
+    def interrupted(self, number, of):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Shown, "step", interrupted)
+        said = command("run", "tiny.toml")
+    assert said.code == 130
+    assert said.out.startswith("stopped before the first round was finished; runs/tiny holds no checkpoint yet; go on")
+    assert command("run", "--resume", "runs/tiny").code == 0
+    assert fingerprint(Path("runs/tiny")) == fingerprint(finished)
+
+
+def test_ctrl_c_before_the_run_began_leaves_nothing(command, monkeypatch):
+    def interrupted(*words):
+        raise KeyboardInterrupt
+
+    Path("runs/tiny").mkdir(parents=True)
+    monkeypatch.setattr(importlib.import_module("fedquilt.experiment.build"), "read", interrupted)
+    said = command("run", "tiny.toml")
+    assert (said.code, said.out) == (130, "stopped before the run began; nothing was kept\n")
+    assert [*Path("runs/tiny").iterdir()] == []
+
+
+def test_resuming_a_finished_run_says_that_it_is_finished(command, finished):
+    said = command("run", "--resume", finished)
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith(f"{finished}: finished")
+
+
+ENTRIES = """
+[[compare]]
+label = "random"
+method = { name = "fed-hello", allocation = "rgd" }
+
+[[compare]]
+method = { name = "straggler" }
+"""
+
+
+def test_compare_runs_what_is_missing_prints_a_table_and_draws(command, tiny):
+    tiny.write_text("seeds = [1, 2]\n" + tiny.read_text().replace("rounds = 3", "rounds = 2") + ENTRIES)
+    said = command("compare", "tiny.toml", "--save", "table.md")
+    assert said.code == 0
+    labels = [line.split()[0] for line in said.out.splitlines() if line.startswith(("random", "straggler"))]
+    assert set(labels) == {"random", "straggler"}
+    assert "[4/4] straggler, seed 2: runs/tiny/straggler-seed2-" in said.err
+    assert said.err.count("round 2/2") == 4
+    assert "runs/tiny/report.html" in said.err
+    assert Path("runs/tiny/report.html").stat().st_size > 1000
+    assert len([*Path("runs/tiny/plots").iterdir()]) >= 3
+    assert "| straggler" in Path("table.md").read_text()
+
+    again = command("compare", "tiny.toml", "--json", "--reference", "random", "--no-plots")
+    assert (again.code, again.err) == (0, "")
+    assert {row["method"] if "method" in row else row["label"] for row in json.loads(again.out)} == {
+        "random",
+        "straggler",
+    }
+    said = command("compare", "tiny.toml", "--reference", "nobody")
+    assert said.code == 1
+    assert "--reference 'nobody': no such label; allowed: random, straggler" in said.err
+
+
+def test_compare_stopped_says_how_to_go_on(command, tiny, monkeypatch):
+    def interrupted(self, line):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Shown, "round", interrupted)
+    said = command("compare", "tiny.toml")
+    assert said.code == 130
+    assert said.out == "stopped; what has been run is kept: the same command goes on from there\n"
+
+
+def test_compare_wants_a_run_file(command):
+    said = command("compare", "rounds=2")
+    assert said.code == 1
+    assert "give at least one run file, as in `fedquilt compare my.toml`" in said.err
