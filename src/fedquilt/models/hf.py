@@ -158,7 +158,7 @@ def model_from(config: Any, task: str, trust_remote_code: bool = False) -> Any:
     return TASKS[task].from_config(config, trust_remote_code=trust_remote_code)
 
 
-def save_model(model: nn.Module, folder: Path) -> None:
+def save_model(model: Any, folder: Path) -> None:
     """Write a whole model, weights as safetensors, into a folder that ``load_model`` reads."""
     with _quiet():
         model.save_pretrained(folder)
