@@ -67,7 +67,11 @@ class Data(BaseModel):
 
 
 class Partition(BaseModel):
-    """How the rows are dealt to the clients; further keys are the settings of the scheme."""
+    """How the rows are dealt to the clients; further keys are the settings of the scheme.
+
+    ``iid`` and ``natural`` have none; ``dirichlet`` takes ``alpha`` and ``min_size``, ``pathological`` takes
+    ``classes_per_client``, ``pathological-dirichlet`` takes ``classes_per_client``, ``beta`` and ``floor``.
+    """
 
     model_config = _FREE
 
@@ -222,7 +226,7 @@ class Evaluation(BaseModel):
 
 
 class Method(BaseModel):
-    """The federated method; further keys are the arguments of its factory."""
+    """The federated method; further keys are the arguments of its factory, which ``fedquilt methods NAME`` lists."""
 
     model_config = _FREE
 

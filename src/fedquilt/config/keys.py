@@ -1,0 +1,60 @@
+"""The page of all keys of a run file, made from the schema: ``python -m fedquilt.config.keys > docs/run-file.md``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from fedquilt.config.schema import Config
+
+HEAD = """# The run file
+
+A run is one TOML file. Keys that are left out have the defaults below; `fedquilt check FILE` names every mistake at once. On
+the command line any key can be set behind the file, as in `fedquilt run my.toml training.steps=5 method.shape=triangle`.
+
+This page is made from the schema (`python -m fedquilt.config.keys`), and a test holds the two together.
+"""
+
+
+def page() -> str:
+    """The page: one table of keys for the top of the file and one for each section."""
+    sections = {name: field for name, field in Config.model_fields.items() if _section(field)}
+    top = {name: field for name, field in Config.model_fields.items() if name not in sections}
+    parts = [HEAD, "## Top of the file\n", _table(top)]
+    for name, field in sections.items():
+        section = field.annotation
+        assert isinstance(section, type) and issubclass(section, BaseModel)  # what _section found
+        parts += [f"## [{name}]\n", f"{_plain(section.__doc__ or '')}\n", _table(section.model_fields)]
+    return "\n".join(parts)
+
+
+def _section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+
+
+def _table(fields: dict[str, FieldInfo]) -> str:
+    rows = ["| key | default | meaning |", "|---|---|---|"]
+    rows += [f"| `{name}` | {_default(field)} | {_words(field)} |" for name, field in fields.items()]
+    return "\n".join(rows) + "\n"
+
+
+def _words(field: FieldInfo) -> str:
+    return _plain(field.description or "").replace("|", r"\|")
+
+
+def _plain(docstring: str) -> str:
+    return " ".join(docstring.replace("``", "`").split())
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "needed"
+    value: Any = field.get_default(call_default_factory=True)
+    return "left out" if value is None else f"`{json.dumps(value)}`"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
