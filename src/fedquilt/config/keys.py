@@ -12,8 +12,8 @@ from fedquilt.config.schema import Config
 
 HEAD = """# The run file
 
-A run is one TOML file. Keys that are left out have the defaults below; `fedquilt check FILE` names every mistake at once. On
-the command line any key can be set behind the file, as in `fedquilt run my.toml training.steps=5 method.shape=triangle`.
+A run is one TOML file. Keys that are left out have the defaults below; `fedquilt check FILE` names every mistake at
+once. On the command line any key can be set behind the file: `fedquilt run my.toml training.steps=5 rounds=20`.
 
 This page is made from the schema (`python -m fedquilt.config.keys`), and a test holds the two together.
 """
@@ -21,18 +21,17 @@ This page is made from the schema (`python -m fedquilt.config.keys`), and a test
 
 def page() -> str:
     """The page: one table of keys for the top of the file and one for each section."""
-    sections = {name: field for name, field in Config.model_fields.items() if _section(field)}
-    top = {name: field for name, field in Config.model_fields.items() if name not in sections}
+    fields = Config.model_fields
+    sections = {name: field.annotation for name, field in fields.items() if _is_section(field.annotation)}
+    top = {name: field for name, field in fields.items() if name not in sections}
     parts = [HEAD, "## Top of the file\n", _table(top)]
-    for name, field in sections.items():
-        section = field.annotation
-        assert isinstance(section, type) and issubclass(section, BaseModel)  # what _section found
+    for name, section in sections.items():
         parts += [f"## [{name}]\n", f"{_plain(section.__doc__ or '')}\n", _table(section.model_fields)]
     return "\n".join(parts)
 
 
-def _section(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _table(fields: dict[str, FieldInfo]) -> str:
