@@ -304,7 +304,7 @@ def test_an_export_says_what_it_cannot_give(config, tmp_path, finished):
     with pytest.raises(RunError, match=r"--client 6: .* has the clients 0 to 5"):
         export(finished, tmp_path / "x", client=6)
     folder = run(config("rounds=1", "head.policy=local"), tmp_path / "own")
-    with pytest.raises(RunError, match=r"has no global model: 2 of its tensors stay with the clients; .*--client"):
+    with pytest.raises(RunError, match=r"has no global model: tensors of it stay with the clients; .*--client"):
         export(folder, tmp_path / "x")
     assert (export(folder, tmp_path / "one", client=0) / "adapter_config.json").exists()
     with pytest.raises(KeyboardInterrupt):

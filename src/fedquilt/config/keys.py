@@ -22,7 +22,7 @@ This page is made from the schema (`python -m fedquilt.config.keys`), and a test
 def page() -> str:
     """The page: one table of keys for the top of the file and one for each section."""
     fields = Config.model_fields
-    sections = {name: field.annotation for name, field in fields.items() if _is_section(field.annotation)}
+    sections: dict[str, Any] = {name: field.annotation for name, field in fields.items() if _is_section(field)}
     top = {name: field for name, field in fields.items() if name not in sections}
     parts = [HEAD, "## Top of the file\n", _table(top)]
     for name, section in sections.items():
@@ -30,8 +30,8 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 
 
 def _table(fields: dict[str, FieldInfo]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from fedquilt.config.load import NOT_DETERMINING, parse, resolved
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import RoundError, RunError
 from fedquilt.core.loop import Round, rounds
-from fedquilt.core.types import ClientId, Memory, Order, Tree
+from fedquilt.core.types import ClientId, Memory, Tree
 from fedquilt.engine.cohort import uniform_cohorts
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment.build import Experiment, build
@@ -219,7 +220,7 @@ def save_adapters(experiment: Experiment, state: Tree, memories: Mapping[ClientI
         views["global"] = judge.params(order)
     for id, client in experiment.clients.items():
         if memories.get(id, {}).get("params"):
-            views[f"client-{id:03d}"] = client.params(experiment.method.view(state, client.profile), memories[id])
+            views[_client_folder(id)] = client.params(experiment.method.view(state, client.profile), memories[id])
     for name, params in views.items():
         _save(experiment, folder / name, params)
 
@@ -242,7 +243,9 @@ def _save(experiment: Experiment, folder: Path, params: Mapping[str, torch.Tenso
 
 
 def export(run: Path, out: Path, client: ClientId | None = None) -> Path:
-    """Write the adapter of a run's last checkpoint as a PEFT folder: the global one, or a client's own.
+    """Write the adapter of a run's last checkpoint as a PEFT folder: the global one, or a client's.
+
+    A finished run's adapters are copied, which needs neither model nor data; those of an unfinished one are made.
 
     Raises
     ------
@@ -257,20 +260,25 @@ def export(run: Path, out: Path, client: ClientId | None = None) -> Path:
         raise RunError(f"--out {out}: this folder is not empty and holds no adapter; give a new folder")
     if not record.has_checkpoint:
         raise RunError(f"{run} has no finished round to export; let it finish one with `fedquilt run --resume {run}`")
-    experiment = build(parse(read_config(run)))
-    _, state, memories = record.load_checkpoint()
-    if client is None:
-        held, memory = experiment.judge or next(iter(experiment.clients.values())), None
-        missing = experiment.layout.depth.keys() - experiment.method.view(state, held.profile).params.keys()
-        if missing:
-            raise RunError(
-                f"{run} has no global model: {len(missing)} of its tensors stay with the clients; export one client's "
-                "with --client NUMBER"
-            )
-    else:
-        if client not in experiment.clients:
-            raise RunError(f"--client {client}: {run} has the clients 0 to {len(experiment.clients) - 1}")
-        held, memory = experiment.clients[client], memories.get(client)
-    order: Order = experiment.method.view(state, held.profile)
-    _save(experiment, out, held.params(order, memory))
+    num_clients = len(read_partition(run)["clients"])
+    if client is not None and not 0 <= client < num_clients:
+        raise RunError(f"--client {client}: {run} has the clients 0 to {num_clients - 1}")
+    if read_result(run) is None:
+        experiment = build(parse(read_config(run)))
+        _, state, memories = record.load_checkpoint()
+        save_adapters(experiment, state, memories, run / "adapters")
+    own = None if client is None else run / "adapters" / _client_folder(client)
+    # a client without a part of its own uses the global model
+    made = own if own is not None and own.exists() else run / "adapters" / "global"
+    if not made.exists():
+        raise RunError(
+            f"{run} has no global model: tensors of it stay with the clients; export one client's with --client NUMBER"
+            if client is None
+            else f"{run}: client {client} has not trained, and there is no global model; choose another --client"
+        )
+    shutil.copytree(made, out, dirs_exist_ok=True)
     return out
+
+
+def _client_folder(client: ClientId) -> str:
+    return f"client-{client:03d}"
