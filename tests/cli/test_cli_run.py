@@ -1,9 +1,13 @@
 import importlib
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from fedquilt import experiment
+from fedquilt.cli import screen
 from fedquilt.cli.screen import Shown
 from fedquilt.record import read_config, read_result, read_rounds
 
@@ -126,3 +130,20 @@ def test_compare_wants_a_run_file(command):
     said = command("compare", "rounds=2")
     assert said.code == 1
     assert "give at least one run file, as in `fedquilt compare my.toml`" in said.err
+
+
+def test_on_a_terminal_rounds_clients_and_steps_have_bars_and_time_left(config, monkeypatch, tmp_path):
+    written = io.StringIO()
+    terminal = Console(file=written, force_terminal=True, width=120)
+    monkeypatch.setattr(screen, "errors", terminal)
+    with Shown() as shown:
+        experiment.run(config(), tmp_path / "shown", shown)
+        shown.bars.refresh()
+        assert [task.description for task in shown.bars.tasks] == ["shown", "clients (fit)", "steps"]
+        assert [(task.completed, task.total) for task in shown.bars.tasks] == [(3, 3), (4, 4), (2, 2)]
+        assert shown.bars.tasks[0].fields["note"].startswith("loss ")
+    text = written.getvalue()
+    assert "shown" in text
+    assert "3/3" in text
+    assert "0:00:00" in text
+    assert "round 1/3" not in text  # the plain lines are for pipes

@@ -149,3 +149,10 @@ def test_the_installed_command_runs_and_exits_as_it_should(tiny):
     assert said.returncode == 1
     assert said.stdout == ""
     assert said.stderr.startswith("error: nowhere.toml: no such file")
+
+
+def test_two_files_are_compared_without_mixing_their_methods(command, tiny, monkeypatch):
+    (tiny.parent / "other.toml").write_text(tiny.read_text().replace("rank = 2", "rank = 4"))
+    said = command("compare", "tiny.toml", "other.toml", "rounds=1", "--json", "--no-plots")
+    assert said.code == 0, said.err
+    assert [row["label"] for row in json.loads(said.out)] == ["tiny: fed-hello", "other: fed-hello"]

@@ -1,4 +1,6 @@
 import json
+import signal
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -124,3 +126,20 @@ def test_processes_side_by_side_give_the_same_bits(file):
     for one, other in zip(alone, beside, strict=True):
         assert one.folder.name == other.folder.name
         assert adapters(one.folder) == adapters(other.folder)
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_processes_at_once_and_what_they_did_is_gone_on_with(file):
+    def interrupted(job, number, of):
+        raise KeyboardInterrupt
+
+    wanted = [job for job in jobs(file) if job.seed == 1]
+    wanted += [job for job in jobs(file, ["rounds=400"]) if job.seed == 1][1:2]  # too long to be over by then
+    strangers, handler = set(active_children()), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        compare([wanted[0], wanted[3], wanted[2]], workers=2, told=interrupted)
+    assert set(active_children()) == strangers
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not wanted[3].finished
+    compare(wanted[:3])
+    assert all(job.finished for job in wanted[:3])

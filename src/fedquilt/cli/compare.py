@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,8 @@ def compare(
     if not files:
         raise ConfigError("give at least one run file, as in `fedquilt compare my.toml`")
     jobs = [job for file in files for job in experiment.jobs(file, changes)]
+    if len(files) > 1:  # the same method in two files is not the same line of the table
+        jobs = [replace(job, label=f"{job.config.name}: {job.label}") for job in jobs]
 
     def told(job: experiment.Job, number: int, of: int) -> None:
         errors.print(

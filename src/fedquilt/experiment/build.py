@@ -70,9 +70,9 @@ def build(config: Config) -> Experiment:
     num_classes = len(dealt.table.classes) or None
     shape = _load(config, num_classes, rng, meta=True)
     check_budgets(config.clients.budgets, shape.blocks.num_layers)
-    _joined(config, factory, settings, shape, budgets, dealt, rng, meta=True)  # what is wrong shows before weights load
+    _joined(config, factory, settings, shape, budgets, rng)  # what is wrong shows before weights load
     loaded = _load(config, num_classes, rng)
-    return _joined(config, factory, settings, loaded, budgets, dealt, rng)
+    return _joined(config, factory, settings, loaded, budgets, rng, dealt)
 
 
 def check(config: Config, tables: dict[str, tuple[Table, Table | None]] | None = None) -> list[str]:
@@ -99,7 +99,8 @@ def check(config: Config, tables: dict[str, tuple[Table, Table | None]] | None =
     key = f"{config.data!r} {config.model.task} {config.seed}"
     if key not in tables and (data := attempt(lambda: read(config, rng))):
         tables[key] = data
-    dealt = attempt(lambda: deal(config, *tables[key], rng)) if key in tables and splittable else None
+    if key in tables and splittable:
+        attempt(lambda: deal(config, *tables[key], rng))
     budgets = attempt(lambda: _budgets(config))
     num_classes = len(tables[key][0].classes) or None if key in tables else None
     loaded = attempt(lambda: _load(config, num_classes, rng, meta=True))
@@ -110,7 +111,7 @@ def check(config: Config, tables: dict[str, tuple[Table, Table | None]] | None =
         if method and budgets:  # with budgets that fit: whatever else the method minds is told too
             factory, settings = method
             fitting = [Budget(min(budget.layers, depth)) for budget in budgets]
-            attempt(lambda: _joined(config, factory, settings, loaded, fitting, dealt, rng, meta=True))
+            attempt(lambda: _joined(config, factory, settings, loaded, fitting, rng))
     return list(dict.fromkeys(problems))
 
 
@@ -121,7 +122,7 @@ def shaped(config: Config) -> Experiment:
     budgets = _budgets(config)
     loaded = _load(config, num_classes_here(config), rng, meta=True)
     check_budgets(config.clients.budgets, loaded.blocks.num_layers)
-    return _joined(config, factory, settings, loaded, budgets, None, rng, meta=True)
+    return _joined(config, factory, settings, loaded, budgets, rng)
 
 
 def device_of(name: str) -> torch.device:
@@ -182,18 +183,51 @@ def _joined(
     settings: dict[str, Any],
     loaded: Loaded,
     budgets: Sequence[Budget],
-    dealt: Dealt | None,
     rng: Rng,
-    *,
-    meta: bool = False,
+    dealt: Dealt | None = None,
 ) -> Experiment:
-    lora = LoraSettings(
-        **config.adapter.model_dump(exclude={"targets"}), targets=config.adapter.targets or loaded.targets
-    )
+    """Model, clients, federation and method put together; without ``dealt`` all is shapes, on the meta device."""
+    bench, lora = _workbench(config, loaded, torch.device("meta") if dealt is None else device_of(config.device))
+    start = initial(bench.layout, loaded.model)
+    training = Training(**config.training.model_dump(exclude={"precision"}))
+    first = start(rng.child("init"))
+    depth = bench.layout.num_layers
+
+    def client(id: ClientId, budget: int, train: Columns, **held_out: Columns) -> Client:
+        profile = Profile(id, num_rows(train), loaded.architecture, Budget(budget), config.model.task)
+        return Client(profile, bench, first, training, config.rounds, train, held_out, config.evaluation.batch_size)
+
+    judge, record = None, {}
+    if dealt is None:
+        one: Columns = {"labels": torch.zeros(1, dtype=torch.long)}
+        clients = {id: client(id, budget.layers, one) for id, budget in enumerate(budgets)}
+        server = client(SERVER, depth, one) if config.data.proxy else None
+    else:
+        rows = loaded.encode(dealt.table)
+        clients = {}
+        for id, (budget, split) in enumerate(zip(budgets, dealt.splits, strict=True)):
+            held_out = {"validation": take(rows, split.validation), "test": take(rows, split.test)}
+            clients[id] = client(id, budget.layers, take(rows, split.train), **held_out)
+        server = client(SERVER, depth, take(rows, dealt.proxy)) if len(dealt.proxy) else None
+        judged = _judged(loaded, dealt, rows, config, rng)
+        judge = None if judged is None else client(SERVER, depth, take(rows, []), test=judged)
+        record = partition_record(dealt, [held.profile for held in clients.values()])
+    profiles = tuple(held.profile for held in clients.values())
+    architecture = loaded.architecture
+    federation = Federation(profiles, {architecture: bench.layout}, {architecture: start}, config.rounds, server)
+    method = factory(federation, **settings)
+    if config.head.policy == "local":
+        method = with_local(method, bench.layout.head)
+    return Experiment(config, federation, method, clients, judge, loaded, lora, bench.layout, record)
+
+
+def _workbench(config: Config, loaded: Loaded, device: torch.device) -> tuple[Workbench, LoraSettings]:
+    """The model with its adapters in it, on the device."""
+    targets = config.adapter.targets or loaded.targets
+    lora = LoraSettings(**config.adapter.model_dump(exclude={"targets"}), targets=targets)
     head = () if config.head.policy == "frozen" else loaded.head
     inject(loaded.model, loaded.blocks, lora, lora.targets, head)
     where = layout(loaded.model, loaded.blocks, loaded.architecture, head)
-    device = torch.device("meta") if meta else device_of(config.device)
     bench = Workbench(
         loaded.model,
         loaded.blocks,
@@ -203,42 +237,7 @@ def _joined(
         device=device,
         precision=_precision(config.training.precision, device),
     )
-
-    start = initial(where, loaded.model)
-    training = Training(**config.training.model_dump(exclude={"precision"}))
-    first = start(rng.child("init"))
-
-    def client(id: ClientId, budget: int, train: Columns, **held_out: Columns) -> Client:
-        profile = Profile(id, num_rows(train), loaded.architecture, Budget(budget), config.model.task)
-        return Client(profile, bench, first, training, config.rounds, train, held_out, config.evaluation.batch_size)
-
-    if dealt is None or meta:
-        empty: Columns = {"labels": torch.zeros(1, dtype=torch.long)}
-        clients = {id: client(id, budget.layers, empty) for id, budget in enumerate(budgets)}
-        server = client(SERVER, where.num_layers, empty) if config.data.proxy else None
-        judge, record = None, {}
-    else:
-        rows = loaded.encode(dealt.table)
-        clients = {
-            id: client(
-                id,
-                budget.layers,
-                take(rows, split.train),
-                validation=take(rows, split.validation),
-                test=take(rows, split.test),
-            )
-            for id, (budget, split) in enumerate(zip(budgets, dealt.splits, strict=True))
-        }
-        server = client(SERVER, where.num_layers, take(rows, dealt.proxy)) if len(dealt.proxy) else None
-        judged = _judged(loaded, dealt, rows, config, rng)
-        judge = None if judged is None else client(SERVER, where.num_layers, take(rows, np.arange(0)), test=judged)
-        record = partition_record(dealt, [held.profile for held in clients.values()])
-    profiles = tuple(held.profile for held in clients.values())
-    federation = Federation(profiles, {loaded.architecture: where}, {loaded.architecture: start}, config.rounds, server)
-    method = factory(federation, **settings)
-    if config.head.policy == "local":
-        method = with_local(method, where.head)
-    return Experiment(config, federation, method, clients, judge, loaded, lora, where, record)
+    return bench, lora
 
 
 def _judged(loaded: Loaded, dealt: Dealt, rows: Columns, config: Config, rng: Rng) -> Columns | None:

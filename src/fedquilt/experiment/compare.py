@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from threading import current_thread, main_thread
 
 import torch
 
@@ -77,24 +80,46 @@ def compare(
             if told:
                 told(job, number, len(missing))
     elif missing:
-        threads = max(1, (os.cpu_count() or 1) // workers)
-        pool = ProcessPoolExecutor(
-            workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
-        )
-        with pool:
-            futures = {pool.submit(_done, job, None): job for job in missing}
-            try:
-                for number, future in enumerate(as_completed(futures), start=1):
-                    future.result()
-                    if told:
-                        told(futures[future], number, len(missing))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        _side_by_side(missing, workers, told)
     folders: dict[str, list[Path]] = {}
     for job in wanted:
         folders.setdefault(job.label, []).append(job.folder)
     return folders
+
+
+def _side_by_side(missing: Sequence[Job], workers: int, told: Callable[[Job, int, int], None] | None) -> None:
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    strangers = set(active_children())
+    pool = ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+    )
+    with pool:
+        with _deaf_to_interrupts():  # processes that begin here stay so: Ctrl-C is this process's to answer
+            futures = {pool.submit(_done, job, None): job for job in missing}
+        try:
+            for number, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                if told:
+                    told(futures[future], number, len(missing))
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(error, Exception):  # an interrupt; a run that is stopped anywhere can be resumed
+                for child in set(active_children()) - strangers:
+                    child.terminate()
+                    child.join()
+            raise
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    if current_thread() is not main_thread():  # only the main thread may say what becomes of a signal
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _done(job: Job, progress: Progress | None) -> None:
