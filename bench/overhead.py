@@ -1,7 +1,7 @@
 """Seconds and memory of local training, as ratios measured in one process and one run.
 
 1. Overhead: a round of ``fedquilt run`` (the embedded engine with its record and checkpoint, without evaluation)
-   against a plain PyTorch loop that makes the same optimiser steps on the same batches from the same start.
+   against a plain PyTorch loop that makes the same optimiser steps on the same batches of rows from the same start.
    Target: 1.05.
 2. Depth: a client that trains the top third of the layers against the same client, same steps, all layers.
    Target: 0.75 of the seconds; peak memory of both is reported.
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,7 +91,7 @@ class Loop:
         for tensor in self.tensors.values():
             tensor.requires_grad_(True)
 
-    def client(self, start: Params, steps: list[Step]) -> tuple[Params, list[float]]:
+    def client(self, start: Params, steps: Iterable[Step]) -> tuple[Params, list[float]]:
         """The tensors after the client's steps, and the mean loss of each step."""
         with torch.no_grad():
             for name, tensor in self.tensors.items():
@@ -136,15 +136,13 @@ def _loaded(config: Config, experiment: Experiment) -> Any:
     return load_model(model.name, model.task, num_classes=classes, rng=rng, max_length=model.max_length)
 
 
-def steps_of(client: Client, round: int, rng: Rng) -> list[Step]:
-    """The batches that fedquilt draws for this client in this round, made ready before any clock starts."""
+def steps_of(client: Client, round: int, rng: Rng) -> Iterator[Step]:
+    """The batches that fedquilt draws for this client in this round, from its rows to the model's inputs."""
     stream = rng.child("round", round).child("client", client.id, "fit").child("batches")
-    steps = []
     for rows in batches(len(client.train["labels"]), client.training, stream):
         batch = {name: column[rows] for name, column in client.train.items()}
         inputs, labels = client.bench.prepare(batch), batch["labels"]
-        steps.append((inputs, labels[:, : inputs["input_ids"].shape[1]] if labels.dim() > 1 else labels))
-    return steps
+        yield inputs, labels[:, : inputs["input_ids"].shape[1]] if labels.dim() > 1 else labels
 
 
 class Clock:
@@ -160,8 +158,8 @@ class Clock:
 class Alternating(Silent):
     """Runs every loop's round after each round of fedquilt; keeps the seconds, and checks that the losses agree."""
 
-    def __init__(self, experiment: Experiment, peers: list[Loop], rounds: int) -> None:
-        self.experiment, self.peers, self.rounds = experiment, peers, rounds
+    def __init__(self, experiment: Experiment, peers: list[Loop], rounds: int, ready: bool) -> None:
+        self.experiment, self.peers, self.rounds, self.ready = experiment, peers, rounds, ready
         self.seconds: list[dict[str, dict[str, float]]] = []
         self.params: Params = experiment.method.init(experiment.rng.child("init"))["params"]
         self.largest_difference = 0.0
@@ -174,15 +172,15 @@ class Alternating(Silent):
         """Called when round ``line["round"]`` is in the record and its checkpoint on the disk."""
         took = {"fedquilt": self.clock.stop()}
         took["fedquilt"]["record"] = took["fedquilt"]["wall"] - line["seconds"] - line["evaluation_seconds"]
-        work = {id: steps_of(client, line["round"], self.experiment.rng) for id, client in self.clients.items()}
-        turned = self.peers if line["round"] % 2 else self.peers[::-1]
-        for loop in turned:
+        made = {id: list(steps) for id, steps in self._work(line["round"])}
+        for loop in self.peers if line["round"] % 2 else self.peers[::-1]:
             self.clock.start()
-            done = {id: loop.client(self.params, steps) for id, steps in work.items()}
+            work = made.items() if self.ready else self._work(line["round"])
+            done = {id: loop.client(self.params, steps) for id, steps in work}
             took[loop.name] = self.clock.stop()
             told = line["exchanges"][0]["clients"]
             for id, (_, losses) in done.items():
-                counts = [num_labels(labels) for _, labels in work[id]]
+                counts = [num_labels(labels) for _, labels in made[id]]
                 loss = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
                 off = abs(loss - told[str(id)]["metrics"]["loss"])
                 self.largest_difference = max(self.largest_difference, off)
@@ -194,6 +192,10 @@ class Alternating(Silent):
     @property
     def clients(self) -> dict[int, Client]:
         return self.experiment.clients
+
+    def _work(self, round: int) -> Iterator[tuple[int, Iterable[Step]]]:
+        for id, client in self.clients.items():
+            yield id, steps_of(client, round, self.experiment.rng)
 
     def _mean(self, params: dict[int, Params]) -> Params:
         weights = {id: self.clients[id].profile.num_examples for id in params}
@@ -210,7 +212,7 @@ def overhead(options: argparse.Namespace, config: Config, folder: Path) -> dict[
     peers = loops(config, experiment, options.peft)
     seconds, difference = [], 0.0
     for repeat in range(options.repeats):
-        watch = Alternating(experiment, peers, options.rounds)
+        watch = Alternating(experiment, peers, options.rounds, options.ready)
         run(config, folder / f"run-{repeat}", watch)
         seconds += watch.seconds
         difference = max(difference, watch.largest_difference)
@@ -371,6 +373,7 @@ def parsed() -> argparse.Namespace:
     add("--repeats", type=int, default=4)
     add("--threads", type=int, default=1, help="of torch")
     add("--folder", default=".", help="where the run folders are made for the time; a real disk, as a run has")
+    add("--ready", action="store_true", help="give the loops batches that were made before their clock starts")
     add("--peft", action="store_true", help="measure a loop on PEFT's LoRA modules too; shown, not judged")
     add("--json", action="store_true", help="print the numbers as JSON")
     add("--only-resident", help=argparse.SUPPRESS)

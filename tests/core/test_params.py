@@ -145,3 +145,17 @@ def test_not_finite_names_the_first_broken_tensor():
     for value in (float("nan"), float("inf"), -float("inf")):
         assert not_finite({**fine, "x": torch.tensor([1.0, value]), "y": torch.tensor(value)}) == "x"
         assert not_finite({"x": torch.tensor([value], dtype=torch.bfloat16)}) == "x"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_one_bad_number_anywhere_is_found_and_the_largest_finite_ones_pass(dtype, bad):
+    largest = torch.full((3, 4), torch.finfo(dtype).max, dtype=dtype)  # their sum is no finite number
+    assert not_finite({"a": torch.zeros(0, dtype=dtype), "b": largest, "c": -largest}) is None
+    for place in range(12):
+        for rest in (torch.zeros(12, dtype=dtype), largest.flatten()):
+            tensor = rest.clone()
+            tensor[place] = bad
+            assert not_finite({"a": torch.ones(2, dtype=dtype), "b": tensor.view(3, 4)}) == "b"
+    both = torch.tensor([float("inf"), -float("inf")], dtype=dtype)
+    assert not_finite({"b": both}) == "b"

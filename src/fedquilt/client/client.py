@@ -19,7 +19,8 @@ class Client:
     """What a method's ``work`` is given.
 
     ``initial`` holds every tensor of the layout as training begins. What a client uses is, tensor by tensor, its own
-    (``memory["params"]``), else the server's (the order's), else the initial one. ``test`` None: no rows to score.
+    (``memory["params"]``), else the server's (the order's), else the initial one. ``splits`` are held-out rows by name
+    (``"test"``, ``"validation"``).
     """
 
     profile: Profile
