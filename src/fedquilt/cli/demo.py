@@ -28,7 +28,7 @@ def demo(
     """Fine-tune a small shipped vision transformer across twelve unlike clients; no download, about a minute."""
     from fedquilt import experiment
 
-    errors.print(WORDS, highlight=False, markup=False)
+    errors.print(WORDS, highlight=False, markup=False, soft_wrap=True)
     file = Path(str(resources.files(fedquilt) / "assets" / "demo.toml"))
     jobs = experiment.jobs(file, [f'output="{output.as_posix()}"'])
     try:
