@@ -10,7 +10,7 @@ import torch
 import fedquilt.cli.app as app
 
 
-def check_refused(said, *words):
+def check_error(said, *words):
     """The one message on standard error, after the checks that every wrong input must pass."""
     assert said.code == 1
     assert said.out == ""
@@ -47,13 +47,13 @@ KEYS = [
 @pytest.mark.parametrize(("change", "words"), KEYS)
 def test_a_wrong_key_is_named_with_its_value_and_what_is_allowed(command, monkeypatch, change, words):
     monkeypatch.delenv("FEDQUILT_DATA", raising=False)
-    check_refused(command("run", "tiny.toml", change), *words)
+    check_error(command("run", "tiny.toml", change), *words)
     assert not Path("runs").exists()  # nothing was begun
 
 
 def test_fisher_scores_without_proxy_rows_say_what_to_set(command):
     said = command("run", "tiny.toml", "method.allocation=fim", "data.proxy=0")
-    check_refused(said, "method.scores_from = 'server'", "set data.proxy", "or method.scores_from = 'clients'")
+    check_error(said, "method.scores_from = 'server'", "set data.proxy", "or method.scores_from = 'clients'")
     assert not Path("runs").exists()
 
 
@@ -67,21 +67,21 @@ def test_fisher_scores_without_proxy_rows_say_what_to_set(command):
 )
 def test_a_broken_run_file_is_named(command, content, words):
     Path("bad.toml").write_text(content)
-    check_refused(command("run", "bad.toml"), *words)
+    check_error(command("run", "bad.toml"), *words)
 
 
 def test_a_missing_or_unreadable_run_file_is_named(command):
-    check_refused(command("run", "nowhere.toml"), "nowhere.toml: no such file; the folder searched is")
+    check_error(command("run", "nowhere.toml"), "nowhere.toml: no such file; the folder searched is")
     Path("folder.toml").mkdir()
-    check_refused(command("run", "folder.toml"), "folder.toml: cannot be read (Is a directory)")
+    check_error(command("run", "folder.toml"), "folder.toml: cannot be read (Is a directory)")
     Path("latin.toml").write_bytes(b'name = "caf\xe9"')
-    check_refused(command("run", "latin.toml"), "latin.toml: not UTF-8 text")
+    check_error(command("run", "latin.toml"), "latin.toml: not UTF-8 text")
 
 
 def test_run_wants_a_file_or_a_run_to_resume_and_not_both(command):
-    check_refused(command("run"), "give a run file, as in `fedquilt run my.toml`")
-    check_refused(command("run", "tiny.toml", "--resume", "runs/tiny"), "or a stopped run, as in `--resume runs/my`")
-    check_refused(command("run", "--resume", "runs/gone"), "runs/gone: no such run folder")
+    check_error(command("run"), "give a run file, as in `fedquilt run my.toml`")
+    check_error(command("run", "tiny.toml", "--resume", "runs/tiny"), "or a stopped run, as in `--resume runs/my`")
+    check_error(command("run", "--resume", "runs/gone"), "runs/gone: no such run folder")
 
 
 def test_an_unknown_command_or_option_shows_the_usage(command):
@@ -95,19 +95,17 @@ def test_an_unknown_command_or_option_shows_the_usage(command):
 def test_a_run_folder_that_exists_is_never_touched(command, finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     said = command("run", "tiny.toml", "--folder", finished)
-    check_refused(
-        said, "this folder exists and is not empty", f"fedquilt run --resume {finished}", "choose another name"
-    )
+    check_error(said, "this folder exists and is not empty", f"fedquilt run --resume {finished}", "choose another name")
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
-    check_refused(command("run", "tiny.toml", "--folder", "tiny.toml"), "tiny.toml: is a file, not a folder")
+    check_error(command("run", "tiny.toml", "--folder", "tiny.toml"), "tiny.toml: is a file, not a folder")
 
 
 def test_a_dataset_without_labels_and_one_of_the_wrong_kind_are_refused(command):
     Path("said.jsonl").write_text("".join(json.dumps({"text": f"row {n}"}) + "\n" for n in range(40)))
-    check_refused(command("run", "tiny.toml", "data.source=./said.jsonl"), "holds text", "needs images")
+    check_error(command("run", "tiny.toml", "data.source=./said.jsonl"), "holds text", "needs images")
     text = ("model.name=tiny:bert", "model.task=sequence-classification", "clients.budgets=[1,1,2]")
     said = command("run", "tiny.toml", "data.source=./said.jsonl", *text)
-    check_refused(said, "said.jsonl': has no labels, which this task needs", "set data.label", "columns: text")
+    check_error(said, "said.jsonl': has no labels, which this task needs", "set data.label", "columns: text")
 
 
 def saved_vit(folder):
@@ -126,7 +124,7 @@ def test_a_corrupt_weights_file_is_named(command, capsys, keep):
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * keep)] if keep < 1 else b"\xff" * 8 + content[8:])
     capsys.readouterr()
-    check_refused(
+    check_error(
         command("run", "tiny.toml", "model.name=./vit"), "vit': one of its safetensors files is damaged", "again"
     )
     assert not Path("runs").exists()
@@ -142,7 +140,7 @@ def test_a_model_without_a_block_list_says_so(command, capsys):
     capsys.readouterr()
     changes = ("model.name=./albert", "model.task=sequence-classification", "data.source=./said.tsv")
     said = command("run", "tiny.toml", *changes, "partition.classes_per_client=1")
-    check_refused(
+    check_error(
         said, "AlbertForSequenceClassification has no list of equal blocks of 3", "fedquilt needs a transformer whose"
     )
 
@@ -150,12 +148,12 @@ def test_a_model_without_a_block_list_says_so(command, capsys):
 def test_an_empty_client_is_named(command):
     changes = ("partition.scheme=dirichlet", "partition.alpha=0.01", "partition.min_size=0", "data.proxy=0")
     said = command("run", "tiny.toml", *changes, "partition.num_clients=20")
-    check_refused(said, "client ", " of 20 has no examples; set partition.min_size to 1 or more")
+    check_error(said, "client ", " of 20 has no examples; set partition.min_size to 1 or more")
 
 
 def test_when_every_loss_is_nan_the_run_ends_with_the_causes(command):
     said = command("run", "tiny.toml", "training.learning_rate=1e30", "--quiet")
-    check_refused(
+    check_error(
         said, "round 0, exchange 'fit': 0 of 4 clients", "loss is nan at step 2", "lower training.learning_rate (1e+30)"
     )
 
@@ -183,16 +181,16 @@ def test_one_client_whose_loss_is_nan_is_named_and_the_run_goes_on(command, monk
 
 def test_a_folder_that_cannot_be_written_is_named(command):
     Path("taken").write_text("a file where a folder should be")
-    check_refused(command("run", "tiny.toml", "output=taken"), "taken/tiny: cannot be written", "no run was started")
+    check_error(command("run", "tiny.toml", "output=taken"), "taken/tiny: cannot be written", "no run was started")
 
 
 def test_report_plot_and_export_name_what_is_no_run(command):
-    check_refused(command("report", "runs/none"), "runs/none: no such folder")
-    check_refused(command("plot", "runs/none"), "runs/none: no such folder")
-    check_refused(command("export", "runs/none", "--out", "x"), "runs/none: no such run folder")
+    check_error(command("report", "runs/none"), "runs/none: no such folder")
+    check_error(command("plot", "runs/none"), "runs/none: no such folder")
+    check_error(command("export", "runs/none", "--out", "x"), "runs/none: no such run folder")
     Path("empty").mkdir()
-    check_refused(command("report", "empty"), "empty: not a run folder, config.json is missing")
-    check_refused(command("export", "empty", "--out", "x"), "empty: not a run folder, it has no config.json")
+    check_error(command("report", "empty"), "empty: not a run folder, config.json is missing")
+    check_error(command("export", "empty", "--out", "x"), "empty: not a run folder, it has no config.json")
 
 
 def test_a_file_that_cannot_be_written_is_named_without_a_traceback(command, finished):
@@ -214,7 +212,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_too(command, monkeypatch):
         raise ZeroDivisionError("division by zero\nsecond line")
 
     monkeypatch.setattr(app, "app", fails)
-    assert check_refused(command("run", "tiny.toml")) == (
+    assert check_error(command("run", "tiny.toml")) == (
         "error: unexpected ZeroDivisionError: division by zero; run the same command with --debug to see where, and "
         "report it\n"
     )
