@@ -26,6 +26,7 @@ MORE = {
     "models": {"huggingface_hub", "tokenizers"},
     "models/hf.py": {"transformers"},
     "report/plot.py": {"matplotlib"},
+    "report/table.py": {"scipy"},
     "cli": {"typer", "rich", "click"},
     "engine/flower": {"flwr"},
 }

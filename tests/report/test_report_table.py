@@ -2,7 +2,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -150,10 +150,17 @@ def test_equal_runs_never_separate():
     assert verdict([0.1, 0.1, 0.1]) == "separates"
 
 
-def test_the_stated_chances_are_those_of_student():
-    chances = [round(200 * stats.t.sf(2, seeds - 1)) for seeds in (3, 5, 10)]
-    assert chances == [18, 12, 8]
-    assert "18 of 100 cases with 3 seeds, in 12 with 5, in 8 with 10" in HONEST
+def test_the_stated_bounds_are_those_of_student():
+    bounds = [round(stats.t.ppf(0.975, seeds - 1), 1) for seeds in (3, 5, 10)]
+    assert bounds == [4.3, 2.8, 2.3]
+    assert "(4.3 standard errors with 3 seeds, 2.8 with 5, 2.3 with 10)" in HONEST
+
+
+@given(st.lists(st.floats(-1, 1, allow_subnormal=False), min_size=3, max_size=8, unique=True))
+def test_the_verdict_is_that_of_the_paired_t_test(gaps):
+    chance = stats.ttest_1samp(gaps, 0).pvalue
+    assume(abs(chance - 0.05) > 1e-9)
+    assert verdict(gaps) == ("separates" if chance < 0.05 else "within noise")
 
 
 def test_one_seed_twice_is_refused(groups):
