@@ -389,3 +389,16 @@ def test_the_published_clients_of_an_array_file_are_the_clients(config, tmp_path
     assert rows == [int((is_train & (clients == id)).sum()) for id in (3, 5, 7)]
     (line,) = read_rounds(folder)
     assert line["evaluation"]["global"]["examples"] == 10  # the published test rows
+
+
+def test_adapters_that_cannot_be_written_cost_no_round(config, tmp_path, monkeypatch, fingerprint, finished):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedquilt.adapters.export.save_file", full)
+        with pytest.raises(RunError, match=r"No space left on device.*all rounds are in the checkpoint.*--resume"):
+            run(config(), tmp_path / "full")
+    assert not (tmp_path / "full" / "result.json").exists()
+    resume(tmp_path / "full")
+    assert fingerprint(tmp_path / "full") == fingerprint(finished)

@@ -137,7 +137,11 @@ def _go_on(
             progress.round(line)
     except RoundError as error:
         raise RoundError(f"{error}; {_advice(record, config)}") from error
-    save_adapters(experiment, state, engine.memories, record.folder / "adapters")
+    try:
+        save_adapters(experiment, state, engine.memories, record.folder / "adapters")
+    except RunError as error:
+        again = f"fedquilt run --resume {record.folder}"
+        raise RunError(f"{error}; all rounds are in the checkpoint, so only this is left to do: {again}") from error
     record.save_result({"status": "finished", "rounds": config.rounds, "seconds": time.perf_counter() - began})
     return record.folder
 
