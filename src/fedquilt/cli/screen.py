@@ -29,7 +29,7 @@ class Shown:
         self.name, self.total = "", 0
         self.bars = Bars(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=16),  # a terminal of 80 columns also holds the note
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
@@ -61,13 +61,12 @@ class Shown:
         self.bars.update(self._steps, completed=number, total=of)
 
     def round(self, line: Mapping[str, Any]) -> None:
-        text = round_text(line)
-        self.bars.update(self._rounds, completed=line["round"] + 1, note=text)
+        self.bars.update(self._rounds, completed=line["round"] + 1, note=round_text(line, brief=True))
         for exchange in line["exchanges"]:
             for client, reason in exchange["dropped"].items():
                 self.say(f"{self.name}: round {line['round']}: client {client} dropped: {reason}")
         if not self.live and not self.quiet:
-            self.say(f"{self.name}: round {line['round'] + 1}/{self.total}: {text}")
+            self.say(f"{self.name}: round {line['round'] + 1}/{self.total}: {round_text(line)}")
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -88,8 +87,8 @@ def step_bar(name: str) -> Iterator[Callable[[int, int, float], None]]:
         yield told
 
 
-def round_text(line: Mapping[str, Any]) -> str:
-    """A round in a few words: mean loss over its clients, accuracy if it was evaluated, seconds."""
+def round_text(line: Mapping[str, Any], brief: bool = False) -> str:
+    """A round in a few words: mean loss over its clients, accuracy if it was evaluated; unless ``brief``, seconds."""
     losses = [
         client["metrics"]["loss"]
         for exchange in line["exchanges"]
@@ -100,10 +99,10 @@ def round_text(line: Mapping[str, Any]) -> str:
     scores = line["evaluation"] or {}
     if scores.get("global"):
         words.append(f"accuracy {scores['global']['accuracy']:.1%}")
-    if scores.get("clients"):
+    if scores.get("clients") and not (brief and scores.get("global")):
         own = [client["accuracy"] for client in scores["clients"].values()]
         words.append(f"clients' mean {sum(own) / len(own):.1%}")
-    return ", ".join([*words, f"{line['seconds']:.1f} s"])
+    return ", ".join(words if brief else [*words, f"{line['seconds']:.1f} s"])
 
 
 def show_table(rows: Sequence[Sequence[str]], title: str | None = None) -> None:
