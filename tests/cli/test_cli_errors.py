@@ -175,7 +175,7 @@ def test_one_client_whose_loss_is_nan_is_named_and_the_run_goes_on(command, monk
     said = command("run", "tiny.toml", "clients.cohort=6", "--folder", "second", "--quiet")
     assert said.code == 0
     assert said.err.splitlines() == [
-        f"second: round {n}: client {client} dropped: loss is nan at step 1" for n in range(3)
+        f"second: round {n + 1}/3: client {client} dropped: loss is nan at step 1" for n in range(3)
     ]
 
 

@@ -64,7 +64,7 @@ class Shown:
         self.bars.update(self._rounds, completed=line["round"] + 1, note=round_text(line, brief=True))
         for exchange in line["exchanges"]:
             for client, reason in exchange["dropped"].items():
-                self.say(f"{self.name}: round {line['round']}: client {client} dropped: {reason}")
+                self.say(f"{self.name}: round {line['round'] + 1}/{self.total}: client {client} dropped: {reason}")
         if not self.live and not self.quiet:
             self.say(f"{self.name}: round {line['round'] + 1}/{self.total}: {round_text(line)}")
 
