@@ -57,7 +57,7 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/.created
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.created
 	@echo "installing fedquilt and its development tools into $(VENV) (some minutes the first time)"
-	@$(PIP) --editable '.[dev]'
+	@$(PIP) --editable '.[dev,flower]'
 	@touch $(VENV)/.runtime $@
 
 $(VENV)/.created:

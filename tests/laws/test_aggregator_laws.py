@@ -8,12 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedquilt.aggregate.mean import layerwise_mean
+from fedquilt.aggregate.robust import clipped_mean, coordinate_median, trimmed_mean
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Reply
 
 AGGREGATORS = {
     "mean by examples": layerwise_mean,
     "mean, uniform": partial(layerwise_mean, weighting="uniform"),
+    "coordinate median": coordinate_median,
+    "trimmed mean": partial(trimmed_mean, share=0.25),
+    "clipped mean, no update as long": partial(clipped_mean, bound=1e6),
 }
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 

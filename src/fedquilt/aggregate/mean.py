@@ -44,10 +44,10 @@ def layerwise_mean(base: Mapping[str, Tensor], replies: Iterable[Reply], weighti
     num_replies = 0
     for reply in replies:
         num_replies += 1
-        _check(base, reply)
+        check_reply(base, reply)
         weight = float(reply.weight) if weighting == "examples" else 1.0
         for name, tensor in reply.params.items():
-            step = (_wide(tensor.detach().to(base[name].device)) - _wide(base[name].detach())) * weight
+            step = (wide(tensor.detach().to(base[name].device)) - wide(base[name].detach())) * weight
             steps[name] = steps[name] + step if name in steps else step
             weights[name] = weights.get(name, 0.0) + weight
     if not num_replies:
@@ -57,17 +57,26 @@ def layerwise_mean(base: Mapping[str, Tensor], replies: Iterable[Reply], weighti
     }
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in the widest floating-point type of its device, for sums."""
     return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
 
 
 def _moved(base: Tensor, step: Tensor) -> Tensor:
     """``base + step`` in the dtype of ``base``; where the step is 0 the bits of ``base``, also those of -0."""
-    moved = (_wide(base.detach()) + step).to(base.dtype)
+    moved = (wide(base.detach()) + step).to(base.dtype)
     return torch.where(step == 0, base.detach(), moved)
 
 
-def _check(base: Mapping[str, Tensor], reply: Reply) -> None:
+def check_reply(base: Mapping[str, Tensor], reply: Reply) -> None:
+    """Nothing, if the reply can be averaged into ``base``.
+
+    Raises
+    ------
+    RoundError
+        if its weight is no number above 0, or it holds a tensor that ``base`` does not, or one of another shape or not
+        of floating point.
+    """
     if not (math.isfinite(reply.weight) and reply.weight > 0):
         raise RoundError(f"client {reply.client} sent weight {reply.weight}; it must be a number above 0")
     for name, tensor in reply.params.items():

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fedquilt.cli.screen import Shown, out
-from fedquilt.core.errors import ConfigError
+from fedquilt.core.errors import ConfigError, suggestion
 from fedquilt.record import Record
+
+ENGINES = ("embedded", "flower-sim")
 
 
 def run(
@@ -19,11 +23,23 @@ def run(
     folder: Annotated[
         Path | None, typer.Option(help="The run's folder; OUTPUT/NAME of the run file if left out.")
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="What carries the run: embedded (this process), or flower-sim (Flower's simulation).")
+    ] = "embedded",
+    timeout: Annotated[float, typer.Option(help="Seconds that a client's reply may take, on Flower.")] = 3600.0,
+    cpus: Annotated[float, typer.Option(help="Processors of a simulated client, on Flower.")] = 1.0,
+    gpus: Annotated[float, typer.Option(help="Graphics cards of a simulated client, on Flower; may be a part.")] = 0.0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Run one federation, or go on with a run that stopped."""
     from fedquilt.config.load import load
 
+    if engine not in ENGINES:
+        raise ConfigError(
+            f"--engine {engine}: no such engine{suggestion(engine, ENGINES)}; allowed: {', '.join(ENGINES)}"
+        )
+    if timeout <= 0:
+        raise ConfigError(f"--timeout {timeout:g}: must be above 0 seconds")
     if (config is None) == (resume is None):
         raise ConfigError("give a run file, as in `fedquilt run my.toml`, or a stopped run, as in `--resume runs/my`")
     place = resume
@@ -35,12 +51,19 @@ def run(
         from fedquilt import experiment  # takes seconds, so what is wrong with the words above is told first
 
         with Shown(quiet) as progress:
-            if resume is not None:
+            if engine == "flower-sim" and place is not None:
+                experiment.simulate(settings, place, progress, timeout=timeout, cpus=cpus, gpus=gpus)
+            elif resume is not None:
                 experiment.resume(resume, progress=progress)
             elif settings is not None and place is not None:
                 experiment.run(settings, place, progress)
     except KeyboardInterrupt:
-        _stopped(place)
+        try:
+            _stopped(place)
+        finally:
+            if engine == "flower-sim":  # threads of Flower's simulation may wait for workers that are gone
+                sys.stdout.flush()
+                os._exit(130)
     out.print(f"{place}: finished; see it with `fedquilt report {place}`", highlight=False, soft_wrap=True)
 
 

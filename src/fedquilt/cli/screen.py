@@ -88,21 +88,29 @@ def step_bar(name: str) -> Iterator[Callable[[int, int, float], None]]:
 
 
 def round_text(line: Mapping[str, Any], brief: bool = False) -> str:
-    """A round in a few words: mean loss over its clients, accuracy if it was evaluated; unless ``brief``, seconds."""
+    """A round in a few words: mean loss over its clients, accuracy and epsilon if any; unless ``brief``, seconds."""
     losses = [
         client["metrics"]["loss"]
         for exchange in line["exchanges"]
         for client in exchange["clients"].values()
         if "loss" in client["metrics"]
     ]
-    words = [f"loss {sum(losses) / len(losses):.3f}"] if losses else ["nobody trained"]
+    replied = {client for exchange in line["exchanges"] for client in exchange["clients"]}
+    # under privacy a client keeps its loss to itself
+    words = [f"loss {sum(losses) / len(losses):.3f}" if losses else _counted(len(replied))]
     scores = line["evaluation"] or {}
     if scores.get("global"):
         words.append(f"accuracy {scores['global']['accuracy']:.1%}")
     if scores.get("clients") and not (brief and scores.get("global")):
         own = [client["accuracy"] for client in scores["clients"].values()]
         words.append(f"clients' mean {sum(own) / len(own):.1%}")
+    if spent := line.get("privacy"):
+        words.append("no epsilon" if spent["epsilon"] is None else f"epsilon {spent['epsilon']:.2f}")
     return ", ".join(words if brief else [*words, f"{line['seconds']:.1f} s"])
+
+
+def _counted(replied: int) -> str:
+    return f"{replied} client{'' if replied == 1 else 's'} replied" if replied else "nobody trained"
 
 
 def show_table(rows: Sequence[Sequence[str]], title: str | None = None) -> None:

@@ -11,19 +11,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-Count = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Text = Annotated[str, Field(min_length=1)]
+from fedquilt.config.kinds import STRICT, Count, Rate, Share, Text
+from fedquilt.config.protection import Aggregation, Defence, Privacy
 
-_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
-_FREE: ConfigDict = {**_STRICT, "extra": "allow"}
+_FREE: ConfigDict = {**STRICT, "extra": "allow"}
 
 
 class Model(BaseModel):
     """Which foundation model is fine-tuned, and for what."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     name: Text
     """``glyph-vit`` (shipped), ``tiny:<architecture>`` (random), a local folder, or a name on the Hugging Face hub."""
@@ -40,7 +37,7 @@ class Model(BaseModel):
 class Data(BaseModel):
     """Where the examples come from. Keys that do not apply to the source are left out."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     source: Text
     """``sklearn:digits``, ``hub:owner/name``, or a file or folder (npz, tsv, csv, jsonl, parquet)."""
@@ -102,7 +99,7 @@ class Partition(BaseModel):
 class Clients(BaseModel):
     """How many blocks each capability group can train, and how many clients take part in a round."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     shares: str = "1-1-1"
     """Relative sizes of the capability groups, weakest first."""
@@ -139,7 +136,7 @@ class Clients(BaseModel):
 class Adapter(BaseModel):
     """The low-rank adapters that are trained."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     rank: Count = 16
     """Rank r of every adapter."""
@@ -156,7 +153,7 @@ class Adapter(BaseModel):
 class Head(BaseModel):
     """What happens to the classification head."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     policy: Literal["aggregate", "local", "frozen"] = "aggregate"
     """Trained and aggregated, trained and kept by each client, or not trained."""
@@ -165,7 +162,7 @@ class Head(BaseModel):
 class Training(BaseModel):
     """Local training on one client in one round."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     steps: Count | None = None
     """Optimiser steps in a round; set this or ``epochs``."""
@@ -211,7 +208,7 @@ class Training(BaseModel):
 class Evaluation(BaseModel):
     """When and on what the models are evaluated."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     every: Count = 1
     """Rounds from one evaluation to the next; the last round is always evaluated."""
@@ -219,8 +216,9 @@ class Evaluation(BaseModel):
     """Examples in one forward pass."""
     limit: Count | None = None
     """Test rows used in the global evaluation; all if left out."""
-    clients: bool = True
-    """Evaluate every client on its own test rows too."""
+    clients: bool | Literal["received"] = True
+    """Evaluate every client on its own test rows too: after the round, or with ``"received"`` each client of the cohort
+    what it receives, before it trains. Between real sites it is always the latter: it rides in the reply."""
     last: Count = 5
     """Evaluated rounds at the end over which a report takes mean and deviation."""
 
@@ -242,7 +240,7 @@ class Method(BaseModel):
 class Config(BaseModel):
     """One run file, checked."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     name: Text = "run"
     """Of the run and of its folder; the file's name if left out."""
@@ -268,6 +266,9 @@ class Config(BaseModel):
     head: Head = Head()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    aggregation: Aggregation = Aggregation()
+    defence: Defence = Defence()
+    privacy: Privacy = Privacy()
     method: Method = Method()
     compare: tuple[dict[str, Any], ...] = ()
     """What ``fedquilt compare`` runs: each entry has a ``label`` and the sections in which it differs."""
@@ -310,3 +311,16 @@ class Config(BaseModel):
                 f"take at most {partition.num_clients}, or leave cohort out for all clients"
             )
         return clients
+
+    @field_validator("defence")
+    @classmethod
+    def _min_cohort_can_be_met(cls, defence: Defence, info: ValidationInfo) -> Defence:
+        partition, clients = info.data.get("partition"), info.data.get("clients")
+        if partition is not None and clients is not None:
+            most = clients.cohort or partition.num_clients
+            if defence.min_cohort > most:
+                raise ValueError(
+                    f"min_cohort = {defence.min_cohort} is more than the {most} clients that take part in a round; "
+                    "take fewer, or raise clients.cohort"
+                )
+        return defence

@@ -18,6 +18,8 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Profile, Reply, Tree, Turn
 
 Send = Callable[[Exchange, Mapping[ClientId, Order]], Iterable[Reply | Failure]]
+Check = Callable[[Exchange, Order, Reply], str | None]
+"""Why a reply to an order must not reach ``merge``, or None if it may; ``core.checks.reply_check`` makes one."""
 
 
 @dataclass
@@ -52,12 +54,15 @@ def rounds(
     state: Tree = None,
     start: int = 0,
     quorum: float = 0.0,
+    min_replies: int = 1,
+    check: Check | None = None,
 ) -> Iterator[Round]:
     """The finished rounds of ``method``, one after another, from ``start`` up to ``num_rounds``.
 
     ``cohorts(t)`` gives the clients of round ``t``. ``state`` None means the method's own first state. An exchange that
     asks nobody (no client of the cohort is eligible) leaves the state as it is. ``quorum`` is the share of the asked
-    clients, in [0, 1], that must send a usable reply; one usable reply is always needed.
+    clients, in [0, 1], that must send a usable reply, and ``min_replies`` (at least 1) their number. A reply that
+    ``check`` (``refusal``, if left out) has a reason against is dropped.
 
     Raises
     ------
@@ -74,12 +79,14 @@ def rounds(
             raise RoundError(f"round {number}: the cohort is empty; a round needs at least one client")
         traffic = []
         for exchange in method.exchanges:
-            state, moved = _exchanged(exchange, state, turn, send, quorum)
+            state, moved = _exchanged(exchange, state, turn, send, quorum, min_replies, check)
             traffic.append(moved)
         yield Round(number, state, tuple(traffic), time.perf_counter() - began)
 
 
-def _exchanged(exchange: Exchange, state: Tree, turn: Turn, send: Send, quorum: float) -> tuple[Tree, Traffic]:
+def _exchanged(
+    exchange: Exchange, state: Tree, turn: Turn, send: Send, quorum: float, min_replies: int, check: Check | None
+) -> tuple[Tree, Traffic]:
     moved = Traffic(exchange.name)
     orders = {
         client: replace(order, round=turn.round, rng=turn.rng.child("client", client, exchange.name))
@@ -90,7 +97,11 @@ def _exchanged(exchange: Exchange, state: Tree, turn: Turn, send: Send, quorum: 
     for client, order in orders.items():
         moved.bytes_down[client] = num_bytes(order.params)
         moved.settings[client] = dict(order.settings)
-    usable = _usable(send(exchange, orders), moved)
+
+    def reason_against(reply: Reply) -> str | None:
+        return refusal(reply) if check is None else check(exchange, orders[reply.client], reply)
+
+    usable = _usable(send(exchange, orders), moved, reason_against)
     first = next(usable, None)
     if first is not None:
         state = exchange.merge(state, _chain(first, usable))
@@ -98,7 +109,7 @@ def _exchanged(exchange: Exchange, state: Tree, turn: Turn, send: Send, quorum: 
             pass
     for client in orders.keys() - moved.bytes_up.keys() - moved.dropped.keys():
         moved.dropped[client] = "sent no reply"
-    needed = max(1, math.ceil(quorum * len(orders) - 1e-9))  # 0.07 * 100 is a little more than 7 in binary
+    needed = max(1, min_replies, math.ceil(quorum * len(orders) - 1e-9))  # 0.07 * 100 is a little more than 7 in binary
     if len(moved.bytes_up) < needed:
         causes = "; ".join(f"client {client}: {reason}" for client, reason in sorted(moved.dropped.items()))
         raise RoundError(
@@ -108,14 +119,16 @@ def _exchanged(exchange: Exchange, state: Tree, turn: Turn, send: Send, quorum: 
     return state, moved
 
 
-def _usable(replies: Iterable[Reply | Failure], moved: Traffic) -> Iterator[Reply]:
+def _usable(
+    replies: Iterable[Reply | Failure], moved: Traffic, reason_against: Callable[[Reply], str | None]
+) -> Iterator[Reply]:
     last = -1
     for reply in replies:
         if reply.client not in moved.bytes_down or reply.client <= last:
             # an engine's mistake, not a client's: it would be counted twice or change the order of the sums
             raise ValueError(f"the engine gave a reply of client {reply.client} unasked, twice or out of order")
         last = reply.client
-        reason = reply.reason if isinstance(reply, Failure) else refusal(reply)
+        reason = reply.reason if isinstance(reply, Failure) else reason_against(reply)
         if reason is not None:
             moved.dropped[reply.client] = reason
         elif isinstance(reply, Reply):
@@ -151,6 +164,8 @@ def perform(
         reply, new_memory = exchange.work(client, order, memory)
     except FedquiltError as error:
         return Failure(client_id, str(error)), memory
+    if reply.round != order.round:
+        reply = replace(reply, round=order.round)
     reason = refusal(reply)
     own = not_finite(new_memory.get("params", {}))
     if reason is None and own is not None:

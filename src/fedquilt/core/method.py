@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import ClientId, Memory, Order, Profile, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Reply, Tree, Turn
 
 
 class Exchange(NamedTuple):
@@ -15,12 +15,16 @@ class Exchange(NamedTuple):
     ``ask(state, turn)`` gives the orders by client and reads only. ``work(client, order, memory)`` runs on the client
     and gives its reply and its new memory. ``merge(state, replies)`` reads the replies once, in client order, and is
     the only maker of state. A client that ``ask`` leaves out sits this exchange out.
+
+    ``expects(order)``, if given, are the order's tensors that a reply to it must hold, and no others, in shape and
+    dtype as they were sent; a wrapper that changes what is sent up must say so here.
     """
 
     name: str
     ask: Callable[[Tree, Turn], Mapping[ClientId, Order]]
     work: Callable[[Any, Order, Memory], tuple[Reply, Memory]]
     merge: Callable[[Tree, Iterable[Reply]], Tree]
+    expects: Callable[[Order], Params] | None = None
 
 
 class Method(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,3 +59,11 @@ class Rng:
         with torch.random.fork_rng(device_type=device_type):
             torch.manual_seed(self.integer())
             yield
+
+
+def secret() -> Rng:
+    """A stream that nobody can draw again: its seed comes from the operating system, never from a run's seed.
+
+    For noise that hides something, and for nothing else: what is made with it cannot be reproduced.
+    """
+    return Rng(int.from_bytes(os.urandom(32), "big"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,12 +58,16 @@ class Order:
 
 @dataclass(frozen=True)
 class Reply:
-    """What one client sends back; everything in it crosses the network. ``weight`` is in examples, above zero."""
+    """What one client sends back; everything in it crosses the network. ``weight`` is in examples, above zero.
+
+    The loop stamps ``round``, that of the order which is answered: an old reply that is sent again shows.
+    """
 
     client: ClientId
     params: Params
     weight: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+    round: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,12 +128,17 @@ class Layout:
         return tuple(name for name, layer in self.depth.items() if layer is not None and layer in chosen)
 
 
+Aggregate = Callable[[Mapping[str, Tensor], Iterable[Reply], str], Params]
+
+
 @dataclass(frozen=True)
 class Federation:
     """What a method's factory is given: the server's side of one federation.
 
     ``layouts`` and ``initial`` are by architecture; ``initial[architecture](rng)`` makes the adapters and head that
     training starts from. ``server`` is a client of the server's own (a model with a proxy set as its data), or None.
+    ``aggregate(base, replies, weighting)`` is the rule by which layered methods make one set of tensors of many, if it
+    is not the plain layer-wise mean.
     """
 
     profiles: tuple[Profile, ...]
@@ -137,6 +146,7 @@ class Federation:
     initial: Mapping[str, Callable[[Rng], Params]]
     rounds: int
     server: Any = None
+    aggregate: Aggregate | None = None
 
     @property
     def layout(self) -> Layout:

@@ -36,3 +36,19 @@ def with_local(method: Method, names: Collection[str]) -> Method:
         return replace(order, params=without(order.params, kept))
 
     return method._replace(exchanges=tuple(keep(exchange) for exchange in method.exchanges), view=view)
+
+
+def with_received_scores(method: Method) -> Method:
+    """The method whose clients score what they receive on their own test rows before they train on it.
+
+    Loss, accuracy and examples ride in the first exchange's reply, as ``received_loss`` and so on; training is as ever.
+    """
+    first, *rest = method.exchanges
+
+    def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+        scores = client.evaluate(order, memory)
+        reply, memory = first.work(client, order, memory)
+        received = {f"received_{name}": value for name, value in scores.items()}
+        return replace(reply, metrics={**reply.metrics, **received}), memory
+
+    return method._replace(exchanges=(first._replace(work=work), *rest))

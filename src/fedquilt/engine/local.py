@@ -16,6 +16,8 @@ class LocalEngine:
     ``watch(exchange, number of the client in this exchange, clients in all)`` is called after each client.
     """
 
+    has_clients = True
+
     def __init__(
         self,
         clients: Mapping[ClientId, Any],

@@ -2,6 +2,7 @@
 
 from fedquilt.experiment.build import Experiment, build, check
 from fedquilt.experiment.compare import Job, compare, jobs
+from fedquilt.experiment.flower import simulate
 from fedquilt.experiment.plan import ClientPlan, plan
 from fedquilt.experiment.run import Progress, export, resume, run
 
@@ -18,4 +19,5 @@ __all__ = [
     "plan",
     "resume",
     "run",
+    "simulate",
 ]

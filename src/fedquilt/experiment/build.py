@@ -21,10 +21,11 @@ from fedquilt.core.errors import ConfigError, FedquiltError, suggestion
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId, Federation, Layout, Profile
-from fedquilt.core.wrap import with_local
+from fedquilt.core.wrap import with_local, with_received_scores
 from fedquilt.data.partition import settings_problems
 from fedquilt.data.table import Columns, Table, num_rows, take
 from fedquilt.experiment.deal import Dealt, deal, num_classes_here, partition_record, read
+from fedquilt.experiment.protect import protected, refuse_contradictions, rule_of
 from fedquilt.methods import METHODS
 from fedquilt.models.hf import Loaded, load_model
 
@@ -214,10 +215,16 @@ def _joined(
         record = partition_record(dealt, [held.profile for held in clients.values()])
     profiles = tuple(held.profile for held in clients.values())
     architecture = loaded.architecture
-    federation = Federation(profiles, {architecture: bench.layout}, {architecture: start}, config.rounds, server)
+    federation = Federation(
+        profiles, {architecture: bench.layout}, {architecture: start}, config.rounds, server, rule_of(config)
+    )
+    refuse_contradictions(config, settings)
     method = factory(federation, **settings)
     if config.head.policy == "local":
         method = with_local(method, bench.layout.head)
+    if config.evaluation.clients == "received":
+        method = with_received_scores(method)
+    method = protected(config, method)  # outermost, so that it sees exactly what leaves the client
     return Experiment(config, federation, method, clients, judge, loaded, lora, bench.layout, record)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -17,10 +17,13 @@ from fedquilt.config.load import NOT_DETERMINING, parse, resolved
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import RoundError, RunError
 from fedquilt.core.loop import Round, rounds
-from fedquilt.core.types import ClientId, Memory, Tree
+from fedquilt.core.method import Exchange
+from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply, Tree
 from fedquilt.engine.cohort import uniform_cohorts
+from fedquilt.engine.flower.hello import run_key
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment.build import Experiment, build
+from fedquilt.experiment.protect import check_of, spending
 from fedquilt.record import Record, environment, read_config, read_environment, read_partition, read_result
 
 
@@ -52,8 +55,33 @@ class Silent:
     def round(self, line: Mapping[str, Any]) -> None: ...
 
 
-def run(config: Config, folder: Path, progress: Progress | None = None) -> Path:
-    """Run a config into a new folder; gives the folder.
+class Engine(Protocol):
+    """What carries a run: ``send`` of ``core.loop``, and the clients' memories as far as they are in this process."""
+
+    memories: dict[ClientId, Memory]
+    has_clients: bool
+
+    def send(self, exchange: Exchange, orders: Mapping[ClientId, Order]) -> Iterator[Reply | Failure]: ...
+
+
+class Connect(NamedTuple):
+    """How a run gets its engine: ``make(experiment, key, memories, progress)``, where ``key`` is the run's own."""
+
+    name: str
+    make: Callable[[Experiment, str, dict[ClientId, Memory], Progress], Engine]
+
+
+def _embedded(experiment: Experiment, key: str, memories: dict[ClientId, Memory], progress: Progress) -> Engine:
+    for client in experiment.clients.values():
+        client.bench.stepped = progress.step
+    return LocalEngine(experiment.clients, memories, progress.client)
+
+
+EMBEDDED = Connect("embedded", _embedded)
+
+
+def run(config: Config, folder: Path, progress: Progress | None = None, connect: Connect = EMBEDDED) -> Path:
+    """Run a config into a new folder; gives the folder. Every client is in this process unless ``connect`` says other.
 
     Raises
     ------
@@ -73,11 +101,17 @@ def run(config: Config, folder: Path, progress: Progress | None = None) -> Path:
         model=experiment.loaded.digest,
         architecture=experiment.loaded.architecture,
     )
+    progress = progress or Silent()
+    key = run_key()
+    engine = connect.make(experiment, key, {}, progress)
+    around |= {"engine": connect.name, "run_key": key}
     record = Record.create(folder, resolved(config), around, experiment.partition)
-    return _go_on(experiment, record, 0, None, {}, progress or Silent())
+    return _go_on(experiment, record, 0, None, engine, progress)
 
 
-def resume(folder: Path, config: Config | None = None, progress: Progress | None = None) -> Path:
+def resume(
+    folder: Path, config: Config | None = None, progress: Progress | None = None, connect: Connect = EMBEDDED
+) -> Path:
     """Go on with a run from its last whole checkpoint; ends in the same bits as if it had never stopped.
 
     ``config``, if given, must determine the same result as the run's own. A finished run is left as it is.
@@ -85,12 +119,18 @@ def resume(folder: Path, config: Config | None = None, progress: Progress | None
     record = Record.open(folder, None if config is None else resolved(config), NOT_DETERMINING)
     if read_result(folder) is not None:
         return folder
-    torch.set_num_threads(read_environment(folder)["threads"])  # the same sums in the same order
+    around = read_environment(folder)
+    began_on = around.get("engine", EMBEDDED.name)
+    if began_on != connect.name:  # the clients' memories are where the run began
+        raise RunError(f"{folder}: began with --engine {began_on}; go on with the same one, not {connect.name}")
+    torch.set_num_threads(around["threads"])  # the same sums in the same order
     experiment = build(parse(record.config))
     _same_inputs(folder, experiment)
+    progress = progress or Silent()
     start, state, memories = record.load_checkpoint() if record.has_checkpoint else (0, None, {})
+    engine = connect.make(experiment, around.get("run_key", ""), memories, progress)
     record.truncate_rounds(start)
-    return _go_on(experiment, record, start, state, memories, progress or Silent())
+    return _go_on(experiment, record, start, state, engine, progress)
 
 
 def _same_inputs(folder: Path, experiment: Experiment) -> None:
@@ -109,13 +149,10 @@ def _go_on(
     record: Record,
     start: int,
     state: Tree,
-    memories: dict[ClientId, Memory],
+    engine: Engine,
     progress: Progress,
 ) -> Path:
     config, began = experiment.config, time.perf_counter()
-    for client in experiment.clients.values():
-        client.bench.stepped = progress.step
-    engine = LocalEngine(experiment.clients, memories, progress.client)
     cohorts = uniform_cohorts(experiment.federation.profiles, config.cohort, experiment.rng)
     progress.started(record.folder.name, start, config.rounds)
     finished = rounds(
@@ -127,11 +164,14 @@ def _go_on(
         state=state,
         start=start,
         quorum=config.quorum,
+        min_replies=config.defence.min_cohort,
+        check=check_of(config, experiment.federation.profiles),
     )
+    spent = spending(config, cohorts, len(experiment.method.exchanges))
     try:
         for done in finished:
             state = done.state
-            line = _line(experiment, done, engine.memories)
+            line = {**_line(experiment, done, engine), "privacy": spent(done.number)}
             record.append_round(line)
             record.save_checkpoint(done.number + 1, state, engine.memories, config.seed)
             progress.round(line)
@@ -154,11 +194,14 @@ def _advice(record: Record, config: Config) -> str:
     return f"{kept}; {rate} or set training.clip_norm, in a new run"
 
 
-def evaluate(experiment: Experiment, state: Tree, memories: Mapping[ClientId, Memory]) -> dict[str, Any]:
+def evaluate(
+    experiment: Experiment, state: Tree, memories: Mapping[ClientId, Memory], *, clients: bool = True
+) -> dict[str, Any]:
     """Accuracy and loss of the global model on the global test rows, and of each client's on its own held-out rows.
 
     ``clients`` are the scores on test rows by client, ``validation`` those on validation rows (if any are kept).
     ``global`` is None where the method holds no whole model on the server (its head or adapters stay with the clients).
+    The clients are evaluated where the config wants it, unless ``clients`` is False.
     """
     judge, view = experiment.judge, experiment.method.view
     whole = None
@@ -166,7 +209,7 @@ def evaluate(experiment: Experiment, state: Tree, memories: Mapping[ClientId, Me
         order = view(state, judge.profile)
         whole = judge.evaluate(order) if order.params.keys() == experiment.layout.depth.keys() else None
     scores: dict[str, Any] = {"global": whole, "clients": {}}
-    if not experiment.config.evaluation.clients:
+    if not clients or experiment.config.evaluation.clients is not True:
         return scores
     for key, split in (("clients", "test"), ("validation", "validation")):
         for id, client in experiment.clients.items():
@@ -175,11 +218,11 @@ def evaluate(experiment: Experiment, state: Tree, memories: Mapping[ClientId, Me
     return scores
 
 
-def _line(experiment: Experiment, done: Round, memories: Mapping[ClientId, Memory]) -> dict[str, Any]:
+def _line(experiment: Experiment, done: Round, engine: Engine) -> dict[str, Any]:
     config, number = experiment.config, done.number
     due = (number + 1) % config.evaluation.every == 0 or number >= config.rounds - config.evaluation.last
     began = time.perf_counter()
-    scores = evaluate(experiment, done.state, memories) if due else None
+    scores = evaluate(experiment, done.state, engine.memories, clients=engine.has_clients) if due else None
     return {
         "round": number,
         "seconds": done.seconds,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from fedquilt.allocate.importance import layer_weights, smoothed
 from fedquilt.allocate.layers import counts, cover, draw, gd_set, madow, odds
 from fedquilt.core.errors import ConfigError
-from fedquilt.core.method import Exchange, Method
+from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Federation, Memory, Order, Reply, Tree, Turn
 from fedquilt.methods.layered import Weighting, layered
@@ -138,7 +138,7 @@ def fed_hello(
         weights = layer_weights(averaged, log=log_scores, label_order=label_order, rng=rng)
         return {**state, "scores": averaged, "probabilities": list(odds(weights)), "refreshed": state["round"]}
 
-    return Method("fed-hello", init, (Exchange("fit", ask, work, merge),), trunk.view)
+    return Method("fed-hello", init, (fit._replace(ask=ask, work=work, merge=merge),), trunk.view)
 
 
 def _check(federation: Federation, allocation: str, scores_from: str, warmup: int, refresh: int, beta: float) -> None:

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.core.method import Exchange, Method
+from fedquilt.core.params import select
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import ClientId, Federation, Memory, Order, Profile, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Federation, Memory, Order, Params, Profile, Reply, Tree, Turn
 
 Allocation = Callable[[Tree, Turn], Mapping[ClientId, tuple[int, ...]]]
 Weighting = Literal["examples", "uniform"]
@@ -23,9 +24,11 @@ def layered(name: str, federation: Federation, allocation: Allocation, *, weight
     alike.
 
     Everybody receives all adapters, which the forward pass needs, and sends back what it trained. The state holds
-    ``params``; a method with more in its state wraps ``init`` and ``merge``.
+    ``params``; a method with more in its state wraps ``init`` and ``merge``. The server averages by layer, or by the
+    federation's own rule.
     """
     layout = federation.layout
+    aggregate = federation.aggregate or layerwise_mean
 
     def init(rng: Rng) -> Tree:
         return {"params": federation.initial[layout.architecture](rng)}
@@ -41,9 +44,12 @@ def layered(name: str, federation: Federation, allocation: Allocation, *, weight
         return Reply(client.id, fitted.params, fitted.num_examples, fitted.metrics), memory
 
     def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
-        return {**state, "params": layerwise_mean(state["params"], replies, weighting)}
+        return {**state, "params": aggregate(state["params"], replies, weighting)}
+
+    def expects(order: Order) -> Params:
+        return select(order.params, {*layout.names(order.settings["layers"]), *layout.head})
 
     def view(state: Tree, profile: Profile) -> Order:
         return Order(state["params"])
 
-    return Method(name, init, (Exchange("fit", ask, work, merge),), view)
+    return Method(name, init, (Exchange("fit", ask, work, merge, expects),), view)

@@ -235,6 +235,11 @@ def dropped(run: Run) -> list[dict[str, Any]]:
     ]
 
 
+def privacy(run: Run) -> Mapping[str, Any] | None:
+    """What the run has spent by its last round, as its record says; None of a run without differential privacy."""
+    return run.rounds[-1].get("privacy") or None
+
+
 def layer_probabilities(run: Run) -> dict[str, tuple[list[int], np.ndarray]]:
     """By group: the rounds that kept layer probabilities, and these as float (layers, rounds).
 

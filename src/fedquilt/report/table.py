@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from fedquilt.core.errors import ConfigError, RunError, suggestion
-from fedquilt.report.read import Run, cumulative_bytes, curve, dropped, main_metric
+from fedquilt.report.read import Run, cumulative_bytes, curve, dropped, main_metric, privacy
 
 Row = dict[str, Any]
 Groups = Mapping[str, Sequence[Run]]
@@ -51,7 +51,8 @@ def summary(run: Run, last: int = 5, metric: str | None = None) -> Row:
     test sets and ``personalised_weighted`` the mean by their number of examples; ``worst_client`` the lowest client of
     each round (the highest where the metric is a loss); ``client_spread`` the deviation over clients. Each has a
     second key ending in ``_deviation``. ``lowest_client`` is the worst single value of these rounds. Values that the
-    run did not measure are None. ``seconds`` adds up the rounds, without the time to set up.
+    run did not measure are None. ``epsilon`` is what differential privacy had cost by the last round, infinite where it
+    had no bound, None of a run without it. ``seconds`` adds up the rounds, without the time to set up.
 
     Raises:
         ConfigError: ``last`` is below 1.
@@ -76,7 +77,12 @@ def summary(run: Run, last: int = 5, metric: str | None = None) -> Row:
     seconds = sum(float(line.get("seconds") or 0.0) for line in run.rounds)
     row |= {"bytes_up": up[-1], "bytes_down": down[-1]}
     row |= {"seconds": seconds, "seconds_per_round": seconds / len(run.rounds), "dropped": len(dropped(run))}
-    return row
+    return row | {"epsilon": _epsilon(run)}
+
+
+def _epsilon(run: Run) -> float | None:
+    spent = privacy(run)
+    return None if spent is None else math.inf if spent["epsilon"] is None else float(spent["epsilon"])
 
 
 def compare_rows(groups: Groups, last: int = 5, metric: str | None = None) -> list[Row]:
@@ -84,7 +90,8 @@ def compare_rows(groups: Groups, last: int = 5, metric: str | None = None) -> li
 
     Each measure of ``summary`` is the mean over seeds of the run's last-k mean; ``_deviation`` is the deviation of
     these over seeds, ``_within`` the mean over seeds of the deviation inside a run over its last k evaluated rounds.
-    Bytes and seconds are means over seeds, ``dropped`` and ``unfinished`` are counts over all of them.
+    Bytes and seconds are means over seeds, ``epsilon`` is the highest of them, ``dropped`` and ``unfinished`` are
+    counts over all of them.
 
     Raises:
         RunError: a label without a run, or with two runs of one seed.
@@ -102,7 +109,9 @@ def compare_rows(groups: Groups, last: int = 5, metric: str | None = None) -> li
             row[f"{measure}_within"] = mean(within)
         row |= {key: mean([part[key] for part in parts]) for key in ("bytes_up", "bytes_down")}
         row |= {key: mean([part[key] for part in parts]) for key in ("seconds", "seconds_per_round")}
-        rows.append(row | {"dropped": sum(part["dropped"] for part in parts)})
+        epsilons = [part["epsilon"] for part in parts if part["epsilon"] is not None]
+        row |= {"dropped": sum(part["dropped"] for part in parts), "epsilon": max(epsilons, default=None)}
+        rows.append(row)
     return rows
 
 
@@ -166,6 +175,8 @@ def notes(groups: Groups) -> list[str]:
     for label, runs in groups.items():
         if unfinished := [str(run.seed) for run in runs if not run.finished]:
             found.append(f"{label}: unfinished at seed {', '.join(unfinished)}; its numbers are of the rounds so far.")
+        if runs and (spent := privacy(max(runs, key=lambda run: _epsilon(run) or 0.0))):
+            found.append(f"{label}: {_privacy_words(spent)}")
     digests: dict[str, set[str]] = {}
     for runs in groups.values():
         for run in runs:
@@ -173,6 +184,20 @@ def notes(groups: Groups) -> list[str]:
     if unlike := [seed for seed, values in digests.items() if len(values) > 1]:
         found.append(f"The data were not split alike for all labels at seed {', '.join(unlike)}.")
     return found
+
+
+def _privacy_words(spent: Mapping[str, Any]) -> str:
+    """A sentence on what the training has cost any one client, and under which condition."""
+    if spent["epsilon"] is None:
+        return "updates were clipped but no noise was added, so there is no differential privacy."
+    known = spent["epsilon_known_cohorts"]
+    words = f"{spent['mode']} differential privacy of whole clients: epsilon {spent['epsilon']:.2f}"
+    words += f" at delta {spent['delta']:g}"
+    if known != spent["epsilon"]:
+        words += f" if nobody learns who took part in which round (the seed and this record tell), else {known:.2f}"
+    if spent["test_key"]:
+        words += "; the noise was drawn from a test key and hides nothing from whoever knows it"
+    return f"{words}. Evaluation is not covered."
 
 
 def _by_seed(label: str, runs: Sequence[Run]) -> dict[int | None, Run]:
@@ -233,6 +258,7 @@ _COST: tuple[Column, ...] = (
     ("seconds", lambda row: f"{row['seconds']:.1f}"),
     ("s/round", lambda row: f"{row['seconds_per_round']:.2f}"),
     ("dropped", lambda row: str(row["dropped"])),
+    ("epsilon", lambda row: "-" if row["epsilon"] is None else f"{row['epsilon']:.2f}"),
 )
 SUMMARY: tuple[Column, ...] = (
     ("run", lambda row: str(row["name"])),

@@ -1,0 +1,69 @@
+"""The sections of a run file on wrong clients and on privacy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, field_validator
+
+from fedquilt.config.kinds import STRICT, Count, Rate
+
+
+class Aggregation(BaseModel):
+    """How the server makes one set of tensors of the clients' ones, in methods that average layer by layer."""
+
+    model_config = STRICT
+
+    rule: Literal["mean", "median", "trimmed-mean", "clipped-mean"] = "mean"
+    """All but ``mean`` bound what a few wrong clients can do; median and trimmed mean count every client once."""
+    trim_share: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
+    """Share of the smallest and of the largest values that ``trimmed-mean`` cuts off."""
+    clip_norm: Rate = 1.0
+    """Largest norm of one client's update in ``clipped-mean``."""
+
+
+class Defence(BaseModel):
+    """When a reply is dropped, and when a round has too few of them.
+
+    Names, shapes, types and finiteness are always checked.
+    """
+
+    model_config = STRICT
+
+    max_update_norm: Rate | None = None
+    """Largest norm of one client's update, over all its tensors; not bounded if left out."""
+    max_reply_bytes: Count | None = None
+    """Largest size of one client's tensors; only what was asked for is taken in any case."""
+    min_cohort: Count = 1
+    """Usable replies that a round needs, beside ``quorum``."""
+
+
+class Privacy(BaseModel):
+    """Differential privacy of whole clients; needs the extra ``fedquilt[privacy]``."""
+
+    model_config = STRICT
+
+    mode: Literal["none", "central", "local"] = "none"
+    """``central``: the server clips updates and adds noise to their sum. ``local``: each client clips and adds noise
+    before anything leaves it."""
+    clip_norm: Rate = 1.0
+    """Largest norm of one client's update, over all its tensors; longer ones are scaled down to it."""
+    noise_multiplier: Annotated[float, Field(ge=0)] = 1.0
+    """Standard deviation of the noise as a multiple of ``clip_norm``."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """The delta at which epsilon is given; choose it well below one in the number of clients."""
+    secure_aggregation: bool = False
+    """Not available; see the guide on defence and privacy."""
+    test_key: Annotated[int, Field(ge=0)] | None = None
+    """Makes the noise reproducible, and worthless against whoever knows the key; for tests."""
+
+    @field_validator("secure_aggregation")
+    @classmethod
+    def _is_not_to_be_had(cls, wanted: bool) -> bool:
+        if wanted:
+            raise ValueError(
+                "not available: Flower has secure aggregation for its legacy interface only, and it hides each reply "
+                "from the checks of [defence]; leave it out, or set privacy.mode = 'local' so that no reply shows the "
+                "server a client's own update"
+            )
+        return wanted

@@ -1,0 +1,81 @@
+"""Who a client says it is, and why a server would not work with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from fedquilt.core.types import Layout, Profile
+
+Card = Mapping[str, Any]
+"""What a client announces before training starts: numbers, text, and text by name."""
+
+_WORDS = {
+    "partition": "partition-id",
+    "architecture": "architecture",
+    "base": "base model's weights",
+    "layout": "adapter names and shapes",
+    "task": "task",
+    "num_examples": "number of training examples",
+    "budget": "budget in layers",
+    "exchanges": "exchanges of the method",
+}
+
+
+def card(
+    profile: Profile,
+    exchanges: tuple[str, ...],
+    *,
+    layout: Layout | None = None,
+    base: str = "",
+    sections: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What the client of ``profile`` announces.
+
+    ``base`` is the digest of the frozen weights, ``sections`` are the parts of the run file that the client's work
+    follows; they travel as digests.
+    """
+    shapes = {} if layout is None else {name: list(shape) for name, shape in layout.shapes.items()}
+    return {
+        "partition": profile.id,
+        "architecture": profile.architecture,
+        "base": base[:16],
+        "layout": _digest(shapes),
+        "task": profile.task,
+        "num_examples": profile.num_examples,
+        "budget": profile.budget.layers,
+        "exchanges": list(exchanges),
+        "sections": {name: _digest(value) for name, value in (sections or {}).items()},
+    }
+
+
+def mismatches(announced: Card, wanted: Card) -> list[str]:
+    """What a client announces that the run does not expect of it, in words; empty if all is well."""
+    found = []
+    for key, words in _WORDS.items():
+        if announced.get(key) != wanted[key]:
+            found.append(f"its {words} is {_shown(announced.get(key))}, and this run needs {_shown(wanted[key])}")
+    theirs = announced.get("sections")
+    theirs = theirs if isinstance(theirs, dict) else {}
+    other = sorted(name for name, value in wanted["sections"].items() if theirs.get(name) != value)
+    if other:
+        found.append(f"its run file differs in {', '.join(other)}")
+    return found
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def run_key() -> str:
+    """A key for a new run: under it, clients keep their memories apart from those of any other run."""
+    return hashlib.sha256(f"{time.time_ns()} {os.getpid()}".encode()).hexdigest()[:32]

@@ -1,0 +1,113 @@
+"""A client's private memory on its own disk.
+
+Every memory is kept under the step that made it: the round and the exchange's number in it. The memories of the last
+round and the newest one before it stay, so an order that comes twice, or again after the server went back to its last
+checkpoint, is worked on from the memory it was first worked on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedquilt.core.errors import RunError
+from fedquilt.core.types import Memory
+from fedquilt.record.files import explained, sync_folder, write_bytes, write_json
+from fedquilt.record.read import read_json
+from fedquilt.record.tree import tree_from_bytes, tree_to_bytes
+
+Step = tuple[int, int]
+"""A round and the number of an exchange in it; steps are in order as tuples are."""
+
+_INDEX = "memory.json"
+_NEVER: Step = (-1, -1)
+
+
+class Shelf:
+    """The memories of one client in one run, in ``folder``, which is made with the first memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def before(self, step: Step) -> Memory:
+        """The memory that ``step`` starts from; empty if the client never had one.
+
+        Raises
+        ------
+        RunError
+            if the step is so old that the memory before it is gone, or the file is missing or damaged.
+        """
+        kept = self._kept()
+        older = [entry for entry in kept if _step(entry) < step]
+        if older:
+            return self._read(older[-1])
+        if kept:
+            raise RunError(
+                f"the order is of round {step[0]}, but this client has gone on to round {_step(kept[-1])[0]} and no "
+                "longer has its memory of that time"
+            )
+        return {}
+
+    def keep(self, step: Step, memory: Memory) -> None:
+        """Put the memory that ``step`` made on the disk; whole, or not at all.
+
+        Raises
+        ------
+        RunError
+            if the disk is full or the folder cannot be written.
+        """
+        kept = self._kept()
+        if not memory and not kept:
+            return  # a method without memory leaves no files behind
+        before = [entry for entry in kept if _step(entry) < step] or [_entry(_NEVER)]
+        this_round = [entry for entry in before if _step(entry)[0] == step[0]]
+        last = [entry for entry in before if _step(entry)[0] < step[0]][-1:]
+        with explained(self.folder, lambda: "the memory of the round before is whole", "the order may come again"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            entry = _entry(step)
+            if memory:
+                content = tree_to_bytes(memory, "memory")
+                entry |= {"file": _file(step), "sha256": hashlib.sha256(content).hexdigest()}
+                write_bytes(self.folder / _file(step), content)
+                sync_folder(self.folder)
+            entries = [*last, *this_round, entry]
+            write_json(self.folder / _INDEX, {"format": 1, "kept": entries})
+            named = {entry["file"] for entry in entries}
+            for path in self.folder.glob("memory-*.safetensors"):
+                if path.name not in named:
+                    path.unlink(missing_ok=True)
+
+    @property
+    def newest(self) -> Memory:
+        """The memory as it is now."""
+        kept = self._kept()
+        return self._read(kept[-1]) if kept else {}
+
+    def _kept(self) -> Sequence[dict[str, Any]]:
+        return read_json(self.folder, _INDEX)["kept"] if (self.folder / _INDEX).exists() else []
+
+    def _read(self, entry: dict[str, Any]) -> Memory:
+        if entry["file"] is None:
+            return {}
+        path = self.folder / entry["file"]
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise RunError(f"{path}: this client's memory cannot be read ({error.strerror})") from error
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise RunError(f"{path}: damaged; restore this client's memory from a copy, or start a new run")
+        return tree_from_bytes(content)
+
+
+def _entry(step: Step) -> dict[str, Any]:
+    return {"round": step[0], "exchange": step[1], "file": None, "sha256": None}
+
+
+def _step(entry: dict[str, Any]) -> Step:
+    return entry["round"], entry["exchange"]
+
+
+def _file(step: Step) -> str:
+    return f"memory-{step[0]:06d}-{step[1]}.safetensors"

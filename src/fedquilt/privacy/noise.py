@@ -1,0 +1,134 @@
+"""Clipping and noise around any method: functions Method -> Method.
+
+Both keep a reply's metrics and number of examples back, which say something of the client's rows. Put them outermost:
+what stays with the clients (``core.wrap.with_local``) then has left the reply already.
+
+The noise is of 64-bit floating-point numbers from an ordinary generator; it is not hardened against attacks on either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedquilt.aggregate.robust import clipped_step
+from fedquilt.core.errors import ConfigError, RoundError
+from fedquilt.core.method import Exchange, Method
+from fedquilt.core.rng import Rng, secret
+from fedquilt.core.types import ClientId, Memory, Order, Params, Reply, Tree
+
+RELEASES = "releases"
+"""The key of the server's state under which the releases so far are counted."""
+
+ALL: ClientId = -1
+"""The sender of the one reply that stands for all."""
+
+
+def with_central_dp(
+    method: Method, *, clip_norm: float, noise_multiplier: float, test_key: int | None = None
+) -> Method:
+    """The method whose server sees the clients' updates only as one noisy sum.
+
+    ``(sum_k clip(u_k) + N(0, (z C)^2)) / m``, with C = ``clip_norm`` for the norm over all tensors that a client sent,
+    z = ``noise_multiplier`` and m, tensor by tensor, the number of clients that sent it; every client counts once. The
+    method's own ``merge`` is given this mean as if one client had sent it, so all that it makes of it is
+    post-processing. When the data of one client are replaced by others, the sum moves by at most ``2 C``.
+
+    The state must hold ``params``, which the clients' updates are updates of, and gets ``releases``, a count. The noise
+    is drawn from the operating system's entropy, or, with ``test_key``, from the key and the count.
+
+    Raises
+    ------
+    ConfigError
+        from ``init``, if the state holds no ``params``.
+
+    Paper: dp-fedavg, noise
+    """
+
+    def init(rng: Rng) -> Tree:
+        state = method.init(rng)
+        if not isinstance(state, Mapping) or "params" not in state:
+            raise ConfigError(
+                f"privacy.mode = 'central': the server of method '{method.name}' keeps no common tensors whose "
+                "updates could be clipped; set privacy.mode = 'local' or 'none'"
+            )
+        return {**state, RELEASES: 0}
+
+    def noisy(exchange: Exchange) -> Exchange:
+        def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+            reply, memory = exchange.work(client, order, memory)
+            return _bare(reply), memory
+
+        def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+            stream = secret() if test_key is None else Rng(test_key, ("central", exchange.name, state[RELEASES]))
+            mean = _noisy_mean(state["params"], replies, clip_norm, noise_multiplier, stream)
+            merged = exchange.merge(state, iter([Reply(ALL, mean, 1.0)]))
+            return {**merged, RELEASES: state[RELEASES] + 1}
+
+        return exchange._replace(work=work, merge=merge)
+
+    return method._replace(init=init, exchanges=tuple(noisy(exchange) for exchange in method.exchanges))
+
+
+def with_local_dp(method: Method, *, clip_norm: float, noise_multiplier: float, test_key: int | None = None) -> Method:
+    """The method whose clients send ``what they received + clip(u_k) + N(0, (z C)^2)`` in place of their tensors.
+
+    C = ``clip_norm`` for the norm over all tensors of the reply, z = ``noise_multiplier``. The noise is drawn on the
+    client from the operating system's entropy, afresh for every reply and never from the order's stream, which the
+    server knows; with ``test_key``, from the key, the client and the round. A reply may only hold tensors of its order.
+    """
+
+    def noisy(exchange: Exchange) -> Exchange:
+        def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+            reply, memory = exchange.work(client, order, memory)
+            if any(tensor.is_meta for tensor in reply.params.values()):  # planning: shapes without numbers
+                return _bare(reply), memory
+            path = ("local", exchange.name, reply.client, order.round)
+            generator = (secret() if test_key is None else Rng(test_key, path)).torch()
+            params = {
+                name: _moved(order.params[name], step + _noise(step, clip_norm * noise_multiplier, generator))
+                for name, step in clipped_step(order.params, reply, clip_norm).items()
+            }
+            return replace(_bare(reply), params=params), memory
+
+        return exchange._replace(work=work)
+
+    return method._replace(exchanges=tuple(noisy(exchange) for exchange in method.exchanges))
+
+
+def _bare(reply: Reply) -> Reply:
+    return replace(reply, weight=1.0, metrics={})
+
+
+def _noisy_mean(
+    base: Mapping[str, Tensor], replies: Iterable[Reply], clip_norm: float, noise_multiplier: float, stream: Rng
+) -> Params:
+    sums: Params = {}
+    senders: dict[str, int] = {}
+    num_replies = 0
+    for reply in replies:
+        num_replies += 1
+        for name, step in clipped_step(base, reply, clip_norm).items():
+            sums[name] = sums[name] + step if name in sums else step
+            senders[name] = senders.get(name, 0) + 1
+    if not num_replies:
+        raise RoundError("no replies to average; at least one client must answer")
+    generator, deviation = stream.torch(), clip_norm * noise_multiplier
+    return {
+        name: _moved(tensor, (sums[name] + _noise(sums[name], deviation, generator)) / senders[name])
+        for name, tensor in base.items()
+        if name in sums
+    }
+
+
+def _noise(like: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
+    drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64)
+    return (drawn * deviation).to(like)
+
+
+def _moved(base: Tensor, step: Tensor) -> Tensor:
+    return (base.detach().to(step) + step).to(base.dtype)

@@ -1,0 +1,96 @@
+"""Embedded and on Flower (through its ClientApp, Strategy and serialisation) every method ends in the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("flwr")
+
+from in_process_grid import RUN, InProcessGrid, app_of, cards_of
+from promises import Played, Setup, copied, play, same
+from small_federation import LLAMA, small
+from toys import distillation_setup, fedavg_setup, groups_setup, local_bias_setup, vertical_setup
+
+from fedquilt.client import Training
+from fedquilt.core.rng import Rng
+from fedquilt.core.wrap import with_local
+from fedquilt.engine.flower.client import shelf_folder
+from fedquilt.engine.flower.shelf import Shelf
+from fedquilt.engine.flower.strategy import MethodStrategy
+from fedquilt.methods import METHODS
+
+SOON = {"warmup": 1, "refresh": 1}
+
+
+def real(name: str, local_head: bool = False, model: str | None = None, **settings) -> Setup:
+    """A method of the library among four clients that train a real transformer, with dropout."""
+    more = {} if model is None else {"model": model}
+    budgets = (1, 2, 4, 2) if model is None else (1, 2, 3, 2)
+    training = Training(steps=2, epochs=None, batch_size=4, learning_rate=0.05)
+    scene = small(budgets=budgets, sizes=(5, 8, 6, 7), proxy=3, training=training, **more)
+    method = METHODS[name](scene.federation, **settings)
+    if local_head:
+        method = with_local(method, scene.layout.head)
+    return Setup(method, scene.federation.profiles, scene.clients)
+
+
+TABLE = {
+    **{name: lambda name=name: real(name) for name in METHODS},
+    "fed-hello-fim": lambda: real("fed-hello", allocation="fim", **SOON),
+    "fed-hello-clients-score": lambda: real("fed-hello", local_head=True, scores_from="clients", **SOON),
+    "fed-hello-llama": lambda: real("fed-hello", model=LLAMA, allocation="rgd"),
+    "toy-fedavg": fedavg_setup,
+    "toy-local-bias": local_bias_setup,
+    "toy-vertical": vertical_setup,
+    "toy-distillation": distillation_setup,
+    "toy-groups": groups_setup,
+}
+
+
+def play_on_flower(setup: Setup, folder: Path, num_rounds: int = 3) -> tuple[Played, InProcessGrid, MethodStrategy]:
+    """The same run as ``promises.play``, over a Grid; the memories are read back from the clients' disks."""
+    grid = InProcessGrid(app_of(setup.method, setup.profiles, setup.clients, folder), len(setup.profiles))
+    cards = cards_of(setup.method, setup.profiles)
+    strategy = MethodStrategy(setup.method, setup.profiles, cards, Rng(5), run=RUN)
+    played = Played([setup.method.init(Rng(5).child("init"))], [], {})
+    for done in strategy.rounds(grid, num_rounds, state=copied(played.states[0])):
+        played.states.append(done.state)
+        played.traffic.append(done.traffic)
+    for client in setup.clients:
+        played.memories[client] = Shelf(shelf_folder(folder, RUN, client)).newest
+    return played, grid, strategy
+
+
+def remembered(played: Played) -> dict:
+    """The clients' memories; a client without one may be listed or not."""
+    return {str(client): memory for client, memory in played.memories.items() if memory}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_same_bits_and_memories_as_embedded(name, tmp_path):
+    embedded = play(TABLE[name]())
+    flower, grid, strategy = play_on_flower(TABLE[name](), tmp_path)
+    assert all(same(ours, theirs) for ours, theirs in zip(embedded.states, flower.states, strict=True))
+    assert not same(flower.states[0], flower.states[-1]) or name == "local-only"
+    assert same(remembered(embedded), remembered(flower))
+    for ours, theirs in zip(embedded.traffic, flower.traffic, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert a == b
+            assert not a.dropped
+    asked = sum(len(moved.settings) for traffic in flower.traffic for moved in traffic)
+    assert len(grid.calls) == asked + len(strategy.profiles), "one message a client in each exchange, and one hello"
+    assert sum(strategy.engine.messages.values()) == len(grid.calls)
+
+
+def test_every_method_of_the_library_is_in_the_table():
+    assert set(METHODS) <= set(TABLE)
+    assert len(METHODS) >= 7
+
+
+def test_memory_is_really_on_the_clients_disk(tmp_path):
+    flower, _, _ = play_on_flower(real("fed-hello", local_head=True, allocation="gd"), tmp_path)
+    assert all("params" in memory for memory in flower.memories.values())
+    folders = sorted((tmp_path / RUN).iterdir())
+    assert [folder.name for folder in folders] == [f"client-00{k}" for k in range(4)]

@@ -1,0 +1,231 @@
+"""Defence and privacy as a run file asks for them, in whole runs."""
+
+import importlib
+import json
+from dataclasses import replace
+
+import pytest
+
+from fedquilt.core.errors import ConfigError, RoundError
+from fedquilt.core.types import Reply
+from fedquilt.engine.cohort import uniform_cohorts
+from fedquilt.engine.local import LocalEngine
+from fedquilt.experiment import build, check, resume, run
+from fedquilt.experiment.plan import plan
+from fedquilt.experiment.protect import spending
+from fedquilt.privacy.account import gaussian_epsilon, sampled_epsilon
+from fedquilt.record import read_rounds
+
+build_module = importlib.import_module("fedquilt.experiment.build")
+CENTRAL = ("method.weighting=uniform", "privacy.mode=central", "privacy.clip_norm=0.5")
+LOCAL = ("method.weighting=uniform", "privacy.mode=local", "privacy.clip_norm=0.5")
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed-mean", "clipped-mean"])
+def test_every_rule_is_chosen_by_the_run_file_alone(config, tmp_path, finished, fingerprint, rule):
+    folder = run(
+        config(f"aggregation.rule={rule}", "aggregation.trim_share=0.3", "aggregation.clip_norm=0.01"), tmp_path / rule
+    )
+    assert fingerprint(folder) != fingerprint(finished)
+    assert len(read_rounds(folder)) == 3
+
+
+@pytest.mark.parametrize("method", ["fed-hello", "fedit", "fedra", "exclusive", "straggler", "full", "local-only"])
+def test_every_layered_method_takes_the_federations_rule(config, monkeypatch, method):
+    asked = []
+    monkeypatch.setattr(
+        build_module, "rule_of", lambda config: lambda base, replies, weighting: asked.append(1) or base
+    )
+    changes = [f"method.name={method}"] + (["method.allocation=rgd"] if method == "fed-hello" else [])
+    made = build(config(*changes)).method
+    params = made.init(made_rng := build_module.Rng(1))["params"]
+    made.exchanges[0].merge({**made.init(made_rng), "round": 0}, [Reply(0, params, 1.0)])
+    assert asked == [1]
+
+
+class Spoiled(LocalEngine):
+    """The embedded engine, but client 0 sends what ``spoil`` makes of its reply."""
+
+    spoil = staticmethod(lambda reply: reply)
+
+    def send(self, exchange, orders):
+        for reply in super().send(exchange, orders):
+            yield self.spoil(reply) if reply.client == 0 else reply
+
+
+@pytest.mark.parametrize(
+    ("spoil", "settings", "reason"),
+    [
+        (lambda r: replace(r, params=dict(list(r.params.items())[1:])), (), "is missing"),
+        (lambda r: replace(r, params={n: t[:0] for n, t in r.params.items()}), (), "has shape (0,"),
+        (lambda r: replace(r, weight=1e9), (), "but the client announced"),
+        (lambda r: replace(r, round=r.round + 1), (), "answers round"),
+        (
+            lambda r: replace(r, params={n: t + 1e6 for n, t in r.params.items()}),
+            ("defence.max_update_norm=100.0",),
+            "the update's norm is",
+        ),
+        (lambda r: r, ("defence.max_reply_bytes=1000", "method.weighting=uniform"), "at most 1000 are taken"),
+    ],
+)
+def test_bad_replies_are_dropped_in_a_real_run_and_recorded(config, tmp_path, monkeypatch, spoil, settings, reason):
+    monkeypatch.setattr(Spoiled, "spoil", staticmethod(spoil))
+    monkeypatch.setattr(importlib.import_module("fedquilt.experiment.run"), "LocalEngine", Spoiled)
+    wanted = config("clients.cohort=6", "rounds=2", *settings)
+    folder = tmp_path / "spoiled"
+    if "max_reply_bytes" in str(settings):  # nobody's reply is as small
+        with pytest.raises(RoundError, match=r"client 5: .* bytes of tensors; at most 1000 are taken"):
+            run(wanted, folder)
+        return
+    for line in read_rounds(run(wanted, folder)):
+        (exchange,) = line["exchanges"]
+        assert list(exchange["dropped"]) == ["0"]
+        assert reason in exchange["dropped"]["0"]
+        assert len(exchange["clients"]) == 5
+
+
+def test_no_honest_client_of_any_method_is_refused(config, tmp_path):
+    for name, more in {
+        "fed-hello": ("method.allocation=fim", "method.scores_from=clients", "method.warmup=1", "method.refresh=1"),
+        "fedra": (),
+        "local-only": (),
+        "exclusive": ("head.policy=local",),
+        "straggler": ("head.policy=frozen",),
+    }.items():
+        folder = run(config(f"method.name={name}", "rounds=2", *more), tmp_path / name)
+        assert all(not line["exchanges"][0]["dropped"] for line in read_rounds(folder))
+
+
+def test_a_round_below_the_minimum_cohort_stops_the_run(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(Spoiled, "spoil", staticmethod(lambda reply: replace(reply, params={})))
+    monkeypatch.setattr(importlib.import_module("fedquilt.experiment.run"), "LocalEngine", Spoiled)
+    wanted = config("clients.cohort=6", "rounds=1", "defence.min_cohort=6")
+    with pytest.raises(RoundError, match=r"5 of 6 clients sent a usable reply and 6 are needed \(client 0: tensor"):
+        run(wanted, tmp_path / "few")
+
+
+# Privacy -------------------------------------------------------------------------------------
+
+
+def test_a_central_run_shows_what_it_has_spent_in_every_round(config, tmp_path):
+    folder = run(config(*CENTRAL, "privacy.noise_multiplier=4.0", "privacy.delta=0.01"), tmp_path / "central")
+    lines = read_rounds(folder)
+    for number, line in enumerate(lines):
+        spent = line["privacy"]
+        assert spent["mode"] == "central"
+        assert spent["delta"] == 0.01
+        assert spent["releases"] == number + 1
+        assert spent["epsilon"] <= sampled_epsilon(4.0, 4, 6, number + 1, 0.01)
+        assert spent["epsilon"] <= spent["epsilon_known_cohorts"] <= gaussian_epsilon(4.0, number + 1, 0.01)
+        for client in line["exchanges"][0]["clients"].values():
+            assert client["metrics"] == {}
+        assert line["state"]["releases"] == number + 1
+    assert lines[0]["privacy"]["epsilon"] < lines[-1]["privacy"]["epsilon"]
+
+
+def test_a_local_run_counts_the_client_that_took_part_most_often(config, tmp_path):
+    wanted = config(*LOCAL, "privacy.noise_multiplier=4.0", "privacy.delta=0.01", "clients.cohort=2")
+    lines = read_rounds(run(wanted, tmp_path / "local"))
+    took_part = [client for line in lines for client in line["exchanges"][0]["clients"]]
+    most = max(took_part.count(client) for client in took_part)
+    spent = lines[-1]["privacy"]
+    assert spent["releases"] == most
+    assert spent["epsilon"] == spent["epsilon_known_cohorts"] == gaussian_epsilon(4.0, most, 0.01)
+
+
+def test_spending_depends_on_the_round_alone_so_a_resumed_run_goes_on_with_it(config):
+    wanted = config(*CENTRAL, "privacy.noise_multiplier=3.0")
+    experiment = build(wanted)
+    cohorts = uniform_cohorts(experiment.federation.profiles, wanted.cohort, experiment.rng)
+    steadily, at_once = spending(wanted, cohorts, 1), spending(wanted, cohorts, 1)
+    assert [steadily(number) for number in range(4)][-1] == at_once(3)
+    assert spending(config(), cohorts, 1)(0) is None
+    clipped_only = spending(config(*CENTRAL, "privacy.noise_multiplier=0.0"), cohorts, 1)(0)
+    assert clipped_only["epsilon"] is None
+    json.dumps(clipped_only, allow_nan=False)
+
+
+@pytest.mark.parametrize("mode", [CENTRAL, LOCAL])
+def test_with_a_test_key_a_stopped_run_ends_in_the_same_bits(config, tmp_path, fingerprint, mode):
+    class Stopping:
+        def __init__(self):
+            self.calls = 0
+
+        def __getattr__(self, name):
+            def told(*rest):
+                self.calls += name == "round"
+                if self.calls == 2:
+                    raise KeyboardInterrupt
+
+            return told
+
+    changes = (*mode, "privacy.test_key=4", "head.policy=local")
+    whole = run(config(*changes), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(config(*changes), tmp_path / "stopped", Stopping())
+    assert fingerprint(resume(tmp_path / "stopped")) == fingerprint(whole)
+    assert read_rounds(whole)[0]["privacy"]["test_key"] is True
+    secret = [fingerprint(run(config(*mode, "rounds=1"), tmp_path / name)) for name in ("one", "two")]
+    assert secret[0] != secret[1]
+
+
+def test_noise_is_really_there(config, tmp_path, fingerprint):
+    quiet, loud = (
+        run(config(*CENTRAL, "privacy.test_key=1", f"privacy.noise_multiplier={noise}"), tmp_path / f"noise-{noise}")
+        for noise in (0.0, 100.0)
+    )
+    scores = [read_rounds(folder)[-1]["evaluation"]["global"]["loss"] for folder in (quiet, loud)]
+    assert scores[1] > 5 * scores[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (("privacy.mode=central",), "privacy.mode = 'central': with method.weighting = 'examples' what one client"),
+        (("privacy.mode=local",), "set method.weighting = 'uniform'"),
+        (
+            (*CENTRAL, "method.allocation=fim", "method.scores_from=clients"),
+            "scores of the clients' rows would leave them without noise",
+        ),
+        ((*LOCAL, "evaluation.clients=received"), "scores on the clients' own rows would leave them without noise"),
+        ((*CENTRAL, "aggregation.rule=median"), "aggregation.rule = 'median' has no known bound"),
+        ((*CENTRAL, "defence.max_update_norm=3.0"), "defence.max_update_norm would show which clients' updates"),
+    ],
+)
+def test_what_privacy_cannot_be_had_with_is_refused_before_anything_runs(config, changes, text):
+    with pytest.raises(ConfigError) as caught:
+        build(config(*changes))
+    assert text in str(caught.value)
+    assert any(text in problem for problem in check(config(*changes)))
+
+
+def test_every_contradiction_is_told_at_once(config):
+    changes = ("privacy.mode=central", "aggregation.rule=median", "defence.max_update_norm=1.0")
+    with pytest.raises(ConfigError) as caught:
+        build(config(*changes))
+    assert len(caught.value.problems) == 3
+
+
+def test_local_noise_goes_with_robust_rules_and_norm_bounds(config, tmp_path):
+    changes = (*LOCAL, "aggregation.rule=median", "defence.max_update_norm=1000.0", "privacy.noise_multiplier=0.1")
+    assert len(read_rounds(run(config(*changes, "rounds=1"), tmp_path / "both"))) == 1
+
+
+def test_secure_aggregation_is_refused_with_the_reason(config):
+    with pytest.raises(
+        ConfigError, match=r"privacy\.secure_aggregation = true: .*Flower has secure aggregation for its"
+    ) as e:
+        config("privacy.secure_aggregation=true")
+    assert "set privacy.mode = 'local'" in str(e.value)
+
+
+def test_a_minimum_cohort_that_cannot_be_met_is_refused(config):
+    with pytest.raises(ConfigError, match=r"min_cohort = 5 is more than the 4 clients that take part in a round"):
+        config("defence.min_cohort=5")
+
+
+@pytest.mark.parametrize("mode", [CENTRAL, LOCAL])
+def test_a_plan_of_a_private_run_counts_what_travels(config, mode):
+    plain = plan(config("method.weighting=uniform"))
+    private = plan(config(*mode))
+    assert [one.bytes_up for one in private] == [one.bytes_up for one in plain]
