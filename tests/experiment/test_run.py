@@ -200,7 +200,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(config, tmp_path):
     content = bytearray(state.read_bytes())
     content[-1] ^= 1
     state.write_bytes(content)
-    with pytest.raises(RunError, match=rf"{state.name}: damaged, its sha256 is not the one in checkpoint.json"):
+    with pytest.raises(RunError, match=rf"{state.name}: damaged, its sha256 is not the one that was noted"):
         resume(folder)
 
 

@@ -122,7 +122,7 @@ def test_a_damaged_or_missing_file_is_named(tmp_path, prefix):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(RunError, match=rf"{path.name}: damaged, its sha256 is not the one in checkpoint\.json"):
+    with pytest.raises(RunError, match=rf"{path.name}: damaged, its sha256 is not the one that was noted"):
         Record.open(made.folder).load_checkpoint()
     path.unlink()
     with pytest.raises(RunError, match=rf"{path.name}: cannot be read \(No such file"):

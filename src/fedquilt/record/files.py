@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -27,6 +28,23 @@ def write_bytes(path: Path, content: bytes) -> None:
         with suppress(OSError):  # what went wrong first is what the user must hear
             part.unlink(missing_ok=True)
         raise
+
+
+def read_bytes(path: Path, sha256: str, advice: str) -> bytes:
+    """The file's content, if it is the one whose ``sha256`` (hex) was noted when it was written.
+
+    Raises
+    ------
+    RunError
+        if the file is missing or has changed; ``advice`` says what to do then.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}); {advice}") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise RunError(f"{path}: damaged, its sha256 is not the one that was noted; {advice}")
+    return content
 
 
 def append_bytes(path: Path, content: bytes) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedquilt.core.errors import RunError
-from fedquilt.record.files import append_bytes, explained, sync_folder, to_json, write_bytes, write_json
+from fedquilt.record.files import append_bytes, explained, read_bytes, sync_folder, to_json, write_bytes, write_json
 from fedquilt.record.read import (
     CONFIG,
     ENVIRONMENT,
@@ -216,13 +216,7 @@ class Record:
     def _fetch(self, entry: Mapping[str, Any]) -> Tree:
         path = self.folder / _FILES / entry["file"]
         advice = "the checkpoint cannot be used; restore the file from a copy, or start the run again in another folder"
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise RunError(f"{path}: cannot be read ({error.strerror}); {advice}") from error
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise RunError(f"{path}: damaged, its sha256 is not the one in {_MANIFEST}; {advice}")
-        return tree_from_bytes(content)
+        return tree_from_bytes(read_bytes(path, entry["sha256"], advice))
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:

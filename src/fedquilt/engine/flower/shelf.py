@@ -14,7 +14,7 @@ from typing import Any
 
 from fedquilt.core.errors import RunError
 from fedquilt.core.types import Memory
-from fedquilt.record.files import explained, sync_folder, write_bytes, write_json
+from fedquilt.record.files import explained, read_bytes, sync_folder, write_bytes, write_json
 from fedquilt.record.read import read_json
 from fedquilt.record.tree import tree_from_bytes, tree_to_bytes
 
@@ -91,14 +91,8 @@ class Shelf:
     def _read(self, entry: dict[str, Any]) -> Memory:
         if entry["file"] is None:
             return {}
-        path = self.folder / entry["file"]
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise RunError(f"{path}: this client's memory cannot be read ({error.strerror})") from error
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise RunError(f"{path}: damaged; restore this client's memory from a copy, or start a new run")
-        return tree_from_bytes(content)
+        advice = "restore this client's memory from a copy, or start a new run"
+        return tree_from_bytes(read_bytes(self.folder / entry["file"], entry["sha256"], advice))
 
 
 def _entry(step: Step) -> dict[str, Any]:
