@@ -18,7 +18,10 @@ from fedquilt.config.problems import from_validation, shown, unknown
 from fedquilt.config.schema import Config, Method, Partition
 from fedquilt.core.errors import ConfigError
 
-NOT_DETERMINING = ("name", "seeds", "device", "output", "evaluation.last", "compare")
+NOT_DETERMINING = (
+    *("name", "seeds", "device", "output", "evaluation.last", "compare"),
+    *("network.timeout", "network.wait", "network.grace"),
+)
 """Keys that may differ between two runs of the same experiment: they choose where and which, not what comes out."""
 
 _SECTIONS = {

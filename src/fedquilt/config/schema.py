@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from fedquilt.config.kinds import STRICT, Count, Rate, Share, Text
+from fedquilt.config.network import Network
 from fedquilt.config.protection import Aggregation, Defence, Privacy
 
 _FREE: ConfigDict = {**STRICT, "extra": "allow"}
@@ -269,6 +270,7 @@ class Config(BaseModel):
     aggregation: Aggregation = Aggregation()
     defence: Defence = Defence()
     privacy: Privacy = Privacy()
+    network: Network = Network()
     method: Method = Method()
     compare: tuple[dict[str, Any], ...] = ()
     """What ``fedquilt compare`` runs: each entry has a ``label`` and the sections in which it differs."""
