@@ -332,7 +332,7 @@ def test_a_test_set_takes_the_class_numbers_of_the_training_set() -> None:
     agreed = with_classes(table, ("ant", "cat", "dog", "eel"), "t.csv")
     assert agreed.classes == ("ant", "cat", "dog", "eel")
     assert numbers(agreed.labels) == [3, 1]
-    with pytest.raises(DataError, match=r"'t\.csv': has classes that the training data does not have \('eel'\)"):
+    with pytest.raises(DataError, match=r"t\.csv: has classes that the training data does not have \('eel'\)"):
         with_classes(table, ("cat",), "t.csv")
     only_cats = table.rows([1])
     assert numbers(with_classes(only_cats, ("bat", "cat"), "t.csv").labels) == [1]

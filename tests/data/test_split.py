@@ -88,16 +88,21 @@ def test_shares_are_stratified() -> None:
 
 
 def test_validation_does_not_move_the_test_rows_and_clients_do_not_move_each_other() -> None:
-    plain = split_clients(PARTS, LABELS, Rng(1), test_fraction=0.2)
-    both = split_clients(PARTS, LABELS, Rng(1), test_fraction=0.2, validation_fraction=0.2)
-    changed = split_clients((PARTS[1], *PARTS[1:]), LABELS, Rng(1), test_fraction=0.2)
-    for left, right in zip(plain, both, strict=True):
-        assert np.array_equal(left.test, right.test)
-    for left, right in zip(plain[1:], changed[1:], strict=True):
-        assert np.array_equal(left.train, right.train)
+    parts = dict(enumerate(PARTS))
+    plain = split_clients(parts, LABELS, Rng(1), test_fraction=0.2)
+    both = split_clients(parts, LABELS, Rng(1), test_fraction=0.2, validation_fraction=0.2)
+    changed = split_clients({**parts, 0: PARTS[1]}, LABELS, Rng(1), test_fraction=0.2)
+    alone = split_clients({2: parts[2]}, LABELS, Rng(1), test_fraction=0.2)
+    for client in parts:
+        assert np.array_equal(plain[client].test, both[client].test)
+    for client in [*parts][1:]:
+        assert np.array_equal(plain[client].train, changed[client].train)
+    assert np.array_equal(plain[2].train, alone[2].train)
     none = np.empty(0, dtype=np.int64)
-    assert split_digest(plain, none) == split_digest(split_clients(PARTS, LABELS, Rng(1), test_fraction=0.2), none)
-    assert len({split_digest(plain, none), split_digest(both, none), split_digest(plain, np.array([1]))}) == 3
+    again = split_clients(parts, LABELS, Rng(1), test_fraction=0.2)
+    assert split_digest([*plain.values()], none) == split_digest([*again.values()], none)
+    digests = {split_digest([*shares.values()], kept) for shares, kept in ((plain, none), (both, none), (plain, [1]))}
+    assert len(digests) == 3
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 
 from fedquilt.core.errors import ConfigError, DataError, ModelError
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import Turn
+from fedquilt.core.types import Order, Turn
 from fedquilt.experiment import build, check
 from fedquilt.experiment.build import device_of
 
@@ -151,10 +151,10 @@ def test_a_separate_test_set_is_scored_and_must_have_the_same_classes(config, tm
     write(tmp_path / "train.tsv", text=["a", "b"] * 40, label=["x", "y"] * 40)
     write(tmp_path / "test.tsv", text=["b", "c"] * 5, label=["y", "y"] * 5)
     wanted = config("data.source=./train.tsv", "data.test=./test.tsv", "data.limit=80", *text)
-    held = build(wanted).judge.splits["test"]
+    held = build(wanted).server.splits["test"]
     assert held["labels"].tolist() == [1] * 10
     fewer = config("data.source=./train.tsv", "data.test=./test.tsv", "data.test_limit=4", "evaluation.limit=3", *text)
-    assert len(build(fewer).judge.splits["test"]["labels"]) == 3
+    assert len(build(fewer).server.splits["test"]["labels"]) == 3
     write(tmp_path / "test.tsv", text=["b", "c"] * 5, label=["y", "z"] * 5)
     with pytest.raises(DataError, match=r"has classes that the training data does not have \('z'\)"):
         build(wanted)
@@ -180,7 +180,7 @@ def test_what_the_method_does_not_change_does_not_depend_on_the_method(config):
 
 def test_a_round_without_test_rows_has_nobody_to_judge(config):
     experiment = build(config("partition.test_fraction=0"))
-    assert experiment.judge is None
+    assert experiment.server.evaluate(Order({})) == {}
     assert all(
         client.evaluate(experiment.method.view(*_state(experiment))) == {} for client in experiment.clients.values()
     )

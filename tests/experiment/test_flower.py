@@ -20,7 +20,11 @@ from fedquilt.engine.flower.shelf import Shelf
 from fedquilt.experiment import flower, resume, run
 from fedquilt.record import Record, read_environment, read_result, read_rounds
 
-QUICK = {"name": "in-process", "timeout": 5.0, "wait": 5.0, "poll": 0.05}
+
+def in_process(grid, settings, **network):
+    """The engine of a run over a grid of this process, which does not wait long."""
+    quick = settings.network.model_copy(update={"timeout": 5.0, "wait": 5.0, **network})
+    return flower.over(grid, settings.model_copy(update={"network": quick}), name="in-process", poll=0.05)
 
 
 def grid_of(config, folder: Path) -> InProcessGrid:
@@ -29,7 +33,7 @@ def grid_of(config, folder: Path) -> InProcessGrid:
 
 def comparable(line: dict) -> dict:
     """A line of the record without times and evaluation, and without what the clients scored for themselves."""
-    line = {k: v for k, v in deepcopy(line).items() if k not in ("seconds", "evaluation_seconds")}
+    line = {k: v for k, v in deepcopy(line).items() if k not in ("seconds", "evaluation_seconds", "messages")}
     line["evaluation"] = line["evaluation"] and line["evaluation"]["global"]
     for exchange in line["exchanges"]:
         for client in exchange["clients"].values():
@@ -40,12 +44,15 @@ def comparable(line: dict) -> dict:
 def test_a_run_file_ends_in_the_same_bits_and_record_as_embedded(config, tmp_path, finished, fingerprint):
     settings, folder = config(), tmp_path / "flower"
     grid = grid_of(settings, folder)
-    assert run(settings, folder, connect=flower.over(grid, **QUICK)) == folder
+    assert run(settings, folder, connect=in_process(grid, settings)) == folder
     assert fingerprint(folder) == fingerprint(finished)
     assert read_environment(folder)["engine"] == "in-process"
     left, right = read_rounds(folder), read_rounds(finished)
     assert [comparable(line) for line in left] == [comparable(line) for line in right]
     assert len(grid.calls) == 6 + 3 * 4
+    assert [line["messages"] for line in left] == [{"query.hello": 6, "train.fit": 4}] + 2 * [
+        {"query.hello": 0, "train.fit": 4}
+    ]
     for line in left:
         for client in line["exchanges"][0]["clients"].values():
             assert client["metrics"]["received_examples"] > 0
@@ -54,7 +61,7 @@ def test_a_run_file_ends_in_the_same_bits_and_record_as_embedded(config, tmp_pat
 def test_private_parts_stay_with_the_clients(config, tmp_path):
     settings = config("rounds=2", "method.name=local-only")
     embedded, folder = run(settings, tmp_path / "embedded"), tmp_path / "flower"
-    run(settings, folder, connect=flower.over(grid_of(settings, folder), **QUICK))
+    run(settings, folder, connect=in_process(grid_of(settings, folder), settings))
     _, _, memories = Record.open(embedded).load_checkpoint()
     _, _, none = Record.open(folder).load_checkpoint()
     key = read_environment(folder)["run_key"]
@@ -69,7 +76,7 @@ def test_private_parts_stay_with_the_clients(config, tmp_path):
 def test_a_server_that_dies_in_a_round_goes_on_to_the_same_bits(config, tmp_path):
     settings = config("head.policy=local")
     whole = tmp_path / "whole"
-    run(settings, whole, connect=flower.over(grid_of(settings, whole), **QUICK))
+    run(settings, whole, connect=in_process(grid_of(settings, whole), settings))
     folder = tmp_path / "stopped"
     grid = grid_of(settings, folder)
     counted = []
@@ -82,9 +89,9 @@ def test_a_server_that_dies_in_a_round_goes_on_to_the_same_bits(config, tmp_path
 
     grid.meddle = dying
     with pytest.raises(KeyboardInterrupt):
-        run(settings, folder, connect=flower.over(grid, **QUICK))
+        run(settings, folder, connect=in_process(grid, settings))
     assert len(read_rounds(folder)) == 1
-    resume(folder, connect=flower.over(grid_of(settings, folder), **QUICK))
+    resume(folder, connect=in_process(grid_of(settings, folder), settings))
     assert read_result(folder)["status"] == "finished"
     left, right = Record.open(folder).load_checkpoint(), Record.open(whole).load_checkpoint()
     assert all(left[1]["params"][name].equal(tensor) for name, tensor in right[1]["params"].items())
@@ -104,13 +111,13 @@ def test_a_run_goes_on_only_on_the_engine_it_began_with(config, tmp_path):
     run(config("rounds=1"), folder)
     (folder / "result.json").unlink()
     with pytest.raises(RunError, match="began with --engine embedded; go on with the same one, not in-process"):
-        resume(folder, connect=flower.over(None, **QUICK))
+        resume(folder, connect=in_process(None, config()))
 
 
 def test_a_client_with_another_run_file_is_refused_before_a_folder_is_made(config, tmp_path):
     grid = grid_of(config("training.learning_rate=0.5", "method.name=fedra"), tmp_path)
     with pytest.raises(ConfigError) as refused:
-        run(config(), tmp_path / "run", connect=flower.over(grid, **QUICK))
+        run(config(), tmp_path / "run", connect=in_process(grid, config()))
     assert len(refused.value.problems) == 6
     assert "refused before training: client 0: its run file differs in method, training" in refused.value.problems
     assert not (tmp_path / "run").exists()
@@ -119,7 +126,7 @@ def test_a_client_with_another_run_file_is_refused_before_a_folder_is_made(confi
 def test_another_model_and_more_rows_are_told_by_name(config, tmp_path):
     changes = ("model.name=tiny:vit?layers=3&width=8&image=8&patch=4", "data.proxy=40")
     with pytest.raises(ConfigError) as refused:
-        run(config(), tmp_path / "run", connect=flower.over(grid_of(config(*changes), tmp_path), **QUICK))
+        run(config(), tmp_path / "run", connect=in_process(grid_of(config(*changes), tmp_path), config()))
     text = str(refused.value)
     assert "its architecture is 'vit-3x8', and this run needs 'vit-3x16'" in text
     assert "its base model's weights is" in text
@@ -129,16 +136,15 @@ def test_another_model_and_more_rows_are_told_by_name(config, tmp_path):
 
 def test_a_partition_that_nobody_dealt_is_told_to_its_node(config):
     with pytest.raises(ConfigError, match=r"partition-id = 6: partition.num_clients = 6, so the partitions are 0 to 5"):
-        flower.joined(config())(6)
+        flower.joined(config())(6, {})
 
 
 def test_too_few_replies_stop_the_run_and_say_where_it_stands(config, tmp_path):
     settings = config("quorum=1.0")
     grid = grid_of(settings, tmp_path)
     grid.meddle = lambda order, reply: None if "train" in order.metadata.message_type else reply
-    quick = {**QUICK, "timeout": 0.2}
     with pytest.raises(RoundError, match=r"round 0, exchange 'fit': 0 of 4 .*no reply within 0.2 s.*no round before"):
-        run(settings, tmp_path / "run", connect=flower.over(grid, **quick))
+        run(settings, tmp_path / "run", connect=in_process(grid, settings, timeout=0.2))
 
 
 def test_scores_of_what_is_received_change_no_training(config, tmp_path, finished, fingerprint):
@@ -154,8 +160,12 @@ def test_scores_of_what_is_received_change_no_training(config, tmp_path, finishe
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--engine", "flowersim"], "no such engine (did you mean 'flower-sim'?); allowed: embedded, flower-sim"),
-        (["--timeout", "0"], "--timeout 0: must be above 0 seconds"),
+        (
+            ["--engine", "flowersim"],
+            "no such engine (did you mean 'flower-sim'?); allowed: embedded, flower-sim, flower",
+        ),
+        (["--engine", "flower"], "--engine flower and --superlink NAME go together"),
+        (["--superlink", "trial"], "--engine flower and --superlink NAME go together"),
     ],
 )
 def test_the_command_names_a_wrong_option(command, words, text):
@@ -197,7 +207,7 @@ def test_the_two_apps_of_a_run_file_run_it_and_go_on_with_it(tiny, tmp_path, fin
     grid = InProcessGrid(flower.site_app(tiny), 6)
     for context in grid.contexts.values():
         context.node_config["memories"] = str(tmp_path / "sites")
-    server, context = flower.server_app(tiny), Context(1, 1, {}, RecordDict(), {"timeout": 5, "wait": 5.0})
+    server, context = flower.server_app(tiny), Context(1, 1, {}, RecordDict(), {})
     stopped = []
 
     def dying(order, reply):

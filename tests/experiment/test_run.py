@@ -211,7 +211,7 @@ def with_rate(experiment, id, rate):
 
 
 def test_a_client_whose_loss_is_nan_is_dropped_and_named_and_the_round_goes_on(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "build", lambda wanted: with_rate(build(wanted), 2, 1e30))
+    monkeypatch.setattr(run_module, "build", lambda wanted, here: with_rate(build(wanted), 2, 1e30))
     told = Told()
     folder = run(config("clients.cohort=6", "rounds=2"), tmp_path / "one", told)
     for line in read_rounds(folder):
@@ -224,7 +224,7 @@ def test_a_client_whose_loss_is_nan_is_dropped_and_named_and_the_round_goes_on(c
 
 
 def test_a_quorum_that_is_not_met_ends_the_run(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "build", lambda wanted: with_rate(build(wanted), 2, 1e30))
+    monkeypatch.setattr(run_module, "build", lambda wanted, here: with_rate(build(wanted), 2, 1e30))
     with pytest.raises(
         RoundError, match=r"5 of 6 clients sent a usable reply and 6 are needed \(client 2: loss is nan"
     ):

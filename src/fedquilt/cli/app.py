@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedquilt import __version__
-from fedquilt.cli import check, compare, demo, doctor, export, methods, plan, pretrain, report, run
+from fedquilt.cli import check, compare, demo, doctor, export, methods, new, plan, pretrain, report, run
 from fedquilt.cli.screen import errors
 from fedquilt.core.errors import ConfigError, FedquiltError
 
@@ -30,6 +30,7 @@ for command in (
     report.report,
     report.plot,
     export.export,
+    new.new,
     doctor.doctor,
 ):
     app.command()(command)

@@ -13,7 +13,7 @@ from fedquilt.cli.screen import Shown, out
 from fedquilt.core.errors import ConfigError, suggestion
 from fedquilt.record import Record
 
-ENGINES = ("embedded", "flower-sim")
+ENGINES = ("embedded", "flower-sim", "flower")
 
 
 def run(
@@ -24,11 +24,17 @@ def run(
         Path | None, typer.Option(help="The run's folder; OUTPUT/NAME of the run file if left out.")
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="What carries the run: embedded (this process), or flower-sim (Flower's simulation).")
+        str,
+        typer.Option(
+            help="What carries the run: embedded (this process), flower-sim (Flower's simulation), or flower (a "
+            "federation, see --superlink)."
+        ),
     ] = "embedded",
-    timeout: Annotated[float, typer.Option(help="Seconds that a client's reply may take, on Flower.")] = 3600.0,
-    cpus: Annotated[float, typer.Option(help="Processors of a simulated client, on Flower.")] = 1.0,
-    gpus: Annotated[float, typer.Option(help="Graphics cards of a simulated client, on Flower; may be a part.")] = 0.0,
+    superlink: Annotated[
+        str | None, typer.Option(help="With flower: the name of the SuperLink's connection in Flower's configuration.")
+    ] = None,
+    cpus: Annotated[float, typer.Option(help="Processors of a simulated client, with flower-sim.")] = 1.0,
+    gpus: Annotated[float, typer.Option(help="Graphics cards of a simulated client; may be a part of one.")] = 0.0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Run one federation, or go on with a run that stopped."""
@@ -38,8 +44,11 @@ def run(
         raise ConfigError(
             f"--engine {engine}: no such engine{suggestion(engine, ENGINES)}; allowed: {', '.join(ENGINES)}"
         )
-    if timeout <= 0:
-        raise ConfigError(f"--timeout {timeout:g}: must be above 0 seconds")
+    if (engine == "flower") != (superlink is not None):
+        raise ConfigError(
+            "--engine flower and --superlink NAME go together: NAME is a connection in Flower's config.toml "
+            "(`flwr config list`)"
+        )
     if (config is None) == (resume is None):
         raise ConfigError("give a run file, as in `fedquilt run my.toml`, or a stopped run, as in `--resume runs/my`")
     place = resume
@@ -52,7 +61,9 @@ def run(
 
         with Shown(quiet) as progress:
             if engine == "flower-sim" and place is not None:
-                experiment.simulate(settings, place, progress, timeout=timeout, cpus=cpus, gpus=gpus)
+                experiment.simulate(settings, place, progress, cpus=cpus, gpus=gpus)
+            elif superlink is not None and place is not None:
+                experiment.deploy(settings, place, superlink, progress.say)
             elif resume is not None:
                 experiment.resume(resume, progress=progress)
             elif settings is not None and place is not None:

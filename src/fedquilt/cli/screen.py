@@ -104,6 +104,14 @@ def round_text(line: Mapping[str, Any], brief: bool = False) -> str:
     if scores.get("clients") and not (brief and scores.get("global")):
         own = [client["accuracy"] for client in scores["clients"].values()]
         words.append(f"clients' mean {sum(own) / len(own):.1%}")
+    received = [
+        client["metrics"]["received_accuracy"]
+        for exchange in line["exchanges"]
+        for client in exchange["clients"].values()
+        if "received_accuracy" in client["metrics"]
+    ]
+    if received and not scores.get("clients") and not (brief and scores.get("global")):
+        words.append(f"clients' mean on receipt {sum(received) / len(received):.1%}")
     if spent := line.get("privacy"):
         words.append("no epsilon" if spent["epsilon"] is None else f"epsilon {spent['epsilon']:.2f}")
     return ", ".join(words if brief else [*words, f"{line['seconds']:.1f} s"])

@@ -247,7 +247,8 @@ def _place(raw: dict[str, Any], folder: Path) -> list[str]:
 
 def _placed(value: str, folder: Path) -> str:
     value = os.path.expanduser(value)
-    if value.startswith(("./", "../")) or (folder / value).exists():
+    one = value.replace("{client}", "0")  # a source for each client
+    if value.startswith(("./", "../")) or (folder / one).exists():
         return os.path.abspath(folder / value)
     return value
 

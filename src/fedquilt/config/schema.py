@@ -41,7 +41,8 @@ class Data(BaseModel):
     model_config = STRICT
 
     source: Text
-    """``sklearn:digits``, ``hub:owner/name``, or a file or folder (npz, tsv, csv, jsonl, parquet)."""
+    """``sklearn:digits``, ``hub:owner/name``, or a file or folder (npz, tsv, csv, jsonl, parquet). With the scheme
+    ``sites``: one source a client with ``{client}`` for its number, or ``node``: what each node was started with."""
     test: Text | None = None
     """Source of a separate test set for the global evaluation."""
     text: str = "text"
@@ -50,6 +51,9 @@ class Data(BaseModel):
     """Column of the second text."""
     label: str = "label"
     """Column of the class."""
+    classes: Annotated[tuple[Text, ...], Field(min_length=2)] | None = None
+    """The classes in the order of the model's outputs; those found in the data if left out. The scheme ``sites`` needs
+    them: no single place sees all of the data."""
     target: str | None = None
     """Column of the completion, for causal language models."""
     image: str = "image"
@@ -67,14 +71,16 @@ class Data(BaseModel):
 class Partition(BaseModel):
     """How the rows are dealt to the clients; further keys are the settings of the scheme.
 
-    ``iid`` and ``natural`` have none; ``dirichlet`` takes ``alpha`` and ``min_size``, ``pathological`` takes
-    ``classes_per_client``, ``pathological-dirichlet`` takes ``classes_per_client``, ``beta`` and ``floor``.
+    ``sites``: every client has rows of its own that nobody else reads, see ``data.source``. The other schemes deal out
+    one source. ``iid``, ``natural`` and ``sites`` have none; ``dirichlet`` takes ``alpha`` and ``min_size``,
+    ``pathological`` takes ``classes_per_client``, ``pathological-dirichlet`` takes ``classes_per_client``, ``beta`` and
+    ``floor``.
     """
 
     model_config = _FREE
 
     scheme: Text = "iid"
-    """``iid``, ``dirichlet``, ``pathological``, ``pathological-dirichlet`` or ``natural``."""
+    """``iid``, ``dirichlet``, ``pathological``, ``pathological-dirichlet``, ``natural`` or ``sites``."""
     num_clients: Count = 10
     """Clients in the federation."""
     test_fraction: Share = 0.2

@@ -109,14 +109,19 @@ def _exchanged(
             pass
     for client in orders.keys() - moved.bytes_up.keys() - moved.dropped.keys():
         moved.dropped[client] = "sent no reply"
-    needed = max(1, min_replies, math.ceil(quorum * len(orders) - 1e-9))  # 0.07 * 100 is a little more than 7 in binary
-    if len(moved.bytes_up) < needed:
+    wanted = needed(len(orders), quorum, min_replies)
+    if len(moved.bytes_up) < wanted:
         causes = "; ".join(f"client {client}: {reason}" for client, reason in sorted(moved.dropped.items()))
         raise RoundError(
             f"round {turn.round}, exchange '{exchange.name}': {len(moved.bytes_up)} of {len(orders)} clients sent "
-            f"a usable reply and {needed} are needed ({causes})"
+            f"a usable reply and {wanted} are needed ({causes})"
         )
     return state, moved
+
+
+def needed(orders: int, quorum: float, min_replies: int) -> int:
+    """How many usable replies an exchange with so many orders needs: the larger of both bounds, at least one."""
+    return max(1, min_replies, math.ceil(quorum * orders - 1e-9))  # 0.07 * 100 is a little more than 7 in binary
 
 
 def _usable(

@@ -110,8 +110,12 @@ def published_split(table: Table) -> tuple[Table, Table | None]:
     return table.rows(table.is_train.nonzero()[:, 0]), table.rows((~table.is_train).nonzero()[:, 0])
 
 
-def with_classes(table: Table, classes: Sequence[str], source: str) -> Table:
-    """The table with its labels numbered by ``classes``, so that a separate test set agrees with the training set.
+def with_classes(
+    table: Table, classes: Sequence[str], where: str, absent_from: str = "the training data does not have"
+) -> Table:
+    """The table with its labels numbered by ``classes``, so that tables that were read apart agree.
+
+    ``where`` names the table in the error, ``absent_from`` where a class of it is missing.
 
     Raises
     ------
@@ -124,7 +128,7 @@ def with_classes(table: Table, classes: Sequence[str], source: str) -> Table:
     used = {table.classes[label] for label in table.labels.unique().tolist()}
     if used & set(unknown):
         names = ", ".join(repr(name) for name in unknown if name in used)
-        raise DataError(f"data.test = '{source}': has classes that the training data does not have ({names})")
+        raise DataError(f"{where}: has classes that {absent_from} ({names})")
     places = torch.tensor([list(classes).index(name) if name in classes else -1 for name in table.classes])
     return replace(table, labels=places[table.labels], classes=tuple(classes))
 

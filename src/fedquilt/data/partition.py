@@ -198,12 +198,19 @@ def natural(rows: Rows, num_clients: int, rng: Rng) -> list[np.ndarray]:
     return hub.natural_parts(rows.groups)
 
 
+def sites(rows: Rows, num_clients: int, rng: Rng) -> list[np.ndarray]:
+    """Client i has the rows of group i, which are those of its own source; draws nothing."""
+    groups = np.empty(0) if rows.groups is None else rows.groups
+    return [np.flatnonzero(groups == client) for client in range(num_clients)]
+
+
 SCHEMES: dict[str, Callable[..., list[np.ndarray]]] = {
     "iid": iid,
     "dirichlet": dirichlet,
     "pathological": pathological,
     "pathological-dirichlet": pathological_dirichlet,
     "natural": natural,
+    "sites": sites,
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,24 +104,25 @@ def split_client(
 
 
 def split_clients(
-    parts: Sequence[np.ndarray],
+    parts: Mapping[int, np.ndarray],
     labels: np.ndarray | None,
     rng: Rng,
     *,
     test_fraction: float = 0.0,
     validation_fraction: float = 0.0,
-) -> tuple[Shares, ...]:
-    """``split_client`` for every client, each on its own stream ``rng.child("client", i)``."""
-    return tuple(
-        split_client(
+) -> dict[int, Shares]:
+    """``split_client`` for every client, each on its own stream ``rng.child("client", i)``: who else there is, and
+    where a client's rows stand among others, changes nothing."""
+    return {
+        client: split_client(
             part,
             labels,
             rng.child("client", client),
             test_fraction=test_fraction,
             validation_fraction=validation_fraction,
         )
-        for client, part in enumerate(parts)
-    )
+        for client, part in parts.items()
+    }
 
 
 def label_counts(

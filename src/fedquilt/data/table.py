@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedquilt.core.errors import DataError
+
 Columns = dict[str, Tensor]
 """Model-ready rows by column name; every tensor has the same first dimension."""
 
@@ -62,6 +64,45 @@ class Table:
             groups=numbers(self.groups),
             is_train=numbers(self.is_train),
         )
+
+
+def concatenated(tables: Sequence[Table]) -> Table:
+    """The rows of all tables, one table after another; of the first one's kind and classes.
+
+    Raises
+    ------
+    DataError
+        if the tables differ in kind, in the size of their images, or in which columns they have.
+    """
+    first, *others = tables
+    for number, other in enumerate(others, start=1):
+        if _form(other) != _form(first):
+            raise DataError(f"source {number} holds {_form(other)}, but source 0 holds {_form(first)}")
+    if not others:
+        return first
+
+    def strings(columns: list[list[str] | None]) -> list[str] | None:
+        return None if columns[0] is None else [value for column in columns for value in column or ()]
+
+    labels = [table.labels for table in tables if table.labels is not None]
+    images = [table.inputs for table in tables if isinstance(table.inputs, Tensor)]
+    return replace(
+        first,
+        inputs=torch.cat(images) if images else [text for table in tables for text in table.inputs],
+        labels=torch.cat(labels) if labels else None,
+        pairs=strings([table.pairs for table in tables]),
+        targets=strings([table.targets for table in tables]),
+        groups=None,
+        is_train=None,
+    )
+
+
+def _form(table: Table) -> str:
+    """What must be alike in tables that are put together, in words."""
+    size = f" of {'x'.join(map(str, table.inputs.shape[1:]))}" if isinstance(table.inputs, Tensor) else ""
+    kinds = (("labels", table.labels), ("second texts", table.pairs), ("completions", table.targets))
+    extra = [name for name, column in kinds if column is not None]
+    return f"{table.kind}{size}{' with ' if extra else ''}{', '.join(extra)}"
 
 
 def as_index(indices: Indices) -> Tensor:

@@ -27,6 +27,8 @@ class LocalEngine:
         self.clients = clients
         self.memories: dict[ClientId, Memory] = dict(memories or {})
         self.watch = watch
+        self.messages: dict[str, int] = {}  # nothing is sent
+        self.announced: dict[ClientId, int] = {}
 
     def send(self, exchange: Exchange, orders: Mapping[ClientId, Order]) -> Iterator[Reply | Failure]:
         """The replies, in client order, each made when it is asked for."""

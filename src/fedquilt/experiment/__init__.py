@@ -1,5 +1,6 @@
 """The composition root: from a run file to a running federation, a comparison, or a plan."""
 
+from fedquilt.experiment.app import deploy
 from fedquilt.experiment.build import Experiment, build, check
 from fedquilt.experiment.compare import Job, compare, jobs
 from fedquilt.experiment.flower import simulate
@@ -14,6 +15,7 @@ __all__ = [
     "build",
     "check",
     "compare",
+    "deploy",
     "export",
     "jobs",
     "plan",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,16 @@ from fedquilt.core.types import Budget, ClientId, Federation, Layout, Profile
 from fedquilt.core.wrap import with_local, with_received_scores
 from fedquilt.data.partition import settings_problems
 from fedquilt.data.table import Columns, Table, num_rows, take
-from fedquilt.experiment.deal import Dealt, deal, num_classes_here, partition_record, read
+from fedquilt.experiment.deal import (
+    NODE,
+    SITES,
+    Dealt,
+    announced_record,
+    deal,
+    num_classes_here,
+    partition_record,
+    read,
+)
 from fedquilt.experiment.protect import protected, refuse_contradictions, rule_of
 from fedquilt.methods import METHODS
 from fedquilt.models.hf import Loaded, load_model
@@ -37,14 +46,17 @@ SERVER: ClientId = -1
 class Experiment:
     """Everything that a run, a plan or an export needs.
 
-    ``judge`` scores the global model; None if nobody holds test rows.
+    ``clients`` are those whose rows are here. ``server`` is the server's own client: its training rows are the proxy
+    set, its test rows those of the global evaluation; it may have neither. ``make_method`` makes the method for a
+    federation.
     """
 
     config: Config
     federation: Federation
+    make_method: Callable[[Federation], Method]
     method: Method
     clients: dict[ClientId, Client]
-    judge: Client | None
+    server: Client
     loaded: Loaded
     lora: LoraSettings
     layout: Layout
@@ -54,9 +66,21 @@ class Experiment:
     def rng(self) -> Rng:
         return Rng(self.config.seed)
 
+    def announced(self, examples: Mapping[ClientId, int]) -> Experiment:
+        """The experiment when the clients have said how many training rows each has."""
+        if not examples:
+            return self
+        profiles = tuple(replace(profile, num_examples=examples[profile.id]) for profile in self.federation.profiles)
+        federation = replace(self.federation, profiles=profiles)
+        method = self.make_method(federation)
+        return replace(self, federation=federation, method=method, partition=announced_record(profiles))
 
-def build(config: Config) -> Experiment:
+
+def build(config: Config, here: Collection[ClientId] | None = None) -> Experiment:
     """The experiment of a config; data is dealt and the method checked before the model's weights are loaded.
+
+    ``here`` are the clients whose rows are on this machine where each client has a source of its own: one for a client,
+    none for the server, all for None. Clients that are not here have profiles without a number of examples.
 
     Raises
     ------
@@ -66,9 +90,11 @@ def build(config: Config) -> Experiment:
     factory, settings = _method_arguments(config)
     device_of(config.device)
     rng = Rng(config.seed)
-    dealt = deal(config, *read(config, rng), rng)
+    if config.partition.scheme != SITES:
+        here = None
+    dealt = deal(config, *read(config, rng, here), rng, here)
     budgets = _budgets(config)
-    num_classes = len(dealt.table.classes) or None
+    num_classes = _num_classes(config, dealt.table)
     shape = _load(config, num_classes, rng, meta=True)
     check_budgets(config.clients.budgets, shape.blocks.num_layers)
     _joined(config, factory, settings, shape, budgets, rng)  # what is wrong shows before weights load
@@ -76,7 +102,7 @@ def build(config: Config) -> Experiment:
     return _joined(config, factory, settings, loaded, budgets, rng, dealt)
 
 
-def check(config: Config, tables: dict[str, tuple[Table, Table | None]] | None = None) -> list[str]:
+def check(config: Config, tables: dict[str, tuple[Table | None, Table | None]] | None = None) -> list[str]:
     """Every problem of a config, found without loading weights: settings, data, split, model shape, budgets, method.
 
     ``tables``, if given, keeps the data that was read, so that checking configs with the same [data] reads it once.
@@ -97,13 +123,14 @@ def check(config: Config, tables: dict[str, tuple[Table, Table | None]] | None =
     method = attempt(lambda: _method_arguments(config))
     problems += settings_problems(config.partition.scheme, config.partition.settings)
     splittable = not any(problem.startswith("partition.") for problem in problems)
-    key = f"{config.data!r} {config.model.task} {config.seed}"
-    if key not in tables and (data := attempt(lambda: read(config, rng))):
+    key = f"{config.data!r} {config.partition!r} {config.model.task} {config.seed}"
+    here = () if config.data.source == NODE and config.partition.scheme == SITES else None
+    if key not in tables and (data := attempt(lambda: read(config, rng, here))):
         tables[key] = data
     if key in tables and splittable:
-        attempt(lambda: deal(config, *tables[key], rng))
+        attempt(lambda: deal(config, *tables[key], rng, here))
     budgets = attempt(lambda: _budgets(config))
-    num_classes = len(tables[key][0].classes) or None if key in tables else None
+    num_classes = _num_classes(config, tables[key][0]) if key in tables else None
     loaded = attempt(lambda: _load(config, num_classes, rng, meta=True))
     attempt(lambda: device_of(config.device))
     if loaded:
@@ -144,6 +171,12 @@ def device_of(name: str) -> torch.device:
     if device is None or device.type not in found:
         raise ConfigError(f"device = '{name}': not on this machine; allowed here: auto, {', '.join(found)}")
     return device
+
+
+def _num_classes(config: Config, table: Table | None) -> int | None:
+    """How many outputs a classifier needs; None for a language model."""
+    classes = (config.data.classes or ()) if table is None else table.classes
+    return len(classes) or None
 
 
 def _has_mps() -> bool:
@@ -198,34 +231,47 @@ def _joined(
         profile = Profile(id, num_rows(train), loaded.architecture, Budget(budget), config.model.task)
         return Client(profile, bench, first, training, config.rounds, train, held_out, config.evaluation.batch_size)
 
-    judge, record = None, {}
+    none: Columns = {"labels": torch.zeros(0, dtype=torch.long)}
+    one: Columns = {"labels": torch.zeros(1, dtype=torch.long)}
+    record: dict[str, Any] = {}
     if dealt is None:
-        one: Columns = {"labels": torch.zeros(1, dtype=torch.long)}
         clients = {id: client(id, budget.layers, one) for id, budget in enumerate(budgets)}
-        server = client(SERVER, depth, one) if config.data.proxy else None
+        server = client(SERVER, depth, one if config.data.proxy else none)
     else:
-        rows = loaded.encode(dealt.table)
+        rows = none if dealt.table is None else loaded.encode(dealt.table)
         clients = {}
-        for id, (budget, split) in enumerate(zip(budgets, dealt.splits, strict=True)):
+        for id, split in dealt.splits.items():
             held_out = {"validation": take(rows, split.validation), "test": take(rows, split.test)}
-            clients[id] = client(id, budget.layers, take(rows, split.train), **held_out)
-        server = client(SERVER, depth, take(rows, dealt.proxy)) if len(dealt.proxy) else None
+            clients[id] = client(id, budgets[id].layers, take(rows, split.train), **held_out)
         judged = _judged(loaded, dealt, rows, config, rng)
-        judge = None if judged is None else client(SERVER, depth, take(rows, []), test=judged)
-        record = partition_record(dealt, [held.profile for held in clients.values()])
-    profiles = tuple(held.profile for held in clients.values())
+        server = client(SERVER, depth, take(rows, dealt.proxy), test=judged)
+    profiles = tuple(
+        clients[id].profile if id in clients else Profile(id, 0, loaded.architecture, budget, config.model.task)
+        for id, budget in enumerate(budgets)
+    )
+    if dealt is not None and len(clients) == len(profiles):
+        record = partition_record(dealt, profiles)
     architecture = loaded.architecture
     federation = Federation(
-        profiles, {architecture: bench.layout}, {architecture: start}, config.rounds, server, rule_of(config)
+        profiles,
+        {architecture: bench.layout},
+        {architecture: start},
+        config.rounds,
+        server if num_rows(server.train) else None,
+        rule_of(config),
     )
     refuse_contradictions(config, settings)
-    method = factory(federation, **settings)
-    if config.head.policy == "local":
-        method = with_local(method, bench.layout.head)
-    if config.evaluation.clients == "received":
-        method = with_received_scores(method)
-    method = protected(config, method)  # outermost, so that it sees exactly what leaves the client
-    return Experiment(config, federation, method, clients, judge, loaded, lora, bench.layout, record)
+
+    def make_method(federation: Federation) -> Method:
+        method = factory(federation, **settings)
+        if config.head.policy == "local":
+            method = with_local(method, bench.layout.head)
+        if config.evaluation.clients == "received":
+            method = with_received_scores(method)
+        return protected(config, method)  # outermost, so that it sees exactly what leaves the client
+
+    method = make_method(federation)
+    return Experiment(config, federation, make_method, method, clients, server, loaded, lora, bench.layout, record)
 
 
 def _workbench(config: Config, loaded: Loaded, device: torch.device) -> tuple[Workbench, LoraSettings]:
@@ -247,17 +293,17 @@ def _workbench(config: Config, loaded: Loaded, device: torch.device) -> tuple[Wo
     return bench, lora
 
 
-def _judged(loaded: Loaded, dealt: Dealt, rows: Columns, config: Config, rng: Rng) -> Columns | None:
-    """The rows of the global evaluation: the separate test set, or else all clients' test rows together."""
+def _judged(loaded: Loaded, dealt: Dealt, rows: Columns, config: Config, rng: Rng) -> Columns:
+    """The rows of the global evaluation: the separate test set, or else the test rows of all clients that are here."""
     if dealt.test is not None:
         judged = loaded.encode(dealt.test)
     else:
-        judged = take(rows, np.concatenate([split.test for split in dealt.splits]))
+        judged = take(rows, np.concatenate([[], *(split.test for split in dealt.splits.values())]))
     limit = config.evaluation.limit
     if limit is not None and num_rows(judged) > limit:
         kept = rng.child("evaluation").numpy().permutation(num_rows(judged))[:limit]
         judged = take(judged, np.sort(kept))
-    return judged if num_rows(judged) else None
+    return judged
 
 
 def _precision(wanted: str, device: torch.device) -> str:

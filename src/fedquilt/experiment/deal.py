@@ -2,47 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, DataError
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import Profile
+from fedquilt.core.types import ClientId, Profile
 from fedquilt.data.loaders import limited, load_table, published_split, require_labels, with_classes
 from fedquilt.data.partition import partition
 from fedquilt.data.split import Shares, carve_proxy, label_counts, split_clients, split_digest
-from fedquilt.data.table import Table
+from fedquilt.data.table import Table, concatenated
+
+SITES = "sites"
+"""The scheme in which every client has a source of its own."""
+
+NODE = "node"
+"""The source that stands for whatever a node was started with."""
 
 
 @dataclass(frozen=True)
 class Dealt:
-    """The rows of a federation: the table, the separate test table if there is one, and who holds which rows."""
+    """The rows of a federation as far as they are here: the table, the separate test table, who holds which rows."""
 
-    table: Table
+    table: Table | None
     test: Table | None
-    splits: tuple[Shares, ...]
+    splits: Mapping[ClientId, Shares]
     proxy: np.ndarray
 
 
-def read(config: Config, rng: Rng) -> tuple[Table, Table | None]:
-    """The rows that are dealt out, and the separate test rows or None; of the task's kind, and labelled."""
+def read(config: Config, rng: Rng, here: Collection[ClientId] | None = None) -> tuple[Table | None, Table | None]:
+    """The rows that are dealt out, and the separate test rows, None for none; of the task's kind, and labelled.
+
+    ``here`` are the clients whose rows may be read if each has its own, all for None.
+    """
     data = config.data
-    table, test = published_split(load_table(data.source, **_columns(config)))
+    if config.partition.scheme == SITES:
+        table, test = _of_sites(config, rng, range(config.partition.num_clients) if here is None else here), None
+    else:
+        _refuse_own_sources(config)
+        table, test = published_split(load_table(data.source, **_columns(config)))
+        table = limited(table, data.limit, rng.child("data"))
+        _check_kind(config, table, "source", data.source)
+        table = _as_named(config, table, data.source)
     if data.test is not None:
         test = load_table(data.test, **_columns(config))
-    table = limited(table, data.limit, rng.child("data"))
-    _check_kind(config, table, "source", data.source)
     if test is not None:
         test = limited(test, data.test_limit, rng.child("test data"))
         where = data.test or data.source
         _check_kind(config, test, "test" if data.test else "source", where)
         if config.model.task != "causal-lm":
-            test = with_classes(test, table.classes, where)
+            classes = data.classes or (table.classes if table else ())
+            test = with_classes(test, classes, f"data.test = '{where}'")
     return table, test
+
+
+def _of_sites(config: Config, rng: Rng, here: Collection[ClientId]) -> Table | None:
+    """The rows of the sites ``here``, one after another; the group of a row is its site's place among them."""
+    data, problems = config.data, []
+    if "{client}" not in data.source and data.source != NODE and len(here) != 1:
+        problems.append(
+            f"data.source = '{data.source}': partition.scheme = 'sites' needs a source for each client: a path with "
+            "'{client}' in it, as in 'site-{client}.csv', or 'node' for what each node is started with"
+        )
+    if data.classes is None and config.model.task != "causal-lm":
+        problems.append(
+            "data.classes: missing; with partition.scheme = 'sites' nobody sees all classes, so name them, as in "
+            "classes = ['cat', 'dog']"
+        )
+    if data.proxy:
+        problems.append(
+            f"data.proxy = {data.proxy}: with partition.scheme = 'sites' the server has no rows to keep; leave it out"
+        )
+    if data.source == NODE and len(here) > 0:
+        problems.append(
+            "data.source = 'node': each client's rows are where its node is; give each node its source "
+            "(--node-config 'data=...'), or for a run on this machine a path with '{client}' in it"
+        )
+    if problems:
+        raise ConfigError(problems)
+    tables = []
+    for site, client in enumerate(here):
+        source = data.source.replace("{client}", str(client))
+        table = load_table(source, **_columns(config))
+        table = limited(table, data.limit, rng.child("data", client))
+        _check_kind(config, table, "source", source)
+        table = _as_named(config, table, source)
+        tables.append(replace(table, is_train=None, groups=torch.full((len(table),), site)))
+    return concatenated(tables) if tables else None
+
+
+def _refuse_own_sources(config: Config) -> None:
+    source, scheme = config.data.source, config.partition.scheme
+    if "{client}" in source or source == NODE:
+        raise ConfigError(
+            f"data.source = '{source}': is a source for each client, and partition.scheme = '{scheme}' deals out one "
+            "source; set partition.scheme = 'sites'"
+        )
+
+
+def _as_named(config: Config, table: Table, source: str) -> Table:
+    """The table with its labels numbered as ``data.classes`` says, if it says so."""
+    classes = config.data.classes
+    if classes is None or config.model.task == "causal-lm":
+        return table
+    return with_classes(table, classes, f"data.source = '{source}'", "data.classes does not name")
 
 
 def _columns(config: Config) -> dict[str, Any]:
@@ -64,17 +134,23 @@ def _check_kind(config: Config, table: Table, key: str, source: str) -> None:
         require_labels(table, source)
 
 
-def deal(config: Config, table: Table, test: Table | None, rng: Rng) -> Dealt:
+def deal(
+    config: Config, table: Table | None, test: Table | None, rng: Rng, here: Collection[ClientId] | None = None
+) -> Dealt:
     """The rows dealt: proxy rows for the server, then each client's train, validation and test rows.
 
-    The split depends on the seed and on [data] and [partition] alone, so all methods of a comparison share it.
+    The split depends on the seed and on [data] and [partition] alone, so all methods of a comparison share it; where
+    each client has a source of its own, on that client's rows alone.
     """
     data, wanted = config.data, config.partition
+    if table is None:
+        return Dealt(None, test, {}, np.empty(0, dtype=np.int64))
     labels = None if table.labels is None else table.labels.numpy()
+    ids = list(range(wanted.num_clients) if here is None or wanted.scheme != SITES else here)
     parts = partition(
         wanted.scheme,
         labels,
-        wanted.num_clients,
+        len(ids),
         rng.child("partition"),
         groups=None if table.groups is None else table.groups.numpy(),
         num_examples=len(table),
@@ -82,7 +158,7 @@ def deal(config: Config, table: Table, test: Table | None, rng: Rng) -> Dealt:
     )
     proxy, parts = carve_proxy(parts, labels, data.proxy, rng.child("proxy"))
     splits = split_clients(
-        parts,
+        dict(zip(ids, parts, strict=True)),
         labels,
         rng.child("split"),
         test_fraction=wanted.test_fraction,
@@ -93,7 +169,11 @@ def deal(config: Config, table: Table, test: Table | None, rng: Rng) -> Dealt:
 
 def num_classes_here(config: Config) -> int | None:
     """How many classes the data has, if it is on this machine; None for a language model, or to keep a model's head."""
-    if config.model.task == "causal-lm" or config.data.source.startswith("hub:"):
+    if config.model.task == "causal-lm":
+        return None
+    if config.data.classes is not None:
+        return len(config.data.classes)
+    if config.data.source.startswith("hub:"):
         return None
     try:
         return len(load_table(config.data.source, **_columns(config)).classes) or None
@@ -103,23 +183,39 @@ def num_classes_here(config: Config) -> int | None:
 
 def partition_record(dealt: Dealt, profiles: Sequence[Profile]) -> dict[str, Any]:
     """Who has which rows, and how many of each class: what a run keeps as ``partition.json``."""
-    labels = None if dealt.table.labels is None else dealt.table.labels.numpy()
-    counts = label_counts([split.train for split in dealt.splits], labels, dealt.table.classes)
+    splits = [dealt.splits[profile.id] for profile in profiles]
+    labels = None if dealt.table is None or dealt.table.labels is None else dealt.table.labels.numpy()
+    classes = () if dealt.table is None else dealt.table.classes
+    counts = label_counts([split.train for split in splits], labels, classes)
     return {
-        "digest": split_digest(dealt.splits, dealt.proxy),
-        "classes": list(dealt.table.classes),
+        "digest": split_digest(splits, dealt.proxy),
+        "classes": list(classes),
         "proxy": dealt.proxy.tolist(),
         "clients": [
             {
-                "id": profile.id,
-                "architecture": profile.architecture,
-                "budget": profile.budget.layers,
-                "task": profile.task,
+                **_about(profile),
                 "train": split.train.tolist(),
                 "validation": split.validation.tolist(),
                 "test": split.test.tolist(),
                 "labels": count,
             }
-            for profile, split, count in zip(profiles, dealt.splits, counts, strict=True)
+            for profile, split, count in zip(profiles, splits, counts, strict=True)
         ],
+    }
+
+
+def announced_record(profiles: Sequence[Profile]) -> dict[str, Any]:
+    """What a run keeps as ``partition.json`` where only the clients see their rows: what each of them announced."""
+    clients = [_about(profile) for profile in profiles]
+    digest = hashlib.sha256(json.dumps(clients, sort_keys=True).encode()).hexdigest()
+    return {"digest": digest, "classes": [], "proxy": [], "clients": clients}
+
+
+def _about(profile: Profile) -> dict[str, Any]:
+    return {
+        "id": profile.id,
+        "architecture": profile.architecture,
+        "budget": profile.budget.layers,
+        "task": profile.task,
+        "examples": profile.num_examples,
     }

@@ -1,13 +1,16 @@
 """A run on Flower: what the server and the clients are made of. flwr is imported when a run asks for it.
 
 Both sides build the experiment from the same run file. A client takes its own part of it; the server takes the method
-and the rows of the global evaluation, and hears of each client what it is before training starts.
+and the rows of the global evaluation, and hears of each client what it is before training starts. Where every client
+has a source of its own, the server reads none of them and a client only its own.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,97 +21,129 @@ import torch
 
 from fedquilt.config.load import load, parse, resolved
 from fedquilt.config.schema import Config
-from fedquilt.core.errors import ConfigError, RunError
+from fedquilt.core.errors import ConfigError, FedquiltError, RunError
+from fedquilt.core.loop import needed
 from fedquilt.core.method import Exchange
 from fedquilt.core.types import ClientId, Memory, Order
 from fedquilt.engine.flower.compat import quiet
 from fedquilt.engine.flower.hello import card
 from fedquilt.experiment.build import Experiment, build
-from fedquilt.experiment.run import Connect, Engine, Progress, resume, run
+from fedquilt.experiment.deal import SITES
+from fedquilt.experiment.run import Connect, Engine, Progress, Silent, resume, run
 from fedquilt.record import Record, read_config, read_result
 from fedquilt.record.read import is_run
+
+log = logging.getLogger("flwr")  # whose lines Flower brings to the user
 
 _FOLLOWED = ("seed", "rounds", "adapter", "head", "training", "privacy", "method")
 """Parts of a run file that a client's work follows, so both sides must have the same."""
 
+_OF_A_NODE = {
+    "data": ("data", "source"),
+    "model": ("model", "name"),
+    "device": ("", "device"),
+    "threads": ("", "threads"),
+}
+"""What a node's own config may say of the run file, and where it stands there."""
+
 
 def joined(config: Config) -> Any:
-    """``join(partition)``: the site of a partition, as ``client_app`` wants it.
+    """``join(partition, node_config)``: the site of a partition, as ``client_app`` wants it.
 
-    The experiment is built at the first call and kept for as long as the process lives.
+    The node's config says where the site's own things are: ``data`` (its source), ``model`` (a folder with the same
+    weights), ``device``, ``threads``. The experiment is built at the first call and kept as long as the process lives.
     """
     keys = resolved(config)
     # nobody else can score a client's own rows; under privacy nobody does
     if config.evaluation.clients is True and config.privacy.mode == "none":
         keys["evaluation"]["clients"] = "received"
-    key = json.dumps(keys, sort_keys=True)
 
-    def join(partition: ClientId) -> Any:
+    def join(partition: ClientId, node: Mapping[str, Any]) -> Any:
         from fedquilt.engine.flower.client import Site
 
-        experiment = _built(key)
-        client = experiment.clients.get(partition)
-        if client is None:
+        if not 0 <= partition < config.partition.num_clients:
             raise ConfigError(
-                f"partition-id = {partition}: partition.num_clients = {len(experiment.clients)}, so the partitions are "
-                f"0 to {len(experiment.clients) - 1}"
+                f"partition-id = {partition}: partition.num_clients = {config.partition.num_clients}, so the "
+                f"partitions are 0 to {config.partition.num_clients - 1}"
             )
-        return Site(partition, client, experiment.method, cards(experiment)[partition])
+        own = deepcopy(keys)
+        for key, (section, name) in _OF_A_NODE.items():
+            if key in node:
+                (own[section] if section else own)[name] = node[key]
+        experiment = _built(json.dumps(own, sort_keys=True), partition)
+        return Site(partition, experiment.clients[partition], experiment.method, cards(experiment)[partition])
 
     return join
 
 
 @lru_cache(maxsize=1)
-def _built(key: str) -> Experiment:
+def _shared(key: str) -> Experiment:
+    return _prepared(key, None)
+
+
+@lru_cache(maxsize=8)
+def _alone(key: str, partition: ClientId) -> Experiment:
+    return _prepared(key, (partition,))
+
+
+def _built(key: str, partition: ClientId) -> Experiment:
+    # one process may play several partitions of one source, and in a simulation several sites
+    return _alone(key, partition) if json.loads(key)["partition"]["scheme"] == SITES else _shared(key)
+
+
+def _prepared(key: str, here: tuple[ClientId, ...] | None) -> Experiment:
     config = parse(json.loads(key))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    return build(config)
+    return build(config, here)
 
 
 def cards(experiment: Experiment) -> dict[ClientId, dict[str, Any]]:
-    """What each client of an experiment announces."""
+    """What each client of an experiment must announce, or announces itself."""
     keys = resolved(experiment.config)
+    sections = {name: keys[name] for name in _FOLLOWED} | {"data.classes": keys["data"]["classes"]}
     return {
-        id: card(
-            client.profile,
+        profile.id: card(
+            profile,
             tuple(exchange.name for exchange in experiment.method.exchanges),
             layout=experiment.layout,
             base=experiment.loaded.digest,
-            sections={name: keys[name] for name in _FOLLOWED},
+            sections=sections,
         )
-        for id, client in experiment.clients.items()
+        for profile in experiment.federation.profiles
     }
 
 
-def over(grid: Any, *, name: str, timeout: float, wait: float, poll: float, stop: Event | None = None) -> Connect:
+def over(grid: Any, config: Config, *, name: str, poll: float, stop: Event | None = None) -> Connect:
     """The engine of a run over a Flower Grid; it is made when all clients have said who they are.
 
-    ``timeout`` is how many seconds a reply may take, ``wait`` how many the clients may take to join, ``poll`` the
-    seconds between two looks for replies.
+    ``poll`` is how many seconds are between two looks for replies; how long they may take is in [network].
     """
+    network = config.network
 
     def make(experiment: Experiment, key: str, memories: Mapping[ClientId, Memory], progress: Progress) -> Engine:
         from fedquilt.engine.flower.grid import GridEngine
         from fedquilt.engine.flower.packing import Announced, announced
 
         def allowed(exchange: Exchange, client: ClientId, order: Order) -> Announced:
-            return {**announced(experiment.clients[client].initial), **announced(order.params)}
+            return {**announced(experiment.server.initial), **announced(order.params)}
 
         engine = GridEngine(
             grid,
             cards(experiment),
             key,
-            timeout=timeout,
+            timeout=network.timeout,
+            grace=network.grace,
+            enough=lambda orders: needed(orders, config.quorum, config.defence.min_cohort),
             allowed=allowed,
             watch=progress.client,
             poll=poll,
             stop=stop,
         )
-        engine.hello(wait)
+        engine.hello(network.wait)
         return engine
 
-    return Connect(name, make)
+    return Connect(name, make, here=())
 
 
 def simulate(
@@ -116,7 +151,6 @@ def simulate(
     folder: Path,
     progress: Progress | None = None,
     *,
-    timeout: float = 3600.0,
     cpus: float = 1.0,
     gpus: float = 0.0,
 ) -> Path:
@@ -142,7 +176,7 @@ def simulate(
     memories = folder.absolute() / "sites"
 
     def main(grid: Any, stop: Event) -> None:
-        connect = over(grid, name="flower-sim", timeout=timeout, wait=300.0, poll=0.1, stop=stop)
+        connect = over(grid, settings, name="flower-sim", poll=0.1, stop=stop)
         if config is None:
             resume(folder, progress=progress, connect=connect)
         else:
@@ -169,33 +203,64 @@ def require(engine: str, *packages: str) -> None:
         )
 
 
+FAILED = "fedquilt: the run failed: "
+"""What stands in the ServerApp's log before the cause of a failure."""
+
+
 def server_app(file: Path) -> Any:
     """A Flower ServerApp that runs a run file; for the apps that Flower's own commands start.
 
-    The run's folder is OUTPUT/NAME of the run file; if a run is there that stopped, it goes on. Flower's run config may
-    hold ``timeout`` (seconds that a reply may take) and ``wait`` (seconds that the clients may take to join).
+    The run's folder is ``folder`` of Flower's run config, or OUTPUT/NAME of the run file, on the machine of the
+    SuperLink; if a run is there that stopped, it goes on.
     """
     quiet()
     from fedquilt.engine.flower import server
 
     def main(grid: Any, context: Any) -> None:
-        config = load(file)[0]
-        folder = Path(config.output) / config.name
-        timeout = float(context.run_config.get("timeout", 3600))
-        wait = float(context.run_config.get("wait", 300))
-        connect = over(grid, name="flower", timeout=timeout, wait=wait, poll=1.0)
-        if is_run(folder):
-            resume(folder, config, connect=connect)
-        else:
-            run(config, folder, connect=connect)
+        try:
+            config = read(file)
+            folder = Path(context.run_config.get("folder") or Path(config.output) / config.name).absolute()
+            log.info("the run's folder is %s", folder)
+            connect = over(grid, config, name="flower", poll=1.0)
+            if is_run(folder):
+                resume(folder, config, Logged(), connect)
+            else:
+                run(config, folder, Logged(), connect)
+        except FedquiltError as error:  # Flower's own report of it has no end to its traceback
+            for problem in getattr(error, "problems", (str(error),)):
+                log.error("%s%s", FAILED, problem)
+            raise
 
     return server.server_app(main)
+
+
+def read(file: Path) -> Config:
+    """The config of a run file, or of a run's ``config.json``."""
+    return parse(json.loads(file.read_text(encoding="utf-8"))) if file.suffix == ".json" else load(file)[0]
+
+
+class Logged(Silent):
+    """A Progress for a process without a terminal: a line of the log for each round and each client dropped."""
+
+    def started(self, name: str, first: int, rounds: int) -> None:
+        self.rounds = rounds
+        log.info("fedquilt: %s begins with round %d of %d", name, first + 1, rounds)
+
+    def round(self, line: Mapping[str, Any]) -> None:
+        replied = 0
+        for exchange in line["exchanges"]:
+            replied += len(exchange["clients"])
+            for client, reason in exchange["dropped"].items():
+                log.warning("fedquilt: round %d: client %s dropped: %s", line["round"] + 1, client, reason)
+        text = "fedquilt: round %d of %d: %d replies in %.1f s"
+        log.info(text, line["round"] + 1, self.rounds, replied, line["seconds"])
 
 
 def site_app(file: Path, mods: Sequence[Any] = ()) -> Any:
     """A Flower ClientApp that works for the partition its node was started with, by the same run file.
 
     Private memory is kept in the folder that the node's config names as ``memories``; ``~/.fedquilt/sites`` otherwise.
+    What else it may say: see ``joined``.
     """
     quiet()
     from fedquilt.engine.flower.client import client_app
@@ -204,7 +269,7 @@ def site_app(file: Path, mods: Sequence[Any] = ()) -> Any:
         # only the node's own config: where a client writes is not for the server to say
         return Path(context.node_config.get("memories") or Path.home() / ".fedquilt" / "sites")
 
-    def join(partition: ClientId) -> Any:
-        return joined(load(file)[0])(partition)
+    def join(partition: ClientId, node: Mapping[str, Any]) -> Any:
+        return joined(read(file))(partition, node)
 
     return client_app(join, memories, mods=mods)

@@ -56,19 +56,29 @@ class Silent:
 
 
 class Engine(Protocol):
-    """What carries a run: ``send`` of ``core.loop``, and the clients' memories as far as they are in this process."""
+    """What carries a run: ``send`` of ``core.loop``, and the clients' memories as far as they are in this process.
+
+    ``messages`` counts what was sent to clients over a network, by type of message; ``announced`` are the training rows
+    that each client says it has, empty where the server knows them.
+    """
 
     memories: dict[ClientId, Memory]
+    messages: dict[str, int]
+    announced: dict[ClientId, int]
     has_clients: bool
 
     def send(self, exchange: Exchange, orders: Mapping[ClientId, Order]) -> Iterator[Reply | Failure]: ...
 
 
 class Connect(NamedTuple):
-    """How a run gets its engine: ``make(experiment, key, memories, progress)``, where ``key`` is the run's own."""
+    """How a run gets its engine: ``make(experiment, key, memories, progress)``, where ``key`` is the run's own.
+
+    ``here`` are the clients whose own rows are in this process, all for None.
+    """
 
     name: str
     make: Callable[[Experiment, str, dict[ClientId, Memory], Progress], Engine]
+    here: tuple[ClientId, ...] | None = None
 
 
 def _embedded(experiment: Experiment, key: str, memories: dict[ClientId, Memory], progress: Progress) -> Engine:
@@ -92,8 +102,8 @@ def run(config: Config, folder: Path, progress: Progress | None = None, connect:
     Record.refuse(folder)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    experiment = build(config)
-    bench = next(iter(experiment.clients.values())).bench
+    experiment = build(config, connect.here)
+    bench = experiment.server.bench
     around = environment(
         seed=config.seed,
         device=str(bench.device),
@@ -104,6 +114,7 @@ def run(config: Config, folder: Path, progress: Progress | None = None, connect:
     progress = progress or Silent()
     key = run_key()
     engine = connect.make(experiment, key, {}, progress)
+    experiment = experiment.announced(engine.announced)
     around |= {"engine": connect.name, "run_key": key}
     record = Record.create(folder, resolved(config), around, experiment.partition)
     return _go_on(experiment, record, 0, None, engine, progress)
@@ -124,13 +135,14 @@ def resume(
     if began_on != connect.name:  # the clients' memories are where the run began
         raise RunError(f"{folder}: began with --engine {began_on}; go on with the same one, not {connect.name}")
     torch.set_num_threads(around["threads"])  # the same sums in the same order
-    experiment = build(parse(record.config))
-    _same_inputs(folder, experiment)
+    experiment = build(parse(record.config), connect.here)
     progress = progress or Silent()
     start, state, memories = record.load_checkpoint() if record.has_checkpoint else (0, None, {})
     engine = connect.make(experiment, around.get("run_key", ""), memories, progress)
+    experiment = experiment.announced(engine.announced)
+    _same_inputs(folder, experiment)
     record.truncate_rounds(start)
-    return _go_on(experiment, record, start, state, engine, progress)
+    return _go_on(experiment, record, start, state, engine, progress, resumed=True)
 
 
 def _same_inputs(folder: Path, experiment: Experiment) -> None:
@@ -151,6 +163,7 @@ def _go_on(
     state: Tree,
     engine: Engine,
     progress: Progress,
+    resumed: bool = False,
 ) -> Path:
     config, began = experiment.config, time.perf_counter()
     cohorts = uniform_cohorts(experiment.federation.profiles, config.cohort, experiment.rng)
@@ -168,10 +181,14 @@ def _go_on(
         check=check_of(config, experiment.federation.profiles),
     )
     spent = spending(config, cohorts, len(experiment.method.exchanges))
+    sent: dict[str, int] = {}
     try:
         for done in finished:
             state = done.state
-            line = {**_line(experiment, done, engine), "privacy": spent(done.number)}
+            line = {**_line(experiment, done, engine, sent), "privacy": spent(done.number)}
+            if resumed and done.number == start:
+                line["resumed"] = True  # a reader wants to know that the run was not all of a piece
+            sent = dict(engine.messages)
             record.append_round(line)
             record.save_checkpoint(done.number + 1, state, engine.memories, config.seed)
             progress.round(line)
@@ -203,11 +220,10 @@ def evaluate(
     ``global`` is None where the method holds no whole model on the server (its head or adapters stay with the clients).
     The clients are evaluated where the config wants it, unless ``clients`` is False.
     """
-    judge, view = experiment.judge, experiment.method.view
-    whole = None
-    if judge is not None:
-        order = view(state, judge.profile)
-        whole = judge.evaluate(order) if order.params.keys() == experiment.layout.depth.keys() else None
+    server, view = experiment.server, experiment.method.view
+    order = view(state, server.profile)
+    # no test rows give no scores
+    whole = (server.evaluate(order) or None) if order.params.keys() == experiment.layout.depth.keys() else None
     scores: dict[str, Any] = {"global": whole, "clients": {}}
     if not clients or experiment.config.evaluation.clients is not True:
         return scores
@@ -218,7 +234,7 @@ def evaluate(
     return scores
 
 
-def _line(experiment: Experiment, done: Round, engine: Engine) -> dict[str, Any]:
+def _line(experiment: Experiment, done: Round, engine: Engine, sent: Mapping[str, int]) -> dict[str, Any]:
     config, number = experiment.config, done.number
     due = (number + 1) % config.evaluation.every == 0 or number >= config.rounds - config.evaluation.last
     began = time.perf_counter()
@@ -227,7 +243,7 @@ def _line(experiment: Experiment, done: Round, engine: Engine) -> dict[str, Any]
         "round": number,
         "seconds": done.seconds,
         "evaluation_seconds": time.perf_counter() - began,
-        "learning_rate": learning_rate_at(next(iter(experiment.clients.values())).training, number, config.rounds),
+        "learning_rate": learning_rate_at(experiment.server.training, number, config.rounds),
         "num_layers": experiment.layout.num_layers,
         "exchanges": [
             {
@@ -246,6 +262,7 @@ def _line(experiment: Experiment, done: Round, engine: Engine) -> dict[str, Any]
             }
             for moved in done.traffic
         ],
+        "messages": {kind: count - sent.get(kind, 0) for kind, count in engine.messages.items()},
         "evaluation": scores,
         "state": {key: value for key, value in done.state.items() if _is_small(value)},
     }
@@ -261,10 +278,9 @@ def _is_small(value: Any) -> bool:
 def save_adapters(experiment: Experiment, state: Tree, memories: Mapping[ClientId, Memory], folder: Path) -> None:
     """The adapters in PEFT's folder format: ``global``, and ``client-007`` for each client with a part of its own."""
     views = {}
-    judge = experiment.judge or next(iter(experiment.clients.values()))
-    order = experiment.method.view(state, judge.profile)
+    order = experiment.method.view(state, experiment.server.profile)
     if order.params.keys() == experiment.layout.depth.keys():
-        views["global"] = judge.params(order)
+        views["global"] = experiment.server.params(order)
     for id, client in experiment.clients.items():
         if memories.get(id, {}).get("params"):
             views[_client_folder(id)] = client.params(experiment.method.view(state, client.profile), memories[id])

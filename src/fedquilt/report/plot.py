@@ -256,12 +256,12 @@ def figures(groups: Groups) -> Iterator[tuple[str, Figure]]:
     if not runs:
         raise RunError("no run was given, so there is nothing to draw. Give at least one run folder.")
     sends = any(up[-1] + down[-1] for _, up, down in map(cumulative_bytes, runs))
-    for who, name in (("global", "global"), ("clients-mean", "personalised")):
+    for who, name in (("global", "global"), ("clients-mean", "personalised"), ("received-mean", "received")):
         if any(curve(run, main_metric(run), who)[0] for run in runs):
             yield f"{name}-over-rounds", over_rounds(groups, who)
             if sends:
                 yield f"{name}-over-bytes", over_bytes(groups, who)
-    if client_table(runs[0]):
+    if any("train" in client for client in client_table(runs[0])):  # sites keep to themselves which rows they have
         yield "partition", partition_picture(runs[0])
     used: set[str] = set()
     for label, members in groups.items():

@@ -15,7 +15,7 @@ import numpy as np
 
 from fedquilt.core.errors import ConfigError, RunError, suggestion
 
-WHO = ("global", "clients-mean", "clients-weighted", "clients-worst", "clients-deviation")
+WHO = ("global", "clients-mean", "clients-weighted", "clients-worst", "clients-deviation", "received-mean")
 LOWER_IS_BETTER = ("loss", "perplexity")
 
 
@@ -134,7 +134,9 @@ def curve(run: Run, metric: str = "accuracy", who: str = "global") -> tuple[list
 
     ``who``: ``global`` (the server's model on the common test set), ``clients-mean`` (every client counts the same),
     ``clients-weighted`` (by number of test examples), ``clients-worst`` (lowest, or highest for a loss),
-    ``clients-deviation`` (sample standard deviation over the clients, n - 1; needs two clients).
+    ``clients-deviation`` (sample standard deviation over the clients, n - 1; needs two clients), ``received-mean``
+    (what the clients of a round scored on their own test rows with what they received, before they trained on it; every
+    one counts the same).
     A value written as null was not finite and comes back as nan.
 
     Raises:
@@ -144,7 +146,7 @@ def curve(run: Run, metric: str = "accuracy", who: str = "global") -> tuple[list
         raise ConfigError(f"who = {who!r} is not known{suggestion(who, WHO)}; allowed: {', '.join(WHO)}.")
     rounds, values = [], []
     for line in run.rounds:
-        value = _value(line.get("evaluation") or {}, metric, who)
+        value = _received(line, metric) if who == "received-mean" else _value(line.get("evaluation") or {}, metric, who)
         if value is not None:
             rounds.append(int(line["round"]))
             values.append(value)
@@ -167,6 +169,16 @@ def _value(evaluation: Mapping[str, Any], metric: str, who: str) -> float | None
         examples = np.array([float(scores.get("examples", 0)) for scores in measured])
         return float(values @ examples / examples.sum()) if examples.sum() > 0 else None
     return float(values.mean())
+
+
+def _received(line: Mapping[str, Any], metric: str) -> float | None:
+    values = [
+        _number(sent["metrics"][f"received_{metric}"])
+        for exchange in line.get("exchanges") or ()
+        for sent in (exchange.get("clients") or {}).values()
+        if f"received_{metric}" in (sent.get("metrics") or {})
+    ]
+    return float(np.mean(values)) if values else None
 
 
 def _number(value: Any) -> float:
@@ -233,6 +245,20 @@ def dropped(run: Run) -> list[dict[str, Any]]:
         for exchange in (line.get("exchanges") or ())
         for client, reason in (exchange.get("dropped") or {}).items()
     ]
+
+
+def messages(run: Run) -> dict[str, int]:
+    """How many messages were sent to clients over a network, by type; empty for a run in one process."""
+    counts: dict[str, int] = {}
+    for line in run.rounds:
+        for kind, count in (line.get("messages") or {}).items():
+            counts[kind] = counts.get(kind, 0) + int(count)
+    return counts
+
+
+def resumed(run: Run) -> list[int]:
+    """The rounds before which the run had stopped and was taken up again."""
+    return [int(line["round"]) for line in run.rounds if line.get("resumed")]
 
 
 def privacy(run: Run) -> Mapping[str, Any] | None:

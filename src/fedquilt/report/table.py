@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from fedquilt.core.errors import ConfigError, RunError, suggestion
-from fedquilt.report.read import Run, cumulative_bytes, curve, dropped, main_metric, privacy
+from fedquilt.report.read import Run, cumulative_bytes, curve, dropped, main_metric, messages, privacy, resumed
 
 Row = dict[str, Any]
 Groups = Mapping[str, Sequence[Run]]
@@ -27,6 +27,7 @@ MEASURES = {  # what a table shows -> which curve it is taken from
     "personalised_weighted": "clients-weighted",
     "worst_client": "clients-worst",
     "client_spread": "clients-deviation",
+    "received": "received-mean",
 }
 HONEST = (
     '"separates" means: at least 3 shared seeds, and 0 outside the 95 % Student interval of the mean paired difference '
@@ -47,12 +48,13 @@ def deviation(values: Sequence[float]) -> float | None:
 def summary(run: Run, last: int = 5, metric: str | None = None) -> Row:
     """One run in one row: mean and deviation over its last ``last`` evaluated rounds, bytes, seconds, dropped replies.
 
-    ``global`` is the server's model on the common test set; ``personalised`` the plain mean over the clients' own
-    test sets and ``personalised_weighted`` the mean by their number of examples; ``worst_client`` the lowest client of
-    each round (the highest where the metric is a loss); ``client_spread`` the deviation over clients. Each has a
-    second key ending in ``_deviation``. ``lowest_client`` is the worst single value of these rounds. Values that the
-    run did not measure are None. ``epsilon`` is what differential privacy had cost by the last round, infinite where it
-    had no bound, None of a run without it. ``seconds`` adds up the rounds, without the time to set up.
+    ``global`` is the server's model on the common test set; ``personalised`` the plain mean over the clients' own test
+    sets and ``personalised_weighted`` the mean by their number of examples; ``worst_client`` the lowest client of each
+    round (the highest where the metric is a loss); ``client_spread`` the deviation over clients; ``received`` the mean
+    of what the clients of a round scored with what they received. Each has a second key ending in ``_deviation``.
+    ``lowest_client`` is the worst single value of these rounds. Values that the run did not measure are None.
+    ``epsilon`` is what differential privacy had cost by the last round, infinite where it had no bound, None of a run
+    without it. ``seconds`` adds up the rounds, without the time to set up.
 
     Raises:
         ConfigError: ``last`` is below 1.
@@ -77,6 +79,7 @@ def summary(run: Run, last: int = 5, metric: str | None = None) -> Row:
     seconds = sum(float(line.get("seconds") or 0.0) for line in run.rounds)
     row |= {"bytes_up": up[-1], "bytes_down": down[-1]}
     row |= {"seconds": seconds, "seconds_per_round": seconds / len(run.rounds), "dropped": len(dropped(run))}
+    row |= {"messages": sum(messages(run).values()) or None}
     return row | {"epsilon": _epsilon(run)}
 
 
@@ -90,11 +93,8 @@ def compare_rows(groups: Groups, last: int = 5, metric: str | None = None) -> li
 
     Each measure of ``summary`` is the mean over seeds of the run's last-k mean; ``_deviation`` is the deviation of
     these over seeds, ``_within`` the mean over seeds of the deviation inside a run over its last k evaluated rounds.
-    Bytes and seconds are means over seeds, ``epsilon`` is the highest of them, ``dropped`` and ``unfinished`` are
-    counts over all of them.
-
-    Raises:
-        RunError: a label without a run, or with two runs of one seed.
+    Bytes, seconds and messages are means over seeds, ``epsilon`` is the highest of them, ``dropped`` and ``unfinished``
+    are counts over all of them. Raises: RunError: a label without a run, or with two runs of one seed.
     """
     metric = metric or _shared_metric(groups)
     rows = []
@@ -109,6 +109,7 @@ def compare_rows(groups: Groups, last: int = 5, metric: str | None = None) -> li
             row[f"{measure}_within"] = mean(within)
         row |= {key: mean([part[key] for part in parts]) for key in ("bytes_up", "bytes_down")}
         row |= {key: mean([part[key] for part in parts]) for key in ("seconds", "seconds_per_round")}
+        row["messages"] = mean([part["messages"] for part in parts if part["messages"] is not None])
         epsilons = [part["epsilon"] for part in parts if part["epsilon"] is not None]
         row |= {"dropped": sum(part["dropped"] for part in parts), "epsilon": max(epsilons, default=None)}
         rows.append(row)
@@ -177,6 +178,8 @@ def notes(groups: Groups) -> list[str]:
             found.append(f"{label}: unfinished at seed {', '.join(unfinished)}; its numbers are of the rounds so far.")
         if runs and (spent := privacy(max(runs, key=lambda run: _epsilon(run) or 0.0))):
             found.append(f"{label}: {_privacy_words(spent)}")
+        for run in runs:
+            found += [f"{label}, seed {run.seed}: {what}" for what in happened(run)]
     digests: dict[str, set[str]] = {}
     for runs in groups.values():
         for run in runs:
@@ -184,6 +187,36 @@ def notes(groups: Groups) -> list[str]:
     if unlike := [seed for seed, values in digests.items() if len(values) > 1]:
         found.append(f"The data were not split alike for all labels at seed {', '.join(unlike)}.")
     return found
+
+
+def happened(run: Run, most: int = 10) -> list[str]:
+    """Sentences on what went wrong on the way: who was dropped when and why, and where the run was taken up again.
+
+    Rounds are counted from 1, as the progress of a run shows them. At most ``most`` pairs of client and reason.
+    """
+    rounds: dict[tuple[int, str], list[int]] = {}
+    for loss in dropped(run):
+        rounds.setdefault((loss["client"], loss["reason"]), []).append(loss["round"] + 1)
+    found = [
+        f"client {client} dropped in round{'s' if len(when) > 1 else ''} {_spans(when)}: {reason}."
+        for (client, reason), when in sorted(rounds.items())
+    ]
+    if len(found) > most:
+        found[most:] = [f"{len(found) - most} more clients or reasons; rounds.jsonl and the HTML report have them all."]
+    if again := resumed(run):
+        found.append(f"stopped and taken up again before round {', '.join(str(number + 1) for number in again)}.")
+    return found
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """``1-3, 7`` for 1, 2, 3 and 7."""
+    spans: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
 
 
 def _privacy_words(spent: Mapping[str, Any]) -> str:
@@ -251,6 +284,7 @@ _MEASURED: tuple[Column, ...] = (
     _metric_column("by examples", "personalised_weighted"),
     _metric_column("worst client", "worst_client"),
     ("client spread", lambda row: human_metric(row["client_spread"], row["metric"])),
+    _metric_column("as received", "received"),
 )
 _COST: tuple[Column, ...] = (
     ("up", lambda row: human_bytes(row["bytes_up"])),
@@ -258,6 +292,7 @@ _COST: tuple[Column, ...] = (
     ("seconds", lambda row: f"{row['seconds']:.1f}"),
     ("s/round", lambda row: f"{row['seconds_per_round']:.2f}"),
     ("dropped", lambda row: str(row["dropped"])),
+    ("messages", lambda row: "-" if row["messages"] is None else f"{row['messages']:.0f}"),
     ("epsilon", lambda row: "-" if row["epsilon"] is None else f"{row['epsilon']:.2f}"),
 )
 SUMMARY: tuple[Column, ...] = (

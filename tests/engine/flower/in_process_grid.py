@@ -120,4 +120,4 @@ def app_of(
     """The ClientApp of a federation whose clients are at hand."""
     cards = cards_of(method, profiles)
     sites = {id: Site(id, client, method, cards[id]) for id, client in clients.items()}
-    return client_app(lambda partition: sites[partition], memories, **more)
+    return client_app(lambda partition, node: sites[partition], memories, **more)

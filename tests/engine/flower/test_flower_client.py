@@ -195,7 +195,7 @@ def test_memories_may_depend_on_the_node(tmp_path):
     setup = local_bias_setup()
     cards = cards_of(setup.method, setup.profiles)
     sites = {id: Site(id, client, setup.method, cards[id]) for id, client in setup.clients.items()}
-    app = client_app(sites.__getitem__, lambda context: tmp_path / f"node {context.node_id}")
+    app = client_app(lambda partition, node: sites[partition], lambda context: tmp_path / f"node {context.node_id}")
     asked(app, setup, 0, client=3)
     assert (tmp_path / "node 7001" / RUN / "client-003" / "memory.json").exists()
     assert (

@@ -231,7 +231,7 @@ def test_a_node_with_a_partition_that_is_none_is_refused(tmp_path):
     clients = {**setup.clients, 9: regression_clients()[0]}
     cards = {**cards_of(setup.method, setup.profiles), 9: {"partition": 9}}
     sites = {id: Site(id, client, setup.method, cards[id]) for id, client in clients.items()}
-    grid = InProcessGrid(client_app(sites.__getitem__, tmp_path), 4)
+    grid = InProcessGrid(client_app(lambda partition, node: sites[partition], tmp_path), 4)
     grid.add(9)
     engine = GridEngine(grid, cards_of(setup.method, setup.profiles), RUN, timeout=SOON)
     with pytest.raises(ConfigError, match="announces the partition 9; this run has the partitions 0 to 3"):
@@ -257,7 +257,7 @@ def test_a_client_that_does_not_match_is_refused_by_name_before_training(key, va
     wanted = {p.id: card(p, ("fit",), sections={"training": {"steps": 3}}) for p in setup.profiles}
     told = {**wanted, 2: {**wanted[2], key: value}}
     sites = {id: Site(id, client, setup.method, told[id]) for id, client in setup.clients.items()}
-    grid = InProcessGrid(client_app(sites.__getitem__, tmp_path), 4)
+    grid = InProcessGrid(client_app(lambda partition, node: sites[partition], tmp_path), 4)
     engine = GridEngine(grid, wanted, RUN, timeout=SOON)
     with pytest.raises(ConfigError) as refused:
         engine.hello(5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ class Site:
     card: Card
 
 
-Join = Callable[[ClientId], Site]
-"""Gives the site of a partition; called for every message, so it keeps what is expensive to make."""
+Join = Callable[[ClientId, Mapping[str, Any]], Site]
+"""Gives the site of a partition on a node with this config; called for every message, so it keeps what is expensive."""
 
 
 def client_app(
@@ -85,7 +85,7 @@ class _App(ClientApp):
         category, _, action = message.metadata.message_type.partition(".")
         if category == "train" and action not in self._actions:
             try:
-                exchanges = self._join(partition_of(context)).method.exchanges
+                exchanges = self._site(context).method.exchanges
             except FedquiltError as error:
                 return _failure(str(error), message)
             for number, exchange in enumerate(exchanges):
@@ -94,16 +94,19 @@ class _App(ClientApp):
                     self._actions.add(action_of(exchange))
         return super().__call__(message, context)
 
+    def _site(self, context: Context) -> Site:
+        return self._join(partition_of(context), context.node_config)
+
     def _hello(self, message: Message, context: Context) -> Message:
         head, _ = unpacked(message.content, "the server", {})
         if head.get("kind") != "hello":
             raise DecodeError("the server sent a hello that is none")
-        site = self._join(partition_of(context))
+        site = self._site(context)
         return Message(packed({"kind": "card", "card": site.card}), reply_to=message)
 
     def _worker(self, number: int) -> Callable[[Message, Context], Message]:
         def work(message: Message, context: Context) -> Message:
-            site = self._join(partition_of(context))
+            site = self._site(context)
             exchange = site.method.exchanges[number]
             order, run = read_order(message.content, site.id, exchange.name, self._max_bytes)
             if not re.fullmatch(r"[0-9a-f]{8,64}", run):  # it names a folder

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -36,3 +39,9 @@ def simulate(server_app: Any, client_app: Any, num_nodes: int, *, cpus: float, g
     logging.getLogger("flwr").setLevel(logging.ERROR)
     resources: Any = {"client_resources": {"num_cpus": cpus, "num_gpus": gpus}}
     run_simulation(server_app, client_app, num_nodes, backend_config=resources)
+
+
+def executable(name: str) -> str:
+    """The path of one of Flower's commands: beside this Python, or else wherever the system finds it."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else shutil.which(name) or name

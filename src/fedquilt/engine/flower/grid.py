@@ -15,7 +15,7 @@ from fedquilt.core.method import Exchange
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply
 from fedquilt.engine.flower.client import HELLO, action_of
 from fedquilt.engine.flower.codec import order_content, read_reply
-from fedquilt.engine.flower.hello import Card, mismatches
+from fedquilt.engine.flower.hello import Card, examples, mismatches
 from fedquilt.engine.flower.packing import MAX_BYTES, Announced, packed, unpacked
 
 Allowed = Callable[[Exchange, ClientId, Order], Announced | None]
@@ -31,9 +31,11 @@ class GridEngine:
     """Gives ``send``. Which node holds which partition is asked once of every node; node numbers mean nothing else.
 
     ``cards`` are what each client must announce, ``run`` is the run's key (hexadecimal), ``timeout`` the seconds a
-    reply may take. ``messages`` counts what was sent, by message type. ``watch(exchange, number of the reply, replies
-    in all)`` is called after each. The clients' memories are on their own disks, so ``memories`` stays empty. ``stop``,
-    once set, ends all waiting.
+    reply may take. ``grace``, if given, are the seconds that an exchange still waits once ``enough(number of orders)``
+    replies are there. ``messages`` counts what was sent, by message type; ``announced`` are the training rows that a
+    client says it has, where its card leaves that open. ``watch(exchange, number of the reply, replies in all)`` is
+    called after each. The clients' memories are on their own disks, so ``memories`` stays empty. ``stop``, once set,
+    ends all waiting.
     """
 
     has_clients = False
@@ -45,6 +47,8 @@ class GridEngine:
         run: str,
         *,
         timeout: float = 3600.0,
+        grace: float | None = None,
+        enough: Callable[[int], int] = lambda orders: orders,
         allowed: Allowed = lambda exchange, client, order: None,
         max_bytes: int = MAX_BYTES,
         watch: Callable[[str, int, int], None] | None = None,
@@ -53,7 +57,9 @@ class GridEngine:
     ) -> None:
         self.grid, self.cards, self.run = grid, cards, run
         self.timeout, self.allowed, self.max_bytes, self.watch, self.poll = timeout, allowed, max_bytes, watch, poll
+        self.grace, self.enough = grace, enough
         self.stop = stop or threading.Event()
+        self.announced: dict[ClientId, int] = {}
         self.memories: dict[ClientId, Memory] = {}
         self.nodes: dict[ClientId, int] = {}
         self.refused: dict[ClientId, str] = {}
@@ -97,7 +103,8 @@ class GridEngine:
             if client in self.nodes
         }
         kind, number = f"train.{action_of(exchange)}", next(iter(orders.values())).round if orders else 0
-        answers = self._ask({c: (self.nodes[c], content) for c, content in contents.items()}, kind, number)
+        asked = {client: (self.nodes[client], content) for client, content in contents.items()}
+        answers = self._ask(asked, kind, number, enough=None if self.grace is None else self.enough(len(orders)))
         for count, client in enumerate(sorted(orders), start=1):
             yield self._reply(exchange, client, orders[client], answers.pop(client, None))
             if self.watch:
@@ -158,15 +165,25 @@ class GridEngine:
             self.refused[client] = f"client {client}: {'; '.join(wrong)}"
             return self.refused[client]
         self.nodes[client] = node
+        if self.cards[client].get("num_examples") is None:
+            self.announced[client] = examples(announced) or 0
         self.refused.pop(client, None)
         return None
 
     # Messages ------------------------------------------------------------
 
     def _ask(
-        self, contents: Mapping[int, tuple[int, RecordDict]], kind: str, number: int, timeout: float | None = None
+        self,
+        contents: Mapping[int, tuple[int, RecordDict]],
+        kind: str,
+        number: int,
+        timeout: float | None = None,
+        enough: int | None = None,
     ) -> dict[int, Message | str]:
-        """The answer to each message by its key: a message with content, or in words why there is none."""
+        """The answer to each message by its key: a message with content, or in words why there is none.
+
+        With ``enough`` answers, the rest has ``grace`` seconds left.
+        """
         seconds = self.timeout if timeout is None else timeout
         sent = {
             key: Message(content, node, kind, group_id=str(number), ttl=seconds)
@@ -178,19 +195,26 @@ class GridEngine:
         waiting = {m.metadata.message_id: key for key, m in sent.items() if m.metadata.message_id in taken}
         answers.update(dict.fromkeys(waiting.values(), f"{_ABSENT} within {seconds:g} s"))
         del sent, contents
-        for message in self._pulled(waiting, seconds):
+        for message in self._pulled(waiting, seconds, enough):
             # an error that Flower itself answers with does not come from the node's number: only this id tells whose
             key = waiting.pop(message.metadata.reply_to_message_id, None)
             if key is not None:
                 answers[key] = _said(message)
+        if waiting and enough is not None and sum(isinstance(answer, Message) for answer in answers.values()) >= enough:
+            answers.update(
+                dict.fromkeys(waiting.values(), f"{_ABSENT} within {self.grace:g} s after enough others had answered")
+            )
         return answers
 
-    def _pulled(self, waiting: Mapping[str, Any], seconds: float) -> Iterator[Message]:
+    def _pulled(self, waiting: Mapping[str, Any], seconds: float, enough: int | None) -> Iterator[Message]:
         """The messages that come, until nobody is waited for or the time is up."""
-        end, pause = time.monotonic() + seconds, 0.02
+        end, pause, good = time.monotonic() + seconds, 0.02, 0
         while waiting:
             got: Iterable[Message] = [*self.grid.pull_messages([*waiting])]
             yield from got
+            good += sum(message.has_content() for message in got)
+            if enough is not None and good >= enough and self.grace is not None:
+                end, enough = min(end, time.monotonic() + self.grace), None
             if not waiting or time.monotonic() >= end:
                 return
             self._sleep(min(pause, max(0.0, end - time.monotonic())))

@@ -37,7 +37,7 @@ def card(
     """What the client of ``profile`` announces.
 
     ``base`` is the digest of the frozen weights, ``sections`` are the parts of the run file that the client's work
-    follows; they travel as digests.
+    follows; they travel as digests. A profile without examples makes a card that any number of them fits.
     """
     shapes = {} if layout is None else {name: list(shape) for name, shape in layout.shapes.items()}
     return {
@@ -46,7 +46,7 @@ def card(
         "base": base[:16],
         "layout": _digest(shapes),
         "task": profile.task,
-        "num_examples": profile.num_examples,
+        "num_examples": profile.num_examples or None,
         "budget": profile.budget.layers,
         "exchanges": list(exchanges),
         "sections": {name: _digest(value) for name, value in (sections or {}).items()},
@@ -57,7 +57,10 @@ def mismatches(announced: Card, wanted: Card) -> list[str]:
     """What a client announces that the run does not expect of it, in words; empty if all is well."""
     found = []
     for key, words in _WORDS.items():
-        if announced.get(key) != wanted[key]:
+        if key == "num_examples" and wanted[key] is None:
+            if examples(announced) is None:
+                found.append(f"its {words} is {_shown(announced.get(key))}, not a whole number from 1 to 2^48")
+        elif announced.get(key) != wanted[key]:
             found.append(f"its {words} is {_shown(announced.get(key))}, and this run needs {_shown(wanted[key])}")
     theirs = announced.get("sections")
     theirs = theirs if isinstance(theirs, dict) else {}
@@ -65,6 +68,12 @@ def mismatches(announced: Card, wanted: Card) -> list[str]:
     if other:
         found.append(f"its run file differs in {', '.join(other)}")
     return found
+
+
+def examples(announced: Card) -> int | None:
+    """How many training rows a client says it has; None if it says nothing that could be a number of rows."""
+    value = announced.get("num_examples")
+    return value if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1 << 48 else None
 
 
 def _digest(value: Any) -> str:

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedquilt.core.errors import FedquiltError
-from fedquilt.core.loop import Check, Round, rounds
+from fedquilt.core.loop import Check, Round, needed, rounds
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Params, Profile, Tree
@@ -27,8 +27,8 @@ class MethodStrategy(Strategy):
 
     ``cohorts(t)`` gives the clients of round ``t``; all of ``profiles`` if left out. ``cards`` are what each client
     must announce before training (``hello.card``). ``quorum``, ``min_replies`` and ``check`` are as for the loop,
-    ``run``, ``allowed`` and ``max_bytes`` as for ``GridEngine``. After ``start``, ``state`` is the server's state and
-    ``engine.messages`` the count of messages by type.
+    ``run``, ``grace``, ``allowed`` and ``max_bytes`` as for ``GridEngine``. After ``start``, ``state`` is the server's
+    state and ``engine.messages`` the count of messages by type.
     """
 
     def __init__(
@@ -44,13 +44,14 @@ class MethodStrategy(Strategy):
         check: Check | None = None,
         run: str | None = None,
         wait: float = 300.0,
+        grace: float | None = None,
         allowed: Allowed = lambda exchange, client, order: None,
         max_bytes: int = MAX_BYTES,
     ) -> None:
         self.method, self.profiles, self.cards, self.rng = method, tuple(profiles), cards, rng
         self.cohorts = cohorts or (lambda number: self.profiles)
         self.quorum, self.min_replies, self.check = quorum, min_replies, check
-        self.run, self.wait, self.allowed, self.max_bytes = run, wait, allowed, max_bytes
+        self.run, self.wait, self.grace, self.allowed, self.max_bytes = run, wait, grace, allowed, max_bytes
         self.state: Tree = None
         self.engine: GridEngine | None = None
 
@@ -107,7 +108,14 @@ class MethodStrategy(Strategy):
         """
         self.state = self.state if state is None else state
         self.engine = GridEngine(
-            grid, self.cards, self.run or run_key(), timeout=timeout, allowed=self.allowed, max_bytes=self.max_bytes
+            grid,
+            self.cards,
+            self.run or run_key(),
+            timeout=timeout,
+            grace=self.grace,
+            enough=lambda orders: needed(orders, self.quorum, self.min_replies),
+            allowed=self.allowed,
+            max_bytes=self.max_bytes,
         )
         self.engine.hello(self.wait)
         for done in rounds(

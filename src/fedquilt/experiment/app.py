@@ -1,0 +1,212 @@
+"""A run as a Flower app: the folder that ``flwr run`` takes, and running it against a federation.
+
+The app's two sides only name the run file; everything else is in the installed fedquilt.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedquilt import __version__
+from fedquilt.config.load import resolved
+from fedquilt.config.schema import Config
+from fedquilt.core.errors import ConfigError, RoundError, RunError
+from fedquilt.engine.flower.compat import executable, quiet
+from fedquilt.experiment.flower import FAILED, require
+from fedquilt.record import Record, read_config, read_result
+
+RUN_FILE = """\
+# Both sides read this file. Every key: https://github.com/fedquilt/fedquilt/blob/main/docs/run-file.md
+rounds = 3
+
+[model]
+name = "glyph-vit"          # a folder or a name on the Hugging Face hub, too
+task = "image-classification"
+
+[data]
+source = "sklearn:digits"   # between real sites: source = "node", the classes, and scheme = "sites"
+limit = 400
+
+[partition]
+scheme = "pathological"
+num_clients = 2             # as many as there are SuperNodes; `flwr run` simulates 2 if nobody says otherwise
+classes_per_client = 5
+
+[clients]
+budgets = [6, 12]           # layers that each group of clients can train: here one weak and one strong client
+shares = "1-1"
+
+[training]
+steps = 5
+
+[method]
+name = "fed-hello"
+allocation = "rgd"
+"""
+
+_PYPROJECT = """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "{name}"
+version = "1.0.0"
+description = "A federation of fedquilt."
+license = "Apache-2.0"
+# Flower may install what stands here before each run. fedquilt {version} and the like are already where flwr runs.
+dependencies = []
+
+[tool.hatch.build.targets.wheel]
+packages = ["{package}"]
+
+[tool.flwr.app]
+publisher = "fedquilt"
+# nothing else in this folder travels to the nodes
+fab-include = ["{package}/*.py", "{run_file}"]
+
+[tool.flwr.app.components]
+serverapp = "{package}.server_app:app"
+clientapp = "{package}.client_app:app"
+
+[tool.flwr.app.config]
+folder = ""  # of the run, on the machine of the SuperLink; OUTPUT/NAME of the run file if empty
+"""
+
+_SIDE = '''\
+"""The {side}'s side; what it does is in {run_file}."""
+
+from pathlib import Path
+
+from fedquilt.experiment.flower import {maker}
+
+app = {maker}(Path(__file__).parents[1] / "{run_file}")
+'''
+
+_README = """\
+# {name}
+
+A federation of [fedquilt](https://github.com/fedquilt/fedquilt) as a Flower app.
+
+    fedquilt check {run_file}     # every mistake at once
+    flwr run . --stream        # on this machine, simulated; or `flwr run . NAME` for a SuperLink of yours
+
+All of the run is in `{run_file}`. The run's folder (record, checkpoints, adapters) is made on the machine of the
+SuperLink; the log says where. If it holds a run that stopped, `flwr run` goes on with it; for a new run, change `name`
+in `{run_file}`. A simulation of more than two nodes: `--federation-config "num-supernodes=6"`.
+"""
+
+
+def write_app(folder: Path, text: str = RUN_FILE, run_file: str = "run.toml") -> Path:
+    """Make ``folder`` a Flower app that runs ``text``; gives the run file in it.
+
+    Raises
+    ------
+    RunError
+        if the folder exists and is not empty, or cannot be written.
+    ConfigError
+        if no Python package can be named after the folder.
+    """
+    name = folder.absolute().name
+    package = re.sub(r"\W", "_", name.lower())
+    if not package.isidentifier() or not package.isascii():
+        raise ConfigError(f"{folder}: the app's Python package is named after it; use letters, digits and '-'")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder}: exists and is not empty; give a new folder")
+    words = {"name": re.sub(r"[^a-z0-9-]", "-", name.lower()), "package": package, "run_file": run_file}
+    sides = {"server": "server_app", "client": "site_app"}
+    files = {
+        "pyproject.toml": _PYPROJECT.format(**words, version=__version__),
+        "README.md": _README.format(**words),
+        run_file: text,
+        f"{package}/__init__.py": f'"""The Flower app {name}."""\n',
+        **{f"{package}/{side}_app.py": _SIDE.format(side=side, maker=maker, **words) for side, maker in sides.items()},
+    }
+    try:
+        (folder / package).mkdir(parents=True)
+        for place, content in files.items():
+            (folder / place).write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror}); give another folder") from error
+    return folder / run_file
+
+
+def deploy(config: Config | None, folder: Path, superlink: str, said: Callable[[str], None]) -> None:
+    """Run a config on the federation of a SuperLink; without a config, go on with the run in ``folder``.
+
+    ``superlink`` is the name of the connection in Flower's own configuration, ``folder`` the run's on the SuperLink's
+    machine. ``said`` is given every line of the run's log.
+
+    Raises
+    ------
+    RoundError
+        if the run failed; with its cause, which names client and round.
+    ConfigError
+        if Flower is not installed, or does not take the run.
+    """
+    require("flower", "flwr")
+    quiet()
+    if config is None and read_result(folder) is not None:
+        return
+    settings = read_config(folder) if config is None else resolved(config)
+    if config is not None:
+        Record.refuse(folder)
+    with tempfile.TemporaryDirectory(prefix="fedquilt-") as made:
+        app = Path(made) / "fedquilt-run"
+        write_app(app, json.dumps(settings, indent=1), "run.json")
+        place = json.dumps(str(folder.absolute()))
+        started = _flwr("run", str(app), superlink, "--run-config", f"folder={place}", "--format", "json")
+    run = started.get("run-id")
+    if not started.get("success") or run is None:
+        raise ConfigError(f"--superlink {superlink}: Flower did not start the run: {_cause(started)}")
+    causes = _followed(str(run), superlink, said)
+    status, details = _status(str(run), superlink)
+    if status != "finished:completed" or causes:
+        words = "; ".join(causes) or f"Flower says {status}: {details or 'no cause given'}"
+        raise RoundError(f"{words} (run {run} on {superlink}; all it said: `flwr log {run} {superlink}`)")
+
+
+def _followed(run: str, superlink: str, said: Callable[[str], None]) -> list[str]:
+    """The causes of failure in a run's log, which is followed to its end."""
+    causes = []
+    command = [executable("flwr"), "log", run, superlink, "--stream"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        for line in process.stdout or ():
+            text = _plain(line.rstrip())
+            _, marked, cause = text.partition(FAILED)
+            if marked and cause not in causes:
+                causes.append(cause)
+            said(text)
+    return causes
+
+
+def _status(run: str, superlink: str) -> tuple[str, str]:
+    """How a run ended, and Flower's words on it."""
+    listed = _flwr("ls", superlink, "--run-id", run, "--format", "json")
+    (told,) = listed.get("runs") or [{"status": "nothing of the run", "status-details": _cause(listed)}]
+    return str(told.get("status")), " ".join(str(told.get("status-details") or "").split())
+
+
+def _flwr(*words: str) -> dict[str, Any]:
+    """What a command of Flower's prints as JSON."""
+    done = subprocess.run([executable("flwr"), *words], capture_output=True, text=True)
+    try:
+        printed = json.loads(done.stdout[done.stdout.index("{") :])
+    except ValueError:
+        printed = {}
+    return printed if isinstance(printed, dict) and printed else {"error-message": done.stderr or done.stdout}
+
+
+def _cause(printed: dict[str, Any]) -> str:
+    return " ".join(_plain(str(printed.get("error-message", "no reason given"))).split())
+
+
+def _plain(text: str) -> str:
+    """Text without the codes of colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
