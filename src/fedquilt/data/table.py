@@ -67,7 +67,7 @@ class Table:
 
 
 def concatenated(tables: Sequence[Table]) -> Table:
-    """The rows of all tables, one table after another; of the first one's kind and classes.
+    """The rows of all tables, one table after another; of the first one's kind and classes, without group and split.
 
     Raises
     ------
@@ -78,8 +78,6 @@ def concatenated(tables: Sequence[Table]) -> Table:
     for number, other in enumerate(others, start=1):
         if _form(other) != _form(first):
             raise DataError(f"source {number} holds {_form(other)}, but source 0 holds {_form(first)}")
-    if not others:
-        return first
 
     def strings(columns: list[list[str] | None]) -> list[str] | None:
         return None if columns[0] is None else [value for column in columns for value in column or ()]

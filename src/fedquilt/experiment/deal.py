@@ -88,14 +88,16 @@ def _of_sites(config: Config, rng: Rng, here: Collection[ClientId]) -> Table | N
     if problems:
         raise ConfigError(problems)
     tables = []
-    for site, client in enumerate(here):
+    for client in here:
         source = data.source.replace("{client}", str(client))
         table = load_table(source, **_columns(config))
         table = limited(table, data.limit, rng.child("data", client))
         _check_kind(config, table, "source", source)
-        table = _as_named(config, table, source)
-        tables.append(replace(table, is_train=None, groups=torch.full((len(table),), site)))
-    return concatenated(tables) if tables else None
+        tables.append(_as_named(config, table, source))
+    if not tables:
+        return None
+    sizes = torch.tensor([len(table) for table in tables])
+    return replace(concatenated(tables), groups=torch.arange(len(tables)).repeat_interleave(sizes))
 
 
 def _refuse_own_sources(config: Config) -> None:
