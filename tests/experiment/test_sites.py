@@ -135,6 +135,15 @@ def test_classes_must_be_named_and_check_needs_no_site(rows, tiny):
     assert any("data.classes: missing; with partition.scheme = 'sites'" in problem for problem in check(nameless))
 
 
+def test_a_site_checks_its_own_rows_alone(rows, tiny, command):
+    settings_of(tiny, "node")
+    said = command("check", "sites.toml", "data.source=site-1.npz", "--partition", "1")
+    assert (said.code, said.out) == (0, "sites.toml: no problem found\n")
+    said = command("check", "sites.toml", "data.source=site-9.npz", "--partition", "1")
+    assert said.code == 1
+    assert "data.source = 'site-9.npz': there is no file" in said.err
+
+
 def test_sources_that_do_not_fit_together_are_told(rows, tiny):
     np.savez(rows / "site-2.npz", images=np.zeros((12, 9, 9), dtype=np.uint8), labels=np.arange(12) % 10)
     with pytest.raises(DataError, match="source 2 holds image of 9x9 with labels, but source 0 holds image of 8x8"):

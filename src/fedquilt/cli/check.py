@@ -14,6 +14,10 @@ from fedquilt.core.errors import ConfigError
 def check(
     config: Annotated[Path, typer.Argument(help="The run file (TOML).")],
     changes: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Keys to set.")] = None,
+    partition: Annotated[
+        int | None,
+        typer.Option(help="With partition.scheme = 'sites': look at this client's data.source only, as its site does."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Find every problem of a run file without loading weights or training."""
@@ -25,7 +29,7 @@ def check(
     except ConfigError as error:
         problems, made = list(error.problems), []
     tables: dict[str, Any] = {}
-    found = {label: experiment.check(one, tables) for label, one in made}
+    found = {label: experiment.check(one, tables, None if partition is None else (partition,)) for label, one in made}
     for label, texts in found.items():
         for text in texts:
             everywhere = all(text in others for others in found.values())

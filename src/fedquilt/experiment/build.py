@@ -102,10 +102,15 @@ def build(config: Config, here: Collection[ClientId] | None = None) -> Experimen
     return _joined(config, factory, settings, loaded, budgets, rng, dealt)
 
 
-def check(config: Config, tables: dict[str, tuple[Table | None, Table | None]] | None = None) -> list[str]:
+def check(
+    config: Config,
+    tables: dict[str, tuple[Table | None, Table | None]] | None = None,
+    here: Collection[ClientId] | None = None,
+) -> list[str]:
     """Every problem of a config, found without loading weights: settings, data, split, model shape, budgets, method.
 
     ``tables``, if given, keeps the data that was read, so that checking configs with the same [data] reads it once.
+    ``here`` are the clients whose own rows are on this machine, all for None.
     """
     problems: list[str] = []
     tables = {} if tables is None else tables
@@ -124,7 +129,8 @@ def check(config: Config, tables: dict[str, tuple[Table | None, Table | None]] |
     problems += settings_problems(config.partition.scheme, config.partition.settings)
     splittable = not any(problem.startswith("partition.") for problem in problems)
     key = f"{config.data!r} {config.partition!r} {config.model.task} {config.seed}"
-    here = () if config.data.source == NODE and config.partition.scheme == SITES else None
+    if here is None and config.data.source == NODE and config.partition.scheme == SITES:
+        here = ()
     if key not in tables and (data := attempt(lambda: read(config, rng, here))):
         tables[key] = data
     if key in tables and splittable:

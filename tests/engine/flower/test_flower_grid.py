@@ -150,6 +150,18 @@ def test_too_few_good_replies_stop_the_run_by_name(tmp_path):
         played(setup, engine)
 
 
+def test_stragglers_are_not_waited_for_once_enough_have_answered(tmp_path):
+    setup = fedavg_setup()
+    engine, _ = engine_of(
+        setup, tmp_path, meddle=lambda o, r: None if of(o, 1) else r, timeout=600, grace=0.2, enough=lambda orders: 3
+    )
+    engine.hello(5)
+    done = played(setup, engine, num_rounds=2)
+    for finished in done:
+        assert finished.traffic[0].dropped == {1: "no reply within 0.2 s after enough others had answered"}
+    assert same(done[-1].state, play(fedavg_setup(), num_rounds=2, away=lambda client, *_: client == 1).states[-1])
+
+
 def test_a_message_that_flower_does_not_take_is_told_at_once(tmp_path):
     setup = fedavg_setup()
     engine, grid = engine_of(setup, tmp_path, timeout=60)
