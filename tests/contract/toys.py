@@ -19,6 +19,7 @@ from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import add, scale, select, sub, without
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, Federation, Layout, Memory, Order, Params, Profile, Reply, Tree, Turn
+from fedquilt.core.wire import with_wire_dtype
 from fedquilt.core.wrap import with_local
 
 DATA = Rng(2024).child("toy data")
@@ -111,6 +112,16 @@ def local_bias_setup() -> Setup:
     """The same method with the bias kept by each client: a change of one behaviour is a function Method -> Method."""
     clients = regression_clients()
     return Setup(kept_bias(fedavg(4, batch=4)), profiles_of(clients), clients)
+
+
+def short(build: Callable[[], Setup], dtype: str) -> Callable[[], Setup]:
+    """The same among the same clients, with tensors in fewer bits on the wire."""
+
+    def shortened() -> Setup:
+        setup = build()
+        return setup._replace(method=with_wire_dtype(setup.method, dtype))
+
+    return shortened
 
 
 def kept_bias(method: Method) -> Method:

@@ -11,7 +11,7 @@ pytest.importorskip("flwr")
 from in_process_grid import RUN, InProcessGrid, app_of, cards_of
 from promises import Played, Setup, copied, play, same
 from small_federation import LLAMA, small
-from toys import distillation_setup, fedavg_setup, groups_setup, local_bias_setup, vertical_setup
+from toys import distillation_setup, fedavg_setup, groups_setup, local_bias_setup, short, vertical_setup
 
 from fedquilt.client import Training
 from fedquilt.core.rng import Rng
@@ -46,6 +46,14 @@ TABLE = {
     "toy-vertical": vertical_setup,
     "toy-distillation": distillation_setup,
     "toy-groups": groups_setup,
+}
+TABLE |= {
+    "fed-hello-local-head-int8": short(lambda: real("fed-hello", local_head=True, allocation="rgd"), "int8"),
+    "fed-hello-llama-bfloat16": short(TABLE["fed-hello-llama"], "bfloat16"),
+    "fedra-int8": short(TABLE["fedra"], "int8"),
+    "toy-vertical-int8": short(vertical_setup, "int8"),
+    "toy-distillation-bfloat16": short(distillation_setup, "bfloat16"),
+    "toy-groups-int8": short(groups_setup, "int8"),
 }
 
 

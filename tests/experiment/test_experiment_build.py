@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fedquilt.core.errors import ConfigError, DataError, ModelError
+from fedquilt.core.method import Wire
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Order, Turn
 from fedquilt.experiment import build, check
@@ -206,3 +207,13 @@ def test_the_local_head_is_in_no_message(config):
 def test_auto_takes_a_device_that_is_there():
     assert device_of("cpu").type == "cpu"
     assert device_of(str(device_of("auto"))) == device_of("auto")
+
+
+@pytest.mark.parametrize("changes", [(), ("head.policy=local",), ("evaluation.clients=received",)])
+def test_the_run_file_says_what_tensors_travel_as(config, changes):
+    assert [exchange.wire for exchange in build(config(*changes)).method.exchanges] == [None]
+    for dtype in ("bfloat16", "int8"):
+        experiment = build(config(*changes, f"network.dtype={dtype}"))
+        assert [exchange.wire for exchange in experiment.method.exchanges] == [Wire(dtype)]
+    with pytest.raises(ConfigError, match=r"network\.dtype"):
+        config("network.dtype=float16")

@@ -58,6 +58,20 @@ def test_a_run_file_ends_in_the_same_bits_and_record_as_embedded(config, tmp_pat
             assert client["metrics"]["received_examples"] > 0
 
 
+@pytest.mark.parametrize("changes", [("network.dtype=int8", "head.policy=local"), ("network.dtype=bfloat16",)])
+def test_fewer_bits_on_the_wire_end_in_the_same_bits_too(config, tmp_path, fingerprint, changes):
+    settings, folder = config("rounds=2", "method.name=fedra", *changes), tmp_path / "flower"
+    embedded = run(settings, tmp_path / "embedded")
+    run(settings, folder, connect=in_process(grid_of(settings, folder), settings))
+    left, right = (Record.open(one).load_checkpoint()[1]["params"] for one in (folder, embedded))
+    assert left.keys() == right.keys()
+    assert all(left[name].equal(tensor) for name, tensor in right.items())
+    assert [comparable(line) for line in read_rounds(folder)] == [comparable(line) for line in read_rounds(embedded)]
+    for line in read_rounds(folder):
+        assert not line["exchanges"][0]["dropped"]
+    assert all(memory["wire"]["fit"] for memory in sites(folder))
+
+
 def test_private_parts_stay_with_the_clients(config, tmp_path):
     settings = config("rounds=2", "method.name=local-only")
     embedded, folder = run(settings, tmp_path / "embedded"), tmp_path / "flower"
@@ -121,6 +135,13 @@ def test_a_client_with_another_run_file_is_refused_before_a_folder_is_made(confi
     assert len(refused.value.problems) == 6
     assert "refused before training: client 0: its run file differs in method, training" in refused.value.problems
     assert not (tmp_path / "run").exists()
+
+
+def test_a_client_that_would_send_other_types_is_refused_by_name(config, tmp_path):
+    grid = grid_of(config("network.dtype=int8", "network.timeout=9"), tmp_path)
+    with pytest.raises(ConfigError) as refused:
+        run(config(), tmp_path / "run", connect=in_process(grid, config()))
+    assert "refused before training: client 0: its run file differs in network.dtype" in refused.value.problems
 
 
 def test_another_model_and_more_rows_are_told_by_name(config, tmp_path):

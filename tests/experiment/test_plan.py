@@ -166,3 +166,20 @@ def test_a_plan_that_cannot_be_made_says_why(config):
         plan(config("method.name=fedhello"))
     with pytest.raises(ModelError, match=r"no shape 'llama-3-80b' \(did you mean 'llama-3-8b'\?\)"):
         plan(config("model.name='shape:llama-3-80b'", "model.task=causal-lm"))
+
+
+@pytest.mark.parametrize(("dtype", "share"), [("float32", 1.0), ("bfloat16", 0.5), ("int8", 0.25)])
+def test_a_plan_counts_bytes_in_the_type_in_which_they_travel(config, tmp_path, dtype, share):
+    plain = plan(config(*VIT_B, "clients.budgets=[1,6,12]"))
+    short = plan(config(*VIT_B, "clients.budgets=[1,6,12]", f"network.dtype={dtype}"))
+    for one, other in zip(short, plain, strict=True):
+        assert share <= one.bytes_down / other.bytes_down <= share + 0.001
+        assert share <= one.bytes_up / other.bytes_up <= share + 0.001
+        assert one.gradient_bytes == other.gradient_bytes
+    tiny = config("clients.cohort=6", "rounds=1", "method.allocation=gd", f"network.dtype={dtype}")
+    (line,) = read_rounds(run(tiny, tmp_path / dtype))
+    clients = line["exchanges"][0]["clients"]
+    assert len(clients) == 6
+    for one in plan(tiny):
+        moved = clients[str(one.client)]
+        assert (one.bytes_down, one.bytes_up) == (moved["bytes_down"], moved["bytes_up"])

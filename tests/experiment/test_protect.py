@@ -2,19 +2,26 @@
 
 import importlib
 import json
+import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from fedquilt.core.errors import ConfigError, RoundError
-from fedquilt.core.types import Reply
+from fedquilt.core.loop import perform
+from fedquilt.core.method import Wire
+from fedquilt.core.params import squared_norm, sub
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import Reply, Turn
+from fedquilt.core.wire import WIRE, lengthened, lowered, raised
 from fedquilt.engine.cohort import uniform_cohorts
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment import build, check, resume, run
 from fedquilt.experiment.plan import plan
 from fedquilt.experiment.protect import spending
 from fedquilt.privacy.account import gaussian_epsilon, sampled_epsilon
-from fedquilt.record import read_rounds
+from fedquilt.record import Record, read_rounds
 
 build_module = importlib.import_module("fedquilt.experiment.build")
 CENTRAL = ("method.weighting=uniform", "privacy.mode=central", "privacy.clip_norm=0.5")
@@ -229,3 +236,48 @@ def test_a_plan_of_a_private_run_counts_what_travels(config, mode):
     plain = plan(config("method.weighting=uniform"))
     private = plan(config(*mode))
     assert [one.bytes_up for one in private] == [one.bytes_up for one in plain]
+
+
+# Fewer bits on the wire ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_a_centrally_private_client_owes_nothing_and_the_server_clips_what_it_decoded(config, tmp_path, dtype):
+    changes = (*CENTRAL, "rounds=1", "privacy.noise_multiplier=0.0", "privacy.clip_norm=0.01", f"network.dtype={dtype}")
+    wanted = config(*changes)
+    experiment = build(wanted)
+    assert experiment.method.exchanges[0].wire == Wire(dtype, feedback=False)
+    _, after, memories = Record.open(run(wanted, tmp_path / "central")).load_checkpoint()
+    assert memories == {}
+    before = experiment.method.init(experiment.rng.child("init"))["params"]
+    moved = math.sqrt(squared_norm(sub(after["params"], before)))
+    assert 0.001 < moved <= 0.01 * (1 + 1e-4), "a mean of updates that are no longer than the bound"
+
+
+def test_locally_private_clients_round_what_is_noisy_already_and_owe_nothing_else(config, tmp_path):
+    changes = (*LOCAL, "rounds=1", "privacy.noise_multiplier=2.0", "privacy.test_key=1", "head.policy=local")
+    full = build(config(*changes))
+    wanted = config(*changes, "network.dtype=int8")
+    short = build(wanted)
+    (exchange,) = short.method.exchanges
+    assert exchange.wire == Wire("int8")
+    state = full.method.init(full.rng.child("init"))
+    order = full.method.exchanges[0].ask(state, Turn(0, full.federation.profiles, Rng(3)))[0]
+    sent = lowered({0: order}, exchange.wire)[0]
+    reply, memory = perform(exchange, short.clients[0], 0, sent, {})
+    noisy, _ = perform(full.method.exchanges[0], full.clients[0], 0, raised(sent, exchange.wire), {})
+    assert noisy.params.keys() == memory[WIRE]["fit"].keys() == order.params.keys() & noisy.params.keys()
+    taken = raised(sent, exchange.wire).params
+    for name, owed in memory[WIRE]["fit"].items():  # of the noisy update; nothing of the one beneath it
+        decoded = lengthened(reply.params[f"{name}:float32"], reply.params[f"{name}:scale"])
+        torch.testing.assert_close(decoded + owed, (noisy.params[name] - taken[name]).double(), rtol=0, atol=1e-5)
+    assert len(read_rounds(run(wanted, tmp_path / "local"))) == 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_defences_and_robust_rules_go_with_fewer_bits(config, tmp_path, dtype):
+    changes = ("aggregation.rule=median", "defence.max_update_norm=100.0", "rounds=2", f"network.dtype={dtype}")
+    lines = read_rounds(run(config(*changes), tmp_path / dtype))
+    assert all(not line["exchanges"][0]["dropped"] for line in lines)
+    with pytest.raises(RoundError, match=r"the update's norm is .*; at most 1e-05 is taken"):
+        run(config(*changes, "defence.max_update_norm=1e-5"), tmp_path / "far")

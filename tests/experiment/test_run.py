@@ -139,6 +139,7 @@ def test_interrupted_anywhere_and_resumed_a_run_ends_in_the_same_bits(config, tm
         ("head.policy=local",),
         ("method.name=local-only", "method.shape=triangle"),
         ("method.name=fedra",),
+        ("network.dtype=int8", "head.policy=local"),
     ],
 )
 def test_state_and_memories_of_every_kind_survive_a_stop(config, tmp_path, fingerprint, changes):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedquilt.core.errors import ConfigError, RoundError, suggestion
+from fedquilt.core.params import wide
 from fedquilt.core.types import Params, Reply
 
 WEIGHTINGS = ("examples", "uniform")
@@ -55,11 +56,6 @@ def layerwise_mean(base: Mapping[str, Tensor], replies: Iterable[Reply], weighti
     return {
         name: _moved(tensor, steps[name] / weights[name]) if name in steps else tensor for name, tensor in base.items()
     }
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """The tensor in the widest floating-point type of its device, for sums."""
-    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
 
 
 def _moved(base: Tensor, step: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedquilt.aggregate.mean import check_reply, layerwise_mean, wide
+from fedquilt.aggregate.mean import check_reply, layerwise_mean
 from fedquilt.core.errors import ConfigError, RoundError
-from fedquilt.core.params import scale, squared_norm
+from fedquilt.core.params import scale, squared_norm, wide
 from fedquilt.core.types import Aggregate, Params, Reply
 
 RULES = ("mean", "median", "trimmed-mean", "clipped-mean")

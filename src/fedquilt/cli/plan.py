@@ -38,9 +38,9 @@ def plan(
     show_table(memory, "The memory it needs")
     head = f" A head of {plans[0].num_classes} classes is counted." if plans[0].num_classes else ""
     out.print(
-        "down and up: adapters and head as raw tensors. saved: against sending the whole model both ways "
-        f"({human_bytes(plans[0].model_bytes)} each way). peak: weights, gradients, optimiser and activations of one "
-        f"forward pass; an estimate, without the temporary buffers of single operations.{head}",
+        "down and up: adapters and head as raw tensors of network.dtype. saved: against sending the whole model both "
+        f"ways ({human_bytes(plans[0].model_bytes)} each way). peak: weights, gradients, optimiser and activations of "
+        f"one forward pass; an estimate, without the temporary buffers of single operations.{head}",
         highlight=False,
         soft_wrap=not out.is_terminal,
     )

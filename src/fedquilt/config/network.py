@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel
 
 from fedquilt.config.kinds import STRICT, Rate
@@ -12,6 +14,9 @@ class Network(BaseModel):
 
     model_config = STRICT
 
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    """What tensors travel as, both ways and on every engine; ``float32`` sends them as they are. What rounding takes
+    from a client's update is added to its next (but not with ``privacy.mode = "central"``)."""
     timeout: Rate = 3600.0
     """Seconds that an exchange waits for replies; a client that takes longer is dropped from it."""
     wait: Rate = 300.0

@@ -9,8 +9,9 @@ from typing import Any
 
 from fedquilt.core.loop import Check, refusal
 from fedquilt.core.method import Exchange
-from fedquilt.core.params import num_bytes, select, squared_norm, sub
+from fedquilt.core.params import select, squared_norm, sub
 from fedquilt.core.types import Order, Profile, Reply
+from fedquilt.core.wire import num_wire_bytes
 
 MAX_METRICS, MAX_METRIC_NAME = 1000, 100
 """Numbers that a reply may hold besides its tensors (one score a layer fits in), and characters of their names."""
@@ -21,7 +22,7 @@ class Limits:
     """Bounds on one reply; None is no bound.
 
     ``max_update_norm`` bounds ``||theta - what was sent||`` over all tensors of the reply that the order held too,
-    ``max_reply_bytes`` the raw bytes of its tensors.
+    ``max_reply_bytes`` the raw bytes of its tensors as they travelled.
     """
 
     max_update_norm: float | None = None
@@ -41,7 +42,7 @@ def reply_check(profiles: Iterable[Profile], limits: Limits = Limits()) -> Check
         return (
             _stale(order, reply)
             or _odd_numbers(reply, examples.get(reply.client))
-            or _too_large(reply, limits.max_reply_bytes)
+            or _too_large(exchange, reply, limits.max_reply_bytes)
             or _unlike(exchange, order, reply)
             or refusal(reply)
             or _too_far(order, reply, limits.max_update_norm)
@@ -80,9 +81,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
-def _too_large(reply: Reply, bound: int | None) -> str | None:
-    size = num_bytes(reply.params)
-    return None if bound is None or size <= bound else f"{size} bytes of tensors; at most {bound} are taken"
+def _too_large(exchange: Exchange, reply: Reply, bound: int | None) -> str | None:
+    if bound is None:
+        return None
+    size = num_wire_bytes(reply.params, exchange.wire)
+    return None if size <= bound else f"{size} bytes of tensors; at most {bound} are taken"
 
 
 def _unlike(exchange: Exchange, order: Order, reply: Reply) -> str | None:

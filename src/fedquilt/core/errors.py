@@ -38,6 +38,10 @@ class TrainingError(FedquiltError):
     """One client's local training went wrong; the client's update is dropped and the round goes on."""
 
 
+class WireError(FedquiltError):
+    """The tensors of a message are not in the form in which they should have travelled."""
+
+
 class RoundError(FedquiltError):
     """A round cannot be completed; names the round, the clients and the causes."""
 

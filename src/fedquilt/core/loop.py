@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fedquilt.core.errors import FedquiltError, RoundError
+from fedquilt.core.errors import FedquiltError, RoundError, WireError
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import not_finite, num_bytes
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Profile, Reply, Tree, Turn
+from fedquilt.core.wire import WIRE, lowered, packed, raised, unpacked
 
 Send = Callable[[Exchange, Mapping[ClientId, Order]], Iterable[Reply | Failure]]
 Check = Callable[[Exchange, Order, Reply], str | None]
@@ -94,14 +95,21 @@ def _exchanged(
     }
     if not orders:
         return state, moved
-    for client, order in orders.items():
+    sent = orders if exchange.wire is None else lowered(orders, exchange.wire)
+    for client, order in sent.items():
         moved.bytes_down[client] = num_bytes(order.params)
         moved.settings[client] = dict(order.settings)
 
-    def reason_against(reply: Reply) -> str | None:
-        return refusal(reply) if check is None else check(exchange, orders[reply.client], reply)
+    def judged(reply: Reply) -> Reply | Failure:
+        order = orders[reply.client]
+        try:
+            reply = reply if exchange.wire is None else unpacked(order, reply, exchange.wire)
+        except WireError as error:
+            return Failure(reply.client, str(error))
+        reason = refusal(reply) if check is None else check(exchange, order, reply)
+        return reply if reason is None else Failure(reply.client, reason)
 
-    usable = _usable(send(exchange, orders), moved, reason_against)
+    usable = _usable(send(exchange, sent), moved, judged)
     first = next(usable, None)
     if first is not None:
         state = exchange.merge(state, _chain(first, usable))
@@ -125,7 +133,7 @@ def needed(orders: int, quorum: float, min_replies: int) -> int:
 
 
 def _usable(
-    replies: Iterable[Reply | Failure], moved: Traffic, reason_against: Callable[[Reply], str | None]
+    replies: Iterable[Reply | Failure], moved: Traffic, judged: Callable[[Reply], Reply | Failure]
 ) -> Iterator[Reply]:
     last = -1
     for reply in replies:
@@ -133,11 +141,14 @@ def _usable(
             # an engine's mistake, not a client's: it would be counted twice or change the order of the sums
             raise ValueError(f"the engine gave a reply of client {reply.client} unasked, twice or out of order")
         last = reply.client
-        reason = reply.reason if isinstance(reply, Failure) else reason_against(reply)
-        if reason is not None:
-            moved.dropped[reply.client] = reason
-        elif isinstance(reply, Reply):
-            moved.bytes_up[reply.client] = num_bytes(reply.params)
+        size = 0
+        if isinstance(reply, Reply):
+            size = num_bytes(reply.params)  # as it travelled
+            reply = judged(reply)
+        if isinstance(reply, Failure):
+            moved.dropped[reply.client] = reply.reason
+        else:
+            moved.bytes_up[reply.client] = size
             moved.metrics[reply.client] = dict(reply.metrics)
             yield reply
 
@@ -163,16 +174,27 @@ def perform(
 ) -> tuple[Reply | Failure, Memory]:
     """The client's side of an exchange: its reply and new memory, or a Failure and the memory it had.
 
-    A client whose work fails, or whose result is not finite, keeps its old memory: what broke does not stay.
+    ``order`` is as it travelled, and so is the reply that comes of it. A client whose work fails, or whose result is
+    not finite, keeps its old memory: what broke does not stay.
     """
+    wire = exchange.wire
+    # what the client owes is kept from the method: to a method, a memory without anything of its own is empty
+    own = memory if wire is None else {key: value for key, value in memory.items() if key != WIRE}
     try:
-        reply, new_memory = exchange.work(client, order, memory)
+        taken = order if wire is None else raised(order, wire)
+        reply, new_memory = exchange.work(client, taken, own)
     except FedquiltError as error:
         return Failure(client_id, str(error)), memory
     if reply.round != order.round:
         reply = replace(reply, round=order.round)
     reason = refusal(reply)
-    own = not_finite(new_memory.get("params", {}))
-    if reason is None and own is not None:
-        reason = f"the client's own tensor '{own}' is not finite"
+    broken = not_finite(new_memory.get("params", {}))
+    if reason is None and broken is not None:
+        reason = f"the client's own tensor '{broken}' is not finite"
+    if reason is None and wire is not None:
+        owed = memory.get(WIRE, {})
+        reply, owing = packed(taken, reply, owed.get(exchange.name, {}), wire)
+        reason = refusal(reply)  # too large a number has no short form
+        if owed or owing:
+            new_memory = {**new_memory, WIRE: {**owed, exchange.name: owing}}
     return (reply, new_memory) if reason is None else (Failure(client_id, reason), memory)

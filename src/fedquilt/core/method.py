@@ -9,6 +9,16 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Reply, Tree, Turn
 
 
+class Wire(NamedTuple):
+    """How the tensors of an exchange travel, see ``core.wire``: as ``dtype``, ``"bfloat16"`` or ``"int8"``.
+
+    With ``feedback``, what rounding takes from a client's update is added to its next.
+    """
+
+    dtype: str
+    feedback: bool = True
+
+
 class Exchange(NamedTuple):
     """One ask -> work -> merge between the server and the clients of a cohort.
 
@@ -18,6 +28,9 @@ class Exchange(NamedTuple):
 
     ``expects(order)``, if given, are the order's tensors that a reply to it must hold, and no others, in shape and
     dtype as they were sent; a wrapper that changes what is sent up must say so here.
+
+    ``wire``, if given, is how tensors travel. The three functions, ``expects`` and all checks are of full tensors
+    before and after.
     """
 
     name: str
@@ -25,6 +38,7 @@ class Exchange(NamedTuple):
     work: Callable[[Any, Order, Memory], tuple[Reply, Memory]]
     merge: Callable[[Tree, Iterable[Reply]], Tree]
     expects: Callable[[Order], Params] | None = None
+    wire: Wire | None = None
 
 
 class Method(NamedTuple):

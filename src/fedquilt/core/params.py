@@ -44,6 +44,11 @@ def squared_norm(params: Mapping[str, torch.Tensor]) -> float:
     return float(sum(tensor.detach().double().square().sum() for tensor in params.values()))
 
 
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in the widest floating-point type of its device, for sums."""
+    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+
+
 def num_bytes(params: Mapping[str, torch.Tensor]) -> int:
     """Bytes of the raw tensors, without names or framing."""
     return sum(tensor.numel() * tensor.element_size() for tensor in params.values())

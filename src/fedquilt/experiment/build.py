@@ -21,6 +21,7 @@ from fedquilt.core.errors import ConfigError, FedquiltError, suggestion
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId, Federation, Layout, Profile
+from fedquilt.core.wire import with_wire_dtype
 from fedquilt.core.wrap import with_local, with_received_scores
 from fedquilt.data.partition import settings_problems
 from fedquilt.data.table import Columns, Table, num_rows, take
@@ -274,7 +275,11 @@ def _joined(
             method = with_local(method, bench.layout.head)
         if config.evaluation.clients == "received":
             method = with_received_scores(method)
-        return protected(config, method)  # outermost, so that it sees exactly what leaves the client
+        method = protected(config, method)  # outermost but for rounding, which makes something of its output alone
+        if config.network.dtype == "float32":
+            return method
+        # with secret cohorts, epsilon is of clients whose updates do not depend on earlier cohorts
+        return with_wire_dtype(method, config.network.dtype, feedback=config.privacy.mode != "central")
 
     method = make_method(federation)
     return Experiment(config, federation, make_method, method, clients, server, loaded, lora, bench.layout, record)

@@ -25,6 +25,7 @@ from fedquilt.core.errors import ConfigError, FedquiltError, RunError
 from fedquilt.core.loop import needed
 from fedquilt.core.method import Exchange
 from fedquilt.core.types import ClientId, Memory, Order
+from fedquilt.core.wire import travelling
 from fedquilt.engine.flower.compat import quiet
 from fedquilt.engine.flower.hello import card
 from fedquilt.experiment.build import Experiment, build
@@ -101,7 +102,8 @@ def _prepared(key: str, here: tuple[ClientId, ...] | None) -> Experiment:
 def cards(experiment: Experiment) -> dict[ClientId, dict[str, Any]]:
     """What each client of an experiment must announce, or announces itself."""
     keys = resolved(experiment.config)
-    sections = {name: keys[name] for name in _FOLLOWED} | {"data.classes": keys["data"]["classes"]}
+    sections = {name: keys[name] for name in _FOLLOWED}
+    sections |= {"data.classes": keys["data"]["classes"], "network.dtype": keys["network"]["dtype"]}
     return {
         profile.id: card(
             profile,
@@ -126,7 +128,8 @@ def over(grid: Any, config: Config, *, name: str, poll: float, stop: Event | Non
         from fedquilt.engine.flower.packing import Announced, announced
 
         def allowed(exchange: Exchange, client: ClientId, order: Order) -> Announced:
-            return {**announced(experiment.server.initial), **announced(order.params)}
+            tensors = travelling(experiment.server.initial, exchange.wire)
+            return {**announced(tensors), **announced(order.params)}
 
         engine = GridEngine(
             grid,

@@ -16,6 +16,7 @@ from fedquilt.client.fit import Fitted
 from fedquilt.config.schema import Config
 from fedquilt.core.params import num_bytes
 from fedquilt.core.types import ClientId, Memory, Order, Turn
+from fedquilt.core.wire import num_wire_bytes
 from fedquilt.experiment.build import shaped
 
 
@@ -82,8 +83,8 @@ def plan(config: Config) -> list[ClientPlan]:
                 layers=tuple(order.settings.get("layers", ())),
                 num_classes=num_classes,
                 trained_parameters=sum(tensor.numel() for tensor in trained.values()),
-                bytes_down=num_bytes(order.params),
-                bytes_up=num_bytes(reply.params),
+                bytes_down=num_wire_bytes(order.params, exchange.wire),
+                bytes_up=num_wire_bytes(reply.params, exchange.wire),
                 model_bytes=_base_bytes(client.client),
                 weight_bytes=measured[key][0],
                 gradient_bytes=num_bytes(trained),

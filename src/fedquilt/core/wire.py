@@ -1,0 +1,230 @@
+"""Tensors in fewer bits between server and clients: ``bfloat16``, or ``int8`` with one scale for each tensor.
+
+With Q the rounding, theta the server's tensor and e what the client still owes (0 at first):
+
+    down    the client trains from ``d = Q(theta)`` and ends at ``theta'``
+    up      it sends ``q = Q(theta' - d + e)`` and keeps ``e <- theta' - d + e - q`` in its memory
+    server  takes the reply for ``theta + q``: its own theta, which no rounding ever touches
+
+So the updates that arrive sum up to those that were made, less the last ``e``, and who changes nothing sends 0. Going
+down nothing is owed: that would take a memory of every client on the server. Rounding is to the nearest, never drawn.
+
+A tensor that the client was not sent under its name (or in another shape) is rounded as it is, and nothing is owed. One
+that holds no floating-point numbers travels as it is. On the wire a tensor bears its name and its own dtype
+(``head.weight:float32``), so that the other side can give it back in it, and its scale ``head.weight:scale``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedquilt.core.errors import WireError
+from fedquilt.core.method import Method, Wire
+from fedquilt.core.params import num_bytes, wide
+from fedquilt.core.types import ClientId, Order, Params, Reply
+
+WIRE = "wire"
+"""The key of a client's memory under which lies, by exchange, what it owes. ``work`` does not see it."""
+
+_SHORT = {"bfloat16": torch.bfloat16, "int8": torch.int8}
+_ROUNDED = {str(dtype): dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
+_SCALE = "scale"
+
+
+def with_wire_dtype(method: Method, dtype: str, *, feedback: bool = True) -> Method:
+    """The method whose tensors travel as ``dtype``, ``"bfloat16"`` or ``"int8"``, in all exchanges and both directions.
+
+    Its ``ask``, ``work`` and ``merge`` see full tensors as ever, so it is the outermost change whatever it is joined
+    with. Without ``feedback`` a client owes nothing: what rounding takes from its updates is lost.
+
+    Raises
+    ------
+    ValueError
+        if there is no such dtype.
+    """
+    if dtype not in _SHORT:
+        raise ValueError(f"tensors cannot travel as '{dtype}'; allowed: {', '.join(_SHORT)}")
+    wire = Wire(dtype, feedback)
+    return method._replace(exchanges=tuple(exchange._replace(wire=wire) for exchange in method.exchanges))
+
+
+# One tensor ------------------------------------------------------------
+
+
+def shortened(tensor: Tensor, dtype: str) -> tuple[Tensor, Tensor | None]:
+    """The tensor in ``dtype``, and its scale if that is int8.
+
+    For int8 ``round(x / s)`` with ``s = max |x| / 127``, one float32 for the whole tensor: off by at most ``s / 2``.
+    For bfloat16 the nearest, off by at most ``2^-8 |x|``. 0 stays 0.
+    """
+    exact = wide(tensor.detach())
+    if dtype == "bfloat16":
+        return exact.to(torch.bfloat16), None
+    largest = exact.abs().amax() if exact.numel() else exact.new_zeros(())
+    # no smaller than the smallest normal number: below it a quotient would no longer fit into int8
+    scale = (largest / 127).to(torch.float32).clamp(min=torch.finfo(torch.float32).tiny)
+    return (exact / scale).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def lengthened(short: Tensor, scale: Tensor | None) -> Tensor:
+    """What ``shortened`` made, as the numbers it stands for, in the widest type of the device."""
+    return wide(short) if scale is None else wide(short) * scale
+
+
+# Down ------------------------------------------------------------
+
+
+def lowered(orders: Mapping[ClientId, Order], wire: Wire) -> dict[ClientId, Order]:
+    """The orders as they travel."""
+    made: dict[tuple[str, int], Params] = {}  # most clients are sent the same tensors: each is rounded once
+
+    def form(name: str, tensor: Tensor) -> Params:
+        key = name, id(tensor)
+        if key not in made:
+            made[key] = _form(name, tensor, tensor, wire)
+        return made[key]
+
+    return {
+        client: replace(order, params=_joined(form(name, tensor) for name, tensor in order.params.items()))
+        for client, order in orders.items()
+    }
+
+
+def raised(order: Order, wire: Wire) -> Order:
+    """An order that travelled, as the client takes it: full tensors, rounded.
+
+    Raises
+    ------
+    WireError
+        if its tensors do not have the form of this wire.
+    """
+    return replace(order, params={entry.name: entry.value.to(entry.dtype) for entry in _entries(order.params, wire)})
+
+
+# Up ------------------------------------------------------------
+
+
+def packed(order: Order, reply: Reply, owed: Mapping[str, Tensor], wire: Wire) -> tuple[Reply, Params]:
+    """A reply as it travels, and what is owed after it; ``order`` is as the client took it, ``owed`` as of before.
+
+    Paper: error-feedback, residual
+    """
+    forms: list[Params] = []
+    owed = owed if wire.feedback else {}
+    owing = dict(owed)
+    for name, tensor in reply.params.items():
+        base = _base(order, name, tensor)
+        if base is None:
+            forms.append(_form(name, tensor, tensor, wire))
+            continue
+        update = wide(tensor.detach()) - wide(base.detach().to(tensor.device))
+        if name in owed and owed[name].shape == update.shape:
+            update = update + wide(owed[name].to(tensor.device))
+        form = _form(name, tensor, update, wire)
+        if wire.feedback:
+            ((_, sent, _),) = _entries(form, wire)
+            owing[name] = (update - sent).to(torch.promote_types(tensor.dtype, torch.float32))
+        forms.append(form)
+    return replace(reply, params=_joined(forms)), owing
+
+
+def unpacked(order: Order, reply: Reply, wire: Wire) -> Reply:
+    """A reply that travelled, as ``merge`` takes it; ``order`` is as the server made it, before any rounding.
+
+    Raises
+    ------
+    WireError
+        if its tensors do not have the form of this wire.
+    """
+    params: Params = {}
+    for name, value, dtype in _entries(reply.params, wire):
+        base = _base(order, name, value)
+        if base is None:
+            params[name] = value.to(dtype)
+            continue
+        base = base.detach().to(value.device)
+        # where nothing moved the bits of the base, also those of -0
+        params[name] = torch.where(value == 0, base.to(dtype), (wide(base) + value).to(dtype))
+    return replace(reply, params=params)
+
+
+# Sizes and form ------------------------------------------------------------
+
+
+def travelling(params: Mapping[str, Tensor], wire: Wire | None) -> Params:
+    """Names, dtypes and shapes that ``params`` would have on the wire: tensors without numbers, on the meta device."""
+    bare = {name: tensor.detach().to("meta") for name, tensor in params.items()}
+    return bare if wire is None else _joined(_form(name, tensor, tensor, wire) for name, tensor in bare.items())
+
+
+def num_wire_bytes(params: Mapping[str, Tensor], wire: Wire | None) -> int:
+    """Bytes that the raw tensors have on the wire; None is full tensors."""
+    return num_bytes(travelling(params, wire))
+
+
+class _Entry(NamedTuple):
+    """One tensor that travelled: its name, its numbers, and the dtype it had."""
+
+    name: str
+    value: Tensor
+    dtype: torch.dtype
+
+
+def _form(name: str, tensor: Tensor, numbers: Tensor, wire: Wire) -> Params:
+    """How ``numbers`` (the tensor, or a change of it) travel under the tensor's name and dtype."""
+    label = f"{name}:{str(tensor.dtype).removeprefix('torch.')}"
+    if not _is_rounded(tensor):
+        return {label: numbers}
+    short, scale = shortened(numbers, wire.dtype)
+    return {label: short} if scale is None else {label: short, f"{name}:{_SCALE}": scale}
+
+
+def _entries(params: Mapping[str, Tensor], wire: Wire) -> Iterator[_Entry]:
+    """The tensors of a message, which is not trusted, one by one."""
+    seen: set[str] = set()
+    for label, tensor in params.items():
+        name, _, tag = label.rpartition(":")
+        if tag == _SCALE:
+            continue
+        dtype = _ROUNDED.get(f"torch.{tag}")
+        scale = params.get(f"{name}:{_SCALE}")
+        if name in seen:
+            raise WireError(f"tensor {name[:80]!r} came twice")
+        seen.add(name)
+        if dtype is None:
+            if f"torch.{tag}" != str(tensor.dtype) or scale is not None:
+                raise WireError(f"tensor {label[:80]!r} is {tensor.dtype}, which is not what its name says")
+            yield _Entry(name, tensor, tensor.dtype)
+            continue
+        if tensor.dtype != _SHORT[wire.dtype]:
+            came = f"tensor {label[:80]!r} travelled as {tensor.dtype}, not {wire.dtype}"
+            raise WireError(f"{came}; both sides need one network.dtype")
+        if wire.dtype != "int8" and scale is not None:
+            raise WireError(f"tensor {label[:80]!r} came with a scale, and {wire.dtype} has none")
+        if wire.dtype == "int8" and (scale is None or scale.shape or scale.dtype != torch.float32):
+            raise WireError(f"tensor {label[:80]!r} came without a scale of one float32")
+        yield _Entry(name, lengthened(tensor, scale), dtype)
+    for label in params:
+        name, _, tag = label.rpartition(":")
+        if tag == _SCALE and name not in seen:
+            raise WireError(f"{label[:80]!r} came without its tensor")
+
+
+def _base(order: Order, name: str, tensor: Tensor) -> Tensor | None:
+    """The tensor that ``tensor`` is an update of, or None."""
+    base = order.params.get(name)
+    fits = base is not None and base.shape == tensor.shape and _is_rounded(base) and _is_rounded(tensor)
+    return base if fits else None
+
+
+def _is_rounded(tensor: Tensor) -> bool:
+    return str(tensor.dtype) in _ROUNDED
+
+
+def _joined(forms: Iterator[Params] | list[Params]) -> Params:
+    return {label: tensor for form in forms for label, tensor in form.items()}
