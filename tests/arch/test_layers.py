@@ -29,6 +29,7 @@ MORE = {
     "report/table.py": {"scipy"},
     "cli": {"typer", "rich", "click"},
     "engine/flower": {"flwr"},
+    "engine/flower/certs.py": {"cryptography"},
     "privacy/account.py": {"dp_accounting"},
 }
 """What single packages and files may import on top of that."""

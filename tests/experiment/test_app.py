@@ -116,7 +116,7 @@ def flwr(tmp_path, monkeypatch):
             FLWR.format(python=sys.executable, told=str(told), start=start, log=log, status=status, why=why)
         )
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
-        monkeypatch.setattr(app, "executable", lambda name: str(script))
+        monkeypatch.setattr(app, "tool", lambda name: str(script))
         return told
 
     return put
@@ -177,14 +177,15 @@ def test_a_finished_run_is_left_alone_and_another_ones_folder_too(flwr, config, 
 @pytest.mark.slow
 def test_flwr_run_completes_on_a_new_app(tmp_path):
     pytest.importorskip("ray")
-    from fedquilt.engine.flower.compat import QUIET, executable
+    from fedquilt.engine.flower.compat import QUIET
+    from fedquilt.engine.flower.processes import tool
 
     around = {**os.environ, **QUIET, "FLWR_HOME": str(tmp_path / "flower")}
     around["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{around['PATH']}"
     write_app(tmp_path / "trial")
     try:
         done = subprocess.run(
-            [executable("flwr"), "run", "trial", "--stream"],
+            [tool("flwr"), "run", "trial", "--stream"],
             capture_output=True, text=True, cwd=tmp_path, env=around, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr

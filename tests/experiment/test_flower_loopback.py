@@ -1,12 +1,11 @@
-"""A real SuperLink and three SuperNodes on loopback: the bits of embedded, also when the server dies in between."""
+"""A real SuperLink and three SuperNodes over loopback TLS with node authentication: every method ends in the bits of
+embedded, also when the server process dies in between."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +14,10 @@ import pytest
 pytest.importorskip("flwr")
 
 from fedquilt.config.load import load
+from fedquilt.engine.flower.processes import tail
+from fedquilt.engine.flower.trial import Trial
 from fedquilt.experiment import run
+from fedquilt.methods import METHODS
 from fedquilt.record import Record, read_rounds
 
 pytestmark = pytest.mark.slow
@@ -57,107 +59,90 @@ client = site_app(RUN)
 """
 
 
-def free_port() -> int:
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        return made.getsockname()[1]
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory):
+    """Three SuperNodes that are online; all tests of this file use them."""
+    with Trial(tmp_path_factory.mktemp("federation")) as made:
+        made.ready()
+        assert [node["status"] for node in made.nodes()] == ["online"] * 3
+        yield made
 
 
-def until(true, seconds: float, what: str) -> None:
-    end = time.monotonic() + seconds
+def app_in(folder: Path, tiny: Path, method: str, rounds: int, head: str) -> Path:
+    """A Flower app whose run file is the tiny federation's, with three clients and this method; its run goes beside."""
+    text = tiny.read_text()
+    for old, new in (
+        ("num_clients = 6", "num_clients = 3"),
+        ("cohort = 4", "cohort = 3"),
+        ("classes_per_client = 2", "classes_per_client = 4"),
+        ("rounds = 3", f"rounds = {rounds}"),
+        (
+            'name = "fed-hello"\nallocation = "rgd"',
+            f'name = "{method}"' + '\nallocation = "rgd"' * (method == "fed-hello"),
+        ),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    app = folder / "app"
+    app.mkdir()
+    (app / "tiny.toml").write_text(f'name = "tiny"\noutput = "{folder / "runs"}"\n{text}\n[head]\npolicy = "{head}"\n')
+    (app / "pyproject.toml").write_text(PYPROJECT)
+    (app / "site_app.py").write_text(APP)
+    return app
+
+
+def submit(trial: Trial, app: Path) -> str:
+    """The number of the run that Flower has started."""
+    return re.search(r"started run (\d+)", trial.flwr("run", str(app), "trial").stdout).group(1)
+
+
+def until(true, seconds: float, trial: Trial, number: str) -> None:
+    """Wait for a run; one that has failed is not waited for."""
+    began, looked = time.monotonic(), time.monotonic()
     while not true():
-        assert time.monotonic() < end, f"after {seconds} s: {what}"
+        assert time.monotonic() - began < seconds, tail(trial.process("superlink"), 40)
+        if time.monotonic() - looked > 10:
+            status = trial.flwr("list", "trial", "--run-id", number, "--format", "json").stdout
+            assert "finished:failed" not in status, trial.flwr("log", number, "trial", "--show").stdout
+            looked = time.monotonic()
         time.sleep(0.5)
 
 
-@pytest.fixture
-def federation(tmp_path):
-    """``flwr(words)`` runs Flower's command against a SuperLink with three SuperNodes, which end with the test."""
-    bin, port, home = Path(sys.executable).parent, free_port(), tmp_path / "flower"
-    home.mkdir()
-    address = f"127.0.0.1:{port}"
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "trial"\n[superlink.trial]\naddress = "{address}"\ninsecure = true\n'
-    )
-    around = {**os.environ, "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-    around["PATH"] = f"{bin}{os.pathsep}{around['PATH']}"
-    started = []
-
-    def start(name: str, *words: str) -> None:
-        log = open(tmp_path / f"{name}.log", "w")  # noqa: SIM115  (open as long as the process)
-        process = subprocess.Popen(
-            [bin / words[0], *words[1:]], stdout=log, stderr=log, env=around, cwd=tmp_path, start_new_session=True
-        )
-        started.append(process)
-
-    def listening() -> bool:
-        with socket.socket() as made:
-            return made.connect_ex(("127.0.0.1", port)) == 0
-
-    def flwr(*words: str) -> str:
-        done = subprocess.run([bin / "flwr", *words], capture_output=True, text=True, env=around, timeout=120)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    try:
-        superlink = ("flower-superlink", "--insecure", "--port", str(port), "--disable-runtime-dependency-installation")
-        start("superlink", *superlink)
-        until(listening, 60, (tmp_path / "superlink.log").read_text())
-        for partition in range(3):
-            config = f"partition-id={partition} memories='{tmp_path / 'sites'}'"
-            node = ("--insecure", "--superlink", address, "--port", str(free_port()), "--node-config", config)
-            start(f"node{partition}", "flower-supernode", *node)
-        yield flwr
-    finally:
-        for process in reversed(started):
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait(30)
-
-
-def server_processes(home: Path) -> list[int]:
-    """The ServerApp processes of this test's SuperLink."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words, around = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
-            except OSError:
-                continue
-            if b"flwr-serverapp" in words and str(home).encode() in around:
-                found.append(int(entry.name))
-    return found
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the server's process in /proc")
-def test_real_nodes_end_in_the_same_bits_and_a_killed_server_goes_on(federation, tiny, tmp_path):
-    app, folder = tmp_path / "app", tmp_path / "runs" / "tiny"
-    app.mkdir()
-    changes = ("partition.num_clients=3", "partition.classes_per_client=4", "clients.cohort=3", "head.policy=local")
-    settings = load(tiny, changes)[0]
-    text = tiny.read_text().replace("num_clients = 6", "num_clients = 3").replace("cohort = 4", "cohort = 3")
-    text = text.replace("classes_per_client = 2", "classes_per_client = 4") + '\n[head]\npolicy = "local"\n'
-    (app / "tiny.toml").write_text(f'output = "{tmp_path / "runs"}"\n{text}')
-    (app / "pyproject.toml").write_text(PYPROJECT)
-    (app / "site_app.py").write_text(APP)
-
-    federation("run", str(app), "trial")
-    until(lambda: folder.exists() and len(read_rounds(folder)) == 1, 240, "no first round")
-    killed = server_processes(tmp_path / "flower")
-    assert killed
-    for process in killed:
-        os.kill(process, signal.SIGKILL)
-    federation("run", str(app), "trial")
-    until((folder / "result.json").exists, 300, "the run did not finish")
-
-    lines = read_rounds(folder)
-    assert [line["round"] for line in lines] == [0, 1, 2]
-    assert all(len(line["exchanges"][0]["clients"]) == 3 for line in lines)
-    whole = run(settings, tmp_path / "embedded")
+def same_as_embedded(app: Path, folder: Path) -> None:
+    """The run over the network left what the same run file leaves embedded: tensors, losses, everyone there."""
+    settings = load(app / "tiny.toml")[0]
+    whole = run(settings, app.parent / "embedded")
     ours, theirs = (Record.open(path).load_checkpoint()[1]["params"] for path in (folder, whole))
     assert ours.keys() == theirs.keys()
     assert all(ours[name].equal(theirs[name]) for name in theirs)
-    for line, other in zip(lines, read_rounds(whole), strict=True):
-        for client, moved in line["exchanges"][0]["clients"].items():
-            # the heads stay with the clients: the loss is the same only if each goes on with its own
-            assert moved["metrics"]["loss"] == other["exchanges"][0]["clients"][client]["metrics"]["loss"]
+    lines, others = read_rounds(folder), read_rounds(whole)
+    assert [line["round"] for line in lines] == list(range(settings.rounds))
+    for line, other in zip(lines, others, strict=True):
+        for exchange, embedded in zip(line["exchanges"], other["exchanges"], strict=True):
+            assert not exchange["dropped"]
+            assert exchange["clients"].keys() == embedded["clients"].keys()
+            for client, moved in exchange["clients"].items():
+                # what stays with the clients shows in their losses: each must go on with its own
+                assert moved["metrics"].get("loss") == embedded["clients"][client]["metrics"].get("loss")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_ends_in_the_same_bits_as_embedded(trial, tiny, tmp_path, method):
+    app, folder = app_in(tmp_path, tiny, method, 2, "aggregate"), tmp_path / "runs" / "tiny"
+    until((folder / "result.json").exists, 240, trial, submit(trial, app))
+    same_as_embedded(app, folder)
+    seconds = [line["seconds"] for line in read_rounds(folder)]
+    print(f"{method}: rounds of {', '.join(f'{one:.1f}' for one in seconds)} s over TLS")
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the server's process in /proc")
+def test_a_killed_server_process_goes_on_to_the_same_bits(trial, tiny, tmp_path):
+    app, folder = app_in(tmp_path, tiny, "fed-hello", 3, "local"), tmp_path / "runs" / "tiny"
+    until(lambda: folder.exists() and len(read_rounds(folder)) == 1, 240, trial, submit(trial, app))
+    killed = trial.server_processes()
+    assert killed
+    for process in killed:
+        os.kill(process, signal.SIGKILL)
+    until((folder / "result.json").exists, 300, trial, submit(trial, app))
+    same_as_embedded(app, folder)
+    assert all(len(line["exchanges"][0]["clients"]) == 3 for line in read_rounds(folder))

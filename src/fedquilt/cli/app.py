@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedquilt import __version__
-from fedquilt.cli import check, compare, demo, doctor, export, methods, new, plan, pretrain, report, run
+from fedquilt.cli import check, compare, demo, doctor, export, methods, new, plan, pretrain, report, run, site
 from fedquilt.cli.screen import errors
 from fedquilt.core.errors import ConfigError, FedquiltError
 
@@ -35,6 +35,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(pretrain.app, name="pretrain")
+app.add_typer(site.app, name="site")
 
 
 def _version(wanted: bool) -> None:

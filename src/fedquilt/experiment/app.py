@@ -17,7 +17,8 @@ from fedquilt import __version__
 from fedquilt.config.load import resolved
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, RoundError, RunError
-from fedquilt.engine.flower.compat import executable, quiet
+from fedquilt.engine.flower.compat import quiet
+from fedquilt.engine.flower.processes import tool
 from fedquilt.experiment.flower import FAILED, require
 from fedquilt.record import Record, read_config, read_result
 
@@ -175,7 +176,7 @@ def deploy(config: Config | None, folder: Path, superlink: str, said: Callable[[
 def _followed(run: str, superlink: str, said: Callable[[str], None]) -> list[str]:
     """The causes of failure in a run's log, which is followed to its end."""
     causes = []
-    command = [executable("flwr"), "log", run, superlink, "--stream"]
+    command = [tool("flwr"), "log", run, superlink, "--stream"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout or ():
             text = _plain(line.rstrip())
@@ -195,7 +196,7 @@ def _status(run: str, superlink: str) -> tuple[str, str]:
 
 def _flwr(*words: str) -> dict[str, Any]:
     """What a command of Flower's prints as JSON."""
-    done = subprocess.run([executable("flwr"), *words], capture_output=True, text=True)
+    done = subprocess.run([tool("flwr"), *words], capture_output=True, text=True)
     try:
         printed = json.loads(done.stdout[done.stdout.index("{") :])
     except ValueError:

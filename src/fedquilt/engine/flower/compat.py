@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import sys
-from pathlib import Path
+import re
 from typing import Any
 
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 """Environment variables that keep Flower and Ray from calling home; one that is already set stays as it is."""
+
+ACCEPTED = re.compile(r"SuperNode ID: (-?\d+)")
+"""What a SuperNode's log says when the SuperLink has accepted it."""
+REFUSED = "[code: 2004]"
+"""What the log of a SuperNode says whose key is not registered, or whose old self still counts as there."""
+TAKEN = "already in use"
+"""What ``flwr supernode register`` says of a key that is registered."""
+LEASE_SECONDS = 60.0
+"""How long a SuperNode counts as there after its last sign of life: two heartbeats of 30 s, fixed in Flower's code."""
 
 
 def quiet() -> None:
@@ -39,9 +46,3 @@ def simulate(server_app: Any, client_app: Any, num_nodes: int, *, cpus: float, g
     logging.getLogger("flwr").setLevel(logging.ERROR)
     resources: Any = {"client_resources": {"num_cpus": cpus, "num_gpus": gpus}}
     run_simulation(server_app, client_app, num_nodes, backend_config=resources)
-
-
-def executable(name: str) -> str:
-    """The path of one of Flower's commands: beside this Python, or else wherever the system finds it."""
-    beside = Path(sys.executable).parent / name
-    return str(beside) if beside.exists() else shutil.which(name) or name

@@ -159,6 +159,7 @@ class GridEngine:
             return f"node {node} announces the partition {client!r:.40}; this run has {_range(self.cards)}"
         holder = self.nodes.get(client)
         if holder is not None and holder in online:
+            self._asked.discard(node)  # the holder may be this node's old self, which Flower takes a minute to miss
             return f"node {node} claims partition {client}, which node {holder} holds"
         wrong = mismatches(announced, self.cards[client])
         if wrong:

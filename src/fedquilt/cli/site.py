@@ -1,0 +1,124 @@
+"""``fedquilt site``: keys and certificates of a federation between real sites, and one on this machine to try."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedquilt.cli.screen import out
+from fedquilt.core.errors import ConfigError, FedquiltError
+
+app = typer.Typer(
+    help="Run between real sites on Flower, or try it on this machine.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+@app.callback()
+def _frame() -> None:
+    """Run between real sites on Flower, or try it on this machine."""
+
+
+@app.command()
+def certs(
+    folder: Annotated[Path, typer.Option("--out", help="The folder for keys and certificates.")],
+    host: Annotated[
+        list[str] | None, typer.Option(help="Name or address by which nodes call the server; may come again.")
+    ] = None,
+    node: Annotated[list[str] | None, typer.Option(help="Name of a node that gets a key; may come again.")] = None,
+    nodes: Annotated[int, typer.Option(help="Make keys for node-0, node-1, ... (for a trial).")] = 0,
+    renew: Annotated[bool, typer.Option("--renew", help="Replace the server's certificate and key.")] = False,
+) -> None:
+    """Make an authority and a server certificate (--host, the operator does), a node's key (--node, each site does)."""
+    _require("certs")
+    from fedquilt.engine.flower import certs as made
+
+    names = [*(node or []), *(f"node-{number}" for number in range(nodes))]
+    if not host and not names:
+        raise ConfigError("give --host (the operator's part), or --node or --nodes (each organisation's part)")
+    if renew and not host:
+        raise ConfigError("--renew: give every --host that the new server certificate is for")
+    if host:
+        known = (folder / "ca.crt").exists()
+        if not known:
+            made.authority(folder)
+        server = made.server_certificate(folder, host, renew=renew)
+        _say(f"{folder / 'ca.key'}: {'as it was; ' if known else ''}stays with the operator, best offline")
+        _say(f"{folder / 'ca.crt'}: goes to every organisation (until {made.valid_until(folder / 'ca.crt'):%Y-%m-%d})")
+        until = made.valid_until(server.public)
+        _say(f"{server.key}, {server.public}: on the SuperLink's machine (until {until:%Y-%m-%d})")
+    for name in names:
+        key = made.node_key(folder, name)
+        _say(f"{key.key}: stays with the organisation that runs {name}; who has it is that node")
+        _say(f"{key.public}: goes to the operator, who registers it")
+    if host:
+        ca, crt, key_file = (shlex.quote(str(folder / name)) for name in ("ca.crt", "server.crt", "server.key"))
+        _say("\nnext, on the SuperLink's machine (docs/guide/flower.md says what must stand before it):")
+        _say(
+            f"  flower-superlink --ssl-ca-certfile {ca} --ssl-certfile {crt} --ssl-keyfile {key_file} "
+            "--enable-supernode-auth --database state.db --disable-runtime-dependency-installation"
+        )
+    for name in names:
+        _say(f"\nnext, for {name}: the operator, then the organisation")
+        _say(f"  flwr supernode register {shlex.quote(str(folder / name) + '.pub')} CONNECTION")
+        _say(
+            f"  flower-supernode --superlink {host[0] if host else 'HOST'}:PORT --root-certificates "
+            f"{shlex.quote(str(folder / 'ca.crt'))} --auth-supernode-private-key {shlex.quote(str(folder / name))} "
+            "--node-config 'partition-id=NUMBER'"
+        )
+
+
+@app.command()
+def up(
+    nodes: Annotated[int, typer.Option(help="How many SuperNodes; node i gets partition i.")] = 3,
+    folder: Annotated[Path, typer.Option(help="Where keys, logs and the clients' memories lie.")] = Path("site"),
+    insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS and node authentication.")] = False,
+) -> None:
+    """Start a federation on this machine, over TLS with node authentication, until Ctrl-C ends it."""
+    _require("up")
+    from fedquilt.engine.flower.compat import QUIET
+    from fedquilt.engine.flower.processes import tail
+    from fedquilt.engine.flower.trial import CONNECTION, Trial
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # its processes must end with it, whoever ends it
+    began = time.monotonic()
+    try:
+        with Trial(folder, nodes, secure=not insecure) as trial:
+            trial.ready()
+            safety = "without TLS" if insecure else "TLS, node authentication"
+            count = f"{nodes} SuperNode{'s are' if nodes > 1 else ' is'} online"
+            _say(f"{count} at {trial.address} ({safety}) after {time.monotonic() - began:.0f} s; in another terminal:")
+            quiet = " ".join(f"{name}={value}" for name, value in QUIET.items() if name.startswith("FLWR"))
+            _say(f"  export FLWR_HOME={shlex.quote(str(trial.home))} {quiet}")
+            _say(f"  flwr run APP {CONNECTION} --stream")
+            _say(f"  flwr supernode list {CONNECTION}")
+            _say(f"logs: {trial.folder / 'logs'}; Ctrl-C ends it")
+            told: set[str] = set()
+            while True:
+                time.sleep(1)
+                for process in trial.ended():
+                    if process.name == "superlink":
+                        raise FedquiltError(f"superlink ended: {tail(process)}")
+                    if process.name not in told:
+                        told.add(process.name)
+                        _say(f"{process.name} ended: {tail(process)}")
+    except KeyboardInterrupt:
+        _say(f"ended; everything is still in {folder}, and `fedquilt site up --folder {folder}` goes on with it")
+        raise typer.Exit(130) from None
+
+
+def _require(command: str) -> None:
+    missing = [name for name in ("flwr", "cryptography") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"fedquilt site {command}: needs {' and '.join(missing)}; install it with `pip install 'fedquilt[flower]'`"
+        )
+
+
+def _say(text: str) -> None:
+    out.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,145 @@
+"""Processes of a federation on this machine: started with a log of their own, ended with all they started."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from fedquilt.core.errors import FedquiltError
+
+MARK = "FEDQUILT_TRIAL"
+"""The environment variable by which a process, and whatever it starts, is known as part of one federation."""
+
+
+class Started:
+    """A process in a session of its own, its log, and what it has written since it was started."""
+
+    def __init__(self, name: str, words: Sequence[str], log: Path, environment: Mapping[str, str], mark: str) -> None:
+        self.name, self.log, self.mark = name, log, mark
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab") as file:  # one log for all the lives of a node
+            self._from = file.tell()
+            self.process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**environment, MARK: mark},
+                cwd=log.parent,
+                start_new_session=True,
+            )
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def said(self) -> str:
+        """What it has written."""
+        with open(self.log, "rb") as file:
+            file.seek(self._from)
+            return file.read().decode(errors="replace")
+
+    def end(self, number: int = signal.SIGTERM, seconds: float = 15.0) -> None:
+        """Send it a signal, wait for its end, then end what is left of it and of all it started."""
+        was_running = self.running
+        if was_running:
+            if number == signal.SIGKILL:
+                self._kill_group()
+            else:
+                self.process.send_signal(number)
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        if was_running:  # the number of one that ended long ago may be another's by now
+            self._kill_group()
+        for left in marked(self.mark):  # Flower starts some of its children in sessions of their own
+            with suppress(ProcessLookupError):
+                os.kill(left, signal.SIGKILL)
+        self.process.wait(30)
+
+    def _kill_group(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):  # macOS refuses where only zombies are left
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def wait_for(true: Callable[[], bool], process: Started, seconds: float, what: str) -> None:
+    """Return when ``true()``.
+
+    Raises
+    ------
+    FedquiltError
+        if the process ended, or the seconds are over; shows the end of its log.
+    """
+    end = time.monotonic() + seconds
+    while not true():
+        if not process.running:
+            raise FedquiltError(f"{process.name} ended (exit code {process.process.returncode}): {tail(process)}")
+        if time.monotonic() > end:
+            raise FedquiltError(f"{process.name}: after {seconds:g} s {what}: {tail(process)}")
+        time.sleep(0.2)
+
+
+def tail(process: Started, lines: int = 15) -> str:
+    """The end of what a process has written, and where the rest is."""
+    return "\n".join([f"the end of {process.log} is", *process.said.strip().splitlines()[-lines:]])
+
+
+def tool(name: str) -> str:
+    """Where one of Flower's commands is: beside this Python, else on the PATH.
+
+    Raises
+    ------
+    FedquiltError
+        if it is in neither; says how to get it.
+    """
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if found is None:
+        raise FedquiltError(f"{name}: no such command; install Flower with `pip install 'fedquilt[flower]'`")
+    return found
+
+
+def marked(mark: str) -> list[int]:
+    """The processes of this machine that carry a mark, or one below it; empty where there is no /proc."""
+    return [pid for pid, words in _marked(mark)]
+
+
+def marked_as(mark: str, word: str) -> list[int]:
+    """Those of ``marked`` whose command line holds ``word``."""
+    return [pid for pid, words in _marked(mark) if word in words]
+
+
+def _marked(mark: str) -> list[tuple[int, str]]:
+    found, wanted = [], f"{MARK}={mark}".encode()
+    for entry in Path("/proc").iterdir() if Path("/proc").is_dir() else ():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                variables = (entry / "environ").read_bytes().split(b"\0")
+                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue  # it has ended, or is another user's
+            if any(variable == wanted or variable.startswith(wanted + b"/") for variable in variables):
+                found.append((int(entry.name), words))
+    return found
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on just now."""
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        return int(made.getsockname()[1])
+
+
+def listening(port: int) -> bool:
+    """Whether somebody listens on a port of loopback."""
+    with socket.socket() as made:
+        made.settimeout(1.0)
+        return made.connect_ex(("127.0.0.1", port)) == 0

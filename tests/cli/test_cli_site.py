@@ -1,0 +1,118 @@
+"""``fedquilt site``: keys for both sides with what goes where, and a federation on this machine that ends with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import fedquilt.cli.site as site
+
+
+@pytest.fixture
+def flower():
+    pytest.importorskip("flwr")
+
+
+def test_the_operators_part(flower, command):
+    said = command("site", "certs", "--out", "keys", "--host", "fl.example.org", "--host", "10.0.0.7")
+    assert said.code == 0
+    assert sorted(path.name for path in Path("keys").iterdir()) == ["ca.crt", "ca.key", "server.crt", "server.key"]
+    assert f"{Path('keys/ca.key')}: stays with the operator" in said.out
+    assert f"{Path('keys/ca.crt')}: goes to every organisation (until 20" in said.out
+    assert "flower-superlink --ssl-ca-certfile" in said.out
+    assert "--enable-supernode-auth" in said.out
+
+
+def test_an_organisations_part(flower, command):
+    said = command("site", "certs", "--out", "keys", "--node", "hospital-a")
+    assert said.code == 0
+    assert sorted(path.name for path in Path("keys").iterdir()) == ["hospital-a", "hospital-a.pub"]
+    assert f"{Path('keys/hospital-a')}: stays with the organisation" in said.out
+    assert "hospital-a.pub: goes to the operator" in said.out
+    assert "flwr supernode register" in said.out
+    assert "--auth-supernode-private-key" in said.out
+
+
+def test_keys_by_number_and_a_second_call_that_only_adds(flower, command):
+    assert command("site", "certs", "--out", "keys", "--host", "localhost", "--nodes", "2").code == 0
+    before = {path.name: path.read_bytes() for path in Path("keys").iterdir()}
+    assert {"node-0", "node-0.pub", "node-1", "node-1.pub"} < before.keys()
+    assert command("site", "certs", "--out", "keys", "--node", "third").code == 0
+    assert {name: Path("keys", name).read_bytes() for name in before} == before
+
+
+def test_what_is_there_is_not_overwritten_and_only_the_server_is_renewed(flower, command):
+    assert command("site", "certs", "--out", "keys", "--host", "localhost", "--node", "a").code == 0
+    said = command("site", "certs", "--out", "keys", "--host", "localhost")
+    assert said.code == 1
+    assert "server.key: is there already and is never overwritten; renew it with --renew" in said.err
+    said = command("site", "certs", "--out", "keys", "--node", "a")
+    assert said.code == 1
+    assert "a: is there already and is never overwritten" in said.err
+    authority = Path("keys/ca.crt").read_bytes()
+    server = Path("keys/server.crt").read_bytes()
+    assert command("site", "certs", "--out", "keys", "--host", "localhost", "--renew").code == 0
+    assert Path("keys/ca.crt").read_bytes() == authority
+    assert Path("keys/server.crt").read_bytes() != server
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ((), "give --host (the operator's part), or --node or --nodes (each organisation's part)"),
+        (("--node", "a", "--renew"), "--renew: give every --host that the new server certificate is for"),
+        (("--host", "https://a.org"), "--host https://a.org: neither a host name nor an address"),
+        (("--node", "a/b"), "--node a/b: not a name for a node"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_told(flower, command, words, text):
+    said = command("site", "certs", "--out", "keys", *words)
+    assert said.code == 1
+    assert text in said.err
+    assert not Path("keys/server.key").exists()
+
+
+@pytest.mark.parametrize("words", [("certs", "--out", "keys", "--node", "a"), ("up",)])
+def test_without_flower_it_says_how_to_get_it(command, monkeypatch, words):
+    monkeypatch.setattr(site, "find_spec", lambda name: None)
+    said = command("site", *words)
+    assert said.code == 1
+    assert f"fedquilt site {words[0]}: needs flwr and cryptography; install it with `pip install 'fedquilt" in said.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_federation_on_this_machine_ends_with_its_command(flower, tmp_path, number):
+    from fedquilt.engine.flower.processes import marked
+
+    code = "from fedquilt.cli import main; main()"
+    with open(tmp_path / "said", "w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, "site", "up", "--nodes", "1", "--folder", str(tmp_path / "trial")],
+            stdout=said,
+            stderr=said,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        )
+    try:
+        end = time.monotonic() + 120
+        while "Ctrl-C ends it" not in (tmp_path / "said").read_text():
+            assert process.poll() is None, (tmp_path / "said").read_text()
+            assert time.monotonic() < end
+            time.sleep(0.5)
+        assert not Path("/proc").is_dir() or marked(str(tmp_path / "trial"))
+    finally:
+        process.send_signal(number)
+        code = process.wait(60)
+    told = (tmp_path / "said").read_text()
+    assert code == 130
+    assert "1 SuperNode is online at 127.0.0.1:" in told
+    assert f"export FLWR_HOME={tmp_path / 'trial' / 'flower'} FLWR_TELEMETRY_ENABLED=0" in told
+    assert "flwr run APP trial" in told
+    assert marked(str(tmp_path / "trial")) == []
