@@ -66,9 +66,8 @@ class Watched:
                     peak = int(re.findall(r"VmHWM:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[0])
                 except (OSError, IndexError):
                     continue  # it has just ended
-                kind = next(
-                    (k for k in ("serverapp", "clientapp", "supernode", "superlink") if f"{k}" in words), "other"
-                )
+                kinds = ("flwr-serverapp", "flwr-clientapp", "flower-supernode", "flower-superlink")
+                kind = next((kind for kind in kinds if f"/{kind} " in words), "others")
                 self.peak[kind] = max(self.peak.get(kind, 0), peak * 1024)
 
 

@@ -238,6 +238,18 @@ def test_clients_may_join_late(tmp_path):
     assert len(grid.calls) == 4
 
 
+def test_hello_does_not_wait_for_the_dead_once_everyone_has_joined(tmp_path):
+    setup = fedavg_setup()
+    dead = []
+    engine, grid = engine_of(
+        setup, tmp_path, timeout=600, meddle=lambda o, r: None if o.metadata.dst_node_id in dead else r
+    )
+    dead.append(grid.add(2))  # a killed node that Flower still counts as there
+    engine.hello(600)
+    assert engine.nodes.keys() == {0, 1, 2, 3}
+    assert not {*engine.nodes.values()} & {*dead}
+
+
 def test_a_node_with_a_partition_that_is_none_is_refused(tmp_path):
     setup = fedavg_setup()
     clients = {**setup.clients, 9: regression_clients()[0]}

@@ -104,7 +104,7 @@ class GridEngine:
         }
         kind, number = f"train.{action_of(exchange)}", next(iter(orders.values())).round if orders else 0
         asked = {client: (self.nodes[client], content) for client, content in contents.items()}
-        answers = self._ask(asked, kind, number, enough=None if self.grace is None else self.enough(len(orders)))
+        answers = self._ask(asked, kind, number, self.timeout, self.enough(len(orders)), self.grace)
         for count, client in enumerate(sorted(orders), start=1):
             yield self._reply(exchange, client, orders[client], answers.pop(client, None))
             if self.watch:
@@ -136,7 +136,9 @@ class GridEngine:
         if not new:
             return []
         content = packed({"kind": "hello", "run": self.run})
-        answers = self._ask({node: (node, content) for node in new}, HELLO, 0, min(timeout, self.timeout))
+        # a node that was killed counts as online for a while: nobody waits for it if all clients have answered
+        missing = len(self.cards.keys() - self.nodes.keys()) or 1
+        answers = self._ask({node: (node, content) for node in new}, HELLO, 0, min(timeout, self.timeout), missing, 0.0)
         problems = []
         for node, answer in sorted(answers.items()):
             problem = self._seat(node, answer, online)
@@ -178,14 +180,14 @@ class GridEngine:
         contents: Mapping[int, tuple[int, RecordDict]],
         kind: str,
         number: int,
-        timeout: float | None = None,
-        enough: int | None = None,
+        seconds: float,
+        enough: int,
+        grace: float | None,
     ) -> dict[int, Message | str]:
         """The answer to each message by its key: a message with content, or in words why there is none.
 
-        With ``enough`` answers, the rest has ``grace`` seconds left.
+        They have ``seconds``; once ``enough`` have answered, the rest has ``grace`` seconds left, if that is given.
         """
-        seconds = self.timeout if timeout is None else timeout
         sent = {
             key: Message(content, node, kind, group_id=str(number), ttl=seconds)
             for key, (node, content) in contents.items()
@@ -196,26 +198,27 @@ class GridEngine:
         waiting = {m.metadata.message_id: key for key, m in sent.items() if m.metadata.message_id in taken}
         answers.update(dict.fromkeys(waiting.values(), f"{_ABSENT} within {seconds:g} s"))
         del sent, contents
-        for message in self._pulled(waiting, seconds, enough):
+        for message in self._pulled(waiting, seconds, enough, grace):
             # an error that Flower itself answers with does not come from the node's number: only this id tells whose
             key = waiting.pop(message.metadata.reply_to_message_id, None)
             if key is not None:
                 answers[key] = _said(message)
-        if waiting and enough is not None and sum(isinstance(answer, Message) for answer in answers.values()) >= enough:
-            answers.update(
-                dict.fromkeys(waiting.values(), f"{_ABSENT} within {self.grace:g} s after enough others had answered")
-            )
+        if grace is not None and sum(isinstance(answer, Message) for answer in answers.values()) >= enough:
+            late = f"{_ABSENT} within {grace:g} s after enough others had answered"
+            answers.update(dict.fromkeys(waiting.values(), late))
         return answers
 
-    def _pulled(self, waiting: Mapping[str, Any], seconds: float, enough: int | None) -> Iterator[Message]:
+    def _pulled(
+        self, waiting: Mapping[str, Any], seconds: float, enough: int, grace: float | None
+    ) -> Iterator[Message]:
         """The messages that come, until nobody is waited for or the time is up."""
         end, pause, good = time.monotonic() + seconds, 0.02, 0
         while waiting:
             got: Iterable[Message] = [*self.grid.pull_messages([*waiting])]
             yield from got
             good += sum(message.has_content() for message in got)
-            if enough is not None and good >= enough and self.grace is not None:
-                end, enough = min(end, time.monotonic() + self.grace), None
+            if grace is not None and good >= enough:
+                end, grace = min(end, time.monotonic() + grace), None
             if not waiting or time.monotonic() >= end:
                 return
             self._sleep(min(pause, max(0.0, end - time.monotonic())))
