@@ -17,46 +17,11 @@ from fedquilt.config.load import load
 from fedquilt.engine.flower.processes import tail
 from fedquilt.engine.flower.trial import Trial
 from fedquilt.experiment import run
+from fedquilt.experiment.app import write_app
 from fedquilt.methods import METHODS
 from fedquilt.record import Record, read_rounds
 
 pytestmark = pytest.mark.slow
-
-PYPROJECT = """\
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-
-[project]
-name = "site"
-version = "1.0.0"
-description = "A trial."
-license = "Apache-2.0"
-dependencies = []
-
-[tool.hatch.build.targets.wheel]
-packages = ["."]
-
-[tool.flwr.app]
-publisher = "nobody"
-
-[tool.flwr.app.components]
-serverapp = "site_app:server"
-clientapp = "site_app:client"
-
-[tool.flwr.app.config]
-timeout = 120
-wait = 120
-"""
-APP = """\
-from pathlib import Path
-
-from fedquilt.experiment.flower import server_app, site_app
-
-RUN = Path(__file__).parent / "tiny.toml"
-server = server_app(RUN)
-client = site_app(RUN)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +48,8 @@ def app_in(folder: Path, tiny: Path, method: str, rounds: int, head: str) -> Pat
     ):
         assert old in text
         text = text.replace(old, new)
-    app = folder / "app"
-    app.mkdir()
-    (app / "tiny.toml").write_text(f'name = "tiny"\noutput = "{folder / "runs"}"\n{text}\n[head]\npolicy = "{head}"\n')
-    (app / "pyproject.toml").write_text(PYPROJECT)
-    (app / "site_app.py").write_text(APP)
-    return app
+    top = f'name = "tiny"\noutput = "{folder / "runs"}"\n'
+    return write_app(folder / "app", f'{top}{text}\n[head]\npolicy = "{head}"\n[network]\ntimeout = 120\n').parent
 
 
 def submit(trial: Trial, app: Path) -> str:
@@ -110,7 +71,7 @@ def until(true, seconds: float, trial: Trial, number: str) -> None:
 
 def same_as_embedded(app: Path, folder: Path) -> None:
     """The run over the network left what the same run file leaves embedded: tensors, losses, everyone there."""
-    settings = load(app / "tiny.toml")[0]
+    settings = load(app / "run.toml")[0]
     whole = run(settings, app.parent / "embedded")
     ours, theirs = (Record.open(path).load_checkpoint()[1]["params"] for path in (folder, whole))
     assert ours.keys() == theirs.keys()

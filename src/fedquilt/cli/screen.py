@@ -16,6 +16,8 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from fedquilt.report.words import round_text
+
 out = Console()
 errors = Console(stderr=True)
 
@@ -85,40 +87,6 @@ def step_bar(name: str) -> Iterator[Callable[[int, int, float], None]]:
                 errors.print(f"{name}: step {step}/{steps}, loss {loss:.3f}", highlight=False)
 
         yield told
-
-
-def round_text(line: Mapping[str, Any], brief: bool = False) -> str:
-    """A round in a few words: mean loss over its clients, accuracy and epsilon if any; unless ``brief``, seconds."""
-    losses = [
-        client["metrics"]["loss"]
-        for exchange in line["exchanges"]
-        for client in exchange["clients"].values()
-        if "loss" in client["metrics"]
-    ]
-    replied = {client for exchange in line["exchanges"] for client in exchange["clients"]}
-    # under privacy a client keeps its loss to itself
-    words = [f"loss {sum(losses) / len(losses):.3f}" if losses else _counted(len(replied))]
-    scores = line["evaluation"] or {}
-    if scores.get("global"):
-        words.append(f"accuracy {scores['global']['accuracy']:.1%}")
-    if scores.get("clients") and not (brief and scores.get("global")):
-        own = [client["accuracy"] for client in scores["clients"].values()]
-        words.append(f"clients' mean {sum(own) / len(own):.1%}")
-    received = [
-        client["metrics"]["received_accuracy"]
-        for exchange in line["exchanges"]
-        for client in exchange["clients"].values()
-        if "received_accuracy" in client["metrics"]
-    ]
-    if received and not scores.get("clients") and not (brief and scores.get("global")):
-        words.append(f"clients' mean on receipt {sum(received) / len(received):.1%}")
-    if spent := line.get("privacy"):
-        words.append("no epsilon" if spent["epsilon"] is None else f"epsilon {spent['epsilon']:.2f}")
-    return ", ".join(words if brief else [*words, f"{line['seconds']:.1f} s"])
-
-
-def _counted(replied: int) -> str:
-    return f"{replied} client{'' if replied == 1 else 's'} replied" if replied else "nobody trained"
 
 
 def show_table(rows: Sequence[Sequence[str]], title: str | None = None) -> None:

@@ -33,6 +33,7 @@ from fedquilt.experiment.deal import SITES
 from fedquilt.experiment.run import Connect, Engine, Progress, Silent, resume, run
 from fedquilt.record import Record, read_config, read_result
 from fedquilt.record.read import is_run
+from fedquilt.report.words import round_text
 
 log = logging.getLogger("flwr")  # whose lines Flower brings to the user
 
@@ -250,13 +251,12 @@ class Logged(Silent):
         log.info("fedquilt: %s begins with round %d of %d", name, first + 1, rounds)
 
     def round(self, line: Mapping[str, Any]) -> None:
-        replied = 0
+        number = line["round"] + 1
         for exchange in line["exchanges"]:
-            replied += len(exchange["clients"])
             for client, reason in exchange["dropped"].items():
-                log.warning("fedquilt: round %d: client %s dropped: %s", line["round"] + 1, client, reason)
-        text = "fedquilt: round %d of %d: %d replies in %.1f s"
-        log.info(text, line["round"] + 1, self.rounds, replied, line["seconds"])
+                log.warning("fedquilt: round %d of %d: client %s dropped: %s", number, self.rounds, client, reason)
+        sent = ", ".join(f"{count} {kind}" for kind, count in line["messages"].items() if count)
+        log.info("fedquilt: round %d of %d: %s; sent %s", number, self.rounds, round_text(line), sent)
 
 
 def site_app(file: Path, mods: Sequence[Any] = ()) -> Any:

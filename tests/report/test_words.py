@@ -1,4 +1,4 @@
-from fedquilt.cli.screen import round_text
+from fedquilt.report.words import round_text
 
 
 def line(**more):
