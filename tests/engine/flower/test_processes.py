@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedquilt.core.errors import FedquiltError
-from fedquilt.engine.flower import compat
+from fedquilt.engine.flower import processes
 from fedquilt.engine.flower.processes import Started, free_port, listening, marked, marked_as, tail, tool, wait_for
 
 SLEEPER = "import time; print('here', flush=True); time.sleep(60)"
@@ -72,14 +72,14 @@ def test_children_in_sessions_of_their_own_end_with_it(tmp_path, number):
 
 
 def test_a_command_that_is_not_there_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(compat.shutil, "which", lambda name: None)
+    monkeypatch.setattr(processes.shutil, "which", lambda name: None)
     with pytest.raises(FedquiltError, match=r"flower-nothing: no such command; install Flower with `pip install 'fed"):
         tool("flower-nothing")
 
 
 def test_a_command_beside_this_python_comes_first(monkeypatch, tmp_path):
     (tmp_path / "flower-superlink").write_text("")
-    monkeypatch.setattr(compat.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(processes.sys, "executable", str(tmp_path / "python"))
     assert tool("flower-superlink") == str(tmp_path / "flower-superlink")
 
 
