@@ -111,3 +111,17 @@ def test_layer_scores_are_one_number_for_each_block_at_the_tensors_it_would_use(
     assert moved != plain
     assert client.layer_scores(Order({}), {"params": order.params}) == moved
     assert client.layer_scores(order, kind="norm") != moved != client.layer_scores(order, objective="logit")
+
+
+def test_what_a_client_freezes_it_neither_trains_nor_gives_back():
+    scene = small()
+    client = scene.clients[1]
+    rests = {name for name in scene.layout.depth if name.endswith("lora_A")}
+    frozen = client.freezing(rests)
+    assert (client.frozen, frozen.frozen) == (frozenset(), rests)
+    fitted = frozen.fit(Order({}, rng=SEED), None, [0, 2])
+    assert fitted.params.keys() == {*scene.layout.names([0, 2]), *scene.layout.head} - rests
+    assert frozen.freezing(scene.layout.head).fit(Order({}, rng=SEED), None, [0]).params.keys() == {
+        name for name in scene.layout.names([0]) if name.endswith("lora_B")
+    }
+    assert client.fit(Order({}, rng=SEED), None, [0]).params.keys() >= {*scene.layout.names([0])}

@@ -7,6 +7,7 @@ import torch
 from small_federation import LLAMA, VIT, rows, start_of, task_of, workbench
 
 from fedquilt.client import Workbench
+from fedquilt.core.factors import cut, factors
 
 
 def test_the_layout_and_the_parameters_must_name_the_same_tensors():
@@ -34,8 +35,13 @@ def test_load_names_what_does_not_fit():
     first = next(iter(params))
     with pytest.raises(ValueError, match=f"tensor '{re.escape(first)}' is missing"):
         bench.load({name: tensor for name, tensor in params.items() if name != first})
-    with pytest.raises(ValueError, match=re.escape(f"tensor '{first}' is (3, 8), not (2, 8)")):
+    with pytest.raises(ValueError, match=re.escape(f"tensor '{first}' is (2, 9), not (2, 8)")):
+        bench.load({**params, first: torch.zeros(2, 9)})
+    module = first.removesuffix(".lora_A")
+    with pytest.raises(ValueError, match=re.escape(f"'{module}' has a B of rank 2 and an A of rank 3")):
         bench.load({**params, first: torch.zeros(3, 8)})
+    with pytest.raises(ValueError, match=re.escape(f"'{module}.shift' is (8, 9), not (8, 8)")):
+        bench.load({**params, f"{module}.shift": torch.zeros(8, 9)})
     with pytest.raises(ValueError, match="tensor 'stranger' is not a tensor of vit-4x8"):
         bench.load({**params, "stranger": torch.zeros(1)})
 
@@ -47,6 +53,45 @@ def test_a_load_that_is_refused_changes_nothing():
     with pytest.raises(ValueError, match="stranger"):
         bench.load({**{name: tensor + 1 for name, tensor in before.items()}, "stranger": torch.zeros(1)})
     assert all(torch.equal(before[name], now) for name, now in bench.taken(before).items())
+
+
+def test_factors_of_any_rank_are_those_padded_with_zeros_and_scaled_by_their_own_rank():
+    bench = workbench(rank=4)  # alpha 8: s is 2 at rank 4 and 4 at rank 2
+    params, batch = start_of(bench), rows("image-classification", 5)
+    small = cut(params, 2)
+    bench.load(small)
+    low, _ = bench.forward(batch)
+    assert {tuple(bench.parameters[name].shape) for name in small if name.endswith("lora_A")} == {(2, 8)}
+    padded = {
+        name: torch.cat([2 * tensor, torch.zeros(8, 2)], dim=1)
+        if name.endswith("lora_B")
+        else torch.cat([tensor, torch.zeros(2, 8)])
+        if name.endswith("lora_A")
+        else tensor
+        for name, tensor in small.items()
+    }
+    bench.load(padded)
+    assert torch.allclose(bench.forward(batch)[0], low, atol=1e-6)
+    bench.load(params)
+    assert not torch.allclose(bench.forward(batch)[0], low, atol=1e-3)
+
+
+def test_what_was_merged_into_the_base_acts_until_the_next_load():
+    bench = workbench()
+    params, batch = start_of(bench), rows("image-classification", 5)
+    modules = factors(params)
+    nothing = {name: torch.zeros_like(t) if name.endswith("lora_B") else t for name, t in params.items()}
+    scale = next(iter(bench.adapters.values())).scaling
+    shifts = {f"{module}.shift": scale * pair.B @ pair.A for module, pair in modules.items()}
+    bench.load(params)
+    wanted, _ = bench.forward(batch)
+    bench.load({**nothing, **shifts})
+    assert torch.allclose(bench.forward(batch)[0], wanted, atol=1e-6)
+    weights = [adapter.merged() for adapter in bench.adapters.values()]
+    bench.load(params)
+    assert all(torch.allclose(w, a.merged(), atol=1e-6) for w, a in zip(weights, bench.adapters.values(), strict=True))
+    bench.load(nothing)
+    assert not torch.allclose(bench.forward(batch)[0], wanted, atol=1e-3)
 
 
 def test_training_opens_the_named_tensors_only_and_closes_them_again_even_after_an_error():

@@ -15,8 +15,10 @@ import torch
 
 from fedquilt.adapters.inject import initial, inject, layout, trainable
 from fedquilt.adapters.lora import LoraSettings
+from fedquilt.aggregate.family import Rule
 from fedquilt.client import Client, Training, Workbench
 from fedquilt.client.workbench import Batch
+from fedquilt.core.factors import cut
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId, Federation, Layout, Params, Profile
 from fedquilt.models.hf import Loaded, load_model
@@ -104,17 +106,24 @@ def small(
     rounds: int = 4,
     proxy: int = 0,
     dropout: float = 0.1,
+    rank: int = 2,
+    ranks: Sequence[int] | None = None,
+    rule: Rule | None = None,
 ) -> Small:
-    """One client for each budget, with as many rows as ``sizes`` says; ``proxy`` rows for the server."""
+    """One client for each budget, with as many rows as ``sizes`` says; ``proxy`` rows for the server.
+
+    The server's adapters have this ``rank`` and scale 2, the clients' ``ranks``.
+    """
     training = training or Training(steps=2, epochs=None, batch_size=4, learning_rate=0.05)
-    bench = workbench(model, dropout=dropout)
+    bench = workbench(model, rank=rank, dropout=dropout)
     task, make = task_of(model), initial(bench.layout, bench.model)
-    first = make(Rng(5).child("init").child("init"))
+    first = make(Rng(5).child("init"))  # as the rounds of seed 5 begin
 
     def client(id: ClientId, budget: int, num_rows: int) -> Client:
-        profile = Profile(id, num_rows, bench.layout.architecture, Budget(budget), task)
+        own = None if ranks is None or id == SERVER else ranks[id]
+        profile = Profile(id, num_rows, bench.layout.architecture, Budget(budget, own), task)
         train, test = rows(task, num_rows, id), rows(task, 6, f"test {id}")
-        return Client(profile, bench, first, training, rounds, train, {"test": test})
+        return Client(profile, bench, cut(first, own), training, rounds, train, {"test": test})
 
     clients = {id: client(id, budget, size) for id, (budget, size) in enumerate(zip(budgets, sizes, strict=True))}
     architecture = bench.layout.architecture
@@ -124,5 +133,7 @@ def small(
         {architecture: make},
         rounds,
         client(SERVER, bench.layout.num_layers, proxy) if proxy else None,
+        scaling=LoraSettings(rank, 2.0 * rank).scaling,
+        rule=rule,
     )
     return Small(federation, clients, bench)

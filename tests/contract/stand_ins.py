@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -25,14 +25,18 @@ class StandIn:
     scores: Callable[[int], Sequence[float]]
     fits: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     scorings: list[tuple[str, str]] = field(default_factory=list)
+    frozen: frozenset[str] = frozenset()
 
     @property
     def id(self) -> ClientId:
         return self.profile.id
 
+    def freezing(self, names: Collection[str]) -> StandIn:
+        return replace(self, frozen=frozenset(names))
+
     def fit(self, order: Order, memory: Memory, layers: Collection[int], *, blocks: object = None) -> Fitted:
         self.fits.append((order.round, tuple(layers)))
-        names = {*self.layout.names(layers), *self.layout.head}
+        names = {*self.layout.names(layers), *self.layout.head} - self.frozen
         moved = {name: tensor + 1 for name, tensor in order.params.items() if name in names}
         return Fitted(moved, self.profile.num_examples, {"loss": 1.0})
 

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import pytest
 import torch
 from promises import PROMISES, Build, Setup, copied, fault, is_tree, play, same
-from small_federation import LLAMA, VIT, small
+from small_federation import GPT2, LLAMA, VIT, small
 from torch.nn.functional import cross_entropy
 from toys import (
     Party,
+    changed,
     distillation_setup,
     embedded,
     fedavg,
@@ -25,6 +26,7 @@ from toys import (
     vertical_setup,
 )
 
+from fedquilt.aggregate.family import residual_rule, stack_rule, svd_rule
 from fedquilt.client import Training
 from fedquilt.core.loop import rounds
 from fedquilt.core.method import Exchange
@@ -59,22 +61,38 @@ TOYS = {
 
 
 def real(
-    name: str, *, model: str = VIT, budgets=(1, 2, 4), proxy: int = 0, local_head: bool = False, **settings
+    name: str,
+    *,
+    model: str = VIT,
+    budgets=(1, 2, 4),
+    proxy: int = 0,
+    local_head: bool = False,
+    ranks=None,
+    rule=None,
+    steps=1,
+    **settings,
 ) -> Build:
     """A method of the library among three clients that train a real transformer."""
 
     def build() -> Setup:
-        training = Training(steps=1, epochs=None, batch_size=4, learning_rate=0.05)
-        scene = small(model, budgets=budgets, proxy=proxy, training=training)
+        training = Training(steps=steps, epochs=None, batch_size=4, learning_rate=0.05)
+        rank = 2 if ranks is None else max(ranks)
+        scene = small(model, budgets=budgets, proxy=proxy, training=training, rank=rank, ranks=ranks, rule=rule)
         method = METHODS[name](scene.federation, **settings)
         if local_head:
             method = with_local(method, scene.layout.head)
         # what a method keeps beside its tensors (scores, a count of rounds) may change though no client moved
-        return Setup(method, scene.federation.profiles, scene.clients, lambda state: state["params"])
+        return Setup(method, scene.federation.profiles, scene.clients, learned)
 
     return build
 
 
+def learned(state):
+    """The server's tensors, and what was merged into the base."""
+    return [state["params"], state["base"]["log"] if "base" in state else None]
+
+
+ALL_AT_ONCE = {"merge_lets_replies_go": "a module's factors are combined when those of all clients are there"}
 SOON = {"warmup": 1, "refresh": 1}  # so that every kind of round comes in three
 REAL = {
     "fed-hello-gd": Row(real("fed-hello", allocation="gd")),
@@ -83,6 +101,25 @@ REAL = {
     "fed-hello-fim-clients": Row(real("fed-hello", scores_from="clients", **SOON)),
     "fed-hello-local-head": Row(real("fed-hello", scores_from="clients", local_head=True, **SOON)),
     "fedit": Row(real("fedit")),
+    "ffa-lora": Row(real("ffa-lora")),
+    "rolora": Row(real("rolora", model=LLAMA, budgets=(1, 2, 3))),
+    "fedsa-lora": Row(real("fedsa-lora")),
+    "fedsa-lora-common-head": Row(real("fedsa-lora", local_head=False)),
+    "flexlora": Row(real("flexlora", ranks=(2, 4, 3)), ALL_AT_ONCE),
+    "flexlora-even": Row(real("flexlora", model=GPT2, budgets=(1, 2, 3), split="even"), ALL_AT_ONCE),
+    "hetlora": Row(real("hetlora", ranks=(2, 4, 3), gamma=0.75), ALL_AT_ONCE),
+    "hetlora-segment": Row(real("hetlora", ranks=(4, 2, 2), normalize="segment", tail_penalty=0.01), ALL_AT_ONCE),
+    "flora": Row(real("flora", ranks=(2, 4, 3)), ALL_AT_ONCE),
+    "fedex-lora": Row(real("fedex-lora"), ALL_AT_ONCE),
+    "fedex-lora-1": Row(real("fedex-lora", model=LLAMA, budgets=(1, 2, 3), residual_rank=1), ALL_AT_ONCE),
+    "fedex-lora-0": Row(real("fedex-lora", residual_rank=0), ALL_AT_ONCE),
+    "lora-fair": Row(real("lora-fair"), ALL_AT_ONCE),
+    "fed-hello-flora": Row(real("fed-hello", proxy=3, ranks=(2, 4, 3), rule=stack_rule(), **SOON), ALL_AT_ONCE),
+    "fed-hello-fedex-clients": Row(
+        real("fed-hello", scores_from="clients", rule=residual_rule(2), **SOON), ALL_AT_ONCE
+    ),
+    "fedra-flora": Row(real("fedra", rule=stack_rule()), ALL_AT_ONCE),
+    "fedra-flexlora": Row(real("fedra", ranks=(2, 4, 3), rule=svd_rule()), ALL_AT_ONCE),
     "fedra": Row(real("fedra")),
     "fedra-whole": Row(real("fedra", drop_layers=False)),
     "exclusive": Row(real("exclusive", budgets=(4, 2, 4))),
@@ -103,7 +140,19 @@ SHORT = {
         ("local-only", "int8"),
     )
 }
-ROWS = TOYS | REAL | SHORT
+CHANGED = {  # in the first of its steps nothing pulls a client back, so there are two
+    "fedavg-yogi": changed(fedavg_setup, kind="yogi"),
+    "fedavg-local-bias-momentum": changed(local_bias_setup, kind="momentum"),
+    "fedit-proximal": changed(real("fedit", steps=2), mu=0.5),
+    "fed-hello-proximal-adam": changed(real("fed-hello", proxy=3, steps=2, **SOON), mu=0.5, kind="adam"),
+    "fed-hello-local-head-momentum": changed(
+        real("fed-hello", scores_from="clients", local_head=True, **SOON), kind="momentum"
+    ),
+    "fedra-proximal-momentum": changed(real("fedra", steps=2), mu=0.5, kind="momentum"),
+    "fedsa-lora-proximal-yogi": changed(real("fedsa-lora", steps=2), mu=0.5, kind="yogi"),
+    "rolora-momentum-int8": short(changed(real("rolora", model=LLAMA, budgets=(1, 2, 3)), kind="momentum"), "int8"),
+}
+ROWS = TOYS | REAL | SHORT | {name: Row(build) for name, build in CHANGED.items()}
 CELLS = [(row, promise) for row in ROWS for promise in PROMISES if promise not in ROWS[row].exempt]
 
 

@@ -15,6 +15,8 @@ from promises import Setup
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss, one_hot
 
+from fedquilt.aggregate.server_optimizer import MOMENTS, Kind, with_server_optimizer
+from fedquilt.client.penalty import with_proximal
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import add, scale, select, sub, without
 from fedquilt.core.rng import Rng
@@ -122,6 +124,23 @@ def short(build: Callable[[], Setup], dtype: str) -> Callable[[], Setup]:
         return setup._replace(method=with_wire_dtype(setup.method, dtype))
 
     return shortened
+
+
+def changed(build: Callable[[], Setup], *, mu: float = 0.0, kind: Kind | None = None) -> Callable[[], Setup]:
+    """The same among the same clients, held near what they receive, and with a server optimiser."""
+
+    def made() -> Setup:
+        setup = build()
+        method = with_proximal(setup.method, mu)
+        if kind is None:
+            return setup._replace(method=method)
+
+        def learned(state: Tree) -> Tree:  # moments fade though no client moves
+            return setup.learned(without(state, [MOMENTS]))
+
+        return setup._replace(method=with_server_optimizer(method, kind), learned=learned)
+
+    return made
 
 
 def kept_bias(method: Method) -> Method:

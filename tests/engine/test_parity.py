@@ -10,9 +10,10 @@ pytest.importorskip("flwr")
 
 from in_process_grid import RUN, InProcessGrid, app_of, cards_of
 from promises import Played, Setup, copied, play, same
-from small_federation import LLAMA, small
-from toys import distillation_setup, fedavg_setup, groups_setup, local_bias_setup, short, vertical_setup
+from small_federation import GPT2, LLAMA, small
+from toys import changed, distillation_setup, fedavg_setup, groups_setup, local_bias_setup, short, vertical_setup
 
+from fedquilt.aggregate.family import Rule, stack_rule
 from fedquilt.client import Training
 from fedquilt.core.rng import Rng
 from fedquilt.core.wrap import with_local
@@ -21,15 +22,19 @@ from fedquilt.engine.flower.shelf import Shelf
 from fedquilt.engine.flower.strategy import MethodStrategy
 from fedquilt.methods import METHODS
 
+RANKS = (2, 4, 3, 4)
 SOON = {"warmup": 1, "refresh": 1}
 
 
-def real(name: str, local_head: bool = False, model: str | None = None, **settings) -> Setup:
+def real(
+    name: str, local_head: bool = False, model: str | None = None, ranks=None, rule: Rule | None = None, **settings
+) -> Setup:
     """A method of the library among four clients that train a real transformer, with dropout."""
     more = {} if model is None else {"model": model}
     budgets = (1, 2, 4, 2) if model is None else (1, 2, 3, 2)
     training = Training(steps=2, epochs=None, batch_size=4, learning_rate=0.05)
-    scene = small(budgets=budgets, sizes=(5, 8, 6, 7), proxy=3, training=training, **more)
+    more |= {} if ranks is None else {"rank": max(ranks), "ranks": ranks}
+    scene = small(budgets=budgets, sizes=(5, 8, 6, 7), proxy=3, training=training, rule=rule, **more)
     method = METHODS[name](scene.federation, **settings)
     if local_head:
         method = with_local(method, scene.layout.head)
@@ -41,6 +46,13 @@ TABLE = {
     "fed-hello-fim": lambda: real("fed-hello", allocation="fim", **SOON),
     "fed-hello-clients-score": lambda: real("fed-hello", local_head=True, scores_from="clients", **SOON),
     "fed-hello-llama": lambda: real("fed-hello", model=LLAMA, allocation="rgd"),
+    "flexlora-ranks": lambda: real("flexlora", ranks=RANKS),
+    "hetlora-ranks": lambda: real("hetlora", ranks=RANKS, gamma=0.5),
+    "flora-ranks": lambda: real("flora", model=GPT2, ranks=RANKS),
+    "flora-llama": lambda: real("flora", model=LLAMA),
+    "fedex-lora-1": lambda: real("fedex-lora", residual_rank=1),
+    "fed-hello-flora": lambda: real("fed-hello", ranks=RANKS, rule=stack_rule(), allocation="rgd"),
+    "fedra-flora": lambda: real("fedra", ranks=RANKS, rule=stack_rule()),
     "toy-fedavg": fedavg_setup,
     "toy-local-bias": local_bias_setup,
     "toy-vertical": vertical_setup,
@@ -50,10 +62,15 @@ TABLE = {
 TABLE |= {
     "fed-hello-local-head-int8": short(lambda: real("fed-hello", local_head=True, allocation="rgd"), "int8"),
     "fed-hello-llama-bfloat16": short(TABLE["fed-hello-llama"], "bfloat16"),
+    "flexlora-int8": short(TABLE["flexlora-ranks"], "int8"),
     "fedra-int8": short(TABLE["fedra"], "int8"),
     "toy-vertical-int8": short(vertical_setup, "int8"),
     "toy-distillation-bfloat16": short(distillation_setup, "bfloat16"),
     "toy-groups-int8": short(groups_setup, "int8"),
+    "fed-hello-proximal-adam": changed(TABLE["fed-hello-fim"], mu=0.5, kind="adam"),
+    "fedra-proximal": changed(TABLE["fedra"], mu=0.5),
+    "fedsa-lora-yogi-int8": short(changed(TABLE["fedsa-lora"], kind="yogi"), "int8"),
+    "toy-fedavg-momentum": changed(fedavg_setup, kind="momentum"),
 }
 
 
@@ -102,3 +119,24 @@ def test_memory_is_really_on_the_clients_disk(tmp_path):
     assert all("params" in memory for memory in flower.memories.values())
     folders = sorted((tmp_path / RUN).iterdir())
     assert [folder.name for folder in folders] == [f"client-00{k}" for k in range(4)]
+
+
+@pytest.mark.parametrize("name", ["flora-ranks", "fedex-lora", "fedex-lora-1"])
+def test_t34_who_was_away_on_flower_catches_up_to_the_same_bits(name, tmp_path):
+    """T34 over a Grid: what a client lacks crosses Flower's serialisation, and its base lies on its disk."""
+    setup = TABLE[name]()
+
+    def cohort(number):
+        return [profile for profile in setup.profiles if profile.id != 3 or number == 4]
+
+    app, cards = app_of(setup.method, setup.profiles, setup.clients, tmp_path), cards_of(setup.method, setup.profiles)
+    strategy = MethodStrategy(setup.method, setup.profiles, cards, Rng(5), run=RUN, cohorts=cohort)
+    state = setup.method.init(Rng(5).child("init"))
+    *_, last = strategy.rounds(InProcessGrid(app, len(setup.profiles)), 5, state=copied(state))
+    assert last.traffic[0].bytes_down[3] > last.traffic[0].bytes_down[0]
+    bases = [Shelf(shelf_folder(tmp_path, RUN, client)).newest["base"] for client in setup.clients]
+    assert bases[3]["version"] == 4
+    assert all(same(base, bases[3]) for base in bases)
+    embedded = play(TABLE[name](), num_rounds=5, cohort=cohort)
+    assert same(embedded.states[-1], last.state)
+    assert all(same(memory["base"], bases[3]) for memory in embedded.memories.values())

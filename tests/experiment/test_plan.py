@@ -1,13 +1,14 @@
 import importlib
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
 from fedquilt.core.errors import ConfigError, ModelError
+from fedquilt.core.types import Order
 from fedquilt.experiment import build, plan, run
 from fedquilt.experiment.build import shaped
-from fedquilt.experiment.plan import activation_bytes
+from fedquilt.experiment.plan import activation_bytes, client_plan
 from fedquilt.record import read_partition, read_rounds
 
 plan_module = importlib.import_module("fedquilt.experiment.plan")  # the package's own name for it is the function
@@ -119,6 +120,26 @@ def test_the_estimate_on_meta_is_what_the_processor_really_keeps(config, tmp_pat
         with monkeypatch.context() as patched:  # no stand-ins: the processor's own attention and its own autocast
             patched.setattr(plan_module, "_AsOnADevice", lambda lowered, bench=bench: bench.autocast())
             assert activation_bytes(real.clients[0], names, 24) == estimate > 0
+
+
+def test_clients_of_unlike_rank_are_measured_apart(config):
+    experiment = shaped(config("adapter.rank=4", "method={name='local-only'}"))
+
+    def of_rank(rank):
+        client = experiment.clients[0]
+        own = {
+            name: tensor[:rank] if name.endswith("lora_A") else tensor[:, :rank] if name.endswith("lora_B") else tensor
+            for name, tensor in client.initial.items()
+        }
+        return replace(client, initial=own)
+
+    both = replace(experiment, clients={0: of_rank(1), 1: of_rank(4)})
+    order, shared = Order({}, {"layers": [2]}), {}
+    low, high = (client_plan(both, id, order, shared) for id in (0, 1))
+    assert len(shared) == 2
+    assert low.weight_bytes < high.weight_bytes
+    assert low.activation_bytes < high.activation_bytes
+    assert high == client_plan(both, 1, order, {})
 
 
 def test_a_model_cut_to_its_drawn_blocks_needs_their_memory_only(config):

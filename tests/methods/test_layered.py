@@ -8,6 +8,8 @@ from promises import Setup, play, same
 from small_federation import small
 from stand_ins import cast, layers_of, run
 
+from fedquilt.aggregate.family import residual_rule, stack_rule
+from fedquilt.core.errors import ConfigError
 from fedquilt.core.types import Reply
 from fedquilt.methods.layered import layered
 
@@ -138,3 +140,51 @@ def test_t31_a_client_whose_gradient_is_not_finite_is_dropped_by_its_tensors():
     assert traffic.dropped[2].startswith("tensor '")
     assert traffic.dropped[2].endswith("' is not finite")
     assert all(bool(torch.isfinite(tensor).all()) for tensor in played.states[-1]["params"].values())
+
+
+def test_a_factor_that_rests_is_neither_trained_nor_sent_nor_expected():
+    scene = small()
+    policy = {0: ("lora_B",), 1: ("lora_A",), 2: ("lora_A", "lora_B")}
+    method = layered("toy", scene.federation, chosen, factors=lambda number: policy[number])
+    fit, seen = method.exchanges[0], []
+
+    def work(client, order, memory):
+        reply, memory = fit.work(client, order, memory)
+        assert fit.expects(order).keys() == reply.params.keys()
+        assert order.params.keys() == scene.layout.depth.keys()
+        seen.append((order.round, client.id, reply.params.keys()))
+        return reply, memory
+
+    watched = method._replace(exchanges=(fit._replace(work=work),))
+    play(Setup(watched, scene.federation.profiles, scene.clients), num_rounds=3)
+    assert len(seen) == 9
+    for number, client, names in seen:
+        inside = {name for name in scene.layout.names(CHOSEN[client]) if name.endswith(policy[number])}
+        assert names == inside | scene.layout.head
+
+
+@pytest.mark.parametrize(("rule", "by"), [(None, "the mean of factors"), (residual_rule(), "'fedex-lora'")])
+def test_clients_of_unlike_rank_are_refused_where_the_rule_takes_one(rule, by):
+    scene = small(rank=4, ranks=(2, 4, 3), rule=rule)
+    with pytest.raises(ConfigError) as caught:
+        layered("toy", scene.federation, chosen)
+    assert str(caught.value) == (
+        f"clients.ranks holds 2, 3 and adapter.rank is 4: {by} needs one rank; leave clients.ranks out, or set "
+        "method.name or aggregation.rule to 'flexlora', 'hetlora' or 'flora'"
+    )
+
+
+def test_ranks_that_are_all_the_servers_are_one_rank():
+    scene = small(rank=4, ranks=(4, 4, 4))
+    assert layered("toy", scene.federation, chosen).name == "toy"
+
+
+def test_the_federations_rule_combines_what_the_allocation_chose():
+    """Each layer over those who trained it; a layer that nobody trained keeps its base and its factors."""
+    scene = small(rule=stack_rule())
+    method = layered("toy", scene.federation, chosen)
+    played = play(Setup(method, scene.federation.profiles, scene.clients), num_rounds=2)
+    changed = {scene.layout.depth[f"{module}.lora_A"] for module in played.states[-1]["base"]["shift"]}
+    assert changed == {0, 1, 2}
+    first, last = (state["params"] for state in (played.states[0], played.states[-1]))
+    assert {name for name in first if not same(first[name], last[name])} == scene.layout.head

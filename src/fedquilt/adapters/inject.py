@@ -9,6 +9,7 @@ from torch import nn
 
 from fedquilt.adapters.lora import LoraLinear, LoraSettings, initial_factors, is_linear
 from fedquilt.core.errors import ModelError, suggestion
+from fedquilt.core.factors import at_rank, named
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks, Layout, Params
 
@@ -122,6 +123,18 @@ def initial(layout: Layout, model: nn.Module) -> Callable[[Rng], Params]:
         return params
 
     return make
+
+
+def fresh(layout: Layout, rank: int, rng: Rng) -> Params:
+    """Factors for every adapted module of the layout, as training starts from them; at this rank, or the module's."""
+    params: Params = {}
+    for name, shape in at_rank(layout, rank).shapes.items():
+        module, _, factor = name.rpartition(".")
+        if factor == "lora_A":
+            own, d_in = shape
+            a, b = initial_factors(module, d_in, layout.shapes[f"{module}.lora_B"][0], own, rng)
+            params |= named({module: (b, a)})
+    return params
 
 
 def load(parameters: Mapping[str, nn.Parameter], params: Mapping[str, torch.Tensor]) -> None:

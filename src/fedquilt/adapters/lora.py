@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import TypeVar
 
@@ -63,21 +64,22 @@ class LoraSettings:
         """The alpha of the module at this path."""
         return _by_pattern(self.alpha_pattern, module, self.alpha)
 
-    def scaling(self, module: str) -> float:
-        """``s`` of the module at this path: ``alpha / r``, or ``alpha / sqrt(r)`` with rsLoRA.
+    def scaling(self, module: str, rank: int | None = None) -> float:
+        """``s`` of the module at this path, ``alpha / r`` or with rsLoRA ``alpha / sqrt(r)``; at its own rank or this.
 
         Paper: lora, scaling; rslora, scaling
         """
-        rank = self.rank_of(module)
+        rank = self.rank_of(module) if rank is None else rank
         return self.alpha_of(module) / (math.sqrt(rank) if self.rslora else rank)
 
 
 class LoraLinear(nn.Module):
     """A linear module with a low-rank term beside it: ``y = base(x) + s B A dropout(x)``.
 
-    ``lora_A`` is (r, d_in) and ``lora_B`` (d_out, r), both float32 and zero until values are put in. ``base`` is any
-    module that maps d_in to d_out features; only its forward is called, so a quantised one works. ``active`` False
-    leaves the base alone.
+    ``lora_A`` is (r, d_in) and ``lora_B`` (d_out, r), both float32 and zero until values are put in. Values of another
+    rank may be put in (``set_factor``); ``s`` is always that of the present rank. ``base`` is any module that maps d_in
+    to d_out features; only its forward is called, so a quantised one works. ``shift`` (d_out, d_in), if set, is what
+    was merged into the base, which is then ``base(x) + shift x``. ``active`` False leaves that base alone.
 
     Raises
     ------
@@ -93,9 +95,24 @@ class LoraLinear(nn.Module):
         self.base = base
         self.lora_A = nn.Parameter(torch.zeros(rank, d_in, device=device), requires_grad=False)
         self.lora_B = nn.Parameter(torch.zeros(d_out, rank, device=device), requires_grad=False)
-        self.scaling = settings.scaling(name)
+        self.shift: Tensor | None = None
+        self._scaling = partial(settings.scaling, name)
         self.dropout = settings.dropout
         self.active = True
+
+    @property
+    def scaling(self) -> float:
+        """``s`` of the rank that the factors have now."""
+        return self._scaling(len(self.lora_A))
+
+    def set_factor(self, factor: str, value: Tensor) -> None:
+        """Put a value of any rank into ``"lora_A"`` or ``"lora_B"``; the other one must follow before the next use."""
+        parameter: nn.Parameter = getattr(self, factor)
+        if parameter.shape == value.shape:
+            with torch.no_grad():
+                parameter.copy_(value)
+        else:
+            parameter.data = value.detach().to(parameter.device, parameter.dtype, copy=True)
 
     @property
     def weight(self) -> Tensor:
@@ -118,17 +135,23 @@ class LoraLinear(nn.Module):
         Paper: lora, delta
         """
         y = self.base(x)
+        if self.shift is not None:
+            y = y + F.linear(self._own(x), self.shift).to(y.dtype)
         if not self.active:
             return y
-        h = F.dropout(x, self.dropout, self.training)
-        if h.dtype != self.lora_A.dtype and (h.is_meta or not torch.is_autocast_enabled(h.device.type)):
-            h = h.to(self.lora_A.dtype)  # a base in half precision; autocast would choose the dtype by itself
-        h = F.linear(h, self.lora_A)  # (..., r)
+        h = F.linear(self._own(F.dropout(x, self.dropout, self.training)), self.lora_A)  # (..., r)
         return y + (self.scaling * F.linear(h, self.lora_B)).to(y.dtype)  # (..., d_out)
 
+    def _own(self, x: Tensor) -> Tensor:
+        """The input in the factors' dtype: for a base in half precision; autocast would choose the dtype by itself."""
+        other = x.dtype != self.lora_A.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type))
+        return x.to(self.lora_A.dtype) if other else x
+
     def delta(self) -> Tensor:
-        """The dense change ``s B A``, shaped as the base's weight: (d_out, d_in), or (d_in, d_out) for Conv1D."""
+        """The dense ``s B A + shift``, shaped as the base's weight: (d_out, d_in), or (d_in, d_out) for Conv1D."""
         dense = self.scaling * (self.lora_B.detach() @ self.lora_A.detach())  # (d_out, d_in)
+        if self.shift is not None:
+            dense = dense + self.shift
         return dense.T if self.fan_in_fan_out else dense
 
     def merged(self) -> Tensor:

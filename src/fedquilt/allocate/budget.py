@@ -49,11 +49,16 @@ def sizes(shares: Sequence[Fraction], num_clients: int) -> tuple[int, ...]:
 
 
 def groups(
-    shares: Sequence[Fraction], budgets: Sequence[int], num_clients: int, shuffle: Rng | None = None
+    shares: Sequence[Fraction],
+    budgets: Sequence[int],
+    num_clients: int,
+    shuffle: Rng | None = None,
+    ranks: Sequence[int] | None = None,
 ) -> tuple[Budget, ...]:
     """The budget of every client, in client order: the first share of the clients has the first budget, and so on.
 
-    With ``shuffle``, a random stream, the same number of clients has each budget but which ones is drawn from it.
+    ``ranks`` are the ranks of the groups' adapters, if they have ranks of their own. With ``shuffle``, a random stream,
+    the same number of clients has each budget but which ones is drawn from it.
 
     Raises
     ------
@@ -65,8 +70,14 @@ def groups(
             f"clients.budgets has {len(budgets)} numbers ({list(budgets)}) and clients.shares has {len(shares)} "
             "groups; give one budget for each group"
         )
+    if ranks is not None and len(ranks) != len(shares):
+        raise ConfigError(
+            f"clients.ranks has {len(ranks)} numbers ({list(ranks)}) and clients.shares has {len(shares)} groups; give "
+            "one rank for each group, or leave clients.ranks out"
+        )
     counts = sizes(shares, num_clients)
-    by_index = [Budget(budget) for budget, count in zip(budgets, counts, strict=True) for _ in range(count)]
+    kinds = [Budget(layers, ranks[group] if ranks else None) for group, layers in enumerate(budgets)]
+    by_index = [budget for budget, count in zip(kinds, counts, strict=True) for _ in range(count)]
     if shuffle is None:
         return tuple(by_index)
     return tuple(by_index[place] for place in shuffle.numpy().permutation(num_clients).tolist())

@@ -15,27 +15,40 @@ from fedquilt.report.table import human_bytes
 def plan(
     config: Annotated[Path, typer.Argument(help="The run file (TOML).")],
     changes: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Keys to set.")] = None,
+    memory: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--memory", help="Gigabytes of a client of each group, weakest first: finds layers and rank for them."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a round costs each client, without weights or data: layers, parameters, bytes, memory."""
+    """Show what a round costs each client, without weights or data: layers, parameters, bytes, memory.
+
+    With --memory, once for each capability group, find the layers and the rank that fit.
+    """
     from fedquilt.config.load import load
 
     settings, _ = load(config, changes or [])
     from fedquilt import experiment  # takes seconds, so what is wrong with the file is told first
 
+    groups = experiment.afforded(settings, memory) if memory else ()
+    if groups:
+        settings = experiment.budgeted(settings, groups)
     plans = experiment.plan(settings)
     if as_json:
-        show_json([asdict(one) | {"peak_bytes": one.peak_bytes, "saving": one.saving} for one in plans])
+        told = [asdict(one) | {"peak_bytes": one.peak_bytes, "saving": one.saving} for one in plans]
+        show_json({"groups": [asdict(group) for group in groups], "plans": told} if groups else told)
         return
     moved = [["client", "budget", "layers trained", "parameters", "down", "up", "saved"]]
-    memory = [["client", "weights", "gradients", "optimiser", "activations", "peak"]]
+    needed = [["client", "weights", "gradients", "optimiser", "activations", "peak"]]
     for one in plans:
         moved.append([str(one.client), str(one.budget), _ranges(one.layers), f"{one.trained_parameters:,}"])
         moved[-1] += [human_bytes(one.bytes_down), human_bytes(one.bytes_up), f"{one.saving:.2%}"]
         parts = (one.weight_bytes, one.gradient_bytes, one.optimizer_bytes, one.activation_bytes, one.peak_bytes)
-        memory.append([str(one.client), *(human_bytes(part) for part in parts)])
+        needed.append([str(one.client), *(human_bytes(part) for part in parts)])
     show_table(moved, "What a client trains and moves in one round")
-    show_table(memory, "The memory it needs")
+    show_table(needed, "The memory it needs")
     head = f" A head of {plans[0].num_classes} classes is counted." if plans[0].num_classes else ""
     out.print(
         "down and up: adapters and head as raw tensors of network.dtype. saved: against sending the whole model both "
@@ -44,6 +57,14 @@ def plan(
         highlight=False,
         soft_wrap=not out.is_terminal,
     )
+    if groups:
+        fitted = [["group", "memory", "layers", "rank", "peak"]]
+        for number, group in enumerate(groups):
+            sizes = human_bytes(group.memory_bytes), str(group.layers), str(group.rank), human_bytes(group.peak_bytes)
+            fitted.append([str(number), *sizes])
+        show_table(fitted, "What fits into the memory of each group")
+        out.print("Put this into the run file; leave room for what the estimate does not hold.\n", highlight=False)
+        out.print(experiment.budget_lines(groups), markup=False, highlight=False, soft_wrap=True)
 
 
 def _ranges(layers: tuple[int, ...]) -> str:

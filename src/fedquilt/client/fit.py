@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,9 @@ from fedquilt.client.workbench import Batch, Workbench
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Params
+
+Penalty = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
+"""``penalty(trained, start)``, a scalar: of the tensors that are trained, by name, and of all as training began."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +81,19 @@ def fit(
     rng: Rng,
     *,
     blocks: Collection[int] | None = None,
+    penalties: Sequence[Penalty] = (),
 ) -> Fitted:
     """Train the tensors ``names``, starting from ``params``, on the rows of ``columns``.
 
-    ``blocks`` makes the model shallower for the time (only these transformer blocks are run). Metrics: ``loss`` (mean
-    over the labels seen, before each step), ``accuracy`` (same labels), ``steps``.
+    ``blocks`` makes the model shallower for the time (only these transformer blocks are run). What ``penalties`` give
+    is added to the loss of every optimiser step, once however many forward passes it is made of. Metrics: ``loss``
+    (mean over the labels seen, before each step, without penalties), ``accuracy`` (same labels), ``steps``.
 
     Raises
     ------
     TrainingError
-        if there are no rows, or as soon as the loss or the clipped gradient's norm is not finite, with the step.
+        if there are no rows, or as soon as the loss, a penalty or the clipped gradient's norm is not finite, with the
+        step.
     """
     num_rows = len(columns["labels"])
     if num_rows == 0:
@@ -98,12 +104,16 @@ def fit(
     loss_sum, correct, seen, steps = 0.0, 0, 0, 0
     with bench.training(names) as trained, bench.shallow(blocks), rng.child("dropout").scope():
         optimizer = _optimizer(trained, training, learning_rate)
+        now = {name: bench.parameters[name] for name in names}
+        start = {name: tensor.detach().to(bench.device) for name, tensor in params.items()} if penalties else {}
         for rows in batches(num_rows, training, rng.child("batches")):
             steps += 1
             optimizer.zero_grad()
             step_loss, step_correct, step_labels = _backward(bench, columns, rows.split(training.batch_size))
             if not math.isfinite(step_loss):
                 raise TrainingError(f"loss is {step_loss} at step {steps}")
+            for penalty in penalties:
+                _penalise(penalty(now, start), steps)
             if training.clip_norm is not None:
                 norm = float(nn.utils.clip_grad_norm_(trained, training.clip_norm))
                 if not math.isfinite(norm):
@@ -150,6 +160,14 @@ def _backward(bench: Workbench, columns: Batch, parts: Sequence[Tensor]) -> tupl
         loss_sum += float(loss.detach())
         correct += num_correct(logits.detach(), labels)
     return loss_sum, correct, labels_in_step
+
+
+def _penalise(value: Tensor, step: int) -> None:
+    """Adds the penalty's gradients to those that are there."""
+    if not math.isfinite(float(value.detach())):
+        raise TrainingError(f"penalty is {float(value.detach())} at step {step}")
+    if value.requires_grad:  # it is a constant where nothing that it looks at is trained
+        value.backward()
 
 
 def _optimizer(trained: list[nn.Parameter], training: Training, learning_rate: float) -> torch.optim.Optimizer:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fedquilt.adapters.blocks import only_blocks
+from fedquilt.adapters.inject import adapters
+from fedquilt.core.factors import SHIFT, factors, same_but_rank
 from fedquilt.core.types import Blocks, Layout, Params
 
 Batch = dict[str, Tensor]
@@ -39,6 +41,7 @@ class Workbench:
         if parameters.keys() != layout.depth.keys():
             raise ValueError("the workbench's parameters and its layout name different tensors")
         self.model = model.to(device)
+        self.adapters = adapters(model)
         self.blocks = blocks
         self.layout = layout
         self.parameters = dict(parameters)
@@ -52,21 +55,38 @@ class Workbench:
     def load(self, params: Mapping[str, Tensor]) -> None:
         """Put ``params`` into the model; every tensor of the layout must be there, with its shape.
 
+        The factors of a module may be of another rank than the layout's. What was merged into the base comes as
+        ``<module>.shift``, (d_out, d_in); a module without is on its own base.
+
         Raises
         ------
         ValueError
             naming the first tensor that is missing, unknown or of another shape. Nothing of the client before may stay.
         """
-        for name, parameter in self.parameters.items():
+        shapes = self.layout.shapes
+        for name in self.parameters:
             if name not in params:
                 raise ValueError(f"tensor '{name}' is missing")
-            if params[name].shape != parameter.shape:
-                raise ValueError(f"tensor '{name}' is {tuple(params[name].shape)}, not {tuple(parameter.shape)}")
-        if unknown := params.keys() - self.parameters.keys():
+            if not same_but_rank(name, params[name].shape, shapes[name]):
+                raise ValueError(f"tensor '{name}' is {tuple(params[name].shape)}, not {shapes[name]}")
+        modules = factors(params)
+        shifts = {f"{module}.{SHIFT}" for module in self.adapters}
+        if unknown := params.keys() - self.parameters.keys() - shifts:
             raise ValueError(f"tensor '{min(unknown)}' is not a tensor of {self.layout.architecture}")
+        for module in self.adapters:
+            pair, shift = modules[module], params.get(f"{module}.{SHIFT}")
+            if pair.B.shape[1] != pair.A.shape[0]:
+                raise ValueError(f"'{module}' has a B of rank {pair.B.shape[1]} and an A of rank {pair.A.shape[0]}")
+            if shift is not None and shift.shape != (len(pair.B), pair.A.shape[1]):
+                raise ValueError(f"'{module}.{SHIFT}' is {tuple(shift.shape)}, not {(len(pair.B), pair.A.shape[1])}")
+        for module, adapter in self.adapters.items():
+            adapter.set_factor("lora_A", modules[module].A)
+            adapter.set_factor("lora_B", modules[module].B)
+            shift = params.get(f"{module}.{SHIFT}")
+            adapter.shift = None if shift is None else shift.detach().to(self.device)
         with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(params[name])
+            for name in self.layout.head:
+                self.parameters[name].copy_(params[name])
 
     def taken(self, names: Collection[str]) -> Params:
         """Copies, on the CPU, of the named tensors as they now are in the model."""

@@ -1,4 +1,4 @@
-"""The sections of a run file on wrong clients and on privacy."""
+"""The sections of a run file on aggregation, on wrong clients and on privacy."""
 
 from __future__ import annotations
 
@@ -14,12 +14,43 @@ class Aggregation(BaseModel):
 
     model_config = STRICT
 
-    rule: Literal["mean", "median", "trimmed-mean", "clipped-mean"] = "mean"
-    """All but ``mean`` bound what a few wrong clients can do; median and trimmed mean count every client once."""
+    rule: Literal[
+        "mean",
+        "median",
+        "trimmed-mean",
+        "clipped-mean",
+        "flexlora",
+        "hetlora",
+        "flora",
+        "fedex-lora",
+        "lora-fair",
+    ] = "mean"
+    """``median``, ``trimmed-mean`` and ``clipped-mean`` bound what a few wrong clients can do; median and trimmed mean
+    count every client once. The others combine adapters as the method of their name does, with this method's choice of
+    layers; the head is averaged."""
     trim_share: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     """Share of the smallest and of the largest values that ``trimmed-mean`` cuts off."""
     clip_norm: Rate = 1.0
     """Largest norm of one client's update in ``clipped-mean``."""
+    split: Literal["left", "even"] = "left"
+    """Where ``flexlora`` puts the singular values: all into B, or evenly into both factors."""
+    normalize: Literal["all", "segment"] = "all"
+    """Over whom ``hetlora`` takes the mean of the ranks that not all clients hold: all, or those that hold them."""
+    residual_rank: Annotated[int, Field(ge=0)] | None = None
+    """Rank of what ``fedex-lora`` adds to the base in a round, the rest being carried over; all if left out."""
+    strength: Annotated[float, Field(ge=0)] = 0.01
+    """How small ``lora-fair`` holds its correction of B."""
+    server_optimizer: Literal["none", "momentum", "adam", "yogi"] = "none"
+    """How the server moves towards what the rule gives: all the way (``none``), or by a step of FedAvgM, FedAdam or
+    FedYogi. A layer that nobody trained stays as it is, whatever its momentum."""
+    server_learning_rate: Rate | None = None
+    """Of the server optimiser; if left out 1 for ``momentum`` and 0.001 for ``adam`` and ``yogi``."""
+    server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Share of the running mean of moves that is kept in a round (beta 1)."""
+    server_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Share of the running mean of squares that is kept in a round, for ``adam`` and ``yogi``."""
+    server_tau: Rate = 1e-3
+    """Added to the root of the mean of squares, for ``adam`` and ``yogi``; the larger, the less adaptive."""
 
 
 class Defence(BaseModel):

@@ -112,6 +112,9 @@ class Clients(BaseModel):
     """Relative sizes of the capability groups, weakest first."""
     budgets: Annotated[tuple[Count, ...], Field(min_length=1)] = (6, 9, 12)
     """Blocks that a client of each group can train, weakest group first."""
+    ranks: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+    """Rank of the adapters of each group, weakest first; ``adapter.rank``, which none may be above, for all if left
+    out."""
     cohort: Count | None = None
     """Clients that take part in each round; all if left out."""
 
@@ -132,6 +135,11 @@ class Clients(BaseModel):
     @model_validator(mode="after")
     def _one_budget_a_group(self) -> Clients:
         groups = len(self.shares.split("-"))
+        if self.ranks is not None and groups != len(self.ranks):
+            raise ValueError(
+                f"shares '{self.shares}' make {groups} groups but there are {len(self.ranks)} ranks "
+                f"{list(self.ranks)}; give one rank for each group"
+            )
         if groups != len(self.budgets):
             raise ValueError(
                 f"shares '{self.shares}' make {groups} groups but there are {len(self.budgets)} budgets "
@@ -195,6 +203,9 @@ class Training(BaseModel):
     """Rounds in which the learning rate climbs to its full value."""
     final_scale: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Learning rate of the last round as a share of the full one, for linear and cosine."""
+    proximal: Annotated[float, Field(ge=0)] = 0.0
+    """FedProx's mu: holds what is trained and sent back near where it began, by ``mu / 2`` times the squared distance
+    in the loss; 0 for none."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 runs the forward pass under autocast; auto takes it where the device is fast at it."""
 
@@ -307,6 +318,17 @@ class Config(BaseModel):
         if twice:
             raise ValueError(f"every seed may stand once; {twice} stand more often")
         return seeds
+
+    @field_validator("adapter")
+    @classmethod
+    def _ranks_fit(cls, adapter: Adapter, info: ValidationInfo) -> Adapter:
+        clients = info.data.get("clients")
+        ranks = [] if clients is None or clients.ranks is None else clients.ranks
+        if ranks and max(ranks) > adapter.rank:
+            raise ValueError(
+                f"rank = {adapter.rank} is the server's, and clients.ranks has {max(ranks)}; raise it to {max(ranks)}"
+            )
+        return adapter
 
     @field_validator("clients")
     @classmethod

@@ -22,14 +22,17 @@ client's memory are trees, so that one checkpoint format serves every method."""
 
 Memory = dict[str, Any]
 """A client's private tree. It never travels. By convention ``memory["params"]`` holds the client's own part of the
-model, which lies over whatever the server sends, in training and in evaluation."""
+model, which lies over whatever the server sends, in training and in evaluation, and ``memory["base"]`` what methods
+that change the base have merged into it."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a client can afford: ``layers``, the number of blocks whose adapters it can train."""
+    """What a client can afford: ``layers``, the number of blocks whose adapters it can train, and the ``rank`` of its
+    adapters, None for the layout's."""
 
     layers: int
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,9 @@ class Federation:
     ``layouts`` and ``initial`` are by architecture; ``initial[architecture](rng)`` makes the adapters and head that
     training starts from. ``server`` is a client of the server's own (a model with a proxy set as its data), or None.
     ``aggregate(base, replies, weighting)`` is the rule by which layered methods make one set of tensors of many, if it
-    is not the plain layer-wise mean.
+    is not the plain layer-wise mean; ``rule`` is the one by which they combine adapters, a value of
+    ``aggregate.family``, if it is not that of other tensors. ``scaling(module, rank)`` is the factor of the product
+    ``B A`` of an adapter at this module path with this rank.
     """
 
     profiles: tuple[Profile, ...]
@@ -147,6 +152,8 @@ class Federation:
     rounds: int
     server: Any = None
     aggregate: Aggregate | None = None
+    scaling: Callable[[str, int], float] = lambda module, rank: 1.0
+    rule: Any = None
 
     @property
     def layout(self) -> Layout:

@@ -4,14 +4,19 @@ from fedquilt.experiment.app import deploy
 from fedquilt.experiment.build import Experiment, build, check
 from fedquilt.experiment.compare import Job, compare, jobs
 from fedquilt.experiment.flower import simulate
+from fedquilt.experiment.memory import Afforded, afforded, budget_lines, budgeted
 from fedquilt.experiment.plan import ClientPlan, plan
 from fedquilt.experiment.run import Progress, export, resume, run
 
 __all__ = [
+    "Afforded",
     "ClientPlan",
     "Experiment",
     "Job",
     "Progress",
+    "afforded",
+    "budget_lines",
+    "budgeted",
     "build",
     "check",
     "compare",

@@ -18,6 +18,7 @@ from fedquilt.client.workbench import Workbench
 from fedquilt.config.build import arguments
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, FedquiltError, suggestion
+from fedquilt.core.factors import cut
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId, Federation, Layout, Profile
@@ -25,6 +26,7 @@ from fedquilt.core.wire import with_wire_dtype
 from fedquilt.core.wrap import with_local, with_received_scores
 from fedquilt.data.partition import settings_problems
 from fedquilt.data.table import Columns, Table, num_rows, take
+from fedquilt.experiment.changes import changed, refuse_changes
 from fedquilt.experiment.deal import (
     NODE,
     SITES,
@@ -35,7 +37,7 @@ from fedquilt.experiment.deal import (
     partition_record,
     read,
 )
-from fedquilt.experiment.protect import protected, refuse_contradictions, rule_of
+from fedquilt.experiment.protect import family_of, protected, refuse_contradictions, rule_of
 from fedquilt.methods import METHODS
 from fedquilt.models.hf import Loaded, load_model
 
@@ -145,7 +147,7 @@ def check(
         attempt(lambda: check_budgets(config.clients.budgets, depth))
         if method and budgets:  # with budgets that fit: whatever else the method minds is told too
             factory, settings = method
-            fitting = [Budget(min(budget.layers, depth)) for budget in budgets]
+            fitting = [replace(budget, layers=min(budget.layers, depth)) for budget in budgets]
             attempt(lambda: _joined(config, factory, settings, loaded, fitting, rng))
     return list(dict.fromkeys(problems))
 
@@ -158,6 +160,11 @@ def shaped(config: Config) -> Experiment:
     loaded = _load(config, num_classes_here(config), rng, meta=True)
     check_budgets(config.clients.budgets, loaded.blocks.num_layers)
     return _joined(config, factory, settings, loaded, budgets, rng)
+
+
+def num_layers(config: Config) -> int:
+    """The number of transformer blocks of the config's model; no weights are loaded."""
+    return _load(config, num_classes_here(config), Rng(config.seed), meta=True).blocks.num_layers
 
 
 def device_of(name: str) -> torch.device:
@@ -201,7 +208,8 @@ def _method_arguments(config: Config) -> tuple[Callable[..., Method], dict[str, 
 
 
 def _budgets(config: Config) -> tuple[Budget, ...]:
-    return groups(shares(config.clients.shares), config.clients.budgets, config.partition.num_clients)
+    clients = config.clients
+    return groups(shares(clients.shares), clients.budgets, config.partition.num_clients, ranks=clients.ranks)
 
 
 def _load(config: Config, num_classes: int | None, rng: Rng, *, meta: bool = False) -> Loaded:
@@ -230,28 +238,29 @@ def _joined(
     """Model, clients, federation and method put together; without ``dealt`` all is shapes, on the meta device."""
     bench, lora = _workbench(config, loaded, torch.device("meta") if dealt is None else device_of(config.device))
     start = initial(bench.layout, loaded.model)
-    training = Training(**config.training.model_dump(exclude={"precision"}))
+    training = Training(**config.training.model_dump(exclude={"precision", "proximal"}))
     first = start(rng.child("init"))
     depth = bench.layout.num_layers
 
-    def client(id: ClientId, budget: int, train: Columns, **held_out: Columns) -> Client:
-        profile = Profile(id, num_rows(train), loaded.architecture, Budget(budget), config.model.task)
-        return Client(profile, bench, first, training, config.rounds, train, held_out, config.evaluation.batch_size)
+    def client(id: ClientId, budget: Budget, train: Columns, **held_out: Columns) -> Client:
+        profile = Profile(id, num_rows(train), loaded.architecture, budget, config.model.task)
+        own, size = cut(first, budget.rank), config.evaluation.batch_size
+        return Client(profile, bench, own, training, config.rounds, train, held_out, size)
 
     none: Columns = {"labels": torch.zeros(0, dtype=torch.long)}
     one: Columns = {"labels": torch.zeros(1, dtype=torch.long)}
     record: dict[str, Any] = {}
     if dealt is None:
-        clients = {id: client(id, budget.layers, one) for id, budget in enumerate(budgets)}
-        server = client(SERVER, depth, one if config.data.proxy else none)
+        clients = {id: client(id, budget, one) for id, budget in enumerate(budgets)}
+        server = client(SERVER, Budget(depth), one if config.data.proxy else none)
     else:
         rows = none if dealt.table is None else loaded.encode(dealt.table)
         clients = {}
         for id, split in dealt.splits.items():
             held_out = {"validation": take(rows, split.validation), "test": take(rows, split.test)}
-            clients[id] = client(id, budgets[id].layers, take(rows, split.train), **held_out)
+            clients[id] = client(id, budgets[id], take(rows, split.train), **held_out)
         judged = _judged(loaded, dealt, rows, config, rng)
-        server = client(SERVER, depth, take(rows, dealt.proxy), test=judged)
+        server = client(SERVER, Budget(depth), take(rows, dealt.proxy), test=judged)
     profiles = tuple(
         clients[id].profile if id in clients else Profile(id, 0, loaded.architecture, budget, config.model.task)
         for id, budget in enumerate(budgets)
@@ -266,11 +275,14 @@ def _joined(
         config.rounds,
         server if num_rows(server.train) else None,
         rule_of(config),
+        lora.scaling,
+        family_of(config),
     )
     refuse_contradictions(config, settings)
+    refuse_changes(config)
 
     def make_method(federation: Federation) -> Method:
-        method = factory(federation, **settings)
+        method = changed(config, factory(federation, **settings))
         if config.head.policy == "local":
             method = with_local(method, bench.layout.head)
         if config.evaluation.clients == "received":

@@ -218,6 +218,7 @@ def _about(profile: Profile) -> dict[str, Any]:
         "id": profile.id,
         "architecture": profile.architecture,
         "budget": profile.budget.layers,
+        "rank": profile.budget.rank,
         "task": profile.task,
         "examples": profile.num_examples,
     }

@@ -22,6 +22,7 @@ import torch
 from fedquilt.config.load import load, parse, resolved
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, FedquiltError, RunError
+from fedquilt.core.factors import at_rank, cut
 from fedquilt.core.loop import needed
 from fedquilt.core.method import Exchange
 from fedquilt.core.types import ClientId, Memory, Order
@@ -109,7 +110,7 @@ def cards(experiment: Experiment) -> dict[ClientId, dict[str, Any]]:
         profile.id: card(
             profile,
             tuple(exchange.name for exchange in experiment.method.exchanges),
-            layout=experiment.layout,
+            layout=at_rank(experiment.layout, profile.budget.rank),
             base=experiment.loaded.digest,
             sections=sections,
         )
@@ -128,8 +129,10 @@ def over(grid: Any, config: Config, *, name: str, poll: float, stop: Event | Non
         from fedquilt.engine.flower.grid import GridEngine
         from fedquilt.engine.flower.packing import Announced, announced
 
+        ranks = {profile.id: profile.budget.rank for profile in experiment.federation.profiles}
+
         def allowed(exchange: Exchange, client: ClientId, order: Order) -> Announced:
-            tensors = travelling(experiment.server.initial, exchange.wire)
+            tensors = travelling(cut(experiment.server.initial, ranks[client]), exchange.wire)
             return {**announced(tensors), **announced(order.params)}
 
         engine = GridEngine(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,12 +12,12 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from fedquilt.client.client import Client
-from fedquilt.client.fit import Fitted
+from fedquilt.client.fit import Fitted, Penalty
 from fedquilt.config.schema import Config
 from fedquilt.core.params import num_bytes
 from fedquilt.core.types import ClientId, Memory, Order, Turn
 from fedquilt.core.wire import num_wire_bytes
-from fedquilt.experiment.build import shaped
+from fedquilt.experiment.build import Experiment, shaped
 
 
 @dataclass(frozen=True)
@@ -59,40 +59,48 @@ def plan(config: Config) -> list[ClientPlan]:
     would travel. The head has as many outputs as the data has classes, or the model's own where the data is not here.
     """
     experiment = shaped(config)
+    measured: Measured = {}
+    return [client_plan(experiment, id, order, measured) for id, order in sorted(first_orders(experiment).items())]
+
+
+Measured = dict[Any, tuple[int, int]]
+"""Bytes of weights and of activations by what is trained and run: the same for many clients."""
+
+
+def first_orders(experiment: Experiment) -> Mapping[ClientId, Order]:
+    """The orders of the first round, of which every client is part."""
     turn = Turn(0, experiment.federation.profiles, experiment.rng.child("round", 0))
     state = experiment.method.init(experiment.rng.child("init"))
-    exchange = experiment.method.exchanges[0]
+    return experiment.method.exchanges[0].ask(state, turn)
+
+
+def client_plan(experiment: Experiment, id: ClientId, order: Order, measured: Measured) -> ClientPlan:
+    """What a client makes of this order, on the meta device; ``measured`` is added to."""
+    config, exchange = experiment.config, experiment.method.exchanges[0]
     model: Any = experiment.loaded.model
-    num_classes = model.config.num_labels if experiment.loaded.head else 0
     states = {"adamw": 2, "sgd": 1 if config.training.momentum else 0}[config.training.optimizer]
-    measured: dict[Any, tuple[int, int]] = {}
-    plans = []
-    for id, order in sorted(exchange.ask(state, turn).items()):
-        client = _Watched(experiment.clients[id])
-        reply, memory = exchange.work(client, order, {})
-        trained = {**reply.params, **memory.get("params", {})}
-        key = (frozenset(trained), client.blocks)
-        if key not in measured:
-            with client.bench.shallow(client.blocks):
-                weights = sum(tensor.numel() * tensor.element_size() for tensor in client.bench.model.parameters())
-            measured[key] = weights, activation_bytes(client.client, trained, config.model.max_length, client.blocks)
-        plans.append(
-            ClientPlan(
-                client=id,
-                budget=client.profile.budget.layers,
-                layers=tuple(order.settings.get("layers", ())),
-                num_classes=num_classes,
-                trained_parameters=sum(tensor.numel() for tensor in trained.values()),
-                bytes_down=num_wire_bytes(order.params, exchange.wire),
-                bytes_up=num_wire_bytes(reply.params, exchange.wire),
-                model_bytes=_base_bytes(client.client),
-                weight_bytes=measured[key][0],
-                gradient_bytes=num_bytes(trained),
-                optimizer_bytes=states * num_bytes(trained),
-                activation_bytes=measured[key][1],
-            )
-        )
-    return plans
+    client = _Watched(experiment.clients[id])
+    reply, memory = exchange.work(client, order, {})
+    trained = {**reply.params, **memory.get("params", {})}
+    key = (frozenset((name, tensor.shape) for name, tensor in trained.items()), client.blocks)
+    if key not in measured:
+        with client.bench.shallow(client.blocks):
+            weights = sum(tensor.numel() * tensor.element_size() for tensor in client.bench.model.parameters())
+        measured[key] = weights, activation_bytes(client.client, trained, config.model.max_length, client.blocks)
+    return ClientPlan(
+        client=id,
+        budget=client.profile.budget.layers,
+        layers=tuple(order.settings.get("layers", ())),
+        num_classes=model.config.num_labels if experiment.loaded.head else 0,
+        trained_parameters=sum(tensor.numel() for tensor in trained.values()),
+        bytes_down=num_wire_bytes(order.params, exchange.wire),
+        bytes_up=num_wire_bytes(reply.params, exchange.wire),
+        model_bytes=_base_bytes(client.client),
+        weight_bytes=measured[key][0],
+        gradient_bytes=num_bytes(trained),
+        optimizer_bytes=states * num_bytes(trained),
+        activation_bytes=measured[key][1],
+    )
 
 
 def activation_bytes(
@@ -123,18 +131,28 @@ def activation_bytes(
 
 @dataclass
 class _Watched:
-    """A client that notes which blocks alone it was told to run, None if all."""
+    """A client that notes which blocks alone it was told to run, None if all; so do the clients made of it."""
 
     client: Client
-    blocks: tuple[int, ...] | None = None
+    noted: dict[str, tuple[int, ...] | None] = field(default_factory=lambda: {"blocks": None})
+
+    @property
+    def blocks(self) -> tuple[int, ...] | None:
+        return self.noted["blocks"]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.client, name)
 
+    def freezing(self, names: Collection[str]) -> _Watched:
+        return _Watched(self.client.freezing(names), self.noted)
+
+    def penalised(self, penalty: Penalty) -> _Watched:
+        return _Watched(self.client.penalised(penalty), self.noted)
+
     def fit(
         self, order: Order, memory: Memory | None, layers: Collection[int], *, blocks: Collection[int] | None = None
     ) -> Fitted:
-        self.blocks = None if blocks is None else tuple(sorted(blocks))
+        self.noted["blocks"] = None if blocks is None else tuple(sorted(blocks))
         return self.client.fit(order, memory, layers, blocks=blocks)
 
 

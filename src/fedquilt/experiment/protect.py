@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fedquilt.aggregate.family import RULES, Rule
 from fedquilt.aggregate.robust import aggregate_rule
 from fedquilt.config.schema import Config
 from fedquilt.core.checks import Limits, reply_check
@@ -17,9 +18,20 @@ from fedquilt.core.types import Aggregate, ClientId, Profile
 from fedquilt.privacy.account import accountant, gaussian_epsilon, sampled_epsilon
 from fedquilt.privacy.noise import with_central_dp, with_local_dp
 
+_OWN = {"flexlora": "split", "hetlora": "normalize", "fedex-lora": "residual_rank", "lora-fair": "strength"}
+"""Rules of the low-rank family, and the key of [aggregation] that is theirs."""
+
+_APART = {
+    "ffa-lora": "B alone is trained",
+    "rolora": "one factor is trained in each round",
+    "fedsa-lora": "B stays with the clients",
+    "local-only": "nothing is sent",
+}
+"""Methods whose clients do not send both factors together, and why."""
+
 
 def refuse_contradictions(config: Config, settings: Mapping[str, Any]) -> None:
-    """Nothing, if the privacy that the config asks for can be had with the rest of it.
+    """Nothing, if the rule and the privacy that the config asks for can be had with the rest of it.
 
     ``settings`` are the method's arguments, defaults and all.
 
@@ -28,11 +40,60 @@ def refuse_contradictions(config: Config, settings: Mapping[str, Any]) -> None:
     ConfigError
         with every contradiction; or if the accountant is not installed.
     """
+    if config.privacy.mode != "none":
+        accountant()
+    if problems := [*_odd_rule(config, settings), *_odd_privacy(config, settings)]:
+        raise ConfigError(problems)
+
+
+def _odd_rule(config: Config, settings: Mapping[str, Any]) -> list[str]:
+    """What does not go with the rule by which adapters are combined, the method's own or the config's."""
+    name, given, problems = config.method.name, config.aggregation.rule, []
+    if name in RULES and given != "mean":
+        problems.append(
+            f"aggregation.rule = '{given}': method.name = '{name}' is a rule of its own; leave aggregation.rule out, "
+            "or set method.name = 'fedit'"
+        )
+    if name in _APART and given in RULES:
+        problems.append(
+            f"aggregation.rule = '{given}': combines both factors of a client, and with method.name = '{name}' "
+            f"{_APART[name]}; leave aggregation.rule out, or set method.name = 'fedit'"
+        )
+    for rule, key in _OWN.items():
+        value = getattr(config.aggregation, key)
+        if rule != given and value != type(config.aggregation).model_fields[key].default:
+            instead = f"set method.{key}" if rule == name else "leave it out"
+            problems.append(f"aggregation.{key} = {value!r}: is of aggregation.rule = '{rule}' alone; {instead}")
+    rule = name if name in RULES else given
+    exact = settings.get("residual_rank", config.aggregation.residual_rank) != 0
+    if (rule == "flora" or (rule == "fedex-lora" and exact)) and config.network.dtype != "float32":
+        problems.append(
+            f"network.dtype = '{config.network.dtype}': '{rule}' changes the base of all clients, and a rounded change "
+            "would make theirs another than the server's; set network.dtype = 'float32'"
+        )
+    if rule == "flora" and config.defence.max_update_norm is not None:
+        problems.append(
+            "defence.max_update_norm: with 'flora' clients begin with adapters of their own, which the server cannot "
+            "subtract; leave it out, or take 'fedex-lora'"
+        )
+    return problems
+
+
+def _odd_privacy(config: Config, settings: Mapping[str, Any]) -> list[str]:
     mode = config.privacy.mode
     if mode == "none":
-        return
-    accountant()
+        return []
     here, problems = f"privacy.mode = '{mode}'", []
+    if mode == "central" and config.method.name in RULES:
+        problems.append(
+            f"{here}: method.name = '{config.method.name}' takes products of what each client sent, and not their sum, "
+            "so that noise on the sum says nothing of it; take 'ffa-lora' or 'fedit', or privacy.mode = 'local'"
+        )
+    if mode == "local" and "flora" in (config.method.name, config.aggregation.rule):
+        problems.append(
+            f"{here}: with 'flora' clients begin with adapters of their own, so that there is no update to clip; take "
+            "'fedex-lora' or 'ffa-lora'"
+        )
     if settings.get("weighting") == "examples":
         problems.append(
             f"{here}: with method.weighting = 'examples' what one client can change has no bound that is known "
@@ -58,14 +119,24 @@ def refuse_contradictions(config: Config, settings: Mapping[str, Any]) -> None:
             f"{here}: dropping replies by defence.max_update_norm would show which clients' updates are long; leave it "
             "out (privacy.clip_norm bounds every update already)"
         )
-    if problems:
-        raise ConfigError(problems)
+    return problems
 
 
 def rule_of(config: Config) -> Aggregate:
-    """The rule by which layered methods aggregate."""
+    """The rule by which layered methods aggregate, tensor by tensor."""
     wanted = config.aggregation
-    return aggregate_rule(wanted.rule, trim_share=wanted.trim_share, clip_norm=wanted.clip_norm)
+    return aggregate_rule(
+        "mean" if wanted.rule in RULES else wanted.rule, trim_share=wanted.trim_share, clip_norm=wanted.clip_norm
+    )
+
+
+def family_of(config: Config) -> Rule | None:
+    """The rule by which layered methods combine adapters, None if it is that of all tensors."""
+    wanted = config.aggregation
+    if wanted.rule not in RULES:
+        return None
+    settings = [getattr(wanted, _OWN[wanted.rule])] if wanted.rule in _OWN else []
+    return RULES[wanted.rule](*settings)
 
 
 def protected(config: Config, method: Method) -> Method:

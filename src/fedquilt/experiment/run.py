@@ -12,12 +12,15 @@ import torch
 
 from fedquilt.adapters.export import save_peft
 from fedquilt.adapters.inject import adapters
+from fedquilt.adapters.plain import plain
 from fedquilt.client.fit import learning_rate_at
 from fedquilt.config.load import NOT_DETERMINING, parse, resolved
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import RoundError, RunError
+from fedquilt.core.factors import SHIFT
 from fedquilt.core.loop import Round, rounds
 from fedquilt.core.method import Exchange
+from fedquilt.core.params import num_bytes
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply, Tree
 from fedquilt.engine.cohort import uniform_cohorts
 from fedquilt.engine.flower.hello import run_key
@@ -223,7 +226,7 @@ def evaluate(
     server, view = experiment.server, experiment.method.view
     order = view(state, server.profile)
     # no test rows give no scores
-    whole = (server.evaluate(order) or None) if order.params.keys() == experiment.layout.depth.keys() else None
+    whole = (server.evaluate(order) or None) if _is_whole(experiment, order) else None
     scores: dict[str, Any] = {"global": whole, "clients": {}}
     if not clients or experiment.config.evaluation.clients is not True:
         return scores
@@ -276,20 +279,29 @@ def _is_small(value: Any) -> bool:
 
 
 def save_adapters(experiment: Experiment, state: Tree, memories: Mapping[ClientId, Memory], folder: Path) -> None:
-    """The adapters in PEFT's folder format: ``global``, and ``client-007`` for each client with a part of its own."""
+    """The adapters in PEFT's folder format: ``global``, and ``client-007`` for each client with a part of its own or a
+    rank of its own."""
     views = {}
     order = experiment.method.view(state, experiment.server.profile)
-    if order.params.keys() == experiment.layout.depth.keys():
+    if _is_whole(experiment, order):
         views["global"] = experiment.server.params(order)
     for id, client in experiment.clients.items():
-        if memories.get(id, {}).get("params"):
-            views[_client_folder(id)] = client.params(experiment.method.view(state, client.profile), memories[id])
+        own = experiment.method.view(state, client.profile)
+        if memories.get(id, {}).get("params") or num_bytes(own.params) != num_bytes(order.params):
+            views[_client_folder(id)] = client.params(own, memories.get(id))
     for name, params in views.items():
         _save(experiment, folder / name, params)
 
 
+def _is_whole(experiment: Experiment, order: Order) -> bool:
+    """Whether a view holds every tensor of the layout; it may hold what was merged into the base besides."""
+    named = {name for name in order.params if name.rpartition(".")[2] != SHIFT}
+    return named == experiment.layout.depth.keys()
+
+
 def _save(experiment: Experiment, folder: Path, params: Mapping[str, torch.Tensor]) -> None:
     loaded, config = experiment.loaded, experiment.config
+    params, lora = plain(params, experiment.lora)
     # a frozen head is not in the layout; one that was drawn afresh must go along or the adapter means something else
     frozen = [name for name in loaded.head if name not in params] if loaded.fresh_head else []
     own = dict(loaded.model.named_parameters())
@@ -297,7 +309,7 @@ def _save(experiment: Experiment, folder: Path, params: Mapping[str, torch.Tenso
         folder,
         {**params, **{name: own[name].detach() for name in frozen}},
         experiment.layout,
-        experiment.lora,
+        lora,
         base_name=config.model.name,
         task=config.model.task,
         head=loaded.head,

@@ -131,7 +131,7 @@ def fed_hello(
     def scored(state: Tree, scores: list[float] | None) -> Tree:
         """The state with new odds; the scores are the clients' mean, or else taken from the server's proxy rows."""
         if scores is None:
-            order = Order(state["params"])
+            order = trunk.view(state, federation.server.profile)
             scores = federation.server.layer_scores(order, kind=score, objective=objective)
         averaged = list(smoothed(state["scores"], scores, smoothing))
         rng = Rng(state["seed"], ("labels", state["round"]))

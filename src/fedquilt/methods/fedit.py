@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fedquilt.allocate.layers import gd_set
 from fedquilt.core.method import Method
 from fedquilt.core.types import ClientId, Federation, Tree, Turn
-from fedquilt.methods.layered import Weighting, layered
+from fedquilt.methods.layered import Weighting, common_layers, layered
 
 
 def fedit(
@@ -24,9 +23,7 @@ def fedit(
 
     Paper: fedit, factor-mean
     """
-    layout = federation.layout
-    lowest = min(profile.budget.layers for profile in federation.profiles)
-    layers = gd_set(shape, layout.num_layers, lowest)
+    layers = common_layers(federation, shape)
 
     def allocate(state: Tree, turn: Turn) -> dict[ClientId, tuple[int, ...]]:
         return {profile.id: layers for profile in turn.cohort}

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
-
 from fedquilt.allocate.layers import cover, draw, odds
 from fedquilt.core.method import Method
-from fedquilt.core.params import select
-from fedquilt.core.types import ClientId, Federation, Memory, Order, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Federation, Tree, Turn
 from fedquilt.methods.layered import Weighting, layered
 
 
@@ -35,20 +30,4 @@ def fedra(
         chosen = {p.id: draw(even, p.budget.layers, turn.rng.child("layers", p.id)) for p in turn.cohort}
         return cover(chosen, layout.num_layers, turn.rng.child("coverage")) if coverage else chosen
 
-    trunk = layered("fedra", federation, allocate, weighting=weighting)
-    if not drop_layers:
-        return trunk
-    fit = trunk.exchanges[0]
-
-    def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
-        return {
-            client: replace(order, params=select(order.params, {*layout.names(order.settings["layers"]), *layout.head}))
-            for client, order in fit.ask(state, turn).items()
-        }
-
-    def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
-        layers = order.settings["layers"]
-        fitted = client.fit(order, memory, layers, blocks=layers)
-        return Reply(client.id, fitted.params, fitted.num_examples, fitted.metrics), memory
-
-    return trunk._replace(exchanges=(fit._replace(ask=ask, work=work),))
+    return layered("fedra", federation, allocate, weighting=weighting, drop_layers=drop_layers)

@@ -22,6 +22,7 @@ _WORDS = {
     "task": "task",
     "num_examples": "number of training examples",
     "budget": "budget in layers",
+    "rank": "rank of its adapters",
     "exchanges": "exchanges of the method",
 }
 
@@ -48,6 +49,7 @@ def card(
         "task": profile.task,
         "num_examples": profile.num_examples or None,
         "budget": profile.budget.layers,
+        "rank": profile.budget.rank,
         "exchanges": list(exchanges),
         "sections": {name: _digest(value) for name, value in (sections or {}).items()},
     }

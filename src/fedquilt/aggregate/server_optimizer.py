@@ -1,0 +1,96 @@
+"""A server optimiser around any method: its merge proposes tensors, and the optimiser steps towards them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Literal
+
+from torch import Tensor
+
+from fedquilt.aggregate.server_step import adam_step, momentum_step, no_moments, yogi_step
+from fedquilt.core.errors import ConfigError, suggestion
+from fedquilt.core.method import Exchange, Method
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import Params, Reply, Tree
+
+MOMENTS = "moments"
+"""The key of the server's state under which the optimiser's running means lie."""
+
+KINDS = ("momentum", "adam", "yogi")
+
+LEARNING_RATES = {"momentum": 1.0, "adam": 1e-3, "yogi": 1e-3}
+"""Server learning rates that are used if none is given: momentum starts from the plain mean."""
+
+NOT_BY_FACTORS = {
+    "flexlora": "its factors are cut anew from a product in every round, each time split in another way",
+    "flora": "its factors go into the base in every round and begin anew",
+    "fedex-lora": "what the factors' mean leaves out goes into the base, and that is exact for the mean alone",
+    "lora-fair": "its B is fitted to its A in every round, and would not fit to one that has moved on",
+    "hetlora": "it counts ranks that a client lacks as zeros, so factors shrink that no client has moved",
+}
+"""Rules, and methods of the same names, with which no server optimiser goes, and why: it adds up how the factors move
+over rounds, and a product can be split into factors in many ways."""
+
+Kind = Literal["momentum", "adam", "yogi"]
+_Step = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Tree], tuple[Params, Tree]]
+
+
+def with_server_optimizer(
+    method: Method,
+    kind: Kind,
+    *,
+    learning_rate: float | None = None,
+    momentum: float = 0.9,
+    beta2: float = 0.99,
+    tau: float = 1e-3,
+) -> Method:
+    """The method whose server moves its ``state["params"]`` by a step of FedAvgM, FedAdam or FedYogi.
+
+    The pseudo-gradient is what ``merge`` makes of ``params`` minus what they were; every merge is one step. The moments
+    lie in the state under ``moments``, so a checkpoint holds them. ``momentum`` is beta 1 of adam and yogi, which alone
+    use ``beta2`` and ``tau``; ``learning_rate`` None is 1 for momentum and 0.001 for the others.
+
+    A tensor that nobody sent (``merge`` gives the same object) stays, and so do its moments: a layer that nobody
+    trained is not moved by what is left of earlier rounds, and goes on from its moments when somebody trains it again.
+    One that was sent and came back as it was is a step with pseudo-gradient 0: no bit of a tensor changes before it has
+    moved for the first time; later, what is left of its momentum moves it. What ``merge`` itself works out from its new
+    ``params`` (a Fisher score, say) is of the proposal, before the step.
+
+    Raises
+    ------
+    ValueError
+        if there is no such kind, or a number is out of range.
+    ConfigError
+        from ``init``, if the state holds no ``params``.
+    """
+    step = _step(kind, LEARNING_RATES.get(kind) if learning_rate is None else learning_rate, momentum, beta2, tau)
+    step({}, {}, no_moments())  # a number out of range shows now
+
+    def init(rng: Rng) -> Tree:
+        state = method.init(rng)
+        if not isinstance(state, Mapping) or not state.get("params"):
+            raise ConfigError(
+                f"aggregation.server_optimizer = '{kind}': the server of method '{method.name}' keeps no common "
+                "tensors that it could move; set aggregation.server_optimizer = 'none'"
+            )
+        return {**state, MOMENTS: no_moments()}
+
+    def stepping(exchange: Exchange) -> Exchange:
+        def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+            merged = exchange.merge(state, replies)
+            params, moments = step(state["params"], merged["params"], state[MOMENTS])
+            return {**merged, "params": params, MOMENTS: moments}
+
+        return exchange._replace(merge=merge)
+
+    return method._replace(init=init, exchanges=tuple(stepping(exchange) for exchange in method.exchanges))
+
+
+def _step(kind: str, learning_rate: float | None, momentum: float, beta2: float, tau: float) -> _Step:
+    if kind not in KINDS or learning_rate is None:
+        raise ValueError(f"there is no server optimiser '{kind}'{suggestion(kind, KINDS)}; allowed: {', '.join(KINDS)}")
+    if kind == "momentum":
+        return partial(momentum_step, learning_rate=learning_rate, beta=momentum)
+    adaptive = adam_step if kind == "adam" else yogi_step
+    return partial(adaptive, learning_rate=learning_rate, beta1=momentum, beta2=beta2, tau=tau)

@@ -1,0 +1,161 @@
+"""Server optimisers: the round's mean is a direction to go in, and not yet the place to be.
+
+A step takes the server's tensors, those that an aggregator proposes, and its own state, and gives the new tensors and
+the new state. The pseudo-gradient is the proposal minus what the server has. A tensor that the proposal leaves as the
+same object was sent by nobody: it stays, and so do its moments.
+
+The state is a tree, ``{"momentum": tensors, "variance": tensors}``, empty at first; its tensors are float32 at least.
+On LoRA factors a step depends on how each product is split into factors; methods that sum products should step on
+these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedquilt.aggregate.mean import wide
+from fedquilt.core.types import Params, Tree
+
+_Update = Callable[..., tuple[Tensor, ...]]
+"""The step and the new moments, given the pseudo-gradient and the moments."""
+
+
+def momentum_step(
+    current: Mapping[str, Tensor],
+    proposal: Mapping[str, Tensor],
+    state: Tree,
+    *,
+    learning_rate: float = 1.0,
+    beta: float = 0.9,
+) -> tuple[Params, Tree]:
+    """FedAvgM: ``m <- beta m + (proposal - x)``, ``x <- x + learning_rate m``.
+
+    Heavy-ball momentum without dampening, as ``torch.optim.SGD(momentum=beta)`` has it. With rate 1 and beta 0 the
+    proposal itself.
+
+    Raises
+    ------
+    ValueError
+        if a number is out of range.
+
+    Paper: fedavgm, step
+    """
+    _check(learning_rate=learning_rate, beta=beta)
+
+    def update(pseudo: Tensor, momentum: Tensor) -> tuple[Tensor, ...]:
+        momentum = beta * momentum + pseudo
+        return learning_rate * momentum, momentum
+
+    return _stepped(current, proposal, state, update, {"momentum": 0.0})
+
+
+def adam_step(
+    current: Mapping[str, Tensor],
+    proposal: Mapping[str, Tensor],
+    state: Tree,
+    *,
+    learning_rate: float = 1e-2,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    tau: float = 1e-3,
+) -> tuple[Params, Tree]:
+    """FedAdam, with D the proposal minus x: ``m <- beta1 m + (1 - beta1) D``, ``v <- beta2 v + (1 - beta2) D^2``,
+    ``x <- x + learning_rate m / (sqrt(v) + tau)``.
+
+    Unlike ``torch.optim.Adam`` there is no bias correction, and v begins at ``tau^2`` (m at 0).
+
+    Raises
+    ------
+    ValueError
+        if a number is out of range.
+
+    Paper: fedopt, adam
+    """
+    _check(learning_rate=learning_rate, beta1=beta1, beta2=beta2, tau=tau)
+
+    def update(pseudo: Tensor, momentum: Tensor, variance: Tensor) -> tuple[Tensor, ...]:
+        momentum = beta1 * momentum + (1 - beta1) * pseudo
+        variance = beta2 * variance + (1 - beta2) * pseudo.square()
+        return learning_rate * momentum / (variance.sqrt() + tau), momentum, variance
+
+    return _stepped(current, proposal, state, update, {"momentum": 0.0, "variance": tau**2})
+
+
+def yogi_step(
+    current: Mapping[str, Tensor],
+    proposal: Mapping[str, Tensor],
+    state: Tree,
+    *,
+    learning_rate: float = 1e-2,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    tau: float = 1e-3,
+) -> tuple[Params, Tree]:
+    """FedYogi: as ``adam_step``, but ``v <- v - (1 - beta2) D^2 sign(v - D^2)``.
+
+    v then moves by the same amount up or down, whatever its size: after large steps it does not shrink all at once.
+
+    Raises
+    ------
+    ValueError
+        if a number is out of range.
+
+    Paper: fedopt, yogi
+    """
+    _check(learning_rate=learning_rate, beta1=beta1, beta2=beta2, tau=tau)
+
+    def update(pseudo: Tensor, momentum: Tensor, variance: Tensor) -> tuple[Tensor, ...]:
+        momentum = beta1 * momentum + (1 - beta1) * pseudo
+        square = pseudo.square()
+        variance = variance - (1 - beta2) * square * torch.sign(variance - square)
+        return learning_rate * momentum / (variance.sqrt() + tau), momentum, variance
+
+    return _stepped(current, proposal, state, update, {"momentum": 0.0, "variance": tau**2})
+
+
+def no_moments() -> dict[str, Any]:
+    """The state before the first step."""
+    return {"momentum": {}, "variance": {}}
+
+
+def _stepped(
+    current: Mapping[str, Tensor],
+    proposal: Mapping[str, Tensor],
+    state: Tree,
+    update: _Update,
+    first: Mapping[str, float],
+) -> tuple[Params, Tree]:
+    """``update`` on every tensor that was sent; ``first`` names the moments it takes and what they begin at."""
+    if current.keys() != proposal.keys():
+        raise ValueError(f"the proposal holds other tensors: {sorted(current.keys() ^ proposal.keys())[:5]}")
+    moments = {kind: dict(tensors) for kind, tensors in state.items()}
+    moved: Params = {}
+    for name, tensor in current.items():
+        moved[name] = tensor
+        if proposal[name] is tensor:
+            continue
+        old = wide(tensor.detach())
+        before = [
+            wide(moments[kind][name]) if name in moments[kind] else torch.full_like(old, value)
+            for kind, value in first.items()
+        ]
+        step, *after = update(wide(proposal[name].detach()) - old, *before)
+        moved[name] = torch.where(step == 0, tensor.detach(), (old + step).to(tensor.dtype))  # keeps the bits of -0
+        kept = torch.promote_types(tensor.dtype, torch.float32)
+        for kind, value in zip(first, after, strict=True):
+            moments[kind][name] = value.to(kept)
+    return moved, moments
+
+
+def _check(*, learning_rate: float, **others: float) -> None:
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate = {learning_rate}: must be above 0")
+    for name, value in others.items():
+        if name == "tau" and not value > 0:
+            raise ValueError(f"tau = {value}: must be above 0")
+        if name != "tau" and not 0 <= value < 1:
+            raise ValueError(f"{name} = {value}: must be at least 0 and below 1")

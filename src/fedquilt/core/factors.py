@@ -1,0 +1,85 @@
+"""Sets of tensors read as adapters: which are the two factors of which module, and the same at another rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fedquilt.core.types import Layout, Params
+
+FACTORS = ("lora_A", "lora_B")
+SHIFT = "shift"
+"""The last part of the name of what was merged into a module's base, (d_out, d_in), with no scale."""
+
+_RANK_AXIS = {"lora_A": 0, "lora_B": 1}
+
+
+class Pair(NamedTuple):
+    """The factors of one module: B (d_out, r) and A (r, d_in)."""
+
+    B: Tensor
+    A: Tensor
+
+
+def factors(params: Mapping[str, Tensor]) -> dict[str, Pair]:
+    """The factors by module path, of the modules that have both."""
+    a, b = FACTORS
+    modules = [name.removesuffix(f".{a}") for name in params if name.endswith(f".{a}")]
+    return {
+        module: Pair(params[f"{module}.{b}"], params[f"{module}.{a}"])
+        for module in modules
+        if f"{module}.{b}" in params
+    }
+
+
+def named(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Params:
+    """The tensors of ``factors``, (B, A) by module path, by name again."""
+    a, b = FACTORS
+    return {f"{module}.{part}": value for module, (B, A) in pairs.items() for part, value in ((a, A), (b, B))}
+
+
+def cut(params: Mapping[str, Tensor], rank: int | None) -> Params:
+    """The first ``rank`` columns of every B and rows of every A, or as many as there are.
+
+    Other tensors, and for None all, are as they were.
+    """
+    if rank is None:
+        return dict(params)
+    return {name: _cut(name, tensor, rank) for name, tensor in params.items()}
+
+
+def at_rank(layout: Layout, rank: int | None) -> Layout:
+    """The layout of a client whose adapters have this rank, or the module's own where that is lower."""
+    if rank is None:
+        return layout
+    return replace(layout, shapes={name: _shape(name, shape, rank) for name, shape in layout.shapes.items()})
+
+
+def same_but_rank(name: str, shape: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two shapes of a tensor are alike, or differ only in the rank of an adapter (which is at least 1)."""
+    axis = _RANK_AXIS.get(_factor(name))
+    if axis is None or len(shape) != 2 or len(other) != 2:
+        return tuple(shape) == tuple(other)
+    return shape[1 - axis] == other[1 - axis] and shape[axis] >= 1
+
+
+def modules_of(names: Iterable[str]) -> tuple[str, ...]:
+    """The module paths of the factors among ``names``, each once, in their order."""
+    return tuple(dict.fromkeys(name.rpartition(".")[0] for name in names if _factor(name) in FACTORS))
+
+
+def _factor(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _cut(name: str, tensor: Tensor, rank: int) -> Tensor:
+    axis = _RANK_AXIS.get(_factor(name))
+    return tensor if axis is None else tensor.narrow(axis, 0, min(rank, tensor.shape[axis]))
+
+
+def _shape(name: str, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
+    axis = _RANK_AXIS.get(_factor(name))
+    return tuple(min(rank, size) if place == axis else size for place, size in enumerate(shape))

@@ -1,0 +1,163 @@
+"""A server optimiser around a method: its steps, what rests, what lies in the state, and what is refused."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedquilt.aggregate.mean import layerwise_mean
+from fedquilt.aggregate.server_optimizer import KINDS, MOMENTS, with_server_optimizer
+from fedquilt.core.errors import ConfigError
+from fedquilt.core.loop import rounds
+from fedquilt.core.method import Exchange, Method
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import Budget, Order, Profile, Reply
+from fedquilt.engine.local import LocalEngine
+from fedquilt.record.tree import tree_from_bytes, tree_to_bytes
+
+PROFILES = tuple(Profile(k, k + 1, "toy", Budget(1), "toy") for k in range(3))
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def moving(schedule):
+    """In round t every client adds ``schedule[t][name]`` to each tensor that it names, and sends these alone."""
+
+    def init(rng):
+        generator = rng.torch()
+        return {"params": {name: torch.randn(2, 2, generator=generator) for name in "ab"}, "round": 0}
+
+    def ask(state, turn):
+        return {p.id: Order(state["params"], {"round": state["round"]}) for p in turn.cohort}
+
+    def work(client, order, memory):
+        moves = schedule[order.settings["round"]]
+        return Reply(client, {name: order.params[name] + move for name, move in moves.items()}, 1.0), memory
+
+    def merge(state, replies):
+        return {"params": layerwise_mean(state["params"], replies), "round": state["round"] + 1}
+
+    return Method("moving", init, (Exchange("fit", ask, work, merge),), lambda state, profile: Order(state["params"]))
+
+
+def states(method, num_rounds, **more):
+    send = LocalEngine({k: k for k in range(3)}).send
+    done = rounds(method, lambda number: PROFILES, send, Rng(4), num_rounds=num_rounds, **more)
+    return [one.state for one in done]
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def first(method):
+    return method.init(Rng(4).child("init"))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=5))
+def test_three_kinds_step_as_by_hand(moves):
+    method = moving([{"a": move} for move in moves])
+    start = first(method)["params"]["a"].double()
+
+    def by_hand(kind):
+        x, m, v = start, torch.zeros(2, 2).double(), torch.full((2, 2), 1e-6).double()
+        for move in moves:
+            pseudo = (x.float() + move).double() - x
+            if kind == "momentum":
+                m = 0.9 * m + pseudo
+                x = (x + m).float().double()
+                continue
+            m, square = 0.9 * m + 0.1 * pseudo, pseudo**2
+            v = 0.99 * v + 0.01 * square if kind == "adam" else v - 0.01 * square * (v - square).sign()
+            x = (x + 1e-3 * m / (v**0.5 + 1e-3)).float().double()
+        return x
+
+    for kind in KINDS:
+        end = states(with_server_optimizer(method, kind), len(moves))[-1]["params"]
+        torch.testing.assert_close(end["a"].double(), by_hand(kind), rtol=1e-5, atol=1e-6)
+        assert torch.equal(end["b"], first(method)["params"]["b"])  # nobody ever sent it
+
+
+def test_without_momentum_and_at_rate_one_it_is_the_method():
+    method = moving([{"a": 0.3, "b": -0.1}, {"b": 0.7}, {"a": 0.2}])
+    plain = states(method, 3)
+    stepped = states(with_server_optimizer(method, "momentum", learning_rate=1.0, momentum=0.0), 3)
+    assert [same(one["params"], other["params"]) for one, other in zip(plain, stepped, strict=True)] == [True] * 3
+    assert [one["round"] for one in stepped] == [1, 2, 3]
+
+
+@every_kind
+def test_what_nobody_sends_rests_with_its_moments_and_goes_on_from_them(kind):
+    with_gap = [{"a": 0.3, "b": 0.2}, {"a": 0.1}, {"a": 0.1, "b": -0.1}]
+    found = states(with_server_optimizer(moving(with_gap), kind), 3)
+    one, gap, after = ({"x": state["params"]["b"], "m": state[MOMENTS]["momentum"]["b"]} for state in found)
+    assert same(one, gap)
+    assert not same(gap, after)
+    without_gap = [with_gap[0], {"a": 0.1, "b": -0.1}]
+    straight = states(with_server_optimizer(moving(without_gap), kind), 2)[-1]
+    assert same(after, {"x": straight["params"]["b"], "m": straight[MOMENTS]["momentum"]["b"]})
+
+
+@every_kind
+def test_clients_that_return_what_they_received_change_no_bit_until_something_has_moved(kind):
+    still = states(with_server_optimizer(moving([{"a": 0.0, "b": 0.0}] * 3), kind), 3)
+    assert all(same(state["params"], first(moving([]))["params"]) for state in still)
+    later = states(with_server_optimizer(moving([{"a": 0.5}, {"a": 0.0, "b": 0.0}]), kind), 2)
+    assert not torch.equal(later[1]["params"]["a"], later[0]["params"]["a"])  # what is left of its momentum
+    assert torch.equal(later[1]["params"]["b"], later[0]["params"]["b"])
+
+
+@every_kind
+def test_moments_go_through_a_checkpoint_and_the_rest_ends_in_the_same_bits(kind):
+    method = with_server_optimizer(moving([{"a": 0.3}, {"a": -0.2, "b": 0.1}, {"b": 0.4}, {"a": 0.1}]), kind)
+    whole = states(method, 4)
+    for taken_up in (1, 2, 3):
+        held = tree_from_bytes(tree_to_bytes(whole[taken_up - 1]))
+        end = states(method, 4, state=held, start=taken_up)[-1]
+        assert same(end["params"], whole[-1]["params"])
+        for moment, tensors in whole[-1][MOMENTS].items():
+            assert same(end[MOMENTS][moment], tensors)
+    assert tree_from_bytes(tree_to_bytes(first(method)))[MOMENTS] == first(method)[MOMENTS]
+
+
+@every_kind
+def test_what_merge_was_given_stays(kind):
+    method = with_server_optimizer(moving([{"a": 0.3}, {"a": 0.1}]), kind)
+    before = states(method, 1)[0]
+    kept = tree_from_bytes(tree_to_bytes(before))
+    merged = method.exchanges[0].merge(before, iter([Reply(0, {"a": before["params"]["a"] + 1}, 1.0)]))
+    assert same(before["params"], kept["params"])
+    assert same(before[MOMENTS]["momentum"], kept[MOMENTS]["momentum"])
+    assert not same(before[MOMENTS]["momentum"], merged[MOMENTS]["momentum"])
+
+
+def test_a_method_without_common_tensors_is_refused_with_the_way_out():
+    method = moving([])._replace(init=lambda rng: {"groups": {}})
+    with pytest.raises(ConfigError, match=r"server_optimizer = 'adam': the server of method 'moving' keeps no common"):
+        with_server_optimizer(method, "adam").init(Rng(0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "message"),
+    [
+        ("adamm", {}, r"there is no server optimiser 'adamm' \(did you mean 'adam'\?\); allowed: momentum, adam, yogi"),
+        ("momentum", {"learning_rate": 0.0}, r"learning_rate = 0.0: must be above 0"),
+        ("momentum", {"momentum": 1.0}, r"beta = 1.0: must be at least 0 and below 1"),
+        ("adam", {"beta2": -0.1}, r"beta2 = -0.1: must be at least 0"),
+        ("yogi", {"tau": 0.0}, r"tau = 0.0: must be above 0"),
+        ("yogi", {"tau": math.nan}, r"tau = nan: must be above 0"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_at_once(kind, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        with_server_optimizer(moving([]), kind, **wrong)
+
+
+def test_everything_but_init_and_merge_is_the_methods_own():
+    method = moving([])
+    made = with_server_optimizer(method, "momentum")
+    assert (made.name, made.view) == (method.name, method.view)
+    assert made.exchanges[0]._replace(merge=method.exchanges[0].merge) == method.exchanges[0]
+    assert made.init(Rng(1))[MOMENTS] == {"momentum": {}, "variance": {}}

@@ -1,0 +1,118 @@
+"""FedProx and server optimisers as a run file asks for them, in whole runs."""
+
+import importlib
+
+import pytest
+import torch
+
+from fedquilt.aggregate.server_optimizer import MOMENTS, NOT_BY_FACTORS
+from fedquilt.core.errors import ConfigError
+from fedquilt.core.types import Turn
+from fedquilt.experiment import build, check, plan, resume, run
+from fedquilt.experiment.changes import changed, server_optimizer_problems
+from fedquilt.methods import METHODS
+from fedquilt.record import Record
+
+run_module = importlib.import_module("fedquilt.experiment.run")
+MOMENTUM = "aggregation.server_optimizer=momentum"
+
+
+def test_without_keys_a_method_is_what_it_was(config):
+    wanted = config()
+    method = build(wanted).method
+    assert changed(wanted, method) is method
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["training.proximal=5.0", MOMENTUM, "aggregation.server_optimizer=adam", "aggregation.server_optimizer=yogi"],
+)
+def test_each_change_is_chosen_by_the_run_file_alone(config, tmp_path, finished, fingerprint, change):
+    folder = run(config(change), tmp_path / "changed")
+    assert fingerprint(folder) != fingerprint(finished)
+    moments = Record.open(folder).load_checkpoint()[1].get(MOMENTS)
+    assert (moments is None) == change.startswith("training")
+    if moments:
+        assert moments["momentum"]
+        assert bool(moments["variance"]) == ("momentum" not in change)
+
+
+def test_proximal_zero_and_no_server_optimizer_are_the_same_bits(config, tmp_path, finished, fingerprint):
+    folder = run(config("training.proximal=0.0", "aggregation.server_optimizer=none"), tmp_path / "zero")
+    assert fingerprint(folder) == fingerprint(finished)
+
+
+def test_rate_one_without_momentum_is_the_same_bits(config, tmp_path, finished, fingerprint):
+    folder = run(config(MOMENTUM, "aggregation.server_momentum=0.0", "method.weighting=examples"), tmp_path / "one")
+    assert fingerprint(folder) == fingerprint(finished)
+
+
+@pytest.mark.parametrize("kind", ["momentum", "yogi"])
+def test_a_run_that_was_stopped_goes_on_from_its_moments(config, tmp_path, fingerprint, kind):
+    wanted = config(f"aggregation.server_optimizer={kind}", "training.proximal=0.5")
+    whole = run(wanted, tmp_path / "whole")
+
+    class Stop(run_module.Progress):
+        def round(self, line):
+            if line["round"] == 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(wanted, tmp_path / "halved", Stop())
+    assert fingerprint(resume(tmp_path / "halved")) == fingerprint(whole)
+
+
+def test_what_does_not_go_together_is_refused_by_name(config):
+    wanted = config("method={name='local-only'}", "training.proximal=0.1", MOMENTUM)
+    with pytest.raises(ConfigError) as caught:
+        build(wanted)
+    held, stepped = caught.value.problems
+    assert held == (
+        "training.proximal = 0.1: with method.name = 'local-only' a client receives nothing that it could be held "
+        "near; set training.proximal = 0"
+    )
+    assert stepped == (
+        "aggregation.server_optimizer = 'momentum': with method.name = 'local-only' the server gets nothing to step "
+        "by; set aggregation.server_optimizer = 'none'"
+    )
+    assert check(wanted) == [held, stepped]
+
+
+@pytest.mark.parametrize("name", NOT_BY_FACTORS)
+def test_rules_whose_factors_are_split_anew_are_refused_with_the_reason(name):
+    (as_method,) = server_optimizer_problems("adam", name, "mean")
+    (as_rule,) = server_optimizer_problems("adam", "fed-hello", name)
+    assert as_method.startswith(f"aggregation.server_optimizer = 'adam' does not go with method.name = '{name}': ")
+    assert as_rule.startswith(f"aggregation.server_optimizer = 'adam' does not go with aggregation.rule = '{name}': ")
+    for problem in (as_method, as_rule):
+        assert problem.endswith("not gauge invariant; set aggregation.server_optimizer = 'none'")
+    assert server_optimizer_problems("none", name, name) == []
+
+
+def test_methods_that_average_factors_and_robust_rules_are_taken():
+    for name in METHODS:
+        for rule in ("mean", "median", "trimmed-mean", "clipped-mean"):
+            refused = name in NOT_BY_FACTORS or name == "local-only"
+            assert bool(server_optimizer_problems("yogi", name, rule)) == refused
+
+
+def test_it_steps_on_what_central_privacy_lets_through(config):
+    private = ("method.weighting=uniform", "privacy.mode=central", "privacy.test_key=1")
+    experiment = build(config(*private, MOMENTUM, "head.policy=local", "network.dtype=int8"))
+    state = experiment.method.init(experiment.rng.child("init"))
+    (fit,) = experiment.method.exchanges
+    turn = Turn(0, experiment.federation.profiles, experiment.rng)
+    orders = fit.ask(state, turn)
+    replies = [fit.work(experiment.clients[id], order, {})[0] for id, order in sorted(orders.items())]
+    after = fit.merge(state, iter(replies))
+    assert after["releases"] == 1
+    moved = after[MOMENTS]["momentum"]
+    assert moved
+    assert not moved.keys() & experiment.layout.head  # it stays with the clients
+    for name in moved:
+        torch.testing.assert_close(after["params"][name], state["params"][name] + moved[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", [("method={name='fedra'}",), ("method={name='ffa-lora'}",), ()])
+def test_a_plan_sees_through_the_penalty(config, method):
+    assert plan(config(*method, "training.proximal=0.1", MOMENTUM)) == plan(config(*method))

@@ -1,0 +1,205 @@
+"""The low-rank family in whole runs: unlike ranks, changed bases, any layers; resumed, exported, on Flower."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedquilt.core.errors import ConfigError
+from fedquilt.experiment import build, check, export, resume, run
+from fedquilt.experiment.plan import plan
+from fedquilt.models.hf import load_model
+from fedquilt.record import Record, read_rounds
+
+RANKS = ("adapter.rank=4", "clients.ranks=[2, 4, 3]")
+CASES = {
+    "flexlora": ("method.name=flexlora", *RANKS),
+    "hetlora": ("method.name=hetlora", "method.gamma=0.5", *RANKS),
+    "flora": ("method.name=flora", *RANKS),
+    "fedex-lora": ("method.name=fedex-lora",),
+    "lora-fair": ("method.name=lora-fair",),
+    "fed-hello-fedex": ("aggregation.rule=fedex-lora", "aggregation.residual_rank=1"),
+    "fed-hello-flora": ("aggregation.rule=flora", *RANKS),
+    "fedra-flexlora": ("method.name=fedra", "aggregation.rule=flexlora", *RANKS),
+    "straggler-hetlora": ("method.name=straggler", "aggregation.rule=hetlora", *RANKS),
+}
+
+
+class Stops:
+    """A Progress that interrupts the run after its second round."""
+
+    def started(self, *_): ...
+
+    def client(self, *_): ...
+
+    def step(self, *_): ...
+
+    def round(self, line):
+        if line["round"] == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def wanted(tiny):
+    """``wanted(name, change, ...)``: the tiny federation with the case's changes."""
+    from fedquilt.config.load import load
+
+    text = tiny.read_text()
+
+    def make(name, *more):
+        changes = [*CASES.get(name, ()), *more]
+        if any(change.startswith("method.name") for change in changes):
+            tiny.write_text(text.replace('allocation = "rgd"\n', ""))
+        return load(tiny, changes)[0]
+
+    return make
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(wanted, tmp_path, fingerprint, name):
+    settings = wanted(name)
+    assert check(settings) == []
+    whole = run(settings, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, tmp_path / "parts", Stops())
+    resume(tmp_path / "parts")
+    assert fingerprint(tmp_path / "parts") == fingerprint(whole)
+    lines = read_rounds(whole)
+    assert all(0 <= line["evaluation"]["global"]["accuracy"] <= 1 for line in lines if line["evaluation"])
+    assert lines[-1]["evaluation"]["clients"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_peft_gives_our_logits_of_the_global_model_and_of_a_client(wanted, tmp_path, name):
+    peft = pytest.importorskip("peft")
+    settings = wanted(name, "rounds=2")
+    folder = run(settings, tmp_path / "run")
+    experiment = build(settings)
+    _, state, memories = Record.open(folder).load_checkpoint()
+    for who, client in ((None, experiment.server), (0, experiment.clients[0])):
+        out = export(folder, tmp_path / f"adapter-{who}", client=who)
+        view = experiment.method.view(state, client.profile)
+        client.bench.load(client.params(view, memories.get(who)))
+        batch = experiment.clients[4].train
+        model = settings.model
+        base = load_model(model.name, model.task, num_classes=10, rng=experiment.rng.child("model"))
+        theirs = peft.PeftModel.from_pretrained(base.model, out).eval()
+        with torch.no_grad():
+            client.bench.model.eval()
+            ours, _ = client.bench.forward(batch)
+            inputs = base.prepare({key: value for key, value in batch.items() if key != "labels"})
+            logits = theirs(**inputs).logits
+        torch.testing.assert_close(logits, ours, rtol=0, atol=2e-5)
+        assert ours.std() > 0
+
+
+@pytest.mark.parametrize("name", ["flexlora", "hetlora"])
+def test_a_client_of_a_lower_rank_exports_at_its_rank(wanted, tmp_path, name):
+    from fedquilt.adapters.export import load_peft
+
+    settings = wanted(name, "rounds=1", *(["method.gamma=1.0"] if name == "hetlora" else []))
+    folder = run(settings, tmp_path / "run")
+    ranks = {p.id: p.budget.rank for p in build(settings).federation.profiles}
+    assert set(ranks.values()) == {2, 3, 4}
+    for client, rank in ranks.items():
+        params, told = load_peft(export(folder, tmp_path / f"client-{client}", client=client))
+        assert {len(t) for n, t in params.items() if n.endswith("lora_A")} == {rank}
+        assert told.rank == 4
+        assert told.alpha == 4.0
+
+
+def test_the_record_and_the_plan_count_the_bytes_of_each_rank(wanted, tmp_path):
+    settings = wanted("flexlora", "rounds=1")
+    (line,) = read_rounds(run(settings, tmp_path / "run"))
+    planned = {one.client: one for one in plan(settings)}
+    for client, sent in line["exchanges"][0]["clients"].items():
+        assert sent["bytes_down"] == planned[int(client)].bytes_down
+        assert sent["bytes_up"] == planned[int(client)].bytes_up
+    assert len({one.bytes_down for one in planned.values()}) == 3
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_can_be_planned(wanted, name):
+    assert len(plan(wanted(name))) == 6
+
+
+@pytest.mark.parametrize("name", ["hetlora", "flora", "fed-hello-fedex", "fedra-flexlora"])
+def test_on_flower_a_run_ends_in_the_same_bits(wanted, tmp_path, fingerprint, name):
+    pytest.importorskip("flwr")
+    from in_process_grid import InProcessGrid
+
+    from fedquilt.engine.flower.client import client_app
+    from fedquilt.experiment import flower
+
+    settings = wanted(name)
+    quick = settings.network.model_copy(update={"timeout": 20.0, "wait": 20.0})
+    folder = tmp_path / "flower"
+    grid = InProcessGrid(client_app(flower.joined(settings), folder / "sites"), 6)
+    connect = flower.over(grid, settings.model_copy(update={"network": quick}), name="in-process", poll=0.05)
+    run(settings, folder, connect=connect)
+    embedded = run(settings, tmp_path / "embedded")
+    ours, theirs = fingerprint(folder), fingerprint(embedded)
+    assert ours["adapters/global/adapter_model.safetensors"] == theirs["adapters/global/adapter_model.safetensors"]
+    for left, right in zip(read_rounds(folder), read_rounds(embedded), strict=True):
+        assert not left["exchanges"][0]["dropped"]
+        for client, sent in left["exchanges"][0]["clients"].items():
+            assert sent["metrics"]["received_examples"] > 0
+            other = right["exchanges"][0]["clients"][client]
+            assert (sent["bytes_down"], sent["bytes_up"]) == (other["bytes_down"], other["bytes_up"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ("method.name=flexlora", "aggregation.rule=median"),
+            "'flexlora' is a rule of its own; leave aggregation.rule",
+        ),
+        (("method.name=ffa-lora", "aggregation.rule=flora"), "with method.name = 'ffa-lora' B alone is trained"),
+        (("method.name=rolora", "aggregation.rule=flexlora"), "'rolora' one factor is trained in each round"),
+        (("method.name=fedsa-lora", "aggregation.rule=hetlora"), "'fedsa-lora' B stays with the clients"),
+        (("method.name=local-only", "aggregation.rule=lora-fair"), "'local-only' nothing is sent"),
+        (("method.name=flora", "network.dtype=int8"), "network.dtype = 'int8': 'flora' changes the base"),
+        (("method.name=fedex-lora", "network.dtype=bfloat16"), "'fedex-lora' changes the base of all clients"),
+        (("aggregation.rule=fedex-lora", "network.dtype=bfloat16"), "'fedex-lora' changes the base of all clients"),
+        (("method.name=flora", "defence.max_update_norm=1.0"), "which the server cannot subtract"),
+        (
+            ("method.name=fedex-lora", "aggregation.residual_rank=1"),
+            "aggregation.residual_rank = 1: is of aggregation.rule = 'fedex-lora' alone; set method.residual_rank",
+        ),
+        (
+            ("aggregation.split=even",),
+            "aggregation.split = 'even': is of aggregation.rule = 'flexlora' alone; leave it",
+        ),
+        (("method.name=fedit", "clients.ranks=[1, 2, 2]"), "the mean of factors needs one rank"),
+        (("aggregation.rule=median", "clients.ranks=[1, 2, 2]"), "the mean of factors needs one rank"),
+        (("method.name=lora-fair", "clients.ranks=[1, 2, 2]"), "'lora-fair' needs one rank"),
+        (
+            ("method.name=flexlora", "privacy.mode=central", "method.weighting=uniform"),
+            "method.name = 'flexlora' takes products of what each client sent",
+        ),
+        (
+            ("aggregation.rule=hetlora", "privacy.mode=central", "method.weighting=uniform"),
+            "aggregation.rule = 'hetlora' has no known bound",
+        ),
+        (
+            ("method.name=flora", "privacy.mode=local", "method.weighting=uniform"),
+            "with 'flora' clients begin with adapters of their own, so that there is no update to clip",
+        ),
+    ],
+)
+def test_what_cannot_go_together_is_refused_by_name(wanted, changes, message):
+    with pytest.raises(ConfigError) as caught:
+        build(wanted("", *changes))
+    assert message in str(caught.value)
+    assert any(message in problem for problem in check(wanted("", *changes)))
+
+
+def test_a_bounded_residual_of_nothing_may_be_rounded(wanted):
+    assert check(wanted("", "method.name=fedex-lora", "method.residual_rank=0", "network.dtype=int8")) == []
+
+
+def test_local_privacy_goes_with_products(wanted, tmp_path):
+    settings = wanted("hetlora", "rounds=1", "privacy.mode=local", "method.weighting=uniform", "privacy.test_key=1")
+    (line,) = read_rounds(run(settings, tmp_path / "run"))
+    assert not line["exchanges"][0]["dropped"]

@@ -1,0 +1,123 @@
+"""Gigabytes turned into layers and rank: the largest that fits, by the same estimate as the plan's."""
+
+import json
+
+import pytest
+
+from fedquilt.config.load import load
+from fedquilt.core.errors import ConfigError
+from fedquilt.experiment import afforded, budget_lines, budgeted, plan, run
+from fedquilt.record import read_partition
+
+# with 12 blocks of width 32, adapters of rank 8, and no row of data
+DEEP = ("model.name='tiny:vit?layers=12&width=32&image=8&patch=4'", "adapter.rank=8", "data.source=nowhere.tsv")
+METHODS = ["fed-hello", "fedit", "fedra", "exclusive", "straggler", "local-only", "ffa-lora"]
+
+
+def peak(config, layers, rank=8, method="fedit", *more):
+    """Of the heaviest of six clients of this budget, by the plan."""
+    budget = ("clients.shares='1'", f"clients.budgets=[{layers}]", f"adapter.rank={rank}")
+    wanted = config(*DEEP, f"method={{name='{method}'}}", *budget, *more)
+    return max(one.peak_bytes for one in plan(wanted))
+
+
+def test_each_group_gets_the_most_layers_that_fit(config):
+    wanted = config(*DEEP, "method={name='fed-hello',allocation='gd',shape='inverted-triangle'}")
+    inverted = ("method={name='fed-hello',allocation='gd',shape='inverted-triangle'}",)
+
+    def needs(layers):
+        change = (*DEEP, *inverted, "clients.shares='1'", f"clients.budgets=[{layers}]")
+        return max(one.peak_bytes for one in plan(config(*change)))
+
+    sizes = [needs(layers) for layers in range(1, 13)]
+    assert sizes == sorted(set(sizes))  # each layer more needs more
+    groups = afforded(wanted, [sizes[2] / 1e9, (sizes[7] - 1) / 1e9, 5.0])
+    assert [group.layers for group in groups] == [3, 7, 12]
+    assert [group.rank for group in groups] == [8, 8, 8]
+    assert [group.peak_bytes for group in groups] == [sizes[2], sizes[6], sizes[11]]
+    assert [group.memory_bytes for group in groups] == [sizes[2], sizes[7] - 1, 5_000_000_000]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_client_of_the_planned_run_needs_more_than_its_group_has(config, method):
+    wanted = config(*DEEP, f"method={{name='{method}'}}")
+    least, most = peak(config, 1, 8, "straggler"), peak(config, 12)
+    sizes = [(least + (most - least) * share) / 1e9 for share in (0.3, 0.7, 1.0)]
+    groups = afforded(wanted, sizes)
+    limits = {id: groups[id // 2].memory_bytes for id in range(6)}
+    plans = plan(budgeted(wanted, groups))
+    assert plans
+    assert all(one.peak_bytes <= groups[one.client // 2].peak_bytes <= limits[one.client] for one in plans)
+    assert [group.layers for group in groups] == sorted(group.layers for group in groups)
+
+
+def test_where_layers_are_drawn_the_draw_that_needs_most_counts(config):
+    """One of twelve layers, drawn: the first block's turn comes, though not in the round that is planned."""
+    drawn = config(*DEEP, "method={name='fedra',drop_layers=false}")
+    first = peak(config, 1, 8, "local-only", "method.shape=triangle")
+    last = peak(config, 1, 8, "local-only", "method.shape=inverted-triangle")
+    assert last < first
+    with pytest.raises(ConfigError, match="one layer at rank 1 needs"):
+        afforded(drawn, [last / 1e9] * 3)
+    (group, _, _) = afforded(drawn, [first / 1e9] * 3)
+    assert (group.layers, group.rank, group.peak_bytes) == (1, 8, first)
+
+
+def test_where_one_layer_does_not_fit_the_rank_is_halved(config):
+    wanted = config(*DEEP, "method={name='fedit'}", "adapter.rank=10")
+    by_rank = {rank: peak(config, 1, rank, "straggler") for rank in (1, 2, 5, 10)}
+    assert list(by_rank.values()) == sorted(set(by_rank.values()))
+    straggler = config(*DEEP, "method={name='straggler'}", "adapter.rank=10")
+    sizes = [by_rank[2], by_rank[10] - 1, by_rank[10]]
+    groups = afforded(straggler, [size / 1e9 for size in sizes])
+    assert [(group.layers, group.rank) for group in groups] == [(1, 2), (1, 5), (1, 10)]
+    assert [group.peak_bytes for group in groups] == [by_rank[2], by_rank[5], by_rank[10]]
+    assert budgeted(wanted, groups).clients.ranks == (2, 5, 10)
+    with pytest.raises(
+        ConfigError, match=rf"--memory {(by_rank[1] - 1) / 1e9:g}: one layer at rank 1 needs .* GB; give"
+    ):
+        afforded(straggler, [(by_rank[1] - 1) / 1e9, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([2.0, 4.0], r"--memory: 2 numbers \(2, 4\) for the 3 groups of clients.shares = '1-1-1'; give one for each"),
+        ([2.0, 1.0, 4.0], r"--memory: 2, 1, 4; give gigabytes above 0 that do not fall from one group to the next"),
+        ([0.0, 1.0, 4.0], r"--memory: 0, 1, 4; give gigabytes above 0"),
+        ([1.0, 1.0, float("nan")], r"--memory: 1, 1, nan; give gigabytes above 0"),
+        ([1.0, 1.0, float("inf")], r"--memory: 1, 1, inf; give gigabytes above 0"),
+    ],
+)
+def test_numbers_that_make_no_groups_are_refused(config, sizes, message):
+    with pytest.raises(ConfigError, match=message):
+        afforded(config(*DEEP), sizes)
+
+
+def test_the_lines_are_those_of_a_run_file_that_runs(config, tiny, tmp_path):
+    groups = afforded(config(), [1.0, 1.0, 1.0])
+    text = tiny.read_text().replace("[clients]\nbudgets = [1, 2, 3]", budget_lines(groups))
+    (tmp_path / "fitted.toml").write_text(text)
+    wanted, _ = load(tmp_path / "fitted.toml", ["rounds=1"])
+    assert wanted.clients == budgeted(config(), groups).clients
+    assert wanted.clients.budgets == (3, 3, 3)
+    clients = read_partition(run(wanted, tmp_path / "run"))["clients"]
+    assert {(client["budget"], client["rank"]) for client in clients} == {(3, 2)}
+
+
+def test_the_command_prints_what_fits_and_the_lines_for_the_run_file(command):
+    words = ("plan", "tiny.toml", "--memory", "1", "--memory", "2", "--memory", "4")
+    said = command(*words)
+    assert said.code == 0, said.err
+    assert said.out.endswith("[clients]\nbudgets = [3, 3, 3]\nranks = [2, 2, 2]\n")
+    assert "What fits into the memory of each group" in said.out
+    told = json.loads(command(*words, "--json").out)
+    assert [(group["memory_bytes"], group["layers"], group["rank"]) for group in told["groups"]] == [
+        (1_000_000_000, 3, 2),
+        (2_000_000_000, 3, 2),
+        (4_000_000_000, 3, 2),
+    ]
+    assert all(one["budget"] == 3 for one in told["plans"])
+    said = command("plan", "tiny.toml", "--memory", "1e-6", "--memory", "2", "--memory", "4")
+    assert said.code == 1
+    assert said.err.startswith("error: --memory 1e-06: one layer at rank 1 needs 0.001 GB; give the group as much")
