@@ -79,7 +79,9 @@ class LoraLinear(nn.Module):
     ``lora_A`` is (r, d_in) and ``lora_B`` (d_out, r), both float32 and zero until values are put in. Values of another
     rank may be put in (``set_factor``); ``s`` is always that of the present rank. ``base`` is any module that maps d_in
     to d_out features; only its forward is called, so a quantised one works. ``shift`` (d_out, d_in), if set, is what
-    was merged into the base, which is then ``base(x) + shift x``. ``active`` False leaves that base alone.
+    was merged into the base, which is then ``base(x) + shift x``. ``core`` T (r, r), if set, makes the term
+    ``s B (I + T) A dropout(x)``; it is a value that somebody else owns, and gradients go to it. ``active`` False leaves
+    the base alone.
 
     Raises
     ------
@@ -96,6 +98,7 @@ class LoraLinear(nn.Module):
         self.lora_A = nn.Parameter(torch.zeros(rank, d_in, device=device), requires_grad=False)
         self.lora_B = nn.Parameter(torch.zeros(d_out, rank, device=device), requires_grad=False)
         self.shift: Tensor | None = None
+        self.core: Tensor | None = None
         self._scaling = partial(settings.scaling, name)
         self.dropout = settings.dropout
         self.active = True
@@ -130,7 +133,7 @@ class LoraLinear(nn.Module):
         return is_transposed(self.base)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``base(x) + s B A dropout(x)``, (..., d_in) -> (..., d_out), in the dtype of the base's output.
+        """``base(x) + s B (I + T) A dropout(x)``, (..., d_in) -> (..., d_out), in the dtype of the base's output.
 
         Paper: lora, delta
         """
@@ -140,6 +143,8 @@ class LoraLinear(nn.Module):
         if not self.active:
             return y
         h = F.linear(self._own(F.dropout(x, self.dropout, self.training)), self.lora_A)  # (..., r)
+        if self.core is not None:
+            h = h + F.linear(h, self.core)
         return y + (self.scaling * F.linear(h, self.lora_B)).to(y.dtype)  # (..., d_out)
 
     def _own(self, x: Tensor) -> Tensor:
@@ -148,8 +153,11 @@ class LoraLinear(nn.Module):
         return x.to(self.lora_A.dtype) if other else x
 
     def delta(self) -> Tensor:
-        """The dense ``s B A + shift``, shaped as the base's weight: (d_out, d_in), or (d_in, d_out) for Conv1D."""
-        dense = self.scaling * (self.lora_B.detach() @ self.lora_A.detach())  # (d_out, d_in)
+        """The dense ``s B (I + T) A + shift``, shaped as the base's weight: (d_out, d_in); (d_in, d_out) for Conv1D."""
+        a = self.lora_A.detach()
+        if self.core is not None:
+            a = a + self.core.detach() @ a
+        dense = self.scaling * (self.lora_B.detach() @ a)  # (d_out, d_in)
         if self.shift is not None:
             dense = dense + self.shift
         return dense.T if self.fan_in_fan_out else dense

@@ -1,0 +1,1 @@
+"""Parts of distillation: how far one model's predictions are from another's."""

@@ -1,0 +1,180 @@
+"""Adapters, relation and bank put together on toy networks of unlike width, depth and rank, without any engine."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedquilt.adapters.lora import LoraLinear, LoraSettings, initial_factors
+from fedquilt.adapters.triple import Place, cores, training_parts, with_cores
+from fedquilt.aggregate.bank import BankUpdate, drawn_bank, from_reply, merged_bank, noise_like, offered, to_params
+from fedquilt.aggregate.layermap import depth_logits, lowered, relation
+from fedquilt.allocate.cores import drawn, leading
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import Reply
+
+SLOTS, SIZE = 3, 6
+SHAPES = ((8, 2, 3), (12, 3, 4), (10, 3, 6))  # width, depth and rank of each client's network
+
+
+@dataclass
+class Toy:
+    """One client: a chain of linear layers with frozen ends, and rows that its true core has labelled."""
+
+    net: nn.Sequential
+    entries: Tensor
+    logits: Tensor
+    rank: int
+    rows: Tensor
+    wanted: Tensor
+
+    @property
+    def adapters(self) -> dict[str, LoraLinear]:
+        return {str(number): layer for number, layer in enumerate(self.net)}
+
+    @property
+    def places(self) -> dict[str, Place]:
+        return {str(number): Place("query", number) for number in range(len(self.net))}
+
+    def out(self, values: Tensor) -> Tensor:
+        """All layers see the same rows, so that the loss is convex in the values, ``(num_layers, k)``."""
+        with with_cores(self.adapters, cores({"query": values}, self.places, self.rank)):
+            return torch.stack([layer(self.rows) for layer in self.net])
+
+    def loss(self, values: Tensor) -> Tensor:
+        return (self.out(values) - self.wanted).square().mean()
+
+    def received(self, bank) -> Tensor:
+        return lowered(offered(bank, {"query": self.entries})["query"], relation(self.logits))
+
+
+def toy(number: int, truth, lines=leading) -> Toy:
+    width, depth, rank = SHAPES[number]
+    rng = Rng(9, ("client", number))
+    with rng.scope():
+        settings = LoraSettings(rank=rank, alpha=2.0 * rank)
+        net = nn.Sequential(*(LoraLinear(nn.Linear(width, width), settings) for _ in range(depth))).eval()
+        for layer in net:
+            layer.lora_B.data = torch.randn(width, rank) / rank
+        rows = torch.randn(32, width)
+    for place, layer in enumerate(net):
+        layer.lora_A.data = initial_factors(f"layer{place}", width, width, rank, rng)[0]
+    entries = lines(rank, SIZE).entries(SIZE)
+    made = Toy(net, entries, depth_logits(depth, SLOTS), rank, rows, torch.zeros(()))
+    made.wanted = made.out(made.received(truth)).detach()
+    return made
+
+
+def trained(client: Toy, number: int, bank, steps: int = 4, rate: float = 2.0) -> Reply:
+    """The reply of a client that took some steps on its core, from what the server sent."""
+    base = client.received(bank).detach()
+    change = torch.zeros_like(base)
+    with training_parts(client.adapters, [change], ["core"]) as leaves:
+        for _ in range(steps):
+            (gradient,) = torch.autograd.grad(client.loss(base + change), leaves)
+            change.data -= rate * gradient
+    update = BankUpdate(number, {"query": change}, {"query": client.entries}, relation(client.logits), 32)
+    return Reply(number, to_params(update), 32)
+
+
+def federated(clients, rounds: int, steps: int = 4):
+    """Losses of all clients before each round, and the bank at the end."""
+    bank, losses = drawn_bank(("query",), SLOTS, SIZE, Rng(0)), []
+    for _ in range(rounds):
+        losses.append(sum(float(client.loss(client.received(bank)).detach()) for client in clients))
+        replies = [trained(client, number, bank, steps) for number, client in enumerate(clients)]
+        entries = [{"query": client.entries} for client in clients]
+        bank = merged_bank(bank, (from_reply(reply, held) for reply, held in zip(replies, entries, strict=True)))
+    return losses, bank
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return drawn_bank(("query",), SLOTS, SIZE, Rng(5), 1.0)
+
+
+def test_unlike_clients_learn_one_bank_at_the_rate_that_is_promised(truth):
+    """Convex, so at worst O(1/sqrt(T)): the loss times sqrt(T) may not grow, and here it falls to a hundredth."""
+    losses, _ = federated([toy(number, truth) for number in range(3)], 60)
+    scaled = [loss * (t + 1) ** 0.5 for t, loss in enumerate(losses)]
+    assert max(scaled[1:]) <= scaled[0]
+    assert losses[-1] < 0.01 * losses[0]
+    assert all(later <= earlier * 1.0001 for earlier, later in pairwise(losses))
+
+
+def test_a_client_that_never_trained_gains_from_what_the_others_learned_and_nothing_from_noise(truth):
+    """The released code is the noise: what it sends is P P^T of a random bank, and dropped on arrival (B1, B2, B3)."""
+    clients = [toy(number, truth) for number in range(3)]
+    _, bank = federated(clients[:2], 60)
+    newcomer = clients[2]
+
+    def loss(of):
+        return float(newcomer.loss(newcomer.received(of)).detach())
+
+    untouched = loss(drawn_bank(("query",), SLOTS, SIZE, Rng(0)))
+    assert loss(bank) < 0.9 * untouched
+    assert min(loss(noise_like(bank, Rng(seed))) for seed in range(5)) > loss(bank)
+
+
+def test_h2_3_clients_that_take_no_step_leave_the_bank_to_the_bit(truth):
+    """H2-3. Idle clients destroy the released code's bank (B4)."""
+    clients = [toy(number, truth) for number in range(3)]
+    updates = [
+        from_reply(trained(client, number, truth, steps=0), {"query": client.entries})
+        for number, client in enumerate(clients)
+    ]
+    assert torch.equal(merged_bank(truth, updates)["query"], truth["query"])
+
+
+def test_h2_18_two_runs_end_in_the_same_bits(truth):
+    """H2-18. The released code's runs share no seed, and each client its own bank (B5)."""
+    ends = [federated([toy(number, truth) for number in range(3)], 3)[1]["query"] for _ in range(2)]
+    assert torch.equal(*ends)
+
+
+def test_drawn_parts_learn_too(truth):
+    lines = {shape[2]: Rng(3).child("entries", number) for number, shape in enumerate(SHAPES)}
+    clients = [toy(number, truth, lambda rank, size: drawn(rank, size, lines[rank])) for number in range(3)]
+    assert not torch.equal(clients[0].entries, leading(3, SIZE).entries(SIZE))
+    losses, _ = federated(clients, 30)
+    assert losses[-1] < 0.05 * losses[0]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_h2_10_the_loss_reaches_relation_and_change_once_the_bank_and_b_are_not_zero(truth, number):
+    """H2-10. In the released code neither gets a gradient of the task: both are read outside the graph (B6)."""
+    client = toy(number, truth)
+    client.wanted = torch.zeros_like(client.wanted)
+    logits = client.logits.clone().requires_grad_(True)
+    change = torch.zeros(len(client.net), client.rank**2, requires_grad=True)
+
+    def gradients(bank):
+        received = lowered(offered(bank, {"query": client.entries})["query"], relation(logits))
+        return torch.autograd.grad(client.loss(received + change), (logits, change))
+
+    to_relation, to_change = gradients(truth)
+    assert float(to_relation.abs().max()) > 1e-5
+    assert float(to_change.abs().min()) > 0
+    # nothing flows to the relation while all slots hold the same, but the change is free at once
+    to_relation, to_change = gradients(drawn_bank(("query",), SLOTS, SIZE, Rng(0)))
+    assert not to_relation.any()
+    assert float(to_change.abs().min()) > 0
+
+
+def test_the_gradient_to_the_relation_is_that_of_finite_differences(truth):
+    client = toy(1, truth)
+    client.wanted = torch.zeros_like(client.wanted)
+    logits = client.logits.clone().requires_grad_(True)
+    part = offered(truth, {"query": client.entries})["query"]
+
+    def loss(of):
+        return client.loss(lowered(part, relation(of)))
+
+    (gradient,) = torch.autograd.grad(loss(logits), logits)
+    for place in ((0, 0), (1, 2), (2, 1)):
+        step = torch.zeros_like(logits)
+        step[place] = 1e-2
+        difference = float((loss(logits + step) - loss(logits - step)).detach()) / 2e-2
+        assert difference == pytest.approx(float(gradient[place]), rel=0.02, abs=2e-4)
