@@ -147,3 +147,62 @@ def test_on_a_terminal_rounds_clients_and_steps_have_bars_and_time_left(config, 
     assert "3/3" in text
     assert "0:00:00" in text
     assert "round 1/3" not in text  # the plain lines are for pipes
+
+
+GROUPS = """
+rounds = 2
+device = "cpu"
+[model]
+name = "tiny:vit?layers=3&width=16&image=8&patch=4"
+task = "image-classification"
+[data]
+source = "sklearn:digits"
+limit = 120
+[partition]
+num_clients = 6
+[training]
+steps = 2
+batch_size = 8
+[method]
+name = "fedit"
+[[groups]]
+label = "vit-16"
+budget = 2
+[[groups]]
+label = "vit-24"
+budget = 2
+model = {name = "tiny:vit?layers=2&width=24&image=8&patch=4", task = "image-classification"}
+[[groups]]
+label = "words"
+budget = 1
+model = {name = "tiny:bert?layers=2&width=16", task = "sequence-classification"}
+data = {source = "./words.tsv"}
+[[compare]]
+label = "group-only"
+[[compare]]
+label = "alone"
+method = {name = "local-only"}
+"""
+
+
+def test_two_sizes_of_images_and_a_group_of_words_run_in_one_federation(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = "\n".join(["text\tlabel", *(f"word {row % 7}\t{row % 2}" for row in range(40))])
+    (tmp_path / "words.tsv").write_text(words + "\n", encoding="utf-8")
+    (tmp_path / "groups.toml").write_text(GROUPS, encoding="utf-8")
+    assert command("check", "groups.toml").code == 0
+    planned = command("plan", "groups.toml")
+    assert planned.code == 0
+    assert all(label in planned.out for label in ("vit-16", "vit-24", "words"))
+    ran = command("run", "groups.toml", "--folder", "one")
+    assert ran.code == 0, ran.err
+    assert command("export", "one", "--out", "made", "--group", "words").code == 0
+    assert (tmp_path / "made" / "adapter_config.json").exists()
+    assert "--group" in command("export", "one", "--out", "other").err
+    compared = command("compare", "groups.toml", "--no-plots")
+    assert compared.code == 0, compared.err
+    lines = compared.out.splitlines()
+    start = lines.index("Group by group:")
+    told = [line.split()[:2] for line in lines[start + 3 : start + 11]]
+    groups = ["vit-16", "vit-24", "words", "worst"]
+    assert told == [[label, group] for label in ("group-only", "alone") for group in groups]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,6 +25,7 @@ from fedquilt.core.types import Budget, ClientId, Federation, Layout, Params, Pr
 from fedquilt.models.hf import Loaded, load_model
 
 VIT = "tiny:vit?layers=4&width=8&image=4&patch=2"
+WIDE = "tiny:vit?layers=3&width=16&image=4&patch=2"
 LLAMA = "tiny:llama?layers=3&width=8"
 BERT = "tiny:bert?layers=3&width=8"
 GPT2 = "tiny:gpt2?layers=3&width=8"
@@ -95,6 +97,36 @@ def rows(task: str, num_rows: int, name: str | int = "rows") -> Batch:
         learned = mask.bool() & (torch.arange(LONGEST) >= 2)
         labels = torch.where(learned, ids, torch.full_like(ids, -100)).long()
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+class Several(NamedTuple):
+    """A federation of unlike architectures, and its clients by id."""
+
+    federation: Federation
+    clients: Mapping[ClientId, Client]
+
+
+def several(models: Sequence[str] = (VIT, WIDE), *, mixed: bool = False, proxy: int = 0, **more: Any) -> Several:
+    """A federation of two clients for each model; ``mixed`` gives each model every other number, not neighbours."""
+    scenes = [small(model, budgets=(1, 2), sizes=(5, 8), proxy=proxy, **more) for model in models]
+    clients: dict[ClientId, Client] = {}
+    for place, scene in enumerate(scenes):
+        for old, client in scene.clients.items():
+            id = old * len(scenes) + place if mixed else old + 2 * place
+            clients[id] = replace(client, profile=replace(client.profile, id=id, group=f"group {place}"))
+    clients = dict(sorted(clients.items()))
+    whole = [scene.federation for scene in scenes]
+    names = [scene.layout.architecture for scene in scenes]
+    federation = Federation(
+        tuple(client.profile for client in clients.values()),
+        {name: scene.layout for name, scene in zip(names, scenes, strict=True)},
+        {name: one.initial[name] for name, one in zip(names, whole, strict=True)},
+        whole[0].rounds,
+        rule=whole[0].rule,
+        servers={name: one.server for name, one in zip(names, whole, strict=True) if one.server is not None},
+        scalings={name: one.scaling for name, one in zip(names, whole, strict=True)},
+    )
+    return Several(federation, clients)
 
 
 def small(

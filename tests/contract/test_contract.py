@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from promises import PROMISES, Build, Setup, copied, fault, is_tree, play, same
-from small_federation import GPT2, LLAMA, VIT, small
+from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, several, small
 from torch.nn.functional import cross_entropy
 from toys import (
     Party,
@@ -34,6 +34,7 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import Order, Reply, Turn
 from fedquilt.core.wrap import with_local
 from fedquilt.methods import METHODS
+from fedquilt.methods.by_architecture import by_architecture
 
 
 class Row(NamedTuple):
@@ -92,6 +93,22 @@ def learned(state):
     return [state["params"], state["base"]["log"] if "base" in state else None]
 
 
+def apart(name: str, models=(VIT, WIDE), *, mixed: bool = False, proxy: int = 0, rule=None, **settings) -> Build:
+    """A method of the library among clients of unlike architectures, in each of them apart."""
+
+    def build() -> Setup:
+        training = Training(steps=1, epochs=None, batch_size=4, learning_rate=0.05)
+        scene = several(models, mixed=mixed, proxy=proxy, training=training, rule=rule)
+        method = by_architecture(lambda federation: METHODS[name](federation, **settings), scene.federation)
+
+        def all_learned(state):
+            return [learned(own) for own in state["apart"].values()]
+
+        return Setup(method, scene.federation.profiles, scene.clients, all_learned)
+
+    return build
+
+
 ALL_AT_ONCE = {"merge_lets_replies_go": "a module's factors are combined when those of all clients are there"}
 SOON = {"warmup": 1, "refresh": 1}  # so that every kind of round comes in three
 REAL = {
@@ -127,8 +144,20 @@ REAL = {
     "local-only": Row(real("local-only")),
     "full": Row(real("full")),
 }
+APART = {
+    "fedit-apart": Row(apart("fedit")),
+    "fedit-llama-bert": Row(apart("fedit", (LLAMA, BERT))),
+    "fedit-apart-mixed": Row(
+        apart("fedit", mixed=True),
+        {"merge_lets_replies_go": "an architecture's clients have no neighbouring numbers, so replies wait for others"},
+    ),
+    "fed-hello-apart": Row(apart("fed-hello", (VIT, LLAMA), proxy=3, **SOON)),
+    "flora-apart": Row(apart("flora", (LLAMA, BERT)), ALL_AT_ONCE),
+    "fedsa-lora-apart": Row(apart("fedsa-lora", (BERT, WIDE))),
+    "local-only-apart": Row(apart("local-only", (VIT, WIDE, LLAMA))),
+}
 SHORT = {
-    f"{name}-{dtype}": Row(short((TOYS | REAL)[name].build, dtype), (TOYS | REAL)[name].exempt)
+    f"{name}-{dtype}": Row(short((TOYS | REAL | APART)[name].build, dtype), (TOYS | REAL | APART)[name].exempt)
     for name, dtype in (
         ("fedavg", "int8"),
         ("fedavg-local-bias", "bfloat16"),
@@ -138,6 +167,7 @@ SHORT = {
         ("fed-hello-local-head", "int8"),
         ("fedra", "bfloat16"),
         ("local-only", "int8"),
+        ("fedit-llama-bert", "int8"),
     )
 }
 CHANGED = {  # in the first of its steps nothing pulls a client back, so there are two
@@ -152,7 +182,7 @@ CHANGED = {  # in the first of its steps nothing pulls a client back, so there a
     "fedsa-lora-proximal-yogi": changed(real("fedsa-lora", steps=2), mu=0.5, kind="yogi"),
     "rolora-momentum-int8": short(changed(real("rolora", model=LLAMA, budgets=(1, 2, 3)), kind="momentum"), "int8"),
 }
-ROWS = TOYS | REAL | SHORT | {name: Row(build) for name, build in CHANGED.items()}
+ROWS = TOYS | REAL | APART | SHORT | {name: Row(build) for name, build in CHANGED.items()}
 CELLS = [(row, promise) for row in ROWS for promise in PROMISES if promise not in ROWS[row].exempt]
 
 

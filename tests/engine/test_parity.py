@@ -10,7 +10,7 @@ pytest.importorskip("flwr")
 
 from in_process_grid import RUN, InProcessGrid, app_of, cards_of
 from promises import Played, Setup, copied, play, same
-from small_federation import GPT2, LLAMA, small
+from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, several, small
 from toys import changed, distillation_setup, fedavg_setup, groups_setup, local_bias_setup, short, vertical_setup
 
 from fedquilt.aggregate.family import Rule, stack_rule
@@ -21,6 +21,7 @@ from fedquilt.engine.flower.client import shelf_folder
 from fedquilt.engine.flower.shelf import Shelf
 from fedquilt.engine.flower.strategy import MethodStrategy
 from fedquilt.methods import METHODS
+from fedquilt.methods.by_architecture import by_architecture
 
 RANKS = (2, 4, 3, 4)
 SOON = {"warmup": 1, "refresh": 1}
@@ -41,6 +42,14 @@ def real(
     return Setup(method, scene.federation.profiles, scene.clients)
 
 
+def apart(name: str, models, **settings) -> Setup:
+    """A method of the library among clients of unlike architectures, two of each."""
+    training = Training(steps=2, epochs=None, batch_size=4, learning_rate=0.05)
+    scene = several(models, training=training)
+    method = by_architecture(lambda federation: METHODS[name](federation, **settings), scene.federation)
+    return Setup(method, scene.federation.profiles, scene.clients)
+
+
 TABLE = {
     **{name: lambda name=name: real(name) for name in METHODS},
     "fed-hello-fim": lambda: real("fed-hello", allocation="fim", **SOON),
@@ -53,6 +62,9 @@ TABLE = {
     "fedex-lora-1": lambda: real("fedex-lora", residual_rank=1),
     "fed-hello-flora": lambda: real("fed-hello", ranks=RANKS, rule=stack_rule(), allocation="rgd"),
     "fedra-flora": lambda: real("fedra", ranks=RANKS, rule=stack_rule()),
+    "fedit-apart": lambda: apart("fedit", (VIT, WIDE, LLAMA)),
+    "fed-hello-apart": lambda: apart("fed-hello", (LLAMA, BERT), scores_from="clients", **SOON),
+    "flora-apart": lambda: apart("flora", (BERT, WIDE)),
     "toy-fedavg": fedavg_setup,
     "toy-local-bias": local_bias_setup,
     "toy-vertical": vertical_setup,
@@ -64,6 +76,7 @@ TABLE |= {
     "fed-hello-llama-bfloat16": short(TABLE["fed-hello-llama"], "bfloat16"),
     "flexlora-int8": short(TABLE["flexlora-ranks"], "int8"),
     "fedra-int8": short(TABLE["fedra"], "int8"),
+    "fedit-apart-int8": short(lambda: apart("fedit", (LLAMA, BERT)), "int8"),
     "toy-vertical-int8": short(vertical_setup, "int8"),
     "toy-distillation-bfloat16": short(distillation_setup, "bfloat16"),
     "toy-groups-int8": short(groups_setup, "int8"),

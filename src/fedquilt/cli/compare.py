@@ -10,6 +10,7 @@ import typer
 
 from fedquilt.cli.screen import Shown, errors, out
 from fedquilt.core.errors import ConfigError
+from fedquilt.report.by_group import group_rows
 from fedquilt.report.page import write_page
 from fedquilt.report.plot import save_plots
 from fedquilt.report.read import Run, read_run
@@ -68,6 +69,10 @@ def show(
     """Print the comparison of groups of runs, and write it as markdown if a file is given."""
     if reference is not None and reference not in groups:
         raise ConfigError(f"--reference '{reference}': no such label; allowed: {', '.join(groups)}")
-    print(rows_json(compare_rows(groups, last)) if as_json else comparison(groups, last, reference))
+    if as_json:
+        rows = compare_rows(groups, last)
+        print(rows_json([*rows, *group_rows(groups, rows[0]["metric"], last)]))
+    else:
+        print(comparison(groups, last, reference))
     if save is not None:
         save.write_text(comparison(groups, last, reference, "markdown") + "\n", encoding="utf-8")

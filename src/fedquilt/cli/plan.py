@@ -40,19 +40,32 @@ def plan(
         told = [asdict(one) | {"peak_bytes": one.peak_bytes, "saving": one.saving} for one in plans]
         show_json({"groups": [asdict(group) for group in groups], "plans": told} if groups else told)
         return
-    moved = [["client", "budget", "layers trained", "parameters", "down", "up", "saved"]]
+    labelled = any(one.group for one in plans)
+    moved = [
+        ["client", *(["group"] if labelled else []), "budget", "layers trained", "parameters", "down", "up", "saved"]
+    ]
     needed = [["client", "weights", "gradients", "optimiser", "activations", "peak"]]
     for one in plans:
-        moved.append([str(one.client), str(one.budget), _ranges(one.layers), f"{one.trained_parameters:,}"])
+        moved.append(
+            [
+                str(one.client),
+                *([one.group] if labelled else []),
+                str(one.budget),
+                _ranges(one.layers),
+                f"{one.trained_parameters:,}",
+            ]
+        )
         moved[-1] += [human_bytes(one.bytes_down), human_bytes(one.bytes_up), f"{one.saving:.2%}"]
         parts = (one.weight_bytes, one.gradient_bytes, one.optimizer_bytes, one.activation_bytes, one.peak_bytes)
         needed.append([str(one.client), *(human_bytes(part) for part in parts)])
     show_table(moved, "What a client trains and moves in one round")
     show_table(needed, "The memory it needs")
-    head = f" A head of {plans[0].num_classes} classes is counted." if plans[0].num_classes else ""
+    classes = list(dict.fromkeys(one.num_classes for one in plans if one.num_classes))
+    head = f" A head of {' or '.join(map(str, classes))} classes is counted." if classes else ""
+    whole = " or ".join(human_bytes(size) for size in dict.fromkeys(one.model_bytes for one in plans))
     out.print(
         "down and up: adapters and head as raw tensors of network.dtype. saved: against sending the whole model both "
-        f"ways ({human_bytes(plans[0].model_bytes)} each way). peak: weights, gradients, optimiser and activations of "
+        f"ways ({whole} each way). peak: weights, gradients, optimiser and activations of "
         f"one forward pass; an estimate, without the temporary buffers of single operations.{head}",
         highlight=False,
         soft_wrap=not out.is_terminal,

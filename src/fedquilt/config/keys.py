@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -20,18 +20,27 @@ This page is made from the schema (`python -m fedquilt.config.keys`), and a test
 
 
 def page() -> str:
-    """The page: one table of keys for the top of the file and one for each section."""
+    """The page: one table of keys for the top of the file, one for each section and one for each list of tables."""
     fields = Config.model_fields
     sections: dict[str, Any] = {name: field.annotation for name, field in fields.items() if _is_section(field)}
+    lists = {name: item for name, field in fields.items() if (item := _item(field)) is not None}
     top = {name: field for name, field in fields.items() if name not in sections}
     parts = [HEAD, "## Top of the file\n", _table(top)]
     for name, section in sections.items():
         parts += [f"## [{name}]\n", f"{_plain(section.__doc__ or '')}\n", _table(section.model_fields)]
+    for name, entry in lists.items():
+        parts += [f"## [[{name}]]\n", f"{_plain(entry.__doc__ or '')}\n", _table(entry.model_fields)]
     return "\n".join(parts)
 
 
 def _is_section(field: FieldInfo) -> bool:
     return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+
+
+def _item(field: FieldInfo) -> type[BaseModel] | None:
+    """What each entry of a list of tables holds, or None if the field is no such list."""
+    kinds = get_args(field.annotation)
+    return kinds[0] if kinds and isinstance(kinds[0], type) and issubclass(kinds[0], BaseModel) else None
 
 
 def _table(fields: dict[str, FieldInfo]) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from fedquilt.config.groups import as_written, group_problems
 from fedquilt.config.problems import from_validation, shown, unknown
-from fedquilt.config.schema import Config, Method, Partition
+from fedquilt.config.schema import Config, Group, Method, Partition
 from fedquilt.core.errors import ConfigError
 
 NOT_DETERMINING = (
@@ -30,6 +31,9 @@ _SECTIONS = {
     if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 }
 _ALLOWED = {key: tuple(section.model_fields) for key, section in _SECTIONS.items()} | {"": tuple(Config.model_fields)}
+_ALLOWED |= {"groups[]": tuple(Group.model_fields)} | {
+    f"groups[].{key}": tuple(_SECTIONS[key].model_fields) for key in Group.model_fields if key in _SECTIONS
+}
 _NOT_COMPARED = ("name", "seed", "seeds", "output", "compare")
 _PATHS = (("data", "source"), ("data", "test"), ("model", "name"))
 
@@ -102,8 +106,16 @@ def variants(raw: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def resolved(config: Config) -> dict[str, Any]:
-    """Every key of the config with its value, as JSON can write it; ``parse`` reads it back."""
-    return config.model_dump(mode="json")
+    """Every key of the config with its value, as JSON can write it; ``parse`` reads it back.
+
+    Without groups there is no key ``groups``; with them, none of what each group says itself.
+    """
+    keys = config.model_dump(mode="json", exclude={"groups"})
+    if config.groups:
+        keys["groups"] = as_written(config.groups)
+        for said in ("shares", "budgets", "ranks"):
+            del keys["clients"][said]
+    return keys
 
 
 def digest(config: Config) -> str:
@@ -143,7 +155,12 @@ def _repaired(raw: Mapping[str, Any]) -> Config | None:
         before = deepcopy(left)
         for section, *keys in (details["loc"] for details in found if details["type"] != "missing"):
             table = left.get(str(section))
-            if keys and isinstance(table, dict) and keys[0] in table:
+            if section == "groups" and isinstance(table, list) and len(keys) > 1:
+                table, keys = table[int(keys[0])], keys[1:]
+                if len(keys) > 1 and isinstance(table.get(keys[0]), dict):
+                    table, keys = table[keys[0]], keys[1:]
+                table.pop(keys[0], None)
+            elif keys and isinstance(table, dict) and keys[0] in table:
                 del table[keys[0]]
             elif not keys or not isinstance(table, dict):  # else an earlier problem with the same key removed it
                 left.pop(str(section), None)
@@ -227,8 +244,8 @@ def _kept(section: str, old: dict[str, Any], change: dict[str, Any]) -> dict[str
 def _place(raw: dict[str, Any], folder: Path) -> list[str]:
     """Fill in environment variables and the file's folder, in place; gives the problems."""
     problems = []
-    entries = raw.get("compare")
-    tables = [raw, *(entries if isinstance(entries, list) else [])]
+    tables = [raw, *_entries(raw, "compare")]
+    tables += [group for table in tables for group in _entries(table, "groups")]
     for table in tables:
         for section, key in _PATHS:
             keys = table.get(section) if isinstance(table, dict) else None
@@ -245,6 +262,11 @@ def _place(raw: dict[str, Any], folder: Path) -> list[str]:
     return problems
 
 
+def _entries(table: Any, key: str) -> list[Any]:
+    entries = table.get(key) if isinstance(table, dict) else None
+    return entries if isinstance(entries, list) else []
+
+
 def _placed(value: str, folder: Path) -> str:
     value = os.path.expanduser(value)
     one = value.replace("{client}", "0")  # a source for each client
@@ -256,9 +278,12 @@ def _placed(value: str, folder: Path) -> str:
 def _parsed(raw: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     try:
         # read as JSON, pydantic's strict types take a list for a tuple and a whole number for a float, and nothing else
-        return Config.model_validate_json(json.dumps(raw, default=str)), []
+        config = Config.model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:
-        return None, list(from_validation(error, allowed=_ALLOWED))
+        left = _repaired(raw)
+        return None, [*from_validation(error, allowed=_ALLOWED), *(group_problems(left) if left else ())]
+    problems = group_problems(config)
+    return (None if problems else config), problems
 
 
 def _variants(raw: Mapping[str, Any]) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:

@@ -46,7 +46,8 @@ def from_validation(
 ) -> tuple[str, ...]:
     """One line for each key that is wrong, in the order of the schema.
 
-    ``prefix`` is the key of what was validated; ``allowed`` gives, for the key of a table, the keys that it may hold.
+    ``prefix`` is the key of what was validated; ``allowed`` gives, for the key of a table, the keys that it may hold;
+    of a list of tables, ``name[]``.
     A key that may be one of several types gets one line that names them all.
     """
     lines: dict[str, tuple[Any, list[str]]] = {}
@@ -71,7 +72,7 @@ def _said(details: ErrorDetails, prefix: str, allowed: Mapping[str, Sequence[str
     location = [part for part in details["loc"] if not _is_branch(part)]
     key = _joined(prefix, location)
     if kind == "extra_forbidden":
-        return key, _unknown(key, allowed.get(_joined(prefix, location[:-1]), ()))
+        return key, _unknown(key, allowed.get(re.sub(r"\[[0-9]+\]", "[]", _joined(prefix, location[:-1])), ()))
     if kind == "missing":
         table = _joined(prefix, location[:-1])
         return key, f"missing; it has no default, so give it under [{table or key}]"

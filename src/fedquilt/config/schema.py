@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from fedquilt.config.evaluation import Evaluation
 from fedquilt.config.kinds import STRICT, Count, Rate, Share, Text
 from fedquilt.config.network import Network
 from fedquilt.config.protection import Aggregation, Defence, Privacy
@@ -223,24 +224,6 @@ class Training(BaseModel):
         return self
 
 
-class Evaluation(BaseModel):
-    """When and on what the models are evaluated."""
-
-    model_config = STRICT
-
-    every: Count = 1
-    """Rounds from one evaluation to the next; the last round is always evaluated."""
-    batch_size: Count = 256
-    """Examples in one forward pass."""
-    limit: Count | None = None
-    """Test rows used in the global evaluation; all if left out."""
-    clients: bool | Literal["received"] = True
-    """Evaluate every client on its own test rows too: after the round, or with ``"received"`` each client of the cohort
-    what it receives, before it trains. Between real sites it is always the latter: it rides in the reply."""
-    last: Count = 5
-    """Evaluated rounds at the end over which a report takes mean and deviation."""
-
-
 class Method(BaseModel):
     """The federated method; further keys are the arguments of its factory, which ``fedquilt methods NAME`` lists."""
 
@@ -253,6 +236,58 @@ class Method(BaseModel):
     def settings(self) -> dict[str, Any]:
         """The free keys: arguments of the method's factory."""
         return dict(self.model_extra or {})
+
+
+class OwnTraining(Training):
+    """Keys of [training] that a group has of its own; which of steps and epochs holds is seen when both are known."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_to_one_epoch(cls, keys: Any) -> Any:
+        return keys
+
+
+class Group(BaseModel):
+    """Clients of one kind. Each entry may also have the tables ``model`` and ``data``, which stand in place of the
+    file's, and ``adapter``, ``head`` and ``training`` (and ``partition``, with data of its own), of which the keys that
+    it names do: ``model = {name = "bert-base-uncased", task = "sequence-classification"}``, or ``[groups.model]`` below
+    the entry.
+
+    Client numbers run through the groups in their order. Groups without data of their own share the file's, which is
+    dealt to all of their clients. Groups of the same model, head, classes and adapter train one adapter together.
+    Others have nothing that a mean could be taken of: a method that knows one architecture runs in each of them apart.
+    With groups, leave ``clients.shares``, ``clients.budgets`` and ``clients.ranks`` out.
+    """
+
+    model_config = STRICT
+
+    label: Text
+    """The group's name in the record and in tables; also of the folder ``adapters/global-LABEL``."""
+    share: Count = 1
+    """Relative number of clients, of ``partition.num_clients``."""
+    budget: Count
+    """Blocks that each of its clients can train."""
+    rank: Count | None = None
+    """Rank of its clients' adapters; ``adapter.rank``, which it may not be above, if left out."""
+    model: Model | None = None
+    """The group's model, in place of [model]."""
+    data: Data | None = None
+    """The group's own data, in place of [data], dealt among its own clients."""
+    partition: Partition | None = None
+    """Keys of [partition] for the group's own data; not ``num_clients``, which comes of ``share``."""
+    adapter: Adapter | None = None
+    """Keys of [adapter]."""
+    head: Head | None = None
+    """Keys of [head]."""
+    training: OwnTraining | None = None
+    """Keys of [training]; not ``proximal`` and ``precision``, which hold for all groups."""
+
+    @field_validator("label")
+    @classmethod
+    def _is_a_folder_name(cls, label: str) -> str:
+        if label.startswith(".") or not all(sign.isalnum() or sign in "-_. " for sign in label):
+            raise ValueError("names a folder, so it holds letters, digits, '-', '_', '.' and spaces only")
+        return label
 
 
 class Config(BaseModel):
@@ -289,6 +324,8 @@ class Config(BaseModel):
     privacy: Privacy = Privacy()
     network: Network = Network()
     method: Method = Method()
+    groups: tuple[Group, ...] = ()
+    """Groups of clients that do not match in model, data, head or adapter; see [[groups]] below."""
     compare: tuple[dict[str, Any], ...] = ()
     """What ``fedquilt compare`` runs: each entry has a ``label`` and the sections in which it differs."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -37,13 +37,18 @@ class Budget:
 
 @dataclass(frozen=True)
 class Profile:
-    """What the server may know of a client."""
+    """What the server may know of a client.
+
+    Clients of one ``architecture`` have the same tensors: its name stands for one layout on one base. ``group`` is the
+    label of the client's group, if the federation has groups.
+    """
 
     id: ClientId
     num_examples: int
     architecture: str
     budget: Budget
     task: str
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,8 @@ class Federation:
     ``aggregate(base, replies, weighting)`` is the rule by which layered methods make one set of tensors of many, if it
     is not the plain layer-wise mean; ``rule`` is the one by which they combine adapters, a value of
     ``aggregate.family``, if it is not that of other tensors. ``scaling(module, rank)`` is the factor of the product
-    ``B A`` of an adapter at this module path with this rank.
+    ``B A`` of an adapter at this module path with this rank. Where there are several architectures, ``servers`` and
+    ``scalings`` hold the server's clients and these factors by architecture, as far as there are any; see ``of``.
     """
 
     profiles: tuple[Profile, ...]
@@ -154,6 +160,28 @@ class Federation:
     aggregate: Aggregate | None = None
     scaling: Callable[[str, int], float] = lambda module, rank: 1.0
     rule: Any = None
+    servers: Mapping[str, Any] = field(default_factory=dict)
+    scalings: Mapping[str, Callable[[str, int], float]] = field(default_factory=dict)
+
+    def of(self, architecture: str) -> Federation:
+        """The part of the federation that has this architecture, as if there were no other clients.
+
+        Raises
+        ------
+        KeyError
+            if there is no such architecture.
+        """
+        alone = len(self.layouts) == 1
+        return replace(
+            self,
+            profiles=tuple(profile for profile in self.profiles if profile.architecture == architecture),
+            layouts={architecture: self.layouts[architecture]},
+            initial={architecture: self.initial[architecture]},
+            server=self.server if alone else self.servers.get(architecture),
+            scaling=self.scaling if alone else self.scalings.get(architecture, self.scaling),
+            servers={},
+            scalings={},
+        )
 
     @property
     def layout(self) -> Layout:

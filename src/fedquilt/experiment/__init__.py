@@ -6,7 +6,8 @@ from fedquilt.experiment.compare import Job, compare, jobs
 from fedquilt.experiment.flower import simulate
 from fedquilt.experiment.memory import Afforded, afforded, budget_lines, budgeted
 from fedquilt.experiment.plan import ClientPlan, plan
-from fedquilt.experiment.run import Progress, export, resume, run
+from fedquilt.experiment.run import Progress, resume, run
+from fedquilt.experiment.saving import export
 
 __all__ = [
     "Afforded",

@@ -4,53 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
-from fedquilt.adapters.inject import initial, inject, layout, trainable
 from fedquilt.adapters.lora import LoraSettings
-from fedquilt.allocate.budget import check_budgets, groups, shares
 from fedquilt.client.client import Client
-from fedquilt.client.fit import Training
-from fedquilt.client.workbench import Workbench
 from fedquilt.config.build import arguments
+from fedquilt.config.groups import Part, parts
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, FedquiltError, suggestion
-from fedquilt.core.factors import cut
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId, Federation, Layout, Profile
 from fedquilt.core.wire import with_wire_dtype
 from fedquilt.core.wrap import with_local, with_received_scores
 from fedquilt.data.partition import settings_problems
-from fedquilt.data.table import Columns, Table, num_rows, take
+from fedquilt.data.table import Table
 from fedquilt.experiment.changes import changed, refuse_changes
-from fedquilt.experiment.deal import (
-    NODE,
-    SITES,
-    Dealt,
-    announced_record,
-    deal,
-    num_classes_here,
-    partition_record,
-    read,
+from fedquilt.experiment.deal import NODE, SITES, Dealt, announced_record, classes_here, read
+from fedquilt.experiment.groups import (
+    BuiltGroup,
+    Rows,
+    Work,
+    architectures,
+    budgets_of,
+    built,
+    check_part,
+    federated,
+    kind_of,
+    record_of,
+    share_base,
+    work_of,
 )
-from fedquilt.experiment.protect import family_of, protected, refuse_contradictions, rule_of
-from fedquilt.methods import METHODS
+from fedquilt.experiment.protect import protected, refuse_across, refuse_contradictions
+from fedquilt.experiment.sources import Source, sources, told_of
+from fedquilt.methods import ACROSS, METHODS
+from fedquilt.methods.by_architecture import by_architecture
 from fedquilt.models.hf import Loaded, load_model
 
-SERVER: ClientId = -1
-"""The id of the server's own client, which is no partition number."""
+Classes = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Experiment:
     """Everything that a run, a plan or an export needs.
 
-    ``clients`` are those whose rows are here. ``server`` is the server's own client: its training rows are the proxy
-    set, its test rows those of the global evaluation; it may have neither. ``make_method`` makes the method for a
+    ``clients`` are those whose rows are here. ``groups`` are the federation's groups, or the one group that it is; what
+    a group's clients work with, and the server's own client for them, is there. ``make_method`` makes the method for a
     federation.
     """
 
@@ -59,11 +61,41 @@ class Experiment:
     make_method: Callable[[Federation], Method]
     method: Method
     clients: dict[ClientId, Client]
-    server: Client
-    loaded: Loaded
-    lora: LoraSettings
-    layout: Layout
+    groups: tuple[BuiltGroup, ...]
     partition: dict[str, Any]
+
+    @property
+    def only(self) -> BuiltGroup:
+        """The one group.
+
+        Raises
+        ------
+        ValueError
+            if the federation has several.
+        """
+        (group,) = self.groups
+        return group
+
+    @property
+    def server(self) -> Client:
+        """The server's own client, where there is one group; its training rows, if it has any, are the proxy set."""
+        return self.only.server
+
+    @property
+    def loaded(self) -> Loaded:
+        return self.only.loaded
+
+    @property
+    def lora(self) -> LoraSettings:
+        return self.only.lora
+
+    @property
+    def layout(self) -> Layout:
+        return self.only.layout
+
+    def group_of(self, client: ClientId) -> BuiltGroup:
+        """The group that a client is in."""
+        return next(group for group in self.groups if client in group.ids)
 
     @property
     def rng(self) -> Rng:
@@ -90,19 +122,22 @@ def build(config: Config, here: Collection[ClientId] | None = None) -> Experimen
     FedquiltError
         of the kind that fits: ConfigError, DataError or ModelError.
     """
-    factory, settings = _method_arguments(config)
+    method = _method_arguments(config)
     device_of(config.device)
-    rng = Rng(config.seed)
-    if config.partition.scheme != SITES:
-        here = None
-    dealt = deal(config, *read(config, rng, here), rng, here)
-    budgets = _budgets(config)
-    num_classes = _num_classes(config, dealt.table)
-    shape = _load(config, num_classes, rng, meta=True)
-    check_budgets(config.clients.budgets, shape.blocks.num_layers)
-    _joined(config, factory, settings, shape, budgets, rng)  # what is wrong shows before weights load
-    loaded = _load(config, num_classes, rng)
-    return _joined(config, factory, settings, loaded, budgets, rng, dealt)
+    rng, groups = Rng(config.seed), parts(config)
+    dealt: list[tuple[Source, Dealt]] = []
+    for source in sources(config, groups):
+        with told_of(*source.parts):
+            table, test = source.read(read, rng, here)
+            dealt.append((source, source.deal(table, test, rng, here)))
+    classes = {part.place: _classes(part, rows.table) for source, rows in dealt for part in source.parts}
+    shapes = _load_all(groups, classes, rng, meta=True)
+    for part, shape in zip(groups, shapes, strict=True):
+        check_part(part, shape)
+    _joined(config, method, groups, classes, shapes, rng)  # what is wrong shows before weights load
+    # a site needs the shapes of other groups' models, and the weights of its own
+    real = None if not here else [part.place for part in groups if any(id in part.ids for id in here)]
+    return _joined(config, method, groups, classes, _load_all(groups, classes, rng, real=real), rng, dealt)
 
 
 def check(
@@ -119,9 +154,10 @@ def check(
     tables = {} if tables is None else tables
     rng = Rng(config.seed)
 
-    def attempt(step: Callable[[], Any]) -> Any:
+    def attempt(step: Callable[[], Any], *of: Part) -> Any:
         try:
-            return step()
+            with told_of(*of):
+                return step()
         except ConfigError as error:
             problems.extend(error.problems)
         except FedquiltError as error:
@@ -129,42 +165,72 @@ def check(
         return None
 
     method = attempt(lambda: _method_arguments(config))
-    problems += settings_problems(config.partition.scheme, config.partition.settings)
-    splittable = not any(problem.startswith("partition.") for problem in problems)
-    key = f"{config.data!r} {config.partition!r} {config.model.task} {config.seed}"
+    groups = attempt(lambda: parts(config)) or ()
+    classes: dict[int, Classes] = {}
+    for source in sources(config, groups):
+        table = _checked_data(source, tables, rng, here, attempt)
+        classes |= {part.place: _classes(part, table) for part in source.parts}
+    loaded: list[Loaded | None] = [
+        attempt(partial(_load, part.config, classes[part.place], rng, meta=True), part) for part in groups
+    ]
+    attempt(lambda: device_of(config.device))
+    fitting: dict[int, tuple[Budget, ...]] = {}
+    for part, shape in zip(groups, loaded, strict=True):
+        budgets = attempt(partial(budgets_of, part), part)
+        if shape is None:
+            continue
+        attempt(partial(check_part, part, shape))
+        if budgets:  # with budgets that fit: whatever else the method minds is told too
+            depth = shape.blocks.num_layers
+            fitting[part.place] = tuple(replace(budget, layers=min(budget.layers, depth)) for budget in budgets)
+    if method and groups and len(fitting) == len(groups):
+        shapes = _load_all(groups, classes, rng, meta=True)
+        attempt(lambda: _joined(config, method, groups, classes, shapes, rng, budgets=fitting))
+    return list(dict.fromkeys(problems))
+
+
+def _checked_data(
+    source: Source,
+    tables: dict[str, tuple[Table | None, Table | None]],
+    rng: Rng,
+    here: Collection[ClientId] | None,
+    attempt: Callable[..., Any],
+) -> Table | None:
+    """The rows of a source, as far as they can be read; whether they can be dealt is tried too."""
+    config, own = source.config, source.parts
+    found = settings_problems(config.partition.scheme, config.partition.settings)
+    if found:
+        attempt(partial(_refuse, found), *own)
+    key = f"{config.data!r} {config.partition!r} {config.model.task} {config.seed} {source.ids[:1]}"
     if here is None and config.data.source == NODE and config.partition.scheme == SITES:
         here = ()
-    if key not in tables and (data := attempt(lambda: read(config, rng, here))):
+    if key not in tables and (data := attempt(lambda: source.read(read, rng, here), *own)):
         tables[key] = data
-    if key in tables and splittable:
-        attempt(lambda: deal(config, *tables[key], rng, here))
-    budgets = attempt(lambda: _budgets(config))
-    num_classes = _num_classes(config, tables[key][0]) if key in tables else None
-    loaded = attempt(lambda: _load(config, num_classes, rng, meta=True))
-    attempt(lambda: device_of(config.device))
-    if loaded:
-        depth = loaded.blocks.num_layers
-        attempt(lambda: check_budgets(config.clients.budgets, depth))
-        if method and budgets:  # with budgets that fit: whatever else the method minds is told too
-            factory, settings = method
-            fitting = [replace(budget, layers=min(budget.layers, depth)) for budget in budgets]
-            attempt(lambda: _joined(config, factory, settings, loaded, fitting, rng))
-    return list(dict.fromkeys(problems))
+    if key not in tables:
+        return None
+    if not found:
+        attempt(lambda: source.deal(*tables[key], rng, here), *own)
+    return tables[key][0]
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    raise ConfigError(problems)
 
 
 def shaped(config: Config) -> Experiment:
     """The experiment on the meta device: shapes only, for a plan. The data, if it is here, tells how many classes."""
-    factory, settings = _method_arguments(config)
-    rng = Rng(config.seed)
-    budgets = _budgets(config)
-    loaded = _load(config, num_classes_here(config), rng, meta=True)
-    check_budgets(config.clients.budgets, loaded.blocks.num_layers)
-    return _joined(config, factory, settings, loaded, budgets, rng)
+    method = _method_arguments(config)
+    rng, groups = Rng(config.seed), parts(config)
+    classes = {part.place: classes_here(part.config) for part in groups}
+    shapes = _load_all(groups, classes, rng, meta=True)
+    for part, shape in zip(groups, shapes, strict=True):
+        check_part(part, shape)
+    return _joined(config, method, groups, classes, shapes, rng)
 
 
 def num_layers(config: Config) -> int:
     """The number of transformer blocks of the config's model; no weights are loaded."""
-    return _load(config, num_classes_here(config), Rng(config.seed), meta=True).blocks.num_layers
+    return _load(config, classes_here(config), Rng(config.seed), meta=True).blocks.num_layers
 
 
 def device_of(name: str) -> torch.device:
@@ -187,10 +253,11 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def _num_classes(config: Config, table: Table | None) -> int | None:
-    """How many outputs a classifier needs; None for a language model."""
-    classes = (config.data.classes or ()) if table is None else table.classes
-    return len(classes) or None
+def _classes(part: Part, table: Table | None) -> Classes:
+    """The outputs that a classifier needs; none for a language model."""
+    if part.config.model.task == "causal-lm":
+        return ()
+    return (part.config.data.classes or ()) if table is None else table.classes
 
 
 def _has_mps() -> bool:
@@ -207,17 +274,12 @@ def _method_arguments(config: Config) -> tuple[Callable[..., Method], dict[str, 
     return factory, arguments(factory, config.method.settings, prefix="method")
 
 
-def _budgets(config: Config) -> tuple[Budget, ...]:
-    clients = config.clients
-    return groups(shares(clients.shares), clients.budgets, config.partition.num_clients, ranks=clients.ranks)
-
-
-def _load(config: Config, num_classes: int | None, rng: Rng, *, meta: bool = False) -> Loaded:
+def _load(config: Config, classes: Classes, rng: Rng, *, meta: bool = False) -> Loaded:
     model = config.model
     return load_model(
         model.name,
         model.task,
-        num_classes=num_classes,
+        num_classes=len(classes) or None,
         rng=rng.child("model"),
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
@@ -226,109 +288,100 @@ def _load(config: Config, num_classes: int | None, rng: Rng, *, meta: bool = Fal
     )
 
 
+def _load_all(
+    groups: Sequence[Part],
+    classes: Mapping[int, Classes],
+    rng: Rng,
+    *,
+    meta: bool = False,
+    real: Collection[int] | None = None,
+) -> tuple[Loaded, ...]:
+    """Each group's model; groups that train one adapter together have one and the same.
+
+    With ``real``, places of groups, only theirs have weights; the others are shapes, as with ``meta`` all are.
+    """
+    made: dict[str, Loaded] = {}
+    kinds = [kind_of(part, classes[part.place]) for part in groups]
+    weighed = {kind for part, kind in zip(groups, kinds, strict=True) if real is None or part.place in real}
+    for part, kind in zip(groups, kinds, strict=True):
+        if kind not in made:
+            shape = meta or kind not in weighed
+            with told_of(part):
+                made[kind] = _load(part.config, classes[part.place], rng, meta=shape)
+            if not shape:
+                made[kind].model.to(device_of(part.config.device))
+                share_base(list(made.values()))  # at once, so that no more than one copy too many is ever held
+    return tuple(made[kind] for kind in kinds)
+
+
 def _joined(
     config: Config,
-    factory: Callable[..., Method],
-    settings: dict[str, Any],
-    loaded: Loaded,
-    budgets: Sequence[Budget],
+    wanted: tuple[Callable[..., Method], dict[str, Any]],
+    parts: Sequence[Part],
+    classes: Mapping[int, Classes],
+    loaded: Sequence[Loaded],
     rng: Rng,
-    dealt: Dealt | None = None,
+    dealt: Sequence[tuple[Source, Dealt]] | None = None,
+    budgets: Mapping[int, tuple[Budget, ...]] | None = None,
 ) -> Experiment:
-    """Model, clients, federation and method put together; without ``dealt`` all is shapes, on the meta device."""
-    bench, lora = _workbench(config, loaded, torch.device("meta") if dealt is None else device_of(config.device))
-    start = initial(bench.layout, loaded.model)
-    training = Training(**config.training.model_dump(exclude={"precision", "proximal"}))
-    first = start(rng.child("init"))
-    depth = bench.layout.num_layers
-
-    def client(id: ClientId, budget: Budget, train: Columns, **held_out: Columns) -> Client:
-        profile = Profile(id, num_rows(train), loaded.architecture, budget, config.model.task)
-        own, size = cut(first, budget.rank), config.evaluation.batch_size
-        return Client(profile, bench, own, training, config.rounds, train, held_out, size)
-
-    none: Columns = {"labels": torch.zeros(0, dtype=torch.long)}
-    one: Columns = {"labels": torch.zeros(1, dtype=torch.long)}
-    record: dict[str, Any] = {}
-    if dealt is None:
-        clients = {id: client(id, budget, one) for id, budget in enumerate(budgets)}
-        server = client(SERVER, Budget(depth), one if config.data.proxy else none)
-    else:
-        rows = none if dealt.table is None else loaded.encode(dealt.table)
-        clients = {}
-        for id, split in dealt.splits.items():
-            held_out = {"validation": take(rows, split.validation), "test": take(rows, split.test)}
-            clients[id] = client(id, budgets[id], take(rows, split.train), **held_out)
-        judged = _judged(loaded, dealt, rows, config, rng)
-        server = client(SERVER, Budget(depth), take(rows, dealt.proxy), test=judged)
-    profiles = tuple(
-        clients[id].profile if id in clients else Profile(id, 0, loaded.architecture, budget, config.model.task)
-        for id, budget in enumerate(budgets)
-    )
-    if dealt is not None and len(clients) == len(profiles):
-        record = partition_record(dealt, profiles)
-    architecture = loaded.architecture
-    federation = Federation(
-        profiles,
-        {architecture: bench.layout},
-        {architecture: start},
-        config.rounds,
-        server if num_rows(server.train) else None,
-        rule_of(config),
-        lora.scaling,
-        family_of(config),
-    )
-    refuse_contradictions(config, settings)
+    """Models, clients, federation and method put together; without ``dealt`` all is shapes, on the meta device."""
+    device, shape = device_of(config.device) if dealt else torch.device("meta"), torch.device("meta")
+    names = architectures(parts, [kind_of(part, classes[part.place]) for part in parts], loaded)
+    rows_of = Rows(dealt)
+    works: dict[str, Work] = {}
+    groups: list[BuiltGroup] = []
+    clients: dict[ClientId, Client] = {}
+    profiles: list[Profile] = []
+    for part, name, model in zip(parts, names, loaded, strict=True):
+        if name not in works:
+            with told_of(part):
+                weightless = next(model.model.parameters()).is_meta
+                works[name] = work_of(part.config, model, name, shape if weightless else device, rng)
+        own = budgets_of(part) if budgets is None else budgets[part.place]
+        group, members = built(part, works[name], own, rows_of, rng)
+        groups.append(group)
+        clients |= members
+        profiles += [
+            members[id].profile if id in members else Profile(id, 0, name, budget, part.config.model.task, part.label)
+            for id, budget in zip(part.ids, own, strict=True)
+        ]
+    federation = federated(config, tuple(profiles), works, groups)
+    refuse_contradictions(config, wanted[1])
     refuse_changes(config)
-
-    def make_method(federation: Federation) -> Method:
-        method = changed(config, factory(federation, **settings))
-        if config.head.policy == "local":
-            method = with_local(method, bench.layout.head)
-        if config.evaluation.clients == "received":
-            method = with_received_scores(method)
-        method = protected(config, method)  # outermost but for rounding, which makes something of its output alone
-        if config.network.dtype == "float32":
-            return method
-        # with secret cohorts, epsilon is of clients whose updates do not depend on earlier cohorts
-        return with_wire_dtype(method, config.network.dtype, feedback=config.privacy.mode != "central")
-
+    refuse_across(config, groups)
+    make_method = partial(_method, config, wanted, tuple(parts), names)
     method = make_method(federation)
-    return Experiment(config, federation, make_method, method, clients, server, loaded, lora, bench.layout, record)
+    record: dict[str, Any] = {}
+    if dealt is not None and len(clients) == len(profiles):
+        record = record_of(dealt, groups, profiles)
+    return Experiment(config, federation, make_method, method, clients, tuple(groups), record)
 
 
-def _workbench(config: Config, loaded: Loaded, device: torch.device) -> tuple[Workbench, LoraSettings]:
-    """The model with its adapters in it, on the device."""
-    targets = config.adapter.targets or loaded.targets
-    lora = LoraSettings(**config.adapter.model_dump(exclude={"targets"}), targets=targets)
-    head = () if config.head.policy == "frozen" else loaded.head
-    inject(loaded.model, loaded.blocks, lora, lora.targets, head)
-    where = layout(loaded.model, loaded.blocks, loaded.architecture, head)
-    bench = Workbench(
-        loaded.model,
-        loaded.blocks,
-        where,
-        trainable(loaded.model, where),
-        loaded.prepare,
-        device=device,
-        precision=_precision(config.training.precision, device),
-    )
-    return bench, lora
+def _method(
+    config: Config,
+    wanted: tuple[Callable[..., Method], dict[str, Any]],
+    parts: Sequence[Part],
+    names: Sequence[str],
+    federation: Federation,
+) -> Method:
+    """The method of the config with all that the config changes of it; apart by architecture, if it shares nothing."""
+    factory, settings = wanted
+    owners = {name: tuple(part for part, own in zip(parts, names, strict=True) if own == name) for name in names}
 
+    def plain(federation: Federation) -> Method:
+        own = [part for name in federation.layouts for part in owners[name]]
+        with told_of(*own):
+            method = changed(config, factory(federation, **settings))
+        if own[0].config.head.policy == "local":
+            heads = frozenset[str]().union(*(layout.head for layout in federation.layouts.values()))
+            return with_local(method, heads)
+        return method
 
-def _judged(loaded: Loaded, dealt: Dealt, rows: Columns, config: Config, rng: Rng) -> Columns:
-    """The rows of the global evaluation: the separate test set, or else the test rows of all clients that are here."""
-    if dealt.test is not None:
-        judged = loaded.encode(dealt.test)
-    else:
-        judged = take(rows, np.concatenate([[], *(split.test for split in dealt.splits.values())]))
-    limit = config.evaluation.limit
-    if limit is not None and num_rows(judged) > limit:
-        kept = rng.child("evaluation").numpy().permutation(num_rows(judged))[:limit]
-        judged = take(judged, np.sort(kept))
-    return judged
-
-
-def _precision(wanted: str, device: torch.device) -> str:
-    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return ("bf16" if fast else "fp32") if wanted == "auto" else wanted
+    method = plain(federation) if config.method.name in ACROSS else by_architecture(plain, federation)
+    if config.evaluation.clients == "received":
+        method = with_received_scores(method)
+    method = protected(config, method)  # outermost but for rounding, which makes something of its output alone
+    if config.network.dtype == "float32":
+        return method
+    # with secret cohorts, epsilon is of clients whose updates do not depend on earlier cohorts
+    return with_wire_dtype(method, config.network.dtype, feedback=config.privacy.mode != "central")

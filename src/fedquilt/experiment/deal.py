@@ -49,14 +49,14 @@ def read(config: Config, rng: Rng, here: Collection[ClientId] | None = None) -> 
         _refuse_own_sources(config)
         table, test = published_split(load_table(data.source, **_columns(config)))
         table = limited(table, data.limit, rng.child("data"))
-        _check_kind(config, table, "source", data.source)
+        check_kind(config, table, "source", data.source)
         table = _as_named(config, table, data.source)
     if data.test is not None:
         test = load_table(data.test, **_columns(config))
     if test is not None:
         test = limited(test, data.test_limit, rng.child("test data"))
         where = data.test or data.source
-        _check_kind(config, test, "test" if data.test else "source", where)
+        check_kind(config, test, "test" if data.test else "source", where)
         if config.model.task != "causal-lm":
             classes = data.classes or (table.classes if table else ())
             test = with_classes(test, classes, f"data.test = '{where}'")
@@ -92,7 +92,7 @@ def _of_sites(config: Config, rng: Rng, here: Collection[ClientId]) -> Table | N
         source = data.source.replace("{client}", str(client))
         table = load_table(source, **_columns(config))
         table = limited(table, data.limit, rng.child("data", client))
-        _check_kind(config, table, "source", source)
+        check_kind(config, table, "source", source)
         tables.append(_as_named(config, table, source))
     if not tables:
         return None
@@ -121,7 +121,7 @@ def _columns(config: Config) -> dict[str, Any]:
     return config.data.model_dump(include={"text", "pair", "label", "target", "image", "group"})
 
 
-def _check_kind(config: Config, table: Table, key: str, source: str) -> None:
+def check_kind(config: Config, table: Table, key: str, source: str) -> None:
     """Nothing, if the table holds what the task needs: images or text, and labels for a classifier."""
     task = config.model.task
     wanted = "image" if task == "image-classification" else "text"
@@ -169,18 +169,18 @@ def deal(
     return Dealt(table, test, splits, proxy)
 
 
-def num_classes_here(config: Config) -> int | None:
-    """How many classes the data has, if it is on this machine; None for a language model, or to keep a model's head."""
+def classes_here(config: Config) -> tuple[str, ...]:
+    """The classes of the data, if it is on this machine; none for a language model, or to keep a model's head."""
     if config.model.task == "causal-lm":
-        return None
+        return ()
     if config.data.classes is not None:
-        return len(config.data.classes)
+        return config.data.classes
     if config.data.source.startswith("hub:"):
-        return None
+        return ()
     try:
-        return len(load_table(config.data.source, **_columns(config)).classes) or None
+        return load_table(config.data.source, **_columns(config)).classes
     except DataError:  # a plan may be made where the data is not
-        return None
+        return ()
 
 
 def partition_record(dealt: Dealt, profiles: Sequence[Profile]) -> dict[str, Any]:
@@ -221,4 +221,5 @@ def _about(profile: Profile) -> dict[str, Any]:
         "rank": profile.budget.rank,
         "task": profile.task,
         "examples": profile.num_examples,
+        **({"group": profile.group} if profile.group else {}),
     }

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from fedquilt.config.groups import parts
 from fedquilt.config.load import load, parse, resolved
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, FedquiltError, RunError
@@ -70,9 +71,16 @@ def joined(config: Config) -> Any:
                 f"partitions are 0 to {config.partition.num_clients - 1}"
             )
         own = deepcopy(keys)
+        part = next(part for part in parts(config) if partition in part.ids)
         for key, (section, name) in _OF_A_NODE.items():
             if key in node:
-                (own[section] if section else own)[name] = node[key]
+                tables = [own, *own.get("groups", ())]
+                mine = own["groups"][part.place] if section in part.own else own
+                said = deepcopy(mine[section]) if section else None
+                # whoever has the same model has it from the same place: groups that share it still do
+                for table in tables if section == "model" else [mine]:
+                    if said is None or table.get(section) == said:
+                        (table[section] if section else own)[name] = node[key]
         experiment = _built(json.dumps(own, sort_keys=True), partition)
         return Site(partition, experiment.clients[partition], experiment.method, cards(experiment)[partition])
 
@@ -91,7 +99,9 @@ def _alone(key: str, partition: ClientId) -> Experiment:
 
 def _built(key: str, partition: ClientId) -> Experiment:
     # one process may play several partitions of one source, and in a simulation several sites
-    return _alone(key, partition) if json.loads(key)["partition"]["scheme"] == SITES else _shared(key)
+    config = parse(json.loads(key))
+    part = next(part for part in parts(config) if partition in part.ids)
+    return _alone(key, partition) if part.config.partition.scheme == SITES else _shared(key)
 
 
 def _prepared(key: str, here: tuple[ClientId, ...] | None) -> Experiment:
@@ -103,19 +113,21 @@ def _prepared(key: str, here: tuple[ClientId, ...] | None) -> Experiment:
 
 def cards(experiment: Experiment) -> dict[ClientId, dict[str, Any]]:
     """What each client of an experiment must announce, or announces itself."""
-    keys = resolved(experiment.config)
-    sections = {name: keys[name] for name in _FOLLOWED}
-    sections |= {"data.classes": keys["data"]["classes"], "network.dtype": keys["network"]["dtype"]}
-    return {
-        profile.id: card(
-            profile,
-            tuple(exchange.name for exchange in experiment.method.exchanges),
-            layout=at_rank(experiment.layout, profile.budget.rank),
-            base=experiment.loaded.digest,
-            sections=sections,
-        )
-        for profile in experiment.federation.profiles
-    }
+    made = {}
+    for group in experiment.groups:
+        keys = resolved(group.config)
+        sections = {name: keys[name] for name in _FOLLOWED}
+        sections |= {"data.classes": keys["data"]["classes"], "network.dtype": keys["network"]["dtype"]}
+        for profile in experiment.federation.profiles:
+            if profile.id in group.ids:
+                made[profile.id] = card(
+                    profile,
+                    tuple(exchange.name for exchange in experiment.method.exchanges),
+                    layout=at_rank(group.layout, profile.budget.rank),
+                    base=group.loaded.digest,
+                    sections=sections,
+                )
+    return made
 
 
 def over(grid: Any, config: Config, *, name: str, poll: float, stop: Event | None = None) -> Connect:
@@ -130,9 +142,10 @@ def over(grid: Any, config: Config, *, name: str, poll: float, stop: Event | Non
         from fedquilt.engine.flower.packing import Announced, announced
 
         ranks = {profile.id: profile.budget.rank for profile in experiment.federation.profiles}
+        initial = {id: group.server.initial for group in experiment.groups for id in group.ids}
 
         def allowed(exchange: Exchange, client: ClientId, order: Order) -> Announced:
-            tensors = travelling(cut(experiment.server.initial, ranks[client]), exchange.wire)
+            tensors = travelling(cut(initial[client], ranks[client]), exchange.wire)
             return {**announced(tensors), **announced(order.params)}
 
         engine = GridEngine(

@@ -35,9 +35,14 @@ def afforded(config: Config, gigabytes: Sequence[float]) -> tuple[Afforded, ...]
     Raises
     ------
     ConfigError
-        if there is not one number for each group, one is not above 0 or below the one before, or one layer at rank 1
-        does not fit; or if the method cannot be planned.
+        if there is not one number for each group, one is not above 0 or below the one before, one layer at rank 1
+        does not fit, or the file has [[groups]]; or if the method cannot be planned.
     """
+    if config.groups:
+        raise ConfigError(
+            "--memory: finds budgets for the capability groups of [clients], and this file has [[groups]]; see what "
+            "each of them needs with `fedquilt plan` alone and set groups[0].budget and so on by that"
+        )
     groups = len(config.clients.shares.split("-"))
     given = ", ".join(f"{size:g}" for size in gigabytes)
     if len(gigabytes) != groups:

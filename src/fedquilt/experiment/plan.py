@@ -26,10 +26,12 @@ class ClientPlan:
 
     ``model_bytes`` is what sending the whole model, without adapters, one way would move. ``activation_bytes`` is what
     autograd keeps for one forward pass of ``batch_size`` rows with fused attention; temporary buffers of single
-    operations are not in it. ``num_classes`` is the size of the classification head, 0 for language models.
+    operations are not in it. ``group`` is the label of its group, if there are groups; ``num_classes`` is the size of
+    the classification head, 0 for language models.
     """
 
     client: ClientId
+    group: str
     budget: int
     layers: tuple[int, ...]
     num_classes: int
@@ -76,22 +78,25 @@ def first_orders(experiment: Experiment) -> Mapping[ClientId, Order]:
 
 def client_plan(experiment: Experiment, id: ClientId, order: Order, measured: Measured) -> ClientPlan:
     """What a client makes of this order, on the meta device; ``measured`` is added to."""
-    config, exchange = experiment.config, experiment.method.exchanges[0]
-    model: Any = experiment.loaded.model
+    group, exchange = experiment.group_of(id), experiment.method.exchanges[0]
+    config = group.config
+    model: Any = group.loaded.model
     states = {"adamw": 2, "sgd": 1 if config.training.momentum else 0}[config.training.optimizer]
     client = _Watched(experiment.clients[id])
     reply, memory = exchange.work(client, order, {})
     trained = {**reply.params, **memory.get("params", {})}
-    key = (frozenset((name, tensor.shape) for name, tensor in trained.items()), client.blocks)
+    shapes = frozenset((name, tensor.shape) for name, tensor in trained.items())
+    key = (group.architecture, config.training.batch_size, shapes, client.blocks)
     if key not in measured:
         with client.bench.shallow(client.blocks):
             weights = sum(tensor.numel() * tensor.element_size() for tensor in client.bench.model.parameters())
         measured[key] = weights, activation_bytes(client.client, trained, config.model.max_length, client.blocks)
     return ClientPlan(
         client=id,
+        group=group.label,
         budget=client.profile.budget.layers,
         layers=tuple(order.settings.get("layers", ())),
-        num_classes=model.config.num_labels if experiment.loaded.head else 0,
+        num_classes=model.config.num_labels if group.loaded.head else 0,
         trained_parameters=sum(tensor.numel() for tensor in trained.values()),
         bytes_down=num_wire_bytes(order.params, exchange.wire),
         bytes_up=num_wire_bytes(reply.params, exchange.wire),

@@ -15,6 +15,7 @@ from fedquilt.core.errors import ConfigError
 from fedquilt.core.loop import Check
 from fedquilt.core.method import Method
 from fedquilt.core.types import Aggregate, ClientId, Profile
+from fedquilt.methods import ACROSS
 from fedquilt.privacy.account import accountant, gaussian_epsilon, sampled_epsilon
 from fedquilt.privacy.noise import with_central_dp, with_local_dp
 
@@ -43,6 +44,30 @@ def refuse_contradictions(config: Config, settings: Mapping[str, Any]) -> None:
     if config.privacy.mode != "none":
         accountant()
     if problems := [*_odd_rule(config, settings), *_odd_privacy(config, settings)]:
+        raise ConfigError(problems)
+
+
+def refuse_across(config: Config, groups: Sequence[Any]) -> None:
+    """Nothing, if what the config asks for can be had with these groups, which have ``architecture`` and ``config``.
+
+    Raises
+    ------
+    ConfigError
+        with everything that cannot.
+    """
+    problems = []
+    if len({group.architecture for group in groups}) > 1:
+        if config.privacy.mode == "central":
+            problems.append(
+                "privacy.mode = 'central': with groups of unlike architecture there is no one sum of all clients to "
+                "put noise on; set privacy.mode = 'local', or let all groups have one model, head and adapter"
+            )
+        if config.method.name in ACROSS and len({group.config.head.policy for group in groups}) > 1:
+            problems.append(
+                f"method.name = '{config.method.name}': is one method for all groups, and so is head.policy; set it "
+                "in [head] and leave it out of the groups"
+            )
+    if problems:
         raise ConfigError(problems)
 
 

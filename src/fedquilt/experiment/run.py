@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,24 +9,23 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from fedquilt.adapters.export import save_peft
-from fedquilt.adapters.inject import adapters
-from fedquilt.adapters.plain import plain
 from fedquilt.client.fit import learning_rate_at
 from fedquilt.config.load import NOT_DETERMINING, parse, resolved
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import RoundError, RunError
-from fedquilt.core.factors import SHIFT
 from fedquilt.core.loop import Round, rounds
 from fedquilt.core.method import Exchange
-from fedquilt.core.params import num_bytes
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply, Tree
 from fedquilt.engine.cohort import uniform_cohorts
 from fedquilt.engine.flower.hello import run_key
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment.build import Experiment, build
+from fedquilt.experiment.groups import BuiltGroup, weights_digest
 from fedquilt.experiment.protect import check_of, spending
-from fedquilt.record import Record, environment, read_config, read_environment, read_partition, read_result
+from fedquilt.experiment.saving import is_whole, save_adapters
+from fedquilt.methods import ACROSS
+from fedquilt.methods.by_architecture import APART
+from fedquilt.record import Record, environment, read_environment, read_partition, read_result
 
 
 class Progress(Protocol):
@@ -106,14 +104,16 @@ def run(config: Config, folder: Path, progress: Progress | None = None, connect:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     experiment = build(config, connect.here)
-    bench = experiment.server.bench
+    bench = experiment.groups[0].bench  # device and precision are one for all groups
     around = environment(
         seed=config.seed,
         device=str(bench.device),
         precision=bench.precision,
-        model=experiment.loaded.digest,
-        architecture=experiment.loaded.architecture,
+        model=weights_digest(experiment.groups),
+        architecture=", ".join(dict.fromkeys(group.architecture for group in experiment.groups)),
     )
+    if len(experiment.federation.layouts) > 1 and config.method.name not in ACROSS:
+        around["apart"] = [*experiment.federation.layouts]  # the method ran in each of them, and nothing between
     progress = progress or Silent()
     key = run_key()
     engine = connect.make(experiment, key, {}, progress)
@@ -152,11 +152,11 @@ def _same_inputs(folder: Path, experiment: Experiment) -> None:
     """Nothing, if data and model are those that the run began with."""
     advice = "bring back what the run began with, or start a new run in another folder"
     if experiment.partition["digest"] != read_partition(folder)["digest"]:
-        source = experiment.config.data.source
+        source = "', '".join(dict.fromkeys(group.config.data.source for group in experiment.groups))
         raise RunError(f"{folder}: data.source = '{source}' is not dealt as when the run began; {advice}")
-    if experiment.loaded.digest != read_environment(folder)["model"]:
-        name = experiment.config.model.name
-        raise RunError(f"{folder}: model.name = '{name}' has not the weights that the run began with; {advice}")
+    if weights_digest(experiment.groups) != read_environment(folder)["model"]:
+        names = "', '".join(dict.fromkeys(group.config.model.name for group in experiment.groups))
+        raise RunError(f"{folder}: model.name = '{names}' has not the weights that the run began with; {advice}")
 
 
 def _go_on(
@@ -221,13 +221,14 @@ def evaluate(
 
     ``clients`` are the scores on test rows by client, ``validation`` those on validation rows (if any are kept).
     ``global`` is None where the method holds no whole model on the server (its head or adapters stay with the clients).
+    In a federation of groups it is always None, and ``groups`` are the scores of each group's global model, by label.
     The clients are evaluated where the config wants it, unless ``clients`` is False.
     """
-    server, view = experiment.server, experiment.method.view
-    order = view(state, server.profile)
-    # no test rows give no scores
-    whole = (server.evaluate(order) or None) if _is_whole(experiment, order) else None
-    scores: dict[str, Any] = {"global": whole, "clients": {}}
+    whole = {group.label: _judged(experiment, group, state) for group in experiment.groups}
+    scores: dict[str, Any] = {"global": whole.get(""), "clients": {}}
+    if experiment.config.groups:
+        scores["groups"] = whole
+    view = experiment.method.view
     if not clients or experiment.config.evaluation.clients is not True:
         return scores
     for key, split in (("clients", "test"), ("validation", "validation")):
@@ -237,17 +238,25 @@ def evaluate(
     return scores
 
 
+def _judged(experiment: Experiment, group: BuiltGroup, state: Tree) -> dict[str, float] | None:
+    """The scores of a group's global model, if there is one and rows to judge it by."""
+    order = experiment.method.view(state, group.server.profile)
+    return (group.server.evaluate(order) or None) if is_whole(group, order) else None
+
+
 def _line(experiment: Experiment, done: Round, engine: Engine, sent: Mapping[str, int]) -> dict[str, Any]:
     config, number = experiment.config, done.number
     due = (number + 1) % config.evaluation.every == 0 or number >= config.rounds - config.evaluation.last
+    rates = [learning_rate_at(group.server.training, number, config.rounds) for group in experiment.groups]
     began = time.perf_counter()
     scores = evaluate(experiment, done.state, engine.memories, clients=engine.has_clients) if due else None
     return {
         "round": number,
         "seconds": done.seconds,
         "evaluation_seconds": time.perf_counter() - began,
-        "learning_rate": learning_rate_at(experiment.server.training, number, config.rounds),
-        "num_layers": experiment.layout.num_layers,
+        "learning_rate": rates[0],
+        **({"learning_rates": rates} if config.groups else {}),
+        "num_layers": max(group.layout.num_layers for group in experiment.groups),
         "exchanges": [
             {
                 "exchange": moved.exchange,
@@ -267,8 +276,17 @@ def _line(experiment: Experiment, done: Round, engine: Engine, sent: Mapping[str
         ],
         "messages": {kind: count - sent.get(kind, 0) for kind, count in engine.messages.items()},
         "evaluation": scores,
-        "state": {key: value for key, value in done.state.items() if _is_small(value)},
+        "state": _small(done.state),
     }
+
+
+def _small(state: Tree) -> dict[str, Any]:
+    """What a reader of the record may want of the state; of a method that runs apart, by key and architecture."""
+    small = {key: value for key, value in state.items() if _is_small(value)}
+    for name, own in state.get(APART, {}).items():
+        for key, value in _small(own).items():
+            small.setdefault(key, {})[name] = value
+    return small
 
 
 def _is_small(value: Any) -> bool:
@@ -276,84 +294,3 @@ def _is_small(value: Any) -> bool:
     if isinstance(value, list):
         return len(value) <= 256 and all(isinstance(item, int | float) for item in value)
     return isinstance(value, int | float)
-
-
-def save_adapters(experiment: Experiment, state: Tree, memories: Mapping[ClientId, Memory], folder: Path) -> None:
-    """The adapters in PEFT's folder format: ``global``, and ``client-007`` for each client with a part of its own or a
-    rank of its own."""
-    views = {}
-    order = experiment.method.view(state, experiment.server.profile)
-    if _is_whole(experiment, order):
-        views["global"] = experiment.server.params(order)
-    for id, client in experiment.clients.items():
-        own = experiment.method.view(state, client.profile)
-        if memories.get(id, {}).get("params") or num_bytes(own.params) != num_bytes(order.params):
-            views[_client_folder(id)] = client.params(own, memories.get(id))
-    for name, params in views.items():
-        _save(experiment, folder / name, params)
-
-
-def _is_whole(experiment: Experiment, order: Order) -> bool:
-    """Whether a view holds every tensor of the layout; it may hold what was merged into the base besides."""
-    named = {name for name in order.params if name.rpartition(".")[2] != SHIFT}
-    return named == experiment.layout.depth.keys()
-
-
-def _save(experiment: Experiment, folder: Path, params: Mapping[str, torch.Tensor]) -> None:
-    loaded, config = experiment.loaded, experiment.config
-    params, lora = plain(params, experiment.lora)
-    # a frozen head is not in the layout; one that was drawn afresh must go along or the adapter means something else
-    frozen = [name for name in loaded.head if name not in params] if loaded.fresh_head else []
-    own = dict(loaded.model.named_parameters())
-    save_peft(
-        folder,
-        {**params, **{name: own[name].detach() for name in frozen}},
-        experiment.layout,
-        lora,
-        base_name=config.model.name,
-        task=config.model.task,
-        head=loaded.head,
-        fan_in_fan_out=any(adapter.fan_in_fan_out for adapter in adapters(loaded.model).values()),
-    )
-
-
-def export(run: Path, out: Path, client: ClientId | None = None) -> Path:
-    """Write the adapter of a run's last checkpoint as a PEFT folder: the global one, or a client's.
-
-    A finished run's adapters are copied, which needs neither model nor data; those of an unfinished one are made.
-
-    Raises
-    ------
-    RunError
-        if the run has no checkpoint, or no global model because its parts stay with the clients, or no such client, or
-        ``out`` holds something that is no adapter, which would be lost.
-    """
-    record = Record.open(run)
-    if out.exists() and not out.is_dir():
-        raise RunError(f"--out {out}: is a file; give a new folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / "adapter_config.json").exists():
-        raise RunError(f"--out {out}: this folder is not empty and holds no adapter; give a new folder")
-    if not record.has_checkpoint:
-        raise RunError(f"{run} has no finished round to export; let it finish one with `fedquilt run --resume {run}`")
-    num_clients = len(read_partition(run)["clients"])
-    if client is not None and not 0 <= client < num_clients:
-        raise RunError(f"--client {client}: {run} has the clients 0 to {num_clients - 1}")
-    if read_result(run) is None:
-        experiment = build(parse(read_config(run)))
-        _, state, memories = record.load_checkpoint()
-        save_adapters(experiment, state, memories, run / "adapters")
-    own = None if client is None else run / "adapters" / _client_folder(client)
-    # a client without a part of its own uses the global model
-    made = own if own is not None and own.exists() else run / "adapters" / "global"
-    if not made.exists():
-        raise RunError(
-            f"{run} has no global model: tensors of it stay with the clients; export one client's with --client NUMBER"
-            if client is None
-            else f"{run}: client {client} has not trained, and there is no global model; choose another --client"
-        )
-    shutil.copytree(made, out, dirs_exist_ok=True)
-    return out
-
-
-def _client_folder(client: ClientId) -> str:
-    return f"client-{client:03d}"

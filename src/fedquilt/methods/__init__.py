@@ -40,3 +40,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "local-only": local_only,
     "full": full,
 }
+
+ACROSS: frozenset[str] = frozenset()
+"""Methods that take a federation of several architectures as it is, because they share something across them. Any other
+runs in each architecture apart, see ``by_architecture``."""

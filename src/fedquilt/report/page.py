@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fedquilt.core.errors import RunError
+from fedquilt.report.by_group import group_rows
 from fedquilt.report.plot import figures, png
-from fedquilt.report.read import dropped
+from fedquilt.report.read import dropped, main_metric
 from fedquilt.report.table import HONEST, Groups, Row, cells, compare_rows, notes, paired_rows, summary
 
 STYLE = """
@@ -44,6 +45,8 @@ def page(groups: Groups, last: int = 5, reference: str | None = None, title: str
         "in a comparison and over these rounds for a single run.</p>"
     )
     parts += ["<h2>Comparison</h2>", _table(compare_rows(groups, last))]
+    if of_groups := group_rows(groups, main_metric(runs[0]), last):
+        parts += ["<h2>Group by group</h2>", _table(of_groups)]
     parts += [f"<p>{escape(note)}</p>" for note in notes(groups)]
     if reference is not None:
         for measure in ("global", "personalised"):

@@ -123,7 +123,8 @@ def main_metric(run: Run) -> str:
     """The metric to show first: accuracy where it was measured, otherwise loss."""
     for line in run.rounds:
         evaluation = line.get("evaluation") or {}
-        for scores in (evaluation.get("global"), *(evaluation.get("clients") or {}).values()):
+        of_groups, clients = evaluation.get("groups") or {}, evaluation.get("clients") or {}
+        for scores in (evaluation.get("global"), *of_groups.values(), *clients.values()):
             if scores:
                 return "accuracy" if "accuracy" in scores else "loss"
     return "accuracy"

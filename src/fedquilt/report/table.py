@@ -15,6 +15,7 @@ import numpy as np
 from scipy import stats
 
 from fedquilt.core.errors import ConfigError, RunError, suggestion
+from fedquilt.report.by_group import apart_note, group_rows
 from fedquilt.report.read import Run, cumulative_bytes, curve, dropped, main_metric, messages, privacy, resumed
 
 Row = dict[str, Any]
@@ -174,6 +175,7 @@ def notes(groups: Groups) -> list[str]:
         listed = "; ".join(f"{label}: {', '.join(map(str, value))}" for label, value in rounds.items())
         found.append(f"The runs do not have the same number of rounds ({listed}).")
     for label, runs in groups.items():
+        found += apart_note(label, runs)
         if unfinished := [str(run.seed) for run in runs if not run.finished]:
             found.append(f"{label}: unfinished at seed {', '.join(unfinished)}; its numbers are of the rounds so far.")
         if runs and (spent := privacy(max(runs, key=lambda run: _epsilon(run) or 0.0))):
@@ -312,6 +314,12 @@ COMPARE: tuple[Column, ...] = (
     *_MEASURED[1:],
     *_COST,
 )
+GROUPED: tuple[Column, ...] = (
+    COMPARE[0],
+    ("group", lambda row: str(row["group"])),
+    *COMPARE[1:3],
+    _MEASURED[1],
+)
 PAIRED: tuple[Column, ...] = (
     ("method", lambda row: str(row["label"])),
     ("against", lambda row: str(row["reference"])),
@@ -326,7 +334,8 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
     """The header and one line of texts per row, without the columns that no row has a value for."""
     if not rows:
         return []
-    columns = PAIRED if "verdict" in rows[0] else COMPARE if "label" in rows[0] else SUMMARY
+    kinds = {"verdict": PAIRED, "group": GROUPED, "label": COMPARE}
+    columns = next((kind for key, kind in kinds.items() if key in rows[0]), SUMMARY)
     table = [[title for title, _ in columns], *([show(row) for _, show in columns] for row in rows)]
     keep = [at for at in range(len(columns)) if any(line[at] != "-" for line in table[1:])]
     return [[line[at] for at in keep] for line in table]
@@ -376,6 +385,8 @@ def comparison(groups: Groups, last: int = 5, reference: str | None = None, form
         "± the sample deviation over seeds; 'within run' is the deviation inside a run over these rounds."
     )
     parts = [show(compare_rows(groups, last))]
+    if of_groups := group_rows(groups, metric, last):
+        parts += ["Group by group:", show(of_groups)]
     if reference is not None:
         for measure in ("global", "personalised"):
             rows = paired_rows(groups, reference, measure, last)

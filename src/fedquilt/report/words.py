@@ -20,6 +20,9 @@ def round_text(line: Mapping[str, Any], brief: bool = False) -> str:
     scores = line["evaluation"] or {}
     if scores.get("global"):
         words.append(f"accuracy {scores['global']['accuracy']:.1%}")
+    if measured := {label: one["accuracy"] for label, one in (scores.get("groups") or {}).items() if one}:
+        worst = min(measured, key=lambda label: measured[label])
+        words.append(f"worst group {worst} {measured[worst]:.1%}")
     if scores.get("clients") and not (brief and scores.get("global")):
         own = [client["accuracy"] for client in scores["clients"].values()]
         words.append(f"clients' mean {sum(own) / len(own):.1%}")

@@ -16,6 +16,7 @@ Card = Mapping[str, Any]
 
 _WORDS = {
     "partition": "partition-id",
+    "group": "group",
     "architecture": "architecture",
     "base": "base model's weights",
     "layout": "adapter names and shapes",
@@ -43,6 +44,7 @@ def card(
     shapes = {} if layout is None else {name: list(shape) for name, shape in layout.shapes.items()}
     return {
         "partition": profile.id,
+        "group": profile.group,
         "architecture": profile.architecture,
         "base": base[:16],
         "layout": _digest(shapes),

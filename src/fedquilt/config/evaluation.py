@@ -1,0 +1,27 @@
+"""What a run file says on when and on what models are evaluated."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+from fedquilt.config.kinds import STRICT, Count
+
+
+class Evaluation(BaseModel):
+    """When and on what the models are evaluated."""
+
+    model_config = STRICT
+
+    every: Count = 1
+    """Rounds from one evaluation to the next; the last round is always evaluated."""
+    batch_size: Count = 256
+    """Examples in one forward pass."""
+    limit: Count | None = None
+    """Test rows used in the global evaluation; all if left out."""
+    clients: bool | Literal["received"] = True
+    """Evaluate every client on its own test rows too: after the round, or with ``"received"`` each client of the cohort
+    what it receives, before it trains. Between real sites it is always the latter: it rides in the reply."""
+    last: Count = 5
+    """Evaluated rounds at the end over which a report takes mean and deviation."""

@@ -1,0 +1,169 @@
+"""Groups of unlike clients: what an entry of [[groups]] may say, and the config that its clients train by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from fedquilt.config.problems import from_validation, shown
+from fedquilt.config.schema import Adapter, Config, Group, Head, Partition, Training
+from fedquilt.core.errors import ConfigError
+
+_SECTIONS: Mapping[str, type[BaseModel]] = {
+    "partition": Partition,
+    "adapter": Adapter,
+    "head": Head,
+    "training": Training,
+}
+"""Sections of which a group replaces the keys that it names; ``model`` and ``data`` it replaces whole."""
+
+_SAID_BY_GROUPS = {"shares": "share", "budgets": "budget", "ranks": "rank"}
+_OF_ALL = ("proximal", "precision")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One group: its place in the file, its label, and the config of a federation of its clients alone.
+
+    ``first`` is the number of its first client; ``own`` are the sections of which it has keys of its own. Without
+    [[groups]], the one part has no label and is all of the config.
+    """
+
+    place: int
+    label: str
+    first: int
+    config: Config
+    own: frozenset[str] = frozenset()
+
+    @property
+    def ids(self) -> range:
+        return range(self.first, self.first + self.config.partition.num_clients)
+
+
+def parts(config: Config) -> tuple[Part, ...]:
+    """The groups of a config, in their order.
+
+    Raises
+    ------
+    ConfigError
+        with what of [[groups]] does not go with the rest of the file.
+    """
+    if not config.groups:
+        return (Part(0, "", 0, config),)
+    if problems := group_problems(config):
+        raise ConfigError(problems)
+    made: list[Part] = []
+    first = 0
+    for place, (group, size) in enumerate(zip(config.groups, sizes(config), strict=True)):
+        own = frozenset(name for name in (*_SECTIONS, "model", "data") if getattr(group, name) is not None)
+        made.append(Part(place, group.label, first, _alone(config, group, size), own))
+        first += size
+    return tuple(made)
+
+
+def sizes(config: Config) -> tuple[int, ...]:
+    """Clients of each group: its share of ``partition.num_clients``, rounded down, and the last group has the rest."""
+    total = sum(group.share for group in config.groups)
+    num = config.partition.num_clients
+    counts = [int(Fraction(group.share, total) * num) for group in config.groups[:-1]]
+    return (*counts, num - sum(counts))
+
+
+def group_problems(config: Config) -> list[str]:
+    """What of [[groups]] does not go with the rest of the file; empty if all does."""
+    if not config.groups:
+        return []
+    problems = [
+        f"clients.{key} = {shown(_plain(getattr(config.clients, key)))}: with [[groups]] each group says its own "
+        f"{word}; leave it out"
+        for key, word in _SAID_BY_GROUPS.items()
+        if key in config.clients.model_fields_set
+    ]
+    counts, seen = sizes(config), set()
+    if min(counts) < 1:
+        problems.append(
+            f"partition.num_clients = {config.partition.num_clients}: makes groups of {', '.join(map(str, counts))} "
+            "clients, and each needs at least one; use more clients or other shares"
+        )
+    for place, group in enumerate(config.groups):
+        where = f"groups[{place}]"
+        if group.label in seen:
+            problems.append(f"{where}.label = '{group.label}': stands twice; give every group a label of its own")
+        seen.add(group.label)
+        if group.partition is not None and group.data is None:
+            problems.append(
+                f"{where}.partition: the group has no data of its own to deal; give it data, or leave this out"
+            )
+        if group.partition is not None and "num_clients" in group.partition.model_fields_set:
+            problems.append(
+                f"{where}.partition.num_clients = {group.partition.num_clients}: comes of the group's share of "
+                "partition.num_clients; leave it out"
+            )
+        own = group.training
+        problems += [
+            f"{where}.training.{key} = {shown(getattr(own, key))}: is one for all groups; set it in [training]"
+            for key in _OF_ALL
+            if own is not None and key in own.model_fields_set
+        ]
+        problems += _odd_sections(config, group, where)
+        rank = _over(config, group)["adapter"].get("rank", Adapter.model_fields["rank"].default)
+        if group.rank is not None and group.rank > rank:
+            problems.append(
+                f"{where}.rank = {group.rank}: is more than the {rank} of the server's adapters; raise adapter.rank "
+                f"to {group.rank}"
+            )
+    return problems
+
+
+def _odd_sections(config: Config, group: Group, where: str) -> list[str]:
+    problems: list[str] = []
+    for name, keys in _over(config, group).items():
+        try:
+            _SECTIONS[name].model_validate(keys, strict=False)
+        except ValidationError as error:
+            problems += from_validation(error, prefix=f"{where}.{name}")
+    return problems
+
+
+def _alone(config: Config, group: Group, size: int) -> Config:
+    """The config of a federation of one group's clients."""
+    over = {name: _SECTIONS[name].model_validate(keys, strict=False) for name, keys in _over(config, group).items()}
+    whole = {name: own for name in ("model", "data") if (own := getattr(group, name)) is not None}
+    over["partition"] = over["partition"].model_copy(update={"num_clients": size})
+    ranks = None if group.rank is None else (group.rank,)
+    clients = config.clients.model_copy(update={"shares": "1", "budgets": (group.budget,), "ranks": ranks})
+    return config.model_copy(update={**whole, **over, "clients": clients, "groups": ()})
+
+
+def _over(config: Config, group: Group) -> dict[str, dict[str, Any]]:
+    """Each section that a group may change in part, as its clients have it."""
+    made = {}
+    for name in _SECTIONS:
+        base: BaseModel = getattr(config, name)
+        own: BaseModel | None = getattr(group, name)
+        keys, change = base.model_dump(), {} if own is None else own.model_dump(exclude_unset=True)
+        if name == "training" and not change.keys().isdisjoint(("steps", "epochs")):
+            keys |= {"steps": None, "epochs": None}
+        if name == "partition" and change.get("scheme", keys["scheme"]) != keys["scheme"]:
+            keys = {key: value for key, value in keys.items() if key in Partition.model_fields}
+        made[name] = keys | change
+    return made
+
+
+def as_written(groups: tuple[Group, ...]) -> list[dict[str, Any]]:
+    """The groups as JSON can write them: of sections that a group changes in part, the keys that it names."""
+    return [
+        {
+            **group.model_dump(mode="json", exclude=set(_SECTIONS), exclude_none=True),
+            **group.model_dump(mode="json", include=set(_SECTIONS), exclude_unset=True, exclude_none=True),
+        }
+        for group in groups
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,272 @@
+"""The groups of a federation, joined to what each works on: a model with adapters in it, and its share of the data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedquilt.adapters.inject import initial, inject, layout, trainable
+from fedquilt.adapters.lora import LoraSettings
+from fedquilt.allocate.budget import check_budgets, shares
+from fedquilt.allocate.budget import groups as capability_groups
+from fedquilt.client.client import Client
+from fedquilt.client.fit import Training
+from fedquilt.client.workbench import Workbench
+from fedquilt.config.groups import Part
+from fedquilt.config.schema import Config
+from fedquilt.core.factors import cut
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import Budget, ClientId, Federation, Layout, Params, Profile
+from fedquilt.data.table import Columns, num_rows, take
+from fedquilt.experiment.deal import Dealt, partition_record
+from fedquilt.experiment.protect import family_of, rule_of
+from fedquilt.experiment.sources import Source, told_of
+from fedquilt.models.hf import Loaded
+
+SERVER: ClientId = -1
+"""The id of the server's own clients, which is no partition number."""
+
+_NONE: Columns = {"labels": torch.zeros(0, dtype=torch.long)}
+_ONE: Columns = {"labels": torch.zeros(1, dtype=torch.long)}
+
+
+@dataclass(frozen=True)
+class BuiltGroup:
+    """One group of a federation: its clients' numbers, and what they work with.
+
+    ``config`` is that of a federation of these clients alone. ``architecture`` is shared by groups that train one
+    adapter together, and then ``loaded`` and ``bench`` are, too. ``server`` is the server's own client for the group:
+    its test rows are those of the group's evaluation. Without [[groups]] there is one, without a label.
+    """
+
+    label: str
+    ids: range
+    config: Config
+    architecture: str
+    loaded: Loaded
+    lora: LoraSettings
+    bench: Workbench
+    server: Client
+
+    @property
+    def layout(self) -> Layout:
+        return self.bench.layout
+
+
+@dataclass(frozen=True)
+class Work:
+    """What groups of one architecture share: the model with adapters in it, and what training starts from."""
+
+    loaded: Loaded
+    lora: LoraSettings
+    bench: Workbench
+    start: Callable[[Rng], Params]
+    first: Params
+
+
+class Rows:
+    """Each group's rows, as its model reads them; without data (None), as many as a shape needs."""
+
+    def __init__(self, dealt: Sequence[tuple[Source, Dealt]] | None) -> None:
+        self._dealt = dealt
+        self._encoded: dict[tuple[str, int], Columns] = {}
+
+    @property
+    def known(self) -> bool:
+        return self._dealt is not None
+
+    def of(self, part: Part, work: Work) -> tuple[Columns, Dealt]:
+        """The rows of the source that the group's clients have theirs of, and who has which."""
+        dealt = next(rows for source, rows in self._dealt or () if part in source.parts)
+        key = work.bench.layout.architecture, id(dealt)
+        if key not in self._encoded:
+            self._encoded[key] = _NONE if dealt.table is None else work.loaded.encode(dealt.table)
+        return self._encoded[key], dealt
+
+
+def work_of(config: Config, loaded: Loaded, architecture: str, device: torch.device, rng: Rng) -> Work:
+    """The model with its adapters in it, on the device, under the name of its architecture in the federation."""
+    targets = config.adapter.targets or loaded.targets
+    lora = LoraSettings(**config.adapter.model_dump(exclude={"targets"}), targets=targets)
+    head = () if config.head.policy == "frozen" else loaded.head
+    inject(loaded.model, loaded.blocks, lora, lora.targets, head)
+    where = layout(loaded.model, loaded.blocks, architecture, head)
+    bench = Workbench(
+        loaded.model,
+        loaded.blocks,
+        where,
+        trainable(loaded.model, where),
+        loaded.prepare,
+        device=device,
+        precision=_precision(config.training.precision, device),
+    )
+    start = initial(where, loaded.model)
+    return Work(loaded, lora, bench, start, start(rng.child("init")))
+
+
+def built(
+    part: Part, work: Work, budgets: Sequence[Budget], rows_of: Rows, rng: Rng
+) -> tuple[BuiltGroup, dict[ClientId, Client]]:
+    """A group and those of its clients whose rows are here."""
+    config, architecture = part.config, work.bench.layout.architecture
+    training = Training(**config.training.model_dump(exclude={"precision", "proximal"}))
+
+    def client(id: ClientId, budget: Budget, train: Columns, **held_out: Columns) -> Client:
+        profile = Profile(id, num_rows(train), architecture, budget, config.model.task, part.label)
+        own, size = cut(work.first, budget.rank), config.evaluation.batch_size
+        return Client(profile, work.bench, own, training, config.rounds, train, held_out, size)
+
+    whole = Budget(work.bench.layout.num_layers)
+    clients: dict[ClientId, Client] = {}
+    if work.bench.device.type == "meta":  # shapes: of a plan, or of a group whose clients are all elsewhere
+        if not rows_of.known:
+            clients = {id: client(id, budget, _ONE) for id, budget in zip(part.ids, budgets, strict=True)}
+        server = client(SERVER, whole, _ONE if config.data.proxy else _NONE)
+    else:
+        rows, dealt = rows_of.of(part, work)
+        for id, split in dealt.splits.items():
+            if id in part.ids:
+                held_out = {"validation": take(rows, split.validation), "test": take(rows, split.test)}
+                clients[id] = client(id, budgets[id - part.first], take(rows, split.train), **held_out)
+        judged = _judged(work.loaded, dealt, rows, part, rng)
+        server = client(SERVER, whole, take(rows, dealt.proxy), test=judged)
+    group = BuiltGroup(part.label, part.ids, config, architecture, work.loaded, work.lora, work.bench, server)
+    return group, clients
+
+
+def federated(
+    config: Config, profiles: tuple[Profile, ...], works: Mapping[str, Work], groups: Sequence[BuiltGroup]
+) -> Federation:
+    """What the method's factory is given."""
+    servers: dict[str, Client] = {}
+    for group in groups:
+        if num_rows(group.server.train):
+            servers.setdefault(group.architecture, group.server)
+    scalings = {name: work.lora.scaling for name, work in works.items()}
+    alone = next(iter(works)) if len(works) == 1 else None
+    return Federation(
+        profiles,
+        {name: work.bench.layout for name, work in works.items()},
+        {name: work.start for name, work in works.items()},
+        config.rounds,
+        None if alone is None else servers.get(alone),
+        rule_of(config),
+        _no_scaling if alone is None else scalings[alone],
+        family_of(config),
+        {} if alone is not None else servers,
+        {} if alone is not None else scalings,
+    )
+
+
+def _no_scaling(module: str, rank: int) -> float:
+    raise ValueError(f"'{module}' is of several architectures, each with a scaling of its own; see Federation.scalings")
+
+
+def _judged(loaded: Loaded, dealt: Dealt, rows: Columns, part: Part, rng: Rng) -> Columns:
+    """The rows of the group's evaluation: the separate test set, or else the test rows of its clients that are here."""
+    if dealt.test is not None:
+        judged = loaded.encode(dealt.test)
+    else:
+        own = (split.test for id, split in dealt.splits.items() if id in part.ids)
+        judged = take(rows, np.concatenate([[], *own]))
+    limit = part.config.evaluation.limit
+    if limit is not None and num_rows(judged) > limit:
+        kept = rng.child("evaluation").numpy().permutation(num_rows(judged))[:limit]
+        judged = take(judged, np.sort(kept))
+    return judged
+
+
+def _precision(wanted: str, device: torch.device) -> str:
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return ("bf16" if fast else "fp32") if wanted == "auto" else wanted
+
+
+def budgets_of(part: Part) -> tuple[Budget, ...]:
+    """The budgets of a group's clients, in their order."""
+    clients = part.config.clients
+    return capability_groups(
+        shares(clients.shares), clients.budgets, part.config.partition.num_clients, ranks=clients.ranks
+    )
+
+
+def check_part(part: Part, loaded: Loaded) -> None:
+    """Nothing, if the budgets of the group fit its model."""
+    with told_of(part):
+        check_budgets(part.config.clients.budgets, loaded.blocks.num_layers)
+
+
+def kind_of(part: Part, classes: Sequence[str]) -> str:
+    """What groups must have in common to train one adapter together, as text."""
+    config = part.config
+    return json.dumps(
+        [config.model.model_dump(), config.adapter.model_dump(), config.head.policy, list(classes)], sort_keys=True
+    )
+
+
+def architectures(parts: Sequence[Part], kinds: Sequence[str], loaded: Sequence[Loaded]) -> tuple[str, ...]:
+    """The name of each group's architecture: the model's own; where that means two things, with a label behind it."""
+    named: dict[str, str] = {}
+    meanings: dict[str, set[str]] = {}
+    for kind, model in zip(kinds, loaded, strict=True):
+        meanings.setdefault(model.architecture, set()).add(kind)
+    for part, kind, model in zip(parts, kinds, loaded, strict=True):
+        several = len(meanings[model.architecture]) > 1
+        named.setdefault(kind, f"{model.architecture}:{part.label}" if several else model.architecture)
+    return tuple(named[kind] for kind in kinds)
+
+
+def share_base(loaded: Sequence[Loaded]) -> None:
+    """Let models made of the same weights hold them once, in place; heads stay each model's own."""
+    held: dict[tuple[str, torch.Size], list[torch.nn.Parameter]] = {}
+    for model in {id(one): one for one in loaded}.values():
+        for name, parameter in model.model.named_parameters():
+            if name in model.head or parameter.is_meta:
+                continue
+            same = held.setdefault((name, parameter.shape), [])
+            for other in same:
+                if other.dtype == parameter.dtype and torch.equal(other, parameter):
+                    parameter.data = other.data
+                    break
+            else:
+                same.append(parameter)
+
+
+def record_of(
+    dealt: Sequence[tuple[Source, Dealt]], groups: Sequence[BuiltGroup], profiles: Sequence[Profile]
+) -> dict[str, Any]:
+    """Who has which rows, and how many of each class: what a run keeps as ``partition.json``."""
+    records = []
+    for source, rows in dealt:
+        own = set(source.ids)
+        records.append(partition_record(rows, [profile for profile in profiles if profile.id in own]))
+    if not groups[0].label:
+        return records[0]
+    digests = [record["digest"] for record in records]
+    return {
+        "digest": hashlib.sha256(json.dumps(digests).encode()).hexdigest(),
+        "classes": list(dict.fromkeys(name for record in records for name in record["classes"])),
+        "proxy": [],
+        "clients": sorted((one for record in records for one in record["clients"]), key=lambda one: one["id"]),
+        "groups": [
+            {"label": group.label, "architecture": group.architecture, "task": group.config.model.task}
+            for group in groups
+        ],
+        "sources": [
+            {"groups": [part.label for part in source.parts], "classes": record["classes"], "proxy": record["proxy"]}
+            for (source, _), record in zip(dealt, records, strict=True)
+        ],
+    }
+
+
+def weights_digest(groups: Sequence[BuiltGroup]) -> str:
+    """The digest of the frozen weights; of several groups, one of all of theirs."""
+    if len(groups) == 1:
+        return groups[0].loaded.digest
+    named = {group.label: group.loaded.digest for group in groups}
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,129 @@
+"""The adapters of a run as folders that PEFT loads: at its end, and whenever they are asked for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from fedquilt.adapters.export import save_peft
+from fedquilt.adapters.inject import adapters
+from fedquilt.adapters.plain import plain
+from fedquilt.config.load import parse
+from fedquilt.core.errors import RunError
+from fedquilt.core.factors import SHIFT
+from fedquilt.core.params import num_bytes
+from fedquilt.core.types import ClientId, Memory, Order, Tree
+from fedquilt.experiment.build import Experiment, build
+from fedquilt.experiment.groups import BuiltGroup
+from fedquilt.record import Record, read_config, read_partition, read_result
+
+
+def save_adapters(experiment: Experiment, state: Tree, memories: Mapping[ClientId, Memory], folder: Path) -> None:
+    """The adapters in PEFT's folder format: ``global`` (``global-LABEL`` for each group), and ``client-007`` for each
+    client with a part of its own or a rank of its own."""
+    view = experiment.method.view
+    for group in experiment.groups:
+        order = view(state, group.server.profile)
+        if is_whole(group, order):
+            _save(group, folder / _global_folder(group.label), group.server.params(order))
+        for id in group.ids:
+            if id not in experiment.clients:
+                continue
+            client = experiment.clients[id]
+            own = view(state, client.profile)
+            if memories.get(id, {}).get("params") or num_bytes(own.params) != num_bytes(order.params):
+                _save(group, folder / _client_folder(id), client.params(own, memories.get(id)))
+
+
+def is_whole(group: BuiltGroup, order: Order) -> bool:
+    """Whether a view holds every tensor of the layout; it may hold what was merged into the base besides."""
+    named = {name for name in order.params if name.rpartition(".")[2] != SHIFT}
+    return named == group.layout.depth.keys()
+
+
+def _save(group: BuiltGroup, folder: Path, params: Mapping[str, torch.Tensor]) -> None:
+    loaded, config = group.loaded, group.config
+    params, lora = plain(params, group.lora)
+    # a frozen head is not in the layout; one that was drawn afresh must go along or the adapter means something else
+    frozen = [name for name in loaded.head if name not in params] if loaded.fresh_head else []
+    own = dict(loaded.model.named_parameters())
+    save_peft(
+        folder,
+        {**params, **{name: own[name].detach() for name in frozen}},
+        group.layout,
+        lora,
+        base_name=config.model.name,
+        task=config.model.task,
+        head=loaded.head,
+        fan_in_fan_out=any(adapter.fan_in_fan_out for adapter in adapters(loaded.model).values()),
+    )
+
+
+def export(run: Path, out: Path, client: ClientId | None = None, group: str | None = None) -> Path:
+    """Write the adapter of a run's last checkpoint as a PEFT folder: the global one (or a group's), or a client's.
+
+    A finished run's adapters are copied, which needs neither model nor data; those of an unfinished one are made.
+
+    Raises
+    ------
+    RunError
+        if the run has no checkpoint, or no global model because its parts stay with the clients, or no such client or
+        group, or ``out`` holds something that is no adapter, which would be lost.
+    """
+    record = Record.open(run)
+    if out.exists() and not out.is_dir():
+        raise RunError(f"--out {out}: is a file; give a new folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / "adapter_config.json").exists():
+        raise RunError(f"--out {out}: this folder is not empty and holds no adapter; give a new folder")
+    if not record.has_checkpoint:
+        raise RunError(f"{run} has no finished round to export; let it finish one with `fedquilt run --resume {run}`")
+    clients = read_partition(run)["clients"]
+    if client is not None and not 0 <= client < len(clients):
+        raise RunError(f"--client {client}: {run} has the clients 0 to {len(clients) - 1}")
+    label = _label(run, [one.get("group", "") for one in clients], client, group)
+    if read_result(run) is None:
+        experiment = build(parse(read_config(run)))
+        _, state, memories = record.load_checkpoint()
+        save_adapters(experiment, state, memories, run / "adapters")
+    own = None if client is None else run / "adapters" / _client_folder(client)
+    # a client without a part of its own uses the global model
+    made = own if own is not None and own.exists() else run / "adapters" / _global_folder(label)
+    if not made.exists():
+        whose = f"{run}: group '{label}'" if label else str(run)
+        raise RunError(
+            f"{whose} has no global model: tensors of it stay with the clients; export one client's with "
+            "--client NUMBER"
+            if client is None
+            else f"{run}: client {client} has not trained, and there is no global model; choose another --client"
+        )
+    shutil.copytree(made, out, dirs_exist_ok=True)
+    return out
+
+
+def _label(run: Path, groups: list[str], client: ClientId | None, wanted: str | None) -> str:
+    """The group whose global model is meant; ``groups`` are those of the clients, in their order."""
+    labels = list(dict.fromkeys(label for label in groups if label))
+    if wanted is not None:
+        if not labels:
+            raise RunError(f"--group {wanted}: {run} has no groups; leave it out")
+        if client is not None:
+            raise RunError(f"--group {wanted} with --client {client}: a client is in one group; give one of the two")
+        if wanted not in labels:
+            raise RunError(f"--group {wanted}: {run} has no such group; it has {', '.join(labels)}")
+        return wanted
+    if client is not None:
+        return groups[client]
+    if labels:
+        raise RunError(f"{run} has a global model for each group; give --group, one of {', '.join(labels)}")
+    return ""
+
+
+def _global_folder(label: str) -> str:
+    return f"global-{label}" if label else "global"
+
+
+def _client_folder(client: ClientId) -> str:
+    return f"client-{client:03d}"

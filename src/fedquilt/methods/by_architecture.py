@@ -1,0 +1,107 @@
+"""A method for one architecture made one for several: it runs in each apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import groupby, islice
+from typing import Any
+
+from fedquilt.core.method import Exchange, Method
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import ClientId, Federation, Memory, Order, Params, Profile, Reply, Tree, Turn
+
+APART = "apart"
+"""The key of the server's state under which lie the states by architecture."""
+
+
+def by_architecture(factory: Callable[[Federation], Method], federation: Federation) -> Method:
+    """The method ``factory(federation.of(a))`` among the clients of each architecture a, all in the same exchanges.
+
+    Each architecture has a state, a start and random streams of its own; nothing of one reaches another, and one
+    without clients in a round stays as it is. An order says in ``settings["architecture"]`` whose it is. With one
+    architecture it is ``factory(federation)``.
+
+    Replies are read once and not held, if the clients of each architecture have neighbouring numbers; otherwise all are
+    held until the last has come.
+
+    Raises
+    ------
+    ValueError
+        if the methods of two architectures have not the same exchanges.
+    """
+    if len(federation.layouts) == 1:
+        return factory(federation)
+    methods = {name: factory(federation.of(name)) for name in federation.layouts}
+    first = next(iter(methods.values()))
+    for name, method in methods.items():
+        if [_about(exchange) for exchange in method.exchanges] != [_about(exchange) for exchange in first.exchanges]:
+            raise ValueError(f"'{method.name}' has other exchanges for {name} than for the other architectures")
+    owners = {profile.id: profile.architecture for profile in federation.profiles}
+    places = {name: place for place, name in enumerate(methods)}
+    in_order = [owners[client] for client in sorted(owners)]
+    neighbours = len(list(groupby(in_order))) == len(set(in_order))
+
+    def init(rng: Rng) -> Tree:
+        return {APART: {name: method.init(rng.child("architecture", name)) for name, method in methods.items()}}
+
+    def view(state: Tree, profile: Profile) -> Order:
+        return methods[profile.architecture].view(state[APART][profile.architecture], profile)
+
+    def owner(reply: Reply) -> str:
+        return owners[reply.client]
+
+    def joined(number: int) -> Exchange:
+        exchanges = {name: method.exchanges[number] for name, method in methods.items()}
+
+        def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+            orders = {}
+            for name, exchange in exchanges.items():
+                cohort = tuple(profile for profile in turn.cohort if profile.architecture == name)
+                if cohort:
+                    own = replace(turn, cohort=cohort, rng=turn.rng.child("architecture", name))
+                    for client, order in exchange.ask(state[APART][name], own).items():
+                        orders[client] = replace(order, settings={**order.settings, "architecture": name})
+            return orders
+
+        def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+            return exchanges[order.settings["architecture"]].work(client, order, memory)
+
+        def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+            # sorting holds all replies; it is stable, so those of an architecture stay in client order
+            sequence = replies if neighbours else sorted(replies, key=lambda reply: places[owner(reply)])
+            states = dict(state[APART])
+            for name, own in _runs(sequence, owner):
+                states[name] = exchanges[name].merge(states[name], own)
+            return {**state, APART: states}
+
+        def expects(order: Order) -> Params:
+            expected = exchanges[order.settings["architecture"]].expects
+            return {} if expected is None else expected(order)
+
+        exchange = first.exchanges[number]
+        return exchange._replace(ask=ask, work=work, merge=merge, expects=None if exchange.expects is None else expects)
+
+    return Method(first.name, init, tuple(joined(number) for number in range(len(first.exchanges))), view)
+
+
+def _runs(replies: Iterable[Reply], owner: Callable[[Reply], str]) -> Iterator[tuple[str, Iterator[Reply]]]:
+    """Neighbouring replies of one owner together, as they come: one is held, and none is asked for past the end."""
+    source = iter(replies)
+    ahead = [*islice(source, 1)]
+
+    def run(name: str) -> Iterator[Reply]:
+        while ahead and owner(ahead[0]) == name:
+            yield ahead.pop()
+            ahead.extend(islice(source, 1))
+
+    while ahead:
+        name = owner(ahead[0])
+        own = run(name)
+        yield name, own
+        for _ in own:  # a merge that stopped early
+            pass
+
+
+def _about(exchange: Exchange) -> tuple[str, bool, Any]:
+    return exchange.name, exchange.expects is None, exchange.wire
