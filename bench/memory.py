@@ -1,0 +1,173 @@
+"""Peak memory of one local step of a LLaMA-shaped model, by what is trained, each way in a fresh process.
+
+Ways: full fine-tuning; LoRA on query and value; mixtures of adapters (DeMA) after attention and feed-forward of every
+block; and of the top half of the blocks, where backward stops half-way. The model is random, in float32, with no
+pretrained weights; the step is forward, backward and one of AdamW on one batch of token ids. On the CPU the peak is
+that of the process's resident memory (VmHWM, so on Linux), from its start; with ``--device cuda`` it is what PyTorch
+had allocated on the device.
+
+Target: mixtures take at most half of full fine-tuning's peak. Ends with status 1 if it is missed. ``--bytes-per-weight
+2`` holds the frozen base, and for full fine-tuning weights and gradients, in bfloat16; AdamW's state is then in
+bfloat16 too, so the peer is as small as it can be made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedquilt.adapters.inject import initial, inject, layout, load, trainable
+from fedquilt.adapters.lora import LoraSettings
+from fedquilt.adapters.mixture import MixtureSettings
+from fedquilt.adapters.mixture_inject import initial_mixture, inject_mixture, mixture_layout
+from fedquilt.core.rng import Rng
+from fedquilt.models.hf import config_from, model_from
+from fedquilt.models.layers import find_blocks
+from fedquilt.models.shapes import published
+
+TARGET = 0.5
+WAYS = {
+    "imports": "the program and its libraries alone",
+    "full": "full fine-tuning",
+    "lora": "LoRA, query and value",
+    "dema": "DeMA, all blocks",
+    "dema-top": "DeMA, top half of the blocks",
+}
+MEGABYTE = 2**20
+
+SMALL = {
+    "model_type": "llama", "vocab_size": 32000, "hidden_size": 1024, "num_hidden_layers": 20,
+    "num_attention_heads": 16, "num_key_value_heads": 4, "intermediate_size": 4096, "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+"""337 million weights, in the proportions of the 1B model of LLaMA 3.2."""
+
+
+def measured(way: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One step of one way in this process: its peak in bytes, what was trained, and seconds of the step."""
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    if way == "imports":
+        return {"peak_bytes": peak(device)}
+    config = config_from(SMALL if options.shape == "small" else published(options.shape))
+    torch.set_default_dtype(torch.bfloat16 if options.bytes_per_weight == 2 else torch.float32)
+    with Rng(1).scope(), device:
+        model = model_from(config, "causal-lm")
+    torch.set_default_dtype(torch.float32)
+    model.config.use_cache = False
+    num_weights = sum(parameter.numel() for parameter in model.parameters())
+    trained = prepared(model, way, options)
+    ids = torch.randint(config.vocab_size, (options.rows, options.tokens), generator=Rng(2).torch()).to(device)
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    began = time.perf_counter()
+    loss = model.train()(input_ids=ids, labels=ids).loss
+    loss.backward()
+    optimizer.step()
+    seconds = time.perf_counter() - began
+    num_trained = sum(parameter.numel() for parameter in trained)
+    moments = sum(value.numel() for state in optimizer.state.values() for value in state.values() if value.dim())
+    if moments != 2 * num_trained:
+        raise SystemExit(f"{way}: the optimiser holds {moments} numbers for {num_trained} trained ones; twice is right")
+    return {
+        "peak_bytes": peak(device),
+        "weights": num_weights,
+        "trained": num_trained,
+        "seconds": seconds,
+        "loss": float(loss.detach()),
+    }
+
+
+def prepared(model: Any, way: str, options: argparse.Namespace) -> list[torch.nn.Parameter]:
+    """The parameters that this way trains, switched on; adapters stand in the model then."""
+    if way == "full":
+        return list(model.requires_grad_(True).parameters())
+    blocks = find_blocks(model)
+    if way == "lora":
+        inject(model, blocks, LoraSettings(options.rank, float(options.rank), targets=("q_proj", "v_proj")))
+        where = layout(model, blocks, "llama")
+        start = initial(where, model)(Rng(3))
+    else:
+        settings = MixtureSettings(options.rank, branches=3, num_slots=blocks.num_layers)
+        layers = range(blocks.num_layers // 2, blocks.num_layers) if way == "dema-top" else None
+        inject_mixture(model, blocks, settings, layers)
+        where = mixture_layout(model, blocks, "llama")
+        start = initial_mixture(where, model, settings)(Rng(3))
+    found = trainable(model, where)
+    load(found, start)
+    return [parameter.requires_grad_(True) for parameter in found.values()]
+
+
+def peak(device: torch.device) -> int:
+    """The most bytes held so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # not getrusage, whose peak a process takes over from the one that started it
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def compared(options: argparse.Namespace) -> dict[str, Any]:
+    """Every way in a process of its own, and its peak as a share of full fine-tuning's."""
+    found = {}
+    for way in WAYS:
+        run = subprocess.run(
+            [sys.executable, __file__, *sys.argv[1:], "--way", way], stdout=subprocess.PIPE, text=True, check=False
+        )
+        if run.returncode:
+            raise SystemExit(f"{WAYS[way]}: ended with status {run.returncode}, perhaps for want of memory")
+        found[way] = json.loads(run.stdout.splitlines()[-1])
+    whole, idle = found["full"]["peak_bytes"], found["imports"]["peak_bytes"]
+    for one in found.values():
+        one["ratio"] = one["peak_bytes"] / whole
+        one["ratio_without_imports"] = (one["peak_bytes"] - idle) / (whole - idle)
+    return found
+
+
+def table(found: dict[str, Any], options: argparse.Namespace) -> str:
+    """What was measured, for people."""
+    weights = f"{found['full']['weights'] / 1e6:.0f} million weights of {options.bytes_per_weight} bytes"
+    lines = [
+        f"{options.shape}: {weights}; {options.rows} x {options.tokens} tokens, rank {options.rank}, {options.device}",
+        "",
+        f"{'':<38}{'trained, M':>11}{'peak, MB':>10}{'of full':>9}{'less imports':>14}{'step, s':>9}",
+    ]
+    for way, one in found.items():
+        trained = f"{one['trained'] / 1e6:.2f}" if "trained" in one else ""
+        seconds = f"{one['seconds']:.1f}" if "seconds" in one else ""
+        lines.append(
+            f"{WAYS[way]:<38}{trained:>11}{one['peak_bytes'] / MEGABYTE:>10.0f}{one['ratio']:>9.3f}"
+            f"{one['ratio_without_imports']:>14.3f}{seconds:>9}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", default="small", help="'small', or a published shape such as llama-3.2-1b")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--bytes-per-weight", type=int, default=4, choices=(2, 4))
+    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="print the numbers")
+    parser.add_argument("--way", choices=tuple(WAYS), help="measure this one in this process, and nothing else")
+    options = parser.parse_args()
+    if options.way:
+        print(json.dumps(measured(options.way, options)))
+        return
+    found = compared(options)
+    print(json.dumps(found, indent=2) if options.json else table(found, options))
+    if found["dema"]["ratio"] > TARGET:
+        sys.exit(f"DeMA takes {found['dema']['ratio']:.3f} of full fine-tuning's memory; the target is {TARGET}")
+
+
+if __name__ == "__main__":
+    main()
