@@ -23,7 +23,7 @@ from fedquilt.experiment.flower import FAILED, require
 from fedquilt.record import Record, read_config, read_result
 
 RUN_FILE = """\
-# Both sides read this file. Every key: https://github.com/fedquilt/fedquilt/blob/main/docs/run-file.md
+# Both sides read this file. Every key is in docs/run-file.md of fedquilt; `fedquilt check run.toml` names mistakes.
 rounds = 3
 
 [model]
@@ -93,7 +93,7 @@ app = {maker}(Path(__file__).parents[1] / "{run_file}")
 _README = """\
 # {name}
 
-A federation of [fedquilt](https://github.com/fedquilt/fedquilt) as a Flower app.
+A federation of fedquilt as a Flower app.
 
     fedquilt check {run_file}     # every mistake at once
     flwr run . --stream        # on this machine, simulated; or `flwr run . NAME` for a SuperLink of yours
