@@ -13,7 +13,17 @@ import pytest
 
 from fedquilt.core.errors import FedquiltError
 from fedquilt.engine.flower import processes
-from fedquilt.engine.flower.processes import Started, free_port, listening, marked, marked_as, tail, tool, wait_for
+from fedquilt.engine.flower.processes import (
+    Started,
+    free_port,
+    listening,
+    marked,
+    marked_as,
+    tail,
+    tool,
+    uninterrupted,
+    wait_for,
+)
 
 SLEEPER = "import time; print('here', flush=True); time.sleep(60)"
 PARENT = (
@@ -90,3 +100,11 @@ def test_ports():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert listening(taken.getsockname()[1])
+
+
+def test_a_second_interrupt_does_not_stop_the_clearing_up():
+    before = signal.getsignal(signal.SIGINT)
+    with uninterrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+    assert signal.getsignal(signal.SIGINT) is before

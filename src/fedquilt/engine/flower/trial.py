@@ -18,7 +18,17 @@ from typing import Any
 
 from fedquilt.core.errors import FedquiltError
 from fedquilt.engine.flower.compat import ACCEPTED, LEASE_SECONDS, QUIET, REFUSED, TAKEN
-from fedquilt.engine.flower.processes import Started, free_port, listening, marked, marked_as, tail, tool, wait_for
+from fedquilt.engine.flower.processes import (
+    Started,
+    free_port,
+    listening,
+    marked,
+    marked_as,
+    tail,
+    tool,
+    uninterrupted,
+    wait_for,
+)
 
 CONNECTION = "trial"
 """The name that ``flwr run APP trial`` knows the federation by."""
@@ -232,17 +242,18 @@ class Trial:
 
     def close(self) -> None:
         """End everything; nodes first, so that they can sign off."""
-        self._over.set()
-        if self._watch.is_alive():
-            self._watch.join(30)
-        with self._lock:
-            self._wanted.clear()
-            order = sorted(self._started.values(), key=lambda one: one.name == "superlink")
-            for one in order:
-                if one.running and one.name != "superlink":
-                    one.process.terminate()  # all at once: each takes seconds
-            for one in order:
-                one.end()
+        with uninterrupted():
+            self._over.set()
+            if self._watch.is_alive():
+                self._watch.join(30)
+            with self._lock:
+                self._wanted.clear()
+                order = sorted(self._started.values(), key=lambda one: one.name == "superlink")
+                for one in order:
+                    if one.running and one.name != "superlink":
+                        one.process.terminate()  # all at once: each takes seconds
+                for one in order:
+                    one.end()
 
     def _prepare(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
