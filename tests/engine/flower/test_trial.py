@@ -160,10 +160,13 @@ def test_a_revoked_node_ends_and_its_key_does_not_come_back(trial):
 def test_flowers_control_interface_does_not_ask_who_calls(trial, tmp_path):
     """Why the guide lets only /v1/fleet/ through: this must fail once Flower asks, and the guide can then say less."""
     stranger = node_key(tmp_path, "stranger")
-    (tmp_path / "config.toml").write_text((trial.home / "config.toml").read_text())  # an address and ca.crt, no secret
+    known = (trial.home / "config.toml").read_text()  # all that the next command has: an address and ca.crt, no secret
+    assert "ca.crt" in known
+    assert ".key" not in known
     trial.flwr("supernode", "register", str(stranger.public), "trial")
     started = trial.start("self-registered", *trial.supernode(key=stranger.key))
     wait_for(lambda: "SuperNode ID" in started.said, started, 60, "it is not accepted")
+    assert started.running
     started.end()
 
 
