@@ -1,12 +1,12 @@
-"""Which entries a client of some rank has: nested, drawn by the server, or chosen by scores."""
+"""Which entries a client of some rank has: nested, drawn, or chosen by scores."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedquilt.allocate.cores import drawn, leading, rank_within, saliency, strongest, strongest_grid
-from fedquilt.core.entries import entries_problem, gathered, square
+from fedquilt.allocate.cores import drawn, leading, rank_within, strongest
+from fedquilt.core.entries import gathered, square
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.rng import Rng
 
@@ -32,13 +32,11 @@ def test_h2_6_a_choice_has_its_size_and_is_sorted_and_unique(case, seed):
     """H2-6. The released code reshuffles its selection at every step (B7)."""
     rank, size = case
     scores = torch.randn(size, size, generator=Rng(seed).torch())
-    for lines in (leading(rank, size), drawn(rank, size, Rng(seed)), strongest_grid(scores, rank)):
-        entries = lines.entries(size)
+    grids = [lines.entries(size) for lines in (leading(rank, size), drawn(rank, size, Rng(seed)))]
+    for entries in (*grids, strongest(scores, rank * rank)):
+        assert entries.tolist() == sorted(set(entries.tolist()))
         assert len(entries) == rank * rank
-        assert entries_problem(entries, size * size) is None
-    entries = strongest(scores, rank * rank)
-    assert len(entries) == rank * rank
-    assert entries_problem(entries, size * size) is None
+        assert 0 <= int(entries.min()) <= int(entries.max()) < size * size
 
 
 @laws
@@ -50,7 +48,6 @@ def test_h2_6_at_full_rank_every_choice_is_the_matrix(case, seed):
     chosen = [
         leading(size, size).entries(size),
         drawn(size, size, Rng(seed)).entries(size),
-        strongest_grid(matrix, size).entries(size),
         strongest(matrix, size * size),
     ]
     for entries in chosen:
@@ -76,14 +73,6 @@ def test_strength_is_magnitude_and_of_equals_the_first_is_taken():
     scores = torch.tensor([[-5.0, 2.0], [-3.0, 2.5]])
     assert strongest(scores, 2).tolist() == [0, 2]
     assert strongest(torch.ones(3, 3), 4).tolist() == [0, 1, 2, 3]
-    assert strongest(torch.stack([scores, scores.T]), 2).tolist() == [[0, 2], [0, 1]]
-
-
-def test_the_strongest_grid_has_the_rows_and_columns_with_the_largest_sums():
-    scores = torch.tensor([[0.0, 9.0, 0.0], [1.0, -1.0, 1.0], [0.0, -4.0, 5.0]])
-    lines = strongest_grid(scores, 2)
-    assert lines.rows.tolist() == [0, 2]
-    assert lines.columns.tolist() == [1, 2]
 
 
 def test_h2_18_a_draw_is_the_streams_own():
@@ -93,11 +82,6 @@ def test_h2_18_a_draw_is_the_streams_own():
     assert torch.equal(first.columns, again.columns)
     assert not torch.equal(first.rows, other.rows)
     assert not torch.equal(first.rows, first.columns)
-
-
-def test_saliency_is_a_running_mean_of_value_times_gradient():
-    scores = saliency(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 3.0]), torch.tensor([-4.0, 0.0]), decay=0.75)
-    assert scores.tolist() == [0.75 + 0.25 * 8, 0.0]
 
 
 def test_h2_16_a_budget_of_bytes_buys_the_largest_rank_that_fits():
@@ -112,9 +96,7 @@ def test_h2_16_a_budget_of_bytes_buys_the_largest_rank_that_fits():
     assert len(set(ranks)) > 8
 
 
-@pytest.mark.parametrize(
-    "make", [leading, lambda r, s: drawn(r, s, Rng(0)), lambda r, s: strongest_grid(torch.ones(s, s), r)]
-)
+@pytest.mark.parametrize("make", [leading, lambda r, s: drawn(r, s, Rng(0))])
 @pytest.mark.parametrize("rank", [0, 5])
 def test_a_rank_that_the_bank_does_not_have_is_refused(make, rank):
     with pytest.raises(

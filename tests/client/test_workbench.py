@@ -17,16 +17,52 @@ def test_the_layout_and_the_parameters_must_name_the_same_tensors():
         Workbench(bench.model, bench.blocks, bench.layout, fewer, bench.prepare, device=bench.device)
 
 
-def test_load_puts_every_tensor_in_and_taken_gives_copies():
+def held(bench):
+    """Copies of what is in the model."""
+    return {name: parameter.detach().clone() for name, parameter in bench.parameters.items()}
+
+
+def test_load_puts_every_tensor_in():
     bench = workbench()
     params = start_of(bench)
     bench.load(params)
-    taken = bench.taken(params)
-    assert taken.keys() == params.keys() == bench.layout.depth.keys()
-    assert all(torch.equal(taken[name], params[name]) for name in params)
-    for tensor in taken.values():
-        tensor.zero_()
-    assert any(bool(parameter.any()) for parameter in bench.parameters.values())
+    assert held(bench).keys() == params.keys() == bench.layout.depth.keys()
+    assert all(torch.equal(tensor, params[name]) for name, tensor in held(bench).items())
+
+
+def test_a_core_stays_until_the_next_load_and_one_of_another_size_is_refused():
+    bench = workbench()
+    params, batch = start_of(bench), rows("image-classification", 5)
+    module = next(iter(bench.adapters))
+    with torch.no_grad():
+        bench.load(params)
+        plain = bench.forward(batch)[0]
+        bench.load({**params, f"{module}.core": torch.eye(2)})
+        twice = bench.forward(batch)[0]
+        bench.load({**params, f"{module}.lora_B": 2 * params[f"{module}.lora_B"]})
+        assert torch.allclose(twice, bench.forward(batch)[0], atol=1e-6)  # B (I + I) A
+        assert not torch.allclose(twice, plain, atol=1e-3)
+        bench.load(params)
+        assert torch.equal(bench.forward(batch)[0], plain)
+    with pytest.raises(ValueError, match=re.escape(f"'{module}.core' is (3, 3), not (2, 2)")):
+        bench.load({**params, f"{module}.core": torch.eye(3)})
+
+
+def test_cores_that_are_made_for_each_pass_get_gradients_and_are_gone_afterwards():
+    bench = workbench()
+    bench.load(start_of(bench))
+    batch, module = rows("image-classification", 5), next(iter(bench.adapters))
+    core, made = torch.zeros(2, 2), []
+    with bench.making_cores(lambda: made.append(1) or {module: core}), bench.training(["it"], {"it": core}) as trained:
+        assert [tensor is core for tensor in trained] == [True]
+        for _ in range(2):
+            bench.forward(batch)[0].sum().backward()
+        assert bool(core.grad.any())
+        assert not any(parameter.requires_grad for parameter in bench.parameters.values())
+    assert len(made) == 2
+    assert bench.adapters[module].core is None
+    assert core.grad is None
+    assert not core.requires_grad
 
 
 def test_load_names_what_does_not_fit():
@@ -49,10 +85,10 @@ def test_load_names_what_does_not_fit():
 def test_a_load_that_is_refused_changes_nothing():
     bench = workbench()
     bench.load(start_of(bench))
-    before = bench.taken(bench.parameters)
+    before = held(bench)
     with pytest.raises(ValueError, match="stranger"):
         bench.load({**{name: tensor + 1 for name, tensor in before.items()}, "stranger": torch.zeros(1)})
-    assert all(torch.equal(before[name], now) for name, now in bench.taken(before).items())
+    assert all(torch.equal(before[name], now) for name, now in held(bench).items())
 
 
 def test_factors_of_any_rank_are_those_padded_with_zeros_and_scaled_by_their_own_rank():

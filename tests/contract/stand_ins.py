@@ -60,7 +60,7 @@ def cast(
     scores: Callable[[int, int], Sequence[float]] = lambda client, call: [1.0] * 12,
 ) -> Cast:
     """``server(call)`` are the scores of the server's n-th scoring, ``scores(client, call)`` those of a client's."""
-    names = {f"m.layers.{i}.q.lora_{factor}": i for i in range(num_layers) for factor in "AB"}
+    names = {f"m.layers.{i}.q_proj.lora_{factor}": i for i in range(num_layers) for factor in "AB"}
     where = Layout("stand-in", num_layers, {**names, "head.weight": None}, dict.fromkeys([*names, "head.weight"], (2,)))
 
     def start(rng: Rng) -> Params:

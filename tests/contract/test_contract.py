@@ -109,6 +109,17 @@ def apart(name: str, models=(VIT, WIDE), *, mixed: bool = False, proxy: int = 0,
     return build
 
 
+def across(name: str, models=(VIT, WIDE), *, mixed: bool = False, **settings) -> Build:
+    """A method of the library that takes clients of unlike architectures all together."""
+
+    def build() -> Setup:
+        training = Training(steps=3, epochs=None, batch_size=4, learning_rate=0.05)
+        scene = several(models, mixed=mixed, training=training)
+        return Setup(METHODS[name](scene.federation, **settings), scene.federation.profiles, scene.clients, learned)
+
+    return build
+
+
 ALL_AT_ONCE = {"merge_lets_replies_go": "a module's factors are combined when those of all clients are there"}
 SOON = {"warmup": 1, "refresh": 1}  # so that every kind of round comes in three
 REAL = {
@@ -118,6 +129,10 @@ REAL = {
     "fed-hello-fim-clients": Row(real("fed-hello", scores_from="clients", **SOON)),
     "fed-hello-local-head": Row(real("fed-hello", scores_from="clients", local_head=True, **SOON)),
     "fedit": Row(real("fedit")),
+    "h2tune": Row(across("h2tune", (VIT, LLAMA), private_steps=1)),
+    "h2tune-mixed-drawn": Row(across("h2tune", mixed=True, selection="drawn", alignment="slots", joint_rounds=0)),
+    "h2tune-alone-strongest": Row(real("h2tune", selection="strongest", deviation=0.1, reselect=2)),
+    "h2tune-noise": Row(across("h2tune", deviation=0.1, bank="noise", joint_rounds=9)),
     "ffa-lora": Row(real("ffa-lora")),
     "rolora": Row(real("rolora", model=LLAMA, budgets=(1, 2, 3))),
     "fedsa-lora": Row(real("fedsa-lora")),

@@ -50,6 +50,14 @@ def apart(name: str, models, **settings) -> Setup:
     return Setup(method, scene.federation.profiles, scene.clients)
 
 
+def across(models, **settings) -> Setup:
+    """H2Tune among clients of unlike architectures, two of each."""
+    training = Training(steps=5, epochs=None, batch_size=4, learning_rate=0.05)
+    scene = several(models, training=training)
+    method = METHODS["h2tune"](scene.federation, private_steps=2, **settings)
+    return Setup(method, scene.federation.profiles, scene.clients)
+
+
 TABLE = {
     **{name: lambda name=name: real(name) for name in METHODS},
     "fed-hello-fim": lambda: real("fed-hello", allocation="fim", **SOON),
@@ -65,6 +73,7 @@ TABLE = {
     "fedit-apart": lambda: apart("fedit", (VIT, WIDE, LLAMA)),
     "fed-hello-apart": lambda: apart("fed-hello", (LLAMA, BERT), scores_from="clients", **SOON),
     "flora-apart": lambda: apart("flora", (BERT, WIDE)),
+    "h2tune-across": lambda: across((VIT, WIDE, LLAMA, BERT)),
     "toy-fedavg": fedavg_setup,
     "toy-local-bias": local_bias_setup,
     "toy-vertical": vertical_setup,
@@ -77,6 +86,8 @@ TABLE |= {
     "flexlora-int8": short(TABLE["flexlora-ranks"], "int8"),
     "fedra-int8": short(TABLE["fedra"], "int8"),
     "fedit-apart-int8": short(lambda: apart("fedit", (LLAMA, BERT)), "int8"),
+    "h2tune-across-int8": short(lambda: across((LLAMA, GPT2), selection="drawn"), "int8"),
+    "h2tune-adam": changed(lambda: across((VIT, WIDE), deviation=0.1), kind="adam"),
     "toy-vertical-int8": short(vertical_setup, "int8"),
     "toy-distillation-bfloat16": short(distillation_setup, "bfloat16"),
     "toy-groups-int8": short(groups_setup, "int8"),

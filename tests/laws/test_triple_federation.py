@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fedquilt.adapters.lora import LoraLinear, LoraSettings, initial_factors
-from fedquilt.adapters.triple import Place, cores, training_parts, with_cores
-from fedquilt.aggregate.bank import BankUpdate, drawn_bank, from_reply, merged_bank, noise_like, offered, to_params
-from fedquilt.aggregate.layermap import depth_logits, lowered, relation
+from fedquilt.adapters.triple import Place, cores, with_cores
+from fedquilt.aggregate.bank import BankUpdate, as_large, drawn_bank, merged_bank, offered
+from fedquilt.aggregate.layermap import depth_logits, lifted, lowered, relation
 from fedquilt.allocate.cores import drawn, leading
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import Reply
 
 SLOTS, SIZE = 3, 6
 SHAPES = ((8, 2, 3), (12, 3, 4), (10, 3, 6))  # width, depth and rank of each client's network
@@ -67,16 +66,16 @@ def toy(number: int, truth, lines=leading) -> Toy:
     return made
 
 
-def trained(client: Toy, number: int, bank, steps: int = 4, rate: float = 2.0) -> Reply:
-    """The reply of a client that took some steps on its core, from what the server sent."""
+def trained(client: Toy, number: int, bank, steps: int = 4, rate: float = 2.0) -> BankUpdate:
+    """What a client would have that took some steps on its core, from what the server sent."""
     base = client.received(bank).detach()
-    change = torch.zeros_like(base)
-    with training_parts(client.adapters, [change], ["core"]) as leaves:
-        for _ in range(steps):
-            (gradient,) = torch.autograd.grad(client.loss(base + change), leaves)
-            change.data -= rate * gradient
-    update = BankUpdate(number, {"query": change}, {"query": client.entries}, relation(client.logits), 32)
-    return Reply(number, to_params(update), 32)
+    change = torch.zeros_like(base, requires_grad=True)
+    for _ in range(steps):
+        (gradient,) = torch.autograd.grad(client.loss(base + change), change)
+        change.data -= rate * gradient
+    shares, held = relation(client.logits), {"query": client.entries}
+    wanted = offered(bank, held)["query"] + lifted(change.detach(), shares)
+    return BankUpdate(number, {"query": wanted}, held, shares.sum(1), 32)
 
 
 def federated(clients, rounds: int, steps: int = 4):
@@ -84,9 +83,7 @@ def federated(clients, rounds: int, steps: int = 4):
     bank, losses = drawn_bank(("query",), SLOTS, SIZE, Rng(0)), []
     for _ in range(rounds):
         losses.append(sum(float(client.loss(client.received(bank)).detach()) for client in clients))
-        replies = [trained(client, number, bank, steps) for number, client in enumerate(clients)]
-        entries = [{"query": client.entries} for client in clients]
-        bank = merged_bank(bank, (from_reply(reply, held) for reply, held in zip(replies, entries, strict=True)))
+        bank = merged_bank(bank, (trained(client, number, bank, steps) for number, client in enumerate(clients)))
     return losses, bank
 
 
@@ -115,16 +112,14 @@ def test_a_client_that_never_trained_gains_from_what_the_others_learned_and_noth
 
     untouched = loss(drawn_bank(("query",), SLOTS, SIZE, Rng(0)))
     assert loss(bank) < 0.9 * untouched
-    assert min(loss(noise_like(bank, Rng(seed))) for seed in range(5)) > loss(bank)
+    noises = [as_large(drawn_bank(("query",), SLOTS, SIZE, Rng(seed), 1.0), bank) for seed in range(5)]
+    assert min(loss(noise) for noise in noises) > loss(bank)
 
 
 def test_h2_3_clients_that_take_no_step_leave_the_bank_to_the_bit(truth):
     """H2-3. Idle clients destroy the released code's bank (B4)."""
     clients = [toy(number, truth) for number in range(3)]
-    updates = [
-        from_reply(trained(client, number, truth, steps=0), {"query": client.entries})
-        for number, client in enumerate(clients)
-    ]
+    updates = [trained(client, number, truth, steps=0) for number, client in enumerate(clients)]
     assert torch.equal(merged_bank(truth, updates)["query"], truth["query"])
 
 

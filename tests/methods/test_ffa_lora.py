@@ -61,7 +61,7 @@ def test_a_is_really_frozen():
     scene = small(budgets=(4, 4, 4))
     method, asked = ffa_lora(scene.federation), []
     training = scene.bench.training
-    scene.bench.training = lambda names: asked.append(set(names)) or training(names)
+    scene.bench.training = lambda names, beside: asked.append(set(names)) or training(names, beside)
     play(Setup(method, scene.federation.profiles, scene.clients), num_rounds=1)
     assert len(asked) == 3
     assert all(names == names_of(scene, "lora_B") | scene.layout.head for names in asked)
@@ -95,12 +95,12 @@ def test_the_first_step_from_zero_is_worked_by_hand():
     method = ffa_lora(scene.federation)
     state = method.init(None)
     replies = [
-        Reply(k, {"m.layers.0.q.lora_B": torch.full((2,), value)}, weight)
+        Reply(k, {"m.layers.0.q_proj.lora_B": torch.full((2,), value)}, weight)
         for k, value, weight in ((0, 1.0, 10), (1, 5.0, 30))
     ]
     after = method.exchanges[0].merge(state, iter(replies))["params"]
-    assert after["m.layers.0.q.lora_B"].tolist() == [4.0, 4.0]
-    assert after["m.layers.0.q.lora_A"] is state["params"]["m.layers.0.q.lora_A"]
+    assert after["m.layers.0.q_proj.lora_B"].tolist() == [4.0, 4.0]
+    assert after["m.layers.0.q_proj.lora_A"] is state["params"]["m.layers.0.q_proj.lora_A"]
 
 
 def test_everybody_trains_the_layers_that_the_poorest_affords():

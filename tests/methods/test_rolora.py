@@ -88,7 +88,7 @@ def test_parity_is_that_of_the_round_and_not_of_the_rounds_since_a_resume():
     assert rest[0].traffic[0].settings[0]["factors"] == ["lora_A"]
     assert same(rest[0].state, whole[3].state)
     after = whole[3].state["params"]
-    assert after["m.layers.0.q.lora_A"].tolist() == after["m.layers.0.q.lora_B"].tolist() == [2.0, 2.0]
+    assert after["m.layers.0.q_proj.lora_A"].tolist() == after["m.layers.0.q_proj.lora_B"].tolist() == [2.0, 2.0]
 
 
 def test_everybody_trains_the_layers_that_the_poorest_affords():

@@ -1,4 +1,4 @@
-"""Where each invariant of H2Tune is tested so far; tests bear its number and say what the released code does."""
+"""Where each invariant of H2Tune is tested; tests bear its number and say what the released code does."""
 
 import ast
 import re
@@ -10,13 +10,22 @@ TESTS = Path(__file__).parents[1]
 
 CATALOGUE = {
     "H2-1 B zero: nothing changes": ("adapters/test_triple.py",),
-    "H2-2 core zero: plain LoRA": ("adapters/test_triple.py",),
-    "H2-3 no work: the bank stays": ("aggregate/test_bank.py", "laws/test_triple_federation.py"),
-    "H2-4 what is offered is what the client's layers are made of": ("aggregate/test_bank.py",),
-    "H2-5 one changed entry shows in that entry alone": ("aggregate/test_bank.py",),
+    "H2-2 core zero: plain LoRA": ("adapters/test_triple.py", "methods/test_h2tune.py"),
+    "H2-3 no work: the bank stays": (
+        "aggregate/test_bank.py",
+        "client/test_middle.py",
+        "laws/test_triple_federation.py",
+    ),
+    "H2-4 what is offered is what the client's layers are made of": (
+        "aggregate/test_bank.py",
+        "client/test_middle.py",
+        "methods/test_h2tune.py",
+    ),
+    "H2-5 one changed entry shows in that entry alone": ("aggregate/test_bank.py", "methods/test_h2tune.py"),
     "H2-6 a choice is sorted, unique, of its size, and the whole at full rank": (
         "core/test_entries.py",
         "allocate/test_cores.py",
+        "methods/test_h2tune.py",
     ),
     "H2-7 how scores rank the chosen entries does not matter": ("allocate/test_cores.py",),
     "H2-8 equal clients: the weighted mean": ("aggregate/test_bank.py",),
@@ -24,20 +33,24 @@ CATALOGUE = {
     "H2-10 the relation is shares, and learns from the task": (
         "aggregate/test_layermap.py",
         "adapters/test_triple.py",
+        "client/test_middle.py",
         "laws/test_triple_federation.py",
     ),
-    "H2-11 a phase moves its own parts": ("adapters/test_triple.py",),
-    "H2-12 disagreement minds neither padding nor prompt": ("distill/test_agreement.py",),
+    "H2-11 a phase moves its own parts": ("client/test_alternate.py", "methods/test_h2tune.py"),
+    "H2-12 disagreement minds neither padding nor prompt": ("distill/test_agreement.py", "client/test_alternate.py"),
     "H2-13 what the core learns stays": ("adapters/test_triple.py",),
     "H2-14 live, merged and folded agree": ("adapters/test_triple.py",),
-    "H2-15 only changes, entries and relation travel": ("aggregate/test_bank.py",),
-    "H2-16 bytes are the formula": ("aggregate/test_bank.py", "allocate/test_cores.py"),
+    "H2-15 only slots and coverage travel": ("aggregate/test_bank.py", "methods/test_h2tune.py"),
+    "H2-16 bytes are the formula": ("aggregate/test_bank.py", "allocate/test_cores.py", "methods/test_h2tune.py"),
     "H2-17 the relation by depth": ("aggregate/test_layermap.py",),
     "H2-18 the same seed, the same bits": (
         "allocate/test_cores.py",
         "aggregate/test_bank.py",
         "laws/test_triple_federation.py",
+        "methods/test_h2tune.py",
     ),
+    "H2-19 a client that was killed sends the same": ("methods/test_h2tune.py",),
+    "H2-20 the baselines are what they are called": ("papers/test_h2tune_baselines.py",),
     "H2-21 a round trip is a mean": ("aggregate/test_layermap.py", "aggregate/test_bank.py"),
 }
 BUG = re.compile(r"\bB\d+\b|[Rr]eleased|private factors")

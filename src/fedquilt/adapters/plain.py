@@ -10,18 +10,22 @@ import torch
 from torch import Tensor
 
 from fedquilt.adapters.lora import LoraSettings
-from fedquilt.core.factors import SHIFT, Pair, factors, named
+from fedquilt.adapters.triple import folded
+from fedquilt.core.factors import CORE, SHIFT, Pair, factors, named
 from fedquilt.core.params import wide, without
 from fedquilt.core.types import Params
 
 
 def plain(params: Mapping[str, Tensor], settings: LoraSettings) -> tuple[Params, LoraSettings]:
-    """The same adapters with nothing merged into the base, and settings that tell every module's rank and alpha.
+    """The same adapters with nothing merged into the base and nothing between the factors, and settings that tell every
+    module's rank and alpha.
 
-    A module with a ``shift`` becomes one adapter of scale 1: ``s B`` and ``A`` beside two factors of the shift, found
-    by singular values, less those that are rounding errors. A module of another rank than the settings' keeps its
-    factors. Where nothing is to be done, both are as they were.
+    A module with a ``core`` T gets ``B (I + T)`` for its B. A module with a ``shift`` becomes one adapter of scale 1:
+    ``s B`` and ``A`` beside two factors of the shift, found by singular values, less those that are rounding errors. A
+    module of another rank than the settings' keeps its factors. Where nothing is to be done, both are as they were.
     """
+    cores = {module: params[f"{module}.{CORE}"] for module in factors(params) if f"{module}.{CORE}" in params}
+    params = folded(without(params, [f"{module}.{CORE}" for module in cores]), cores)
     pairs = factors(params)
     merged = [module for module in pairs if f"{module}.{SHIFT}" in params]
     other = [module for module, (_, a) in pairs.items() if len(a) != settings.rank_of(module)]

@@ -10,7 +10,7 @@ into the modules for a while (``with_cores``); so gradients reach whatever they 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -33,8 +33,6 @@ SITES: dict[str, tuple[str, ...]] = {
     "down": ("down_proj", "mlp.c_proj", "output.dense", "fc2", "lin2"),
 }
 """What modules of unlike models have the same work, by the ends of their paths; the first site that fits counts."""
-
-PARTS = ("A", "B", "core")
 
 
 class Place(NamedTuple):
@@ -95,7 +93,13 @@ def sites_of(places: Mapping[str, Place]) -> tuple[str, ...]:
 def cores(values: Mapping[str, Tensor], places: Mapping[str, Place], rank: int) -> dict[str, Tensor]:
     """The core T (r, r) of every module: the values ``(num_layers, k)`` of its site at its layer, row by row.
 
-    ``k`` may be below ``rank^2``; the rest is 0. Gradients go to the values.
+    ``k`` is the square of a number up to r; of a smaller one the values are in the first rows and columns, and the rest
+    is 0. Gradients go to the values.
+
+    Raises
+    ------
+    ValueError
+        if ``k`` is no such square.
     """
     squares = {site: square(values[site], rank) for site in sites_of(places)}  # (num_layers, r, r)
     return {module: squares[place.site][place.layer] for module, place in places.items()}
@@ -124,38 +128,6 @@ def with_cores(adapters: Mapping[str, LoraLinear], cores: Mapping[str, Tensor]) 
     finally:
         for name, core_before in before.items():
             adapters[name].core = core_before
-
-
-@contextmanager
-def training_parts(
-    adapters: Mapping[str, LoraLinear], shared: Collection[Tensor], parts: Collection[str]
-) -> Iterator[list[Tensor]]:
-    """Gradients for these of ``"A"``, ``"B"`` and ``"core"`` only: the tensors that are trained, in this order.
-
-    ``shared`` are the tensors that cores are made of. When the context ends none requires a gradient, nor holds one.
-
-    Raises
-    ------
-    ValueError
-        if there is no such part.
-    """
-    if unknown := sorted(set(parts) - set(PARTS)):
-        raise ValueError(f"'{unknown[0]}' is no part of an adapter; the parts are {', '.join(PARTS)}")
-    of: dict[str, list[Tensor]] = {
-        "A": [adapter.lora_A for adapter in adapters.values()],
-        "B": [adapter.lora_B for adapter in adapters.values()],
-        "core": list(shared),
-    }
-    trained = [tensor for part in PARTS if part in parts for tensor in of[part]]
-    try:
-        for part in PARTS:
-            for tensor in of[part]:
-                tensor.requires_grad_(part in parts)
-        yield trained
-    finally:
-        for tensor in (tensor for part in PARTS for tensor in of[part]):
-            tensor.requires_grad_(False)
-            tensor.grad = None
 
 
 def folded(params: Mapping[str, Tensor], cores: Mapping[str, Tensor]) -> Params:

@@ -1,8 +1,11 @@
-"""The server's bank of square matrices, and what clients of unlike ranks and depths add to it.
+"""The server's bank of square matrices, and what clients of unlike ranks and depths make of it.
 
 The bank G holds, for each site (query, value, ...), one matrix (R, R) for each slot of depth: ``(num_slots, R, R)``. A
-client of rank r works with some entries of them (``core.entries``) and with its own relation between slots and layers
-(``aggregate.layermap``). It sends what it changed at these entries, layer by layer, and its relation.
+client works with k entries of them (``core.entries``) and is ``offered`` these, ``(num_slots, k)``. Its layers are made
+of them by its own relation between slots and layers (``aggregate.layermap``), which stays with it. What its layers
+learned it lifts back to the slots, and sends the same entries again as it would have them, with its coverage: how much
+of its layers belongs to each slot, ``sum_l P[j, l]``. So what goes up is a change of what came down, in one shape,
+whatever the client's width, depth and task.
 """
 
 from __future__ import annotations
@@ -14,28 +17,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedquilt.aggregate.layermap import relation_problem
-from fedquilt.core.entries import entries_problem, gathered
+from fedquilt.core.entries import gathered
 from fedquilt.core.errors import RoundError
 from fedquilt.core.params import wide
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import ClientId, Params, Reply
+from fedquilt.core.types import ClientId, Params
 
-CHANGE, ENTRIES, RELATION = "change", "entries", "relation"
-"""The names that the tensors of an update bear on their way: ``change.query``, ``entries.query``, ``relation``."""
+COVERAGE = "coverage"
+"""The name that the coverage bears on its way."""
+
+_BANK = "bank."
 
 
 @dataclass(frozen=True)
 class BankUpdate:
-    """What one client changed: by site the ``changes`` (num_layers, k) at ``entries``, (k,) or (num_layers, k).
+    """What one client would have of the bank: by site ``slots`` (num_slots, k) at ``entries`` (k,).
 
-    ``relation`` is (num_slots, num_layers), ``weight`` in examples.
+    ``coverage`` is (num_slots,), ``weight`` in examples.
     """
 
     client: ClientId
-    changes: Mapping[str, Tensor]
+    slots: Mapping[str, Tensor]
     entries: Mapping[str, Tensor]
-    relation: Tensor
+    coverage: Tensor
     weight: float
 
 
@@ -53,26 +57,23 @@ def drawn_bank(sites: Sequence[str], num_slots: int, size: int, rng: Rng, deviat
     return {site: matrices(site) for site in sites}
 
 
-def noise_like(bank: Mapping[str, Tensor], rng: Rng) -> Params:
-    """A bank of pure noise in which each matrix has the Frobenius norm that it has in ``bank``; the same for a stream.
+def as_large(noise: Mapping[str, Tensor], bank: Mapping[str, Tensor]) -> Params:
+    """The bank ``noise`` with each of its matrices, none of them 0, as large as that of ``bank`` in Frobenius norm.
 
-    The control for what sharing is worth: clients that gain as much from this learned nothing from one another.
+    With drawn noise it is the control for what sharing is worth: clients that gain as much from it learned nothing from
+    one another.
     """
 
-    def noise(site: str, matrices: Tensor) -> Tensor:
-        drawn = torch.randn(matrices.shape, generator=rng.child("noise", site).torch(), dtype=torch.float64)
-        norms = wide(matrices).flatten(1).norm(dim=1) / drawn.flatten(1).norm(dim=1)
-        return (drawn * norms[:, None, None]).to(matrices.dtype)
+    def scaled(drawn: Tensor, matrices: Tensor) -> Tensor:
+        norms = wide(matrices).flatten(1).norm(dim=1) / wide(drawn).flatten(1).norm(dim=1)
+        return (wide(drawn) * norms[:, None, None]).to(matrices.dtype)
 
-    return {site: noise(site, matrices) for site, matrices in bank.items()}
+    return {site: scaled(noise[site], matrices) for site, matrices in bank.items()}
 
 
 def offered(bank: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> Params:
-    """What of the bank a client of these entries needs: by its sites ``(num_slots, k)``, for its layers to be made of.
-
-    Entries (num_layers, k), unlike from layer to layer, may need any of it: the matrices are then given whole.
-    """
-    return {site: gathered(bank[site], places) if places.dim() == 1 else bank[site] for site, places in entries.items()}
+    """What of the bank a client of these entries is sent: ``(num_slots, k)`` by its sites."""
+    return {site: gathered(bank[site], places) for site, places in entries.items()}
 
 
 def merged_bank(
@@ -80,14 +81,14 @@ def merged_bank(
 ) -> Params:
     """The bank after a round, entry by entry the mean of what those who have it made of it.
 
-    For entry e of slot j, with weights n_c, relations P and changes C over clients c and their layers l that hold e:
+    For entry e of slot j, with weights n_c, coverages v_c and what the clients c that hold e would have, D_c:
 
-        num = sum_c n_c sum_l P_c[j, l] C_{c,l}[e]        den = sum_c n_c sum_l P_c[j, l]
+        num = sum_c n_c v_c[j] (D_c[j, e] - G_j[e])        den = sum_c n_c v_c[j]
         G_j[e] <- G_j[e] + step num / max(den, damping sum_c n_c)
 
     ``damping`` (at least 0) keeps a slot to which all layers are only loosely related from following them at full
     strength. An entry that nobody holds, or that nobody changed, keeps its bits; a site that nobody sent is the same
-    object. Sums are in float64, the updates are read once.
+    object. Sums are in float64, the updates are read once. A coverage below 0 counts as 0.
 
     Raises
     ------
@@ -102,27 +103,22 @@ def merged_bank(
         if problem := update_problem(bank, update):
             raise RoundError(f"client {update.client}: {problem}")
         total_weight += update.weight
-        for site, changes in update.changes.items():
+        for site, slots in update.slots.items():
             if site not in totals:
                 empty = torch.zeros_like(wide(bank[site].detach()).flatten(1))
                 totals[site] = empty, empty.clone()
-            _add(*totals[site], update, site, wide(changes.detach()))
+            num, den = totals[site]
+            entries = update.entries[site].to(num.device)
+            share = update.weight * wide(update.coverage.detach()).clamp(min=0).to(num.device)[:, None]  # (slots, 1)
+            change = wide(slots.detach()).to(num.device) - wide(gathered(bank[site].detach(), entries))
+            num.index_add_(1, entries, share * change)
+            den.index_add_(1, entries, share.expand_as(change))
     if not total_weight:
         raise RoundError("no updates to merge into the bank; at least one client must answer")
     return {
         site: _moved(matrices, *totals[site], step, damping * total_weight) if site in totals else matrices
         for site, matrices in bank.items()
     }
-
-
-def _add(num: Tensor, den: Tensor, update: BankUpdate, site: str, changes: Tensor) -> None:
-    # num and den are this function's caller's own sums, (num_slots, R^2)
-    shares = update.weight * wide(update.relation.detach()).to(num.device)  # (num_slots, num_layers)
-    entries = update.entries[site].long().expand(changes.shape).to(num.device)
-    for layer, (places, values) in enumerate(zip(entries, changes.to(num.device), strict=True)):
-        share = shares[:, layer, None].expand(-1, len(places))
-        num.index_add_(1, places, share * values)
-        den.index_add_(1, places, share)
 
 
 def _moved(matrices: Tensor, num: Tensor, den: Tensor, step: float, least: float) -> Tensor:
@@ -132,100 +128,44 @@ def _moved(matrices: Tensor, num: Tensor, den: Tensor, step: float, least: float
 
 
 def update_problem(bank: Mapping[str, Tensor], update: BankUpdate) -> str | None:
-    """Why an update, which is not trusted, cannot be merged into the bank, or None."""
+    """Why an update, of which all but the entries come from outside, cannot be merged into the bank; or None."""
     if not (math.isfinite(update.weight) and update.weight > 0):
         return f"weight is {update.weight}; it must be a number above 0"
-    if not update.changes:
+    if not update.slots:
         return "the update is of no site"
-    for site, changes in update.changes.items():
+    for site, slots in update.slots.items():
         if site not in bank or site not in update.entries:
-            return f"the bank has no site '{site}', or no entries were sent for it"
-        num_slots, size, _ = bank[site].shape
-        entries = update.entries[site]
-        if problem := entries_problem(entries, size * size):
-            return f"entries of '{site}' {problem}"
-        expected = changes.shape if entries.dim() == 2 else changes.shape[1:]
-        if changes.dim() != 2 or entries.shape != expected:
-            return f"changes of '{site}' are {tuple(changes.shape)}; its entries are {tuple(entries.shape)}"
-        if not changes.is_floating_point() or not bool(torch.isfinite(changes).all()):
-            return f"changes of '{site}' must be finite floating-point numbers"
-        if problem := relation_problem(update.relation, num_slots, len(changes)):
-            return problem
+            return f"site '{site}' was not asked for"
+        num_slots, expected = len(bank[site]), (len(bank[site]), len(update.entries[site]))
+        if tuple(slots.shape) != expected:
+            return f"the slots of '{site}' are {tuple(slots.shape)}, not {expected}"
+        if not slots.is_floating_point() or not bool(torch.isfinite(slots).all()):
+            return f"the slots of '{site}' must be finite floating-point numbers"
+        if tuple(update.coverage.shape) != (num_slots,):
+            return f"the coverage is {tuple(update.coverage.shape)}, not ({num_slots},)"
+        if not update.coverage.is_floating_point() or not bool(torch.isfinite(update.coverage).all()):
+            return "the coverage must be finite floating-point numbers"
     return None
 
 
 # The wire ------------------------------------------------------------
 
 
-def to_params(update: BankUpdate, *, with_entries: bool = False) -> Params:
-    """The tensors of an update as they travel; entries too if the server does not know them, in 2 or 4 bytes each."""
-    params: Params = {f"{CHANGE}.{site}": changes for site, changes in update.changes.items()}
-    if with_entries:
-        params |= {f"{ENTRIES}.{site}": _short(update.entries[site]) for site in update.changes}
-    return {**params, RELATION: update.relation}
+def to_params(slots: Mapping[str, Tensor], coverage: Tensor) -> Params:
+    """Slots and coverage as they travel, in both directions: ``bank.query``, ``bank.value``, ..., ``coverage``."""
+    return {**{_BANK + site: tensor for site, tensor in slots.items()}, COVERAGE: coverage}
 
 
-def from_reply(reply: Reply, entries: Mapping[str, Tensor]) -> BankUpdate:
-    """The update in a reply; ``entries`` are the client's, as the server knows them, for sites that came without.
-
-    Columns of the relation that rounding on the way has moved off 1 a little sum to 1 again.
-
-    Raises
-    ------
-    RoundError
-        if the relation is missing, or a tensor is there that belongs to no update: nothing else may cross the network.
-    """
-    changes: Params = {}
-    held = dict(entries)
-    for name, tensor in reply.params.items():
-        kind, _, site = name.partition(".")
-        if kind == CHANGE and site:
-            changes[site] = tensor
-        elif kind == ENTRIES and site:
-            held[site] = tensor
-        elif name != RELATION:
-            raise RoundError(f"client {reply.client} sent tensor '{name}', which is no part of an update of the bank")
-    if RELATION not in reply.params:
-        raise RoundError(f"client {reply.client} sent no tensor '{RELATION}'")
-    return BankUpdate(reply.client, changes, held, _repaired(reply.params[RELATION]), reply.weight)
+def slots_in(params: Mapping[str, Tensor]) -> Params:
+    """The slots among these tensors, by site."""
+    return {name.removeprefix(_BANK): tensor for name, tensor in params.items() if name.startswith(_BANK)}
 
 
-def upload_bytes(
-    num_layers: int,
-    num_slots: int,
-    num_sites: int,
-    num_entries: int,
-    *,
-    value_bytes: int = 4,
-    index_bytes: int = 0,
-    unlike_layers: bool = False,
-) -> int:
-    """Bytes that a client sends: its changes, its relation, and its entries if ``index_bytes`` is not 0.
+def exchange_bytes(num_slots: int, num_sites: int, num_entries: int, *, value_bytes: int = 4) -> int:
+    """Bytes of tensors that travel in each direction: ``J (S k + 1) v`` for J slots, S sites, k entries and v bytes.
 
-    ``L S k v + L J v + i S k`` for L layers, S sites, k entries, J slots, v and i bytes; ``i L S k`` for entries that
-    are unlike from layer to layer. No number depends on the width of the model.
+    No number depends on the width of a model, nor on its depth.
 
     Paper: h2tune, payload
     """
-    values = num_layers * num_sites * num_entries + num_layers * num_slots
-    indices = num_sites * num_entries * (num_layers if unlike_layers else 1)
-    return values * value_bytes + indices * index_bytes
-
-
-def download_bytes(num_slots: int, num_sites: int, num_entries: int, *, value_bytes: int = 4) -> int:
-    """Bytes of what a client is ``offered``: ``J S k v``, with k its entries, or R^2 where they are unlike by layer."""
-    return num_slots * num_sites * num_entries * value_bytes
-
-
-def _repaired(relation: Tensor) -> Tensor:
-    # 28 slots of 1/28 each in int8 add up to 1.1 where another column holds a 1
-    if relation.dim() != 2 or not relation.is_floating_point():
-        return relation
-    sums = wide(relation).sum(0)
-    off = (sums - 1).abs()
-    return torch.where((off > 1e-5) & (off < 0.25), wide(relation) / sums, wide(relation)).to(relation.dtype)
-
-
-def _short(entries: Tensor) -> Tensor:
-    fits = not entries.numel() or int(entries.max()) < 2**15
-    return entries.to(torch.int16 if fits else torch.int32)
+    return num_slots * (num_sites * num_entries + 1) * value_bytes

@@ -112,18 +112,6 @@ def smoothing(relation: Tensor) -> Tensor:
     return lowered(lifted(torch.eye(relation.shape[1], dtype=relation.dtype), relation), relation)
 
 
-def relation_problem(relation: Tensor, num_slots: int, num_layers: int, tolerance: float = 2e-2) -> str | None:
-    """Why a relation that came from outside cannot be used, or None; columns may be off 1 by what rounding does."""
-    if tuple(relation.shape) != (num_slots, num_layers):
-        return f"relation has shape {tuple(relation.shape)}; {num_slots} slots and {num_layers} layers were expected"
-    if not relation.is_floating_point() or not bool(torch.isfinite(relation).all()) or float(relation.min()) < 0:
-        return "relation must be finite numbers of at least 0"
-    sums = wide(relation).sum(0)
-    if float((sums - 1).abs().max()) > tolerance:
-        return f"relation's columns must sum to 1; they sum to {float(sums.min()):.4g} up to {float(sums.max()):.4g}"
-    return None
-
-
 def _check(num_layers: int, num_slots: int) -> None:
     if num_layers < 1 or num_slots < 1:
         raise ValueError(f"{num_layers} layers and {num_slots} slots; there must be at least one of each")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from fedquilt.aggregate.base_log import incoming, shifts
-from fedquilt.client.fit import Fitted, Penalty, Training, fit, learning_rate_at
+from fedquilt.client.fit import Fitted, Penalty, Phase, Training, alternate, learning_rate_at
+from fedquilt.client.middle import Middle, middle_of, with_cores_of
 from fedquilt.client.probe import fisher_diagonal, layer_scores
 from fedquilt.client.score import evaluation
 from fedquilt.client.workbench import Batch, Workbench
@@ -42,10 +43,15 @@ class Client:
         return self.profile.id
 
     def params(self, order: Order, memory: Memory | None = None) -> dict[str, Tensor]:
-        """Every tensor of the layout, as this client would use it now, and what was merged into the base."""
+        """Every tensor of the layout, as this client would use it now; what was merged into the base, and cores."""
         memory = memory or {}
         sent, base = incoming(order.params, memory.get("base"))
-        return {**self.initial, **shifts(base), **sent, **memory.get("params", {})}
+        whole = {**self.initial, **shifts(base), **sent, **memory.get("params", {})}
+        return with_cores_of(whole, order, memory, self.bench.layout)
+
+    def middle(self, order: Order, memory: Memory) -> Middle | None:
+        """What the cores of its adapters are made of, if the order brings anything of that; see ``client.middle``."""
+        return middle_of(order, memory, self.initial, self.bench.layout)
 
     def freezing(self, names: Collection[str]) -> Client:
         """This client, which leaves the tensors ``names`` as they are when it trains."""
@@ -64,21 +70,23 @@ class Client:
         transformer blocks that are run. The learning rate is the order's round's.
         """
         layout = self.bench.layout
-        chosen = set(layers)
-        trained = [name for name, layer in layout.depth.items() if layer is None or layer in chosen]
-        names = [name for name in trained if name not in self.frozen]
-        rate = learning_rate_at(self.training, order.round, self.rounds)
-        start = self.params(order, memory)
-        return fit(
+        names = frozenset({*layout.names(layers), *layout.head})
+        return self.alternate(order, memory, [Phase(names)], blocks=blocks)
+
+    def alternate(
+        self, order: Order, memory: Memory | None, phases: Sequence[Phase], *, blocks: Collection[int] | None = None
+    ) -> Fitted:
+        """Train what the phases name, in turns, as ``fit`` does; they may name tensors of its ``middle`` too."""
+        return alternate(
             self.bench,
             self.train,
-            start,
-            names,
+            self.params(order, memory),
+            [replace(p, names=p.names - self.frozen, penalties=p.penalties + self.penalties) for p in phases],
             self.training,
-            rate,
+            learning_rate_at(self.training, order.round, self.rounds),
             order.rng,
             blocks=blocks,
-            penalties=self.penalties,
+            middle=self.middle(order, memory or {}),
         )
 
     def layer_scores(

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor, nn
 
-from fedquilt.client.task import negative_log_likelihood, num_correct, num_labels
+from fedquilt.client.middle import Middle
+from fedquilt.client.task import answers, negative_log_likelihood, num_correct, num_labels
 from fedquilt.client.workbench import Batch, Workbench
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Params
+from fedquilt.distill.agreement import disagreement
 
 Penalty = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 """``penalty(trained, start)``, a scalar: of the tensors that are trained, by name, and of all as training began."""
@@ -71,6 +75,23 @@ def learning_rate_at(training: Training, round: int, rounds: int) -> float:
     return training.learning_rate * factor
 
 
+@dataclass(frozen=True)
+class Phase:
+    """``steps`` optimiser steps (None: all there are) on the tensors ``names``, which have an optimiser of their own.
+
+    ``rate`` scales the learning rate. What ``penalties`` give is added to the loss of each step. With ``agreement``
+    above 0, that times the disagreement with the model as it was when this turn of the phase began is added, too: see
+    ``distill.agreement``, with its ``temperature``, over what has a label. The model of then answers without dropout.
+    """
+
+    names: frozenset[str]
+    steps: int | None = None
+    rate: float = 1.0
+    penalties: tuple[Penalty, ...] = ()
+    agreement: float = 0.0
+    temperature: float = 1.0
+
+
 def fit(
     bench: Workbench,
     columns: Batch,
@@ -83,11 +104,31 @@ def fit(
     blocks: Collection[int] | None = None,
     penalties: Sequence[Penalty] = (),
 ) -> Fitted:
-    """Train the tensors ``names``, starting from ``params``, on the rows of ``columns``.
+    """Train the tensors ``names``, starting from ``params``, on the rows of ``columns``: ``alternate`` in one phase."""
+    phase = Phase(frozenset(names), penalties=tuple(penalties))
+    return alternate(bench, columns, params, [phase], training, learning_rate, rng, blocks=blocks)
 
-    ``blocks`` makes the model shallower for the time (only these transformer blocks are run). What ``penalties`` give
-    is added to the loss of every optimiser step, once however many forward passes it is made of. Metrics: ``loss``
-    (mean over the labels seen, before each step, without penalties), ``accuracy`` (same labels), ``steps``.
+
+def alternate(
+    bench: Workbench,
+    columns: Batch,
+    params: Mapping[str, Tensor],
+    phases: Sequence[Phase],
+    training: Training,
+    learning_rate: float,
+    rng: Rng,
+    *,
+    blocks: Collection[int] | None = None,
+    middle: Middle | None = None,
+) -> Fitted:
+    """Train what the phases name, starting from ``params``, on the rows of ``columns``; the phases take turns until all
+    steps of the round are made.
+
+    ``blocks`` makes the model shallower for the time (only these transformer blocks are run). With a ``middle`` the
+    adapters' cores are made of its tensors, which phases may name like those of the model. Penalties are added once to
+    a step, however many forward passes it is made of; they see all tensors that any phase trains. Metrics: ``loss``
+    (mean over the labels seen, before each step, without penalties and agreement), ``accuracy`` (same labels),
+    ``steps``.
 
     Raises
     ------
@@ -99,30 +140,47 @@ def fit(
     if num_rows == 0:
         raise TrainingError("the client has no training rows")
     bench.load(params)
+    wanted = frozenset[str]().union(*(phase.names for phase in phases))
+    extra = {} if middle is None else {name: tensor.to(bench.device).clone() for name, tensor in middle.tensors.items()}
+    now = {name: tensor for name, tensor in {**bench.parameters, **extra}.items() if name in wanted}
     if bench.device.type == "meta":  # planning: shapes without numbers
-        return Fitted({name: bench.parameters[name].detach() for name in names}, num_rows, {"steps": 0.0})
+        return Fitted({name: tensor.detach() for name, tensor in now.items()}, num_rows, {"steps": 0.0})
+    start: Params = {}
+    if any(phase.penalties for phase in phases):
+        start = {name: tensor.detach().to(bench.device) for name, tensor in params.items()}
+        start |= {name: tensor.clone() for name, tensor in extra.items()}
+    own = [{name: tensor for name, tensor in now.items() if name in phase.names} for phase in phases]
+    optimizers = [
+        _optimizer([*each.values()], training, learning_rate * p.rate) for each, p in zip(own, phases, strict=True)
+    ]
+    of_steps = num_steps(num_rows, training)
+    drawn = batches(num_rows, training, rng.child("batches"))
     loss_sum, correct, seen, steps = 0.0, 0, 0, 0
-    with bench.training(names) as trained, bench.shallow(blocks), rng.child("dropout").scope():
-        optimizer = _optimizer(trained, training, learning_rate)
-        now = {name: bench.parameters[name] for name in names}
-        start = {name: tensor.detach().to(bench.device) for name, tensor in params.items()} if penalties else {}
-        for rows in batches(num_rows, training, rng.child("batches")):
-            steps += 1
-            optimizer.zero_grad()
-            step_loss, step_correct, step_labels = _backward(bench, columns, rows.split(training.batch_size))
-            if not math.isfinite(step_loss):
-                raise TrainingError(f"loss is {step_loss} at step {steps}")
-            for penalty in penalties:
-                _penalise(penalty(now, start), steps)
-            if training.clip_norm is not None:
-                norm = float(nn.utils.clip_grad_norm_(trained, training.clip_norm))
-                if not math.isfinite(norm):
-                    raise TrainingError(f"gradient norm is {norm} at step {steps}")
-            optimizer.step()
-            if bench.stepped:
-                bench.stepped(steps, num_steps(num_rows, training))
-            loss_sum, correct, seen = loss_sum + step_loss, correct + step_correct, seen + step_labels
-        fitted = bench.taken(names)
+    making = nullcontext() if middle is None else bench.making_cores(lambda: middle.cores(extra))
+    with making, bench.shallow(blocks), rng.child("dropout").scope():
+        for phase, trained, optimizer in cycle(zip(phases, own, optimizers, strict=True)):
+            if steps == of_steps:
+                break
+            with bench.training(trained, extra), _earlier(bench, trained, phase) as earlier:
+                for rows in islice(drawn, phase.steps):
+                    steps += 1
+                    optimizer.zero_grad()
+                    step_loss, step_correct, step_labels = _backward(
+                        bench, columns, rows.split(training.batch_size), phase, earlier
+                    )
+                    if not math.isfinite(step_loss):
+                        raise TrainingError(f"loss is {step_loss} at step {steps}")
+                    for penalty in phase.penalties:
+                        _penalise(penalty(now, start), steps)
+                    if training.clip_norm is not None:
+                        norm = float(nn.utils.clip_grad_norm_(trained.values(), training.clip_norm))
+                        if not math.isfinite(norm):
+                            raise TrainingError(f"gradient norm is {norm} at step {steps}")
+                    optimizer.step()
+                    if bench.stepped:
+                        bench.stepped(steps, of_steps)
+                    loss_sum, correct, seen = loss_sum + step_loss, correct + step_correct, seen + step_labels
+    fitted = {name: tensor.detach().to("cpu", copy=True) for name, tensor in now.items()}
     metrics = {"loss": loss_sum / max(1, seen), "accuracy": correct / max(1, seen), "steps": float(steps)}
     return Fitted(fitted, num_rows, metrics)
 
@@ -149,14 +207,52 @@ def num_steps(num_rows: int, training: Training) -> int:
     return -(-num_rows // (training.batch_size * training.accumulation)) * (training.epochs or 1)
 
 
-def _backward(bench: Workbench, columns: Batch, parts: Sequence[Tensor]) -> tuple[float, int, int]:
+Earlier = Callable[[Batch], Tensor]
+"""The logits that the model of the turn's beginning gives a batch."""
+
+
+@contextmanager
+def _earlier(bench: Workbench, trained: Mapping[str, Tensor], phase: Phase) -> Iterator[Earlier | None]:
+    """The model as it is now, to be asked while these tensors are trained; None if the phase does not ask it."""
+    if not phase.agreement:
+        yield None
+        return
+    held = {name: tensor.detach().clone() for name, tensor in trained.items()}
+
+    def exchanged() -> None:
+        for name, tensor in trained.items():
+            tensor.data, held[name] = held[name], tensor.data
+
+    def ask(batch: Batch) -> Tensor:
+        exchanged()
+        bench.model.eval()
+        try:
+            with torch.no_grad():
+                return bench.forward(batch)[0]
+        finally:
+            bench.model.train()
+            exchanged()
+
+    yield ask
+
+
+def _backward(
+    bench: Workbench, columns: Batch, parts: Sequence[Tensor], phase: Phase, earlier: Earlier | None
+) -> tuple[float, int, int]:
     """Makes the gradients of the mean loss over all parts' labels; gives the summed loss, the hits and the labels."""
     labels_in_step = sum(num_labels(columns["labels"][part]) for part in parts)
     loss_sum, correct = 0.0, 0
     for part in parts:
-        logits, labels = bench.forward({name: column[part] for name, column in columns.items()})
+        batch = {name: column[part] for name, column in columns.items()}
+        logits, labels = bench.forward(batch)
         loss = negative_log_likelihood(logits, labels).sum()
-        (loss / max(1, labels_in_step)).backward()
+        whole = loss
+        if earlier is not None:
+            given, known = answers(logits, labels)
+            taught, _ = answers(earlier(batch), labels)
+            # its mean is over this part's labels; the step's is over those of all parts
+            whole = loss + phase.agreement * num_labels(labels) * disagreement(given, taught, known, phase.temperature)
+        (whole / max(1, labels_in_step)).backward()
         loss_sum += float(loss.detach())
         correct += num_correct(logits.detach(), labels)
     return loss_sum, correct, labels_in_step
@@ -170,7 +266,7 @@ def _penalise(value: Tensor, step: int) -> None:
         value.backward()
 
 
-def _optimizer(trained: list[nn.Parameter], training: Training, learning_rate: float) -> torch.optim.Optimizer:
+def _optimizer(trained: list[Tensor], training: Training, learning_rate: float) -> torch.optim.Optimizer:
     if training.optimizer == "sgd":
         return torch.optim.SGD(
             trained, lr=learning_rate, momentum=training.momentum, weight_decay=training.weight_decay

@@ -35,6 +35,15 @@ def label_logit(logits: Tensor, labels: Tensor) -> Tensor:
     return picked.flatten(1).sum(1) if labels.dim() > 1 else picked
 
 
+def answers(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits of what is to be predicted, ``(..., classes)``, and which of them have a label that counts, ``(...)``.
+
+    A language model's last logits, which are about no token of the row, are not among them.
+    """
+    logits, labels = _aligned(logits, labels)
+    return logits, labels != IGNORED
+
+
 def num_labels(labels: Tensor) -> int:
     """How many labels count: rows of a classification batch, labelled tokens of a language model's."""
     return int((labels[..., 1:] != IGNORED).sum()) if labels.dim() > 1 else labels.numel()

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from fedquilt.adapters.blocks import only_blocks
 from fedquilt.adapters.inject import adapters
-from fedquilt.core.factors import SHIFT, factors, same_but_rank
-from fedquilt.core.types import Blocks, Layout, Params
+from fedquilt.adapters.triple import with_cores
+from fedquilt.core.factors import CORE, SHIFT, factors, same_but_rank
+from fedquilt.core.types import Blocks, Layout
 
 Batch = dict[str, Tensor]
 
@@ -48,6 +50,7 @@ class Workbench:
         self.prepare = prepare
         self.device = device
         self.precision = precision
+        self._cores: Callable[[], Mapping[str, Tensor]] | None = None
         self.stepped: Callable[[int, int], None] | None = (
             None  # told after each optimiser step: its number, of how many
         )
@@ -56,7 +59,8 @@ class Workbench:
         """Put ``params`` into the model; every tensor of the layout must be there, with its shape.
 
         The factors of a module may be of another rank than the layout's. What was merged into the base comes as
-        ``<module>.shift``, (d_out, d_in); a module without is on its own base.
+        ``<module>.shift``, (d_out, d_in), and what is between the factors as ``<module>.core``, (r, r); a module
+        without is on its own base, and plain LoRA.
 
         Raises
         ------
@@ -70,27 +74,26 @@ class Workbench:
             if not same_but_rank(name, params[name].shape, shapes[name]):
                 raise ValueError(f"tensor '{name}' is {tuple(params[name].shape)}, not {shapes[name]}")
         modules = factors(params)
-        shifts = {f"{module}.{SHIFT}" for module in self.adapters}
-        if unknown := params.keys() - self.parameters.keys() - shifts:
+        beside = {f"{module}.{part}" for module in self.adapters for part in (SHIFT, CORE)}
+        if unknown := params.keys() - self.parameters.keys() - beside:
             raise ValueError(f"tensor '{min(unknown)}' is not a tensor of {self.layout.architecture}")
         for module in self.adapters:
-            pair, shift = modules[module], params.get(f"{module}.{SHIFT}")
+            pair, shift, core = modules[module], params.get(f"{module}.{SHIFT}"), params.get(f"{module}.{CORE}")
             if pair.B.shape[1] != pair.A.shape[0]:
                 raise ValueError(f"'{module}' has a B of rank {pair.B.shape[1]} and an A of rank {pair.A.shape[0]}")
             if shift is not None and shift.shape != (len(pair.B), pair.A.shape[1]):
                 raise ValueError(f"'{module}.{SHIFT}' is {tuple(shift.shape)}, not {(len(pair.B), pair.A.shape[1])}")
+            if core is not None and core.shape != (len(pair.A), len(pair.A)):
+                raise ValueError(f"'{module}.{CORE}' is {tuple(core.shape)}, not {(len(pair.A), len(pair.A))}")
         for module, adapter in self.adapters.items():
             adapter.set_factor("lora_A", modules[module].A)
             adapter.set_factor("lora_B", modules[module].B)
-            shift = params.get(f"{module}.{SHIFT}")
+            shift, core = params.get(f"{module}.{SHIFT}"), params.get(f"{module}.{CORE}")
             adapter.shift = None if shift is None else shift.detach().to(self.device)
+            adapter.core = None if core is None else core.detach().to(self.device)
         with torch.no_grad():
             for name in self.layout.head:
                 self.parameters[name].copy_(params[name])
-
-    def taken(self, names: Collection[str]) -> Params:
-        """Copies, on the CPU, of the named tensors as they now are in the model."""
-        return {name: self.parameters[name].detach().to("cpu", copy=True) for name in names}
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits and labels of one batch of rows, on the workbench's device."""
@@ -99,7 +102,8 @@ class Workbench:
         labels = moved["labels"]
         if labels.dim() > 1:
             labels = labels[:, : inputs["input_ids"].shape[1]]  # prepare cuts the padding that a batch does not need
-        with self.autocast():
+        cores = nullcontext() if self._cores is None else with_cores(self.adapters, self._cores())
+        with self.autocast(), cores:
             logits = self.model(**inputs).logits
         return logits, labels
 
@@ -108,20 +112,34 @@ class Workbench:
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     @contextmanager
-    def training(self, names: Collection[str]) -> Iterator[list[nn.Parameter]]:
-        """Train mode, with gradients for the named tensors only; they are given in the layout's order."""
-        chosen = set(names)
-        trained = [parameter for name, parameter in self.parameters.items() if name in chosen]
+    def making_cores(self, cores: Callable[[], Mapping[str, Tensor]]) -> Iterator[None]:
+        """Every forward pass with the cores, by module path, that ``cores()`` then makes; gradients go through them."""
+        self._cores = cores
         try:
-            for parameter in trained:
-                parameter.requires_grad_(True)
+            yield
+        finally:
+            self._cores = None
+
+    @contextmanager
+    def training(
+        self, names: Collection[str], beside: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> Iterator[list[Tensor]]:
+        """Train mode, with gradients for the named tensors only; they are given in the layout's order.
+
+        ``beside`` are tensors that are not the model's own, and can be named, too.
+        """
+        chosen = set(names)
+        trained = [tensor for name, tensor in {**self.parameters, **beside}.items() if name in chosen]
+        try:
+            for tensor in trained:
+                tensor.requires_grad_(True)
             self.model.train()
             yield trained
         finally:
             self.model.eval()
-            for parameter in trained:
-                parameter.requires_grad_(False)
-                parameter.grad = None
+            for tensor in trained:
+                tensor.requires_grad_(False)
+                tensor.grad = None
 
     def shallow(self, layers: Collection[int] | None) -> AbstractContextManager[object]:
         """The model with only the given blocks in it, in increasing order; None leaves it whole."""

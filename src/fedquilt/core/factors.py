@@ -13,6 +13,8 @@ from fedquilt.core.types import Layout, Params
 FACTORS = ("lora_A", "lora_B")
 SHIFT = "shift"
 """The last part of the name of what was merged into a module's base, (d_out, d_in), with no scale."""
+CORE = "core"
+"""The last part of the name of what is between a module's factors, T (r, r) in ``B (I + T) A``."""
 
 _RANK_AXIS = {"lora_A": 0, "lora_B": 1}
 

@@ -39,6 +39,11 @@ def refuse_changes(config: Config) -> None:
             f"training.proximal = {mu}: with method.name = 'local-only' a client receives nothing that it could be "
             "held near; set training.proximal = 0"
         )
+    if mu > 0 and name == "h2tune":
+        problems.append(
+            f"training.proximal = {mu}: what 'h2tune' trains is not what travels; its method.anchor holds the cores "
+            "near what was sent, so set training.proximal = 0"
+        )
     problems += server_optimizer_problems(config.aggregation.server_optimizer, name, config.aggregation.rule)
     if problems:
         raise ConfigError(problems)

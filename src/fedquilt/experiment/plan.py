@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,10 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from fedquilt.client.client import Client
-from fedquilt.client.fit import Fitted, Penalty
+from fedquilt.client.fit import Fitted, Penalty, Phase
 from fedquilt.config.schema import Config
 from fedquilt.core.params import num_bytes
-from fedquilt.core.types import ClientId, Memory, Order, Turn
+from fedquilt.core.types import ClientId, Memory, Order, Params, Turn
 from fedquilt.core.wire import num_wire_bytes
 from fedquilt.experiment.build import Experiment, shaped
 
@@ -83,8 +83,8 @@ def client_plan(experiment: Experiment, id: ClientId, order: Order, measured: Me
     model: Any = group.loaded.model
     states = {"adamw": 2, "sgd": 1 if config.training.momentum else 0}[config.training.optimizer]
     client = _Watched(experiment.clients[id])
-    reply, memory = exchange.work(client, order, {})
-    trained = {**reply.params, **memory.get("params", {})}
+    reply, _ = exchange.work(client, order, {})
+    trained = client.trained
     shapes = frozenset((name, tensor.shape) for name, tensor in trained.items())
     key = (group.architecture, config.training.batch_size, shapes, client.blocks)
     if key not in measured:
@@ -136,14 +136,21 @@ def activation_bytes(
 
 @dataclass
 class _Watched:
-    """A client that notes which blocks alone it was told to run, None if all; so do the clients made of it."""
+    """A client that notes what it trained, and which blocks alone it was told to run, None if all; so do the clients
+    made of it."""
 
     client: Client
-    noted: dict[str, tuple[int, ...] | None] = field(default_factory=lambda: {"blocks": None})
+    noted: dict[str, Any] = field(default_factory=lambda: {"blocks": None, "trained": {}})
 
     @property
     def blocks(self) -> tuple[int, ...] | None:
-        return self.noted["blocks"]
+        blocks: tuple[int, ...] | None = self.noted["blocks"]
+        return blocks
+
+    @property
+    def trained(self) -> Params:
+        params: Params = self.noted["trained"]
+        return params
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.client, name)
@@ -157,8 +164,17 @@ class _Watched:
     def fit(
         self, order: Order, memory: Memory | None, layers: Collection[int], *, blocks: Collection[int] | None = None
     ) -> Fitted:
+        return self._noting(self.client.fit(order, memory, layers, blocks=blocks), blocks)
+
+    def alternate(
+        self, order: Order, memory: Memory | None, phases: Sequence[Phase], *, blocks: Collection[int] | None = None
+    ) -> Fitted:
+        return self._noting(self.client.alternate(order, memory, phases, blocks=blocks), blocks)
+
+    def _noting(self, fitted: Fitted, blocks: Collection[int] | None) -> Fitted:
         self.noted["blocks"] = None if blocks is None else tuple(sorted(blocks))
-        return self.client.fit(order, memory, layers, blocks=blocks)
+        self.noted["trained"] = fitted.params
+        return fitted
 
 
 class _AsOnADevice(TorchFunctionMode):

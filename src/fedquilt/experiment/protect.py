@@ -89,6 +89,11 @@ def _odd_rule(config: Config, settings: Mapping[str, Any]) -> list[str]:
         if rule != given and value != type(config.aggregation).model_fields[key].default:
             instead = f"set method.{key}" if rule == name else "leave it out"
             problems.append(f"aggregation.{key} = {value!r}: is of aggregation.rule = '{rule}' alone; {instead}")
+    if name == "h2tune" and given != "mean":
+        problems.append(
+            f"aggregation.rule = '{given}': 'h2tune' merges its bank entry by entry, by who has the entry; leave "
+            "aggregation.rule out"
+        )
     rule = name if name in RULES else given
     exact = settings.get("residual_rank", config.aggregation.residual_rank) != 0
     if (rule == "flora" or (rule == "fedex-lora" and exact)) and config.network.dtype != "float32":
@@ -133,6 +138,11 @@ def _odd_privacy(config: Config, settings: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"{here}: with evaluation.clients = 'received' scores on the clients' own rows would leave them without "
             "noise; set evaluation.clients = false"
+        )
+    if mode == "central" and config.method.name == "h2tune":
+        problems.append(
+            f"{here}: with 'h2tune' clients of unlike rank send unlike parts of the bank, of which there is no one sum "
+            "to put noise on; set privacy.mode = 'local'"
         )
     if mode == "central" and config.aggregation.rule != "mean":
         problems.append(

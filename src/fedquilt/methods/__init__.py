@@ -17,6 +17,7 @@ from fedquilt.methods.ffa_lora import ffa_lora
 from fedquilt.methods.flexlora import flexlora
 from fedquilt.methods.flora import flora
 from fedquilt.methods.full import full
+from fedquilt.methods.h2tune import h2tune
 from fedquilt.methods.hetlora import hetlora
 from fedquilt.methods.local_only import local_only
 from fedquilt.methods.lora_fair import lora_fair
@@ -34,6 +35,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "flora": flora,
     "fedex-lora": fedex_lora,
     "lora-fair": lora_fair,
+    "h2tune": h2tune,
     "fedra": fedra,
     "exclusive": exclusive,
     "straggler": straggler,
@@ -41,6 +43,6 @@ METHODS: dict[str, Callable[..., Method]] = {
     "full": full,
 }
 
-ACROSS: frozenset[str] = frozenset()
+ACROSS = frozenset({"h2tune"})
 """Methods that take a federation of several architectures as it is, because they share something across them. Any other
 runs in each architecture apart, see ``by_architecture``."""

@@ -1,0 +1,215 @@
+"""H2Tune: clients of unlike models and unlike tasks share small square matrices between their private factors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+
+from fedquilt.adapters.triple import drift, places_in, sites_of
+from fedquilt.aggregate.bank import (
+    COVERAGE,
+    BankUpdate,
+    as_large,
+    drawn_bank,
+    exchange_bytes,
+    merged_bank,
+    offered,
+    slots_in,
+    to_params,
+)
+from fedquilt.aggregate.layermap import depth_logits, relation
+from fedquilt.allocate.cores import drawn, leading, rank_within, strongest
+from fedquilt.client.fit import Phase
+from fedquilt.client.middle import RELATION
+from fedquilt.core.errors import ConfigError, RoundError
+from fedquilt.core.factors import at_rank
+from fedquilt.core.method import Exchange, Method
+from fedquilt.core.params import select
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import ClientId, Federation, Layout, Memory, Order, Params, Profile, Reply, Tree, Turn
+
+
+def h2tune(
+    federation: Federation,
+    *,
+    selection: Literal["leading", "drawn", "strongest"] = "leading",
+    max_bytes: int | None = None,
+    reselect: int = 1,
+    alignment: Literal["learned", "top", "slots"] = "learned",
+    width: float = 0.5,
+    slots: int | None = None,
+    joint_rounds: int = 1,
+    shared_steps: int = 1,
+    private_steps: int = 4,
+    shared_rate: float = 1.0,
+    anchor: float = 1.0,
+    agreement: float = 0.5,
+    temperature: float = 1.0,
+    deviation: float = 0.0,
+    server_rate: float = 1.0,
+    damping: float = 0.01,
+    bank: Literal["shared", "noise"] = "shared",
+) -> Method:
+    """Client k, of rank r_k, adapts its model by ``dW = s B (I + T) A``; A, B and its head never leave it.
+
+    The cores T of its layers are made of what it was sent of the server's bank, by its relation between layers and
+    slots of depth, and of a change that it learns. The first ``joint_rounds`` rounds train all at once; in the others
+    ``shared_steps`` steps on change and relation and ``private_steps`` on A, B and head take turns: the first hold the
+    cores near what the server sent (``anchor``), the second hold the answers near those before them (``agreement``, at
+    ``temperature``). The learning rate of the first is ``shared_rate`` times that of the second.
+
+    The bank has as many slots as the deepest client layers (or ``slots``) and is as wide as the largest rank. A client
+    works with r_k^2 entries of each matrix, with fewer if more would take above ``max_bytes`` on their way (in float32,
+    each direction): those of the first rows and columns, of rows and columns drawn once for it, or those that have
+    grown most, chosen anew every ``reselect`` rounds. Its relation begins by relative depth, ``width`` slots wide, and
+    is learned, or fixed by ``"top"`` or ``"slots"``. A client that cannot train all its layers trains its last ones.
+
+    The bank begins with normal numbers of this ``deviation``, and moves ``server_rate`` times to where the clients
+    would have it; ``damping`` holds slots back that hardly a layer belongs to. With ``bank = "noise"`` clients are sent
+    drawn numbers as large as the bank in its place: the control for what is learned from others.
+
+    Raises
+    ------
+    ConfigError
+        if a number is out of its range, a client's adapters differ in rank, or ``max_bytes`` is too small.
+    ModelError
+        if an adapted module has no place among the sites that models have in common.
+
+    Paper: h2tune, method
+    """
+    counts = {
+        "reselect": reselect,
+        "slots": 1 if slots is None else slots,
+        "shared_steps": shared_steps,
+        "private_steps": private_steps,
+    }
+    rates = {"width": width, "shared_rate": shared_rate, "temperature": temperature, "server_rate": server_rate}
+    strengths = {"anchor": anchor, "agreement": agreement, "deviation": deviation, "damping": damping}
+    strengths |= {"joint_rounds": joint_rounds}
+    problems = [f"method.{key} = {value}: must be at least 1" for key, value in counts.items() if value < 1]
+    problems += [f"method.{key} = {value}: must be above 0" for key, value in rates.items() if value <= 0]
+    problems += [f"method.{key} = {value}: must be at least 0" for key, value in strengths.items() if value < 0]
+    if problems:
+        raise ConfigError(problems)
+    layouts = federation.layouts
+    sites = {name: sites_of(places_in(layout)) for name, layout in layouts.items()}
+    every_site = tuple(dict.fromkeys(site for own in sites.values() for site in own))
+    num_slots = slots or max(layout.num_layers for layout in layouts.values())
+
+    deepest = max(layouts.values(), key=lambda layout: layout.num_layers)
+    if alignment == "top" and deepest.num_layers > num_slots:
+        raise ConfigError(
+            f"method.alignment = 'top': {deepest.architecture} has {deepest.num_layers} layers and the bank "
+            f"{num_slots} slots; leave method.slots out, or take 'slots' or 'learned'"
+        )
+
+    def core_width(profile: Profile) -> int:
+        """How many rows and columns of the bank a client has."""
+        rank = _rank(layouts[profile.architecture], profile)
+        if max_bytes is None:
+            return rank
+        num_matrices = num_slots * len(sites[profile.architecture])
+        return rank_within(max_bytes, num_matrices, rank, extra_bytes=exchange_bytes(num_slots, 0, 0))
+
+    widths = {profile.id: core_width(profile) for profile in federation.profiles}
+    size = max(widths.values())
+
+    def init(rng: Rng) -> Tree:
+        state: Tree = {"params": drawn_bank(every_site, num_slots, size, rng.child("bank"), deviation), "round": 0}
+        if bank == "noise":
+            state["noise"] = drawn_bank(every_site, num_slots, size, rng.child("noise"), 1.0)
+        if selection == "strongest":
+            state["scores"] = _scores(state["params"])
+        return state
+
+    def entries(state: Tree, profile: Profile) -> dict[str, Tensor]:
+        """(i) Which entries of the bank a client works with, by its sites."""
+        own = widths.get(profile.id, size)
+        if selection == "strongest":
+            return {site: strongest(state["scores"][site], own * own) for site in sites[profile.architecture]}
+        lines = leading(own, size) if selection == "leading" else drawn(own, size, Rng(0, ("h2tune", profile.id)))
+        return dict.fromkeys(sites[profile.architecture], lines.entries(size))
+
+    def sent(state: Tree, profile: Profile) -> Params:
+        """What of the bank a client gets, and how its layers would cover the slots by their depth."""
+        held = state["params"] if bank == "shared" else as_large(state["noise"], state["params"])
+        depth = layouts[profile.architecture].num_layers
+        by_depth = relation(depth_logits(depth, num_slots, width)).sum(1)
+        return to_params(offered(held, entries(state, profile)), by_depth)
+
+    def order(state: Tree, profile: Profile) -> Order:
+        depth = layouts[profile.architecture].num_layers
+        layers = list(range(depth - min(depth, profile.budget.layers), depth))
+        joint = state["round"] < joint_rounds
+        return Order(sent(state, profile), {"layers": layers, "joint": joint, "relation": alignment, "width": width})
+
+    def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+        return {profile.id: order(state, profile) for profile in turn.cohort}
+
+    def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+        layers, layout = order.settings["layers"], layouts[client.profile.architecture]
+        middle = client.middle(order, memory)  # (ii) the cores, from the slots by the relation
+        shared, private = frozenset(middle.tensors), frozenset({*layout.names(layers), *layout.head})
+
+        def near(trained: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor:
+            return anchor * drift(middle.cores(trained), middle.cores(start))
+
+        held = (near,) if anchor else ()
+        if order.settings["joint"]:
+            phases = [Phase(shared | private, penalties=held)]
+        else:  # (iii) what is common and what is the client's own, in turns
+            phases = [
+                Phase(shared, shared_steps, shared_rate, held),
+                Phase(private, private_steps, agreement=agreement, temperature=temperature),
+            ]
+        fitted = client.alternate(order, memory, phases)
+        now = {**middle.tensors, **select(fitted.params, shared)}
+        kept = {**memory, "params": {**memory.get("params", {}), **select(fitted.params, private)}}
+        if RELATION in now:
+            kept[RELATION] = now[RELATION]
+        return Reply(client.id, to_params(*middle.returned(now, layers)), fitted.num_examples, fitted.metrics), kept
+
+    def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+        profiles = {profile.id: profile for profile in federation.profiles}
+
+        def updates() -> Iterator[BankUpdate]:
+            for reply in replies:
+                if COVERAGE not in reply.params:
+                    raise RoundError(f"client {reply.client} sent no tensor '{COVERAGE}'")
+                profile, own = profiles[reply.client], slots_in(reply.params)
+                held = entries(state, profile)
+                if bank == "noise":  # what the client learned on top of noise, on top of the bank
+                    base, given = offered(state["params"], held), slots_in(sent(state, profile))
+                    own = {site: base[site] + (tensor - given[site]) for site, tensor in own.items()}
+                yield BankUpdate(reply.client, own, held, reply.params[COVERAGE], reply.weight)
+
+        number = state["round"] + 1
+        merged = merged_bank(state["params"], updates(), step=server_rate, damping=damping)
+        after = {**state, "params": merged, "round": number}
+        if selection == "strongest" and number % reselect == 0:
+            after["scores"] = _scores(merged)
+        return after
+
+    def expects(order: Order) -> Params:
+        return dict(order.params)
+
+    return Method("h2tune", init, (Exchange("fit", ask, work, merge, expects),), order)
+
+
+def _scores(bank: Mapping[str, Tensor]) -> Params:
+    """How large each entry of the bank is, over its slots: (R, R) by site."""
+    return {site: matrices.square().sum(0).sqrt() for site, matrices in bank.items()}
+
+
+def _rank(layout: Layout, profile: Profile) -> int:
+    """The one rank of a client's adapters."""
+    shapes = at_rank(layout, profile.budget.rank).shapes
+    ranks = sorted({shape[0] for name, shape in shapes.items() if name.endswith(".lora_A")})
+    if len(ranks) > 1:
+        raise ConfigError(
+            f"adapter.rank_pattern: {layout.architecture} has adapters of the ranks {', '.join(map(str, ranks))}, and "
+            "'h2tune' needs one for all modules of a client, as wide as its cores; leave rank_pattern out"
+        )
+    return ranks[0]
