@@ -42,7 +42,9 @@ class Middle:
 
     def relation(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The relation P (num_slots, num_layers) of these values of the tensors."""
-        return relation(tensors[RELATION]) if self.fixed is None else self.fixed
+        if self.fixed is None:
+            return relation(tensors[RELATION])
+        return self.fixed.to(next(iter(tensors.values())).device)
 
     def cores(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The core of every adapted module, (r, r), of these values of the tensors; gradients go to them."""
@@ -60,7 +62,10 @@ class Middle:
         """
         chosen = sorted(layers)
         shares = self.relation(tensors)[:, chosen]
-        slots = {site: sent + lifted(tensors[_CHANGE + site][chosen], shares) for site, sent in self.slots.items()}
+        slots = {
+            site: sent.to(shares.device) + lifted(tensors[_CHANGE + site][chosen], shares)
+            for site, sent in self.slots.items()
+        }
         return slots, shares.sum(1)
 
 
