@@ -282,3 +282,30 @@ class TestErrors:
         with pytest.raises(ModelError, match=text + "look at the name and the connection") as caught:
             load("some/model")
         assert "\n" not in str(caught.value)
+
+
+# The first blocks of a model ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("meta", [False, True])
+def test_the_first_blocks_alone_are_a_model_with_the_same_weights(meta):
+    whole, cut = (load(name, IMAGES, num_classes=10, meta=meta) for name in ("glyph-vit", "glyph-vit?layers=5"))
+    assert (whole.architecture, cut.architecture) == ("vit-12x64", "vit-5x64")
+    assert cut.blocks.num_layers == 5
+    kept = dict(whole.model.named_parameters())
+    for name, parameter in cut.model.named_parameters():
+        assert parameter.shape == kept[name].shape
+        assert meta or name in cut.head or torch.equal(parameter, kept[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("glyph-vit?layers=13", r"'glyph-vit\?layers=13': the model has 12 blocks; take at most that many"),
+        ("glyph-vit?layers=0", r"'\?layers=0' is not known; allowed behind a name is '\?layers=N'"),
+        ("glyph-vit?depth=3", r"'\?depth=3' is not known"),
+    ],
+)
+def test_a_cut_that_cannot_be_made_is_refused(name, message):
+    with pytest.raises(ModelError, match=message):
+        load(name, IMAGES, num_classes=10)

@@ -25,7 +25,8 @@ class Model(BaseModel):
     model_config = STRICT
 
     name: Text
-    """``glyph-vit`` (shipped), ``tiny:<architecture>`` (random), a local folder, or a name on the Hugging Face hub."""
+    """``glyph-vit`` (shipped), ``tiny:<architecture>`` (random), a local folder, or a name on the Hugging Face hub.
+    ``?layers=3`` behind it takes the first three blocks only."""
     task: Literal["image-classification", "sequence-classification", "causal-lm"]
     """What the model is trained to do."""
     revision: str | None = None

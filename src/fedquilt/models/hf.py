@@ -87,7 +87,8 @@ def load_model(
     """The model called ``name`` for ``task``, frozen, with its blocks, head, default targets, encoder and preparer.
 
     ``name``: ``"glyph-vit"`` (shipped), ``"tiny:<architecture>"`` (random; ``"tiny:vit?layers=12&width=64"``), a local
-    folder, ``"package:<python package>/<folder>"``, a hub name, or with ``meta`` also ``"shape:<published shape>"``.
+    folder, ``"package:<python package>/<folder>"``, a hub name, or with ``meta`` also ``"shape:<published shape>"``;
+    ``"?layers=N"`` behind a built-in name, a folder or a hub name takes the first N blocks only.
     ``task``: image-classification, sequence-classification or causal-lm. ``num_classes`` None keeps the head as it is;
     a head of another number of classes, or none, is drawn from ``rng.child("head")``. ``meta`` builds shapes without
     weights: it reads the config only. ``max_length`` is in tokens. Weights are read from safetensors only.
@@ -206,6 +207,8 @@ def _config(source: Source, task: str, options: dict[str, Any]) -> Any:
                 f"{transformers.__version__} does not know; upgrade transformers or choose another model"
             )
         config = transformers.AutoConfig.from_pretrained(location, **options)
+        if source.layers is not None:
+            _shorten(config, source)
     offered = [name for name, auto in TASKS.items() if type(config) in auto._model_mapping]
     if task not in offered and not options["trust_remote_code"]:
         raise ModelError(
@@ -213,6 +216,15 @@ def _config(source: Source, task: str, options: dict[str, Any]) -> Any:
             f"model.task can be: {', '.join(offered) or 'none'}"
         )
     return config
+
+
+def _shorten(config: Any, source: Source) -> None:
+    whole = getattr(config, "num_hidden_layers", 0)
+    if source.layers is None or source.layers > whole:
+        raise ModelError(f"model '{source.name}': the model has {whole} blocks; take at most that many")
+    config.num_hidden_layers = source.layers  # the weights of the others are then left unread
+    if isinstance(kinds := getattr(config, "layer_types", None), list):
+        config.layer_types = kinds[: source.layers]
 
 
 def _read_weights(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -17,18 +17,23 @@ BUILTIN = ("glyph-vit",)
 
 FORMS = (
     f"a model is a built-in name ({', '.join(BUILTIN)}), 'tiny:<architecture>', a local folder, "
-    "'package:<python package>/<folder>' or a hub name such as 'google/vit-base-patch16-224-in21k'"
+    "'package:<python package>/<folder>' or a hub name such as 'google/vit-base-patch16-224-in21k'; '?layers=N' behind "
+    "any but 'tiny:' takes the first N blocks only"
 )
 
 
 @dataclass(frozen=True)
 class Source:
-    """The ``values`` of a config, or a ``location`` (a folder if ``local``, else a hub name)."""
+    """The ``values`` of a config, or a ``location`` (a folder if ``local``, else a hub name).
+
+    ``layers``: only so many of its transformer blocks, the first ones; None for all.
+    """
 
     name: str
     values: Values | None = None
     location: str | None = None
     local: bool = False
+    layers: int | None = None
 
 
 def find_source(name: str, meta: bool, max_length: int) -> Source:
@@ -40,6 +45,14 @@ def find_source(name: str, meta: bool, max_length: int) -> Source:
         if the name has no such form, or what it names is not there.
     """
     form, _, rest = name.partition(":")
+    if form not in ("tiny", "shape") and "?" in name:
+        whole, _, cut = name.rpartition("?")
+        key, _, number = cut.partition("=")
+        if key != "layers" or not number.isdecimal() or int(number) < 1:
+            raise ModelError(
+                f"model '{name}': '?{cut}' is not known; allowed behind a name is '?layers=N': the first N blocks only"
+            )
+        return replace(find_source(whole, meta, max_length), name=name, layers=int(number))
     if name in BUILTIN:
         folder = Path(str(resources.files("fedquilt"))) / "assets" / name
         if not (folder / "config.json").is_file():
