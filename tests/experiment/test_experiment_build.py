@@ -152,8 +152,16 @@ def test_a_separate_test_set_is_scored_and_must_have_the_same_classes(config, tm
     write(tmp_path / "train.tsv", text=["a", "b"] * 40, label=["x", "y"] * 40)
     write(tmp_path / "test.tsv", text=["b", "c"] * 5, label=["y", "y"] * 5)
     wanted = config("data.source=./train.tsv", "data.test=./test.tsv", "data.limit=80", *text)
-    held = build(wanted).server.splits["test"]
+    experiment = build(wanted)
+    held = experiment.server.splits["test"]
     assert held["labels"].tolist() == [1] * 10
+    assert all(len(client.splits["test"]["labels"]) != 10 for client in experiment.clients.values())
+    # clients without test rows of their own are tested on it
+    bare = build(
+        config("data.source=./train.tsv", "data.test=./test.tsv", "data.limit=80", "partition.test_fraction=0", *text)
+    )
+    assert all(client.splits["test"]["labels"].tolist() == [1] * 10 for client in bare.clients.values())
+    assert sum(len(client.train["labels"]) for client in bare.clients.values()) == 80
     fewer = config("data.source=./train.tsv", "data.test=./test.tsv", "data.test_limit=4", "evaluation.limit=3", *text)
     assert len(build(fewer).server.splits["test"]["labels"]) == 3
     write(tmp_path / "test.tsv", text=["b", "c"] * 5, label=["y", "z"] * 5)

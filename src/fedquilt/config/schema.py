@@ -86,7 +86,8 @@ class Partition(BaseModel):
     num_clients: Count = 10
     """Clients in the federation."""
     test_fraction: Share = 0.2
-    """Share of each client's rows kept for its own test."""
+    """Share of each client's rows kept for its own test. With 0 a client is tested on the separate test set, if there
+    is one: what all of its group are judged by."""
     validation_fraction: Share = 0.0
     """Share of each client's rows kept for its own validation."""
 

@@ -130,11 +130,15 @@ def built(
         server = client(SERVER, whole, _ONE if config.data.proxy else _NONE)
     else:
         rows, dealt = rows_of.of(part, work)
+        judged = _judged(work.loaded, dealt, rows, part, rng)
+        common = dealt.test is not None and not config.partition.test_fraction
         for id, split in dealt.splits.items():
             if id in part.ids:
-                held_out = {"validation": take(rows, split.validation), "test": take(rows, split.test)}
+                held_out = {
+                    "validation": take(rows, split.validation),
+                    "test": judged if common else take(rows, split.test),
+                }
                 clients[id] = client(id, budgets[id - part.first], take(rows, split.train), **held_out)
-        judged = _judged(work.loaded, dealt, rows, part, rng)
         server = client(SERVER, whole, take(rows, dealt.proxy), test=judged)
     group = BuiltGroup(part.label, part.ids, config, architecture, work.loaded, work.lora, work.bench, server)
     return group, clients
