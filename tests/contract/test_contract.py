@@ -89,8 +89,8 @@ def real(
 
 
 def learned(state):
-    """The server's tensors, and what was merged into the base."""
-    return [state["params"], state["base"]["log"] if "base" in state else None]
+    """The server's tensors, of all and of each architecture, and what was merged into the base."""
+    return [state["params"], state.get("ends"), state["base"]["log"] if "base" in state else None]
 
 
 def apart(name: str, models=(VIT, WIDE), *, mixed: bool = False, proxy: int = 0, rule=None, **settings) -> Build:
@@ -132,6 +132,7 @@ REAL = {
     "h2tune": Row(across("h2tune", (VIT, LLAMA), private_steps=1)),
     "h2tune-mixed-drawn": Row(across("h2tune", mixed=True, selection="drawn", alignment="slots", joint_rounds=0)),
     "h2tune-alone-strongest": Row(real("h2tune", selection="strongest", deviation=0.1, reselect=2)),
+    "h2tune-common-ends": Row(across("h2tune", (VIT, LLAMA), mixed=True, ends="architecture", private_steps=1)),
     "h2tune-noise": Row(across("h2tune", deviation=0.1, bank="noise", joint_rounds=9)),
     "ffa-lora": Row(real("ffa-lora")),
     "rolora": Row(real("rolora", model=LLAMA, budgets=(1, 2, 3))),

@@ -74,6 +74,7 @@ TABLE = {
     "fed-hello-apart": lambda: apart("fed-hello", (LLAMA, BERT), scores_from="clients", **SOON),
     "flora-apart": lambda: apart("flora", (BERT, WIDE)),
     "h2tune-across": lambda: across((VIT, WIDE, LLAMA, BERT)),
+    "h2tune-common-ends": lambda: across((VIT, LLAMA), ends="architecture"),
     "toy-fedavg": fedavg_setup,
     "toy-local-bias": local_bias_setup,
     "toy-vertical": vertical_setup,

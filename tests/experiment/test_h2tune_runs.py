@@ -192,3 +192,13 @@ def test_h2_16_a_billion_weights_plan_to_half_a_percent_of_their_lora(config, tm
     assert ours.bytes_up == ours.bytes_down == exchange_bytes(16, 2, 256) == 32_832
     assert lora.bytes_up == 6_815_744
     assert ours.bytes_up / lora.bytes_up < 0.01
+
+
+def test_ends_of_each_architecture_make_a_global_model_of_each_group(config, tmp_path):
+    wanted = config("rounds=1", "method.ends=architecture", "groups.0.rank=4", "groups.2.rank=4")
+    folder = run(wanted, tmp_path / "run")
+    scores = read_rounds(folder)[-1]["evaluation"]["groups"]
+    assert scores.keys() == {"llama", "bert", "vit"}
+    assert all(score["examples"] > 0 for score in scores.values())
+    made = {path.name for path in (folder / "adapters").iterdir()}
+    assert made == {"global-llama", "global-bert", "global-vit", *(f"client-00{id}" for id in range(6))}

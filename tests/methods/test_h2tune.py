@@ -111,7 +111,7 @@ def test_h2_15_slots_and_coverage_travel_and_nothing_else():
         assert reply.params.keys() == order.params.keys() == fit.expects(order).keys()
         assert reply.params.keys() == {"coverage", "bank.query", "bank.value"}
         assert all(reply.params[name].shape == tensor.shape for name, tensor in order.params.items())
-        assert set(order.settings) == {"layers", "joint", "relation", "width"}
+        assert set(order.settings) == {"layers", "joint", "relation", "width", "architecture"}
     for id, memory in memories.items():
         where = setup.clients[id].bench.layout
         layers = range(where.num_layers - min(where.num_layers, setup.clients[id].profile.budget.layers), 9)
@@ -316,6 +316,41 @@ def test_gpt2s_joint_projection_is_a_site_that_it_shares_with_others_queries():
     setup = scene((GPT2, LLAMA))
     sent = {id: set(slots_in(order.params)) for id, order in orders_of(setup, play(setup).states[-1]).items()}
     assert sent == {0: {"query"}, 1: {"query"}, 2: {"query", "value"}, 3: {"query", "value"}}
+
+
+def test_ends_that_an_architecture_shares_are_its_weighted_mean_and_cross_to_no_other():
+    setup = scene((VIT, LLAMA), ends="architecture")
+    (fit,) = setup.method.exchanges
+    sent = []
+
+    def work(client, order, memory):
+        reply, memory = fit.work(client, order, memory)
+        sent.append(reply)
+        return reply, memory
+
+    watched = setup._replace(method=setup.method._replace(exchanges=(fit._replace(work=work),)))
+    played = play(watched, num_rounds=1)
+    before, after = (state["ends"] for state in played.states)
+    for architecture, (one, two) in (("vit-4x8", sent[:2]), ("llama-3x8", sent[2:])):
+        where = setup.clients[one.client].bench.layout
+        for name in where.depth:
+            both = [reply for reply in (one, two) if name in reply.params]
+            key, total = f"{architecture}/{name}", sum(reply.weight for reply in both)
+            if not both:
+                assert torch.equal(after[key], before[key])
+                continue
+            mean = sum(reply.weight / total * reply.params[name].double() for reply in both)
+            torch.testing.assert_close(after[key].double(), mean, rtol=0, atol=1e-6)
+    assert all(memory.keys() == {"relation"} for memory in played.memories.values())
+    assert played.traffic[0][0].bytes_up[0] < played.traffic[0][0].bytes_down[0]  # one block of four is trained
+    view = setup.method.view(played.states[-1], setup.profiles[0])
+    used = setup.clients[0].params(view, played.memories[0])
+    assert all(torch.equal(used[name], after[f"vit-4x8/{name}"]) for name in setup.clients[0].bench.layout.depth)
+
+
+def test_ends_of_unlike_rank_cannot_be_averaged():
+    with pytest.raises(ConfigError, match=r"method.ends = 'architecture': client 0 has rank 2 and its architecture 4"):
+        scene((VIT, WIDE), ranks=(2, 4), ends="architecture")
 
 
 # What is refused ------------------------------------------------------------

@@ -35,27 +35,52 @@ def layerwise_mean(base: Mapping[str, Tensor], replies: Iterable[Reply], weighti
 
     Paper: fed-hello, layer-mean; fedavg, weighted-mean
     """
-    if weighting not in WEIGHTINGS:
-        raise ConfigError(
-            f"method.weighting is '{weighting}'; it must be one of {', '.join(WEIGHTINGS)}"
-            f"{suggestion(weighting, WEIGHTINGS)}"
-        )
-    steps: Params = {}
-    weights: dict[str, float] = {}
-    num_replies = 0
+    mean = RunningMean(base, weighting)
     for reply in replies:
-        num_replies += 1
-        check_reply(base, reply)
-        weight = float(reply.weight) if weighting == "examples" else 1.0
+        mean.add(reply)
+    return mean.result()
+
+
+class RunningMean:
+    """``layerwise_mean`` for whoever reads the replies for something else besides: ``add`` each, then ask for
+    ``result``."""
+
+    def __init__(self, base: Mapping[str, Tensor], weighting: str = "examples") -> None:
+        if weighting not in WEIGHTINGS:
+            raise ConfigError(
+                f"method.weighting is '{weighting}'; it must be one of {', '.join(WEIGHTINGS)}"
+                f"{suggestion(weighting, WEIGHTINGS)}"
+            )
+        self._base, self._weighting = base, weighting
+        self._steps: Params = {}
+        self._weights: dict[str, float] = {}
+        self._num_replies = 0
+
+    def add(self, reply: Reply) -> None:
+        """Count a reply in; it is not held."""
+        check_reply(self._base, reply)
+        self._num_replies += 1
+        weight = float(reply.weight) if self._weighting == "examples" else 1.0
         for name, tensor in reply.params.items():
-            step = (wide(tensor.detach().to(base[name].device)) - wide(base[name].detach())) * weight
-            steps[name] = steps[name] + step if name in steps else step
-            weights[name] = weights.get(name, 0.0) + weight
-    if not num_replies:
-        raise RoundError("no replies to average; at least one client must answer")
-    return {
-        name: _moved(tensor, steps[name] / weights[name]) if name in steps else tensor for name, tensor in base.items()
-    }
+            base = self._base[name]
+            step = (wide(tensor.detach().to(base.device)) - wide(base.detach())) * weight
+            self._steps[name] = self._steps[name] + step if name in self._steps else step
+            self._weights[name] = self._weights.get(name, 0.0) + weight
+
+    def result(self) -> Params:
+        """The mean of the replies so far.
+
+        Raises
+        ------
+        RoundError
+            if there were none.
+        """
+        if not self._num_replies:
+            raise RoundError("no replies to average; at least one client must answer")
+        return {
+            name: _moved(tensor, self._steps[name] / self._weights[name]) if name in self._steps else tensor
+            for name, tensor in self._base.items()
+        }
 
 
 def _moved(base: Tensor, step: Tensor) -> Tensor:

@@ -68,28 +68,28 @@ def _from(low: int, high: int, count: int) -> Callable[[np.random.Generator], tu
 
 
 def _falling(draws: np.random.Generator) -> tuple[int, int]:
-    small, rest = _from(2, 60, 2)(draws)
+    small, rest = _from(2, 20, 2)(draws)
     return small + rest, small
 
 
 def _divisible(draws: np.random.Generator) -> tuple[int, int]:
-    quotient, divisor = _from(2, 20, 2)(draws)
+    quotient, divisor = _from(2, 9, 2)(draws)
     return quotient * divisor, divisor
 
 
 def _sum_less(draws: np.random.Generator) -> tuple[int, int, int]:
-    first, second = _from(3, 40, 2)(draws)
+    first, second = _from(3, 12, 2)(draws)
     return first, second, int(draws.integers(2, first + second))
 
 
 def _product_more(draws: np.random.Generator) -> tuple[int, int, int]:
-    first, second = _from(2, 12, 2)(draws)
-    return first, second, int(draws.integers(2, 21))
+    first, second = _from(2, 9, 2)(draws)
+    return first, second, int(draws.integers(2, 10))
 
 
 KINDS: dict[str, Kind] = {
     "add": Kind(
-        _from(2, 99, 2),
+        _from(2, 30, 2),
         ("answer = a + b",),
         lambda a, b: a + b,
         2,
@@ -115,7 +115,7 @@ KINDS: dict[str, Kind] = {
         "{a} - {b} = {answer}",
     ),
     "multiply": Kind(
-        _from(2, 20, 2),
+        _from(2, 9, 2),
         ("answer = a * b",),
         lambda a, b: a * b,
         2,

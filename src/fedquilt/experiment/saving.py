@@ -11,9 +11,9 @@ import torch
 from fedquilt.adapters.export import save_peft
 from fedquilt.adapters.inject import adapters
 from fedquilt.adapters.plain import plain
+from fedquilt.client.middle import RELATION
 from fedquilt.config.load import parse
 from fedquilt.core.errors import RunError
-from fedquilt.core.factors import SHIFT
 from fedquilt.core.params import num_bytes
 from fedquilt.core.types import ClientId, Memory, Order, Tree
 from fedquilt.experiment.build import Experiment, build
@@ -34,14 +34,14 @@ def save_adapters(experiment: Experiment, state: Tree, memories: Mapping[ClientI
                 continue
             client = experiment.clients[id]
             own = view(state, client.profile)
-            if memories.get(id, {}).get("params") or num_bytes(own.params) != num_bytes(order.params):
+            memory = memories.get(id, {})
+            if memory.get("params") or RELATION in memory or num_bytes(own.params) != num_bytes(order.params):
                 _save(group, folder / _client_folder(id), client.params(own, memories.get(id)))
 
 
 def is_whole(group: BuiltGroup, order: Order) -> bool:
-    """Whether a view holds every tensor of the layout; it may hold what was merged into the base besides."""
-    named = {name for name in order.params if name.rpartition(".")[2] != SHIFT}
-    return named == group.layout.depth.keys()
+    """Whether a view holds every tensor of the layout; it may hold a change of the base or a bank besides."""
+    return group.layout.depth.keys() <= order.params.keys()
 
 
 def _save(group: BuiltGroup, folder: Path, params: Mapping[str, torch.Tensor]) -> None:

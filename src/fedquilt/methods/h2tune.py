@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -20,13 +21,14 @@ from fedquilt.aggregate.bank import (
     to_params,
 )
 from fedquilt.aggregate.layermap import depth_logits, relation
+from fedquilt.aggregate.mean import RunningMean
 from fedquilt.allocate.cores import drawn, leading, rank_within, strongest
 from fedquilt.client.fit import Phase
 from fedquilt.client.middle import RELATION
 from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.factors import at_rank
 from fedquilt.core.method import Exchange, Method
-from fedquilt.core.params import select
+from fedquilt.core.params import select, without
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Federation, Layout, Memory, Order, Params, Profile, Reply, Tree, Turn
 
@@ -51,6 +53,7 @@ def h2tune(
     server_rate: float = 1.0,
     damping: float = 0.01,
     bank: Literal["shared", "noise"] = "shared",
+    ends: Literal["private", "architecture"] = "private",
 ) -> Method:
     """Client k, of rank r_k, adapts its model by ``dW = s B (I + T) A``; A, B and its head never leave it.
 
@@ -68,7 +71,9 @@ def h2tune(
 
     The bank begins with normal numbers of this ``deviation``, and moves ``server_rate`` times to where the clients
     would have it; ``damping`` holds slots back that hardly a layer belongs to. With ``bank = "noise"`` clients are sent
-    drawn numbers as large as the bank in its place: the control for what is learned from others.
+    drawn numbers as large as the bank in its place: the control for what is learned from others. With
+    ``ends = "architecture"`` A, B and the head are not private: clients of one architecture, and one rank, average
+    them, too.
 
     Raises
     ------
@@ -107,17 +112,27 @@ def h2tune(
 
     def core_width(profile: Profile) -> int:
         """How many rows and columns of the bank a client has."""
-        rank = _rank(layouts[profile.architecture], profile)
+        rank = _rank(layouts[profile.architecture], profile.budget.rank)
         if max_bytes is None:
             return rank
         num_matrices = num_slots * len(sites[profile.architecture])
         return rank_within(max_bytes, num_matrices, rank, extra_bytes=exchange_bytes(num_slots, 0, 0))
+
+    if ends == "architecture":
+        _check_ranks(federation)
+
+    def own_name(architecture: str, name: str) -> str:
+        """Under which name the server keeps an architecture's A, B or head."""
+        return f"{architecture}/{name}"
 
     widths = {profile.id: core_width(profile) for profile in federation.profiles}
     size = max(widths.values())
 
     def init(rng: Rng) -> Tree:
         state: Tree = {"params": drawn_bank(every_site, num_slots, size, rng.child("bank"), deviation), "round": 0}
+        if ends == "architecture":
+            made = {own: start(rng) for own, start in federation.initial.items()}
+            state["ends"] = {own_name(own, n): tensor for own, params in made.items() for n, tensor in params.items()}
         if bank == "noise":
             state["noise"] = drawn_bank(every_site, num_slots, size, rng.child("noise"), 1.0)
         if selection == "strongest":
@@ -133,17 +148,22 @@ def h2tune(
         return dict.fromkeys(sites[profile.architecture], lines.entries(size))
 
     def sent(state: Tree, profile: Profile) -> Params:
-        """What of the bank a client gets, and how its layers would cover the slots by their depth."""
+        """What of the bank a client gets, and how its layers would cover the slots by their depth; and its ends."""
         held = state["params"] if bank == "shared" else as_large(state["noise"], state["params"])
         depth = layouts[profile.architecture].num_layers
         by_depth = relation(depth_logits(depth, num_slots, width)).sum(1)
-        return to_params(offered(held, entries(state, profile)), by_depth)
+        params = to_params(offered(held, entries(state, profile)), by_depth)
+        if ends == "architecture":
+            own = profile.architecture
+            params |= {name: state["ends"][own_name(own, name)] for name in layouts[own].depth}
+        return params
 
     def order(state: Tree, profile: Profile) -> Order:
         depth = layouts[profile.architecture].num_layers
         layers = list(range(depth - min(depth, profile.budget.layers), depth))
         joint = state["round"] < joint_rounds
-        return Order(sent(state, profile), {"layers": layers, "joint": joint, "relation": alignment, "width": width})
+        settings = {"layers": layers, "joint": joint, "relation": alignment, "width": width}
+        return Order(sent(state, profile), {**settings, "architecture": profile.architecture})
 
     def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
         return {profile.id: order(state, profile) for profile in turn.cohort}
@@ -165,20 +185,28 @@ def h2tune(
                 Phase(private, private_steps, agreement=agreement, temperature=temperature),
             ]
         fitted = client.alternate(order, memory, phases)
-        now = {**middle.tensors, **select(fitted.params, shared)}
-        kept = {**memory, "params": {**memory.get("params", {}), **select(fitted.params, private)}}
+        now, own = {**middle.tensors, **select(fitted.params, shared)}, select(fitted.params, private)
+        back, kept = to_params(*middle.returned(now, layers)), dict(memory)
+        if ends == "private":
+            kept["params"] = {**memory.get("params", {}), **own}
+        else:
+            back |= own
         if RELATION in now:
             kept[RELATION] = now[RELATION]
-        return Reply(client.id, to_params(*middle.returned(now, layers)), fitted.num_examples, fitted.metrics), kept
+        return Reply(client.id, back, fitted.num_examples, fitted.metrics), kept
 
     def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
         profiles = {profile.id: profile for profile in federation.profiles}
+        mean = RunningMean(state.get("ends", {}))
 
         def updates() -> Iterator[BankUpdate]:
             for reply in replies:
                 if COVERAGE not in reply.params:
                     raise RoundError(f"client {reply.client} sent no tensor '{COVERAGE}'")
                 profile, own = profiles[reply.client], slots_in(reply.params)
+                names = [name for name in reply.params if name in layouts[profile.architecture].depth]
+                placed = {own_name(profile.architecture, name): reply.params[name] for name in names}
+                mean.add(replace(reply, params=placed))
                 held = entries(state, profile)
                 if bank == "noise":  # what the client learned on top of noise, on top of the bank
                     base, given = offered(state["params"], held), slots_in(sent(state, profile))
@@ -188,14 +216,29 @@ def h2tune(
         number = state["round"] + 1
         merged = merged_bank(state["params"], updates(), step=server_rate, damping=damping)
         after = {**state, "params": merged, "round": number}
+        if ends == "architecture":
+            after["ends"] = mean.result()
         if selection == "strongest" and number % reselect == 0:
             after["scores"] = _scores(merged)
         return after
 
     def expects(order: Order) -> Params:
-        return dict(order.params)
+        trained, layers = order.settings["architecture"], order.settings["layers"]
+        resting = {*layouts[trained].depth} - {*layouts[trained].names(layers), *layouts[trained].head}
+        return without(order.params, resting)
 
     return Method("h2tune", init, (Exchange("fit", ask, work, merge, expects),), order)
+
+
+def _check_ranks(federation: Federation) -> None:
+    """Nothing, if every client has the rank of its architecture, as a mean needs it."""
+    for profile in federation.profiles:
+        own, rank = _rank(federation.layouts[profile.architecture], None), profile.budget.rank
+        if rank is not None and rank != own:
+            raise ConfigError(
+                f"method.ends = 'architecture': client {profile.id} has rank {rank} and its architecture {own}, and a "
+                "mean needs one; set adapter.rank in the groups in place of their rank, or ends = 'private'"
+            )
 
 
 def _scores(bank: Mapping[str, Tensor]) -> Params:
@@ -203,9 +246,9 @@ def _scores(bank: Mapping[str, Tensor]) -> Params:
     return {site: matrices.square().sum(0).sqrt() for site, matrices in bank.items()}
 
 
-def _rank(layout: Layout, profile: Profile) -> int:
-    """The one rank of a client's adapters."""
-    shapes = at_rank(layout, profile.budget.rank).shapes
+def _rank(layout: Layout, rank: int | None) -> int:
+    """The one rank of the adapters of a client of this rank; None is the layout's."""
+    shapes = at_rank(layout, rank).shapes
     ranks = sorted({shape[0] for name, shape in shapes.items() if name.endswith(".lora_A")})
     if len(ranks) > 1:
         raise ConfigError(
