@@ -18,8 +18,9 @@ from fedquilt.engine.flower.processes import tail
 from fedquilt.engine.flower.trial import Trial
 from fedquilt.experiment import run
 from fedquilt.experiment.app import write_app
-from fedquilt.methods import METHODS
+from fedquilt.methods import ACROSS, METHODS
 from fedquilt.record import Record, read_rounds
+from fedquilt.record.tree import tree_to_bytes
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +53,38 @@ def app_in(folder: Path, tiny: Path, method: str, rounds: int, head: str) -> Pat
     return write_app(folder / "app", f'{top}{text}\n[head]\npolicy = "{head}"\n[network]\ntimeout = 120\n').parent
 
 
+UNLIKE = """
+name = "unlike"
+output = "{runs}"
+seed = 3
+rounds = 2
+device = "cpu"
+threads = 1
+model = {{ name = "tiny:vit?layers=3&width=16&image=8&patch=4", task = "image-classification" }}
+data = {{ source = "sklearn:digits", limit = 120 }}
+partition = {{ scheme = "iid", num_clients = 3 }}
+adapter = {{ rank = 2 }}
+training = {{ steps = 4, batch_size = 8, learning_rate = 0.01 }}
+method = {{ name = "{method}" }}
+network = {{ timeout = 120 }}
+
+[[groups]]
+label = "small"
+budget = 3
+
+[[groups]]
+label = "wide"
+budget = 4
+model = {{ name = "tiny:vit?layers=4&width=24&image=8&patch=4", task = "image-classification" }}
+
+[[groups]]
+label = "writes"
+budget = 2
+model = {{ name = "tiny:llama?layers=2&width=16", task = "causal-lm", max_length = 16 }}
+data = {{ source = "{words}", target = "answer" }}
+"""
+
+
 def submit(trial: Trial, app: Path) -> str:
     """The number of the run that Flower has started."""
     return re.search(r"started run (\d+)", trial.flwr("run", str(app), "trial").stdout).group(1)
@@ -73,9 +106,8 @@ def same_as_embedded(app: Path, folder: Path) -> None:
     """The run over the network left what the same run file leaves embedded: tensors, losses, everyone there."""
     settings = load(app / "run.toml")[0]
     whole = run(settings, app.parent / "embedded")
-    ours, theirs = (Record.open(path).load_checkpoint()[1]["params"] for path in (folder, whole))
-    assert ours.keys() == theirs.keys()
-    assert all(ours[name].equal(theirs[name]) for name in theirs)
+    ours, theirs = (tree_to_bytes(Record.open(path).load_checkpoint()[1]) for path in (folder, whole))
+    assert ours == theirs
     lines, others = read_rounds(folder), read_rounds(whole)
     assert [line["round"] for line in lines] == list(range(settings.rounds))
     for line, other in zip(lines, others, strict=True):
@@ -94,6 +126,17 @@ def test_every_method_ends_in_the_same_bits_as_embedded(trial, tiny, tmp_path, m
     same_as_embedded(app, folder)
     seconds = [line["seconds"] for line in read_rounds(folder)]
     print(f"{method}: rounds of {', '.join(f'{one:.1f}' for one in seconds)} s over TLS")
+
+
+@pytest.mark.parametrize("method", sorted({"fedit", *ACROSS}))
+def test_clients_of_unlike_models_end_in_the_same_bits_as_embedded(trial, tmp_path, method):
+    words = tmp_path / "words.tsv"
+    rows = [f"thing {row % 5} is\t{'good' if row % 2 else 'bad'}" for row in range(40)]
+    words.write_text("\n".join(["text\tanswer", *rows]) + "\n", encoding="utf-8")
+    text = UNLIKE.format(runs=tmp_path / "runs", method=method, words=words)
+    app, folder = write_app(tmp_path / "app", text).parent, tmp_path / "runs" / "unlike"
+    until((folder / "result.json").exists, 240, trial, submit(trial, app))
+    same_as_embedded(app, folder)
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the server's process in /proc")
