@@ -309,3 +309,24 @@ def test_the_first_blocks_alone_are_a_model_with_the_same_weights(meta):
 def test_a_cut_that_cannot_be_made_is_refused(name, message):
     with pytest.raises(ModelError, match=message):
         load(name, IMAGES, num_classes=10)
+
+
+def test_a_language_model_writes_its_likeliest_token_whatever_its_files_advise(tmp_path):
+    made = load("tiny:llama", CAUSAL)
+    save_text(tmp_path, made.model, "llama")
+    advice = {"do_sample": True, "temperature": 3.0, "repetition_penalty": 9.0, "num_beams": 2, "eos_token_id": [7, 9]}
+    (tmp_path / "generation_config.json").write_text(json.dumps(advice))
+    found = load(tmp_path, CAUSAL)
+    own = found.model.generation_config
+    assert (own.do_sample, own.eos_token_id, own.pad_token_id) == (False, [2, 7, 9], 0)
+    prompt = torch.arange(10, 20).unsqueeze(0)
+    before = torch.get_rng_state()
+    out = found.model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=5)
+    ids = prompt
+    for _ in range(5):
+        ids = torch.cat([ids, found.model(input_ids=ids).logits[:, -1:].argmax(-1)], 1)
+        if int(ids[0, -1]) in (2, 7, 9):
+            break
+    assert torch.equal(out, ids)
+    assert torch.equal(before, torch.get_rng_state())
+    assert load("tiny:vit", IMAGES).decode is load("tiny:bert").decode is load("tiny:llama", CAUSAL, meta=True).decode

@@ -5,9 +5,11 @@ from hypothesis import strategies as st
 
 from fedquilt.core.errors import DataError
 from fedquilt.core.rng import Rng
+from fedquilt.data.posing import rendered
 from fedquilt.data.table import Table
-from fedquilt.models.hf import load_model
-from fedquilt.models.text import IGNORED, NUM_TOKENS, byte_tokenizer, prepare_text
+from fedquilt.models.hf import _tokenizer, config_from, load_model
+from fedquilt.models.source import Source
+from fedquilt.models.text import IGNORED, NUM_TOKENS, byte_tokenizer, completion_encoder, prepare_text
 
 LENGTH = 24
 
@@ -118,3 +120,68 @@ def test_rows_that_are_no_labelled_text_are_told(bert, llama):
 def test_rows_of_nothing_but_padding_keep_one_column():
     columns = {"input_ids": torch.zeros(2, 4).int(), "attention_mask": torch.zeros(2, 4).int()}
     assert prepare_text(columns)["input_ids"].shape == (2, 1)
+
+
+# Conversations -------------------------------------------------------------------------------------------------------
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def talk(*roles):
+    turns = tuple((role, f"{role} says") for role in roles)
+    return Table("text", [rendered(turns)], None, (), targets=["yes"], turns=[turns])
+
+
+@pytest.fixture(scope="module")
+def chatty(tmp_path_factory):
+    """A causal model whose tokenizer has a chat template."""
+    folder = tmp_path_factory.mktemp("chatty")
+    load_model("tiny:llama", "causal-lm", num_classes=None, rng=Rng(0)).model.save_pretrained(folder)
+    tokenizer = _tokenizer(Source("tiny", values={}), config_from({"model_type": "llama"}), {})
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return load_model(str(folder), "causal-lm", num_classes=None, rng=Rng(0), max_length=80)
+
+
+def parts(loaded, table):
+    columns = loaded.encode(table)
+    ids, labels = columns["input_ids"][0], columns["labels"][0]
+    start = int((labels != IGNORED).int().argmax())
+    return ids[:start].tolist(), labels[labels != IGNORED].tolist()
+
+
+def test_a_conversation_is_written_by_the_models_template_and_learned_from_the_answer_on(chatty):
+    prompt, answer = parts(chatty, talk("user", "assistant", "user"))
+    assert prompt[0] == 1
+    assert prompt.count(1) == 1  # the template writes the start token, and the tokenizer not once more
+    assert chatty.decode(prompt) == "[user]user says[assistant]assistant says[user]user says[assistant]"
+    assert chatty.decode(answer) == "yes"
+    assert answer[-1] == 2
+
+
+def test_without_a_template_a_conversation_is_plain_text(llama):
+    table = talk("user")
+    prompt, answer = parts(load_model("tiny:llama", "causal-lm", num_classes=None, rng=Rng(0)), table)
+    assert llama.decode(prompt) == table.inputs[0] == "User:\nuser says\n\nAssistant:\n"
+    assert llama.decode(answer) == "yes"
+
+
+def test_what_a_template_does_not_take_is_told_with_its_row(chatty):
+    with pytest.raises(
+        DataError, match=r"row 0: the model's chat template does not take a conversation of system, user"
+    ):
+        chatty.encode(talk("system", "user"))
+
+
+@settings(deadline=None)
+@given(text=st.text(max_size=20))
+def test_what_was_encoded_is_decoded(llama, text):
+    text = text.replace("<", "")
+    tokenizer = _tokenizer(Source("tiny", values={}), config_from({"model_type": "llama"}), {})
+    columns = completion_encoder(tokenizer, 100)(Table("text", ["p"], None, (), targets=[text]))
+    answer = columns["labels"][columns["labels"] != IGNORED].tolist()
+    assert answer[-1] == 2
+    assert llama.decode(answer) == text

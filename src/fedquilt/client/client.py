@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from fedquilt.aggregate.base_log import incoming, shifts
+from fedquilt.client.answers import Answering
 from fedquilt.client.fit import Fitted, Penalty, Phase, Training, alternate, learning_rate_at
 from fedquilt.client.middle import Middle, middle_of, with_cores_of
 from fedquilt.client.probe import fisher_diagonal, layer_scores
@@ -24,7 +25,7 @@ class Client:
     (``memory["params"]``), else the server's (the order's), else the initial one; what was merged into the base is in
     ``memory["base"]``, and what the order adds to that. ``splits`` are held-out rows by name (``"test"``,
     ``"validation"``). ``frozen`` are tensors that it does not train, whatever layer they are in; ``penalties`` are
-    added to its loss.
+    added to its loss. ``answering`` is how a language model is judged by its answers, None by its tokens.
     """
 
     profile: Profile
@@ -37,6 +38,7 @@ class Client:
     batch_size: int = 256
     frozen: frozenset[str] = frozenset()
     penalties: tuple[Penalty, ...] = ()
+    answering: Answering | None = None
 
     @property
     def id(self) -> ClientId:
@@ -103,4 +105,5 @@ class Client:
         columns = self.splits.get(split)
         if columns is None or len(columns["labels"]) == 0:
             return {}
-        return evaluation(self.bench, columns, self.params(order, memory), batch_size=self.batch_size)
+        params = self.params(order, memory)
+        return evaluation(self.bench, columns, params, batch_size=self.batch_size, answering=self.answering)

@@ -7,16 +7,22 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fedquilt.client.answers import Answering, right_rows
 from fedquilt.client.task import negative_log_likelihood, num_correct, num_labels
 from fedquilt.client.workbench import Batch, Workbench
 
 
 def evaluation(
-    bench: Workbench, columns: Batch, params: Mapping[str, Tensor], *, batch_size: int = 256
+    bench: Workbench,
+    columns: Batch,
+    params: Mapping[str, Tensor],
+    *,
+    batch_size: int = 256,
+    answering: Answering | None = None,
 ) -> dict[str, float]:
     """``loss`` and ``accuracy`` over all labels of the rows, and ``examples``, the number of rows.
 
-    A language model's accuracy is over its labelled tokens.
+    A language model's accuracy is over its labelled tokens; with ``answering``, the share of rows answered right.
     """
     bench.load(params)
     num_rows = len(columns["labels"])
@@ -26,6 +32,10 @@ def evaluation(
             batch = {name: column[first : first + batch_size] for name, column in columns.items()}
             logits, labels = bench.forward(batch)
             loss_sum += float(negative_log_likelihood(logits, labels).sum())
-            correct += num_correct(logits, labels)
             seen += num_labels(labels)
-    return {"loss": loss_sum / max(1, seen), "accuracy": correct / max(1, seen), "examples": float(num_rows)}
+            if answering is None:
+                correct += num_correct(logits, labels)
+            else:
+                correct += sum(right_rows(bench, batch, logits, answering))
+    judged = max(1, seen if answering is None else num_rows)
+    return {"loss": loss_sum / max(1, seen), "accuracy": correct / judged, "examples": float(num_rows)}

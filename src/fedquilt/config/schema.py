@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from fedquilt.config.data import Data
 from fedquilt.config.evaluation import Evaluation
 from fedquilt.config.kinds import STRICT, Count, Rate, Share, Text
 from fedquilt.config.network import Network
@@ -35,39 +36,6 @@ class Model(BaseModel):
     """Run Python code that comes with the model. Off unless you trust its author."""
     max_length: Count = 128
     """Tokens kept of one text."""
-
-
-class Data(BaseModel):
-    """Where the examples come from. Keys that do not apply to the source are left out."""
-
-    model_config = STRICT
-
-    source: Text
-    """``sklearn:digits``, ``hub:owner/name``, or a file or folder (npz, tsv, csv, jsonl, parquet). With the scheme
-    ``sites``: one source a client with ``{client}`` for its number, or ``node``: what each node was started with."""
-    test: Text | None = None
-    """Source of a separate test set for the global evaluation."""
-    text: str = "text"
-    """Column of the text, or of the prompt."""
-    pair: str | None = None
-    """Column of the second text."""
-    label: str = "label"
-    """Column of the class."""
-    classes: Annotated[tuple[Text, ...], Field(min_length=2)] | None = None
-    """The classes in the order of the model's outputs; those found in the data if left out. The scheme ``sites`` needs
-    them: no single place sees all of the data."""
-    target: str | None = None
-    """Column of the completion, for causal language models."""
-    image: str = "image"
-    """Column of the image."""
-    group: str | None = None
-    """Column of the natural client id."""
-    limit: Count | None = None
-    """Rows of the source that are used, drawn at random; all if left out."""
-    test_limit: Count | None = None
-    """Rows of the test set that are used, drawn at random; all if left out."""
-    proxy: Annotated[int, Field(ge=0)] = 0
-    """Rows that the server keeps as its own; no client gets them."""
 
 
 class Partition(BaseModel):

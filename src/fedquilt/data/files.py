@@ -1,4 +1,4 @@
-"""Readers of single files: ``.npz``, ``.tsv``, ``.csv`` and ``.jsonl``. Each gives the columns of the file."""
+"""Readers of single files: ``.npz``, ``.tsv``, ``.csv``, ``.json`` and ``.jsonl``. Each gives a file's columns."""
 
 from __future__ import annotations
 
@@ -107,6 +107,34 @@ def read_jsonl(path: Path) -> Raw:
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: {type(row).__name__} found; every line must be one JSON object")
         rows.append(row)
+    return _of_objects(rows)
+
+
+def read_json(path: Path) -> Raw:
+    """The keys of a file that is one JSON list of objects, or has one object on every line; see ``read_jsonl``.
+
+    Raises
+    ------
+    DataError
+        if it is neither; names the row.
+    """
+    try:
+        rows = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # a second line with an object of its own
+            return read_jsonl(path)
+        raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg}); it must be a list of objects") from error
+    if not isinstance(rows, list):
+        raise DataError(
+            f"{path}: holds one {type(rows).__name__}; a .json file must be one list of objects, or one object a line"
+        )
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, row {number}: {type(row).__name__} found; every row must be a JSON object")
+    return _of_objects(rows)
+
+
+def _of_objects(rows: Sequence[dict[str, Any]]) -> Raw:
     names = dict.fromkeys(name for row in rows for name in row)
     return from_columns({name: [row.get(name) for row in rows] for name in names})
 

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,12 @@ from torch import Tensor
 
 from fedquilt.core.errors import DataError, suggestion
 from fedquilt.core.rng import Rng
-from fedquilt.data import files, hub
+from fedquilt.data.arithmetic_source import PREFIX, arithmetic_source
 from fedquilt.data.images import stacked
-from fedquilt.data.raw import Raw, from_columns, joined
+from fedquilt.data.places import read_place
+from fedquilt.data.posing import class_words, conversations, filled, layout_of, placeholders, rendered
+from fedquilt.data.raw import Raw, joined
 from fedquilt.data.table import Table
-
-FILE_TYPES = (".npz", ".tsv", ".csv", ".jsonl", ".parquet")
-SKLEARN_TABLES = ("breast_cancer", "diabetes", "iris", "linnerud", "wine")  # bundled, but rows of plain numbers
-SPLIT_NAMES = {"train": "train", "test": "test", "dev": "validation", "val": "validation", "valid": "validation"}
 
 
 def load_table(
@@ -35,14 +32,18 @@ def load_table(
     target: str | None = None,
     image: str = "image",
     group: str | None = None,
+    format: str = "auto",
+    prompt: str | None = None,
+    words: Mapping[str, str] | None = None,
     limit: int | None = None,
     rng: Rng | None = None,
 ) -> Table:
     """The rows of ``source`` as a table of images or of text.
 
-    ``source`` is ``"sklearn:digits"``; a path to a ``.npz``, ``.tsv``, ``.csv``, ``.jsonl`` or ``.parquet`` file, to a
-    folder of such files or to a folder written by ``save_to_disk``; or ``"hub:owner/name"``,
-    ``"hub:owner/name:configuration"``, either with ``"@split"`` behind it. ``$NAME`` in it is the environment variable.
+    ``source`` is ``"sklearn:digits"``; ``"arithmetic:blank"`` (see ``arithmetic_source``); a path to a ``.npz``,
+    ``.tsv``, ``.csv``, ``.jsonl``, ``.json`` or ``.parquet`` file, to a folder of such files or to a folder written by
+    ``save_to_disk``; or ``"hub:owner/name"``, ``"hub:owner/name:configuration"``, either with ``"@split"`` behind it.
+    ``$NAME`` in it is the environment variable.
 
     ``split`` picks one split. Without it, a source that has a train split and a test split (or, where the test split is
     missing or has no labels, a validation split) gives the rows of both, told apart by ``is_train``.
@@ -52,29 +53,43 @@ def load_table(
     where ``group`` is not set. Labels are numbered in ascending order of their values unless the source names its
     classes. ``limit`` keeps that many rows in their order: drawn by ``rng``, or the first ones without it.
 
+    ``format``, ``prompt`` and ``words`` say how rows are posed to a language model, see ``fedquilt.data.posing``: the
+    layout of the columns, a prompt with columns in braces, and the completion for each class.
+
     Raises
     ------
     DataError
         if the source is missing, damaged or empty, or has no such column or split.
     """
     place = expanded(source)
+    if place.startswith(PREFIX):
+        if prompt or words or format != "auto":
+            raise DataError(f"data.source = '{source}': its prompts are ready; leave data.prompt, words and format out")
+        return limited(_of_split(arithmetic_source(place), split), limit, rng)
     if place.startswith("hub:"):
         place, _, named = place.partition("@")
         split = split or named or None
-    wanted = {text, pair, label, target, image, group} - {None}
-    splits = _read(place, source, {str(name) for name in wanted})
+    wanted = {text, pair, label, target, image, group, *(placeholders(prompt) if prompt else ())} - {None}
+    splits = read_place(place, source, {str(name) for name in wanted})
     raw, is_train = _chosen(splits, split, label, source)
     if raw.num_rows == 0:
         raise DataError(f"data.source = '{source}': holds no rows")
     if group is None and place.endswith(".npz") and "client" in raw.names:
         group = "client"
-    table = _table(raw, source, text=text, pair=pair, label=label, target=target, image=image, group=group)
+    names = {"text": text, "pair": pair, "label": label, "target": target, "image": image, "group": group}
+    table = _table(raw, source, names, format, prompt, words)
     if is_train is not None:
         table = replace(table, is_train=is_train)
-    if split in ("train", "test") and len(splits) == 1 and table.is_train is not None and split not in splits:
-        keep = table.is_train if split == "train" else ~table.is_train
-        table = table.rows(keep.nonzero()[:, 0])
+    if len(splits) == 1 and split not in splits:
+        table = _of_split(table, split)
     return limited(table, limit, rng)
+
+
+def _of_split(table: Table, split: str | None) -> Table:
+    """The rows of one side of the published split, or all."""
+    if split not in ("train", "test") or table.is_train is None:
+        return table
+    return table.rows((table.is_train == (split == "train")).nonzero()[:, 0])
 
 
 def expanded(source: str) -> str:
@@ -150,80 +165,6 @@ def require_labels(table: Table, source: str) -> Tensor:
     return table.labels
 
 
-def _read(place: str, source: str, wanted: set[str]) -> dict[str, Raw]:
-    if place.startswith("sklearn:"):
-        return {"": _sklearn(place.removeprefix("sklearn:"), source)}
-    if place.startswith("hub:"):
-        name, _, configuration = place.removeprefix("hub:").partition(":")
-        return hub.read_hub(name, configuration or None)
-    path = Path(place)
-    if path.is_dir():
-        return hub.read_saved(path) if hub.is_saved(path) else _folder(path, source, wanted)
-    if not path.exists():
-        raise DataError(f"data.source = '{source}': there is no file or folder {path.absolute()}{_neighbours(path)}")
-    return {"": _file(path, wanted)}
-
-
-def _neighbours(path: Path) -> str:
-    if not path.parent.is_dir():
-        return ""
-    return suggestion(path.name, sorted(neighbour.name for neighbour in path.parent.iterdir()))
-
-
-def _file(path: Path, wanted: set[str]) -> Raw:
-    match path.suffix.lower():
-        case ".npz":
-            return files.read_npz(path)
-        case ".tsv":
-            return files.read_tsv(path, wanted)
-        case ".csv":
-            return files.read_csv(path)
-        case ".jsonl":
-            return files.read_jsonl(path)
-        case ".parquet":
-            return hub.read_parquet(path)
-        case suffix:
-            raise DataError(f"{path}: files of type '{suffix}' cannot be read; allowed are {', '.join(FILE_TYPES)}")
-
-
-def _folder(path: Path, source: str, wanted: set[str]) -> dict[str, Raw]:
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in FILE_TYPES and file.is_file())
-    if not found:
-        raise DataError(
-            f"data.source = '{source}': the folder holds no data; allowed are files of type {', '.join(FILE_TYPES)} "
-            "(named train.*, test.*, validation.* where they are splits) or a dataset written by save_to_disk"
-        )
-    parts: dict[str, list[Raw]] = {}
-    for file in found:
-        parts.setdefault(_split_name(file), []).append(_file(file, wanted))
-    return {name: joined(raws, source) for name, raws in parts.items()}
-
-
-def _split_name(file: Path) -> str:
-    word = re.split(r"[-_.]", file.stem.lower(), maxsplit=1)[0]
-    return SPLIT_NAMES.get(word, "validation" if word == "validation" else "")
-
-
-def _sklearn(name: str, source: str) -> Raw:
-    from sklearn import datasets as bundled
-
-    if name in SKLEARN_TABLES:
-        raise DataError(
-            f"data.source = '{source}': {name} holds rows of numbers, neither images nor text; of scikit-learn's "
-            "bundled sets "
-            "only sklearn:digits can be used"
-        )
-    if name != "digits":
-        raise DataError(
-            f"data.source = '{source}': there is no such set{suggestion(name, ['digits'])}; of scikit-learn's "
-            "bundled sets only "
-            "sklearn:digits can be used"
-        )
-    digits = bundled.load_digits()
-    # 8x8 counts in 0..16
-    return from_columns({"image": np.round(digits.images * (255 / 16)).astype(np.uint8), "label": digits.target})
-
-
 def _chosen(splits: Mapping[str, Raw], split: str | None, label: str, source: str) -> tuple[Raw, Tensor | None]:
     if split is not None and split in splits:
         return splits[split], None
@@ -254,9 +195,18 @@ def _unlabelled(raw: Raw, label: str) -> bool:
 
 
 def _table(
-    raw: Raw, source: str, *, text: str, pair: str | None, label: str, target: str | None, image: str, group: str | None
+    raw: Raw,
+    source: str,
+    names: Mapping[str, str | None],
+    format: str,
+    prompt: str | None,
+    words: Mapping[str, str] | None,
 ) -> Table:
-    has_text, has_image = _name(raw, text) is not None, _name(raw, image) is not None
+    text, image, label = (str(names[key]) for key in ("text", "image", "label"))
+    pair, target, group = names["pair"], names["target"], names["group"]
+    layout = "plain" if format == "auto" and _name(raw, image) else layout_of(raw, format, text, source)
+    posed = prompt is not None or layout != "plain"
+    has_text, has_image = posed or _name(raw, text) is not None, _name(raw, image) is not None
     if not has_text and not has_image:
         hint = suggestion(text, raw.names) or suggestion(image, raw.names)
         raise DataError(
@@ -264,19 +214,29 @@ def _table(
             "(data.image)"
             f"{hint}; columns: {', '.join(raw.names)}"
         )
-    kind = "image" if has_image and not (has_text and (pair or target)) else "text"
+    kind = "image" if has_image and not posed and not (has_text and (pair or target)) else "text"
     inputs: Tensor | list[str]
+    turns = None
+    targets = None if target is None else _strings(raw, "target", target, source)
     if kind == "image":
         inputs = stacked(
             _column(raw, "image", image, source), f"data.source = '{source}', column '{_name(raw, image)}'"
         )
-    else:
+    elif layout != "plain":
+        told = conversations(raw, layout, source)
+        turns, targets = (told.turns if prompt is None else None), targets or told.completions
+        inputs = [rendered(one) for one in told.turns]
+    elif prompt is None:
         inputs = _strings(raw, "text", text, source)
+    if prompt is not None:
+        inputs = filled(prompt, raw, {"text": text} | ({"pair": pair} if pair else {}), source)
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
     # a source without the default column has no labels; a column that the user named must be there
     if _name(raw, label) is not None or (label != "label" and target is None):
         labels, classes = _labels(raw, label, source)
+    if targets is None and (prompt or words) and labels is not None:
+        targets = class_words(labels.tolist(), classes, words)
     is_train = None
     if "is_train" in raw.names:
         is_train = torch.from_numpy(_flags(raw.read("is_train"), source))
@@ -286,7 +246,8 @@ def _table(
         labels,
         classes,
         pairs=None if pair is None else _strings(raw, "pair", pair, source),
-        targets=None if target is None else _strings(raw, "target", target, source),
+        targets=targets,
+        turns=turns,
         groups=None if group is None else _groups(_column(raw, "group", group, source), group, source),
         is_train=is_train,
         columns=raw.names,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedquilt.core.errors import DataError
+from fedquilt.data.posing import Turns
+
+Row = TypeVar("Row")
 
 Columns = dict[str, Tensor]
 """Model-ready rows by column name; every tensor has the same first dimension."""
@@ -25,8 +29,9 @@ class Table:
     ``kind`` is ``"image"`` or ``"text"``. ``inputs`` are uint8 images ``(n, H, W)`` or ``(n, H, W, 3)``, or ``n``
     strings (a sentence, or the prompt of a causal language model). ``labels`` are int64 ``(n,)`` and number
     ``classes``; None where the source has none. ``pairs`` are second sentences, ``targets`` the completions of a causal
-    language model. ``groups`` (int64) is the natural client id of every row, ``is_train`` (bool) the published split.
-    ``columns`` are the names of all columns of the source, read or not.
+    language model; ``turns`` what was said before them, by role, where the source holds conversations (``inputs`` is
+    then the same as plain text). ``groups`` (int64) is the natural client id of every row, ``is_train`` (bool) the
+    published split. ``columns`` are the names of all columns of the source, read or not.
     """
 
     kind: str
@@ -35,6 +40,7 @@ class Table:
     classes: tuple[str, ...]
     pairs: list[str] | None = None
     targets: list[str] | None = None
+    turns: list[Turns] | None = None
     groups: Tensor | None = None
     is_train: Tensor | None = None
     columns: tuple[str, ...] = ()
@@ -49,7 +55,7 @@ class Table:
             self.inputs[chosen] if isinstance(self.inputs, Tensor) else [self.inputs[row] for row in chosen.tolist()]
         )
 
-        def strings(column: list[str] | None) -> list[str] | None:
+        def strings(column: list[Row] | None) -> list[Row] | None:
             return None if column is None else [column[row] for row in chosen.tolist()]
 
         def numbers(column: Tensor | None) -> Tensor | None:
@@ -61,6 +67,7 @@ class Table:
             labels=numbers(self.labels),
             pairs=strings(self.pairs),
             targets=strings(self.targets),
+            turns=strings(self.turns),
             groups=numbers(self.groups),
             is_train=numbers(self.is_train),
         )
@@ -79,7 +86,7 @@ def concatenated(tables: Sequence[Table]) -> Table:
         if _form(other) != _form(first):
             raise DataError(f"source {number} holds {_form(other)}, but source 0 holds {_form(first)}")
 
-    def strings(columns: list[list[str] | None]) -> list[str] | None:
+    def strings(columns: list[list[Row] | None]) -> list[Row] | None:
         return None if columns[0] is None else [value for column in columns for value in column or ()]
 
     labels = [table.labels for table in tables if table.labels is not None]
@@ -90,6 +97,7 @@ def concatenated(tables: Sequence[Table]) -> Table:
         labels=torch.cat(labels) if labels else None,
         pairs=strings([table.pairs for table in tables]),
         targets=strings([table.targets for table in tables]),
+        turns=strings([table.turns for table in tables]),
         groups=None,
         is_train=None,
     )
@@ -98,8 +106,8 @@ def concatenated(tables: Sequence[Table]) -> Table:
 def _form(table: Table) -> str:
     """What must be alike in tables that are put together, in words."""
     size = f" of {'x'.join(map(str, table.inputs.shape[1:]))}" if isinstance(table.inputs, Tensor) else ""
-    kinds = (("labels", table.labels), ("second texts", table.pairs), ("completions", table.targets))
-    extra = [name for name, column in kinds if column is not None]
+    kinds = {"labels": table.labels, "second texts": table.pairs, "completions": table.targets}
+    extra = [name for name, column in (kinds | {"conversations": table.turns}).items() if column is not None]
     return f"{table.kind}{size}{' with ' if extra else ''}{', '.join(extra)}"
 
 

@@ -19,6 +19,7 @@ from fedquilt.data.loaders import limited, load_table, published_split, require_
 from fedquilt.data.partition import partition
 from fedquilt.data.split import Shares, carve_proxy, label_counts, split_clients, split_digest
 from fedquilt.data.table import Table, concatenated
+from fedquilt.experiment.answers import check_posing
 
 SITES = "sites"
 """The scheme in which every client has a source of its own."""
@@ -118,11 +119,12 @@ def _as_named(config: Config, table: Table, source: str) -> Table:
 
 
 def _columns(config: Config) -> dict[str, Any]:
-    return config.data.model_dump(include={"text", "pair", "label", "target", "image", "group"})
+    keys = {"text", "pair", "label", "target", "image", "group", "format", "prompt", "words"}
+    return config.data.model_dump(include=keys)
 
 
 def check_kind(config: Config, table: Table, key: str, source: str) -> None:
-    """Nothing, if the table holds what the task needs: images or text, and labels for a classifier."""
+    """Nothing, if the table holds what the task needs: images or text, labels for a classifier, answers to judge by."""
     task = config.model.task
     wanted = "image" if task == "image-classification" else "text"
     if table.kind != wanted:
@@ -134,6 +136,7 @@ def check_kind(config: Config, table: Table, key: str, source: str) -> None:
         )
     if task != "causal-lm":
         require_labels(table, source)
+    check_posing(config, table, key, source)
 
 
 def deal(

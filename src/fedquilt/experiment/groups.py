@@ -24,6 +24,7 @@ from fedquilt.core.factors import cut
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId, Federation, Layout, Params, Profile
 from fedquilt.data.table import Columns, num_rows, take
+from fedquilt.experiment.answers import answering_of
 from fedquilt.experiment.deal import Dealt, partition_record
 from fedquilt.experiment.protect import family_of, rule_of
 from fedquilt.experiment.sources import Source, told_of
@@ -120,8 +121,9 @@ def built(
     def client(id: ClientId, budget: Budget, train: Columns, **held_out: Columns) -> Client:
         profile = Profile(id, num_rows(train), architecture, budget, config.model.task, part.label)
         own, size = cut(work.first, budget.rank), config.evaluation.batch_size
-        return Client(profile, work.bench, own, training, config.rounds, train, held_out, size)
+        return Client(profile, work.bench, own, training, config.rounds, train, held_out, size, answering=answering)
 
+    answering = None
     whole = Budget(work.bench.layout.num_layers)
     clients: dict[ClientId, Client] = {}
     if work.bench.device.type == "meta":  # shapes: of a plan, or of a group whose clients are all elsewhere
@@ -132,6 +134,7 @@ def built(
         rows, dealt = rows_of.of(part, work)
         judged = _judged(work.loaded, dealt, rows, part, rng)
         common = dealt.test is not None and not config.partition.test_fraction
+        answering = answering_of(config, work.loaded, dealt.table)
         for id, split in dealt.splits.items():
             if id in part.ids:
                 held_out = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from fedquilt.adapters.lora import is_linear
 from fedquilt.core.errors import ConfigError, FedquiltError, ModelError, suggestion
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks
 from fedquilt.data.table import Columns, Table
 from fedquilt.models.image import encode_images, image_preparer, pixels_of
-from fedquilt.models.layers import find_blocks
+from fedquilt.models.layers import default_targets, find_blocks
 from fedquilt.models.shapes import Values
 from fedquilt.models.source import FORMS, Source, find_source
 from fedquilt.models.text import SPECIAL, byte_tokenizer, classification_encoder, completion_encoder, prepare_text
@@ -37,18 +36,6 @@ TASKS: dict[str, Any] = {
     "causal-lm": transformers.AutoModelForCausalLM,
 }
 
-# the usual first choice of query and value projections, by how model families name them
-_QUERY_VALUE = (
-    ("q_proj", "v_proj"),
-    ("query", "value"),
-    ("q_lin", "v_lin"),
-    ("c_attn",),
-    ("query_key_value",),
-    ("qkv_proj",),
-    ("qkv",),
-    ("Wqkv",),
-)
-
 
 @dataclass(frozen=True)
 class Loaded:
@@ -58,7 +45,8 @@ class Loaded:
     ``head`` are the parameter names of the classification head, () for causal LM; ``fresh_head`` says whether the head
     was drawn anew because the weights hold none for that many classes. ``targets`` are the default modules to adapt.
     ``encode`` turns a Table into columns, ``prepare`` a batch of columns into the model's keyword arguments without
-    labels. ``digest`` is the sha256 of all weights, "" on meta, where ``fresh_head`` is not known and False.
+    labels. ``digest`` is the sha256 of all weights, "" on meta, where ``fresh_head`` is not known and False. ``decode``
+    gives the text of a language model's tokens, without its special ones; the model's ``generate`` is greedy.
     """
 
     model: nn.Module
@@ -70,6 +58,7 @@ class Loaded:
     prepare: Callable[[Columns], dict[str, Tensor]]
     digest: str
     fresh_head: bool
+    decode: Callable[[Sequence[int]], str] | None = None
 
 
 def load_model(
@@ -135,6 +124,9 @@ def load_model(
     _draw(model, [name for name in head if name in missing], rng.child("head"))
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # keys and values of past tokens serve generation only
+    writes = task == "causal-lm" and tokenizer is not None
+    if writes:
+        model.generation_config = _greedy(model.generation_config, tokenizer)
     encode, prepare = _columns(config, task, tokenizer, preprocessor, max_length)
     return Loaded(
         model=model.requires_grad_(False).eval(),
@@ -146,6 +138,7 @@ def load_model(
         prepare=prepare,
         digest="" if meta else digest(model),
         fresh_head=bool(missing & set(head)),
+        decode=_decoder(tokenizer) if writes else None,
     )
 
 
@@ -163,16 +156,6 @@ def save_model(model: Any, folder: Path) -> None:
     """Write a whole model, weights as safetensors, into a folder that ``load_model`` reads."""
     with _quiet():
         model.save_pretrained(folder)
-
-
-def default_targets(model: nn.Module, blocks: Blocks) -> tuple[str, ...]:
-    """Names of the query and value projections in the blocks (GPT-2: their joint one), or () if unknown."""
-    names = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if blocks.depth(name) is not None and is_linear(module)
-    }
-    return next((targets for targets in _QUERY_VALUE if names.issuperset(targets)), ())
 
 
 def digest(model: nn.Module) -> str:
@@ -324,6 +307,22 @@ def _tokenizer(source: Source, config: Any, options: dict[str, Any]) -> Any:
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _greedy(own: Any, tokenizer: Any) -> Any:
+    """How a model writes: its likeliest token every time, whatever its files advise, up to an end token of either's."""
+    listed = [own.eos_token_id] if isinstance(own.eos_token_id, int) else own.eos_token_id or []
+    ends = sorted({*listed, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
+    return transformers.GenerationConfig(
+        do_sample=False, use_cache=True, eos_token_id=ends or None, pad_token_id=tokenizer.pad_token_id
+    )
+
+
+def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
+    def decode(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    return decode
 
 
 def _preprocessor(source: Source, meta: bool, revision: str | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where a model's transformer blocks are, found from its structure."""
+"""Where a model's transformer blocks and its query and value projections are, found from its structure."""
 
 from __future__ import annotations
 
@@ -6,8 +6,21 @@ from typing import Any
 
 from torch import nn
 
+from fedquilt.adapters.lora import is_linear
 from fedquilt.core.errors import ModelError
 from fedquilt.core.types import Blocks
+
+# the usual first choice of query and value projections, by how model families name them
+_QUERY_VALUE = (
+    ("q_proj", "v_proj"),
+    ("query", "value"),
+    ("q_lin", "v_lin"),
+    ("c_attn",),
+    ("query_key_value",),
+    ("qkv_proj",),
+    ("qkv",),
+    ("Wqkv",),
+)
 
 
 def find_blocks(model: nn.Module) -> Blocks:
@@ -43,6 +56,16 @@ def find_blocks(model: nn.Module) -> Blocks:
         f"{kind} has no list of equal blocks{count}; its module lists of one class are: {told}. "
         "fedquilt needs a transformer whose blocks lie in one nn.ModuleList"
     )
+
+
+def default_targets(model: nn.Module, blocks: Blocks) -> tuple[str, ...]:
+    """Names of the query and value projections in the blocks (GPT-2: their joint one), or () if unknown."""
+    names = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if blocks.depth(name) is not None and is_linear(module)
+    }
+    return next((targets for targets in _QUERY_VALUE if names.issuperset(targets)), ())
 
 
 def _holds_blocks(modules: nn.ModuleList) -> bool:

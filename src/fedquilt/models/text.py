@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
 from fedquilt.core.errors import DataError
+from fedquilt.data.posing import Turns
 from fedquilt.data.table import Columns, Table
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
@@ -64,13 +65,22 @@ def completion_encoder(tokenizer: Any, max_length: int) -> Callable[[Table], Col
 
     A row is the prompt, the completion and the end token. Labels are the tokens themselves, and -100 on prompt and
     padding. Too long a row loses the start of its prompt first (one token of it stays), then the end of its completion.
-    Without completions every token of the text is a label.
+    Without completions every token of the text is a label. A conversation is written by the tokenizer's chat template
+    up to where the assistant speaks, or as plain text where it has none.
+
+    Raises
+    ------
+    DataError
+        if the data holds images, or the template does not take a conversation; names the row.
     """
 
     def encode(table: Table) -> Columns:
-        texts = _texts(table)
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        prompts = [_without_end(ids, end) for ids in tokenizer(texts)["input_ids"]]
+        if table.turns is not None and getattr(tokenizer, "chat_template", None):
+            # the template writes the special tokens itself
+            prompts = tokenizer(_by_template(tokenizer, table.turns), add_special_tokens=False)["input_ids"]
+        else:
+            prompts = [_without_end(ids, end) for ids in tokenizer(_texts(table))["input_ids"]]
         if table.targets is None:
             rows = [_cut([], ids + end, max_length) for ids in prompts]
         else:
@@ -106,6 +116,21 @@ def _texts(table: Table) -> list[str]:
     if isinstance(table.inputs, Tensor):
         raise DataError("the model reads text, but the data holds images; set model.task and data.source to one kind")
     return list(table.inputs)
+
+
+def _by_template(tokenizer: Any, conversations: Sequence[Turns]) -> list[str]:
+    texts = []
+    for row, turns in enumerate(conversations):
+        said = [{"role": role, "content": content} for role, content in turns]
+        try:
+            texts.append(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # a template raises what its author chose
+            roles = ", ".join(role for role, _ in turns)
+            raise DataError(
+                f"row {row}: the model's chat template does not take a conversation of {roles} ({error}); change the "
+                "row, or set data.prompt to write it without the template"
+            ) from error
+    return texts
 
 
 def _without_end(ids: list[int], end: list[int]) -> list[int]:

@@ -1,0 +1,59 @@
+"""What a run file says on where the examples come from, and how a language model's rows are posed and judged."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from fedquilt.config.kinds import STRICT, Count, Text
+
+
+class Data(BaseModel):
+    """Where the examples come from. Keys that do not apply to the source are left out."""
+
+    model_config = STRICT
+
+    source: Text
+    """``sklearn:digits``, ``arithmetic:blank`` (or ``choice``, ``program``), ``hub:owner/name``, or a file or folder
+    (npz, tsv, csv, jsonl, json, parquet). With the scheme ``sites``: one source a client with ``{client}`` for its
+    number, or ``node``: what each node was started with."""
+    test: Text | None = None
+    """Source of a separate test set for the global evaluation."""
+    text: str = "text"
+    """Column of the text, or of the prompt."""
+    pair: str | None = None
+    """Column of the second text."""
+    label: str = "label"
+    """Column of the class."""
+    classes: Annotated[tuple[Text, ...], Field(min_length=2)] | None = None
+    """The classes in the order of the model's outputs; those found in the data if left out. The scheme ``sites`` needs
+    them: no single place sees all of the data."""
+    target: str | None = None
+    """Column of the completion, for causal language models."""
+    format: Literal["auto", "plain", "instruction", "messages"] = "auto"
+    """How rows of text are laid out: ``plain`` columns as named here; ``instruction``, perhaps ``input``, and
+    ``output``; or ``messages``, a list of roles and contents. ``auto`` is plain where ``text`` is set or there is such
+    a column, and else what the columns say."""
+    prompt: Text | None = None
+    """The prompt of each row for a causal language model, as ``"{text}\\nSentiment: "``: ``{text}`` and ``{pair}`` are
+    the columns that these keys name, any other name in braces is a column's own. Without ``target``, the completion is
+    the row's class."""
+    words: dict[str, Text] | None = None
+    """What is written for a class as the completion, as ``{0 = "negative", 1 = "positive"}``; its name if left out."""
+    answers: Literal["exact", "number", "letter", "program", "label"] | None = None
+    """How a language model is judged: it completes the prompt, and ``accuracy`` is the share of rows whose answer is
+    that of the completion, by all of the text, its number, option letter, program's value or class. If left out, the
+    share of the completion's tokens that it predicts."""
+    new_tokens: Count = 64
+    """Most tokens that a language model writes for an answer."""
+    image: str = "image"
+    """Column of the image."""
+    group: str | None = None
+    """Column of the natural client id."""
+    limit: Count | None = None
+    """Rows of the source that are used, drawn at random; all if left out."""
+    test_limit: Count | None = None
+    """Rows of the test set that are used, drawn at random; all if left out."""
+    proxy: Annotated[int, Field(ge=0)] = 0
+    """Rows that the server keeps as its own; no client gets them."""

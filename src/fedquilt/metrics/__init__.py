@@ -1,0 +1,1 @@
+"""When an answer that a language model wrote is right."""
