@@ -24,6 +24,7 @@ MORE = {
     "data": {"PIL", "sklearn", "pandas", "pyarrow"},
     "data/hub.py": {"datasets", "flwr_datasets"},
     "models": {"huggingface_hub", "tokenizers"},
+    "pretrain/arithmetic.py": {"tokenizers"},
     "models/hf.py": {"transformers"},
     "report/plot.py": {"matplotlib"},
     "report/table.py": {"scipy"},

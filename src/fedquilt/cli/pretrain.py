@@ -20,20 +20,55 @@ def _frame() -> None:
 @app.command()
 def glyphs(
     folder: Annotated[Path, typer.Option("--out", help="The folder to write the model to.")],
+    size: Annotated[str, typer.Option(help="Blocks x width: 4x32, 8x48 or 12x64.")] = "12x64",
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 5000,
     seed: Annotated[int, typer.Option(help="Where all randomness starts.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "cpu",
 ) -> None:
-    """Pretrain the small vision transformer of the demo on letters and symbols drawn from several fonts."""
+    """Pretrain a small vision transformer on letters and symbols drawn from several fonts."""
     from fedquilt.core.rng import Rng
     from fedquilt.experiment.build import device_of
-    from fedquilt.pretrain import pretrain_glyphs
+    from fedquilt.pretrain.glyphs import pretrain_glyphs
 
+    place = str(device_of(device))
     with step_bar("pretraining") as progress:
-        made = pretrain_glyphs(folder, rng=Rng(seed), steps=steps, device=str(device_of(device)), progress=progress)
+        made = pretrain_glyphs(folder, rng=Rng(seed), size=size, steps=steps, device=place, progress=progress)
     out.print(
         f"{made.folder}: {made.accuracy_new_fonts:.1%} of glyphs from fonts it never saw, "
         f"{made.accuracy_new_drawings:.1%} of new drawings, {made.seconds:.0f} s",
         highlight=False,
         soft_wrap=True,
     )
+
+
+@app.command()
+def arithmetic(
+    folder: Annotated[Path, typer.Option("--out", help="The folder; every model gets one of its own in it.")],
+    only: Annotated[str | None, typer.Option(help="llama, gemma or qwen; all three where it is not given.")] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps of each model.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Where all randomness starts.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "cpu",
+) -> None:
+    """Pretrain three small causal language models of unlike architecture on drawn text about quantities."""
+    from fedquilt.core.errors import ConfigError, suggestion
+    from fedquilt.core.rng import Rng
+    from fedquilt.experiment.build import device_of
+    from fedquilt.pretrain.arithmetic import FAMILIES, pretrain_arithmetic
+    from fedquilt.pretrain.recipe import empty_folder
+
+    if only is not None and only not in FAMILIES:
+        raise ConfigError(f"--only is '{only}'{suggestion(only, list(FAMILIES))}; allowed: {', '.join(FAMILIES)}")
+    place = str(device_of(device))
+    places = {family: folder / f"arith-{family}" for family in ([only] if only else FAMILIES)}
+    for taken in places.values():
+        empty_folder(taken)  # all of them before the first one trains
+    for family, target in places.items():
+        with step_bar(family) as progress:
+            made = pretrain_arithmetic(family, target, rng=Rng(seed), steps=steps, device=place, progress=progress)
+        sums = ", ".join(f"{kind} {share:.0%}" for kind, share in made.new.items())
+        out.print(
+            f"{made.folder}: {made.num_weights:,} weights, loss {made.fresh_loss:.3f} on new text; "
+            f"sums with numbers it never saw: {sums}; {made.seconds:.0f} s",
+            highlight=False,
+            soft_wrap=True,
+        )

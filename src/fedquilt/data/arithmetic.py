@@ -26,7 +26,7 @@ SPLITS = ("train", "new-numbers", "new-words", "test")
 """What is held out: nothing, the operands, the template, or both (``test``)."""
 
 LETTERS = "ABCD"
-_NAMES = (
+NAMES = (
     "Ana",
     "Ben",
     "Chloe",
@@ -42,7 +42,7 @@ _NAMES = (
     "Milo",
     "Noor",
 )
-_THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps", "stones", "tickets")
+THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps", "stones", "tickets")
 _HELD_OUT_SHARE = 4  # one set of operands in four
 _PATIENCE = 500  # draws in a row that bring nothing new
 
@@ -273,7 +273,7 @@ def _drawn(kind: str, split: str, draws: np.random.Generator) -> Problem:
     operands = sort.draw(draws)
     while is_held_out(kind, operands) != (split in ("new-numbers", "test")):
         operands = sort.draw(draws)
-    name, things = (words[int(draws.integers(len(words)))] for words in (_NAMES, _THINGS))
+    name, things = (words[int(draws.integers(len(words)))] for words in (NAMES, THINGS))
     question = sort.templates[template].format(name=name, things=things, **_values(operands))
     return Problem(kind, template, operands, question, sort.answer(*operands))
 

@@ -12,7 +12,7 @@ from fedquilt.core.errors import ModelError
 from fedquilt.models.shapes import Values, published, tiny
 from fedquilt.models.text import NUM_TOKENS
 
-BUILTIN = ("glyph-vit",)
+BUILTIN = ("glyph-vit", "glyph-vit-4x32", "glyph-vit-8x48", "arith-llama", "arith-gemma", "arith-qwen")
 """Models that come with the package."""
 
 FORMS = (

@@ -21,3 +21,9 @@ def new_vit(architecture: Mapping[str, Any], classes: Sequence[str], rng: Rng) -
     values["label2id"] = {name: number for number, name in enumerate(classes)}
     with rng.scope():
         return model_from(config_from(values), "image-classification")
+
+
+def new_causal_lm(values: Values, rng: Rng) -> nn.Module:
+    """A causal language model of these config values with random weights drawn from ``rng``, all of them trainable."""
+    with rng.scope():
+        return model_from(config_from(values), "causal-lm")

@@ -18,9 +18,11 @@ from fedquilt.core.errors import ConfigError, RunError
 from fedquilt.core.rng import Rng
 from fedquilt.data.glyphs import CLASSES
 from fedquilt.models.tiny import new_vit
-from fedquilt.pretrain import ARCHITECTURE, pretrain_glyphs
+from fedquilt.pretrain.glyphs import DEFAULT_SIZE, pretrain_glyphs, shape_of
 
-ASSET = Path(str(resources.files("fedquilt"))) / "assets" / "glyph-vit"
+ASSETS = Path(str(resources.files("fedquilt"))) / "assets"
+ASSET = ASSETS / "glyph-vit"
+SMALLER = {"4x32": (4, 32, 60_000), "8x48": (8, 48, 230_000)}
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,20 @@ def test_the_same_seed_gives_the_same_weights(tmp_path):
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
+def test_a_size_makes_its_own_shape_and_names_itself_in_the_recipe(tmp_path):
+    made = pretrain_glyphs(tmp_path / "model", rng=Rng(0), size="4x32", steps=1, batch_size=4)
+    model = ViTForImageClassification.from_pretrained(made.folder)
+    assert (model.config.num_hidden_layers, model.config.hidden_size) == (4, 32)
+    recipe = tomllib.loads((made.folder / "recipe.toml").read_text())
+    assert recipe["command"] == "fedquilt pretrain glyphs --out DIR --size 4x32 --steps 1 --seed 0"
+
+
+def test_a_size_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"there is no size '4x33' \(did you mean '4x32'\?\); allowed: 4x32, 8x48"):
+        pretrain_glyphs(tmp_path / "model", rng=Rng(0), size="4x33")
+    assert not (tmp_path / "model").exists()
+
+
 def test_all_bad_settings_are_named_at_once(tmp_path):
     with pytest.raises(ConfigError) as caught:
         pretrain_glyphs(tmp_path / "model", rng=Rng(0), steps=0, learning_rate=-1.0)
@@ -117,9 +133,34 @@ def test_the_shipped_model_has_its_recipe_and_its_readme():
         assert word in text
 
 
+@pytest.mark.parametrize("size", list(SMALLER))
+def test_a_smaller_shipped_model_is_of_its_size_and_says_where_it_comes_from(size):
+    layers, width, num_weights = SMALLER[size]
+    folder = ASSETS / f"glyph-vit-{size}"
+    assert (folder / "model.safetensors").stat().st_size < 1_500_000
+    model = ViTForImageClassification.from_pretrained(folder)
+    assert (len(model.vit.layers), model.config.hidden_size) == (layers, width)
+    assert 0.8 * num_weights < sum(weight.numel() for weight in model.parameters()) < 1.2 * num_weights
+    assert tuple(model.config.id2label.values()) == CLASSES
+    recipe = tomllib.loads((folder / "recipe.toml").read_text())
+    assert f"--size {size}" in recipe["command"]
+    assert recipe["result"]["accuracy_new_fonts"] > 0.4
+    text = (folder / "README.md").read_text()
+    assert recipe["command"].replace("DIR", f"glyph-vit-{size}") in text
+    assert f"{recipe['result']['accuracy_new_fonts']:.3f}" in text
+
+
+@pytest.mark.parametrize("size", list(SMALLER))
+def test_smaller_features_tell_digits_apart_better_than_random_weights(size):
+    shipped = _digit_accuracy(ViTForImageClassification.from_pretrained(ASSETS / f"glyph-vit-{size}").eval())
+    random = _digit_accuracy(new_vit(shape_of(size), CLASSES, Rng(0)).eval())
+    assert shipped > 0.85
+    assert shipped > random + 0.05
+
+
 def test_the_shipped_features_tell_digits_apart_better_than_random_weights():
     shipped = _digit_accuracy(ViTForImageClassification.from_pretrained(ASSET).eval())
-    random = _digit_accuracy(new_vit(ARCHITECTURE, CLASSES, Rng(0)).eval())
+    random = _digit_accuracy(new_vit(shape_of(DEFAULT_SIZE), CLASSES, Rng(0)).eval())
     assert shipped > 0.93
     assert shipped > random + 0.15
 

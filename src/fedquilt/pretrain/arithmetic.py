@@ -1,0 +1,222 @@
+"""Pretraining of the built-in language models: three unlike families that learn sums, but no task's format."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from fedquilt.core.errors import RunError
+from fedquilt.core.rng import Rng
+from fedquilt.data.arithmetic import KINDS, is_held_out
+from fedquilt.data.arithmetic_text import passages, told
+from fedquilt.models.hf import save_model
+from fedquilt.models.small_tokenizers import MARKS, new_tokenizer, save_tokenizer
+from fedquilt.models.tiny import new_causal_lm
+from fedquilt.pretrain.recipe import Told, check_settings, empty_folder, recipe_text, trained
+
+POSITIONS = 512
+"""How many tokens the models can read at once."""
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {
+        "model_type": "llama", "vocab_size": 640, "hidden_size": 112, "num_hidden_layers": 6, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "intermediate_size": 304, "tie_word_embeddings": False, "initializer_range": 0.06,
+    },
+    "gemma": {
+        "model_type": "gemma2", "vocab_size": 576, "hidden_size": 144, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 1, "head_dim": 32, "query_pre_attn_scalar": 32, "intermediate_size": 432,
+        "tie_word_embeddings": True, "initializer_range": 0.06,
+    },
+    "qwen": {
+        "model_type": "qwen3", "vocab_size": 512, "hidden_size": 96, "num_hidden_layers": 8, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 272, "tie_word_embeddings": True,
+        "initializer_range": 0.06,
+    },
+}  # fmt: skip
+"""By family what its Hugging Face config takes: LLaMA with weights of its own for the output, Gemma 2 with one head of
+keys, norms on both sides of a layer and GeGLU, Qwen 3 with norms of queries and keys."""
+
+_VOCABULARY_TEXT, _CHUNK = 20_000, 2_000  # passages
+_NUM_SUMS = 256  # of every kind
+
+
+@dataclass(frozen=True)
+class PretrainedText:
+    """What a pretraining came to.
+
+    ``fresh_loss`` is nats a token on new text; ``new`` and ``known`` are by kind of sum the shares, in [0, 1], of plain
+    statements completed without a mistake, with operands that are held out and with others.
+    """
+
+    folder: Path
+    num_weights: int
+    fresh_loss: float
+    new: Mapping[str, float]
+    known: Mapping[str, float]
+    losses: tuple[float, ...]
+    seconds: float
+
+
+def pretrain_arithmetic(
+    family: str,
+    out: str | Path,
+    *,
+    rng: Rng,
+    steps: int = 2000,
+    batch_size: int = 32,
+    length: int = 80,
+    learning_rate: float = 3e-3,
+    weight_decay: float = 0.1,
+    warmup: float = 0.05,
+    device: str = "cpu",
+    progress: Told | None = None,
+) -> PretrainedText:
+    """A small causal language model of a family, with a tokenizer of its own, trained on drawn text about quantities.
+
+    Every step sees ``batch_size`` rows of ``length`` tokens of fresh passages, packed end to end. ``family`` is one of
+    ``FAMILIES``. ``out`` gets config.json, model.safetensors (float16), tokenizer.json, tokenizer_config.json and
+    recipe.toml, all at the end.
+
+    Raises
+    ------
+    ConfigError
+        if a setting is out of its range; names every one that is.
+    RunError
+        if ``out`` is not empty or cannot be written; raised before any training.
+    TrainingError
+        if the loss stops being a number.
+    """
+    settings = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "length": length,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "warmup": warmup,
+    }
+    check_settings(settings)
+    folder = empty_folder(Path(out))
+    began = time.perf_counter()
+    stream = rng.child("arithmetic", family)
+    values = FAMILIES[family]
+    tokenizer = new_tokenizer(family, values["vocab_size"], passages(_VOCABULARY_TEXT, stream.child("vocabulary")))
+    model: Any = new_causal_lm(_config(family, tokenizer), stream.child("init")).to(device).train()
+    history = trained(
+        model,
+        (
+            _loss(model, rows.to(device))
+            for rows in packed(tokenizer, family, batch_size, length, stream.child("train"))
+        ),
+        steps=steps,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        progress=progress,
+    )
+    model.half().float().eval()  # measured as it is saved
+    result = PretrainedText(
+        folder,
+        sum(weight.numel() for weight in model.parameters()),
+        _fresh_loss(model, tokenizer, family, length, stream.child("fresh"), device),
+        {kind: _accuracy(model, tokenizer, kind, True, stream.child("new", kind), device) for kind in KINDS},
+        {kind: _accuracy(model, tokenizer, kind, False, stream.child("known", kind), device) for kind in KINDS},
+        history,
+        time.perf_counter() - began,
+    )
+    _write(model, tokenizer, family, {"seed": rng.seed, **settings}, result)
+    return result
+
+
+def packed(tokenizer: Tokenizer, family: str, batch_size: int, length: int, rng: Rng) -> Iterator[Tensor]:
+    """Batch after batch of token numbers, int64 (``batch_size``, ``length``): passages end to end, without an end.
+
+    Every passage begins with the start token and ends with the end token; the row's edge may cut it.
+    """
+    end = MARKS[family].index(MARKS[family].end)  # the special tokens are numbered first
+    waiting: list[int] = []
+    chunk = 0
+    while True:
+        while len(waiting) < batch_size * length:
+            for text in tokenizer.encode_batch(passages(_CHUNK, rng.child(chunk))):
+                waiting += [*text.ids, end]
+            chunk += 1
+        rows, waiting = waiting[: batch_size * length], waiting[batch_size * length :]
+        yield torch.tensor(rows).view(batch_size, length)
+
+
+def _config(family: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    marks = MARKS[family]
+    return {
+        **FAMILIES[family],
+        "vocab_size": tokenizer.get_vocab_size(),
+        "max_position_embeddings": POSITIONS,
+        "attention_dropout": 0.0,
+        "pad_token_id": tokenizer.token_to_id(marks.pad),
+        "bos_token_id": tokenizer.token_to_id(marks.start),
+        "eos_token_id": tokenizer.token_to_id(marks.end),
+    }
+
+
+def _loss(model: nn.Module, rows: Tensor) -> Tensor:
+    """Mean negative log-likelihood of the next token, in nats, over rows (row, length)."""
+    logits = model(input_ids=rows, use_cache=False).logits[:, :-1]  # (row, length - 1, token)
+    return F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
+
+
+@torch.no_grad()
+def _fresh_loss(model: nn.Module, tokenizer: Tokenizer, family: str, length: int, rng: Rng, device: str) -> float:
+    batches = packed(tokenizer, family, 32, length, rng)
+    losses = [float(_loss(model, rows.to(device))) for rows, _ in zip(batches, range(8), strict=False)]
+    return math.fsum(losses) / len(losses)
+
+
+@torch.no_grad()
+def _accuracy(model: nn.Module, tokenizer: Tokenizer, kind: str, held_out: bool, rng: Rng, device: str) -> float:
+    """The share of drawn sums whose right side is, token by token, what the model deems likeliest, and not longer."""
+    draws = rng.numpy()
+    digits = {tokenizer.token_to_id(digit) for digit in "0123456789"}
+    pairs: list[tuple[list[int], list[int]]] = []
+    while len(pairs) < _NUM_SUMS:
+        operands = KINDS[kind].draw(draws)
+        if is_held_out(kind, operands) == held_out:
+            left, sign, answer = KINDS[kind].says.format(**told(kind, operands)).partition(" = ")
+            # digits and the space before them are tokens of their own, so a sum may be cut there
+            wanted = tokenizer.encode(answer, add_special_tokens=False).ids
+            pairs.append((tokenizer.encode(left + sign).ids, wanted))
+    longest = max(len(prompt) + len(wanted) for prompt, wanted in pairs)
+    # what comes behind a token cannot touch it, so any token may fill a row
+    rows = [[*prompt, *wanted, *[0] * (longest - len(prompt) - len(wanted))] for prompt, wanted in pairs]
+    guesses = model(input_ids=torch.tensor(rows, device=device), use_cache=False).logits.argmax(-1).tolist()
+    right = 0
+    for (prompt, wanted), guess in zip(pairs, guesses, strict=True):
+        *said, after = guess[len(prompt) - 1 : len(prompt) + len(wanted)]
+        right += said == wanted and after not in digits
+    return right / _NUM_SUMS
+
+
+def _write(model: Any, tokenizer: Tokenizer, family: str, settings: dict[str, Any], result: PretrainedText) -> None:
+    command = (
+        f"fedquilt pretrain arithmetic --out DIR --only {family} --steps {settings['steps']} --seed {settings['seed']}"
+    )
+    came_out: dict[str, Any] = {"num_weights": result.num_weights, "fresh_loss": round(result.fresh_loss, 4)}
+    for kind in KINDS:
+        came_out[f"accuracy_new_{kind.replace('-', '_')}"] = round(result.new[kind], 4)
+        came_out[f"accuracy_known_{kind.replace('-', '_')}"] = round(result.known[kind], 4)
+    try:
+        save_tokenizer(tokenizer, family, POSITIONS, result.folder)
+        save_model(model.to("cpu").half(), result.folder)
+        (result.folder / "recipe.toml").write_text(recipe_text(command, settings, came_out), "utf-8")
+    except OSError as error:
+        raise RunError(
+            f"cannot write the model to {result.folder}: {error.strerror or error}; "
+            "free the disk or choose another folder"
+        ) from error

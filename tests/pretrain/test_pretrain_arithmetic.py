@@ -1,0 +1,174 @@
+"""Pretraining on drawn arithmetic, and the three models that ship."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from fedquilt.cli.pretrain import app
+from fedquilt.core.errors import ConfigError, RunError
+from fedquilt.core.rng import Rng
+from fedquilt.data.arithmetic import KINDS, arithmetic_table, is_held_out
+from fedquilt.models.hf import load_model
+from fedquilt.models.small_tokenizers import MARKS, new_tokenizer
+from fedquilt.pretrain.arithmetic import FAMILIES, packed, pretrain_arithmetic
+
+ASSETS = Path(str(resources.files("fedquilt"))) / "assets"
+
+
+def asset(family):
+    return ASSETS / f"arith-{family}"
+
+
+def loaded(name):
+    return load_model(str(name), "causal-lm", num_classes=None, rng=Rng(0))
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("short") / "model"
+    return pretrain_arithmetic("qwen", folder, rng=Rng(1), steps=20, batch_size=8, length=48)
+
+
+def test_training_lowers_the_loss(short):
+    assert len(short.losses) == 20
+    assert sum(short.losses[-4:]) < 0.8 * sum(short.losses[:4])
+    assert short.fresh_loss < short.losses[0]
+    assert short.new.keys() == short.known.keys() == KINDS.keys()
+
+
+def test_the_folder_holds_half_precision_and_loads_in_full(short):
+    weights = load_file(short.folder / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float16}
+    model = loaded(short.folder)
+    assert {weight.dtype for weight in model.model.parameters()} == {torch.float32}
+    assert model.architecture == "qwen3-8x96"
+    for name, weight in weights.items():
+        assert torch.equal(weight.float(), model.model.get_parameter(name))
+
+
+def test_the_recipe_names_command_settings_and_result(short):
+    recipe = tomllib.loads((short.folder / "recipe.toml").read_text())
+    assert recipe["command"] == "fedquilt pretrain arithmetic --out DIR --only qwen --steps 20 --seed 1"
+    assert recipe["settings"]["length"] == 48
+    assert recipe["result"]["num_weights"] == short.num_weights
+    assert recipe["result"]["fresh_loss"] == pytest.approx(short.fresh_loss, abs=1e-4)
+
+
+def test_the_same_seed_gives_the_same_folder(tmp_path):
+    def files(name, seed):
+        made = pretrain_arithmetic("gemma", tmp_path / name, rng=Rng(seed), steps=1, batch_size=2, length=16)
+        return {path.name: path.read_bytes() for path in made.folder.iterdir()}
+
+    first, again, other = files("first", 5), files("again", 5), files("other", 6)
+    assert set(first) >= {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "recipe.toml"}
+    assert first == again
+    assert first["model.safetensors"] != other["model.safetensors"]
+
+
+def test_rows_are_passages_end_to_end():
+    tokenizer = new_tokenizer("llama", 400, ["1 + 2 = 3", "Ana has 4 eggs."])
+    batches = packed(tokenizer, "llama", 2, 64, Rng(0))
+    flat = torch.cat([next(batches).flatten() for _ in range(3)]).tolist()
+    start, end = (tokenizer.token_to_id(mark) for mark in MARKS["llama"][1:])
+    assert flat[0] == start
+    assert flat.count(end) >= 4
+    assert all(flat[place + 1] == start for place, token in enumerate(flat[:-1]) if token == end)
+
+
+def test_bad_settings_and_a_folder_in_use_are_refused_before_any_training(tmp_path):
+    with pytest.raises(ConfigError, match="steps is 0; allowed: a whole number from 1"):
+        pretrain_arithmetic("llama", tmp_path / "model", rng=Rng(0), steps=0)
+    assert not (tmp_path / "model").exists()
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(RunError, match="is not empty; choose another folder"):
+        pretrain_arithmetic("llama", tmp_path, rng=Rng(0), steps=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_command_knows_the_families_and_looks_at_every_folder_first(tmp_path):
+    wrong = CliRunner().invoke(app, ["arithmetic", "--out", str(tmp_path), "--only", "lama"])
+    assert isinstance(wrong.exception, ConfigError)
+    assert "--only is 'lama' (did you mean 'llama'?); allowed: llama, gemma, qwen" in str(wrong.exception)
+    (tmp_path / "arith-qwen").mkdir()
+    (tmp_path / "arith-qwen" / "mine.txt").write_text("keep")
+    taken = CliRunner().invoke(app, ["arithmetic", "--out", str(tmp_path), "--steps", "1"])
+    assert isinstance(taken.exception, RunError)
+    assert "arith-qwen is not empty" in str(taken.exception)
+    assert list((tmp_path / "arith-llama").iterdir()) == []
+
+
+# The models that ship ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_shipped_model_is_small_and_of_its_family(family):
+    assert 1_500_000 < (asset(family) / "model.safetensors").stat().st_size < 2_500_000
+    model = loaded(f"arith-{family}")
+    assert type(model.model).__name__.lower().startswith(FAMILIES[family]["model_type"])
+    assert 800_000 < sum(weight.numel() for weight in model.model.parameters()) < 1_200_000
+    assert {weight.dtype for weight in model.model.parameters()} == {torch.float32}
+    assert model.targets == ("q_proj", "v_proj")
+    assert all(torch.isfinite(weight).all() for weight in model.model.parameters())
+
+
+def test_the_shipped_models_are_unlike():
+    models = [loaded(f"arith-{family}") for family in FAMILIES]
+    assert len({model.architecture for model in models}) == 3
+    assert len({model.blocks.num_layers for model in models}) == 3
+    table = arithmetic_table("blank", 4, "train", Rng(0))
+    rows = [model.encode(table)["input_ids"] for model in models]
+    assert not any(
+        torch.equal(one, other) for one, other in ((rows[0], rows[1]), (rows[1], rows[2]), (rows[0], rows[2]))
+    )
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_shipped_model_has_its_recipe_and_its_readme(family):
+    recipe = tomllib.loads((asset(family) / "recipe.toml").read_text())
+    settings = recipe["settings"]
+    assert recipe["command"] == (
+        f"fedquilt pretrain arithmetic --out DIR --only {family} --steps {settings['steps']} --seed {settings['seed']}"
+    )
+    text = (asset(family) / "README.md").read_text()
+    assert recipe["command"].replace("DIR", "models") in text
+    assert f"{recipe['result']['num_weights']:,} weights" in text
+    for kind in KINDS:
+        share = recipe["result"][f"accuracy_new_{kind.replace('-', '_')}"]
+        assert f"| {kind} |" in text
+        assert f"{share:.3f}" in text
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_shipped_model_has_learnt_sums_it_never_saw(family):
+    model = loaded(f"arith-{family}")
+    draws = Rng(7).numpy()
+    prompts, answers = [], []
+    while len(prompts) < 100:
+        kind = ("add", "subtract")[len(prompts) % 2]
+        operands = KINDS[kind].draw(draws)
+        if is_held_out(kind, operands):
+            left, sign, answer = (
+                KINDS[kind]
+                .says.format(a=operands[0], b=operands[1], answer=KINDS[kind].answer(*operands))
+                .partition(" = ")
+            )
+            prompts.append(left + sign)
+            answers.append(answer)
+    table = arithmetic_table("blank", 1, "train", Rng(0))
+    rows = model.encode(type(table)("text", prompts, None, (), targets=answers))
+    with torch.no_grad():
+        inputs = model.prepare(rows)
+        guesses = model.model(**inputs).logits.argmax(-1)[:, :-1]
+    labels = rows["labels"][:, 1 : inputs["input_ids"].shape[1]]
+    told = labels >= 3  # the answer's own tokens, not the end token
+    right = ((guesses == labels) | ~told).all(1).float().mean()
+    result = tomllib.loads((asset(family) / "recipe.toml").read_text())["result"]
+    assert right > 0.4
+    assert float(right) == pytest.approx((result["accuracy_new_add"] + result["accuracy_new_subtract"]) / 2, abs=0.15)
