@@ -97,28 +97,52 @@ def merged_bank(
 
     Paper: h2tune, merge
     """
-    totals: dict[str, tuple[Tensor, Tensor]] = {}
-    total_weight = 0.0
+    running = RunningBank(bank)
     for update in updates:
-        if problem := update_problem(bank, update):
+        running.add(update)
+    return running.result(step=step, damping=damping)
+
+
+class RunningBank:
+    """``merged_bank`` for whoever reads the updates for something else besides: ``add`` each, then ask for
+    ``result``."""
+
+    def __init__(self, bank: Mapping[str, Tensor]) -> None:
+        self._bank = bank
+        self._totals: dict[str, tuple[Tensor, Tensor]] = {}
+        self.weight = 0.0
+
+    def add(self, update: BankUpdate) -> None:
+        """Count an update in; it is not held."""
+        if problem := update_problem(self._bank, update):
             raise RoundError(f"client {update.client}: {problem}")
-        total_weight += update.weight
+        self.weight += update.weight
         for site, slots in update.slots.items():
-            if site not in totals:
-                empty = torch.zeros_like(wide(bank[site].detach()).flatten(1))
-                totals[site] = empty, empty.clone()
-            num, den = totals[site]
+            matrices = wide(self._bank[site].detach())
+            if site not in self._totals:
+                self._totals[site] = torch.zeros_like(matrices.flatten(1)), torch.zeros_like(matrices.flatten(1))
+            num, den = self._totals[site]
             entries = update.entries[site].to(num.device)
             share = update.weight * wide(update.coverage.detach()).clamp(min=0).to(num.device)[:, None]  # (slots, 1)
-            change = wide(slots.detach()).to(num.device) - wide(gathered(bank[site].detach(), entries))
+            change = wide(slots.detach()).to(num.device) - gathered(matrices, entries)
             num.index_add_(1, entries, share * change)
             den.index_add_(1, entries, share.expand_as(change))
-    if not total_weight:
-        raise RoundError("no updates to merge into the bank; at least one client must answer")
-    return {
-        site: _moved(matrices, *totals[site], step, damping * total_weight) if site in totals else matrices
-        for site, matrices in bank.items()
-    }
+
+    def result(self, *, step: float = 1.0, damping: float = 0.0) -> Params:
+        """The bank after the updates so far.
+
+        Raises
+        ------
+        RoundError
+            if there were none.
+        """
+        if not self.weight:
+            raise RoundError("no updates to merge into the bank; at least one client must answer")
+        least = damping * self.weight
+        return {
+            site: _moved(matrices, *self._totals[site], step, least) if site in self._totals else matrices
+            for site, matrices in self._bank.items()
+        }
 
 
 def _moved(matrices: Tensor, num: Tensor, den: Tensor, step: float, least: float) -> Tensor:
