@@ -161,8 +161,8 @@ def test_when_every_loss_is_nan_the_run_ends_with_the_causes(command):
 def test_one_client_whose_loss_is_nan_is_named_and_the_run_goes_on(command, monkeypatch):
     import fedquilt.client.fit as fit
 
-    def unlucky(bench, columns, parts, real=fit._backward):
-        loss, correct, seen = real(bench, columns, parts)
+    def unlucky(bench, columns, parts, *rest, real=fit._backward):
+        loss, correct, seen = real(bench, columns, parts, *rest)
         return (float("nan") if len(columns["labels"]) == unlucky.rows else loss), correct, seen
 
     partition = json.loads(

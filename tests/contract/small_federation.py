@@ -16,12 +16,14 @@ import torch
 
 from fedquilt.adapters.inject import initial, inject, layout, trainable
 from fedquilt.adapters.lora import LoraSettings
+from fedquilt.adapters.mixture import MixtureSettings
 from fedquilt.aggregate.family import Rule
 from fedquilt.client import Client, Training, Workbench
 from fedquilt.client.workbench import Batch
 from fedquilt.core.factors import cut
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId, Federation, Layout, Params, Profile
+from fedquilt.experiment.adapter import put
 from fedquilt.models.hf import Loaded, load_model
 
 VIT = "tiny:vit?layers=4&width=8&image=4&patch=2"
@@ -169,3 +171,38 @@ def small(
         rule=rule,
     )
     return Small(federation, clients, bench)
+
+
+def mixtures(
+    models: Sequence[str] = (VIT, WIDE),
+    *,
+    budgets: Sequence[int] = (1, 3),
+    training: Training | None = None,
+    rank: int = 3,
+    mixed: bool = False,
+    **more: Any,
+) -> Several:
+    """A federation of clients of unlike architectures with mixtures of adapters in them: for each model, one client
+    for each budget; ``more`` are settings of the mixture."""
+    training = training or Training(steps=2, epochs=None, batch_size=4, learning_rate=0.05)
+    loaded = [_loaded(model, task_of(model)) for model in models]
+    slots = min(one.blocks.num_layers for one in loaded)
+    settings = MixtureSettings(**{"rank": rank, "branches": len(models), "num_slots": slots, **more})
+    clients: dict[ClientId, Client] = {}
+    layouts, makers, frozen = {}, {}, {}
+    for place, (model, one) in enumerate(zip(models, loaded, strict=True)):
+        task, own = task_of(model), deepcopy(one.model)
+        where, start, resting = put(replace(one, model=own), settings, one.architecture, one.head, place)
+        bench = Workbench(own, one.blocks, where, trainable(own, where), one.prepare, device=torch.device("cpu"))
+        first = start(Rng(5).child("init"))  # as the rounds of seed 5 begin
+        layouts[one.architecture], makers[one.architecture] = where, start
+        frozen |= {one.architecture: resting} if resting else {}
+        for number, budget in enumerate(budgets):
+            id = number * len(models) + place if mixed else place * len(budgets) + number
+            size = 5 + 3 * number + place
+            profile = Profile(id, size, one.architecture, Budget(budget), task, f"group {place}")
+            held_out = {"test": rows(task, 6, f"test {id}")}
+            clients[id] = Client(profile, bench, first, training, 4, rows(task, size, id), held_out)
+    clients = dict(sorted(clients.items()))
+    profiles = tuple(client.profile for client in clients.values())
+    return Several(Federation(profiles, layouts, makers, 4, frozen=frozen), clients)

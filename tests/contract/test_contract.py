@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from promises import PROMISES, Build, Setup, copied, fault, is_tree, play, same
-from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, several, small
+from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, mixtures, several, small
 from torch.nn.functional import cross_entropy
 from toys import (
     Party,
@@ -109,6 +109,20 @@ def apart(name: str, models=(VIT, WIDE), *, mixed: bool = False, proxy: int = 0,
     return build
 
 
+def shared(models=(VIT, WIDE), *, name: str = "heterotune", trained: str = "all", **settings) -> Build:
+    """A method that takes several architectures as they are, among clients with mixtures of adapters."""
+
+    def build() -> Setup:
+        training = Training(steps=2, epochs=None, batch_size=4, learning_rate=0.05)
+        mixed = settings.get("mixed", False)
+        budgets = (1, 2, 3) if len(models) == 1 else (1, 3)
+        scene = mixtures(models, budgets=budgets, training=training, trained=trained, mixed=mixed)
+        own = {key: value for key, value in settings.items() if key != "mixed"}
+        return Setup(METHODS[name](scene.federation, **own), scene.federation.profiles, scene.clients, learned)
+
+    return build
+
+
 def across(name: str, models=(VIT, WIDE), *, mixed: bool = False, **settings) -> Build:
     """A method of the library that takes clients of unlike architectures all together."""
 
@@ -160,6 +174,16 @@ REAL = {
     "local-only": Row(real("local-only")),
     "full": Row(real("full")),
 }
+HETEROTUNE = {
+    "heterotune": Row(shared()),
+    "heterotune-own": Row(shared((VIT, LLAMA), trained="own", mu=0.1)),
+    "heterotune-three": Row(shared((VIT, BERT, GPT2), mu=0.1, decay=0.01, per="global", equalise=True)),
+    "heterotune-reference-mixed": Row(shared(mixed=True, align="reference", weighting="uniform")),
+    "heterotune-not-aligned": Row(shared(align="none")),
+    "heterotune-not-shared": Row(shared(share=False)),
+    "heterotune-one": Row(shared((BERT,), align="soft")),
+}
+REAL |= HETEROTUNE
 APART = {
     "fedit-apart": Row(apart("fedit")),
     "fedit-llama-bert": Row(apart("fedit", (LLAMA, BERT))),
@@ -184,6 +208,8 @@ SHORT = {
         ("fedra", "bfloat16"),
         ("local-only", "int8"),
         ("fedit-llama-bert", "int8"),
+        ("heterotune", "int8"),
+        ("heterotune-own", "bfloat16"),
     )
 }
 CHANGED = {  # in the first of its steps nothing pulls a client back, so there are two

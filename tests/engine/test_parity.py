@@ -10,7 +10,7 @@ pytest.importorskip("flwr")
 
 from in_process_grid import RUN, InProcessGrid, app_of, cards_of
 from promises import Played, Setup, copied, play, same
-from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, several, small
+from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, mixtures, several, small
 from toys import changed, distillation_setup, fedavg_setup, groups_setup, local_bias_setup, short, vertical_setup
 
 from fedquilt.aggregate.family import Rule, stack_rule
@@ -50,6 +50,12 @@ def apart(name: str, models, **settings) -> Setup:
     return Setup(method, scene.federation.profiles, scene.clients)
 
 
+def shared(models, trained: str = "all", **settings) -> Setup:
+    """HeteroTune among clients of unlike architectures with mixtures of adapters."""
+    scene = mixtures(models, trained=trained)
+    return Setup(METHODS["heterotune"](scene.federation, **settings), scene.federation.profiles, scene.clients)
+
+
 def across(models, **settings) -> Setup:
     """H2Tune among clients of unlike architectures, two of each."""
     training = Training(steps=5, epochs=None, batch_size=4, learning_rate=0.05)
@@ -59,7 +65,9 @@ def across(models, **settings) -> Setup:
 
 
 TABLE = {
-    **{name: lambda name=name: real(name) for name in METHODS},
+    **{name: lambda name=name: real(name) for name in METHODS if name != "heterotune"},
+    "heterotune": lambda: shared((VIT, WIDE, LLAMA), mu=0.1),
+    "heterotune-own": lambda: shared((BERT, GPT2), trained="own"),
     "fed-hello-fim": lambda: real("fed-hello", allocation="fim", **SOON),
     "fed-hello-clients-score": lambda: real("fed-hello", local_head=True, scores_from="clients", **SOON),
     "fed-hello-llama": lambda: real("fed-hello", model=LLAMA, allocation="rgd"),
@@ -87,6 +95,8 @@ TABLE |= {
     "flexlora-int8": short(TABLE["flexlora-ranks"], "int8"),
     "fedra-int8": short(TABLE["fedra"], "int8"),
     "fedit-apart-int8": short(lambda: apart("fedit", (LLAMA, BERT)), "int8"),
+    "heterotune-int8": short(TABLE["heterotune"], "int8"),
+    "heterotune-own-bfloat16": short(TABLE["heterotune-own"], "bfloat16"),
     "h2tune-across-int8": short(lambda: across((LLAMA, GPT2), selection="drawn"), "int8"),
     "h2tune-adam": changed(lambda: across((VIT, WIDE), deviation=0.1), kind="adam"),
     "toy-vertical-int8": short(vertical_setup, "int8"),

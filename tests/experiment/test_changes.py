@@ -19,8 +19,8 @@ MOMENTUM = "aggregation.server_optimizer=momentum"
 
 def test_without_keys_a_method_is_what_it_was(config):
     wanted = config()
-    method = build(wanted).method
-    assert changed(wanted, method) is method
+    built = build(wanted)
+    assert changed(wanted, built.method, built.federation, {}) is built.method
 
 
 @pytest.mark.parametrize(

@@ -121,3 +121,17 @@ def test_the_command_prints_what_fits_and_the_lines_for_the_run_file(command):
     said = command("plan", "tiny.toml", "--memory", "1e-6", "--memory", "2", "--memory", "4")
     assert said.code == 1
     assert said.err.startswith("error: --memory 1e-06: one layer at rank 1 needs 0.001 GB; give the group as much")
+
+
+def test_mixtures_are_fitted_by_layers_and_never_by_rank(config):
+    """Their branches have one rank, which clients that afford less cannot cut."""
+    mixture = ("adapter={kind='mixture',rank=8,alpha=8}", "method={name='heterotune'}")
+    wanted = config(*DEEP, *mixture)
+    change = (*DEEP, *mixture, "clients.shares='1'", "clients.budgets=[4]")
+    four = max(one.peak_bytes for one in plan(config(*change)))
+    groups = afforded(wanted, [four / 1e9, four / 1e9, 5.0])
+    assert [(group.layers, group.rank) for group in groups] == [(4, 8), (4, 8), (12, 8)]
+    plans = plan(budgeted(wanted, groups))
+    assert [len(one.layers) for one in plans] == [4, 4, 4, 4, 12, 12]
+    with pytest.raises(ConfigError, match=r"one layer at rank 8 needs .* GB; give the group as much"):
+        afforded(wanted, [1e-6, 1.0, 2.0])

@@ -397,7 +397,7 @@ def test_adapters_that_cannot_be_written_cost_no_round(config, tmp_path, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedquilt.adapters.export.save_file", full)
+        patch.setattr("fedquilt.adapters.folders.save_file", full)
         with pytest.raises(RunError, match=r"No space left on device.*all rounds are in the checkpoint.*--resume"):
             run(config(), tmp_path / "full")
     assert not (tmp_path / "full" / "result.json").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from promises import Setup, play, same
-from small_federation import small
+from small_federation import mixtures, small
 from stand_ins import cast, layers_of, run
 
 from fedquilt.allocate.layers import gd_set
@@ -22,7 +22,7 @@ from fedquilt.methods.straggler import straggler
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_bears_the_name_it_is_listed_under(name):
-    scene = cast(server=lambda call: range(12))
+    scene = mixtures() if name == "heterotune" else cast(server=lambda call: range(12))
     assert METHODS[name](scene.federation).name == name
 
 

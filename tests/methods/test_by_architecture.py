@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from promises import Setup, play, same
-from small_federation import BERT, LLAMA, VIT, WIDE, several
+from small_federation import BERT, LLAMA, VIT, WIDE, mixtures, several
 
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Turn
@@ -106,3 +106,24 @@ def test_a_federation_of_one_architecture_is_its_own_part():
     assert part.of(second) == replace(part)
     with pytest.raises(KeyError):
         part.of(first)
+
+
+def test_what_is_never_trained_goes_with_its_architecture_and_neither_moves_nor_travels_up():
+    scene = mixtures((VIT, WIDE), trained="own", deviation=0.3)
+    first, second = scene.federation.layouts
+    assert scene.federation.of(first).frozen == {first: scene.federation.frozen[first]}
+    method = by_architecture(fedit, scene.federation)
+    (fit,) = method.exchanges
+    state = method.init(Rng(5))
+    orders = fit.ask(state, Turn(0, scene.federation.profiles, Rng(5)))
+    sent = []
+    for id, client in scene.clients.items():
+        reply, _ = fit.work(client, orders[id], {})
+        assert reply.params.keys() == fit.expects(orders[id]).keys()
+        assert not reply.params.keys() & scene.federation.frozen[client.profile.architecture]
+        sent.append(reply)
+    after = fit.merge(state, iter(sent))
+    for name in (first, second):
+        before, now = (one["apart"][name]["params"] for one in (state, after))
+        assert all(before[tensor] is now[tensor] for tensor in scene.federation.frozen[name])
+        assert scene.federation.frozen[name]

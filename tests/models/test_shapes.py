@@ -9,6 +9,7 @@ from fedquilt.models.shapes import PUBLISHED, published, tiny
 WHOLE = {
     "gpt2": 124_439_808,
     "llama-3-8b": 8_030_261_248,
+    "llama-3.1-8b": 8_030_261_248,
     "llama-3.2-1b": 1_235_814_400,
     "llama-3.2-3b": 3_212_749_824,
     "qwen2.5-0.5b": 494_032_768,

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fedquilt.adapters.folders import read_folder, write_folder
 from fedquilt.adapters.lora import LoraSettings
-from fedquilt.core.errors import ConfigError, ModelError, RunError
+from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.types import Layout, Params
 
 TASK_TYPES = {"sequence-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM", "image-classification": None}
 """PEFT's word for each task; it has none for images."""
 
+_TENSORS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
 _FACTORS = ("lora_A", "lora_B")
 # draws of A that leave the base as it was; the others (pissa, olora, corda, ...) change the base too
@@ -78,7 +76,7 @@ def save_peft(
         "init_lora_weights": True,
         "inference_mode": True,
     }
-    _write(folder, tensors, config)
+    write_folder(folder, (_TENSORS, tensors), (_CONFIG, config))
     return folder
 
 
@@ -94,7 +92,8 @@ def load_peft(folder: str | Path, layout: Layout | None = None) -> tuple[Params,
         fit.
     """
     folder = Path(folder)
-    config, tensors = _read(folder)
+    again = "save the adapter again with PEFT's save_pretrained and safetensors"
+    config, tensors = read_folder(folder, _TENSORS, _CONFIG, again)
     _refuse(folder, config)
     settings = _settings(folder, config, tensors)
     params: Params = {}
@@ -148,48 +147,6 @@ def _parent(name: str) -> str:
     if not module:
         raise ModelError(f"head parameter '{name}' sits on the model itself; PEFT can only save whole modules")
     return module
-
-
-def _write(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    fresh = folder.with_name(f".{folder.name}.new")
-    stale = folder.with_name(f".{folder.name}.old")
-    try:
-        for leftover in (fresh, stale):
-            if leftover.exists():
-                shutil.rmtree(leftover)
-        fresh.mkdir(parents=True)
-        content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        save_file(content, fresh / "adapter_model.safetensors", metadata={"format": "pt"})
-        (fresh / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
-        if folder.exists():
-            folder.rename(stale)
-        fresh.rename(folder)
-        if stale.exists():
-            shutil.rmtree(stale)
-    except (OSError, SafetensorError) as error:
-        raise RunError(
-            f"cannot write the adapter folder {folder}: {error}; free the disk or choose another folder"
-        ) from error
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], Params]:
-    if not folder.is_dir():
-        raise ModelError(f"there is no adapter folder {folder}")
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():
-            raise ModelError(
-                f"{folder} holds no {name}; save the adapter again with PEFT's save_pretrained and safetensors"
-            )
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / 'adapter_config.json'} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{folder / 'adapter_config.json'} holds no JSON object")
-    try:
-        return config, load_file(folder / "adapter_model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{folder / 'adapter_model.safetensors'} is damaged: {error}; save it again") from error
 
 
 def _refuse(folder: Path, config: Mapping[str, Any]) -> None:

@@ -109,7 +109,7 @@ def initial(layout: Layout, model: nn.Module) -> Callable[[Rng], Params]:
     clients later load into the model does not change the start.
     """
     parameters = trainable(model, layout)
-    head = {name: _copied(parameters[name]) for name in layout.depth if name in layout.head}
+    head = {name: copied(parameters[name]) for name in layout.depth if name in layout.head}
 
     def make(rng: Rng) -> Params:
         params: Params = {}
@@ -144,7 +144,8 @@ def load(parameters: Mapping[str, nn.Parameter], params: Mapping[str, torch.Tens
             parameters[name].copy_(value)
 
 
-def _copied(parameter: nn.Parameter) -> torch.Tensor:
+def copied(parameter: nn.Parameter) -> torch.Tensor:
+    """A copy of the parameter's value, on the CPU; zeros of one on meta."""
     # on meta there are no values to copy: only shapes are wanted then
     if parameter.is_meta:
         return torch.zeros_like(parameter, device="cpu").detach()

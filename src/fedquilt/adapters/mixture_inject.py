@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from fedquilt.adapters.inject import trainable
+from fedquilt.adapters.inject import copied, trainable
 from fedquilt.adapters.lora import LoraSettings
 from fedquilt.adapters.mixture import MixtureLinear, MixtureSettings, drawn_down, drawn_expert
 from fedquilt.adapters.sites import output_projections, slots_of
@@ -116,11 +116,7 @@ def initial_mixture(layout: Layout, model: nn.Module, settings: MixtureSettings)
     The head is copied when this function is called. Branches depend on their name and ``rng`` alone: the same stream
     gives every architecture the same ones.
     """
-    head = {
-        name: parameter.detach().to("cpu", copy=True)
-        for name, parameter in trainable(model, layout).items()
-        if name in layout.head
-    }
+    head = {name: copied(parameter) for name, parameter in trainable(model, layout).items() if name in layout.head}
 
     def value(name: str, shape: tuple[int, ...], rng: Rng) -> Tensor:
         if name in head:

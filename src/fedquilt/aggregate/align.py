@@ -103,16 +103,30 @@ def group_gradients(
 
     Paper: heterotune, pseudo-gradient
     """
-    sums: dict[str, Params] = {}
-    weights: dict[str, dict[str, float]] = {}
-    totals: dict[str, tuple[float, float]] = {}
+    gathered = Gathered(base)
     for group, reply, steps in replies:
+        gathered.add(group, reply, steps)
+    return gathered.gradients()
+
+
+class Gathered:
+    """What is needed of replies for ``group_gradients``, taken in one by one: a sum for each group and tensor."""
+
+    def __init__(self, base: Mapping[str, Tensor]) -> None:
+        self._base = base
+        self._sums: dict[str, Params] = {}
+        self._weights: dict[str, dict[str, float]] = {}
+        self._totals: dict[str, tuple[float, float]] = {}
+
+    def add(self, group: str, reply: Reply, steps: float) -> None:
+        """Takes in a reply of a client of this group that made so many steps."""
+        base = self._base
         check_reply(base, reply)
         if (bad := not_finite(reply.params)) is not None:
             raise RoundError(f"client {reply.client} of {group} sent tensor '{bad}' with values that are not finite")
         if not 0 <= steps < math.inf:
             raise RoundError(f"client {reply.client} of {group} tells {steps} local steps; it must be at least 0")
-        own, own_weights = sums.setdefault(group, {}), weights.setdefault(group, {})
+        own, own_weights = self._sums.setdefault(group, {}), self._weights.setdefault(group, {})
         weight = float(reply.weight)
         for name, tensor in reply.params.items():
             change = wide(base[name].detach()) - wide(tensor.detach().to(base[name].device))
@@ -121,16 +135,21 @@ def group_gradients(
             change = change * (weight / (steps or 1))
             own[name] = own[name] + change if name in own else change
             own_weights[name] = own_weights.get(name, 0.0) + weight
-        examples, taken = totals.get(group, (0.0, 0.0))
-        totals[group] = examples + weight, taken + weight * steps
-    if not totals:
-        raise RoundError("no replies to align; at least one client must answer")
-    return {
-        group: GroupGradient(
-            {name: total / weights[group][name] for name, total in sums[group].items()}, examples, taken / examples
-        )
-        for group, (examples, taken) in totals.items()
-    }
+        examples, taken = self._totals.get(group, (0.0, 0.0))
+        self._totals[group] = examples + weight, taken + weight * steps
+
+    def gradients(self) -> dict[str, GroupGradient]:
+        """The pseudo-gradient of every group of which there was a reply."""
+        if not self._totals:
+            raise RoundError("no replies to align; at least one client must answer")
+        return {
+            group: GroupGradient(
+                {name: total / self._weights[group][name] for name, total in self._sums[group].items()},
+                examples,
+                taken / examples,
+            )
+            for group, (examples, taken) in self._totals.items()
+        }
 
 
 def aligned(

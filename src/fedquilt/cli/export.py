@@ -12,13 +12,16 @@ from fedquilt.cli.screen import out
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    folder: Annotated[Path, typer.Option("--out", help="The PEFT folder to write.")],
+    folder: Annotated[Path, typer.Option("--out", help="The folder to write.")],
     group: Annotated[str | None, typer.Option(help="The group whose global adapter is exported, by its label.")] = None,
     client: Annotated[
         int | None, typer.Option(help="Export this client's own adapter instead of the global one.")
     ] = None,
 ) -> None:
-    """Write a run's adapter in PEFT's folder format, which `PeftModel.from_pretrained` loads."""
+    """Write a run's adapter as a folder: PEFT's, which `PeftModel.from_pretrained` loads, or a mixture's own.
+
+    The latter is read by `fedquilt.load_adapter`.
+    """
     from fedquilt import experiment
 
     out.print(f"wrote {experiment.export(run, folder, client, group)}", highlight=False, soft_wrap=True)

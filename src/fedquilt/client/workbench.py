@@ -44,6 +44,8 @@ class Workbench:
             raise ValueError("the workbench's parameters and its layout name different tensors")
         self.model = model.to(device)
         self.adapters = adapters(model)
+        # what is no factor of a LoRA module: the head, and adapters of other kinds
+        self._whole = [name for name in parameters if name.rpartition(".")[0] not in self.adapters]
         self.blocks = blocks
         self.layout = layout
         self.parameters = dict(parameters)
@@ -92,7 +94,7 @@ class Workbench:
             adapter.shift = None if shift is None else shift.detach().to(self.device)
             adapter.core = None if core is None else core.detach().to(self.device)
         with torch.no_grad():
-            for name in self.layout.head:
+            for name in self._whole:
                 self.parameters[name].copy_(params[name])
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:

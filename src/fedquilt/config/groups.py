@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from fedquilt.config.adapter import Adapter, of_kind
 from fedquilt.config.problems import from_validation, shown
-from fedquilt.config.schema import Adapter, Config, Group, Head, Partition, Training
+from fedquilt.config.schema import Config, Group, Head, Partition, Training
 from fedquilt.core.errors import ConfigError
 
 _SECTIONS: Mapping[str, type[BaseModel]] = {
@@ -150,6 +151,8 @@ def _over(config: Config, group: Group) -> dict[str, dict[str, Any]]:
             keys |= {"steps": None, "epochs": None}
         if name == "partition" and change.get("scheme", keys["scheme"]) != keys["scheme"]:
             keys = {key: value for key, value in keys.items() if key in Partition.model_fields}
+        if name == "adapter":
+            keys = of_kind(keys, change.get("kind", keys["kind"]))
         made[name] = keys | change
     return made
 

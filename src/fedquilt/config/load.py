@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from fedquilt.config.adapter import of_kind
 from fedquilt.config.groups import as_written, group_problems
 from fedquilt.config.problems import from_validation, shown, unknown
 from fedquilt.config.schema import Config, Group, Method, Partition
@@ -234,6 +235,8 @@ def _kept(section: str, old: dict[str, Any], change: dict[str, Any]) -> dict[str
     """What of a table stays when ``change`` is laid over it: not the settings of a choice that is no longer made."""
     if section == "training" and not change.keys().isdisjoint(("steps", "epochs")):
         return {key: value for key, value in old.items() if key not in ("steps", "epochs")}
+    if section == "adapter":
+        return of_kind(old, change.get("kind", old.get("kind", "lora")))
     for name, model, choice in (("method", Method, "name"), ("partition", Partition, "scheme")):
         before = old.get(choice, model.model_fields[choice].default)
         if section == name and change.get(choice, before) != before:

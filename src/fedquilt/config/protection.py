@@ -51,6 +51,18 @@ class Aggregation(BaseModel):
     """Share of the running mean of squares that is kept in a round, for ``adam`` and ``yogi``."""
     server_tau: Rate = 1e-3
     """Added to the root of the mean of squares, for ``adam`` and ``yogi``; the larger, the less adaptive."""
+    align: Literal["none", "mean", "projection", "reference", "soft"] = "none"
+    """What is done about clients that pull the adapters in opposing directions, before their mean is taken: nothing, or
+    a rule of HeteroTune's alignment. Updates are then divided by local steps, which is all that ``mean`` does."""
+    align_groups: Literal["client", "group"] = "client"
+    """Who is aligned with whom: every client with every other, which keeps all their updates in memory, or the means of
+    [[groups]] that train one adapter together."""
+    align_per: Literal["module", "tensor", "global"] = "module"
+    """What is aligned on its own: the tensors of a module, each tensor, or all together."""
+    align_equalise: bool = False
+    """Give all updates the median length first."""
+    align_sharpness: Annotated[float, Field(ge=0)] = 1.0
+    """The power kappa of the cosine, for ``soft``."""
 
 
 class Defence(BaseModel):

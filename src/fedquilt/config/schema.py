@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from fedquilt.config.adapter import Adapter, OwnAdapter
 from fedquilt.config.data import Data
 from fedquilt.config.evaluation import Evaluation
 from fedquilt.config.kinds import STRICT, Count, Rate, Share, Text
@@ -117,23 +118,6 @@ class Clients(BaseModel):
                 f"{list(self.budgets)}; give one budget for each group"
             )
         return self
-
-
-class Adapter(BaseModel):
-    """The low-rank adapters that are trained."""
-
-    model_config = STRICT
-
-    rank: Count = 16
-    """Rank r of every adapter."""
-    alpha: Rate = 16.0
-    """Numerator of the scale alpha / r."""
-    dropout: Share = 0.0
-    """Dropout on the adapter's input."""
-    rslora: bool = False
-    """Scale by alpha / sqrt(r) instead of alpha / r."""
-    targets: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
-    """Names of the linear modules that get an adapter; the model's query and value projections if left out."""
 
 
 class Head(BaseModel):
@@ -245,7 +229,7 @@ class Group(BaseModel):
     """The group's own data, in place of [data], dealt among its own clients."""
     partition: Partition | None = None
     """Keys of [partition] for the group's own data; not ``num_clients``, which comes of ``share``."""
-    adapter: Adapter | None = None
+    adapter: OwnAdapter | None = None
     """Keys of [adapter]."""
     head: Head | None = None
     """Keys of [head]."""

@@ -150,6 +150,7 @@ class Federation:
     ``aggregate.family``, if it is not that of other tensors. ``scaling(module, rank)`` is the factor of the product
     ``B A`` of an adapter at this module path with this rank. Where there are several architectures, ``servers`` and
     ``scalings`` hold the server's clients and these factors by architecture, as far as there are any; see ``of``.
+    ``frozen`` are, by architecture, tensors of its layout that its clients use and never train.
     """
 
     profiles: tuple[Profile, ...]
@@ -162,6 +163,7 @@ class Federation:
     rule: Any = None
     servers: Mapping[str, Any] = field(default_factory=dict)
     scalings: Mapping[str, Callable[[str, int], float]] = field(default_factory=dict)
+    frozen: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def of(self, architecture: str) -> Federation:
         """The part of the federation that has this architecture, as if there were no other clients.
@@ -181,6 +183,7 @@ class Federation:
             scaling=self.scaling if alone else self.scalings.get(architecture, self.scaling),
             servers={},
             scalings={},
+            frozen={name: names for name, names in self.frozen.items() if name == architecture},
         )
 
     @property

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from fedquilt.adapters.lora import LoraSettings
 from fedquilt.client.client import Client
 from fedquilt.config.build import arguments
 from fedquilt.config.groups import Part, parts
@@ -22,6 +21,7 @@ from fedquilt.core.wire import with_wire_dtype
 from fedquilt.core.wrap import with_local, with_received_scores
 from fedquilt.data.partition import settings_problems
 from fedquilt.data.table import Table
+from fedquilt.experiment.adapter import refuse_adapter, settings_of
 from fedquilt.experiment.changes import changed, refuse_changes
 from fedquilt.experiment.deal import NODE, SITES, Dealt, announced_record, classes_here, read
 from fedquilt.experiment.groups import (
@@ -84,10 +84,6 @@ class Experiment:
     @property
     def loaded(self) -> Loaded:
         return self.only.loaded
-
-    @property
-    def lora(self) -> LoraSettings:
-        return self.only.lora
 
     @property
     def layout(self) -> Layout:
@@ -327,6 +323,8 @@ def _joined(
     """Models, clients, federation and method put together; without ``dealt`` all is shapes, on the meta device."""
     device, shape = device_of(config.device) if dealt else torch.device("meta"), torch.device("meta")
     names = architectures(parts, [kind_of(part, classes[part.place]) for part in parts], loaded)
+    refuse_adapter(config, parts, wanted[1])
+    adapters = settings_of(parts, names, loaded)
     rows_of = Rows(dealt)
     works: dict[str, Work] = {}
     groups: list[BuiltGroup] = []
@@ -336,7 +334,8 @@ def _joined(
         if name not in works:
             with told_of(part):
                 weightless = next(model.model.parameters()).is_meta
-                works[name] = work_of(part.config, model, name, shape if weightless else device, rng)
+                where = shape if weightless else device
+                works[name] = work_of(part.config, model, adapters[name], name, len(works), where, rng)
         own = budgets_of(part) if budgets is None else budgets[part.place]
         group, members = built(part, works[name], own, rows_of, rng)
         groups.append(group)
@@ -347,7 +346,7 @@ def _joined(
         ]
     federation = federated(config, tuple(profiles), works, groups)
     refuse_contradictions(config, wanted[1])
-    refuse_changes(config)
+    refuse_changes(config, wanted[1])
     refuse_across(config, groups)
     make_method = partial(_method, config, wanted, tuple(parts), names)
     method = make_method(federation)
@@ -371,7 +370,7 @@ def _method(
     def plain(federation: Federation) -> Method:
         own = [part for name in federation.layouts for part in owners[name]]
         with told_of(*own):
-            method = changed(config, factory(federation, **settings))
+            method = changed(config, factory(federation, **settings), federation, settings)
         if own[0].config.head.policy == "local":
             heads = frozenset[str]().union(*(layout.head for layout in federation.layouts.values()))
             return with_local(method, heads)

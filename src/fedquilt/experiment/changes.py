@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from fedquilt.aggregate.align import AlignSettings
+from fedquilt.aggregate.alignment import with_alignment
+from fedquilt.aggregate.family import RULES
 from fedquilt.aggregate.server_optimizer import NOT_BY_FACTORS, with_server_optimizer
 from fedquilt.client.penalty import with_proximal
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Method
+from fedquilt.core.types import Federation
+
+_OF_ALIGNMENT = ("align_groups", "align_per", "align_equalise", "align_sharpness")
 
 
-def changed(config: Config, method: Method) -> Method:
-    """The method with the penalty in local training and the server optimiser that the config asks for."""
+def changed(config: Config, method: Method, federation: Federation, settings: Mapping[str, Any]) -> Method:
+    """The method with the penalty in local training, the alignment and the server optimiser that the config asks for.
+
+    ``settings`` are the method's arguments, defaults and all.
+    """
     method, wanted = with_proximal(method, config.training.proximal), config.aggregation
+    if wanted.align != "none":
+        adapted = frozenset[str]().union(*(frozenset(one.depth) - one.head for one in federation.layouts.values()))
+        method = with_alignment(
+            method,
+            federation.profiles,
+            adapted.__contains__,
+            AlignSettings(wanted.align, wanted.align_per, wanted.align_equalise, wanted.align_sharpness),
+            groups=wanted.align_groups,
+            weighting=settings.get("weighting", "examples"),
+        )
     if wanted.server_optimizer == "none":
         return method
     return with_server_optimizer(
@@ -24,8 +46,8 @@ def changed(config: Config, method: Method) -> Method:
     )
 
 
-def refuse_changes(config: Config) -> None:
-    """Nothing, if the changes that the config asks for go with its method and its rule.
+def refuse_changes(config: Config, settings: Mapping[str, Any]) -> None:
+    """Nothing, if the changes that the config asks for go with its method, the method's arguments and its rule.
 
     Raises
     ------
@@ -45,8 +67,53 @@ def refuse_changes(config: Config) -> None:
             "near what was sent, so set training.proximal = 0"
         )
     problems += server_optimizer_problems(config.aggregation.server_optimizer, name, config.aggregation.rule)
+    problems += _odd_alignment(config, settings)
     if problems:
         raise ConfigError(problems)
+
+
+def _odd_alignment(config: Config, settings: Mapping[str, Any]) -> list[str]:
+    """What does not go with alignment, HeteroTune's own or that of [aggregation]."""
+    name, wanted, problems = config.method.name, config.aggregation, []
+    fields = type(wanted).model_fields
+    here = f"aggregation.align = '{wanted.align}'"
+    if wanted.align == "none":
+        problems += [
+            f"aggregation.{key} = {getattr(wanted, key)!r}: is of aggregation.align, which is 'none'; leave it out"
+            for key in _OF_ALIGNMENT
+            if getattr(wanted, key) != fields[key].default
+        ]
+    elif name == "heterotune":
+        problems.append(f"{here}: method.name = 'heterotune' has a rule of its own; set method.align, and leave it out")
+    elif name == "h2tune":
+        problems.append(
+            f"{here}: 'h2tune' clients send changes of unlike parts of the bank, which have no common gradient; "
+            "leave it out"
+        )
+    elif name == "local-only":
+        problems.append(f"{here}: with method.name = 'local-only' nothing is sent that could be aligned; leave it out")
+    elif name in RULES or wanted.rule != "mean":
+        whose = f"method.name = '{name}'" if name in RULES else f"aggregation.rule = '{wanted.rule}'"
+        problems.append(
+            f"{here}: goes with a mean of updates alone, and {whose} takes another one; set method.name = 'fedit' or "
+            "aggregation.rule = 'mean', or leave aggregation.align out"
+        )
+    elif wanted.align_groups == "group" and not config.groups:
+        problems.append("aggregation.align_groups = 'group': there are no [[groups]]; set it to 'client'")
+    own = name == "heterotune" and settings.get("share") and settings.get("align") != "none"
+    own = own and (config.adapter.trained == "all" or settings.get("align") is not None)
+    if own and wanted.rule != "mean":
+        problems.append(
+            f"aggregation.rule = '{wanted.rule}': method.name = 'heterotune' aligns what clients send and takes its "
+            "mean; set method.align = 'none', or aggregation.rule = 'mean'"
+        )
+    if config.privacy.mode == "central" and (name == "heterotune" or wanted.align != "none"):
+        which = "method.name = 'heterotune'" if name == "heterotune" else here
+        problems.append(
+            f"privacy.mode = 'central': {which} needs to know whose update is whose, and noise is put on the sum of "
+            "all; set privacy.mode = 'local'"
+        )
+    return problems
 
 
 def server_optimizer_problems(kind: str, method: str, rule: str) -> list[str]:

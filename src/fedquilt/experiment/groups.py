@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedquilt.adapters.inject import initial, inject, layout, trainable
+from fedquilt.adapters.inject import trainable
 from fedquilt.adapters.lora import LoraSettings
 from fedquilt.allocate.budget import check_budgets, shares
 from fedquilt.allocate.budget import groups as capability_groups
@@ -24,6 +24,7 @@ from fedquilt.core.factors import cut
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId, Federation, Layout, Params, Profile
 from fedquilt.data.table import Columns, num_rows, take
+from fedquilt.experiment.adapter import Settings, put
 from fedquilt.experiment.answers import answering_of
 from fedquilt.experiment.deal import Dealt, partition_record
 from fedquilt.experiment.protect import family_of, rule_of
@@ -51,7 +52,7 @@ class BuiltGroup:
     config: Config
     architecture: str
     loaded: Loaded
-    lora: LoraSettings
+    adapter: Settings
     bench: Workbench
     server: Client
 
@@ -65,10 +66,11 @@ class Work:
     """What groups of one architecture share: the model with adapters in it, and what training starts from."""
 
     loaded: Loaded
-    lora: LoraSettings
+    adapter: Settings
     bench: Workbench
     start: Callable[[Rng], Params]
     first: Params
+    frozen: frozenset[str] = frozenset()
 
 
 class Rows:
@@ -91,13 +93,21 @@ class Rows:
         return self._encoded[key], dealt
 
 
-def work_of(config: Config, loaded: Loaded, architecture: str, device: torch.device, rng: Rng) -> Work:
-    """The model with its adapters in it, on the device, under the name of its architecture in the federation."""
-    targets = config.adapter.targets or loaded.targets
-    lora = LoraSettings(**config.adapter.model_dump(exclude={"targets"}), targets=targets)
+def work_of(
+    config: Config,
+    loaded: Loaded,
+    settings: Settings,
+    architecture: str,
+    place: int,
+    device: torch.device,
+    rng: Rng,
+) -> Work:
+    """The model with its adapters in it, on the device, under the name of its architecture in the federation.
+
+    ``place`` is the architecture's number there.
+    """
     head = () if config.head.policy == "frozen" else loaded.head
-    inject(loaded.model, loaded.blocks, lora, lora.targets, head)
-    where = layout(loaded.model, loaded.blocks, architecture, head)
+    where, start, frozen = put(loaded, settings, architecture, head, place)
     bench = Workbench(
         loaded.model,
         loaded.blocks,
@@ -107,8 +117,7 @@ def work_of(config: Config, loaded: Loaded, architecture: str, device: torch.dev
         device=device,
         precision=_precision(config.training.precision, device),
     )
-    start = initial(where, loaded.model)
-    return Work(loaded, lora, bench, start, start(rng.child("init")))
+    return Work(loaded, settings, bench, start, start(rng.child("init")), frozen)
 
 
 def built(
@@ -143,7 +152,7 @@ def built(
                 }
                 clients[id] = client(id, budgets[id - part.first], take(rows, split.train), **held_out)
         server = client(SERVER, whole, take(rows, dealt.proxy), test=judged)
-    group = BuiltGroup(part.label, part.ids, config, architecture, work.loaded, work.lora, work.bench, server)
+    group = BuiltGroup(part.label, part.ids, config, architecture, work.loaded, work.adapter, work.bench, server)
     return group, clients
 
 
@@ -155,7 +164,7 @@ def federated(
     for group in groups:
         if num_rows(group.server.train):
             servers.setdefault(group.architecture, group.server)
-    scalings = {name: work.lora.scaling for name, work in works.items()}
+    scalings = {name: _scaling(work.adapter) for name, work in works.items()}
     alone = next(iter(works)) if len(works) == 1 else None
     return Federation(
         profiles,
@@ -168,7 +177,14 @@ def federated(
         family_of(config),
         {} if alone is not None else servers,
         {} if alone is not None else scalings,
+        {name: work.frozen for name, work in works.items() if work.frozen},
     )
+
+
+def _scaling(settings: Settings) -> Callable[[str, int], float]:
+    if isinstance(settings, LoraSettings):
+        return settings.scaling
+    return lambda module, rank: settings.scaling
 
 
 def _no_scaling(module: str, rank: int) -> float:
@@ -197,9 +213,8 @@ def _precision(wanted: str, device: torch.device) -> str:
 def budgets_of(part: Part) -> tuple[Budget, ...]:
     """The budgets of a group's clients, in their order."""
     clients = part.config.clients
-    return capability_groups(
-        shares(clients.shares), clients.budgets, part.config.partition.num_clients, ranks=clients.ranks
-    )
+    ranks = clients.ranks if part.config.adapter.kind == "lora" else None  # a mixture has one
+    return capability_groups(shares(clients.shares), clients.budgets, part.config.partition.num_clients, ranks=ranks)
 
 
 def check_part(part: Part, loaded: Loaded) -> None:

@@ -28,9 +28,9 @@ class Afforded:
 def afforded(config: Config, gigabytes: Sequence[float]) -> tuple[Afforded, ...]:
     """For each group, weakest first, the most layers at ``adapter.rank`` whose planned peak fits; 10^9 bytes each.
 
-    Where not even one layer fits, one layer at half that rank, at a quarter, and so on down to 1. The peak is that of
-    the method's own first round (``ClientPlan.peak_bytes``); where the method draws layers, that of the draw that
-    reaches furthest down, which needs the most.
+    Where not even one layer fits, one layer at half that rank, at a quarter, and so on down to 1; but not of mixtures,
+    whose branches have one rank. The peak is that of the method's own first round (``ClientPlan.peak_bytes``); where
+    the method draws layers, that of the draw that reaches furthest down, which needs the most.
 
     Raises
     ------
@@ -61,10 +61,10 @@ def afforded(config: Config, gigabytes: Sequence[float]) -> tuple[Afforded, ...]
     def most(limit: int) -> Afforded:
         rank, layers = config.adapter.rank, 1
         while peak(1, rank) > limit:
-            if rank == 1:
+            if rank == 1 or config.adapter.kind == "mixture":  # clients share branches of one rank
                 raise ConfigError(
-                    f"--memory {limit / 1e9:g}: one layer at rank 1 needs {_gigabytes(peak(1, 1))} GB; give the group "
-                    f"as much, or lower training.batch_size = {config.training.batch_size}"
+                    f"--memory {limit / 1e9:g}: one layer at rank {rank} needs {_gigabytes(peak(1, rank))} GB; give "
+                    f"the group as much, or lower training.batch_size = {config.training.batch_size}"
                 )
             rank //= 2
         if rank == config.adapter.rank:  # more layers, if they fit; peaks rise with their number

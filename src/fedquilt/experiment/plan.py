@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from fedquilt.adapters.mixture_inject import is_shared
 from fedquilt.client.client import Client
 from fedquilt.client.fit import Fitted, Penalty, Phase
 from fedquilt.config.schema import Config
@@ -228,8 +229,10 @@ def _fused_attention(
 def _base_bytes(client: Client) -> int:
     """Bytes of the model without its adapters."""
     layout = client.bench.layout
-    adapters = num_bytes({name: client.initial[name] for name in layout.names(range(layout.num_layers))})
-    return sum(tensor.numel() * tensor.element_size() for tensor in client.bench.model.parameters()) - adapters
+    adapters = {*layout.names(range(layout.num_layers))}
+    # a branch that no block uses is not in the layout
+    bare = (own for name, own in client.bench.model.named_parameters() if name not in adapters and not is_shared(name))
+    return sum(tensor.numel() * tensor.element_size() for tensor in bare)
 
 
 def _inputs(model: Any, rows: int, max_length: int) -> dict[str, Tensor]:

@@ -1,29 +1,39 @@
-"""The adapters of a run as folders that PEFT loads: at its end, and whenever they are asked for."""
+"""The adapters of a run as folders: at its end, and whenever they are asked for.
+
+PEFT loads them where they are LoRA or fold into it; a mixture that does not has a format of its own, which
+``fedquilt.load_adapter`` reads.
+"""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fedquilt.adapters.export import save_peft
 from fedquilt.adapters.inject import adapters
+from fedquilt.adapters.lora import LoraSettings, is_transposed
+from fedquilt.adapters.mixture import MixtureSettings
+from fedquilt.adapters.mixture_files import CONFIG, save_mixture
+from fedquilt.adapters.mixture_inject import as_lora, mixtures
 from fedquilt.adapters.plain import plain
 from fedquilt.client.middle import RELATION
 from fedquilt.config.load import parse
-from fedquilt.core.errors import RunError
+from fedquilt.core.errors import ModelError, RunError
 from fedquilt.core.params import num_bytes
-from fedquilt.core.types import ClientId, Memory, Order, Tree
+from fedquilt.core.types import ClientId, Layout, Memory, Order, Params, Tree
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.groups import BuiltGroup
 from fedquilt.record import Record, read_config, read_partition, read_result
 
 
 def save_adapters(experiment: Experiment, state: Tree, memories: Mapping[ClientId, Memory], folder: Path) -> None:
-    """The adapters in PEFT's folder format: ``global`` (``global-LABEL`` for each group), and ``client-007`` for each
-    client with a part of its own or a rank of its own."""
+    """The adapters in folders of their format: ``global`` (``global-LABEL`` for each group), and ``client-007`` for
+    each client with a part of its own or a rank of its own."""
     view = experiment.method.view
     for group in experiment.groups:
         order = view(state, group.server.profile)
@@ -46,24 +56,53 @@ def is_whole(group: BuiltGroup, order: Order) -> bool:
 
 def _save(group: BuiltGroup, folder: Path, params: Mapping[str, torch.Tensor]) -> None:
     loaded, config = group.loaded, group.config
-    params, lora = plain(params, group.lora)
     # a frozen head is not in the layout; one that was drawn afresh must go along or the adapter means something else
     frozen = [name for name in loaded.head if name not in params] if loaded.fresh_head else []
     own = dict(loaded.model.named_parameters())
+    kept = {name: own[name].detach() for name in frozen}
+    if isinstance(group.adapter, MixtureSettings):
+        linear = _as_lora(group, params)
+        if linear is None:
+            told: dict[str, Any] = {"base_name": config.model.name, "task": config.model.task, "head": loaded.head}
+            save_mixture(folder, {**params, **kept}, group.layout, group.adapter, **told)
+            return
+        params, lora, layout = linear
+    else:
+        params, lora = plain(params, group.adapter)
+        layout = group.layout
     save_peft(
         folder,
-        {**params, **{name: own[name].detach() for name in frozen}},
-        group.layout,
+        {**params, **kept},
+        layout,
         lora,
         base_name=config.model.name,
         task=config.model.task,
         head=loaded.head,
-        fan_in_fan_out=any(adapter.fan_in_fan_out for adapter in adapters(loaded.model).values()),
+        fan_in_fan_out=any(is_transposed(module) for module in _adapted(loaded.model).values()),
     )
 
 
+def _as_lora(group: BuiltGroup, params: Mapping[str, torch.Tensor]) -> tuple[Params, LoraSettings, Layout] | None:
+    """A linear mixture with these values and its head as plain LoRA, its settings and layout; None if there is none."""
+    group.bench.load(params)
+    found, own = mixtures(group.bench.model), group.layout
+    try:
+        pairs, lora = as_lora(found)
+    except ModelError:
+        return None
+    depth = {**{name: group.loaded.blocks.depth(name) for name in pairs}, **dict.fromkeys(own.head)}
+    tensors = {**pairs, **{name: params[name] for name in own.head}}
+    shapes = {name: tuple(tensors[name].shape) for name in depth}
+    return tensors, replace(lora, targets=tuple(found)), Layout(own.architecture, own.num_layers, depth, shapes)
+
+
+def _adapted(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The modules that have an adapter, by path, as they are without it."""
+    return {name: module.base for name, module in (adapters(model) | mixtures(model)).items()}
+
+
 def export(run: Path, out: Path, client: ClientId | None = None, group: str | None = None) -> Path:
-    """Write the adapter of a run's last checkpoint as a PEFT folder: the global one (or a group's), or a client's.
+    """Write the adapter of a run's last checkpoint as a folder: the global one (or a group's), or a client's.
 
     A finished run's adapters are copied, which needs neither model nor data; those of an unfinished one are made.
 
@@ -76,7 +115,8 @@ def export(run: Path, out: Path, client: ClientId | None = None, group: str | No
     record = Record.open(run)
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out}: is a file; give a new folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / "adapter_config.json").exists():
+    adapter = any((out / name).exists() for name in ("adapter_config.json", CONFIG))
+    if out.is_dir() and any(out.iterdir()) and not adapter:
         raise RunError(f"--out {out}: this folder is not empty and holds no adapter; give a new folder")
     if not record.has_checkpoint:
         raise RunError(f"{run} has no finished round to export; let it finish one with `fedquilt run --resume {run}`")

@@ -18,6 +18,7 @@ from fedquilt.methods.flexlora import flexlora
 from fedquilt.methods.flora import flora
 from fedquilt.methods.full import full
 from fedquilt.methods.h2tune import h2tune
+from fedquilt.methods.heterotune import heterotune
 from fedquilt.methods.hetlora import hetlora
 from fedquilt.methods.local_only import local_only
 from fedquilt.methods.lora_fair import lora_fair
@@ -41,8 +42,9 @@ METHODS: dict[str, Callable[..., Method]] = {
     "straggler": straggler,
     "local-only": local_only,
     "full": full,
+    "heterotune": heterotune,
 }
 
-ACROSS = frozenset({"h2tune"})
+ACROSS = frozenset({"h2tune", "heterotune"})
 """Methods that take a federation of several architectures as it is, because they share something across them. Any other
 runs in each architecture apart, see ``by_architecture``."""

@@ -66,15 +66,16 @@ def layered(
     aggregate = federation.aggregate or layerwise_mean
     profiles = {profile.id: profile for profile in federation.profiles}
     adapted = frozenset(layout.depth) - layout.head
+    frozen = federation.frozen.get(layout.architecture, frozenset())
     _check_ranks(federation, rule)
 
     def policy(round: int) -> dict[str, list[str]]:
         return {} if factors is None else {"factors": sorted(factors(round))}
 
     def left_alone(order: Order) -> set[str]:
-        """The factors that the order's round does not train."""
+        """What the order's round does not train, whatever its layers: factors, and what nobody here ever trains."""
         trained = order.settings.get("factors")
-        return set() if trained is None else {*layout.depth} - layout.head - {*factors_named(layout, trained)}
+        return {*frozen} if trained is None else {*adapted, *frozen} - {*factors_named(layout, trained)}
 
     def init(rng: Rng) -> Tree:
         state = {"params": federation.initial[layout.architecture](rng)}
@@ -114,8 +115,8 @@ def layered(
             memory, order = {**memory, "base": base}, replace(order, params=params)
         if rank := order.settings.get("rank"):
             order = replace(order, params={**order.params, **fresh(layout, rank, order.rng.child("fresh"))})
-        if frozen := left_alone(order):
-            client = client.freezing(frozen)
+        if resting := left_alone(order):
+            client = client.freezing(resting)
         fitted = client.fit(order, memory, layers, **({"blocks": layers} if drop_layers else {}))
         return Reply(client.id, fitted.params, fitted.num_examples, fitted.metrics), memory
 

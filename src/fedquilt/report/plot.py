@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedquilt.core.errors import RunError
+from fedquilt.report.alignment import alignments
 from fedquilt.report.read import (
     Run,
     allocation,
@@ -241,6 +242,42 @@ def probability_map(run: Run, label: str | None = None) -> Figure:
     return figure
 
 
+def alignment_map(run: Run, label: str | None = None) -> Figure:
+    """How many pairs of groups pulled the same tensors in opposing directions in each round, and who with whom.
+
+    Raises:
+        RunError: the run aligned nothing.
+    """
+    found = alignments(run)
+    if not found:
+        raise RunError(f"{run.folder}: nothing was aligned; set method.align or aggregation.align in a new run.")
+    figure = _figure(8.4, 3.4 * min(3, len(found)) + 0.3)
+    rows = figure.subplots(len(found), 2, squeeze=False, width_ratios=(1.5, 1.0))
+    for (left, right), (name, one) in zip(rows, found.items(), strict=True):
+        left.plot(one.rounds, one.conflicts, color=COLOURS[0], marker=MARKERS[0], markersize=3, linewidth=1.2)
+        left.set_title(f"{label or run.method}, seed {run.seed}{': ' + name if name else ''}", fontsize=10, loc="left")
+        left.set_ylabel("conflicts (pairs, over all parts)")
+        left.set_ylim(bottom=0)
+        for axis in (left.xaxis, left.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+        left.set_xlabel("round")
+        _plain(left)
+        if one.cosines is None:
+            right.set_axis_off()
+            continue
+        image = right.imshow(one.cosines, cmap="RdBu", vmin=-1, vmax=1)
+        for (row, column), value in np.ndenumerate(one.cosines):
+            if len(one.names) <= 6 and not np.isnan(value):
+                colour = "white" if abs(value) > 0.6 else "black"
+                right.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
+        _ticks(right.xaxis, one.names)
+        _ticks(right.yaxis, one.names)
+        right.tick_params(axis="x", rotation=45)
+        right.set_title("mean cosine of two groups", fontsize=10, loc="left")
+        figure.colorbar(image, ax=right, pad=0.02)
+    return figure
+
+
 def _ticks(axis: Any, names: Sequence[Any]) -> None:
     """At most some 30 named ticks, evenly spaced."""
     step = -(-len(names) // 30)
@@ -273,6 +310,8 @@ def figures(groups: Groups) -> Iterator[tuple[str, Figure]]:
             yield f"allocation-{short}", allocation_map(members[0], label)
         if members and layer_probabilities(members[0]):
             yield f"probabilities-{short}", probability_map(members[0], label)
+        if members and alignments(members[0]):
+            yield f"alignment-{short}", alignment_map(members[0], label)
 
 
 def png(figure: Figure) -> bytes:

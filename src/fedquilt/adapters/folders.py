@@ -1,0 +1,72 @@
+"""A folder of tensors beside a JSON file that says what they are: written whole or not at all, read without pickle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedquilt.core.errors import ModelError, RunError
+from fedquilt.core.types import Params
+
+
+def write_folder(
+    folder: Path, tensors: tuple[str, Mapping[str, Tensor]], config: tuple[str, Mapping[str, Any]]
+) -> None:
+    """Makes the folder of two files, each a name and what it holds; one that is there is replaced.
+
+    Raises
+    ------
+    RunError
+        if it cannot be written.
+    """
+    fresh = folder.with_name(f".{folder.name}.new")
+    stale = folder.with_name(f".{folder.name}.old")
+    try:
+        for leftover in (fresh, stale):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        fresh.mkdir(parents=True)
+        content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors[1].items()}
+        save_file(content, fresh / tensors[0], metadata={"format": "pt"})
+        (fresh / config[0]).write_text(json.dumps(config[1], indent=2, sort_keys=True) + "\n", "utf-8")
+        if folder.exists():
+            folder.rename(stale)
+        fresh.rename(folder)
+        if stale.exists():
+            shutil.rmtree(stale)
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"cannot write the adapter folder {folder}: {error}; free the disk or choose another folder"
+        ) from error
+
+
+def read_folder(folder: Path, tensors: str, config: str, advice: str) -> tuple[dict[str, Any], Params]:
+    """The JSON object of the file ``config`` and the tensors of the file ``tensors``; ``advice`` if one is not there.
+
+    Raises
+    ------
+    ModelError
+        if there is no such folder or file, or one is damaged.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"there is no adapter folder {folder}")
+    for name in (config, tensors):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder} holds no {name}; {advice}")
+    try:
+        told = json.loads((folder / config).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / config} cannot be read: {error}") from error
+    if not isinstance(told, dict):
+        raise ModelError(f"{folder / config} holds no JSON object")
+    try:
+        return told, load_file(folder / tensors)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{folder / tensors} is damaged: {error}; save it again") from error

@@ -1,0 +1,94 @@
+"""The section of a run file on what is trained: low-rank adapters, or dense mixtures of adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from fedquilt.config.kinds import STRICT, Count, Rate, Share, Text
+
+_LORA = ("dropout", "rslora", "targets")
+_MIXTURE = (
+    *("activation", "gate", "placement", "sites", "slot_rule", "num_slots", "branches", "trained", "deviation"),
+)
+OF_KIND = {"lora": _LORA, "mixture": _MIXTURE}
+"""The keys that belong to one kind of adapter alone."""
+
+
+class Adapter(BaseModel):
+    """The adapters that are trained.
+
+    ``dropout``, ``rslora`` and ``targets`` are of the kind ``lora``; the keys from ``activation`` on of ``mixture``.
+    """
+
+    model_config = STRICT
+
+    kind: Literal["lora", "mixture"] = "lora"
+    """``lora``: two low-rank factors at every target. ``mixture``: after attention and after the feed-forward part,
+    projections of the model's own width around a dense mixture of branches that all models share (``heterotune``)."""
+    rank: Count = 16
+    """Rank r of every adapter; of a mixture, the width of its narrow space."""
+    alpha: Rate = 16.0
+    """Numerator of the scale alpha / r."""
+    dropout: Share = 0.0
+    """Dropout on the adapter's input."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(r) instead of alpha / r."""
+    targets: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
+    """Names of the linear modules that get an adapter; the model's query and value projections if left out."""
+    activation: Literal["gelu", "identity"] = "gelu"
+    """In the narrow space; with ``identity``, and no token gates, the mixture is linear and folds into weights."""
+    gate: Literal["uniform", "static", "token"] = "static"
+    """What each branch weighs: all alike, learned numbers of each site, or a learned map of each token."""
+    placement: Literal["serial", "parallel"] = "serial"
+    """Whether the adapter reads the output of the part that it stands after, or the input of its last module."""
+    sites: Annotated[tuple[Literal["attention", "feed-forward"], ...], Field(min_length=1)] = (
+        "attention",
+        "feed-forward",
+    )
+    """The parts of a block that have an adapter; the same for all that share branches."""
+    slot_rule: Literal["relative", "spaced", "top"] = "relative"
+    """Which depth slot a block has: by relative depth; equally spaced blocks one each; or counted from the top."""
+    num_slots: Count | None = None
+    """Depth slots, each with branches of its own; as many as the shallowest model has blocks if left out."""
+    branches: Count | None = None
+    """Branches of each slot and site; as many as there are architectures if left out."""
+    trained: Literal["own", "all"] = "all"
+    """Branches that a client trains: that of its architecture beside frozen foreign ones, or all."""
+    deviation: Annotated[float, Field(ge=0)] | None = None
+    """Branches are drawn with variance ``deviation^2 / r``; if left out 0 with ``own`` and 0.02 with ``all``."""
+
+    @model_validator(mode="after")
+    def _keys_are_of_its_kind(self) -> Adapter:
+        if odd := odd_keys(self):
+            other = "mixture" if self.kind == "lora" else "lora"
+            raise ValueError(
+                f"{' and '.join(odd)} {'is' if len(odd) == 1 else 'are'} of kind = '{other}' alone, and this is "
+                f"'{self.kind}'; leave {'it' if len(odd) == 1 else 'them'} out, or set kind = '{other}'"
+            )
+        return self
+
+
+class OwnAdapter(Adapter):
+    """Keys of [adapter] that a group has of its own; whether they go with the kind is seen when both are known."""
+
+    @model_validator(mode="after")
+    def _keys_are_of_its_kind(self) -> OwnAdapter:
+        return self
+
+
+def of_kind(keys: Mapping[str, Any], kind: Any) -> dict[str, Any]:
+    """Keys of [adapter] without those of another kind, where this is another kind than theirs."""
+    if kind == keys.get("kind", "lora"):
+        return dict(keys)
+    foreign = {key for other, own in OF_KIND.items() if other != kind for key in own}
+    return {key: value for key, value in keys.items() if key not in foreign}
+
+
+def odd_keys(adapter: Adapter) -> list[str]:
+    """The keys that have another value than their default, and belong to another kind of adapter."""
+    foreign: list[str] = [key for kind, keys in OF_KIND.items() if kind != adapter.kind for key in keys]
+    fields: dict[str, Any] = dict(Adapter.model_fields)
+    return [key for key in foreign if getattr(adapter, key) != fields[key].default]

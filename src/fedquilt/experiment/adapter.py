@@ -1,0 +1,174 @@
+"""What a config says on adapters, put into models: low-rank factors, or mixtures that models of unlike shape share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fedquilt.adapters.inject import initial, inject, layout
+from fedquilt.adapters.lora import LoraSettings
+from fedquilt.adapters.mixture import MixtureSettings
+from fedquilt.adapters.mixture_inject import initial_mixture, inject_mixture, mixture_layout, trained_names
+from fedquilt.config.adapter import Adapter
+from fedquilt.config.groups import Part
+from fedquilt.config.schema import Config
+from fedquilt.core.errors import ConfigError
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import Layout, Params
+from fedquilt.models.hf import Loaded
+
+Settings = LoraSettings | MixtureSettings
+
+ANY_ADAPTER = ("fedit", "fed-hello", "fedra", "exclusive", "straggler", "local-only", "full", "heterotune")
+"""Methods that train mixtures too: they need no low-rank factors, only tensors that a mean can be taken of."""
+
+_ONE_FOR_ALL = ("kind", "rank", "sites", "trained", "num_slots", "branches")
+"""Keys of [adapter] that must be the same in all groups for their branches to be shared."""
+
+
+class Put(NamedTuple):
+    """Adapters in a model: where they are, what training starts from, and what its clients never train."""
+
+    layout: Layout
+    start: Callable[[Rng], Params]
+    frozen: frozenset[str]
+
+
+def settings_of(parts: Sequence[Part], names: Sequence[str], loaded: Sequence[Loaded]) -> dict[str, Settings]:
+    """The settings of each architecture's adapters, by its name.
+
+    A mixture has as many branches as the federation has architectures, and as many slots as the shallowest of them has
+    blocks, unless the config says other.
+    """
+    found: dict[str, Settings] = {}
+    shallowest = min(model.blocks.num_layers for model in loaded)
+    for part, name, model in zip(parts, names, loaded, strict=True):
+        if name not in found:
+            found[name] = _settings(part.config.adapter, model, len(set(names)), shallowest)
+    return found
+
+
+def put(loaded: Loaded, settings: Settings, architecture: str, head: Collection[str], place: int) -> Put:
+    """The adapters, now in the model; ``place`` is that of the architecture in the federation, and of its branch.
+
+    Raises
+    ------
+    ConfigError
+        if clients train their own branch alone and there is none for this architecture, or it has too few blocks for
+        the slots.
+    """
+    if isinstance(settings, LoraSettings):
+        inject(loaded.model, loaded.blocks, settings, settings.targets, head)
+        where = layout(loaded.model, loaded.blocks, architecture, head)
+        return Put(where, initial(where, loaded.model), frozenset())
+    if settings.trained == "own" and place >= settings.branches:
+        raise ConfigError(
+            f"adapter.branches = {settings.branches}: {architecture} is architecture number {place + 1} of the "
+            "federation, and with adapter.trained = 'own' each has a branch; leave adapter.branches out"
+        )
+    depth = loaded.blocks.num_layers
+    if settings.slot_rule == "spaced" and settings.num_slots > depth:
+        raise ConfigError(
+            f"adapter.num_slots = {settings.num_slots}: cannot be spaced over the {depth} blocks of {architecture}; "
+            f"give at most {depth}, or set adapter.slot_rule = 'relative'"
+        )
+    inject_mixture(loaded.model, loaded.blocks, settings)
+    where = mixture_layout(loaded.model, loaded.blocks, architecture, head)
+    trained = where.depth if settings.trained == "all" else trained_names(where, settings, place)
+    return Put(where, initial_mixture(where, loaded.model, settings), frozenset(where.depth) - frozenset(trained))
+
+
+def refuse_adapter(config: Config, parts: Sequence[Part], settings: Mapping[str, Any]) -> None:
+    """Nothing, if the method can train the adapters that the config and its groups ask for.
+
+    ``settings`` are the method's arguments, defaults and all.
+
+    Raises
+    ------
+    ConfigError
+        with everything that does not go together.
+    """
+    name, problems = config.method.name, []
+    kinds = {part.config.adapter.kind for part in parts}
+    if name == "heterotune":
+        problems += _unlike(parts)
+        if "lora" in kinds:
+            problems.append(
+                "adapter.kind = 'lora': method.name = 'heterotune' shares the branches of mixtures between "
+                "architectures, and LoRA has none; set adapter.kind = 'mixture'"
+            )
+    if "mixture" in kinds:
+        problems += _odd_mixture(config, parts, settings)
+    if problems:
+        raise ConfigError(problems)
+
+
+def _settings(adapter: Adapter, loaded: Loaded, architectures: int, shallowest: int) -> Settings:
+    if adapter.kind == "lora":
+        return LoraSettings(
+            rank=adapter.rank,
+            alpha=adapter.alpha,
+            dropout=adapter.dropout,
+            rslora=adapter.rslora,
+            targets=adapter.targets or loaded.targets,
+        )
+    return MixtureSettings(
+        rank=adapter.rank,
+        branches=adapter.branches or architectures,
+        num_slots=adapter.num_slots or shallowest,
+        alpha=adapter.alpha,
+        gate=adapter.gate,
+        activation=adapter.activation,
+        placement=adapter.placement,
+        sites=tuple(adapter.sites),
+        slot_rule=adapter.slot_rule,
+        trained=adapter.trained,
+        deviation=adapter.deviation,
+    )
+
+
+def _unlike(parts: Sequence[Part]) -> list[str]:
+    """Where groups differ in what must be one for their branches to be shared."""
+    problems = []
+    for key in _ONE_FOR_ALL:
+        values = {part.label: getattr(part.config.adapter, key) for part in parts}
+        if len(set(values.values())) > 1:
+            told = ", ".join(f"{label} {value!r}" for label, value in values.items())
+            problems.append(
+                f"adapter.{key} is not the same in all groups ({told}), so their branches cannot be shared; set it in "
+                "[adapter] and leave it out of the groups"
+            )
+    return problems
+
+
+def _odd_mixture(config: Config, parts: Sequence[Part], settings: Mapping[str, Any]) -> list[str]:
+    """What of the method and its settings needs low-rank factors, which a mixture has not."""
+    name, rule, here, problems = config.method.name, config.aggregation.rule, "adapter.kind = 'mixture'", []
+    if name not in ANY_ADAPTER:
+        problems.append(
+            f"method.name = '{name}': is made of LoRA factors, and {here} has none; set adapter.kind = 'lora', or take "
+            f"one of {', '.join(ANY_ADAPTER)}"
+        )
+    if rule in ("flexlora", "hetlora", "flora", "fedex-lora", "lora-fair"):
+        problems.append(
+            f"aggregation.rule = '{rule}': combines LoRA factors, and {here} has none; set aggregation.rule = 'mean'"
+        )
+    if name == "fed-hello" and settings.get("allocation") == "fim":
+        problems.append(
+            f"method.allocation = 'fim': scores LoRA factors, and {here} has none; set method.allocation = 'gd' or "
+            "'rgd'"
+        )
+    if settings.get("drop_layers"):
+        problems.append(
+            f"method.drop_layers = true: with {here} blocks share branches, which would be lost with one of them; set "
+            "method.drop_layers = false"
+        )
+    for part in parts:
+        ranks = part.config.clients.ranks or ()
+        if unlike := sorted({rank for rank in ranks if rank != part.config.adapter.rank}):
+            key = "clients.ranks" if not part.label else f"groups[{part.place}].rank"
+            problems.append(
+                f"{key} holds {', '.join(map(str, unlike))} and adapter.rank is {part.config.adapter.rank}: the "
+                f"branches of {here} have one rank; leave {key} out"
+            )
+    return problems

@@ -1,0 +1,159 @@
+"""HeteroTune: clients of unlike architecture share the branches of a mixture of adapters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fedquilt.adapters.mixture_inject import check_bank, is_shared, shared_penalty
+from fedquilt.aggregate.align import AlignSettings
+from fedquilt.aggregate.alignment import with_alignment
+from fedquilt.aggregate.mean import layerwise_mean
+from fedquilt.allocate.layers import gd_set
+from fedquilt.core.errors import ConfigError, ModelError
+from fedquilt.core.method import Exchange, Method
+from fedquilt.core.params import select
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import ClientId, Federation, Memory, Order, Params, Profile, Reply, Tree, Turn
+
+
+def heterotune(
+    federation: Federation,
+    *,
+    share: bool = True,
+    align: Literal["projection", "reference", "soft", "mean", "none"] | None = None,
+    per: Literal["module", "tensor", "global"] = "module",
+    equalise: bool = False,
+    sharpness: float = 1.0,
+    server_learning_rate: float = 1.0,
+    mu: float = 0.0,
+    decay: float = 0.0,
+    weighting: Literal["examples", "uniform"] = "examples",
+) -> Method:
+    """Ends, gates and head are averaged within an architecture, ``X_m = sum_k p_k X_k`` over its clients k, and each
+    branch over all clients that trained it.
+
+    In the first form (``adapter.trained = "own"``) a client trains the branch of its architecture alone, beside frozen
+    foreign ones, and everybody is sent all. In the second (``"all"``) all train all, and what the architectures want of
+    the branches is aligned (CMGA) before the server steps. With one architecture this is FedAvg. A client of budget b
+    trains the b deepest blocks, and a branch if all blocks that use it are among them; it is sent all that its forward
+    pass needs, and sends what it trained.
+
+    Settings
+    --------
+    share : False keeps the branches within the architecture too: the same adapters, and no federation across.
+    align : the rule of alignment; ``mean`` only divides by local steps; ``none`` is the plain mean. If left out
+        ``projection`` where all branches are trained, and ``none`` where a client trains its own.
+    per : the parts that are aligned, each on its own: ``module`` (the branches of a slot and site), ``tensor`` or all.
+    equalise : give all architectures' gradients the median length first.
+    sharpness : kappa of the rule ``soft``.
+    server_learning_rate : of the server's step by the aligned gradient; 1 is the clients' mean step.
+    mu, decay : of the penalties in a client's loss that hold branches near what was sent, and small.
+    weighting : clients' weights in the means, by ``examples`` or ``uniform``.
+
+    Raises
+    ------
+    ConfigError
+        if the adapters are no mixtures or their branches are not alike, or a setting is out of range or goes with
+        another one.
+
+    Paper: heterotune, group-mean
+    """
+    layouts, owner = federation.layouts, {profile.id: profile.architecture for profile in federation.profiles}
+    frozen = {name: federation.frozen.get(name, frozenset()) for name in layouts}
+    rule = _rule(federation, share, align, (mu, decay))
+    aggregate = federation.aggregate or layerwise_mean
+
+    def place(architecture: str, name: str) -> str:
+        """Under which name the server keeps a tensor of an architecture: a branch once, all else for each."""
+        return name if share and is_shared(name) else f"{architecture}/{name}"
+
+    def init(rng: Rng) -> Tree:
+        # branches depend on their names and this stream alone: the same from every architecture
+        made = {name: start(rng) for name, start in federation.initial.items()}
+        return {"params": {place(own, name): value for own, params in made.items() for name, value in params.items()}}
+
+    def view(state: Tree, profile: Profile) -> Order:
+        own = profile.architecture
+        return Order({name: state["params"][place(own, name)] for name in layouts[own].depth})
+
+    def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+        orders = {}
+        for profile in turn.cohort:
+            num_layers = layouts[profile.architecture].num_layers
+            layers = gd_set("inverted-triangle", num_layers, profile.budget.layers)
+            settings = {"layers": list(layers), "architecture": profile.architecture}
+            orders[profile.id] = replace(view(state, profile), settings=settings)
+        return orders
+
+    def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+        def penalty(trained: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor:
+            return shared_penalty(trained, start, mu, decay)
+
+        resting = frozen[order.settings["architecture"]]
+        trainer = client.freezing(resting) if resting else client
+        trainer = trainer.penalised(penalty) if mu or decay else trainer
+        fitted = trainer.fit(order, memory, order.settings["layers"])
+        return Reply(client.id, fitted.params, fitted.num_examples, fitted.metrics), memory
+
+    def expects(order: Order) -> Params:
+        own = order.settings["architecture"]
+        trained = {*layouts[own].names(order.settings["layers"]), *layouts[own].head} - frozen[own]
+        return select(order.params, trained)
+
+    def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+        def placed() -> Iterator[Reply]:
+            for reply in replies:
+                own = owner[reply.client]
+                yield replace(reply, params={place(own, name): value for name, value in reply.params.items()})
+
+        return {**state, "params": aggregate(state["params"], placed(), weighting)}
+
+    method = Method("heterotune", init, (Exchange("fit", ask, work, merge, expects),), view)
+    if rule == "none":
+        return method
+    settings = AlignSettings(rule, per, equalise, sharpness, server_learning_rate)
+    return with_alignment(method, federation.profiles, is_shared, settings, weighting=weighting)
+
+
+def _rule(federation: Federation, share: bool, align: str | None, penalties: tuple[float, float]) -> str:
+    """The rule of alignment that holds, once nothing contradicts it."""
+    problems = []
+    shapes = {
+        own: {name: torch.empty(shape, device="meta") for name, shape in layout.shapes.items() if is_shared(name)}
+        for own, layout in federation.layouts.items()
+    }
+    if bare := [own for own, branches in shapes.items() if not branches]:
+        problems.append(
+            f"method.name = 'heterotune': {bare[0]} has no mixture of adapters with branches to share; set "
+            "adapter.kind = 'mixture'"
+        )
+    try:
+        check_bank(shapes)
+    except ModelError as error:
+        problems.append(str(error))
+    problems += [
+        f"method.{key} = {value}: must be at least 0 and finite"
+        for key, value in zip(("mu", "decay"), penalties, strict=True)
+        if not 0 <= value < math.inf
+    ]
+    if not share and align not in (None, "none"):
+        problems.append(
+            f"method.align = '{align}': with method.share = false architectures share nothing that could be aligned; "
+            "leave it out"
+        )
+    if any(federation.frozen.values()) and align not in (None, "none"):
+        problems.append(
+            f"method.align = '{align}': with adapter.trained = 'own' no two architectures train the same branch, so "
+            "there is nothing to align; leave it out, or set adapter.trained = 'all'"
+        )
+    if problems:
+        raise ConfigError(problems)
+    if align is not None:
+        return align
+    return "none" if not share or any(federation.frozen.values()) else "projection"
