@@ -45,7 +45,7 @@ def glyphs(
 def arithmetic(
     folder: Annotated[Path, typer.Option("--out", help="The folder; every model gets one of its own in it.")],
     only: Annotated[str | None, typer.Option(help="llama, gemma or qwen; all three where it is not given.")] = None,
-    steps: Annotated[int, typer.Option(help="Optimiser steps of each model.")] = 2000,
+    steps: Annotated[int, typer.Option(help="Optimiser steps of each model.")] = 2500,
     seed: Annotated[int, typer.Option(help="Where all randomness starts.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "cpu",
 ) -> None:

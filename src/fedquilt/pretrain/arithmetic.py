@@ -71,7 +71,7 @@ def pretrain_arithmetic(
     out: str | Path,
     *,
     rng: Rng,
-    steps: int = 2000,
+    steps: int = 2500,
     batch_size: int = 32,
     length: int = 80,
     learning_rate: float = 3e-3,
