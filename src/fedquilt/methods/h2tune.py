@@ -125,8 +125,7 @@ def h2tune(
         """Under which name the server keeps an architecture's A, B or head."""
         return f"{architecture}/{name}"
 
-    widths = {profile.id: core_width(profile) for profile in federation.profiles}
-    size = max(widths.values())
+    size = max(core_width(profile) for profile in federation.profiles)
 
     def init(rng: Rng) -> Tree:
         state: Tree = {"params": drawn_bank(every_site, num_slots, size, rng.child("bank"), deviation), "round": 0}
@@ -141,7 +140,7 @@ def h2tune(
 
     def entries(state: Tree, profile: Profile) -> dict[str, Tensor]:
         """(i) Which entries of the bank a client works with, by its sites."""
-        own = widths.get(profile.id, size)
+        own = core_width(profile)
         if selection == "strongest":
             return {site: strongest(state["scores"][site], own * own) for site in sites[profile.architecture]}
         lines = leading(own, size) if selection == "leading" else drawn(own, size, Rng(0, ("h2tune", profile.id)))
