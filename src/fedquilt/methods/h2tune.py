@@ -134,6 +134,8 @@ def h2tune(
             state["ends"] = {own_name(own, n): tensor for own, params in made.items() for n, tensor in params.items()}
         if bank == "noise":
             state["noise"] = drawn_bank(every_site, num_slots, size, rng.child("noise"), 1.0)
+        if selection == "drawn":
+            state["draws"] = rng.child("draws").integer()
         if selection == "strongest":
             state["scores"] = _scores(state["params"])
         return state
@@ -143,7 +145,9 @@ def h2tune(
         own = core_width(profile)
         if selection == "strongest":
             return {site: strongest(state["scores"][site], own * own) for site in sites[profile.architecture]}
-        lines = leading(own, size) if selection == "leading" else drawn(own, size, Rng(0, ("h2tune", profile.id)))
+        lines = (
+            leading(own, size) if selection == "leading" else drawn(own, size, Rng(state["draws"]).child(profile.id))
+        )
         return dict.fromkeys(sites[profile.architecture], lines.entries(size))
 
     def sent(state: Tree, profile: Profile) -> Params:
