@@ -49,6 +49,8 @@ def app_in(folder: Path, tiny: Path, method: str, rounds: int, head: str) -> Pat
     ):
         assert old in text
         text = text.replace(old, new)
+    if method == "heterotune":
+        text = text.replace("[adapter]\n", '[adapter]\nkind = "mixture"\n')
     top = f'name = "tiny"\noutput = "{folder / "runs"}"\n'
     return write_app(folder / "app", f'{top}{text}\n[head]\npolicy = "{head}"\n[network]\ntimeout = 120\n').parent
 
@@ -63,7 +65,7 @@ threads = 1
 model = {{ name = "tiny:vit?layers=3&width=16&image=8&patch=4", task = "image-classification" }}
 data = {{ source = "sklearn:digits", limit = 120 }}
 partition = {{ scheme = "iid", num_clients = 3 }}
-adapter = {{ rank = 2 }}
+adapter = {{ kind = "{kind}", rank = 2 }}
 training = {{ steps = 4, batch_size = 8, learning_rate = 0.01 }}
 method = {{ name = "{method}" }}
 network = {{ timeout = 120 }}
@@ -133,7 +135,8 @@ def test_clients_of_unlike_models_end_in_the_same_bits_as_embedded(trial, tmp_pa
     words = tmp_path / "words.tsv"
     rows = [f"thing {row % 5} is\t{'good' if row % 2 else 'bad'}" for row in range(40)]
     words.write_text("\n".join(["text\tanswer", *rows]) + "\n", encoding="utf-8")
-    text = UNLIKE.format(runs=tmp_path / "runs", method=method, words=words)
+    kind = "mixture" if method == "heterotune" else "lora"
+    text = UNLIKE.format(runs=tmp_path / "runs", method=method, kind=kind, words=words)
     app, folder = write_app(tmp_path / "app", text).parent, tmp_path / "runs" / "unlike"
     until((folder / "result.json").exists, 240, trial, submit(trial, app))
     same_as_embedded(app, folder)
