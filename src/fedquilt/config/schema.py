@@ -27,7 +27,8 @@ class Model(BaseModel):
     model_config = STRICT
 
     name: Text
-    """``glyph-vit`` (shipped), ``tiny:<architecture>`` (random), a local folder, or a name on the Hugging Face hub.
+    """A shipped model (``glyph-vit``, ``glyph-vit-4x32``, ``glyph-vit-8x48``, ``arith-llama``, ``arith-gemma``,
+    ``arith-qwen``), ``tiny:<architecture>`` (random), a local folder, or a name on the Hugging Face hub.
     ``?layers=3`` behind it takes the first three blocks only."""
     task: Literal["image-classification", "sequence-classification", "causal-lm"]
     """What the model is trained to do."""

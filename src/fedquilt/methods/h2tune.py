@@ -226,9 +226,8 @@ def h2tune(
         return after
 
     def expects(order: Order) -> Params:
-        trained, layers = order.settings["architecture"], order.settings["layers"]
-        resting = {*layouts[trained].depth} - {*layouts[trained].names(layers), *layouts[trained].head}
-        return without(order.params, resting)
+        layout, layers = layouts[order.settings["architecture"]], order.settings["layers"]
+        return without(order.params, {*layout.depth} - {*layout.names(layers), *layout.head})
 
     return Method("h2tune", init, (Exchange("fit", ask, work, merge, expects),), order)
 

@@ -75,9 +75,10 @@ def load_model(
 ) -> Loaded:
     """The model called ``name`` for ``task``, frozen, with its blocks, head, default targets, encoder and preparer.
 
-    ``name``: ``"glyph-vit"`` (shipped), ``"tiny:<architecture>"`` (random; ``"tiny:vit?layers=12&width=64"``), a local
-    folder, ``"package:<python package>/<folder>"``, a hub name, or with ``meta`` also ``"shape:<published shape>"``;
-    ``"?layers=N"`` behind a built-in name, a folder or a hub name takes the first N blocks only.
+    ``name``: one of ``source.BUILTIN`` (shipped, such as ``"glyph-vit"``), ``"tiny:<architecture>"`` (random;
+    ``"tiny:vit?layers=12&width=64"``), a local folder, ``"package:<python package>/<folder>"``, a hub name, or with
+    ``meta`` also ``"shape:<published shape>"``; ``"?layers=N"`` behind a built-in name, a folder or a hub name takes
+    the first N blocks only.
     ``task``: image-classification, sequence-classification or causal-lm. ``num_classes`` None keeps the head as it is;
     a head of another number of classes, or none, is drawn from ``rng.child("head")``. ``meta`` builds shapes without
     weights: it reads the config only. ``max_length`` is in tokens. Weights are read from safetensors only.
