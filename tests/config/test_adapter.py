@@ -18,10 +18,9 @@ def config(adapter, groups=(), **more):
     return parse({**BASE, "adapter": adapter, **({"groups": list(groups)} if groups else {}), **more})
 
 
-def test_every_key_beyond_the_common_ones_belongs_to_one_kind():
-    own = [key for keys in OF_KIND.values() for key in keys]
-    assert len(own) == len(set(own))
-    assert {"kind", "rank", "alpha", *own} == set(Adapter.model_fields)
+def test_every_key_belongs_to_a_kind():
+    assert {"kind"}.union(*OF_KIND.values()) == set(Adapter.model_fields)
+    assert set(OF_KIND["lora"]) & set(OF_KIND["mixture"]) == {"rank", "alpha"}
 
 
 @pytest.mark.parametrize(
@@ -29,6 +28,8 @@ def test_every_key_beyond_the_common_ones_belongs_to_one_kind():
     [
         ({"gate": "token"}, r"gate is of kind = 'mixture' alone, and this is 'lora'; leave it out, or set kind"),
         ({"kind": "mixture", "targets": ["q"], "rslora": True}, r"rslora and targets are of kind = 'lora' alone"),
+        ({"kind": "full", "rank": 4}, r"rank is of kind = 'lora' or 'mixture' alone, and this is 'full'"),
+        ({"kind": "full", "targets": ["q"], "gate": "token"}, r"targets and gate are of kind = 'lora' or 'mixture' al"),
         ({"kind": "mixtures"}, r"adapter.kind = 'mixtures': not one of the choices \(did you mean 'mixture'\?\)"),
         ({"kind": "mixture", "sites": []}, r"adapter.sites = \[\]: must have at least 1 entry"),
         ({"kind": "mixture", "deviation": -0.1}, r"adapter.deviation = -0.1: must be at least 0"),
@@ -45,7 +46,9 @@ def test_a_group_changes_keys_of_the_files_mixture_and_takes_another_kind_whole(
         {"label": "a", "budget": 1, "adapter": {"placement": "parallel"}},
         {"label": "b", "budget": 1, "adapter": {"kind": "lora", "targets": ["query"]}},
     )
-    first, second = (part.config.adapter for part in parts(config(mixture, groups)))
+    groups += ({"label": "c", "budget": 1, "adapter": {"kind": "full"}},)
+    first, second, third = (part.config.adapter for part in parts(config(mixture, groups)))
+    assert third == Adapter(kind="full")
     assert (first.kind, first.rank, first.activation, first.placement) == ("mixture", 4, "identity", "parallel")
     assert (second.kind, second.rank, second.activation, second.targets) == ("lora", 4, "gelu", ("query",))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,23 @@ def write_folder(
     RunError
         if it cannot be written.
     """
+
+    def fill(fresh: Path) -> None:
+        content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors[1].items()}
+        save_file(content, fresh / tensors[0], metadata={"format": "pt"})
+        (fresh / config[0]).write_text(json.dumps(config[1], indent=2, sort_keys=True) + "\n", "utf-8")
+
+    replace_folder(folder, fill)
+
+
+def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Makes the folder of what ``fill`` writes into a new one; one that is there is replaced once all is written.
+
+    Raises
+    ------
+    RunError
+        if it cannot be written.
+    """
     fresh = folder.with_name(f".{folder.name}.new")
     stale = folder.with_name(f".{folder.name}.old")
     try:
@@ -33,9 +50,7 @@ def write_folder(
             if leftover.exists():
                 shutil.rmtree(leftover)
         fresh.mkdir(parents=True)
-        content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors[1].items()}
-        save_file(content, fresh / tensors[0], metadata={"format": "pt"})
-        (fresh / config[0]).write_text(json.dumps(config[1], indent=2, sort_keys=True) + "\n", "utf-8")
+        fill(fresh)
         if folder.exists():
             folder.rename(stale)
         fresh.rename(folder)

@@ -46,9 +46,7 @@ def inject(
                 f"blocks{suggestion(target, last)}; "
                 "there are: " + (", ".join(endings) or "none")
             )
-    parameters = dict(model.named_parameters())
-    if unknown := sorted(set(head) - parameters.keys()):
-        raise ModelError(f"the head's parameter '{unknown[0]}' is not in the model")
+    own_parameters(model, head)
     model.requires_grad_(False)
     injected = {}
     for name, module in linears.items():
@@ -83,9 +81,7 @@ def layout(model: nn.Module, blocks: Blocks, architecture: str, head: Collection
     ModelError
         if a head parameter is not in the model.
     """
-    parameters = dict(model.named_parameters())
-    if unknown := sorted(set(head) - parameters.keys()):
-        raise ModelError(f"the head's parameter '{unknown[0]}' is not in the model")
+    parameters = own_parameters(model, head)
     names = [f"{name}.{factor}" for name in adapters(model) for factor in ("lora_A", "lora_B")]
     # sorted is stable: inside a block the model's own order stays
     depth: dict[str, int | None] = dict(
@@ -94,6 +90,20 @@ def layout(model: nn.Module, blocks: Blocks, architecture: str, head: Collection
     depth |= {name: None for name in parameters if name in set(head)}
     shapes = {name: tuple(parameters[name].shape) for name in depth}
     return Layout(architecture, blocks.num_layers, depth, shapes)
+
+
+def own_parameters(model: nn.Module, head: Collection[str]) -> dict[str, nn.Parameter]:
+    """The model's parameters by name, in its order; those of ``head`` are among them.
+
+    Raises
+    ------
+    ModelError
+        if one of these is not.
+    """
+    parameters = dict(model.named_parameters())
+    if unknown := sorted(set(head) - parameters.keys()):
+        raise ModelError(f"the head's parameter '{unknown[0]}' is not in the model")
+    return parameters
 
 
 def trainable(model: nn.Module, layout: Layout) -> dict[str, nn.Parameter]:
@@ -146,9 +156,9 @@ def load(parameters: Mapping[str, nn.Parameter], params: Mapping[str, torch.Tens
 
 def copied(parameter: nn.Parameter) -> torch.Tensor:
     """A copy of the parameter's value, on the CPU; zeros of one on meta."""
-    # on meta there are no values to copy: only shapes are wanted then
+    # on meta there are no values to copy: only shapes are wanted then, and no memory for as many zeros
     if parameter.is_meta:
-        return torch.zeros_like(parameter, device="cpu").detach()
+        return torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
     return parameter.detach().to("cpu", copy=True)
 
 

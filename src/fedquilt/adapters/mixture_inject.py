@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from fedquilt.adapters.inject import copied, trainable
+from fedquilt.adapters.inject import copied, own_parameters, trainable
 from fedquilt.adapters.lora import LoraSettings
 from fedquilt.adapters.mixture import MixtureLinear, MixtureSettings, drawn_down, drawn_expert
 from fedquilt.adapters.sites import output_projections, slots_of
@@ -98,9 +98,7 @@ def mixture_layout(model: nn.Module, blocks: Blocks, architecture: str, head: Co
     ModelError
         if a head parameter is not in the model.
     """
-    parameters = dict(model.named_parameters())
-    if unknown := sorted(set(head) - parameters.keys()):
-        raise ModelError(f"the head's parameter '{unknown[0]}' is not in the model")
+    parameters = own_parameters(model, head)
     depth: dict[str, int | None] = {}
     for name, mixture in mixtures(model).items():  # the model's order, so a branch meets its shallowest block first
         ends = (own for own, _ in mixture.named_parameters() if not own.startswith("base."))

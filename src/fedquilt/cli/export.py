@@ -20,7 +20,8 @@ def export(
 ) -> None:
     """Write a run's adapter as a folder: PEFT's, which `PeftModel.from_pretrained` loads, or a mixture's own.
 
-    The latter is read by `fedquilt.load_adapter`.
+    The latter is read by `fedquilt.load_adapter`. Where the weights were trained (`adapter.kind = "full"`), the folder
+    holds the model.
     """
     from fedquilt import experiment
 

@@ -1,4 +1,4 @@
-"""The section of a run file on what is trained: low-rank adapters, or dense mixtures of adapters."""
+"""The section of a run file on what is trained: low-rank adapters, dense mixtures of adapters, or the weights."""
 
 from __future__ import annotations
 
@@ -13,21 +13,27 @@ _LORA = ("dropout", "rslora", "targets")
 _MIXTURE = (
     *("activation", "gate", "placement", "sites", "slot_rule", "num_slots", "branches", "trained", "deviation"),
 )
-OF_KIND = {"lora": _LORA, "mixture": _MIXTURE}
-"""The keys that belong to one kind of adapter alone."""
+OF_KIND: Mapping[str, tuple[str, ...]] = {
+    "lora": ("rank", "alpha", *_LORA),
+    "mixture": ("rank", "alpha", *_MIXTURE),
+    "full": (),
+}
+"""The keys that each kind has besides ``kind``."""
 
 
 class Adapter(BaseModel):
     """The adapters that are trained.
 
-    ``dropout``, ``rslora`` and ``targets`` are of the kind ``lora``; the keys from ``activation`` on of ``mixture``.
+    ``dropout``, ``rslora`` and ``targets`` are of the kind ``lora``; the keys from ``activation`` on of ``mixture``;
+    ``full`` has none.
     """
 
     model_config = STRICT
 
-    kind: Literal["lora", "mixture"] = "lora"
+    kind: Literal["lora", "mixture", "full"] = "lora"
     """``lora``: two low-rank factors at every target. ``mixture``: after attention and after the feed-forward part,
-    projections of the model's own width around a dense mixture of branches that all models share (``heterotune``)."""
+    projections of the model's own width around a dense mixture of branches that all models share (``heterotune``).
+    ``full``: no adapter; all of the model's weights are trained and travel: what adapters are compared with."""
     rank: Count = 16
     """Rank r of every adapter; of a mixture, the width of its narrow space."""
     alpha: Rate = 16.0
@@ -63,10 +69,10 @@ class Adapter(BaseModel):
     @model_validator(mode="after")
     def _keys_are_of_its_kind(self) -> Adapter:
         if odd := odd_keys(self):
-            other = "mixture" if self.kind == "lora" else "lora"
+            other = " or ".join(f"'{kind}'" for kind, keys in OF_KIND.items() if not set(keys).isdisjoint(odd))
             raise ValueError(
-                f"{' and '.join(odd)} {'is' if len(odd) == 1 else 'are'} of kind = '{other}' alone, and this is "
-                f"'{self.kind}'; leave {'it' if len(odd) == 1 else 'them'} out, or set kind = '{other}'"
+                f"{' and '.join(odd)} {'is' if len(odd) == 1 else 'are'} of kind = {other} alone, and this is "
+                f"'{self.kind}'; leave {'it' if len(odd) == 1 else 'them'} out, or set kind = {other}"
             )
         return self
 
@@ -80,15 +86,18 @@ class OwnAdapter(Adapter):
 
 
 def of_kind(keys: Mapping[str, Any], kind: Any) -> dict[str, Any]:
-    """Keys of [adapter] without those of another kind, where this is another kind than theirs."""
-    if kind == keys.get("kind", "lora"):
-        return dict(keys)
-    foreign = {key for other, own in OF_KIND.items() if other != kind for key in own}
+    """Keys of [adapter] without those that another kind has and this kind has not."""
+    foreign = _foreign(kind) if kind != keys.get("kind", "lora") else ()
     return {key: value for key, value in keys.items() if key not in foreign}
 
 
 def odd_keys(adapter: Adapter) -> list[str]:
-    """The keys that have another value than their default, and belong to another kind of adapter."""
-    foreign: list[str] = [key for kind, keys in OF_KIND.items() if kind != adapter.kind for key in keys]
+    """The keys that have another value than their default, and which adapters of this kind have not."""
     fields: dict[str, Any] = dict(Adapter.model_fields)
-    return [key for key in foreign if getattr(adapter, key) != fields[key].default]
+    return [key for key in _foreign(adapter.kind) if getattr(adapter, key) != fields[key].default]
+
+
+def _foreign(kind: Any) -> list[str]:
+    """The keys that belong to other kinds alone."""
+    every = dict.fromkeys(key for keys in OF_KIND.values() for key in keys)
+    return [key for key in every if key not in OF_KIND.get(kind, every)]

@@ -1,10 +1,12 @@
-"""What a config says on adapters, put into models: low-rank factors, or mixtures that models of unlike shape share."""
+"""What a config says on adapters, put into models: low-rank factors, mixtures that models of unlike shape share, or
+none, where the weights themselves are trained."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fedquilt.adapters.full import full_layout, initial_full
 from fedquilt.adapters.inject import initial, inject, layout
 from fedquilt.adapters.lora import LoraSettings
 from fedquilt.adapters.mixture import MixtureSettings
@@ -17,17 +19,18 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import Layout, Params
 from fedquilt.models.hf import Loaded
 
-Settings = LoraSettings | MixtureSettings
+Settings = LoraSettings | MixtureSettings | None
+"""Of the adapters of an architecture; None where its weights are trained."""
 
-ANY_ADAPTER = ("fedit", "fed-hello", "fedra", "exclusive", "straggler", "local-only", "full", "heterotune")
-"""Methods that train mixtures too: they need no low-rank factors, only tensors that a mean can be taken of."""
+ANY_TENSORS = ("fedit", "fed-hello", "fedra", "exclusive", "straggler", "local-only", "full")
+"""Methods that need no low-rank factors, only tensors that a mean can be taken of."""
 
 _ONE_FOR_ALL = ("kind", "rank", "sites", "trained", "num_slots", "branches")
 """Keys of [adapter] that must be the same in all groups for their branches to be shared."""
 
 
 class Put(NamedTuple):
-    """Adapters in a model: where they are, what training starts from, and what its clients never train."""
+    """What is trained in a model: where it is, what training starts from, and what of it its clients never train."""
 
     layout: Layout
     start: Callable[[Rng], Params]
@@ -49,7 +52,9 @@ def settings_of(parts: Sequence[Part], names: Sequence[str], loaded: Sequence[Lo
 
 
 def put(loaded: Loaded, settings: Settings, architecture: str, head: Collection[str], place: int) -> Put:
-    """The adapters, now in the model; ``place`` is that of the architecture in the federation, and of its branch.
+    """The adapters, now in the model, or its weights where there are none to put in.
+
+    ``place`` is that of the architecture in the federation, and of its branch.
 
     Raises
     ------
@@ -57,6 +62,10 @@ def put(loaded: Loaded, settings: Settings, architecture: str, head: Collection[
         if clients train their own branch alone and there is none for this architecture, or it has too few blocks for
         the slots.
     """
+    if settings is None:
+        resting = frozenset(loaded.head) - frozenset(head)
+        where = full_layout(loaded.model, loaded.blocks, architecture, head, resting)
+        return Put(where, initial_full(where, loaded.model), frozenset())
     if isinstance(settings, LoraSettings):
         inject(loaded.model, loaded.blocks, settings, settings.targets, head)
         where = layout(loaded.model, loaded.blocks, architecture, head)
@@ -92,18 +101,28 @@ def refuse_adapter(config: Config, parts: Sequence[Part], settings: Mapping[str,
     kinds = {part.config.adapter.kind for part in parts}
     if name == "heterotune":
         problems += _unlike(parts)
-        if "lora" in kinds:
-            problems.append(
-                "adapter.kind = 'lora': method.name = 'heterotune' shares the branches of mixtures between "
-                "architectures, and LoRA has none; set adapter.kind = 'mixture'"
-            )
-    if "mixture" in kinds:
-        problems += _odd_mixture(config, parts, settings)
+        problems += [
+            f"adapter.kind = '{kind}': method.name = 'heterotune' shares the branches of mixtures between "
+            f"architectures, and {what} no branches; set adapter.kind = 'mixture'"
+            for kind, what in (("lora", "LoRA has"), ("full", "weights have"))
+            if kind in kinds
+        ]
+    for kind in ("mixture", "full"):
+        if kind in kinds:
+            problems += _no_factors(config, settings, kind)
+    if "mixture" in kinds and settings.get("drop_layers"):
+        problems.append(
+            "method.drop_layers = true: with adapter.kind = 'mixture' blocks share branches, which would be lost with "
+            "one of them; set method.drop_layers = false"
+        )
+    problems += _odd_ranks(parts)
     if problems:
         raise ConfigError(problems)
 
 
 def _settings(adapter: Adapter, loaded: Loaded, architectures: int, shallowest: int) -> Settings:
+    if adapter.kind == "full":
+        return None
     if adapter.kind == "lora":
         return LoraSettings(
             rank=adapter.rank,
@@ -141,13 +160,14 @@ def _unlike(parts: Sequence[Part]) -> list[str]:
     return problems
 
 
-def _odd_mixture(config: Config, parts: Sequence[Part], settings: Mapping[str, Any]) -> list[str]:
-    """What of the method and its settings needs low-rank factors, which a mixture has not."""
-    name, rule, here, problems = config.method.name, config.aggregation.rule, "adapter.kind = 'mixture'", []
-    if name not in ANY_ADAPTER:
+def _no_factors(config: Config, settings: Mapping[str, Any], kind: str) -> list[str]:
+    """What of the method and its settings needs low-rank factors, which this kind has not."""
+    name, rule, here, problems = config.method.name, config.aggregation.rule, f"adapter.kind = '{kind}'", []
+    fitting = (*ANY_TENSORS, "heterotune") if kind == "mixture" else ANY_TENSORS
+    if name not in (*ANY_TENSORS, "heterotune"):
         problems.append(
             f"method.name = '{name}': is made of LoRA factors, and {here} has none; set adapter.kind = 'lora', or take "
-            f"one of {', '.join(ANY_ADAPTER)}"
+            f"one of {', '.join(fitting)}"
         )
     if rule in ("flexlora", "hetlora", "flora", "fedex-lora", "lora-fair"):
         problems.append(
@@ -158,17 +178,23 @@ def _odd_mixture(config: Config, parts: Sequence[Part], settings: Mapping[str, A
             f"method.allocation = 'fim': scores LoRA factors, and {here} has none; set method.allocation = 'gd' or "
             "'rgd'"
         )
-    if settings.get("drop_layers"):
-        problems.append(
-            f"method.drop_layers = true: with {here} blocks share branches, which would be lost with one of them; set "
-            "method.drop_layers = false"
-        )
+    return problems
+
+
+def _odd_ranks(parts: Sequence[Part]) -> list[str]:
+    """Ranks of clients whose adapters have one rank for all, or none."""
+    problems = []
     for part in parts:
-        ranks = part.config.clients.ranks or ()
-        if unlike := sorted({rank for rank in ranks if rank != part.config.adapter.rank}):
-            key = "clients.ranks" if not part.label else f"groups[{part.place}].rank"
-            problems.append(
-                f"{key} holds {', '.join(map(str, unlike))} and adapter.rank is {part.config.adapter.rank}: the "
-                f"branches of {here} have one rank; leave {key} out"
-            )
+        adapter, ranks = part.config.adapter, part.config.clients.ranks or ()
+        unlike = sorted({rank for rank in ranks if adapter.kind == "full" or rank != adapter.rank})
+        if adapter.kind == "lora" or not unlike:
+            continue
+        key = "clients.ranks" if not part.label else f"groups[{part.place}].rank"
+        told = f"{key} holds {', '.join(map(str, unlike))} and "
+        problems.append(
+            f"{told}adapter.kind = 'full' has no adapters that could have a rank; leave {key} out"
+            if adapter.kind == "full"
+            else f"{told}adapter.rank is {adapter.rank}: the branches of adapter.kind = 'mixture' have one rank; leave "
+            f"{key} out"
+        )
     return problems

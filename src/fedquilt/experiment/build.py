@@ -297,6 +297,7 @@ def _load_all(
     With ``real``, places of groups, only theirs have weights; the others are shapes, as with ``meta`` all are.
     """
     made: dict[str, Loaded] = {}
+    frozen: list[Loaded] = []
     kinds = [kind_of(part, classes[part.place]) for part in groups]
     weighed = {kind for part, kind in zip(groups, kinds, strict=True) if real is None or part.place in real}
     for part, kind in zip(groups, kinds, strict=True):
@@ -306,7 +307,8 @@ def _load_all(
                 made[kind] = _load(part.config, classes[part.place], rng, meta=shape)
             if not shape:
                 made[kind].model.to(device_of(part.config.device))
-                share_base(list(made.values()))  # at once, so that no more than one copy too many is ever held
+                frozen += [] if part.config.adapter.kind == "full" else [made[kind]]
+                share_base(frozen)  # at once, so that no more than one copy too many is ever held
     return tuple(made[kind] for kind in kinds)
 
 

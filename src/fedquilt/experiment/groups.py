@@ -184,7 +184,13 @@ def federated(
 def _scaling(settings: Settings) -> Callable[[str, int], float]:
     if isinstance(settings, LoraSettings):
         return settings.scaling
+    if settings is None:
+        return _no_adapter
     return lambda module, rank: settings.scaling
+
+
+def _no_adapter(module: str, rank: int) -> float:
+    raise ValueError(f"'{module}' has no adapter: the weights themselves are trained")
 
 
 def _no_scaling(module: str, rank: int) -> float:
@@ -213,7 +219,7 @@ def _precision(wanted: str, device: torch.device) -> str:
 def budgets_of(part: Part) -> tuple[Budget, ...]:
     """The budgets of a group's clients, in their order."""
     clients = part.config.clients
-    ranks = clients.ranks if part.config.adapter.kind == "lora" else None  # a mixture has one
+    ranks = clients.ranks if part.config.adapter.kind == "lora" else None  # others have one, or none
     return capability_groups(shares(clients.shares), clients.budgets, part.config.partition.num_clients, ranks=ranks)
 
 
@@ -244,7 +250,7 @@ def architectures(parts: Sequence[Part], kinds: Sequence[str], loaded: Sequence[
 
 
 def share_base(loaded: Sequence[Loaded]) -> None:
-    """Let models made of the same weights hold them once, in place; heads stay each model's own."""
+    """Let models made of the same weights, which nobody trains, hold them once, in place; heads stay their own."""
     held: dict[tuple[str, torch.Size], list[torch.nn.Parameter]] = {}
     for model in {id(one): one for one in loaded}.values():
         for name, parameter in model.model.named_parameters():

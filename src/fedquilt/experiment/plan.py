@@ -101,7 +101,7 @@ def client_plan(experiment: Experiment, id: ClientId, order: Order, measured: Me
         trained_parameters=sum(tensor.numel() for tensor in trained.values()),
         bytes_down=num_wire_bytes(order.params, exchange.wire),
         bytes_up=num_wire_bytes(reply.params, exchange.wire),
-        model_bytes=_base_bytes(client.client),
+        model_bytes=_base_bytes(client.client, group.adapter is not None),
         weight_bytes=measured[key][0],
         gradient_bytes=num_bytes(trained),
         optimizer_bytes=states * num_bytes(trained),
@@ -226,10 +226,10 @@ def _fused_attention(
     return fused(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 
-def _base_bytes(client: Client) -> int:
-    """Bytes of the model without its adapters."""
+def _base_bytes(client: Client, adapted: bool) -> int:
+    """Bytes of the model without its adapters, if it has any."""
     layout = client.bench.layout
-    adapters = {*layout.names(range(layout.num_layers))}
+    adapters = {*layout.names(range(layout.num_layers))} if adapted else set()
     # a branch that no block uses is not in the layout
     bare = (own for name, own in client.bench.model.named_parameters() if name not in adapters and not is_shared(name))
     return sum(tensor.numel() * tensor.element_size() for tensor in bare)

@@ -1,7 +1,7 @@
 """The adapters of a run as folders: at its end, and whenever they are asked for.
 
 PEFT loads them where they are LoRA or fold into it; a mixture that does not has a format of its own, which
-``fedquilt.load_adapter`` reads.
+``fedquilt.load_adapter`` reads. Where the weights were trained, the folder holds the model.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from fedquilt.adapters.export import save_peft
+from fedquilt.adapters.folders import replace_folder
 from fedquilt.adapters.inject import adapters
 from fedquilt.adapters.lora import LoraSettings, is_transposed
 from fedquilt.adapters.mixture import MixtureSettings
@@ -56,6 +57,10 @@ def is_whole(group: BuiltGroup, order: Order) -> bool:
 
 def _save(group: BuiltGroup, folder: Path, params: Mapping[str, torch.Tensor]) -> None:
     loaded, config = group.loaded, group.config
+    if group.adapter is None:
+        group.bench.load(params)
+        replace_folder(folder, loaded.save)
+        return
     # a frozen head is not in the layout; one that was drawn afresh must go along or the adapter means something else
     frozen = [name for name in loaded.head if name not in params] if loaded.fresh_head else []
     own = dict(loaded.model.named_parameters())
@@ -102,7 +107,8 @@ def _adapted(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
 
 def export(run: Path, out: Path, client: ClientId | None = None, group: str | None = None) -> Path:
-    """Write the adapter of a run's last checkpoint as a folder: the global one (or a group's), or a client's.
+    """Write the adapter of a run's last checkpoint as a folder: the global one (or a group's), or a client's. Where the
+    weights were trained, the folder is the model's.
 
     A finished run's adapters are copied, which needs neither model nor data; those of an unfinished one are made.
 
@@ -115,7 +121,7 @@ def export(run: Path, out: Path, client: ClientId | None = None, group: str | No
     record = Record.open(run)
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out}: is a file; give a new folder")
-    adapter = any((out / name).exists() for name in ("adapter_config.json", CONFIG))
+    adapter = any((out / name).exists() for name in ("adapter_config.json", CONFIG, "config.json"))
     if out.is_dir() and any(out.iterdir()) and not adapter:
         raise RunError(f"--out {out}: this folder is not empty and holds no adapter; give a new folder")
     if not record.has_checkpoint:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read once, when huggingface_hub is imported
@@ -24,11 +26,13 @@ from fedquilt.core.errors import ConfigError, FedquiltError, ModelError, suggest
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks
 from fedquilt.data.table import Columns, Table
+from fedquilt.models import text
 from fedquilt.models.image import encode_images, image_preparer, pixels_of
 from fedquilt.models.layers import default_targets, find_blocks
 from fedquilt.models.shapes import Values
 from fedquilt.models.source import FORMS, Source, find_source
-from fedquilt.models.text import SPECIAL, byte_tokenizer, classification_encoder, completion_encoder, prepare_text
+
+PREPROCESSOR = "preprocessor_config.json"
 
 TASKS: dict[str, Any] = {
     "image-classification": transformers.AutoModelForImageClassification,
@@ -46,7 +50,8 @@ class Loaded:
     was drawn anew because the weights hold none for that many classes. ``targets`` are the default modules to adapt.
     ``encode`` turns a Table into columns, ``prepare`` a batch of columns into the model's keyword arguments without
     labels. ``digest`` is the sha256 of all weights, "" on meta, where ``fresh_head`` is not known and False. ``decode``
-    gives the text of a language model's tokens, without its special ones; the model's ``generate`` is greedy.
+    gives the text of a language model's tokens, without its special ones; the model's ``generate`` is greedy. ``save``
+    writes the whole model as it now is, with its tokenizer, into a folder that ``from_pretrained`` reads.
     """
 
     model: nn.Module
@@ -58,6 +63,7 @@ class Loaded:
     prepare: Callable[[Columns], dict[str, Tensor]]
     digest: str
     fresh_head: bool
+    save: Callable[[Path], None]
     decode: Callable[[Sequence[int]], str] | None = None
 
 
@@ -139,7 +145,8 @@ def load_model(
         prepare=prepare,
         digest="" if meta else digest(model),
         fresh_head=bool(missing & set(head)),
-        decode=_decoder(tokenizer) if writes else None,
+        save=partial(save_model, model, tokenizer=tokenizer, preprocessor=preprocessor),
+        decode=text.decoder(tokenizer) if writes else None,
     )
 
 
@@ -153,10 +160,16 @@ def model_from(config: Any, task: str, trust_remote_code: bool = False) -> Any:
     return TASKS[task].from_config(config, trust_remote_code=trust_remote_code)
 
 
-def save_model(model: Any, folder: Path) -> None:
+def save_model(
+    model: Any, folder: Path, *, tokenizer: Any = None, preprocessor: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Write a whole model, weights as safetensors, into a folder that ``load_model`` reads."""
     with _quiet():
         model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    if preprocessor:
+        (folder / PREPROCESSOR).write_text(json.dumps(dict(preprocessor), indent=2) + "\n", "utf-8")
 
 
 def digest(model: nn.Module) -> str:
@@ -283,11 +296,11 @@ def _tokenizer(source: Source, config: Any, options: dict[str, Any]) -> Any:
         bert_like = config.model_type in ("bert", "distilbert")
         inputs = ["input_ids", "attention_mask"] + (["token_type_ids"] if config.model_type == "bert" else [])
         return transformers.PreTrainedTokenizerFast(
-            tokenizer_object=byte_tokenizer(start_and_end=bert_like),
-            pad_token=SPECIAL[0],
-            bos_token=SPECIAL[1],
-            eos_token=SPECIAL[2],
-            unk_token=SPECIAL[3],
+            tokenizer_object=text.byte_tokenizer(start_and_end=bert_like),
+            pad_token=text.SPECIAL[0],
+            bos_token=text.SPECIAL[1],
+            eos_token=text.SPECIAL[2],
+            unk_token=text.SPECIAL[3],
             model_input_names=inputs,
             padding_side="right",
         )
@@ -319,21 +332,14 @@ def _greedy(own: Any, tokenizer: Any) -> Any:
     )
 
 
-def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
-    def decode(ids: Sequence[int]) -> str:
-        return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    return decode
-
-
 def _preprocessor(source: Source, meta: bool, revision: str | None) -> dict[str, Any]:
     """What preprocessor_config.json says, or nothing where there is none."""
     if source.location is None or meta:
         return {}
-    path: str | None = str(Path(source.location) / "preprocessor_config.json")
+    path: str | None = str(Path(source.location) / PREPROCESSOR)
     if not source.local:
         path = cached_file(
-            source.location, "preprocessor_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
+            source.location, PREPROCESSOR, revision=revision, _raise_exceptions_for_missing_entries=False
         )
     return json.loads(Path(path).read_text("utf-8")) if path and Path(path).is_file() else {}
 
@@ -344,10 +350,10 @@ def _columns(
     if task == "image-classification":
         return encode_images, image_preparer(pixels_of(config, preprocessor))
     if tokenizer is None:
-        return _no_tokenizer, prepare_text
+        return _no_tokenizer, text.prepare_text
     width = min(max_length, getattr(config, "max_position_embeddings", None) or max_length, tokenizer.model_max_length)
-    encoder = completion_encoder if task == "causal-lm" else classification_encoder
-    return encoder(tokenizer, width), prepare_text
+    encoder = text.completion_encoder if task == "causal-lm" else text.classification_encoder
+    return encoder(tokenizer, width), text.prepare_text
 
 
 def _no_tokenizer(table: Table) -> Columns:

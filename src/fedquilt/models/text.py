@@ -112,6 +112,15 @@ def prepare_text(columns: Columns) -> dict[str, Tensor]:
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
+def decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
+    """``decode(ids)``: the text of these tokens without the special ones, spaces as they are."""
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    return decode
+
+
 def _texts(table: Table) -> list[str]:
     if isinstance(table.inputs, Tensor):
         raise DataError("the model reads text, but the data holds images; set model.task and data.source to one kind")
