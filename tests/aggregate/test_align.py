@@ -9,12 +9,12 @@ from fedquilt.aggregate.align import (
     PARTS,
     RULES,
     AlignSettings,
+    Gathered,
     GroupGradient,
     aligned,
     aligned_step,
     cosines,
     equalised,
-    group_gradients,
     projected,
     soft_shares,
     towards_reference,
@@ -54,6 +54,14 @@ def gradients(draw, least=1, most=4, orthant=False):
 
 def flat(params):
     return torch.cat([params[name].reshape(-1) for name in sorted(params)])
+
+
+def group_gradients(base, replies):
+    """What groups want after ``replies``: triples of group, reply and local steps."""
+    gathered = Gathered(base)
+    for group, reply, steps in replies:
+        gathered.add(group, reply, steps)
+    return gathered.gradients()
 
 
 # numbers worked by hand

@@ -1,13 +1,14 @@
 """Alignment around a method that only takes means."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedquilt.aggregate.align import AlignSettings, aligned_step, group_gradients
+from fedquilt.aggregate.align import AlignSettings, Gathered, aligned_step
 from fedquilt.aggregate.alignment import ALIGN, group_of, with_alignment
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.core.errors import ConfigError, RoundError
@@ -73,16 +74,12 @@ def test_the_result_is_that_of_the_aligned_step_and_other_tensors_are_averaged_a
     state = method.init(Rng(1))
     after = merged(method, replies, state)["params"]
     shared = {name: BASE[name] for name in SHARED}
-    triples = [
-        (
-            PROFILES[r.client].architecture,
-            Reply(r.client, {n: r.params[n] for n in SHARED}, r.weight),
-            r.metrics["steps"],
-        )
-        for r in replies
-    ]
+    gathered = Gathered(shared)
+    for r in replies:
+        own = Reply(r.client, {n: r.params[n] for n in SHARED}, r.weight)
+        gathered.add(PROFILES[r.client].architecture, own, r.metrics["steps"])
     rng = Rng(state[ALIGN]["seed"]).child("merge", 0)
-    expected, _ = aligned_step(shared, group_gradients(shared, triples), AlignSettings(rule), rng)
+    expected, _ = aligned_step(shared, gathered.gradients(), AlignSettings(rule), rng)
     for name in SHARED:
         torch.testing.assert_close(after[name], expected[name], rtol=0, atol=1e-6)
     assert torch.equal(after["own"], layerwise_mean(BASE, replies)["own"])
@@ -157,6 +154,26 @@ def test_a_client_that_tells_less_than_a_step_counts_as_one_step():
     values = [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0]]
     told, honest = replies_of(values, steps=[1e-9, 1]), replies_of(values, steps=[1, 1])
     assert torch.equal(merged(wrapped(), told)["params"]["m.a"], merged(wrapped(), honest)["params"]["m.a"])
+
+
+def test_a_client_that_tells_more_steps_than_its_training_has_counts_with_those():
+    """The server steps by the mean of what is told: without a bound one number would throw what all share anywhere."""
+    values = [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0]]
+    told, honest = replies_of(values, steps=[1e12, 3]), replies_of(values, steps=[4, 3])
+    asked = []
+
+    def most_steps(profile):
+        asked.append((profile.id, profile.num_examples))
+        return 4
+
+    bounded, free = wrapped(most_steps=most_steps), wrapped()
+    assert torch.equal(merged(bounded, told)["params"]["m.a"], merged(free, honest)["params"]["m.a"])
+    assert torch.equal(merged(bounded, honest)["params"]["m.a"], merged(free, honest)["params"]["m.a"])
+    assert float(merged(free, told)["params"]["m.a"].abs().max()) > 1e9
+    assert asked[:2] == [(0, 10), (1, 20)]
+    few = [replace(told[0], weight=2.5), told[1]]  # it announced 10 examples, and counts as 2.5
+    merged(bounded, few)
+    assert asked[4:] == [(0, 3), (1, 20)]
 
 
 def test_uniform_weights_count_clients_and_not_examples():

@@ -147,6 +147,7 @@ REAL = {
     "h2tune-mixed-drawn": Row(across("h2tune", mixed=True, selection="drawn", alignment="slots", joint_rounds=0)),
     "h2tune-alone-strongest": Row(real("h2tune", selection="strongest", deviation=0.1, reselect=2)),
     "h2tune-common-ends": Row(across("h2tune", (VIT, LLAMA), mixed=True, ends="architecture", private_steps=1)),
+    "h2tune-aligned": Row(across("h2tune", mixed=True, align="projection", deviation=0.1)),
     "h2tune-noise": Row(across("h2tune", deviation=0.1, bank="noise", joint_rounds=9)),
     "ffa-lora": Row(real("ffa-lora")),
     "rolora": Row(real("rolora", model=LLAMA, budgets=(1, 2, 3))),

@@ -15,8 +15,10 @@ from fedquilt.aggregate.bank import exchange_bytes
 from fedquilt.config.load import load
 from fedquilt.core.errors import ConfigError
 from fedquilt.experiment import build, export, plan, resume, run
-from fedquilt.experiment.run import evaluate
-from fedquilt.record import Record, read_environment, read_rounds
+from fedquilt.experiment.run import Progress, evaluate
+from fedquilt.record import Record, read_environment, read_partition, read_rounds
+from fedquilt.report.alignment import alignments
+from fedquilt.report.read import read_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -72,6 +74,13 @@ data = {source = "sklearn:digits", limit = 120}
 """
 
 
+class Stopping(Progress):
+    """The end of the run after its first round."""
+
+    def round(self, line):
+        raise KeyboardInterrupt
+
+
 @pytest.fixture
 def config(tmp_path):
     lines = [f"thing {row % 5} is {'good' if row % 2 else 'bad'}\t{'yes' if row % 2 else 'no'}" for row in range(48)]
@@ -104,20 +113,27 @@ def test_unlike_models_and_tasks_run_plan_and_resume_together(config, tmp_path, 
     assert lines[0]["exchanges"][0]["clients"]["0"]["settings"]["joint"] is True
     assert lines[1]["exchanges"][0]["clients"]["0"]["settings"]["joint"] is False
 
-    class Stopping:
-        def started(self, name, first, rounds): ...
-
-        def client(self, exchange, number, of): ...
-
-        def step(self, number, of): ...
-
-        def round(self, line):
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         run(config(), tmp_path / "cut", progress=Stopping())
     resume(tmp_path / "cut")
     assert fingerprint(tmp_path / "cut") == fingerprint(folder)
+
+
+def test_alignment_is_recorded_drawn_and_goes_on_after_a_stop(config, tmp_path, fingerprint):
+    wanted = config("rounds=2", "method.align=projection", "method.deviation=0.1")
+    folder = run(wanted, tmp_path / "run")
+    states = [line["state"] for line in read_rounds(folder)]
+    assert {len(state["cosines"]) for state in states} == {9}
+    (found,) = alignments(read_run(folder)).values()
+    assert found.rounds == [0, 1]
+    assert found.conflicts.tolist() == [state["conflicts"] for state in states]
+    assert list(found.names) == sorted(group["architecture"] for group in read_partition(folder)["groups"])
+
+    with pytest.raises(KeyboardInterrupt):
+        run(wanted, tmp_path / "cut", progress=Stopping())
+    resume(tmp_path / "cut")
+    assert fingerprint(tmp_path / "cut") == fingerprint(folder)
+    assert fingerprint(run(config("rounds=2", "method.deviation=0.1"), tmp_path / "plain")) != fingerprint(folder)
 
 
 @pytest.mark.parametrize("client", [1, 3, 4])
@@ -172,6 +188,14 @@ def test_short_numbers_and_local_privacy_go_with_it(config, tmp_path, changes):
         (("method.widht=1.0",), r"method.widht = 1.0: unknown key \(did you mean 'width'"),
         (("method.private_steps=0",), r"method.private_steps = 0: must be at least 1"),
         (("method.max_bytes=30",), r"30 bytes are too few for 8 matrices"),
+        (
+            ("aggregation.align=soft",),
+            r"aggregation.align = 'soft': method.name = 'h2tune' has a rule of its own; set method.align, and leave it",
+        ),
+        (("aggregation.align_per=tensor",), r"aggregation.align_per = 'tensor': is of aggregation.align, which is 'no"),
+        (("method.align=mean",), r"method.align = 'mean': .*none.*projection.*reference.*soft"),
+        (("method.align=soft", "privacy.mode=central"), r"privacy.mode = 'central': with 'h2tune' clients of unlike"),
+        (("method.align=soft", "aggregation.rule=median"), r"aggregation.rule = 'median': 'h2tune' merges its bank"),
     ],
 )
 def test_what_does_not_go_with_it_is_told_before_weights_are_loaded(config, changes, message):

@@ -120,6 +120,17 @@ def test_a_run_across_sizes_and_tasks_records_scores_conflicts_and_adapters(size
     assert one.conflicts.shape == (2,)
 
 
+@pytest.mark.parametrize("training", [("training.steps=3",), ("training.epochs=2",)])
+def test_the_server_knows_how_many_steps_a_client_makes(sizes, tmp_path, training):
+    """So that nobody can tell of more, see ``with_alignment``."""
+    wanted = sizes("rounds=1", "training.batch_size=5", *training, words=True)
+    federation = build(wanted).federation
+    told = read_rounds(run(wanted, tmp_path / "run"))[0]["exchanges"][0]["clients"]
+    assert len(told) == 6
+    for profile in federation.profiles:
+        assert told[str(profile.id)]["metrics"]["steps"] == federation.most_steps(profile)
+
+
 @pytest.mark.parametrize("change", ["adapter.trained=own", "method.equalise=true", "network.dtype=int8"])
 def test_a_run_that_was_stopped_ends_in_the_same_bits(sizes, tmp_path, fingerprint, change):
     whole = run(sizes(change), tmp_path / "whole")

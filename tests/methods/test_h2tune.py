@@ -10,7 +10,9 @@ from promises import Setup, copied, play, same
 from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, several, small
 
 from fedquilt.adapters.triple import places_in, sites_of
-from fedquilt.aggregate.bank import exchange_bytes, offered, slots_in
+from fedquilt.aggregate.align import AlignSettings
+from fedquilt.aggregate.bank import BankUpdate, exchange_bytes, merged_bank, offered, slots_in
+from fedquilt.aggregate.bank_alignment import aligned_bank
 from fedquilt.aggregate.layermap import lowered, relation
 from fedquilt.allocate.cores import leading
 from fedquilt.client import Training
@@ -351,6 +353,75 @@ def test_ends_that_an_architecture_shares_are_its_weighted_mean_and_cross_to_no_
 def test_ends_of_unlike_rank_cannot_be_averaged():
     with pytest.raises(ConfigError, match=r"method.ends = 'architecture': client 0 has rank 2 and its architecture 4"):
         scene((VIT, WIDE), ranks=(2, 4), ends="architecture")
+
+
+# Alignment ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("align", ["projection", "reference", "soft"])
+def test_aligned_architectures_move_the_bank_by_what_they_agree_on(align):
+    """The bank after a round is that of ``aligned_bank`` over what the clients sent; the record is in the state."""
+    setup = scene((VIT, WIDE, LLAMA), ranks=(2, 4, 3), align=align, deviation=0.1, server_rate=0.5)
+    (fit,) = setup.method.exchanges
+    sent = []
+
+    def work(client, order, memory):
+        reply, memory = fit.work(client, order, memory)
+        sent.append((client, reply))
+        return reply, memory
+
+    watched = setup._replace(method=setup.method._replace(exchanges=(fit._replace(work=work),)))
+    before, after = play(watched, num_rounds=1).states
+    updates = [
+        (
+            client.profile.architecture,
+            BankUpdate(
+                client.id,
+                slots_in(reply.params),
+                dict.fromkeys(slots_in(reply.params), leading(client.profile.budget.rank, 4).entries(4)),
+                reply.params["coverage"],
+                reply.weight,
+            ),
+        )
+        for client, reply in sent
+    ]
+    draws = Rng(before["align"]["seed"]).child("merge", 0)
+    expected, told = aligned_bank(before["params"], updates, AlignSettings(align), draws, step=0.5, damping=0.01)
+    plain = merged_bank(before["params"], [one for _, one in updates], step=0.5, damping=0.01)
+    assert same(after["params"], expected)
+    assert not same(after["params"], plain)
+    assert (before["conflicts"], after["conflicts"]) == (0, told.conflicts)
+    assert told.conflicts > 0
+    assert (before["cosines"], after["cosines"]) == ([0.0] * 9, told.cosines.flatten().tolist())
+    assert (before["align"]["merges"], after["align"]["merges"]) == (0, 1)
+
+
+def test_without_alignment_nothing_of_it_is_in_the_state_and_the_seed_moves_nothing_else():
+    plain, ours = (scene((VIT,), deviation=0.1, selection="drawn", align=align) for align in ("none", "projection"))
+    left, right = (setup.method.init(Rng(5).child("init")) for setup in (plain, ours))
+    assert right.keys() - left.keys() == {"conflicts", "cosines", "align"}
+    assert same(left, {name: right[name] for name in left})
+    # with one architecture nobody is in anybody's way
+    assert same(play(plain).states[-1]["params"], play(ours).states[-1]["params"])
+
+
+def test_a_server_that_aligns_goes_on_from_its_file_in_the_same_bits():
+    setup = scene(align="projection", deviation=0.1)
+    (fit,) = setup.method.exchanges
+    played = play(setup, num_rounds=2)
+    state = tree_from_bytes(tree_to_bytes(played.states[-1]))
+    orders = orders_of(setup, state, 2)
+    replies = [perform(fit, setup.clients[id], id, order, played.memories[id])[0] for id, order in orders.items()]
+    whole, resumed = fit.merge(played.states[-1], iter(replies)), fit.merge(state, iter(replies))
+    assert same(whole, resumed)
+    assert whole["align"]["merges"] == 3
+
+
+def test_noise_in_place_of_the_bank_is_aligned_too():
+    setup = scene((VIT, WIDE), ranks=(4, 4), bank="noise", align="projection", deviation=0.1)
+    state = play(setup).states[-1]
+    assert len(state["cosines"]) == 4
+    assert all(bool(torch.isfinite(matrices).all()) for matrices in state["params"].values())
 
 
 # What is refused ------------------------------------------------------------

@@ -35,6 +35,8 @@ def test_cosines_are_averaged_over_rounds_in_which_both_were_there():
     assert list(one.conflicts) == [2, 0, 1]
     np.testing.assert_allclose(one.cosines, [[1.0, 0.2], [0.2, 1.0]])
     assert one.names == ("bert-6", "vit-2"), "as they were sorted when they were aligned"
+    (other,) = alignments(made(states, "h2tune")).values()
+    assert other.names == one.names
 
 
 def test_groups_that_never_met_have_no_cosine():

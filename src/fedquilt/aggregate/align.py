@@ -86,31 +86,15 @@ class Aligned(NamedTuple):
     cosines: Tensor
 
 
-def group_gradients(
-    base: Mapping[str, Tensor], replies: Iterable[tuple[str, Reply, float]]
-) -> dict[str, GroupGradient]:
+class Gathered:
     """The pseudo-gradient of every group that answered: ``g = sum_k w_k (S - S_k) / tau_k`` over its clients k.
 
-    ``replies`` are triples of group, reply and the number tau_k of local steps. w_k is the share of the client in the
-    examples of its group, tensor by tensor among those that sent it. Divided by its steps, a client that had time for
-    few counts as much as one with many. ``replies`` is read once. A client that took no step counts, with gradient 0.
-
-    Raises
-    ------
-    RoundError
-        if there is no reply, one does not fit ``base`` or is not finite, its steps are no number of at least 0, or it
-        took none and yet changed something.
+    w_k is the share of the client in the examples of its group, tensor by tensor among those that sent it, and tau_k
+    the number of its local steps: divided by them, a client that had time for few counts as much as one with many. One
+    that took no step counts, with gradient 0. Replies are taken in one by one; kept is a sum for each group and tensor.
 
     Paper: heterotune, pseudo-gradient
     """
-    gathered = Gathered(base)
-    for group, reply, steps in replies:
-        gathered.add(group, reply, steps)
-    return gathered.gradients()
-
-
-class Gathered:
-    """What is needed of replies for ``group_gradients``, taken in one by one: a sum for each group and tensor."""
 
     def __init__(self, base: Mapping[str, Tensor]) -> None:
         self._base = base
@@ -119,7 +103,14 @@ class Gathered:
         self._totals: dict[str, tuple[float, float]] = {}
 
     def add(self, group: str, reply: Reply, steps: float) -> None:
-        """Takes in a reply of a client of this group that made so many steps."""
+        """Takes in a reply of a client of this group that made so many steps.
+
+        Raises
+        ------
+        RoundError
+            if it does not fit ``base`` or is not finite, its steps are no number of at least 0, or it took none and yet
+            changed something.
+        """
         base = self._base
         check_reply(base, reply)
         if (bad := not_finite(reply.params)) is not None:
@@ -139,7 +130,13 @@ class Gathered:
         self._totals[group] = examples + weight, taken + weight * steps
 
     def gradients(self) -> dict[str, GroupGradient]:
-        """The pseudo-gradient of every group of which there was a reply."""
+        """The pseudo-gradient of every group of which there was a reply.
+
+        Raises
+        ------
+        RoundError
+            if there was none.
+        """
         if not self._totals:
             raise RoundError("no replies to align; at least one client must answer")
         return {
@@ -179,14 +176,32 @@ def aligned(
     for label, (names, holders) in sorted(_parts(gradients, groups, settings.per).items()):
         vectors = torch.stack([_flat(gradients[group], names) for group in holders])  # (groups, numbers)
         shares = torch.tensor([weights[group] for group in holders], dtype=vectors.dtype, device=vectors.device)
-        conflicts += int((torch.triu(vectors @ vectors.T, 1) < 0).sum())
-        whole = _combined(vectors, shares / shares.sum(), settings, rng.child("align", label))
+        conflicts += num_conflicts(vectors)
+        whole = combined(vectors, shares / shares.sum(), settings, rng.child("align", label))
         start = 0
         for name in names:
             shape = gradients[holders[0]][name].shape
             common[name] = whole[start : start + shape.numel()].reshape(shape)
             start += shape.numel()
     return Aligned(common, groups, conflicts, cosines(gradients, groups))
+
+
+def combined(vectors: Tensor, shares: Tensor, settings: AlignSettings, rng: Rng) -> Tensor:
+    """One vector (n,) of ``vectors`` (groups, n) whose ``shares`` (groups,) sum to 1, by the settings' rule."""
+    if settings.equalise:
+        vectors = equalised(vectors)
+    if settings.rule == "projection":
+        vectors = projected(vectors, rng)
+    elif settings.rule == "reference":
+        vectors = towards_reference(vectors, shares)
+    elif settings.rule == "soft":
+        shares = soft_shares(vectors, shares, settings.sharpness)
+    return (shares[:, None] * vectors).sum(0)
+
+
+def num_conflicts(vectors: Tensor) -> int:
+    """How many pairs of ``vectors`` (groups, n) have an inner product below 0."""
+    return int((torch.triu(vectors @ vectors.T, 1) < 0).sum())
 
 
 def projected(vectors: Tensor, rng: Rng) -> Tensor:
@@ -290,19 +305,6 @@ def aligned_step(
         step = settings.learning_rate * steps * result.gradient[name]
         moved[name] = torch.where(step == 0, tensor.detach(), (wide(tensor.detach()) - step).to(tensor.dtype))
     return moved, result
-
-
-def _combined(vectors: Tensor, shares: Tensor, settings: AlignSettings, rng: Rng) -> Tensor:
-    """One vector of many, by the rule."""
-    if settings.equalise:
-        vectors = equalised(vectors)
-    if settings.rule == "projection":
-        vectors = projected(vectors, rng)
-    elif settings.rule == "reference":
-        vectors = towards_reference(vectors, shares)
-    elif settings.rule == "soft":
-        shares = soft_shares(vectors, shares, settings.sharpness)
-    return (shares[:, None] * vectors).sum(0)
 
 
 def _consensus(vectors: Tensor, shares: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -38,6 +39,7 @@ def with_alignment(
     *,
     groups: Groups = "architecture",
     weighting: str = "examples",
+    most_steps: Callable[[Profile], int] | None = None,
 ) -> Method:
     """The method whose server aligns what groups of clients want of some tensors, in place of their mean.
 
@@ -45,13 +47,16 @@ def with_alignment(
     the replies without those tensors, and behind the last a reply that holds them as they are after the aligned step:
     a mean over all who sent a tensor is then that step, whatever the method keeps where. What the server sent is taken
     from ``method.view``. Kept are sums for each group and one reply at a time; where a client is a group of its own,
-    that is all of theirs. Steps are the replies' metric ``steps``, at least 1, and 1 where a client does not tell.
+    that is all of theirs. Steps are the replies' metric ``steps``, at least 1, and 1 where a client does not tell; they
+    are at most ``most_steps(profile)`` (``Federation.most_steps``) for as many examples as the reply weighs, if that is
+    given: the server's own step grows with them, so that one client which tells of more than it can have made would
+    otherwise throw the shared tensors as far as it likes.
 
     The state has besides ``conflicts`` (their number), ``cosines`` (flat, rows and columns in the order of the groups'
     names, 0 for one that was absent; empty for more than 16 groups) and ``align``, the seed of the projections' orders.
 
-    A method whose replies hold changes of which the server has no tensor of that name (H2Tune's ``change.<site>``)
-    would first have to lift them to the server's own tensors: take them apart in a wrapper of ``merge`` outside this.
+    A method of whose server's tensors clients send unlike parts, as H2Tune's do, has to align them in its own
+    ``merge``: see ``aggregate.bank_alignment``.
 
     Raises
     ------
@@ -66,7 +71,7 @@ def with_alignment(
         state = method.init(rng)
         if not isinstance(state, Mapping):
             raise ConfigError(f"aggregation.align: the server of method '{method.name}' keeps no table of tensors")
-        return {**state, "conflicts": 0, "cosines": _flat(None, names), ALIGN: {"seed": rng.integer(), "merges": 0}}
+        return {**state, **first_record(names, rng)}
 
     def base_of(state: Tree) -> Params:
         """The tensors that count, as the server has them."""
@@ -77,7 +82,7 @@ def with_alignment(
 
     def aligning(exchange: Exchange) -> Exchange:
         def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
-            base, own = base_of(state), state[ALIGN]
+            base = base_of(state)
             gathered, result = Gathered(base), list[Aligned]()
 
             def given() -> Iterator[Reply]:
@@ -85,27 +90,48 @@ def with_alignment(
                 for reply in replies:
                     counted = {name: value for name, value in reply.params.items() if counts(name)}
                     weighed = reply if weighting == "examples" else replace(reply, weight=1.0)
-                    group = group_of(by_client[reply.client], groups)
-                    gathered.add(group, replace(weighed, params=counted), max(1.0, reply.metrics.get("steps", 1.0)))
+                    profile = by_client[reply.client]
+                    steps = max(1.0, reply.metrics.get("steps", 1.0))
+                    if most_steps is not None:  # for as many examples as it weighs: it might have announced any number
+                        steps = min(steps, most_steps(replace(profile, num_examples=math.ceil(reply.weight))))
+                    gathered.add(group_of(profile, groups), replace(weighed, params=counted), steps)
                     last = replace(reply, params={}, metrics={})
                     yield replace(reply, params=without(reply.params, counted.keys()))
                 if last is None:
                     return
-                rng = Rng(own["seed"]).child("merge", own["merges"])
-                moved, made = aligned_step(base, gathered.gradients(), settings, rng)
+                moved, made = aligned_step(base, gathered.gradients(), settings, draws_of(state))
                 result.append(made)
                 if made.gradient:
                     yield replace(last, params=select(moved, made.gradient.keys()))
 
-            state = {**exchange.merge(state, given()), ALIGN: {**own, "merges": own["merges"] + 1}}
-            return {**state, "conflicts": result[0].conflicts, "cosines": _flat(result[0], names)}
+            after = exchange.merge(state, given())
+            return {**after, **next_record(state, result[0], names)}
 
         return exchange._replace(merge=merge)
 
     return method._replace(init=init, exchanges=tuple(aligning(exchange) for exchange in method.exchanges))
 
 
-def _flat(made: Aligned | None, names: list[str]) -> list[float]:
+# What the server's state has of it ------------------------------------------------------------
+
+
+def first_record(names: Sequence[str], rng: Rng) -> dict[str, Any]:
+    """What a server that aligns groups of these names has in its state as it begins, see ``with_alignment``."""
+    return {"conflicts": 0, "cosines": _flat(None, names), ALIGN: {"seed": rng.integer(), "merges": 0}}
+
+
+def draws_of(state: Mapping[str, Any]) -> Rng:
+    """The stream of the next alignment."""
+    return Rng(state[ALIGN]["seed"]).child("merge", state[ALIGN]["merges"])
+
+
+def next_record(state: Mapping[str, Any], made: Aligned, names: Sequence[str]) -> dict[str, Any]:
+    """What is in the state after an alignment that drew from ``draws_of(state)``."""
+    own = {**state[ALIGN], "merges": state[ALIGN]["merges"] + 1}
+    return {"conflicts": made.conflicts, "cosines": _flat(made, names), ALIGN: own}
+
+
+def _flat(made: Aligned | None, names: Sequence[str]) -> list[float]:
     """The cosines between all groups, row by row."""
     if len(names) > MOST:
         return []

@@ -109,7 +109,7 @@ class RunningBank:
 
     def __init__(self, bank: Mapping[str, Tensor]) -> None:
         self._bank = bank
-        self._totals: dict[str, tuple[Tensor, Tensor]] = {}
+        self.sums: dict[str, tuple[Tensor, Tensor]] = {}  # num and den by site, (slots, entries)
         self.weight = 0.0
 
     def add(self, update: BankUpdate) -> None:
@@ -119,17 +119,19 @@ class RunningBank:
         self.weight += update.weight
         for site, slots in update.slots.items():
             matrices = wide(self._bank[site].detach())
-            if site not in self._totals:
-                self._totals[site] = torch.zeros_like(matrices.flatten(1)), torch.zeros_like(matrices.flatten(1))
-            num, den = self._totals[site]
+            if site not in self.sums:
+                self.sums[site] = torch.zeros_like(matrices.flatten(1)), torch.zeros_like(matrices.flatten(1))
+            num, den = self.sums[site]
             entries = update.entries[site].to(num.device)
             share = update.weight * wide(update.coverage.detach()).clamp(min=0).to(num.device)[:, None]  # (slots, 1)
             change = wide(slots.detach()).to(num.device) - gathered(matrices, entries)
             num.index_add_(1, entries, share * change)
             den.index_add_(1, entries, share.expand_as(change))
 
-    def result(self, *, step: float = 1.0, damping: float = 0.0) -> Params:
-        """The bank after the updates so far.
+    def result(
+        self, *, step: float = 1.0, damping: float = 0.0, numerators: Mapping[str, Tensor] | None = None
+    ) -> Params:
+        """The bank after the updates so far; with ``numerators`` (by site, as in ``sums``) in place of their own.
 
         Raises
         ------
@@ -138,9 +140,10 @@ class RunningBank:
         """
         if not self.weight:
             raise RoundError("no updates to merge into the bank; at least one client must answer")
+        nums = {site: num for site, (num, _) in self.sums.items()} if numerators is None else numerators
         least = damping * self.weight
         return {
-            site: _moved(matrices, *self._totals[site], step, least) if site in self._totals else matrices
+            site: _moved(matrices, nums[site], self.sums[site][1], step, least) if site in self.sums else matrices
             for site, matrices in self._bank.items()
         }
 

@@ -33,6 +33,7 @@ def changed(config: Config, method: Method, federation: Federation, settings: Ma
             AlignSettings(wanted.align, wanted.align_per, wanted.align_equalise, wanted.align_sharpness),
             groups=wanted.align_groups,
             weighting=settings.get("weighting", "examples"),
+            most_steps=federation.most_steps,
         )
     if wanted.server_optimizer == "none":
         return method
@@ -73,7 +74,7 @@ def refuse_changes(config: Config, settings: Mapping[str, Any]) -> None:
 
 
 def _odd_alignment(config: Config, settings: Mapping[str, Any]) -> list[str]:
-    """What does not go with alignment, HeteroTune's own or that of [aggregation]."""
+    """What does not go with alignment, HeteroTune's and H2Tune's own or that of [aggregation]."""
     name, wanted, problems = config.method.name, config.aggregation, []
     fields = type(wanted).model_fields
     here = f"aggregation.align = '{wanted.align}'"
@@ -83,13 +84,8 @@ def _odd_alignment(config: Config, settings: Mapping[str, Any]) -> list[str]:
             for key in _OF_ALIGNMENT
             if getattr(wanted, key) != fields[key].default
         ]
-    elif name == "heterotune":
-        problems.append(f"{here}: method.name = 'heterotune' has a rule of its own; set method.align, and leave it out")
-    elif name == "h2tune":
-        problems.append(
-            f"{here}: 'h2tune' clients send changes of unlike parts of the bank, which have no common gradient; "
-            "leave it out"
-        )
+    elif name in ("heterotune", "h2tune"):
+        problems.append(f"{here}: method.name = '{name}' has a rule of its own; set method.align, and leave it out")
     elif name == "local-only":
         problems.append(f"{here}: with method.name = 'local-only' nothing is sent that could be aligned; leave it out")
     elif name in RULES or wanted.rule != "mean":

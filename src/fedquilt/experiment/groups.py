@@ -16,7 +16,7 @@ from fedquilt.adapters.lora import LoraSettings
 from fedquilt.allocate.budget import check_budgets, shares
 from fedquilt.allocate.budget import groups as capability_groups
 from fedquilt.client.client import Client
-from fedquilt.client.fit import Training
+from fedquilt.client.fit import Training, num_steps
 from fedquilt.client.workbench import Workbench
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
@@ -166,6 +166,7 @@ def federated(
             servers.setdefault(group.architecture, group.server)
     scalings = {name: _scaling(work.adapter) for name, work in works.items()}
     alone = next(iter(works)) if len(works) == 1 else None
+    trainings = {group.label: group.server.training for group in groups}
     return Federation(
         profiles,
         {name: work.bench.layout for name, work in works.items()},
@@ -178,6 +179,7 @@ def federated(
         {} if alone is not None else servers,
         {} if alone is not None else scalings,
         {name: work.frozen for name, work in works.items() if work.frozen},
+        lambda profile: num_steps(profile.num_examples, trainings[profile.group]),
     )
 
 

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from fedquilt.adapters.triple import drift, places_in, sites_of
+from fedquilt.aggregate.align import AlignSettings
+from fedquilt.aggregate.alignment import draws_of, first_record, next_record
 from fedquilt.aggregate.bank import (
     COVERAGE,
     BankUpdate,
@@ -20,6 +22,7 @@ from fedquilt.aggregate.bank import (
     slots_in,
     to_params,
 )
+from fedquilt.aggregate.bank_alignment import aligned_bank
 from fedquilt.aggregate.layermap import depth_logits, relation
 from fedquilt.aggregate.mean import RunningMean
 from fedquilt.allocate.cores import drawn, leading, rank_within, strongest
@@ -53,6 +56,7 @@ def h2tune(
     server_rate: float = 1.0,
     damping: float = 0.01,
     bank: Literal["shared", "noise"] = "shared",
+    align: Literal["none", "projection", "reference", "soft"] = "none",
     ends: Literal["private", "architecture"] = "private",
 ) -> Method:
     """Client k, of rank r_k, adapts its model by ``dW = s B (I + T) A``; A, B and its head never leave it.
@@ -71,9 +75,10 @@ def h2tune(
 
     The bank begins with normal numbers of this ``deviation``, and moves ``server_rate`` times to where the clients
     would have it; ``damping`` holds slots back that hardly a layer belongs to. With ``bank = "noise"`` clients are sent
-    drawn numbers as large as the bank in its place: the control for what is learned from others. With
-    ``ends = "architecture"`` A, B and the head are not private: clients of one architecture, and one rank, average
-    them, too.
+    drawn numbers as large as the bank in its place: the control for what is learned from others. With another
+    ``align`` than ``"none"`` what architectures want of the bank is aligned by this rule before it is added up
+    (CMGA). With ``ends = "architecture"`` A, B and the head are not private: clients of one architecture, and one rank,
+    average them, too.
 
     Raises
     ------
@@ -101,6 +106,7 @@ def h2tune(
     layouts = federation.layouts
     sites = {name: sites_of(places_in(layout)) for name, layout in layouts.items()}
     every_site = tuple(dict.fromkeys(site for own in sites.values() for site in own))
+    architectures = sorted(layouts)
     num_slots = slots or max(layout.num_layers for layout in layouts.values())
 
     deepest = max(layouts.values(), key=lambda layout: layout.num_layers)
@@ -136,6 +142,8 @@ def h2tune(
             state["noise"] = drawn_bank(every_site, num_slots, size, rng.child("noise"), 1.0)
         if selection == "drawn":
             state["draws"] = rng.child("draws").integer()
+        if align != "none":
+            state |= first_record(architectures, rng.child("align"))
         if selection == "strongest":
             state["scores"] = _scores(state["params"])
         return state
@@ -202,7 +210,7 @@ def h2tune(
         profiles = {profile.id: profile for profile in federation.profiles}
         mean = RunningMean(state.get("ends", {}))
 
-        def updates() -> Iterator[BankUpdate]:
+        def updates() -> Iterator[tuple[str, BankUpdate]]:
             for reply in replies:
                 if COVERAGE not in reply.params:
                     raise RoundError(f"client {reply.client} sent no tensor '{COVERAGE}'")
@@ -214,11 +222,17 @@ def h2tune(
                 if bank == "noise":  # what the client learned on top of noise, on top of the bank
                     base, given = offered(state["params"], held), slots_in(sent(state, profile))
                     own = {site: base[site] + (tensor - given[site]) for site, tensor in own.items()}
-                yield BankUpdate(reply.client, own, held, reply.params[COVERAGE], reply.weight)
+                yield profile.architecture, BankUpdate(reply.client, own, held, reply.params[COVERAGE], reply.weight)
 
-        number = state["round"] + 1
-        merged = merged_bank(state["params"], updates(), step=server_rate, damping=damping)
-        after = {**state, "params": merged, "round": number}
+        number, after = state["round"] + 1, {**state}
+        if align == "none":
+            unnamed = (update for _, update in updates())
+            merged = merged_bank(state["params"], unnamed, step=server_rate, damping=damping)
+        else:
+            rule, rng = AlignSettings(align), draws_of(state)
+            merged, made = aligned_bank(state["params"], updates(), rule, rng, step=server_rate, damping=damping)
+            after |= next_record(state, made, architectures)
+        after |= {"params": merged, "round": number}
         if ends == "architecture":
             after["ends"] = mean.result()
         if selection == "strongest" and number % reselect == 0:
