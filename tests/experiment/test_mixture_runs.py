@@ -122,13 +122,13 @@ def test_a_run_across_sizes_and_tasks_records_scores_conflicts_and_adapters(size
 
 @pytest.mark.parametrize("training", [("training.steps=3",), ("training.epochs=2",)])
 def test_the_server_knows_how_many_steps_a_client_makes(sizes, tmp_path, training):
-    """So that nobody can tell of more, see ``with_alignment``."""
+    """So that nobody has to be asked, see ``with_alignment``."""
     wanted = sizes("rounds=1", "training.batch_size=5", *training, words=True)
     federation = build(wanted).federation
     told = read_rounds(run(wanted, tmp_path / "run"))[0]["exchanges"][0]["clients"]
     assert len(told) == 6
     for profile in federation.profiles:
-        assert told[str(profile.id)]["metrics"]["steps"] == federation.most_steps(profile)
+        assert told[str(profile.id)]["metrics"]["steps"] == federation.local_steps(profile)
 
 
 @pytest.mark.parametrize("change", ["adapter.trained=own", "method.equalise=true", "network.dtype=int8"])

@@ -39,7 +39,7 @@ def with_alignment(
     *,
     groups: Groups = "architecture",
     weighting: str = "examples",
-    most_steps: Callable[[Profile], int] | None = None,
+    local_steps: Callable[[Profile], int] | None = None,
 ) -> Method:
     """The method whose server aligns what groups of clients want of some tensors, in place of their mean.
 
@@ -47,10 +47,10 @@ def with_alignment(
     the replies without those tensors, and behind the last a reply that holds them as they are after the aligned step:
     a mean over all who sent a tensor is then that step, whatever the method keeps where. What the server sent is taken
     from ``method.view``. Kept are sums for each group and one reply at a time; where a client is a group of its own,
-    that is all of theirs. Steps are the replies' metric ``steps``, at least 1, and 1 where a client does not tell; they
-    are at most ``most_steps(profile)`` (``Federation.most_steps``) for as many examples as the reply weighs, if that is
-    given: the server's own step grows with them, so that one client which tells of more than it can have made would
-    otherwise throw the shared tensors as far as it likes.
+    that is all of theirs. Steps are ``local_steps(profile)`` (``Federation.local_steps``) for as many examples as the
+    reply weighs. A client's own word on them would let it throw the shared tensors as far as it likes: the server's
+    step grows with them, and its pull shrinks. Where that is not given, they are the replies' metric ``steps``, at
+    least 1, and 1 where a client does not tell.
 
     The state has besides ``conflicts`` (their number), ``cosines`` (flat, rows and columns in the order of the groups'
     names, 0 for one that was absent; empty for more than 16 groups) and ``align``, the seed of the projections' orders.
@@ -91,9 +91,10 @@ def with_alignment(
                     counted = {name: value for name, value in reply.params.items() if counts(name)}
                     weighed = reply if weighting == "examples" else replace(reply, weight=1.0)
                     profile = by_client[reply.client]
-                    steps = max(1.0, reply.metrics.get("steps", 1.0))
-                    if most_steps is not None:  # for as many examples as it weighs: it might have announced any number
-                        steps = min(steps, most_steps(replace(profile, num_examples=math.ceil(reply.weight))))
+                    if local_steps is None:
+                        steps = max(1.0, reply.metrics.get("steps", 1.0))
+                    else:  # for as many examples as it weighs: it might have announced any number
+                        steps = float(local_steps(replace(profile, num_examples=math.ceil(reply.weight))))
                     gathered.add(group_of(profile, groups), replace(weighed, params=counted), steps)
                     last = replace(reply, params={}, metrics={})
                     yield replace(reply, params=without(reply.params, counted.keys()))

@@ -151,7 +151,7 @@ class Federation:
     ``B A`` of an adapter at this module path with this rank. Where there are several architectures, ``servers`` and
     ``scalings`` hold the server's clients and these factors by architecture, as far as there are any; see ``of``.
     ``frozen`` are, by architecture, tensors of its layout that its clients use and never train.
-    ``most_steps(profile)``, if given, is the number of optimiser steps of one training of a client of this profile.
+    ``local_steps(profile)``, if given, is the number of optimiser steps of one training of a client of this profile.
     """
 
     profiles: tuple[Profile, ...]
@@ -165,7 +165,7 @@ class Federation:
     servers: Mapping[str, Any] = field(default_factory=dict)
     scalings: Mapping[str, Callable[[str, int], float]] = field(default_factory=dict)
     frozen: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    most_steps: Callable[[Profile], int] | None = None
+    local_steps: Callable[[Profile], int] | None = None
 
     def of(self, architecture: str) -> Federation:
         """The part of the federation that has this architecture, as if there were no other clients.

@@ -33,7 +33,7 @@ def changed(config: Config, method: Method, federation: Federation, settings: Ma
             AlignSettings(wanted.align, wanted.align_per, wanted.align_equalise, wanted.align_sharpness),
             groups=wanted.align_groups,
             weighting=settings.get("weighting", "examples"),
-            most_steps=federation.most_steps,
+            local_steps=federation.local_steps,
         )
     if wanted.server_optimizer == "none":
         return method

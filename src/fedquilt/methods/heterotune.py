@@ -118,8 +118,8 @@ def heterotune(
     if rule == "none":
         return method
     settings = AlignSettings(rule, per, equalise, sharpness, server_learning_rate)
-    most = federation.most_steps
-    return with_alignment(method, federation.profiles, is_shared, settings, weighting=weighting, most_steps=most)
+    steps = federation.local_steps
+    return with_alignment(method, federation.profiles, is_shared, settings, weighting=weighting, local_steps=steps)
 
 
 def _rule(federation: Federation, share: bool, align: str | None, penalties: tuple[float, float]) -> str:
