@@ -6,7 +6,7 @@ import pytest
 
 from fedquilt.config.load import load
 from fedquilt.core.errors import ConfigError
-from fedquilt.experiment import afforded, budget_lines, budgeted, plan, run
+from fedquilt.experiment import Afforded, afforded, budget_lines, budgeted, plan, run
 from fedquilt.record import read_partition
 
 # with 12 blocks of width 32, adapters of rank 8, and no row of data
@@ -135,3 +135,23 @@ def test_mixtures_are_fitted_by_layers_and_never_by_rank(config):
     assert [len(one.layers) for one in plans] == [4, 4, 4, 4, 12, 12]
     with pytest.raises(ConfigError, match=r"one layer at rank 8 needs .* GB; give the group as much"):
         afforded(wanted, [1e-6, 1.0, 2.0])
+
+
+def test_where_the_weights_are_trained_there_is_no_rank_to_lower_and_none_to_write(config):
+    full = config(*DEEP[::2], "adapter={kind='full'}", "method={name='fedit'}")
+
+    def few(layers):
+        return [Afforded(0, layers, None, 0)] * 3
+
+    one, all_of_them = (max(client.peak_bytes for client in plan(budgeted(full, made))) for made in (few(1), few(12)))
+    some = afforded(full, [one / 1e9, (one + all_of_them) / 2e9, 1.0])
+    assert [group.rank for group in some] == [None] * 3
+    assert some[0].layers == 1
+    assert 1 < some[1].layers < some[2].layers == 12
+    assert "ranks" not in budget_lines(some)
+    assert budget_lines(some).startswith("[clients]\nbudgets = [")
+    assert all(one.peak_bytes <= some[one.client // 2].memory_bytes for one in plan(budgeted(full, some)))
+    with pytest.raises(
+        ConfigError, match=r"--memory 1e-05: one layer needs 0.\d+ GB; give the group as much, or lower"
+    ):
+        afforded(full, [0.00001, 0.002, 1.0])

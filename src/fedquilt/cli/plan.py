@@ -73,8 +73,9 @@ def plan(
     if groups:
         fitted = [["group", "memory", "layers", "rank", "peak"]]
         for number, group in enumerate(groups):
-            sizes = human_bytes(group.memory_bytes), str(group.layers), str(group.rank), human_bytes(group.peak_bytes)
-            fitted.append([str(number), *sizes])
+            rank = "-" if group.rank is None else str(group.rank)
+            fits = human_bytes(group.memory_bytes), str(group.layers), rank, human_bytes(group.peak_bytes)
+            fitted.append([str(number), *fits])
         show_table(fitted, "What fits into the memory of each group")
         out.print("Put this into the run file; leave room for what the estimate does not hold.\n", highlight=False)
         out.print(experiment.budget_lines(groups), markup=False, highlight=False, soft_wrap=True)

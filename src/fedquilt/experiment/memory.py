@@ -17,11 +17,14 @@ _LIKE = 8
 
 @dataclass(frozen=True)
 class Afforded:
-    """What a group with ``memory_bytes`` can train; ``peak_bytes`` is the most that a client of it then needs."""
+    """What a group with ``memory_bytes`` can train; ``peak_bytes`` is the most that a client of it then needs.
+
+    ``rank`` is None where the weights are trained, which have none.
+    """
 
     memory_bytes: int
     layers: int
-    rank: int
+    rank: int | None
     peak_bytes: int
 
 
@@ -29,8 +32,9 @@ def afforded(config: Config, gigabytes: Sequence[float]) -> tuple[Afforded, ...]
     """For each group, weakest first, the most layers at ``adapter.rank`` whose planned peak fits; 10^9 bytes each.
 
     Where not even one layer fits, one layer at half that rank, at a quarter, and so on down to 1; but not of mixtures,
-    whose branches have one rank. The peak is that of the method's own first round (``ClientPlan.peak_bytes``); where
-    the method draws layers, that of the draw that reaches furthest down, which needs the most.
+    whose branches have one rank, nor where the weights are trained. The peak is that of the method's own first round
+    (``ClientPlan.peak_bytes``); where the method draws layers, that of the draw that reaches furthest down, which needs
+    the most.
 
     Raises
     ------
@@ -52,22 +56,23 @@ def afforded(config: Config, gigabytes: Sequence[float]) -> tuple[Afforded, ...]
         )
     if not all(0 < size < float("inf") for size in gigabytes) or list(gigabytes) != sorted(gigabytes):
         raise ConfigError(f"--memory: {given}; give gigabytes above 0 that do not fall from one group to the next")
-    depth = num_layers(config)
+    depth, own = num_layers(config), None if config.adapter.kind == "full" else config.adapter.rank
 
     @cache
-    def peak(layers: int, rank: int) -> int:
+    def peak(layers: int, rank: int | None) -> int:
         return _peak(config, layers, rank, depth)
 
     def most(limit: int) -> Afforded:
-        rank, layers = config.adapter.rank, 1
+        rank, layers = own, 1
         while peak(1, rank) > limit:
-            if rank == 1 or config.adapter.kind == "mixture":  # clients share branches of one rank
+            if rank is None or rank == 1 or config.adapter.kind == "mixture":  # clients share branches of one rank
+                one = "one layer" if rank is None else f"one layer at rank {rank}"
                 raise ConfigError(
-                    f"--memory {limit / 1e9:g}: one layer at rank {rank} needs {_gigabytes(peak(1, rank))} GB; give "
-                    f"the group as much, or lower training.batch_size = {config.training.batch_size}"
+                    f"--memory {limit / 1e9:g}: {one} needs {_gigabytes(peak(1, rank))} GB; give the group as much, or "
+                    f"lower training.batch_size = {config.training.batch_size}"
                 )
             rank //= 2
-        if rank == config.adapter.rank:  # more layers, if they fit; peaks rise with their number
+        if rank == own:  # more layers, if they fit; peaks rise with their number
             over = depth + 1  # where it is known not to fit, or there are no more
             while over - layers > 1:
                 middle = (layers + over) // 2
@@ -79,16 +84,22 @@ def afforded(config: Config, gigabytes: Sequence[float]) -> tuple[Afforded, ...]
 
 def budgeted(config: Config, groups: Sequence[Afforded]) -> Config:
     """The config with these layers and ranks for its groups."""
-    change = {"budgets": tuple(one.layers for one in groups), "ranks": tuple(one.rank for one in groups)}
+    change = {"budgets": tuple(one.layers for one in groups), "ranks": _ranks(groups)}
     return config.model_copy(update={"clients": config.clients.model_copy(update=change)})
 
 
 def budget_lines(groups: Sequence[Afforded]) -> str:
     """The lines of a run file that give the groups these layers and ranks."""
-    return f"[clients]\nbudgets = {[one.layers for one in groups]}\nranks = {[one.rank for one in groups]}"
+    ranks = _ranks(groups)
+    lines = ["[clients]", f"budgets = {[one.layers for one in groups]}", *([f"ranks = {[*ranks]}"] if ranks else [])]
+    return "\n".join(lines)
 
 
-def _peak(config: Config, layers: int, rank: int, depth: int) -> int:
+def _ranks(groups: Sequence[Afforded]) -> tuple[int, ...] | None:
+    return tuple(one.rank for one in groups if one.rank is not None) or None
+
+
+def _peak(config: Config, layers: int, rank: int | None, depth: int) -> int:
     """The most that a client of this budget needs; 0 if the method lets it sit out."""
     # one client that affords all stands beside them: without one, a method may refuse the federation
     experiment = shaped(_budgeted(config, f"{_LIKE}-1", (layers, depth), rank, _LIKE + 1))
@@ -105,12 +116,12 @@ def _gigabytes(num_bytes: int) -> str:
     return f"{-(-num_bytes // 10**6) / 1000:.3f}"
 
 
-def _budgeted(config: Config, shares: str, budgets: tuple[int, ...], rank: int, num_clients: int) -> Config:
+def _budgeted(config: Config, shares: str, budgets: tuple[int, ...], rank: int | None, num_clients: int) -> Config:
     change = {"shares": shares, "budgets": budgets, "ranks": None, "cohort": None}
     return config.model_copy(
         update={
             "clients": config.clients.model_copy(update=change),
-            "adapter": config.adapter.model_copy(update={"rank": rank}),
+            "adapter": config.adapter.model_copy(update={} if rank is None else {"rank": rank}),
             "partition": config.partition.model_copy(update={"num_clients": num_clients}),
         }
     )
