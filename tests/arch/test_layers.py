@@ -27,7 +27,7 @@ MORE = {
     "pretrain/arithmetic.py": {"tokenizers"},
     "models/hf.py": {"transformers"},
     "report/plot.py": {"matplotlib"},
-    "report/table.py": {"scipy"},
+    "report/pairs.py": {"scipy"},
     "cli": {"typer", "rich", "click"},
     "engine/flower": {"flwr"},
     "engine/flower/certs.py": {"cryptography"},

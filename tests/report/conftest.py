@@ -1,10 +1,13 @@
 """Small run folders, written by hand as the record writes them."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from fedquilt.report.read import Run, read_run
 
 CLASSES = ["zero", "one", "two", "three", "four"]
 BUDGETS = [6, 9, 12]
@@ -125,3 +128,50 @@ def learning_run(make_run):
         )
 
     return make
+
+
+@pytest.fixture
+def made(make_run, round_line):
+    """A run of the given global accuracies, every client at the same value."""
+
+    def make(method, seed, values, **more):
+        lines = [round_line(at, value, {0: value, 1: value}) for at, value in enumerate(values)]
+        return read_run(make_run(lines, folder=f"{method}-{seed}", method=method, seed=seed, **more))
+
+    return make
+
+
+@pytest.fixture
+def groups(made):
+    return {
+        "fedit": [made("fedit", seed, [0.1, value]) for seed, value in ((1, 0.50), (2, 0.60), (3, 0.55))],
+        "ours": [made("ours", seed, [0.1, value]) for seed, value in ((1, 0.53), (2, 0.64), (3, 0.60))],
+        "noisy": [made("noisy", seed, [0.1, value]) for seed, value in ((1, 0.60), (2, 0.50), (3, 0.58))],
+        "short": [made("short", seed, [0.1, value]) for seed, value in ((1, 0.90), (2, 0.95))],
+    }
+
+
+def scores(accuracy):
+    return None if accuracy is None else {"accuracy": accuracy, "loss": 1 - accuracy, "examples": 10}
+
+
+def run_of_groups(tmp_path, seed, rounds, labels=("vit", "bert")):
+    """A run of two clients a group; each round gives, by group, the global accuracy and those of its clients."""
+    clients = [{"id": 2 * at + k, "group": label, "train": []} for at, label in enumerate(labels) for k in range(2)]
+    lines = []
+    for number, groups in enumerate(rounds):
+        own = {str(2 * at + k): scores(groups[label][1 + k]) for at, label in enumerate(labels) for k in range(2)}
+        evaluation = {
+            "global": None,
+            "groups": {label: scores(groups[label][0]) for label in labels},
+            "clients": {id: one for id, one in own.items() if one},
+        }
+        lines.append({"round": number, "seconds": 1.0, "exchanges": [], "evaluation": evaluation, "state": {}})
+    config = {"seed": seed, "method": {"name": "fedit"}, "groups": [{"label": label} for label in labels]}
+    return Run(tmp_path / str(seed), config, {}, {"clients": clients, "digest": "d"}, tuple(lines), {})
+
+
+@pytest.fixture
+def grouped(tmp_path):
+    """``grouped(seed, rounds)``: a run of groups, see ``run_of_groups``."""
+    return partial(run_of_groups, tmp_path)

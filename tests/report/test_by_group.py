@@ -6,41 +6,22 @@ from dataclasses import replace
 import pytest
 
 from fedquilt.report.by_group import group_curve, group_labels, group_rows
+from fedquilt.report.comparison import comparison
 from fedquilt.report.page import page
-from fedquilt.report.read import Run, main_metric
-from fedquilt.report.table import cells, comparison
+from fedquilt.report.read import main_metric
+from fedquilt.report.table import cells
 from fedquilt.report.words import round_text
 
 
-def scores(accuracy):
-    return None if accuracy is None else {"accuracy": accuracy, "loss": 1 - accuracy, "examples": 10}
-
-
-def made(tmp_path, seed, rounds, labels=("vit", "bert")):
-    """A run of two clients a group; each round gives, by group, the global accuracy and those of its clients."""
-    clients = [{"id": 2 * at + k, "group": label, "train": []} for at, label in enumerate(labels) for k in range(2)]
-    lines = []
-    for number, groups in enumerate(rounds):
-        own = {str(2 * at + k): scores(groups[label][1 + k]) for at, label in enumerate(labels) for k in range(2)}
-        evaluation = {
-            "global": None,
-            "groups": {label: scores(groups[label][0]) for label in labels},
-            "clients": {id: one for id, one in own.items() if one},
-        }
-        lines.append({"round": number, "seconds": 1.0, "exchanges": [], "evaluation": evaluation, "state": {}})
-    config = {"seed": seed, "method": {"name": "fedit"}, "groups": [{"label": label} for label in labels]}
-    return Run(tmp_path / str(seed), config, {}, {"clients": clients, "digest": "d"}, tuple(lines), {})
-
-
 @pytest.fixture
-def two(tmp_path):
-    first = made(tmp_path, 1, [{"vit": (0.5, 0.4, 0.6), "bert": (0.7, 0.7, 0.9)}])
-    second = made(tmp_path, 2, [{"vit": (0.9, 0.8, 0.8), "bert": (0.3, 0.2, 0.4)}])
+def two(grouped):
+    first = grouped(1, [{"vit": (0.5, 0.4, 0.6), "bert": (0.7, 0.7, 0.9)}])
+    second = grouped(2, [{"vit": (0.9, 0.8, 0.8), "bert": (0.3, 0.2, 0.4)}])
     return [first, second]
 
 
-def test_a_group_has_a_curve_of_its_own_model_and_one_of_its_clients(tmp_path):
-    run = made(tmp_path, 1, [{"vit": (0.5, 0.4, 0.6), "bert": (None, 0.7, None)}] * 2)
+def test_a_group_has_a_curve_of_its_own_model_and_one_of_its_clients(grouped):
+    run = grouped(1, [{"vit": (0.5, 0.4, 0.6), "bert": (None, 0.7, None)}] * 2)
     assert group_labels(run) == ["vit", "bert"]
     assert group_curve(run, "vit", "accuracy", "global") == ([0, 1], [0.5, 0.5])
     assert group_curve(run, "vit", "accuracy", "clients") == ([0, 1], [0.5, 0.5])
@@ -61,21 +42,21 @@ def test_the_worst_group_is_found_in_each_run_anew(two):
     assert loss["global"] == pytest.approx(0.6)
 
 
-def test_only_the_last_rounds_count_and_nothing_is_made_up(tmp_path):
+def test_only_the_last_rounds_count_and_nothing_is_made_up(grouped):
     rounds = [{"vit": (0.1, 0.1, 0.1), "bert": (None, 0.1, 0.1)}, {"vit": (0.5, 0.4, 0.6), "bert": (None, 0.7, 0.9)}]
-    vit, bert, worst = group_rows({"a": [made(tmp_path, 1, rounds)]}, "accuracy", last=1)
+    vit, bert, worst = group_rows({"a": [grouped(1, rounds)]}, "accuracy", last=1)
     assert (vit["global"], bert["global"], worst["global"]) == (0.5, None, None)
     assert worst["personalised"] == pytest.approx(0.5)
     assert worst["personalised_deviation"] is None
 
 
-def test_tables_and_the_page_show_the_groups_and_runs_without_groups_show_none(two, tmp_path):
+def test_tables_and_the_page_show_the_groups_and_runs_without_groups_show_none(two, grouped):
     text = comparison({"fedit": two})
     assert "Group by group:" in text
     assert "worst group" in text
     assert cells(group_rows({"fedit": two}, "accuracy"))[0] == ["method", "group", "seeds", "global", "personalised"]
     assert "Group by group" in page({"fedit": two})
-    bare = made(tmp_path, 3, [{}], labels=())
+    bare = grouped(3, [{}], labels=())
     assert group_rows({"fedit": [bare]}, "accuracy") == []
     assert "Group by group" not in comparison({"fedit": [bare]})
 

@@ -37,7 +37,7 @@ def groups(learning_run):
 
 
 def test_the_page_holds_everything_and_refers_to_nothing(groups, tmp_path):
-    path = write_page(groups, tmp_path / "new" / "report.html", last=2, reference="fedit")
+    path = write_page(groups, tmp_path / "new" / "report.html", last=2, references=["fedit"])
     text = path.read_text(encoding="utf-8")
     tags = Found(text).tags
     for tag, attributes in tags:
@@ -50,7 +50,7 @@ def test_the_page_holds_everything_and_refers_to_nothing(groups, tmp_path):
     assert len(pictures) == 9
     for picture in pictures:
         assert base64.b64decode(picture.removeprefix("data:image/png;base64,"))[:8] == b"\x89PNG\r\n\x1a\n"
-    assert "Against fedit, seed by seed: global" in text
+    assert "Paired over seeds against fedit, global" in text
     assert "separates" in text
     assert "loss is nan at step 3" in text
     assert "fed-hello, seed 1: config" in text
@@ -80,7 +80,7 @@ def test_nothing_given_and_nowhere_to_write(groups, tmp_path):
     with pytest.raises(RunError, match="no run was given, so there is no page to write"):
         page({})
     with pytest.raises(ConfigError, match="reference = 'x' is not known"):
-        page(groups, reference="x")
+        page(groups, references=["x"])
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot be written .*Give another path for the page"):
         write_page(groups, tmp_path / "file" / "page.html")

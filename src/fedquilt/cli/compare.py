@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -11,11 +12,17 @@ import typer
 from fedquilt.cli.screen import Shown, errors, out
 from fedquilt.core.errors import ConfigError
 from fedquilt.report.by_group import group_rows
+from fedquilt.report.comparison import comparison
 from fedquilt.report.page import write_page
 from fedquilt.report.plot import save_plots
 from fedquilt.report.read import Run, read_run
 from fedquilt.report.table import as_json as rows_json
-from fedquilt.report.table import compare_rows, comparison
+from fedquilt.report.table import compare_rows
+
+REFERENCE = (
+    "The label that others are compared with, seed by seed. Of several, each is compared with the first that had the "
+    "same split of the data."
+)
 
 
 def compare(
@@ -23,9 +30,7 @@ def compare(
         list[str], typer.Argument(metavar="CONFIG... [KEY=VALUE...]", help="Run files, and keys to set.")
     ],
     workers: Annotated[int, typer.Option(help="Runs side by side, each in a process of its own.")] = 1,
-    reference: Annotated[
-        str | None, typer.Option(help="The label that others are compared with, seed by seed.")
-    ] = None,
+    reference: Annotated[list[str] | None, typer.Option(help=REFERENCE)] = None,
     save: Annotated[Path | None, typer.Option(help="Write the tables to this file as markdown.")] = None,
     plots: Annotated[bool, typer.Option(help="Draw plots and one HTML page beside the runs.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -55,24 +60,25 @@ def compare(
         )
         raise typer.Exit(130) from None
     groups = {label: [read_run(folder) for folder in places] for label, places in folders.items()}
-    show(groups, jobs[0].config.evaluation.last, reference, save, as_json)
+    show(groups, jobs[0].config.evaluation.last, reference or (), save, as_json)
     if plots:
         place = jobs[0].folder.parent
         drawn = save_plots(groups, place / "plots")
-        page = write_page(groups, place / "report.html", jobs[0].config.evaluation.last, reference)
+        page = write_page(groups, place / "report.html", jobs[0].config.evaluation.last, reference or ())
         errors.print(f"{len(drawn)} plots in {place / 'plots'}, one page in {page}", highlight=False, soft_wrap=True)
 
 
 def show(
-    groups: dict[str, list[Run]], last: int, reference: str | None, save: Path | None = None, as_json: bool = False
+    groups: dict[str, list[Run]], last: int, references: Sequence[str], save: Path | None = None, as_json: bool = False
 ) -> None:
     """Print the comparison of groups of runs, and write it as markdown if a file is given."""
-    if reference is not None and reference not in groups:
-        raise ConfigError(f"--reference '{reference}': no such label; allowed: {', '.join(groups)}")
+    for reference in references:
+        if reference not in groups:
+            raise ConfigError(f"--reference '{reference}': no such label; allowed: {', '.join(groups)}")
     if as_json:
         rows = compare_rows(groups, last)
         print(rows_json([*rows, *group_rows(groups, rows[0]["metric"], last)]))
     else:
-        print(comparison(groups, last, reference))
+        print(comparison(groups, last, references))
     if save is not None:
-        save.write_text(comparison(groups, last, reference, "markdown") + "\n", encoding="utf-8")
+        save.write_text(comparison(groups, last, references, "markdown") + "\n", encoding="utf-8")

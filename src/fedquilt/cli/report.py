@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedquilt.cli.compare import show
+from fedquilt.cli.compare import REFERENCE, show
 from fedquilt.cli.screen import errors, out
 from fedquilt.report.page import write_page
 from fedquilt.report.plot import save_plots
@@ -17,18 +17,16 @@ from fedquilt.report.read import group_runs, read_run
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
     last: Annotated[int, typer.Option(help="Evaluated rounds at the end that are averaged.")] = 5,
-    reference: Annotated[
-        str | None, typer.Option(help="The label that others are compared with, seed by seed.")
-    ] = None,
+    reference: Annotated[list[str] | None, typer.Option(help=REFERENCE)] = None,
     save: Annotated[Path | None, typer.Option(help="Write the tables to this file as markdown.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write one self-contained HTML page with tables and plots.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the results of runs as tables."""
     groups = group_runs([read_run(run) for run in runs])
-    show(groups, last, reference, save, as_json)
+    show(groups, last, reference or (), save, as_json)
     if html is not None:
-        errors.print(f"wrote {write_page(groups, html, last, reference)}", highlight=False, soft_wrap=True)
+        errors.print(f"wrote {write_page(groups, html, last, reference or ())}", highlight=False, soft_wrap=True)
 
 
 def plot(

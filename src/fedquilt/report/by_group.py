@@ -9,6 +9,9 @@ import numpy as np
 
 from fedquilt.report.read import LOWER_IS_BETTER, Run
 
+WORST = "worst group"
+Ended = dict[str, float | None]
+
 
 def group_labels(run: Run) -> list[str]:
     """The labels of the run's groups, in their order; none of a run without groups."""
@@ -42,16 +45,23 @@ def group_rows(runs_by_label: Mapping[str, Sequence[Run]], metric: str, last: in
     ``global`` and ``personalised`` are means over seeds of a run's mean over its last ``last`` evaluated rounds, each
     with its sample deviation over seeds. The worst group is found in each run anew, by what is measured.
     """
-    rows = []
-    for label, runs in runs_by_label.items():
-        names = list(dict.fromkeys(name for run in runs for name in group_labels(run)))
-        ended = {(at, name): _ended(run, name, metric, last) for at, run in enumerate(runs) for name in names}
-        for name in names:
-            rows.append(_row(label, name, metric, [ended[at, name] for at in range(len(runs))]))
-        if len(names) > 1:
-            worst = [_worst([ended[at, name] for name in names], metric) for at in range(len(runs))]
-            rows.append(_row(label, "worst group", metric, worst))
-    return rows
+    return [
+        _row(label, name, metric, ended)
+        for label, runs in runs_by_label.items()
+        for name, ended in group_values(runs, metric, last).items()
+    ]
+
+
+def group_values(runs: Sequence[Run], metric: str, last: int = 5) -> dict[str, list[Ended]]:
+    """What each group of one label's runs ended with, run by run, and the worst of each run where there are several.
+
+    A run's ``global`` and ``personalised`` are its means over its last ``last`` evaluated rounds, None if not measured.
+    """
+    names = list(dict.fromkeys(name for run in runs for name in group_labels(run)))
+    found = {name: [_ended(run, name, metric, last) for run in runs] for name in names}
+    if len(names) > 1:
+        found[WORST] = [_worst([found[name][at] for name in names], metric) for at in range(len(runs))]
+    return found
 
 
 def apart_note(label: str, runs: Sequence[Run]) -> list[str]:
@@ -60,9 +70,6 @@ def apart_note(label: str, runs: Sequence[Run]) -> list[str]:
     if not names:
         return []
     return [f"{label}: ran in each of {len(names)} architectures apart, and nothing was shared between them."]
-
-
-Ended = dict[str, float | None]
 
 
 def _ended(run: Run, name: str, metric: str, last: int) -> Ended:

@@ -11,9 +11,11 @@ from typing import Any
 
 from fedquilt.core.errors import RunError
 from fedquilt.report.by_group import group_rows
+from fedquilt.report.comparison import paired
+from fedquilt.report.pairs import HONEST, alone
 from fedquilt.report.plot import figures, png
 from fedquilt.report.read import dropped, main_metric
-from fedquilt.report.table import HONEST, Groups, Row, cells, compare_rows, notes, paired_rows, summary
+from fedquilt.report.table import Groups, Row, cells, compare_rows, notes, summary
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 72rem; margin: 2rem auto;
@@ -28,12 +30,12 @@ pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 12px; } 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the browser, too, holds it to no network
 
 
-def page(groups: Groups, last: int = 5, reference: str | None = None, title: str | None = None) -> str:
+def page(groups: Groups, last: int = 5, references: Sequence[str] = (), title: str | None = None) -> str:
     """The report of ``groups`` (runs by label) as one HTML text; every text from the runs is escaped.
 
     Raises:
         RunError: no run was given.
-        ConfigError: ``reference`` is no label.
+        ConfigError: one of ``references`` is no label.
     """
     runs = [run for members in groups.values() for run in members]
     if not runs:
@@ -48,12 +50,10 @@ def page(groups: Groups, last: int = 5, reference: str | None = None, title: str
     if of_groups := group_rows(groups, main_metric(runs[0]), last):
         parts += ["<h2>Group by group</h2>", _table(of_groups)]
     parts += [f"<p>{escape(note)}</p>" for note in notes(groups)]
-    if reference is not None:
-        for measure in ("global", "personalised"):
-            rows = paired_rows(groups, reference, measure, last)
-            if any(row["seeds"] for row in rows):
-                parts += [f"<h2>Against {escape(reference)}, seed by seed: {measure}</h2>", _table(rows)]
-        parts.append(f"<p>{escape(HONEST)}</p>")
+    for what, rows in paired(groups, references, last):
+        parts += [f"<h2>{escape(what)}</h2>", _table(rows)]
+    if references:
+        parts += [f"<p>{escape(remark)}</p>" for remark in (HONEST, *alone(groups, references))]
     parts += ["<h2>Runs</h2>", _table([summary(run, last) for run in runs])]
     parts.append("<h2>Plots</h2>")
     parts += [_picture(name, png(figure)) for name, figure in figures(groups)]
@@ -81,7 +81,7 @@ def page(groups: Groups, last: int = 5, reference: str | None = None, title: str
 
 
 def write_page(
-    groups: Groups, path: str | Path, last: int = 5, reference: str | None = None, title: str | None = None
+    groups: Groups, path: str | Path, last: int = 5, references: Sequence[str] = (), title: str | None = None
 ) -> Path:
     """The path of the page, written as UTF-8.
 
@@ -89,7 +89,7 @@ def write_page(
         RunError: the file cannot be written, or no run was given.
     """
     path = Path(path)
-    text = page(groups, last, reference, title)
+    text = page(groups, last, references, title)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from fedquilt.core.errors import ConfigError, RunError, suggestion
-from fedquilt.report.by_group import apart_note, group_rows
+from fedquilt.core.errors import ConfigError, RunError
+from fedquilt.report.by_group import apart_note
 from fedquilt.report.read import Run, cumulative_bytes, curve, dropped, main_metric, messages, privacy, resumed
 
 Row = dict[str, Any]
@@ -30,10 +29,6 @@ MEASURES = {  # what a table shows -> which curve it is taken from
     "client_spread": "clients-deviation",
     "received": "received-mean",
 }
-HONEST = (
-    '"separates" means: at least 3 shared seeds, and 0 outside the 95 % Student interval of the mean paired difference '
-    "(4.3 standard errors with 3 seeds, 2.8 with 5, 2.3 with 10). Of 20 equal methods one is expected to pass."
-)
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -97,10 +92,10 @@ def compare_rows(groups: Groups, last: int = 5, metric: str | None = None) -> li
     Bytes, seconds and messages are means over seeds, ``epsilon`` is the highest of them, ``dropped`` and ``unfinished``
     are counts over all of them. Raises: RunError: a label without a run, or with two runs of one seed.
     """
-    metric = metric or _shared_metric(groups)
+    metric = metric or shared_metric(groups)
     rows = []
     for label, runs in groups.items():
-        parts = [summary(run, last, metric) for run in _by_seed(label, runs).values()]
+        parts = [summary(run, last, metric) for run in by_seed(label, runs).values()]
         row: Row = {"label": label, "seeds": len(parts), "rounds": min(part["rounds"] for part in parts)}
         row |= {"unfinished": sum(part["status"] == "unfinished" for part in parts), "metric": metric}
         for measure in MEASURES:
@@ -115,52 +110,6 @@ def compare_rows(groups: Groups, last: int = 5, metric: str | None = None) -> li
         row |= {"dropped": sum(part["dropped"] for part in parts), "epsilon": max(epsilons, default=None)}
         rows.append(row)
     return rows
-
-
-def paired_rows(
-    groups: Groups, reference: str, measure: str = "global", last: int = 5, metric: str | None = None
-) -> list[Row]:
-    """Every other label against ``reference``, seed by seed.
-
-    With d_s = (last-k mean of the label) - (of the reference) at a shared seed s of n:
-    ``difference`` = mean d, ``standard_error`` = deviation(d) / sqrt(n), ``verdict`` is ``separates`` where n >= 3 and
-    |mean d| > t standard errors (t: the 97.5 % quantile of Student's distribution with n - 1 degrees of freedom),
-    ``within noise`` where n >= 3 and it is not, ``too few seeds`` where n < 3.
-
-    Raises:
-        ConfigError: no such label or measure.
-        RunError: a label without a run, or with two runs of one seed.
-    """
-    for what, word, allowed in (("reference", reference, list(groups)), ("measure", measure, list(MEASURES))):
-        if word not in allowed:
-            raise ConfigError(
-                f"{what} = {word!r} is not known{suggestion(word, allowed)}; one of: {', '.join(allowed)}."
-            )
-    metric = metric or _shared_metric(groups)
-    value = {
-        label: {seed: summary(run, last, metric)[measure] for seed, run in _by_seed(label, runs).items()}
-        for label, runs in groups.items()
-    }
-    rows = []
-    for label in groups:
-        if label == reference:
-            continue
-        shared = [seed for seed in value[label] if seed in value[reference]]
-        pairs = [(value[label][seed], value[reference][seed]) for seed in shared]
-        gaps = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
-        spread = deviation(gaps)
-        error = None if spread is None else spread / math.sqrt(len(gaps))
-        row: Row = {"label": label, "reference": reference, "measure": measure, "metric": metric, "seeds": len(gaps)}
-        rows.append(row | {"difference": mean(gaps), "standard_error": error, "verdict": verdict(gaps)})
-    return rows
-
-
-def verdict(gaps: Sequence[float]) -> str:
-    """What may be said of paired differences: ``separates``, ``within noise`` or ``too few seeds``."""
-    if len(gaps) < 3:
-        return "too few seeds"
-    bound = float(stats.t.ppf(0.975, len(gaps) - 1)) * np.std(gaps, ddof=1) / math.sqrt(len(gaps))
-    return "separates" if abs(np.mean(gaps)) > bound else "within noise"
 
 
 def notes(groups: Groups) -> list[str]:
@@ -235,7 +184,8 @@ def _privacy_words(spent: Mapping[str, Any]) -> str:
     return f"{words}. Evaluation is not covered."
 
 
-def _by_seed(label: str, runs: Sequence[Run]) -> dict[int | None, Run]:
+def by_seed(label: str, runs: Sequence[Run]) -> dict[int | None, Run]:
+    """The runs of a label by their seeds. Raises: RunError: none, or two of one seed."""
     if not runs:
         raise RunError(f"{label}: no run to report. Run it first, or leave the label out.")
     found: dict[int | None, Run] = {}
@@ -248,7 +198,8 @@ def _by_seed(label: str, runs: Sequence[Run]) -> dict[int | None, Run]:
     return found
 
 
-def _shared_metric(groups: Groups) -> str:
+def shared_metric(groups: Groups) -> str:
+    """The main metric of the first run."""
     return next((main_metric(run) for runs in groups.values() for run in runs), "accuracy")
 
 
@@ -365,34 +316,3 @@ def as_json(rows: Sequence[Row]) -> str:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps([{key: plain(value) for key, value in row.items()} for row in rows], indent=2, allow_nan=False)
-
-
-def comparison(groups: Groups, last: int = 5, reference: str | None = None, form: str = "text") -> str:
-    """The whole comparison as one text: table, paired differences to ``reference``, and what to keep in mind.
-
-    ``form`` is ``text`` or ``markdown``. Differences are shown for the global and the personalised measure.
-
-    Raises:
-        ConfigError: another form, or a reference that is no label.
-    """
-    if form not in ("text", "markdown"):
-        raise ConfigError(f"form = {form!r} is not known; allowed: text, markdown.")
-    show = as_markdown if form == "markdown" else as_text
-    metric = _shared_metric(groups)
-    unit = "per cent" if metric == "accuracy" else "as measured"
-    meaning = (
-        f"{metric.capitalize()} ({unit}): mean over seeds of the mean over the last {last} evaluated rounds, "
-        "± the sample deviation over seeds; 'within run' is the deviation inside a run over these rounds."
-    )
-    parts = [show(compare_rows(groups, last))]
-    if of_groups := group_rows(groups, metric, last):
-        parts += ["Group by group:", show(of_groups)]
-    if reference is not None:
-        for measure in ("global", "personalised"):
-            rows = paired_rows(groups, reference, measure, last)
-            if any(row["seeds"] for row in rows):
-                parts += [f"Paired over seeds against {reference}, {measure} {metric}:", show(rows)]
-    remarks = [meaning, *([HONEST] if reference is not None else []), *notes(groups)]
-    bullet = "- " if form == "markdown" else ""
-    parts.append("\n".join(f"{bullet}{remark}" for remark in remarks))
-    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,52 @@
+"""The whole comparison of labelled runs as one text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedquilt.core.errors import ConfigError
+from fedquilt.report.by_group import WORST, group_rows
+from fedquilt.report.pairs import HONEST, alone, paired_rows
+from fedquilt.report.table import Groups, Row, as_markdown, as_text, compare_rows, notes, shared_metric
+
+
+def comparison(groups: Groups, last: int = 5, references: Sequence[str] = (), form: str = "text") -> str:
+    """The whole comparison as one text: table, paired differences to ``references``, and what to keep in mind.
+
+    ``form`` is ``text`` or ``markdown``.
+
+    Raises:
+        ConfigError: another form, or a reference that is no label.
+    """
+    if form not in ("text", "markdown"):
+        raise ConfigError(f"form = {form!r} is not known; allowed: text, markdown.")
+    show = as_markdown if form == "markdown" else as_text
+    metric = shared_metric(groups)
+    unit = "per cent" if metric == "accuracy" else "as measured"
+    meaning = (
+        f"{metric.capitalize()} ({unit}): mean over seeds of the mean over the last {last} evaluated rounds, "
+        "± the sample deviation over seeds; 'within run' is the deviation inside a run over these rounds."
+    )
+    parts = [show(compare_rows(groups, last))]
+    if of_groups := group_rows(groups, metric, last):
+        parts += ["Group by group:", show(of_groups)]
+    parts += [part for what, rows in paired(groups, references, last) for part in (f"{what} {metric}:", show(rows))]
+    honest = [HONEST, *alone(groups, references)] if references else []
+    bullet = "- " if form == "markdown" else ""
+    parts.append("\n".join(f"{bullet}{remark}" for remark in [meaning, *honest, *notes(groups)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def paired(groups: Groups, references: Sequence[str], last: int = 5) -> list[tuple[str, list[Row]]]:
+    """Headings and rows of paired differences: globally and personalised, of all and of the worst group; what was
+    measured at all."""
+    if not references:
+        return []
+    found = []
+    for group in (None, WORST):
+        for measure in ("global", "personalised"):
+            rows = [row for row in paired_rows(groups, references, measure, last, group=group) if row["seeds"]]
+            if rows:
+                whose = "" if group is None else f"{group}, "
+                found.append((f"Paired over seeds against {' and '.join(references)}, {whose}{measure}", rows))
+    return found
