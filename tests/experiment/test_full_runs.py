@@ -58,10 +58,8 @@ partition = {test_fraction = 0.25}
 
 
 @pytest.fixture
-def two(tmp_path):
+def two(tmp_path, words):
     """``two(changes)``: the config of two groups of unlike models and data, all weights trained."""
-    lines = [f"{'good' if row % 2 else 'bad'} thing {row % 5}\t{'yes' if row % 2 else 'no'}" for row in range(48)]
-    (tmp_path / "words.tsv").write_text("\n".join(["text\tlabel", *lines]) + "\n", encoding="utf-8")
     (tmp_path / "two.toml").write_text(TWO, encoding="utf-8")
     return lambda *changes: load(tmp_path / "two.toml", changes)[0]
 
@@ -147,21 +145,11 @@ def test_a_base_that_others_keep_frozen_is_not_the_one_that_is_trained(two, tmp_
     assert all(torch.equal(now[name], value) for name, value in base.items())
 
 
-def test_a_run_that_was_stopped_ends_in_the_same_bits(two, tmp_path, fingerprint):
+def test_a_run_that_was_stopped_ends_in_the_same_bits(two, tmp_path, fingerprint, stopped):
     whole = run(two("network.dtype=int8"), tmp_path / "whole")
 
-    class Stopping:
-        def started(self, name, first, rounds): ...
-
-        def client(self, exchange, number, of): ...
-
-        def step(self, number, of): ...
-
-        def round(self, line):
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run(two("network.dtype=int8"), tmp_path / "cut", Stopping())
+        run(two("network.dtype=int8"), tmp_path / "cut", stopped)
     resume(tmp_path / "cut")
     assert fingerprint(tmp_path / "cut") == fingerprint(whole)
 

@@ -68,33 +68,14 @@ partition = {test_fraction = 0.25}
 
 
 @pytest.fixture
-def grouped(tmp_path):
+def grouped(tmp_path, words):
     """``grouped(text, changes)``: the config of a run file with groups, beside which lie two kinds of words."""
-    lines = [f"{'good' if row % 2 else 'bad'} thing {row % 5}\t{'yes' if row % 2 else 'no'}" for row in range(48)]
-    (tmp_path / "words.tsv").write_text("\n".join(["text\tlabel", *lines]) + "\n", encoding="utf-8")
 
     def made(text=HEAD + SMALL + WIDE + WORDS, *changes):
         (tmp_path / "groups.toml").write_text(text, encoding="utf-8")
         return load(tmp_path / "groups.toml", changes)[0]
 
     return made
-
-
-@pytest.fixture
-def stopped():
-    class Stopping:
-        """Is interrupted when the first round is done."""
-
-        def started(self, name, first, rounds): ...
-
-        def client(self, exchange, number, of): ...
-
-        def step(self, number, of): ...
-
-        def round(self, line):
-            raise KeyboardInterrupt
-
-    return Stopping()
 
 
 def test_each_group_has_its_model_its_data_and_its_judge(grouped):

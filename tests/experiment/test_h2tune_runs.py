@@ -15,7 +15,7 @@ from fedquilt.aggregate.bank import exchange_bytes
 from fedquilt.config.load import load
 from fedquilt.core.errors import ConfigError
 from fedquilt.experiment import build, export, plan, resume, run
-from fedquilt.experiment.run import Progress, evaluate
+from fedquilt.experiment.run import evaluate
 from fedquilt.record import Record, read_environment, read_partition, read_rounds
 from fedquilt.report.alignment import alignments
 from fedquilt.report.read import read_run
@@ -74,13 +74,6 @@ data = {source = "sklearn:digits", limit = 120}
 """
 
 
-class Stopping(Progress):
-    """The end of the run after its first round."""
-
-    def round(self, line):
-        raise KeyboardInterrupt
-
-
 @pytest.fixture
 def config(tmp_path):
     lines = [f"thing {row % 5} is {'good' if row % 2 else 'bad'}\t{'yes' if row % 2 else 'no'}" for row in range(48)]
@@ -95,7 +88,7 @@ def config(tmp_path):
     return made
 
 
-def test_unlike_models_and_tasks_run_plan_and_resume_together(config, tmp_path, fingerprint):
+def test_unlike_models_and_tasks_run_plan_and_resume_together(config, tmp_path, fingerprint, stopped):
     folder = run(config(), tmp_path / "run")
     planned = plan(config())
     lines = read_rounds(folder)
@@ -114,12 +107,12 @@ def test_unlike_models_and_tasks_run_plan_and_resume_together(config, tmp_path, 
     assert lines[1]["exchanges"][0]["clients"]["0"]["settings"]["joint"] is False
 
     with pytest.raises(KeyboardInterrupt):
-        run(config(), tmp_path / "cut", progress=Stopping())
+        run(config(), tmp_path / "cut", progress=stopped)
     resume(tmp_path / "cut")
     assert fingerprint(tmp_path / "cut") == fingerprint(folder)
 
 
-def test_alignment_is_recorded_drawn_and_goes_on_after_a_stop(config, tmp_path, fingerprint):
+def test_alignment_is_recorded_drawn_and_goes_on_after_a_stop(config, tmp_path, fingerprint, stopped):
     wanted = config("rounds=2", "method.align=projection", "method.deviation=0.1")
     folder = run(wanted, tmp_path / "run")
     states = [line["state"] for line in read_rounds(folder)]
@@ -130,7 +123,7 @@ def test_alignment_is_recorded_drawn_and_goes_on_after_a_stop(config, tmp_path, 
     assert list(found.names) == sorted(group["architecture"] for group in read_partition(folder)["groups"])
 
     with pytest.raises(KeyboardInterrupt):
-        run(wanted, tmp_path / "cut", progress=Stopping())
+        run(wanted, tmp_path / "cut", progress=stopped)
     resume(tmp_path / "cut")
     assert fingerprint(tmp_path / "cut") == fingerprint(folder)
     assert fingerprint(run(config("rounds=2", "method.deviation=0.1"), tmp_path / "plain")) != fingerprint(folder)

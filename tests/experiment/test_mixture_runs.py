@@ -72,10 +72,8 @@ OWN = {"fedra": ("method.drop_layers=false",), "fed-hello": ("method.allocation=
 
 
 @pytest.fixture
-def sizes(tmp_path):
+def sizes(tmp_path, words):
     """``sizes(changes)``: the config of two sizes of ViT and, with ``words``, a BERT with a task of its own."""
-    lines = [f"{'good' if row % 2 else 'bad'} thing {row % 5}\t{'yes' if row % 2 else 'no'}" for row in range(48)]
-    (tmp_path / "words.tsv").write_text("\n".join(["text\tlabel", *lines]) + "\n", encoding="utf-8")
 
     def made(*changes, words=False):
         (tmp_path / "sizes.toml").write_text(SIZES + (WORDS if words else ""), encoding="utf-8")
@@ -132,21 +130,11 @@ def test_the_server_knows_how_many_steps_a_client_makes(sizes, tmp_path, trainin
 
 
 @pytest.mark.parametrize("change", ["adapter.trained=own", "method.equalise=true", "network.dtype=int8"])
-def test_a_run_that_was_stopped_ends_in_the_same_bits(sizes, tmp_path, fingerprint, change):
+def test_a_run_that_was_stopped_ends_in_the_same_bits(sizes, tmp_path, fingerprint, change, stopped):
     whole = run(sizes(change), tmp_path / "whole")
 
-    class Stopping:
-        def started(self, name, first, rounds): ...
-
-        def client(self, exchange, number, of): ...
-
-        def step(self, number, of): ...
-
-        def round(self, line):
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run(sizes(change), tmp_path / "cut", Stopping())
+        run(sizes(change), tmp_path / "cut", stopped)
     resume(tmp_path / "cut")
     assert fingerprint(tmp_path / "cut") == fingerprint(whole)
     assert read_rounds(whole)[-1]["state"] == read_rounds(tmp_path / "cut")[-1]["state"]
