@@ -9,7 +9,7 @@ import transformers
 
 from fedquilt import load_adapter
 from fedquilt.config.load import load
-from fedquilt.core.errors import ConfigError, ModelError
+from fedquilt.core.errors import ConfigError, ModelError, RunError
 from fedquilt.core.types import Turn
 from fedquilt.experiment import build, check, export, plan, resume, run
 from fedquilt.models.hf import digest, load_model
@@ -173,6 +173,8 @@ def test_what_is_exported_is_a_model_that_transformers_loads_and_scores_as_the_r
             assert torch.equal(model(**inputs).logits, group.bench.model(**inputs).logits)
         with pytest.raises(ModelError, match="holds a whole model and no adapter; load it with from_pretrained"):
             load_adapter(model, out)
+    with pytest.raises(RunError, match="this folder is not empty and holds no adapter"):
+        export(folder, tmp_path / "cut", group="cut")  # it might be somebody's base
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "words")
     assert tokenizer("good thing")["input_ids"]
     # and fedquilt takes it as a base

@@ -121,7 +121,8 @@ def export(run: Path, out: Path, client: ClientId | None = None, group: str | No
     record = Record.open(run)
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out}: is a file; give a new folder")
-    adapter = any((out / name).exists() for name in ("adapter_config.json", CONFIG, "config.json"))
+    # a whole model there may be somebody's base: it is never written over
+    adapter = any((out / name).exists() for name in ("adapter_config.json", CONFIG))
     if out.is_dir() and any(out.iterdir()) and not adapter:
         raise RunError(f"--out {out}: this folder is not empty and holds no adapter; give a new folder")
     if not record.has_checkpoint:

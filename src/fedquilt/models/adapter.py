@@ -26,9 +26,10 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
         if the folder is damaged or of another format, or its tensors' names and shapes are not those of the model.
     """
     folder, blocks = Path(folder), find_blocks(model)
-    if (folder / "config.json").is_file():
+    mixture, lora = ((folder / name).is_file() for name in (CONFIG, "adapter_config.json"))
+    if not mixture and not lora and (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds a whole model and no adapter; load it with from_pretrained")
-    if (folder / CONFIG).is_file() or not (folder / "adapter_config.json").is_file():
+    if mixture or not lora:
         put_mixture(model, blocks, read_mixture(folder), folder)
         return model
     params, settings = load_peft(folder)

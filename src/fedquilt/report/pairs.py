@@ -47,6 +47,7 @@ def paired_rows(
                 f"{what} = {word!r} is not known{suggestion(word, allowed)}; one of: {', '.join(allowed)}."
             )
     metric = metric or shared_metric(groups)
+    values = {label: _values(runs, measure, last, metric, group) for label, runs in groups.items()}
     rows = []
     for label in groups:
         if label in references:
@@ -54,8 +55,7 @@ def paired_rows(
         reference, seeds = _partner(groups, label, references)
         if reference is None:
             continue
-        ours, theirs = (_values(groups[one], measure, last, metric, group) for one in (label, reference))
-        pairs = [(ours[seed], theirs[seed]) for seed in seeds]
+        pairs = [(values[label][seed], values[reference][seed]) for seed in seeds]
         gaps = [left - right for left, right in pairs if left is not None and right is not None]
         spread = deviation(gaps)
         row: Row = {"label": label, "reference": reference, "measure": measure, "metric": metric, "group": group}
