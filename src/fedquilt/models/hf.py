@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -27,6 +26,8 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks
 from fedquilt.data.table import Columns, Table
 from fedquilt.models import text
+from fedquilt.models.causality import refuse_seeing_ahead
+from fedquilt.models.digest import digest
 from fedquilt.models.image import encode_images, image_preparer, pixels_of
 from fedquilt.models.layers import default_targets, find_blocks
 from fedquilt.models.shapes import Values
@@ -131,12 +132,14 @@ def load_model(
     _draw(model, [name for name in head if name in missing], rng.child("head"))
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # keys and values of past tokens serve generation only
+    model.requires_grad_(False).eval()
     writes = task == "causal-lm" and tokenizer is not None
     if writes:
+        refuse_seeing_ahead(model, source.name)
         model.generation_config = _greedy(model.generation_config, tokenizer)
     encode, prepare = _columns(config, task, tokenizer, preprocessor, max_length)
     return Loaded(
-        model=model.requires_grad_(False).eval(),
+        model=model,
         blocks=blocks,
         architecture=f"{config.model_type}-{blocks.num_layers}x{getattr(config, 'hidden_size', 0)}",
         head=head,
@@ -170,15 +173,6 @@ def save_model(
             tokenizer.save_pretrained(folder)
     if preprocessor:
         (folder / PREPROCESSOR).write_text(json.dumps(dict(preprocessor), indent=2) + "\n", "utf-8")
-
-
-def digest(model: nn.Module) -> str:
-    """The sha256, in hex, over name, dtype, shape and bytes of all the model's tensors, ordered by name."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        total.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return total.hexdigest()
 
 
 def _config(source: Source, task: str, options: dict[str, Any]) -> Any:
