@@ -53,8 +53,7 @@ def adapted(name, task, **values):
 
 
 def exported(folder, base, found, where, params, settings, task):
-    conv = any(adapter.fan_in_fan_out for adapter in adapters(found.model).values())
-    return save_peft(folder, params, where, settings, base_name="base", task=task, fan_in_fan_out=conv)
+    return save_peft(folder, params, found.model, where, settings, base_name="base", task=task)
 
 
 @pytest.mark.parametrize(("name", "task", "values"), CASES)
@@ -127,9 +126,9 @@ def test_a_frozen_fresh_head_goes_along_when_named(tmp_path):
     _, found, _, params, settings = adapted("tiny:vit", "image-classification")
     bare = layout(found.model, found.blocks, found.architecture)
     with pytest.raises(ModelError, match=r"'classifier.weight' is neither a low-rank factor nor part of the head"):
-        save_peft(tmp_path / "a", params, bare, settings, base_name="b", task="image-classification")
+        save_peft(tmp_path / "a", params, found.model, bare, settings, base_name="b", task="image-classification")
     folder = save_peft(
-        tmp_path / "a", params, bare, settings, base_name="b", task="image-classification", head=found.head
+        tmp_path / "a", params, found.model, bare, settings, base_name="b", task="image-classification", head=found.head
     )
     assert json.loads((folder / "adapter_config.json").read_text())["modules_to_save"] == ["classifier"]
 

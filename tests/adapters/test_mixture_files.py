@@ -83,7 +83,7 @@ def test_a_folder_of_plain_lora_is_loaded_too(tmp_path):
     where = layout(found.model, found.blocks, found.architecture, found.head)
     params = drawn(where.shapes)
     told = {"base_name": "tiny:bert", "task": "sequence-classification", "head": found.head}
-    save_peft(tmp_path / "a", params, where, settings, **told)
+    save_peft(tmp_path / "a", params, found.model, where, settings, **told)
     with torch.no_grad():
         for key, parameter in trainable(found.model, where).items():
             parameter.copy_(params[key])

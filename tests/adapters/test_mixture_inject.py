@@ -258,9 +258,8 @@ def test_peft_computes_with_the_written_lora_what_the_mixtures_do(name, task, pl
     depth = dict.fromkeys(params, 0)
     layout = Layout(where.architecture, 2, depth, {one: tuple(value.shape) for one, value in params.items()})
     whole = params | {one: parameters[one].detach() for one in where.head}
-    transposed = "gpt2" in name
     folder = tmp_path / "lora"
-    save_peft(folder, whole, layout, settings, base_name=name, task=task, head=where.head, fan_in_fan_out=transposed)
+    save_peft(folder, whole, found.model, layout, settings, base_name=name, task=task, head=where.head)
     bare = load_model(name, task, num_classes=None if task == "causal-lm" else 3, rng=Rng(0))
     without = bare.model(**inputs(task)).logits
     with warnings.catch_warnings():

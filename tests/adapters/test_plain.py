@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 
 from fedquilt.adapters.export import save_peft
-from fedquilt.adapters.inject import adapters, initial, inject, layout, trainable
+from fedquilt.adapters.inject import initial, inject, layout, trainable
 from fedquilt.adapters.lora import LoraSettings
 from fedquilt.adapters.plain import plain
 from fedquilt.client.workbench import Workbench
@@ -68,8 +68,7 @@ def test_peft_computes_the_same_logits_from_one_adapter(tmp_path, name, rank, ch
     bench.load(params)
     ours, before = bench.model.eval()(**inputs(task)).logits, base.eval()(**inputs(task)).logits
     tensors, told = plain(params, settings)
-    conv = any(adapter.fan_in_fan_out for adapter in adapters(bench.model).values())
-    folder = save_peft(tmp_path / "a", tensors, where, told, base_name="base", task=task, fan_in_fan_out=conv)
+    folder = save_peft(tmp_path / "a", tensors, bench.model, where, told, base_name="base", task=task)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         theirs = PeftModel.from_pretrained(base, str(folder)).eval()

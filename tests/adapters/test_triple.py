@@ -368,14 +368,14 @@ def test_folding_a_core_that_fits_nothing_is_refused():
 def test_h2_14_peft_computes_the_live_logits_from_the_folded_adapter(tmp_path, name):
     """H2-14. The released code evaluates with T transposed and merges without the I: another model (B15, B16)."""
     base, found, where, params, chosen, made = adapted(name)
-    task, _, conv = MODELS[name]
+    task, _, _ = MODELS[name]
     with with_cores(adapters(found.model), made):
         live = found.model(**inputs()).logits.detach()
     without = found.model(**inputs()).logits.detach()
     plain = folded(params, made)
     load(trainable(found.model, where), plain)
     torch.testing.assert_close(found.model(**inputs()).logits, live, rtol=0, atol=1e-4)
-    folder = save_peft(tmp_path / "a", plain, where, chosen, base_name="base", task=task, fan_in_fan_out=conv)
+    folder = save_peft(tmp_path / "a", plain, found.model, where, chosen, base_name="base", task=task)
     theirs = PeftModel.from_pretrained(base, str(folder)).eval()
     assert isinstance(theirs.peft_config["default"], LoraConfig)
     torch.testing.assert_close(theirs(**inputs()).logits, live, rtol=0, atol=1e-4)

@@ -6,15 +6,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedquilt.adapters.folders import read_folder, write_folder
 from fedquilt.adapters.lora import LoraSettings
+from fedquilt.adapters.peft_places import places
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.types import Layout, Params
-
-TASK_TYPES = {"sequence-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM", "image-classification": None}
-"""PEFT's word for each task; it has none for images."""
 
 _TENSORS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
@@ -26,52 +24,55 @@ _PLAIN_DRAWS = ("gaussian", "eva", "orthogonal")
 def save_peft(
     folder: str | Path,
     params: Mapping[str, Tensor],
+    model: nn.Module,
     layout: Layout,
     settings: LoraSettings,
     *,
     base_name: str,
     task: str,
     head: Collection[str] = (),
-    fan_in_fan_out: bool = False,
+    revision: str | None = None,
 ) -> Path:
     """The folder, now holding ``params`` as ``PeftModel.from_pretrained(base, folder)`` reads them.
 
     ``params`` may be a part of the layout, whole modules at a time; blocks that are left out stay without an adapter.
-    Tensors that are neither low-rank factors of the layout nor part of its head must be named in ``head`` (a frozen
-    head that was drawn afresh has to go along, or the logits change). ``fan_in_fan_out`` True where the adapted modules
-    are Conv1D. The folder appears whole or not at all; one that is there is replaced.
+    ``model`` is the one they are of, with adapters in it or without. Its head, which is what the layout names of it and
+    ``head``, goes along whole, with the model's own values where ``params`` has none: PEFT wants all of it or nothing.
+    The folder appears whole or not at all; one that is there is replaced.
 
     Raises
     ------
     ModelError
-        if a factor lacks its partner, a rank is not the settings', or a tensor belongs nowhere.
+        if a factor lacks its partner, a rank is not the settings', a tensor belongs nowhere, or PEFT has no words for
+        what is adapted or saved.
     RunError
         if the folder cannot be written.
     """
     folder = Path(folder)
-    kept = layout.head | set(head)
+    kept = tuple(layout.head | set(head))
     modules = _modules(params, kept, settings)
     whole = {name.rpartition(".")[0] for name in layout.depth if name.endswith(_FACTORS)}
     if unknown := sorted(modules.keys() - whole):
         raise ModelError(f"'{unknown[0]}.lora_A' is not a tensor of {layout.architecture}")
-    # endings are what people and servers know; full paths only where an ending would catch more than was trained
-    targets = settings.targets if settings.targets and whole == modules.keys() else tuple(modules)
+    where = places(model, modules, kept, settings.targets, task)
     tensors = {
-        _PREFIX + (f"{name}.weight" if name.endswith(_FACTORS) else name): value for name, value in params.items()
+        _PREFIX + (f"{name}.weight" if name.endswith(_FACTORS) else name): value
+        for name, value in {**where.state, **params}.items()
     }
     config = {
         "peft_type": "LORA",
-        "task_type": TASK_TYPES[task],
+        "task_type": where.task_type,
         "base_model_name_or_path": base_name,
+        "revision": revision,
         "r": settings.rank,
         "lora_alpha": settings.alpha,
         "lora_dropout": settings.dropout,
         "use_rslora": settings.rslora,
         "rank_pattern": dict(settings.rank_pattern),
         "alpha_pattern": dict(settings.alpha_pattern),
-        "target_modules": sorted(targets),
-        "modules_to_save": sorted({_parent(name) for name in params if name in kept}) or None,
-        "fan_in_fan_out": fan_in_fan_out,
+        "target_modules": list(where.targets),
+        "modules_to_save": list(where.saved) or None,
+        "fan_in_fan_out": where.transposed,
         "bias": "none",
         "init_lora_weights": True,
         "inference_mode": True,
@@ -140,13 +141,6 @@ def _modules(params: Mapping[str, Tensor], head: Collection[str], settings: Lora
             )
         ranks[module] = a.shape[0]
     return ranks
-
-
-def _parent(name: str) -> str:
-    module = name.rpartition(".")[0]
-    if not module:
-        raise ModelError(f"head parameter '{name}' sits on the model itself; PEFT can only save whole modules")
-    return module
 
 
 def _refuse(folder: Path, config: Mapping[str, Any]) -> None:

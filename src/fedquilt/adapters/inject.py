@@ -39,7 +39,7 @@ def inject(
             + ", ".join(endings)
         )
     for target in chosen:
-        if not any(_named(name, target) for name in linears):
+        if not any(ends_in(name, target) for name in linears):
             last = sorted({name.rpartition(".")[2] for name in endings})
             raise ModelError(
                 f"adapter.targets holds '{target}', which names no linear module inside the "
@@ -50,7 +50,7 @@ def inject(
     model.requires_grad_(False)
     injected = {}
     for name, module in linears.items():
-        if any(_named(name, target) for target in chosen):
+        if any(ends_in(name, target) for target in chosen):
             parent, _, child = name.rpartition(".")
             injected[name] = LoraLinear(module, settings, name)
             injected[name].train(module.training)
@@ -170,5 +170,6 @@ def _within_block(name: str, blocks: Blocks) -> str:
     return name[len(blocks.path) + 1 :].partition(".")[2]
 
 
-def _named(name: str, target: str) -> bool:
+def ends_in(name: str, target: str) -> bool:
+    """Whether a target means the module of this name: it is its path, or the last parts of it."""
     return name == target or name.endswith("." + target)

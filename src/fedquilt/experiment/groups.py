@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedquilt.adapters.inject import trainable
+from fedquilt.adapters.inject import adapters, trainable
 from fedquilt.adapters.lora import LoraSettings
+from fedquilt.adapters.peft_places import places
 from fedquilt.allocate.budget import check_budgets, shares
 from fedquilt.allocate.budget import groups as capability_groups
 from fedquilt.client.client import Client
@@ -108,6 +109,8 @@ def work_of(
     """
     head = () if config.head.policy == "frozen" else loaded.head
     where, start, frozen = put(loaded, settings, architecture, head, place)
+    if isinstance(settings, LoraSettings):  # what PEFT could not read is refused before anything is trained
+        places(loaded.model, adapters(loaded.model), loaded.head, settings.targets, config.model.task)
     bench = Workbench(
         loaded.model,
         loaded.blocks,

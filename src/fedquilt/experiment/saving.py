@@ -16,11 +16,11 @@ import torch
 
 from fedquilt.adapters.export import save_peft
 from fedquilt.adapters.folders import replace_folder
-from fedquilt.adapters.inject import adapters
-from fedquilt.adapters.lora import LoraSettings, is_transposed
+from fedquilt.adapters.lora import LoraSettings
 from fedquilt.adapters.mixture import MixtureSettings
 from fedquilt.adapters.mixture_files import CONFIG, save_mixture
 from fedquilt.adapters.mixture_inject import as_lora, mixtures
+from fedquilt.adapters.peft_places import places
 from fedquilt.adapters.plain import plain
 from fedquilt.client.middle import RELATION
 from fedquilt.config.load import parse
@@ -61,13 +61,13 @@ def _save(group: BuiltGroup, folder: Path, params: Mapping[str, torch.Tensor]) -
         group.bench.load(params)
         replace_folder(folder, loaded.save)
         return
-    # a frozen head is not in the layout; one that was drawn afresh must go along or the adapter means something else
-    frozen = [name for name in loaded.head if name not in params] if loaded.fresh_head else []
-    own = dict(loaded.model.named_parameters())
-    kept = {name: own[name].detach() for name in frozen}
     if isinstance(group.adapter, MixtureSettings):
         linear = _as_lora(group, params)
         if linear is None:
+            # a frozen head is not in the layout; one that was drawn afresh must go along or the adapter means other
+            frozen = [name for name in loaded.head if name not in params] if loaded.fresh_head else []
+            own = dict(loaded.model.named_parameters())
+            kept = {name: own[name].detach() for name in frozen}
             told: dict[str, Any] = {"base_name": config.model.name, "task": config.model.task, "head": loaded.head}
             save_mixture(folder, {**params, **kept}, group.layout, group.adapter, **told)
             return
@@ -77,13 +77,14 @@ def _save(group: BuiltGroup, folder: Path, params: Mapping[str, torch.Tensor]) -
         layout = group.layout
     save_peft(
         folder,
-        {**params, **kept},
+        params,
+        loaded.model,
         layout,
         lora,
         base_name=config.model.name,
         task=config.model.task,
         head=loaded.head,
-        fan_in_fan_out=any(is_transposed(module) for module in _adapted(loaded.model).values()),
+        revision=config.model.revision,
     )
 
 
@@ -93,17 +94,13 @@ def _as_lora(group: BuiltGroup, params: Mapping[str, torch.Tensor]) -> tuple[Par
     found, own = mixtures(group.bench.model), group.layout
     try:
         pairs, lora = as_lora(found)
+        places(group.bench.model, found, group.loaded.head, tuple(found), group.config.model.task)
     except ModelError:
         return None
     depth = {**{name: group.loaded.blocks.depth(name) for name in pairs}, **dict.fromkeys(own.head)}
     tensors = {**pairs, **{name: params[name] for name in own.head}}
     shapes = {name: tuple(tensors[name].shape) for name in depth}
     return tensors, replace(lora, targets=tuple(found)), Layout(own.architecture, own.num_layers, depth, shapes)
-
-
-def _adapted(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """The modules that have an adapter, by path, as they are without it."""
-    return {name: module.base for name, module in (adapters(model) | mixtures(model)).items()}
 
 
 def export(run: Path, out: Path, client: ClientId | None = None, group: str | None = None) -> Path:
