@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
-from small_federation import BERT, GPT2, LLAMA, VIT, rows, start_of, task_of, workbench
+from small_federation import BERT, DATA, GPT2, LLAMA, TOKENS, VIT, rows, start_of, task_of, workbench
+from torch import nn
 
+from fedquilt.adapters.inject import inject, layout, trainable
+from fedquilt.adapters.lora import LoraSettings
+from fedquilt.client import Workbench
 from fedquilt.client.probe import fisher_diagonal, layer_scores
-from fedquilt.core.types import Layout
+from fedquilt.core.types import Blocks, Layout
+from fedquilt.models.hf import config_from, model_from
+from fedquilt.models.layers import find_blocks
+from fedquilt.models.text import prepare_text
 
 CASES = [
     (VIT, "image-classification"),
@@ -175,3 +185,122 @@ def test_scores_are_one_positive_number_for_every_block(model):
     scores = layer_scores(fisher, bench.layout)
     assert len(scores) == bench.layout.num_layers
     assert all(score > 0 for score in scores)
+
+
+# Modules that are called in unusual ways -----------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """A linear module of a toy's block, called as ``how`` says."""
+
+    def __init__(self, how: str, width: int, tokens: int) -> None:
+        super().__init__()
+        self.how, self.q = how, nn.Linear(width, width)
+        self.register_buffer("places", torch.linspace(-1, 1, tokens * width).view(tokens, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (rows, tokens, width)
+        if self.how == "twice":  # as a model whose blocks share their weights
+            return torch.tanh(self.q(torch.tanh(self.q(x))))
+        if self.how == "flat":
+            return torch.tanh(self.q(x.flatten(0, 1)).view_as(x))
+        if self.how == "tokens first":
+            return torch.tanh(self.q(x.transpose(0, 1)).transpose(0, 1))
+        if self.how == "shared":  # as DeBERTa's relative positions: the same for all rows, with and without a first 1
+            return torch.tanh(self.q(x) + self.q(self.places) * x + self.q(self.places[None]))
+        if self.how == "shared alone":
+            return torch.tanh(x * self.q(self.places[None].expand(len(self.places), -1, -1)).mean(0))
+        if self.how == "of no use":
+            self.q(x)
+            return x
+        if self.how == "never":
+            return x
+        return torch.tanh(self.q(x))
+
+
+class Toy(nn.Module):
+    def __init__(self, hows: tuple[str, ...], width: int, tokens: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block(how, width, tokens) for how in hows)
+        self.score = nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        for block in self.layers:
+            x = block(x)
+        return SimpleNamespace(logits=self.score(x.mean(1)))
+
+
+def toy_bench(*hows: str, width: int = 4, tokens: int = 5) -> Workbench:
+    with DATA.child("toy", *hows).scope():
+        return bench_of(Toy(hows, width, tokens), Blocks("layers", len(hows)), ("q",), lambda batch: {"x": batch["x"]})
+
+
+def bench_of(model: nn.Module, blocks: Blocks, targets: tuple[str, ...], prepare: Any) -> Workbench:
+    model.requires_grad_(False).eval()
+    inject(model, blocks, LoraSettings(2, 4.0, targets=targets), targets, ())
+    where = layout(model, blocks, "toy", ())
+    return Workbench(model, blocks, where, trainable(model, where), prepare, device=torch.device("cpu"))
+
+
+def toy_rows(num_rows: int, width: int = 4, tokens: int = 5) -> dict[str, torch.Tensor]:
+    generator = DATA.child("toy rows").torch()
+    x = torch.randn(num_rows, tokens, width, generator=generator)
+    return {"x": x, "labels": torch.arange(num_rows) % 3}
+
+
+IDLE = ("of no use", "never")
+
+
+@pytest.mark.parametrize(
+    "how", ["once", "twice", "flat", "tokens first", "shared", "shared alone", "of no use", "never"]
+)
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 32])  # 5: as many rows as tokens
+def test_all_calls_of_a_module_count_row_by_row_whatever_shape_they_have(how, batch_size):
+    bench, columns = toy_bench("once", how, "once"), toy_rows(7)
+    params = start_of(bench)
+    expected = brute_force_of_any(bench, columns, params)
+    assert any(bool(tensor.any()) for name, tensor in expected.items() if ".1." in name) == (how not in IDLE)
+    assert_equal(fisher_diagonal(bench, columns, params, batch_size=batch_size), expected)
+
+
+def brute_force_of_any(bench, columns, params) -> dict[str, torch.Tensor]:
+    """As ``brute_force``, for adapters that may have nothing to do with the objective."""
+    bench.load(params)
+    leaves = {name: tensor.requires_grad_(True) for name, tensor in bench.parameters.items()}
+    total = {name: torch.zeros_like(leaf, dtype=torch.float64) for name, leaf in leaves.items()}
+    for row in range(len(columns["labels"])):
+        one = {name: column[row : row + 1] for name, column in columns.items()}
+        logits, labels = bench.forward(one)
+        value = logits.log_softmax(-1)[0, labels[0]]
+        grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+        for name, grad in zip(leaves, grads, strict=True):
+            total[name] += 0 if grad is None else grad.double() ** 2
+    for leaf in leaves.values():
+        leaf.requires_grad_(False)
+    return {name: sum_ / len(columns["labels"]) for name, sum_ in total.items()}
+
+
+DEBERTA = {
+    "vocab_size": TOKENS, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+    "max_position_embeddings": 32, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "pad_token_id": 0,
+    "num_labels": 3, "initializer_range": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets", "more"),
+    [
+        ("deberta-v2", ("query_proj", "value_proj"), {"share_att_key": True, "position_buckets": 8}),
+        ("deberta-v2", ("key_proj", "dense"), {"share_att_key": True, "position_buckets": 8}),
+        ("deberta-v2", ("pos_key_proj", "pos_query_proj"), {}),
+        ("deberta", ("pos_proj", "in_proj"), {}),
+    ],
+)
+@pytest.mark.parametrize("num_rows", [4, 7])  # 7: as many rows as tokens
+def test_projections_of_tokens_and_of_relative_positions(kind, targets, more, num_rows):
+    with DATA.child(kind).scope():
+        model = model_from(config_from({"model_type": kind, **DEBERTA, **more}), "sequence-classification")
+    bench = bench_of(model, find_blocks(model), targets, prepare_text)
+    columns = rows("sequence-classification", num_rows)
+    columns["attention_mask"][0] = 1  # one row of full length, whatever is drawn
+    params = start_of(bench)
+    assert_equal(fisher_diagonal(bench, columns, params), brute_force_of_any(bench, columns, params), rtol=1e-4)

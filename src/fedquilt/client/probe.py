@@ -3,16 +3,17 @@
 The gradient of one row needs no backward of its own. For ``y = W x + s B (A x)`` let ``x`` be ``(tokens, d_in)``,
 ``g`` the gradient of the row's objective in ``y``, ``(tokens, d_out)``, ``h = x A^T`` and ``u = g B``. Then
 ``dB = s g^T h`` and ``dA = s u^T x``. As the objective of a batch is the sum over rows, ``g`` of the batch holds every
-row's own ``g``.
+row's own ``g``. A module that is called several times in one pass has the sum of all calls for its gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedquilt.adapters.inject import adapters
 from fedquilt.adapters.lora import LoraLinear
@@ -33,24 +34,35 @@ def fisher_diagonal(
     """Diagonal of the empirical Fisher information of every low-rank factor, averaged over all rows.
 
     ``F_theta = (1/N) sum_n (d log p(y_n | x_n) / d theta)^2``, a tensor of theta's shape for every adapter tensor of
-    the layout. Every row is used once; the result does not depend on ``batch_size`` but for rounding.
+    the layout. Every row is used once; the result does not depend on ``batch_size`` but for rounding. Where an adapted
+    module does not keep the rows apart, as with positions that all of them share, they go through the model one by one.
 
     Paper: fed-hello, fisher
     """
     bench.load(params)
     modules = adapters(bench.model)
-    totals: dict[str, Tensor] = {}
-    num_rows = len(columns["labels"])
-    with _recorded(modules) as records:
-        for first in range(0, num_rows, batch_size):
+    totals = {
+        f"{name}.{factor}": torch.zeros_like(getattr(module, factor), dtype=torch.float32)
+        for name, module in modules.items()
+        for factor in ("lora_A", "lora_B")
+    }
+    num_rows, first = len(columns["labels"]), 0
+    with _recorded(modules) as calls, _inputs_kept(bench.model) as inputs:
+        while first < num_rows:
+            _forget(calls)
             batch = {name: column[first : first + batch_size] for name, column in columns.items()}
             logits, labels = bench.forward(batch)
-            outputs = [record.output for record in records.values()]
-            grads = torch.autograd.grad(OBJECTIVES[objective](logits, labels).sum(), outputs)
-            for (name, module), grad in zip(modules.items(), grads, strict=True):
-                squares_a, squares_b = _squared_row_gradients(module, records[name].input, grad)
-                for key, squares in ((f"{name}.lora_A", squares_a), (f"{name}.lora_B", squares_b)):
-                    totals[key] = totals[key] + squares if key in totals else squares
+            apart = len(labels) == 1 or _rows_lead(calls, len(labels))
+            if apart:
+                squares = _squared_row_gradients(modules, calls, OBJECTIVES[objective](logits, labels))
+                # the first time: as many as there are rows may still have been as many of something else
+                apart = first > 0 or len(labels) == 1 or _rows_lead(_calls_of_one_row(bench, calls, inputs), 1)
+            if not apart:
+                batch_size = 1
+                continue
+            for name, square in squares.items():
+                totals[name] += square
+            first += len(labels)
     return {name: total.cpu() / num_rows for name, total in totals.items()}
 
 
@@ -77,40 +89,93 @@ def _block_score(tensors: list[Tensor], kind: str) -> float:
     return total / max(1, sum(tensor.numel() for tensor in tensors)) if kind == "mean" else total
 
 
-def _squared_row_gradients(module: LoraLinear, inputs: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """``sum over rows of dA^2`` (r, d_in) and of ``dB^2`` (d_out, r)."""
-    x = inputs.detach().float().flatten(1, -2) if inputs.dim() > 2 else inputs.detach().float().unsqueeze(1)
-    g = grad.float().flatten(1, -2) if grad.dim() > 2 else grad.float().unsqueeze(1)  # (rows, tokens, d_out)
-    factor_a, factor_b = module.lora_A.detach().float(), module.lora_B.detach().float()
-    hidden = x @ factor_a.T  # (rows, tokens, r)
-    back = g @ factor_b  # (rows, tokens, r)
-    grad_b = module.scaling * torch.einsum("nto,ntr->nor", g, hidden)
-    grad_a = module.scaling * torch.einsum("ntr,nti->nri", back, x)
-    return grad_a.square().sum(0), grad_b.square().sum(0)
+class _Call(NamedTuple):
+    """One call of an adapted module: its input (..., d_in) and output (..., d_out)."""
 
-
-class _Record:
     input: Tensor
     output: Tensor
 
 
+_Calls = dict[str, list[_Call]]
+
+
+def _squared_row_gradients(modules: Mapping[str, LoraLinear], calls: _Calls, objective: Tensor) -> Params:
+    """``sum over rows of dA^2`` (r, d_in) and of ``dB^2`` (d_out, r) of every module that has to do with the objective.
+
+    ``objective`` has an entry for each row, and every call's tensors begin with as many.
+    """
+    made = [(name, call) for name, own in calls.items() for call in own]
+    grads = torch.autograd.grad(objective.sum(), [call.output for _, call in made], allow_unused=True)
+    pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for (name, call), grad in zip(made, grads, strict=True):
+        if grad is not None:
+            x, g = (t.detach().float().reshape(len(objective), -1, t.shape[-1]) for t in (call.input, grad))
+            pairs.setdefault(name, []).append((x, g))
+    squares: Params = {}
+    for name, own in pairs.items():
+        module, x, g = modules[name], *(torch.cat(tensors, dim=1) for tensors in zip(*own, strict=True))
+        factor_a, factor_b = module.lora_A.detach().float(), module.lora_B.detach().float()
+        hidden = x @ factor_a.T  # (rows, tokens of all calls, r)
+        back = g @ factor_b  # (rows, tokens of all calls, r)
+        squares[f"{name}.lora_A"] = (module.scaling * torch.einsum("ntr,nti->nri", back, x)).square().sum(0)
+        squares[f"{name}.lora_B"] = (module.scaling * torch.einsum("nto,ntr->nor", g, hidden)).square().sum(0)
+    return squares
+
+
+def _rows_lead(calls: _Calls, num_rows: int) -> bool:
+    """Whether every call had the rows first, as (rows, tokens, features): nothing flattened and nothing shared."""
+    inputs = [call.input for made in calls.values() for call in made]
+    return all(x.dim() > 2 and len(x) == num_rows for x in inputs)
+
+
+def _calls_of_one_row(bench: Workbench, calls: _Calls, inputs: Batch) -> _Calls:
+    """The calls when the first row of these inputs goes through the model alone."""
+    _forget(calls)
+    with torch.no_grad(), bench.autocast():
+        bench.model(**{name: column[:1] for name, column in inputs.items()})
+    return calls
+
+
+def _forget(calls: _Calls) -> None:
+    for made in calls.values():
+        made.clear()
+
+
 @contextmanager
-def _recorded(modules: Mapping[str, LoraLinear]) -> Iterator[dict[str, _Record]]:
-    """Keep every adapted module's input and output; outputs join the graph although no parameter needs a gradient."""
-    records = {name: _Record() for name in modules}
+def _inputs_kept(model: nn.Module) -> Iterator[Batch]:
+    """The keyword arguments of the model's last forward pass."""
+    kept: Batch = {}
+
+    def keep(_module: nn.Module, _args: tuple[Any, ...], named: Batch) -> None:
+        kept.update(named)
+
+    handle = model.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _recorded(modules: Mapping[str, LoraLinear]) -> Iterator[_Calls]:
+    """Keep input and output of every call of every adapted module, in the order of the calls.
+
+    Outputs join the graph although no parameter needs a gradient.
+    """
+    calls: _Calls = {name: [] for name in modules}
 
     def hook(name: str) -> Callable[..., Tensor]:
         def keep(_module: object, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            records[name].input = args[0]
             # a leaf of zeros makes the output differentiable without a single trainable weight
-            records[name].output = output + torch.zeros_like(output, requires_grad=True)
-            return records[name].output
+            output = output + torch.zeros_like(output, requires_grad=True)
+            calls[name].append(_Call(args[0], output))
+            return output
 
         return keep
 
     handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
     try:
-        yield records
+        yield calls
     finally:
         for handle in handles:
             handle.remove()
