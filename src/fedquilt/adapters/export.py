@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from fedquilt.adapters.card import beside
 from fedquilt.adapters.folders import read_folder, write_folder
 from fedquilt.adapters.lora import LoraSettings
 from fedquilt.adapters.peft_places import places
@@ -32,13 +33,14 @@ def save_peft(
     task: str,
     head: Collection[str] = (),
     revision: str | None = None,
+    classes: Sequence[str] = (),
 ) -> Path:
     """The folder, now holding ``params`` as ``PeftModel.from_pretrained(base, folder)`` reads them.
 
     ``params`` may be a part of the layout, whole modules at a time; blocks that are left out stay without an adapter.
     ``model`` is the one they are of, with adapters in it or without. Its head, which is what the layout names of it and
     ``head``, goes along whole, with the model's own values where ``params`` has none: PEFT wants all of it or nothing.
-    The folder appears whole or not at all; one that is there is replaced.
+    ``classes`` are the names of the outputs. The folder appears whole or not at all; one that is there is replaced.
 
     Raises
     ------
@@ -77,7 +79,7 @@ def save_peft(
         "init_lora_weights": True,
         "inference_mode": True,
     }
-    write_folder(folder, (_TENSORS, tensors), (_CONFIG, config))
+    write_folder(folder, (_TENSORS, tensors), (_CONFIG, config), beside(base_name, task, classes, peft=True))
     return folder
 
 

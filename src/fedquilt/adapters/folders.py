@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors import SafetensorError
@@ -17,9 +18,13 @@ from fedquilt.core.types import Params
 
 
 def write_folder(
-    folder: Path, tensors: tuple[str, Mapping[str, Tensor]], config: tuple[str, Mapping[str, Any]]
+    folder: Path,
+    tensors: tuple[str, Mapping[str, Tensor]],
+    config: tuple[str, Mapping[str, Any]],
+    beside: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Makes the folder of two files, each a name and what it holds; one that is there is replaced.
+    """Makes the folder of two files, each a name and what it holds, and of texts beside them by name; one that is there
+    is replaced.
 
     Raises
     ------
@@ -31,6 +36,8 @@ def write_folder(
         content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors[1].items()}
         save_file(content, fresh / tensors[0], metadata={"format": "pt"})
         (fresh / config[0]).write_text(json.dumps(config[1], indent=2, sort_keys=True) + "\n", "utf-8")
+        for name, text in beside.items():
+            (fresh / name).write_text(text, "utf-8")
 
     replace_folder(folder, fill)
 

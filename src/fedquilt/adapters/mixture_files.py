@@ -14,13 +14,14 @@ The JSON object has
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from fedquilt.adapters.card import beside
 from fedquilt.adapters.folders import read_folder, write_folder
 from fedquilt.adapters.inject import load
 from fedquilt.adapters.mixture import MixtureSettings
@@ -50,8 +51,10 @@ def save_mixture(
     base_name: str,
     task: str,
     head: Collection[str] = (),
+    classes: Sequence[str] = (),
 ) -> Path:
     """The folder, now holding ``params``: every tensor of the layout, and those of the head that ``head`` names.
+    ``classes`` are the names of the outputs.
 
     Raises
     ------
@@ -79,7 +82,7 @@ def save_mixture(
         "settings": asdict(settings),
         "head": sorted(name for name in params if name in kept),
     }
-    write_folder(folder, (TENSORS, params), (CONFIG, config))
+    write_folder(folder, (TENSORS, params), (CONFIG, config), beside(base_name, task, classes, peft=False))
     return folder
 
 

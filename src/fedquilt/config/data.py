@@ -27,8 +27,9 @@ class Data(BaseModel):
     label: str = "label"
     """Column of the class."""
     classes: Annotated[tuple[Text, ...], Field(min_length=2)] | None = None
-    """The classes in the order of the model's outputs; those found in the data if left out. The scheme ``sites`` needs
-    them: no single place sees all of the data."""
+    """The classes; those found in the data if left out. They are the model's outputs in this order, unless its own
+    names (``id2label``) are these classes in another: then in its own. The scheme ``sites`` needs them: no single
+    place sees all of the data."""
     target: str | None = None
     """Column of the completion, for causal language models."""
     format: Literal["auto", "plain", "instruction", "messages"] = "auto"

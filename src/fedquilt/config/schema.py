@@ -38,6 +38,15 @@ class Model(BaseModel):
     """Run Python code that comes with the model. Off unless you trust its author."""
     max_length: Count = 128
     """Tokens kept of one text."""
+    labels: Annotated[tuple[Text, ...], Field(min_length=2)] | None = None
+    """Of a classifier: the data's names for what the base's outputs stand for, in their order, where the base's own
+    names (``id2label``) are other words or only numbers. If left out, the names themselves are joined."""
+
+    @model_validator(mode="after")
+    def _labels_are_a_classifiers(self) -> Model:
+        if self.labels is not None and self.task == "causal-lm":
+            raise ValueError("labels are of a classifier, and task is 'causal-lm'; leave labels out")
+        return self
 
 
 class Partition(BaseModel):

@@ -15,6 +15,7 @@ from torch import Tensor
 from fedquilt.core.errors import DataError, suggestion
 from fedquilt.core.rng import Rng
 from fedquilt.data.arithmetic_source import PREFIX, arithmetic_source
+from fedquilt.data.classes import places
 from fedquilt.data.images import stacked
 from fedquilt.data.places import read_place
 from fedquilt.data.posing import class_words, conversations, filled, layout_of, placeholders, rendered
@@ -128,7 +129,8 @@ def published_split(table: Table) -> tuple[Table, Table | None]:
 def with_classes(
     table: Table, classes: Sequence[str], where: str, absent_from: str = "the training data does not have"
 ) -> Table:
-    """The table with its labels numbered by ``classes``, so that tables that were read apart agree.
+    """The table with its labels numbered by ``classes``, so that tables that were read apart agree; names that mean the
+    same are joined as ``classes.places`` says.
 
     ``where`` names the table in the error, ``absent_from`` where a class of it is missing.
 
@@ -139,13 +141,14 @@ def with_classes(
     """
     if table.labels is None or table.classes == tuple(classes):
         return table
-    unknown = [name for name in table.classes if name not in classes]
-    used = {table.classes[label] for label in table.labels.unique().tolist()}
-    if used & set(unknown):
-        names = ", ".join(repr(name) for name in unknown if name in used)
+    found = places(table.classes, classes)
+    used = {*table.labels.unique().tolist()}
+    unknown = [name for number, name in enumerate(table.classes) if found[number] is None and number in used]
+    if unknown:
+        names = ", ".join(repr(name) for name in unknown)
         raise DataError(f"{where}: has classes that {absent_from} ({names})")
-    places = torch.tensor([list(classes).index(name) if name in classes else -1 for name in table.classes])
-    return replace(table, labels=places[table.labels], classes=tuple(classes))
+    numbers = torch.tensor([-1 if place is None else place for place in found])
+    return replace(table, labels=numbers[table.labels], classes=tuple(classes))
 
 
 def require_labels(table: Table, source: str) -> Tensor:
@@ -299,7 +302,7 @@ def _labels(raw: Raw, name: str, source: str) -> tuple[Tensor | None, tuple[str,
         values = [int(value) for value in values] if numeric else values
     elif any(isinstance(value, str) for value in values):
         raise DataError(f"{where} mixes text and numbers; make all labels text or all whole numbers")
-    else:
+    elif not all(isinstance(value, bool) for value in values):
         values = [int(value) for value in values]
     names = sorted(set(values))
     numbers = {value: number for number, value in enumerate(names)}

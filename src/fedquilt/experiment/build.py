@@ -43,6 +43,7 @@ from fedquilt.experiment.sources import Source, sources, told_of
 from fedquilt.methods import ACROSS, METHODS
 from fedquilt.methods.by_architecture import by_architecture
 from fedquilt.models.hf import Loaded, load_model
+from fedquilt.models.labels import refuse_foreign
 
 Classes = tuple[str, ...]
 
@@ -272,16 +273,22 @@ def _method_arguments(config: Config) -> tuple[Callable[..., Method], dict[str, 
 
 def _load(config: Config, classes: Classes, rng: Rng, *, meta: bool = False) -> Loaded:
     model = config.model
-    return load_model(
+    loaded = load_model(
         model.name,
         model.task,
         num_classes=len(classes) or None,
         rng=rng.child("model"),
+        classes=classes,
+        stated=config.data.classes is not None,
+        labels=model.labels or (),
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
         meta=meta,
         max_length=model.max_length,
     )
+    if config.head.policy == "frozen":
+        refuse_foreign(loaded.outputs, model.name)
+    return loaded
 
 
 def _load_all(

@@ -118,6 +118,7 @@ def cards(experiment: Experiment) -> dict[ClientId, dict[str, Any]]:
         keys = resolved(group.config)
         sections = {name: keys[name] for name in _FOLLOWED}
         sections |= {"data.classes": keys["data"]["classes"], "network.dtype": keys["network"]["dtype"]}
+        sections["the classes of its model's outputs (id2label of the base)"] = list(group.loaded.outputs.classes)
         for profile in experiment.federation.profiles:
             if profile.id in group.ids:
                 made[profile.id] = card(

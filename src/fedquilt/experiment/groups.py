@@ -297,6 +297,17 @@ def record_of(
     }
 
 
+def outputs_record(groups: Sequence[BuiltGroup]) -> dict[str, dict[str, list[str]]]:
+    """The classes of each group's model in the order of its outputs, by the group's label: the data's names, and what
+    an exported model calls them."""
+    named = {group.label: group.loaded.outputs for group in groups}
+    return {
+        label: {"classes": list(outputs.classes), "names": list(outputs.names)}
+        for label, outputs in named.items()
+        if outputs.classes
+    }
+
+
 def weights_digest(groups: Sequence[BuiltGroup]) -> str:
     """The digest of the frozen weights; of several groups, one of all of theirs."""
     if len(groups) == 1:

@@ -20,7 +20,7 @@ from fedquilt.engine.cohort import uniform_cohorts
 from fedquilt.engine.flower.hello import run_key
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment.build import Experiment, build
-from fedquilt.experiment.groups import BuiltGroup, weights_digest
+from fedquilt.experiment.groups import BuiltGroup, outputs_record, weights_digest
 from fedquilt.experiment.protect import check_of, spending
 from fedquilt.experiment.saving import is_whole, save_adapters
 from fedquilt.methods import ACROSS
@@ -118,7 +118,7 @@ def run(config: Config, folder: Path, progress: Progress | None = None, connect:
     key = run_key()
     engine = connect.make(experiment, key, {}, progress)
     experiment = experiment.announced(engine.announced)
-    around |= {"engine": connect.name, "run_key": key}
+    around |= {"engine": connect.name, "run_key": key, "outputs": outputs_record(experiment.groups)}
     record = Record.create(folder, resolved(config), around, experiment.partition)
     return _go_on(experiment, record, 0, None, engine, progress)
 
@@ -157,6 +157,12 @@ def _same_inputs(folder: Path, experiment: Experiment) -> None:
     if weights_digest(experiment.groups) != read_environment(folder)["model"]:
         names = "', '".join(dict.fromkeys(group.config.model.name for group in experiment.groups))
         raise RunError(f"{folder}: model.name = '{names}' has not the weights that the run began with; {advice}")
+    outputs, began = outputs_record(experiment.groups), read_environment(folder).get("outputs")
+    if began is not None and began != outputs:
+        raise RunError(
+            f"{folder}: the classes of the model's outputs are {outputs} and were {began} when the run began: the "
+            f"base's id2label is another, or the data's names; {advice}"
+        )
 
 
 def _go_on(

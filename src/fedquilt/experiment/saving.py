@@ -69,6 +69,7 @@ def _save(group: BuiltGroup, folder: Path, params: Mapping[str, torch.Tensor]) -
             own = dict(loaded.model.named_parameters())
             kept = {name: own[name].detach() for name in frozen}
             told: dict[str, Any] = {"base_name": config.model.name, "task": config.model.task, "head": loaded.head}
+            told["classes"] = loaded.outputs.names
             save_mixture(folder, {**params, **kept}, group.layout, group.adapter, **told)
             return
         params, lora, layout = linear
@@ -85,6 +86,7 @@ def _save(group: BuiltGroup, folder: Path, params: Mapping[str, torch.Tensor]) -
         task=config.model.task,
         head=loaded.head,
         revision=config.model.revision,
+        classes=loaded.outputs.names,
     )
 
 

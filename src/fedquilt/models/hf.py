@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,14 +24,18 @@ from transformers.utils import cached_file
 from fedquilt.core.errors import ConfigError, FedquiltError, ModelError, suggestion
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks
+from fedquilt.data.loaders import with_classes
 from fedquilt.data.table import Columns, Table
 from fedquilt.models import text
 from fedquilt.models.causality import refuse_seeing_ahead
 from fedquilt.models.digest import digest
+from fedquilt.models.head import check_body, draw, head_of, outside_base, sized_by_classes
 from fedquilt.models.image import encode_images, image_preparer, pixels_of
+from fedquilt.models.labels import UNNAMED, Outputs, named_by, outputs_of
 from fedquilt.models.layers import default_targets, find_blocks
 from fedquilt.models.shapes import Values
 from fedquilt.models.source import FORMS, Source, find_source
+from fedquilt.models.whole import UNCHANGED, AsItCame, as_it_came
 
 PREPROCESSOR = "preprocessor_config.json"
 
@@ -52,7 +56,9 @@ class Loaded:
     ``encode`` turns a Table into columns, ``prepare`` a batch of columns into the model's keyword arguments without
     labels. ``digest`` is the sha256 of all weights, "" on meta, where ``fresh_head`` is not known and False. ``decode``
     gives the text of a language model's tokens, without its special ones; the model's ``generate`` is greedy. ``save``
-    writes the whole model as it now is, with its tokenizer, into a folder that ``from_pretrained`` reads.
+    writes the whole model as it now is, with its tokenizer, into a folder that ``from_pretrained`` reads; what training
+    alone wants is not in it. ``outputs`` are a classifier's classes in the order of its outputs: ``encode`` numbers
+    labels by them.
     """
 
     model: nn.Module
@@ -66,6 +72,7 @@ class Loaded:
     fresh_head: bool
     save: Callable[[Path], None]
     decode: Callable[[Sequence[int]], str] | None = None
+    outputs: Outputs = UNNAMED
 
 
 def load_model(
@@ -74,6 +81,9 @@ def load_model(
     *,
     num_classes: int | None,
     rng: Rng,
+    classes: Sequence[str] = (),
+    stated: bool = False,
+    labels: Sequence[str] = (),
     revision: str | None = None,
     trust_remote_code: bool = False,
     meta: bool = False,
@@ -87,8 +97,10 @@ def load_model(
     ``meta`` also ``"shape:<published shape>"``; ``"?layers=N"`` behind a built-in name, a folder or a hub name takes
     the first N blocks only.
     ``task``: image-classification, sequence-classification or causal-lm. ``num_classes`` None keeps the head as it is;
-    a head of another number of classes, or none, is drawn from ``rng.child("head")``. ``meta`` builds shapes without
-    weights: it reads the config only. ``max_length`` is in tokens. Weights are read from safetensors only.
+    a head of another number of classes, or none, is drawn from ``rng.child("head")``. ``classes`` are the data's names
+    of them, and join the data with the base's own names: see ``labels.outputs_of``, with ``stated`` and ``labels`` (its
+    ``told``). ``meta`` builds shapes without weights: it reads the config only. ``max_length`` is in tokens. Weights
+    are read from safetensors only.
 
     Raises
     ------
@@ -105,10 +117,13 @@ def load_model(
     options = {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
     with _quiet(), _explained(source):
         config = _config(source, task, options)
+        outputs, written_in = UNNAMED, getattr(config, "dtype", None)
+        if task != "causal-lm" and classes:
+            outputs = outputs_of(classes, () if source.values else named_by(config), told=labels, stated=stated)
         resized = task != "causal-lm" and num_classes is not None and config.num_labels != num_classes
         if resized:
             config.num_labels = num_classes
-        missing: set[str] = set()
+        missing, absent = set[str](), set[str]()
         tokenizer = None
         if meta:
             with torch.device("meta"):
@@ -116,20 +131,28 @@ def load_model(
         elif source.values is not None:
             with rng.scope():
                 model = model_from(config, task, trust_remote_code)
-            missing = set(_outside_base(model))
+            missing = absent = set(outside_base(model))
         else:
             # transformers draws what the weights lack; the head is drawn once more below, module by module
             with rng.child("head").scope():
-                model, missing = _read_weights(source, config, task, resized, dtype, options)
+                model, absent, mismatched = _read_weights(source, config, task, resized, dtype, options)
+            missing = absent | mismatched
         if task != "image-classification" and not meta:
             tokenizer = _tokenizer(source, config, options)
-            model.config.pad_token_id = tokenizer.pad_token_id
+        came = as_it_came(model, task, tokenizer, written_in)
+        if tokenizer is not None:
+            model.config.pad_token_id = _padding(source, tokenizer)
         preprocessor = _preprocessor(source, meta, revision) if task == "image-classification" else {}
     blocks = find_blocks(model)
-    head = () if task == "causal-lm" else _head(source, model, missing)
+    head = () if task == "causal-lm" else head_of(source.name, model, missing)
     if source.location is not None:
-        _check_body(source, model, missing - set(head))
-    _draw(model, [name for name in head if name in missing], rng.child("head"))
+        check_body(source.name, model, missing - set(head))
+    if outputs.foreign:
+        sized = sized_by_classes(model, head, partial(model_from, task=task, trust_remote_code=trust_remote_code))
+        outputs = outputs.where(type(model).__name__ in (config.architectures or ()) if meta else not absent & sized)
+        missing |= sized if outputs.redrawn else set()
+    outputs.written(model.config)
+    draw(model, [name for name in head if name in missing], rng.child("head"))
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # keys and values of past tokens serve generation only
     model.requires_grad_(False).eval()
@@ -144,12 +167,13 @@ def load_model(
         architecture=f"{config.model_type}-{blocks.num_layers}x{getattr(config, 'hidden_size', 0)}",
         head=head,
         targets=default_targets(model, blocks),
-        encode=encode,
+        encode=partial(_numbered, encode, outputs.classes) if outputs.classes else encode,
         prepare=prepare,
         digest="" if meta else digest(model),
         fresh_head=bool(missing & set(head)),
-        save=partial(save_model, model, tokenizer=tokenizer, preprocessor=preprocessor),
+        save=partial(save_model, model, tokenizer=tokenizer, preprocessor=preprocessor, came=came),
         decode=text.decoder(tokenizer) if writes else None,
+        outputs=outputs,
     )
 
 
@@ -163,14 +187,26 @@ def model_from(config: Any, task: str, trust_remote_code: bool = False) -> Any:
     return TASKS[task].from_config(config, trust_remote_code=trust_remote_code)
 
 
+def _numbered(encode: Callable[[Table], Columns], classes: Sequence[str], table: Table) -> Columns:
+    """The rows with labels that number the model's outputs."""
+    return encode(with_classes(table, classes, "the data", "the model's outputs do not have"))
+
+
 def save_model(
-    model: Any, folder: Path, *, tokenizer: Any = None, preprocessor: Mapping[str, Any] = MappingProxyType({})
+    model: Any,
+    folder: Path,
+    *,
+    tokenizer: Any = None,
+    preprocessor: Mapping[str, Any] = MappingProxyType({}),
+    came: AsItCame = UNCHANGED,
 ) -> None:
-    """Write a whole model, weights as safetensors, into a folder that ``load_model`` reads."""
-    with _quiet():
-        model.save_pretrained(folder)
+    """Write a whole model, weights as safetensors, into a folder that ``load_model`` reads; but for its weights and
+    classes as it came."""
+    with _quiet(), came.restored(model, tokenizer) as tensors:
+        model.save_pretrained(folder, state_dict=tensors)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+    came.mark(folder)
     if preprocessor:
         (folder / PREPROCESSOR).write_text(json.dumps(dict(preprocessor), indent=2) + "\n", "utf-8")
 
@@ -220,8 +256,8 @@ def _shorten(config: Any, source: Source) -> None:
 
 def _read_weights(
     source: Source, config: Any, task: str, resized: bool, dtype: torch.dtype, options: dict[str, Any]
-) -> tuple[Any, set[str]]:
-    """The model with its weights, and the names of the parameters that the weights do not give."""
+) -> tuple[Any, set[str], set[str]]:
+    """The model with its weights, and the names of the parameters that these lack, and have in another shape."""
     if source.local:
         folder = Path(str(source.location))
         if not any(folder.glob("*.safetensors")):
@@ -240,49 +276,7 @@ def _read_weights(
         ignore_mismatched_sizes=resized,
         **options,
     )
-    return model, set(told["missing_keys"]) | {entry[0] for entry in told["mismatched_keys"]}
-
-
-def _outside_base(model: Any) -> list[str]:
-    """Parameters of the task's model that are not the base model's: its head."""
-    prefix = model.base_model_prefix
-    if not prefix or not hasattr(model, prefix):
-        raise ModelError(f"{type(model).__name__} does not tell its base model from its head; use a model that does")
-    return [name for name, _ in model.named_parameters() if not name.startswith(prefix + ".")]
-
-
-def _head(source: Source, model: Any, missing: Collection[str]) -> tuple[str, ...]:
-    """What a classifier trains beside its adapters: all outside the base model, and a pooler that the weights lack."""
-    outside = set(_outside_base(model))
-    if not outside:
-        raise ModelError(f"model '{source.name}': {type(model).__name__} has no classification head")
-    pooler = f"{model.base_model_prefix}.pooler."
-    return tuple(
-        name for name, _ in model.named_parameters() if name in outside or (name in missing and name.startswith(pooler))
-    )
-
-
-def _check_body(source: Source, model: nn.Module, lacking: set[str]) -> None:
-    lost = [name for name, _ in model.named_parameters() if name in lacking]
-    if lost:
-        raise ModelError(
-            f"model '{source.name}': its weights lack {len(lost)} of the tensors that {type(model).__name__} needs, "
-            f"or hold them in another shape, such as '{lost[0]}'; the files belong to another architecture or task"
-        )
-
-
-def _draw(model: Any, names: list[str], rng: Rng) -> None:
-    """Draw these parameters anew, each module from its own stream: weights N(0, initializer_range), biases 0."""
-    std = getattr(model.config, "initializer_range", 0.02)
-    for path in dict.fromkeys(name.rpartition(".")[0] for name in names):
-        module = model.get_submodule(path)
-        with rng.child(path).scope(), torch.no_grad():
-            if isinstance(module, nn.Linear):
-                module.weight.normal_(0.0, std)
-                if module.bias is not None:
-                    module.bias.zero_()
-            elif hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+    return model, set(told["missing_keys"]), {entry[0] for entry in told["mismatched_keys"]}
 
 
 def _tokenizer(source: Source, config: Any, options: dict[str, Any]) -> Any:
@@ -307,6 +301,11 @@ def _tokenizer(source: Source, config: Any, options: dict[str, Any]) -> Any:
         ) from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes up an empty one where there is none
         raise ModelError(f"model '{source.name}' has no tokenizer that can be read (it knows no words); {advice}")
+    return tokenizer
+
+
+def _padding(source: Source, tokenizer: Any) -> int:
+    """The number of the tokenizer's padding token, once it pads on the right."""
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
@@ -314,7 +313,7 @@ def _tokenizer(source: Source, config: Any, options: dict[str, Any]) -> Any:
                 f"model '{source.name}': its tokenizer has neither a padding nor an end token; add one and save it"
             )
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return int(tokenizer.pad_token_id)
 
 
 def _greedy(own: Any, tokenizer: Any) -> Any:

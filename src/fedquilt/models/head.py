@@ -1,0 +1,75 @@
+"""The head of a classifier: which of a model's parameters it is, and drawing it anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedquilt.core.errors import ModelError
+from fedquilt.core.rng import Rng
+
+
+def outside_base(model: Any) -> list[str]:
+    """Parameters of the task's model that are not the base model's: its head."""
+    prefix = model.base_model_prefix
+    if not prefix or not hasattr(model, prefix):
+        raise ModelError(f"{type(model).__name__} does not tell its base model from its head; use a model that does")
+    return [name for name, _ in model.named_parameters() if not name.startswith(prefix + ".")]
+
+
+def head_of(name: str, model: Any, missing: Collection[str]) -> tuple[str, ...]:
+    """What a classifier trains beside its adapters: all outside the base model, and a pooler that the weights lack.
+
+    ``name`` is the model's, for an error.
+    """
+    outside = set(outside_base(model))
+    if not outside:
+        raise ModelError(f"model '{name}': {type(model).__name__} has no classification head")
+    pooler = f"{model.base_model_prefix}.pooler."
+    return tuple(
+        name for name, _ in model.named_parameters() if name in outside or (name in missing and name.startswith(pooler))
+    )
+
+
+def sized_by_classes(model: Any, head: Collection[str], build: Callable[[Any], Any]) -> set[str]:
+    """The head's parameters whose shape depends on the number of classes; ``build(config)`` is such a model."""
+    config = deepcopy(model.config)
+    config.num_labels += 1
+    with torch.device("meta"):
+        other = dict(build(config).named_parameters())
+    own = dict(model.named_parameters())
+    return {name for name in head if name not in other or other[name].shape != own[name].shape}
+
+
+def check_body(name: str, model: nn.Module, lacking: Collection[str]) -> None:
+    """Nothing, if the weights give every parameter but those of the head; ``lacking`` are those that they do not.
+
+    Raises
+    ------
+    ModelError
+        if one is lacking.
+    """
+    lost = [own for own, _ in model.named_parameters() if own in lacking]
+    if lost:
+        raise ModelError(
+            f"model '{name}': its weights lack {len(lost)} of the tensors that {type(model).__name__} needs, "
+            f"or hold them in another shape, such as '{lost[0]}'; the files belong to another architecture or task"
+        )
+
+
+def draw(model: Any, names: list[str], rng: Rng) -> None:
+    """Draw these parameters anew, each module from its own stream: weights N(0, initializer_range), biases 0."""
+    std = getattr(model.config, "initializer_range", 0.02)
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in names):
+        module = model.get_submodule(path)
+        with rng.child(path).scope(), torch.no_grad():
+            if isinstance(module, nn.Linear):
+                module.weight.normal_(0.0, std)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif hasattr(module, "reset_parameters"):
+                module.reset_parameters()
