@@ -154,7 +154,7 @@ def test_an_empty_client_is_named(command):
 def test_when_every_loss_is_nan_the_run_ends_with_the_causes(command):
     said = command("run", "tiny.toml", "training.learning_rate=1e30", "--quiet")
     check_error(
-        said, "round 0, exchange 'fit': 0 of 4 clients", "loss is nan at step 2", "lower training.learning_rate (1e+30)"
+        said, "round 1, exchange 'fit': 0 of 4 clients", "loss is nan at step 2", "lower training.learning_rate (1e+30)"
     )
 
 

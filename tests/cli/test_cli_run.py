@@ -40,7 +40,7 @@ def test_ctrl_c_names_the_checkpoint_and_how_to_go_on(command, monkeypatch, fing
         said = command("run", "tiny.toml")
     assert said.code == 130
     assert said.out == (
-        f"stopped; runs/tiny/checkpoint.json holds everything up to round {after - 1}; "
+        f"stopped; runs/tiny/checkpoint.json holds the first {after} rounds; "
         "go on with `fedquilt run --resume runs/tiny`\n"
     )
     assert "Traceback" not in said.err

@@ -180,7 +180,7 @@ def refuses_an_empty_cohort(build: Build) -> None:
     setup = build()
     state = setup.method.init(Rng(5).child("init"))
     before = copied(state)
-    with pytest.raises(RoundError, match="round 0: the cohort is empty"):
+    with pytest.raises(RoundError, match="round 1: the cohort is empty"):
         play(setup, state=state, cohort=lambda number: ())
     assert same(state, before)
 
@@ -195,7 +195,7 @@ def refuses_a_round_without_replies(build: Build) -> None:
     asked = sorted(exchange.ask(state, turn))
     with pytest.raises(RoundError) as caught:
         play(setup, state=state, memories=played.memories, start=1, away=lambda *call: True)
-    assert f"round 1, exchange '{exchange.name}': 0 of {len(asked)} clients" in str(caught.value)
+    assert f"round 2, exchange '{exchange.name}': 0 of {len(asked)} clients" in str(caught.value)
     assert all(f"client {client}: is away" in str(caught.value) for client in asked)
     assert same(state, before)
 
@@ -386,7 +386,7 @@ def a_failed_round_leaves_the_state(build: Build) -> None:
     setup, first = build(), play(build(), num_rounds=1)
     state, before = first.states[-1], copied(first.states[-1])
     memories = {client: copied(memory) for client, memory in first.memories.items()}
-    with pytest.raises(RoundError, match=f"round 1, exchange '{last}'"):
+    with pytest.raises(RoundError, match=f"round 2, exchange '{last}'"):
         play(setup, start=1, state=state, memories=memories, away=lambda client, name, number: name == last)
     assert same(state, before)
     assert same(play(setup, num_rounds=2, start=1, state=state, memories=memories).end, whole.end)

@@ -173,7 +173,7 @@ def test_a_round_in_which_nobody_is_eligible_leaves_the_very_same_state():
 def test_an_empty_cohort_is_refused_with_the_rounds_number():
     course = rounds(method_of("fit"), lambda n: PROFILES if n == 0 else (), send, Rng(0), num_rounds=3)
     next(course)
-    with pytest.raises(RoundError, match=r"^round 1: the cohort is empty; a round needs at least one client$"):
+    with pytest.raises(RoundError, match=r"^round 2: the cohort is empty; a round needs at least one client$"):
         next(course)
 
 
@@ -354,7 +354,7 @@ def test_the_error_of_a_failed_round_names_the_round_the_exchange_and_every_caus
     with pytest.raises(RoundError) as caught:
         next(course)
     assert str(caught.value) == (
-        "round 4, exchange 'fit': 1 of 4 clients sent a usable reply and 2 are needed "
+        "round 5, exchange 'fit': 1 of 4 clients sent a usable reply and 2 are needed "
         "(client 0: out of memory; client 1: sent no reply; client 3: loss is nan)"
     )
 
@@ -370,7 +370,7 @@ def test_a_round_that_fails_late_leaves_the_state_of_the_round_before():
     course = rounds(method, everyone, fails_in_two, Rng(3), num_rounds=3)
     first = next(course)
     kept = first.state["x"].clone()
-    with pytest.raises(RoundError, match="round 1, exchange 'two': 0 of 4"):
+    with pytest.raises(RoundError, match="round 2, exchange 'two': 0 of 4"):
         next(course)
     assert ("merge", "one", 3) in log
     assert torch.equal(first.state["x"], kept)

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import torch
 
-from fedquilt.core.loop import rounds
+from fedquilt.core.loop import closed, rounds
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import Budget, Order, Profile, Reply
-from fedquilt.core.wrap import with_local
+from fedquilt.core.types import Budget, Failure, Order, Profile, Reply
+from fedquilt.core.wrap import with_local, with_received_scores
 from fedquilt.engine.local import LocalEngine
 
 PROFILES = tuple(Profile(k, 1, "toy", Budget(1), "toy") for k in range(3))
@@ -134,3 +134,49 @@ def test_with_everything_local_nothing_travels_and_two_wraps_are_one():
 def _keep(state, replies):
     assert [reply.client for reply in replies] == [0, 1, 2]
     return state
+
+
+class Scored(int):
+    """A client of ``adding`` that scores the first number of the body it is given."""
+
+    def evaluate(self, order, memory):
+        used = {**order.params, **memory.get("params", {})}
+        return {"accuracy": float(used["body"][0]), "examples": 1.0}
+
+    @property
+    def id(self):
+        return int(self)
+
+
+def scored(method):
+    engine, profiles = LocalEngine({k: Scored(k) for k in range(3)}), PROFILES
+    done = list(rounds(method, lambda number: profiles[:2], engine.send, Rng(0), num_rounds=2))
+    return done, closed(method, done[-1].state, profiles, engine.send, Rng(0), num_rounds=2)
+
+
+def test_clients_score_what_they_receive_and_all_of_them_what_the_run_ends_with():
+    done, (closing,) = scored(with_received_scores(adding()))
+    received = [one.traffic[0].metrics[1]["received_accuracy"] for one in done]
+    assert received == [0.0, 1.5]  # the mean of 1 and 2 after the first round
+    assert closing.exchange == "score"
+    assert {k: own["accuracy"] for k, own in closing.metrics.items()} == {0: 3.0, 1: 3.0, 2: 3.0}
+    assert (closing.bytes_up, closing.dropped) == ({0: 0, 1: 0, 2: 0}, {})
+
+
+def test_an_order_that_is_a_part_of_a_model_is_not_scored():
+    method = adding()
+    method = method._replace(exchanges=(method.exchanges[0]._replace(partial=True),))
+    done, (closing,) = scored(with_received_scores(method))
+    assert all(own == {"loss": 0.5} for one in done for own in one.traffic[0].metrics.values())
+    assert {own["accuracy"] for own in closing.metrics.values()} == {3.0}
+
+
+def test_a_client_that_is_gone_at_the_end_is_missed_and_nothing_else():
+    method = with_received_scores(adding())
+
+    def send(exchange, orders):
+        return [Failure(0, "is away"), Reply(1, {}, 1.0, {"accuracy": 0.5})]
+
+    (closing,) = closed(method, {"params": START}, PROFILES, send, Rng(0), num_rounds=2)
+    assert closing.metrics == {1: {"accuracy": 0.5}}
+    assert closing.dropped == {0: "is away", 2: "sent no reply"}

@@ -112,7 +112,7 @@ def test_a_folder_that_holds_another_run_is_refused(file):
 
 def test_a_run_that_fails_is_named_and_the_others_stay(file):
     wanted = [jobs(file)[0], jobs(file, ["training.learning_rate=1e30"])[3]]
-    with pytest.raises(FedquiltError, match=r"^'local', seed 2: round 0, exchange 'fit': 0 of 4 clients"):
+    with pytest.raises(FedquiltError, match=r"^'local', seed 2: round 1, exchange 'fit': 0 of 4 clients"):
         compare(wanted)
     assert [job.finished for job in wanted] == [True, False]
 

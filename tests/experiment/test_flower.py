@@ -19,6 +19,8 @@ from fedquilt.engine.flower.client import client_app
 from fedquilt.engine.flower.shelf import Shelf
 from fedquilt.experiment import flower, resume, run
 from fedquilt.record import Record, read_environment, read_result, read_rounds
+from fedquilt.report.read import read_run
+from fedquilt.report.table import summary
 
 
 def in_process(grid, settings, **network):
@@ -49,7 +51,7 @@ def test_a_run_file_ends_in_the_same_bits_and_record_as_embedded(config, tmp_pat
     assert read_environment(folder)["engine"] == "in-process"
     left, right = read_rounds(folder), read_rounds(finished)
     assert [comparable(line) for line in left] == [comparable(line) for line in right]
-    assert len(grid.calls) == 6 + 3 * 4
+    assert len(grid.calls) == 6 + 3 * 4 + 6  # every client scores the final model
     assert [line["messages"] for line in left] == [{"query.hello": 6, "train.fit": 4}] + 2 * [
         {"query.hello": 0, "train.fit": 4}
     ]
@@ -164,7 +166,7 @@ def test_too_few_replies_stop_the_run_and_say_where_it_stands(config, tmp_path):
     settings = config("quorum=1.0")
     grid = grid_of(settings, tmp_path)
     grid.meddle = lambda order, reply: None if "train" in order.metadata.message_type else reply
-    with pytest.raises(RoundError, match=r"round 0, exchange 'fit': 0 of 4 .*no reply within 0.2 s.*no round before"):
+    with pytest.raises(RoundError, match=r"round 1, exchange 'fit': 0 of 4 .*no reply within 0.2 s.*no round before"):
         run(settings, tmp_path / "run", connect=in_process(grid, settings, timeout=0.2))
 
 
@@ -176,6 +178,26 @@ def test_scores_of_what_is_received_change_no_training(config, tmp_path, finishe
         assert line["evaluation"]["clients"] == {}
         for client in line["exchanges"][0]["clients"].values():
             assert 0 <= client["metrics"]["received_accuracy"] <= 1
+
+
+def test_what_clients_score_in_the_closing_exchange_is_what_one_process_scores(config, tmp_path, finished):
+    settings, folder = config(), tmp_path / "flower"
+    run(settings, folder, connect=in_process(grid_of(settings, folder), settings))
+    ours, theirs = read_result(folder)["final"], read_result(finished)["final"]
+    assert ours == theirs == read_rounds(finished)[-1]["evaluation"]
+    assert len(ours["clients"]) == 6
+    closing = read_result(folder)["closing"]
+    assert closing["messages"] == {"query.hello": 0, "train.fit": 0, "train.score": 6}
+    assert closing["exchanges"][0]["dropped"] == {}
+    assert summary(read_run(folder))["final_personalised"] == summary(read_run(finished))["final_personalised"]
+
+
+def test_drawn_blocks_alone_are_nobodys_model_and_are_not_scored(config, tmp_path):
+    folder = run(config('evaluation.clients="received"', "method.name=fedra", "rounds=2"), tmp_path / "parts")
+    for line in read_rounds(folder):
+        for client in line["exchanges"][0]["clients"].values():
+            assert not any(name.startswith("received_") for name in client["metrics"])
+    assert len(read_result(folder)["final"]["clients"]) == 6
 
 
 @pytest.mark.parametrize(

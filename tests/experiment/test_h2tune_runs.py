@@ -15,7 +15,7 @@ from fedquilt.aggregate.bank import exchange_bytes
 from fedquilt.config.load import load
 from fedquilt.core.errors import ConfigError
 from fedquilt.experiment import build, export, plan, resume, run
-from fedquilt.experiment.run import evaluate
+from fedquilt.experiment.round_record import evaluate
 from fedquilt.record import Record, read_environment, read_partition, read_rounds
 from fedquilt.report.alignment import alignments
 from fedquilt.report.read import read_run

@@ -242,7 +242,7 @@ def test_all_losses_nan_end_the_run_and_leave_the_last_checkpoint(config, tmp_pa
         with pytest.raises(RoundError) as caught:
             run(config(), folder)
     text = str(caught.value)
-    assert text.startswith("round 1, exchange 'fit': 0 of 4 clients sent a usable reply and 1 are needed (client ")
+    assert text.startswith("round 2, exchange 'fit': 0 of 4 clients sent a usable reply and 1 are needed (client ")
     assert text.count("loss is nan at step 2") == 4
     assert "checkpoint.json holds the rounds before" in text
     assert "lower training.learning_rate (0.001)" in text

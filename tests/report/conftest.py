@@ -75,13 +75,15 @@ def make_run(tmp_path):
         finished: bool = True,
         num_clients: int = 6,
         digest: str = "d1",
+        label: str | None = None,
         **config,
     ) -> Path:
         path = tmp_path / folder
         path.mkdir(parents=True)
         settings = {"name": "glyphs", "seed": seed, "rounds": len(lines), "method": {"name": method}} | config
         (path / "config.json").write_text(json.dumps(settings))
-        (path / "environment.json").write_text(json.dumps({"python": "3.12.1", "device": "cpu", "seed": seed}))
+        around = {"python": "3.12.1", "device": "cpu", "seed": seed} | ({} if label is None else {"label": label})
+        (path / "environment.json").write_text(json.dumps(around))
         (path / "partition.json").write_text(json.dumps(partition(num_clients, digest)))
         (path / "rounds.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
         if finished:

@@ -59,7 +59,7 @@ def test_the_line_is_the_mean_over_seeds_and_the_band_its_deviation(groups):
     curves = [curve(run)[1] for run in groups["fedit"]]
     line = next(line for line in axes.get_lines() if line.get_label() == "fedit")
     np.testing.assert_allclose(line.get_ydata(), 100 * np.mean(curves, axis=0))
-    assert list(line.get_xdata()) == curve(groups["fedit"][0])[0]
+    assert list(line.get_xdata()) == [number + 1 for number in curve(groups["fedit"][0])[0]]  # people count from 1
     band = axes.collections[1].get_paths()[0].get_extents()
     edge = 100 * (np.mean(curves, axis=0) + np.std(curves, axis=0, ddof=1))
     assert band.ymax == pytest.approx(edge.max())
@@ -137,7 +137,7 @@ def test_a_run_without_evaluation_or_layers_has_only_its_partition(make_run, rou
     assert [name for name, _ in figures({"bare": [run]})] == ["partition"]
     with pytest.raises(RunError, match="no client was told which layers to train"):
         allocation_map(run)
-    with pytest.raises(RunError, match="no layer probabilities were kept"):
+    with pytest.raises(RunError, match="no odds of layers were kept"):
         probability_map(run)
 
 

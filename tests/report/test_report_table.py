@@ -129,9 +129,11 @@ def test_human_metric():
 def test_text_forms(groups):
     rows = compare_rows(groups, last=1)
     markdown = as_markdown(rows).splitlines()
-    assert markdown[0].startswith("| method | seeds | global | personalised |")  # 'within run' has no value here
+    assert markdown[0].startswith(
+        "| method | seeds | final model | clients' final | global, last 1 |"
+    )  # 'within run' has no value here
     assert markdown[1] == "|" + " --- |" * markdown[0].count(" | ") + " --- |"
-    assert "| fedit | 3 | 55.0 ± 5.0 |" in markdown[2]
+    assert "| fedit | 3 | 55.0 ± 5.0 | 55.0 ± 5.0 | 55.0 ± 5.0 |" in markdown[2]
     text = as_text(rows).splitlines()
     assert text[0].index("seeds") == text[1].index("3")
     assert len(text) == 5

@@ -60,16 +60,20 @@ def compare(
         )
         raise typer.Exit(130) from None
     groups = {label: [read_run(folder) for folder in places] for label, places in folders.items()}
-    show(groups, jobs[0].config.evaluation.last, reference or (), save, as_json)
+    show(groups, None, reference or (), save, as_json)
     if plots:
         place = jobs[0].folder.parent
         drawn = save_plots(groups, place / "plots")
-        page = write_page(groups, place / "report.html", jobs[0].config.evaluation.last, reference or ())
+        page = write_page(groups, place / "report.html", references=reference or ())
         errors.print(f"{len(drawn)} plots in {place / 'plots'}, one page in {page}", highlight=False, soft_wrap=True)
 
 
 def show(
-    groups: dict[str, list[Run]], last: int, references: Sequence[str], save: Path | None = None, as_json: bool = False
+    groups: dict[str, list[Run]],
+    last: int | None,
+    references: Sequence[str],
+    save: Path | None = None,
+    as_json: bool = False,
 ) -> None:
     """Print the comparison of groups of runs, and write it as markdown if a file is given."""
     for reference in references:

@@ -16,7 +16,10 @@ from fedquilt.report.read import group_runs, read_run
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
-    last: Annotated[int, typer.Option(help="Evaluated rounds at the end that are averaged.")] = 5,
+    last: Annotated[
+        int | None,
+        typer.Option(help="Evaluated rounds at the end that are averaged; evaluation.last of each run if left out."),
+    ] = None,
     reference: Annotated[list[str] | None, typer.Option(help=REFERENCE)] = None,
     save: Annotated[Path | None, typer.Option(help="Write the tables to this file as markdown.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write one self-contained HTML page with tables and plots.")] = None,

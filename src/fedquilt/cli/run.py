@@ -86,7 +86,7 @@ def _stopped(place: Path | None) -> None:
         text = f"stopped before the first round was finished; {place} holds no checkpoint yet"
         if Record.open(place).has_checkpoint:
             next_round = Record.open(place).load_checkpoint()[0]
-            text = f"stopped; {place / 'checkpoint.json'} holds everything up to round {next_round - 1}"
+            text = f"stopped; {place / 'checkpoint.json'} holds the first {next_round} rounds"
         text += f"; go on with `fedquilt run --resume {place}`"
     out.print(text, highlight=False, soft_wrap=True)
     raise typer.Exit(130)

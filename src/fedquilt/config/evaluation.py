@@ -22,6 +22,7 @@ class Evaluation(BaseModel):
     """Test rows used in the global evaluation; all if left out."""
     clients: bool | Literal["received"] = True
     """Evaluate every client on its own test rows too: after the round, or with ``"received"`` each client of the cohort
-    what it receives, before it trains. Between real sites it is always the latter: it rides in the reply."""
+    what it receives, before it trains, and all clients the final model once at the end. Between real sites it is always
+    the latter: the scores ride in the replies."""
     last: Count = 5
-    """Evaluated rounds at the end over which a report takes mean and deviation."""
+    """Evaluated rounds at the end over which every report takes mean and deviation, unless it is asked for others."""

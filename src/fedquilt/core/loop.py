@@ -77,17 +77,34 @@ def rounds(
         began = time.perf_counter()
         turn = Turn(number, tuple(cohorts(number)), rng.child("round", number))
         if not turn.cohort:
-            raise RoundError(f"round {number}: the cohort is empty; a round needs at least one client")
+            raise RoundError(f"round {number + 1}: the cohort is empty; a round needs at least one client")
         traffic = []
         for exchange in method.exchanges:
-            state, moved = _exchanged(exchange, state, turn, send, quorum, min_replies, check)
+            state, moved = _exchanged(exchange, state, turn, send, check)
+            _require(moved, number, quorum, min_replies)
             traffic.append(moved)
         yield Round(number, state, tuple(traffic), time.perf_counter() - began)
 
 
-def _exchanged(
-    exchange: Exchange, state: Tree, turn: Turn, send: Send, quorum: float, min_replies: int, check: Check | None
-) -> tuple[Tree, Traffic]:
+def closed(
+    method: Method,
+    state: Tree,
+    profiles: Sequence[Profile],
+    send: Send,
+    rng: Rng,
+    *,
+    num_rounds: int,
+    check: Check | None = None,
+) -> tuple[Traffic, ...]:
+    """What the closing exchanges of ``method`` brought after ``num_rounds`` rounds; a client that is gone only misses.
+
+    They are of round ``num_rounds``, one behind the last, with all of ``profiles``, and leave the state as it is.
+    """
+    turn = Turn(num_rounds, tuple(profiles), rng.child("closing"))
+    return tuple(_exchanged(exchange, state, turn, send, check)[1] for exchange in method.closing)
+
+
+def _exchanged(exchange: Exchange, state: Tree, turn: Turn, send: Send, check: Check | None) -> tuple[Tree, Traffic]:
     moved = Traffic(exchange.name)
     orders = {
         client: replace(order, round=turn.round, rng=turn.rng.child("client", client, exchange.name))
@@ -117,14 +134,18 @@ def _exchanged(
             pass
     for client in orders.keys() - moved.bytes_up.keys() - moved.dropped.keys():
         moved.dropped[client] = "sent no reply"
-    wanted = needed(len(orders), quorum, min_replies)
-    if len(moved.bytes_up) < wanted:
+    return state, moved
+
+
+def _require(moved: Traffic, number: int, quorum: float, min_replies: int) -> None:
+    """Nothing, if enough of those who were asked sent a usable reply, or nobody was asked."""
+    asked, usable = len(moved.bytes_down), len(moved.bytes_up)
+    if asked and usable < (wanted := needed(asked, quorum, min_replies)):
         causes = "; ".join(f"client {client}: {reason}" for client, reason in sorted(moved.dropped.items()))
         raise RoundError(
-            f"round {turn.round}, exchange '{exchange.name}': {len(moved.bytes_up)} of {len(orders)} clients sent "
-            f"a usable reply and {wanted} are needed ({causes})"
+            f"round {number + 1}, exchange '{moved.exchange}': {usable} of {asked} clients sent a usable reply and "
+            f"{wanted} are needed ({causes})"
         )
-    return state, moved
 
 
 def needed(orders: int, quorum: float, min_replies: int) -> int:

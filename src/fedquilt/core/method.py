@@ -31,6 +31,8 @@ class Exchange(NamedTuple):
 
     ``wire``, if given, is how tensors travel. The three functions, ``expects`` and all checks are of full tensors
     before and after.
+
+    ``partial`` says that an order may lack a part of what its client would use (FedRA sends the drawn blocks alone).
     """
 
     name: str
@@ -39,12 +41,18 @@ class Exchange(NamedTuple):
     merge: Callable[[Tree, Iterable[Reply]], Tree]
     expects: Callable[[Order], Params] | None = None
     wire: Wire | None = None
+    partial: bool = False
 
 
 class Method(NamedTuple):
-    """``init(rng)`` gives the first state; ``view(state, profile)`` an Order that holds what this client would use."""
+    """``init(rng)`` gives the first state; ``view(state, profile)`` an Order that holds what this client would use.
+
+    ``exchanges`` make up a round. ``closing`` are done once, with every client, when the last round is over; what they
+    merge is not kept: they measure.
+    """
 
     name: str
     init: Callable[[Rng], Tree]
     exchanges: tuple[Exchange, ...]
     view: Callable[[Tree, Profile], Order]
+    closing: tuple[Exchange, ...] = ()

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fedquilt.core.errors import WireError
-from fedquilt.core.method import Method, Wire
+from fedquilt.core.method import Exchange, Method, Wire
 from fedquilt.core.params import num_bytes, wide
 from fedquilt.core.types import ClientId, Order, Params, Reply
 
@@ -50,7 +50,11 @@ def with_wire_dtype(method: Method, dtype: str, *, feedback: bool = True) -> Met
     if dtype not in _SHORT:
         raise ValueError(f"tensors cannot travel as '{dtype}'; allowed: {', '.join(_SHORT)}")
     wire = Wire(dtype, feedback)
-    return method._replace(exchanges=tuple(exchange._replace(wire=wire) for exchange in method.exchanges))
+
+    def short(exchanges: tuple[Exchange, ...]) -> tuple[Exchange, ...]:
+        return tuple(exchange._replace(wire=wire) for exchange in exchanges)
+
+    return method._replace(exchanges=short(method.exchanges), closing=short(method.closing))
 
 
 # One tensor ------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -42,13 +42,31 @@ def with_received_scores(method: Method) -> Method:
     """The method whose clients score what they receive on their own test rows before they train on it.
 
     Loss, accuracy and examples ride in the first exchange's reply, as ``received_loss`` and so on; training is as ever.
+    Orders of a ``partial`` exchange are nobody's model and are not scored. When the last round is over, every client
+    scores the model that it ends with, in a closing exchange.
     """
-    first, *rest = method.exchanges
+    inner, *rest = method.exchanges
 
     def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
         scores = client.evaluate(order, memory)
-        reply, memory = first.work(client, order, memory)
+        reply, memory = inner.work(client, order, memory)
         received = {f"received_{name}": value for name, value in scores.items()}
         return replace(reply, metrics={**reply.metrics, **received}), memory
 
-    return method._replace(exchanges=(first._replace(work=work), *rest))
+    first = inner if inner.partial else inner._replace(work=work)
+    return method._replace(exchanges=(first, *rest), closing=(*method.closing, _scoring(method.view)))
+
+
+def _scoring(view: Callable[[Tree, Profile], Order]) -> Exchange:
+    """The exchange in which each client scores the model that it would use on its own test rows; nothing changes."""
+
+    def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+        return {profile.id: view(state, profile) for profile in turn.cohort}
+
+    def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+        return Reply(client.id, {}, 1.0, client.evaluate(order, memory)), memory
+
+    def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+        return state
+
+    return Exchange("score", ask, work, merge, expects=lambda order: {})

@@ -127,6 +127,6 @@ def _done(job: Job, progress: Progress | None) -> None:
         if job.folder.exists():
             resume(job.folder, job.config, progress)
         else:
-            run(job.config, job.folder, progress)
+            run(job.config, job.folder, progress, label=job.label)
     except FedquiltError as error:
         raise FedquiltError(f"'{job.label}', seed {job.seed}: {error}") from error

@@ -57,10 +57,7 @@ def joined(config: Config) -> Any:
     The node's config says where the site's own things are: ``data`` (its source), ``model`` (a folder with the same
     weights), ``device``, ``threads``. The experiment is built at the first call and kept as long as the process lives.
     """
-    keys = resolved(config)
-    # nobody else can score a client's own rows; under privacy nobody does
-    if config.evaluation.clients is True and config.privacy.mode == "none":
-        keys["evaluation"]["clients"] = "received"
+    keys = resolved(scored_on_site(config))
 
     def join(partition: ClientId, node: Mapping[str, Any]) -> Any:
         from fedquilt.engine.flower.client import Site
@@ -123,7 +120,7 @@ def cards(experiment: Experiment) -> dict[ClientId, dict[str, Any]]:
             if profile.id in group.ids:
                 made[profile.id] = card(
                     profile,
-                    tuple(exchange.name for exchange in experiment.method.exchanges),
+                    tuple(e.name for e in (*experiment.method.exchanges, *experiment.method.closing)),
                     layout=at_rank(group.layout, profile.budget.rank),
                     base=group.loaded.digest,
                     sections=sections,
@@ -164,7 +161,17 @@ def over(grid: Any, config: Config, *, name: str, poll: float, stop: Event | Non
         engine.hello(network.wait)
         return engine
 
-    return Connect(name, make, here=())
+    return Connect(name, make, here=(), adapted=scored_on_site)
+
+
+def scored_on_site(config: Config) -> Config:
+    """The config in which clients score on their own rows, where they are to be evaluated at all: nobody else can.
+
+    Under privacy nobody does.
+    """
+    if config.evaluation.clients is not True or config.privacy.mode != "none":
+        return config
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"clients": "received"})})
 
 
 def simulate(

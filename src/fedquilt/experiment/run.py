@@ -9,23 +9,22 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from fedquilt.client.fit import learning_rate_at
 from fedquilt.config.load import NOT_DETERMINING, parse, resolved
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import RoundError, RunError
-from fedquilt.core.loop import Round, rounds
+from fedquilt.core.loop import closed, rounds
 from fedquilt.core.method import Exchange
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply, Tree
 from fedquilt.engine.cohort import uniform_cohorts
 from fedquilt.engine.flower.hello import run_key
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment.build import Experiment, build
-from fedquilt.experiment.groups import BuiltGroup, outputs_record, weights_digest
+from fedquilt.experiment.groups import outputs_record, weights_digest
 from fedquilt.experiment.protect import check_of, spending
-from fedquilt.experiment.saving import is_whole, save_adapters
+from fedquilt.experiment.round_record import final_record, round_line
+from fedquilt.experiment.saving import save_adapters
 from fedquilt.methods import ACROSS
-from fedquilt.methods.by_architecture import APART
-from fedquilt.record import Record, environment, read_environment, read_partition, read_result
+from fedquilt.record import Record, environment, read_environment, read_partition, read_result, read_rounds
 
 
 class Progress(Protocol):
@@ -74,12 +73,14 @@ class Engine(Protocol):
 class Connect(NamedTuple):
     """How a run gets its engine: ``make(experiment, key, memories, progress)``, where ``key`` is the run's own.
 
-    ``here`` are the clients whose own rows are in this process, all for None.
+    ``here`` are the clients whose own rows are in this process, all for None. ``adapted(config)`` is the config that
+    both sides build the experiment from: whoever cannot see the clients' rows has them score themselves.
     """
 
     name: str
     make: Callable[[Experiment, str, dict[ClientId, Memory], Progress], Engine]
     here: tuple[ClientId, ...] | None = None
+    adapted: Callable[[Config], Config] = lambda config: config
 
 
 def _embedded(experiment: Experiment, key: str, memories: dict[ClientId, Memory], progress: Progress) -> Engine:
@@ -91,8 +92,17 @@ def _embedded(experiment: Experiment, key: str, memories: dict[ClientId, Memory]
 EMBEDDED = Connect("embedded", _embedded)
 
 
-def run(config: Config, folder: Path, progress: Progress | None = None, connect: Connect = EMBEDDED) -> Path:
+def run(
+    config: Config,
+    folder: Path,
+    progress: Progress | None = None,
+    connect: Connect = EMBEDDED,
+    *,
+    label: str | None = None,
+) -> Path:
     """Run a config into a new folder; gives the folder. Every client is in this process unless ``connect`` says other.
+
+    ``label`` is what the run is called in a comparison; reports show it.
 
     Raises
     ------
@@ -103,7 +113,7 @@ def run(config: Config, folder: Path, progress: Progress | None = None, connect:
     Record.refuse(folder)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    experiment = build(config, connect.here)
+    experiment = build(connect.adapted(config), connect.here)
     bench = experiment.groups[0].bench  # device and precision are one for all groups
     around = environment(
         seed=config.seed,
@@ -119,6 +129,7 @@ def run(config: Config, folder: Path, progress: Progress | None = None, connect:
     engine = connect.make(experiment, key, {}, progress)
     experiment = experiment.announced(engine.announced)
     around |= {"engine": connect.name, "run_key": key, "outputs": outputs_record(experiment.groups)}
+    around |= {} if label is None else {"label": label}
     record = Record.create(folder, resolved(config), around, experiment.partition)
     return _go_on(experiment, record, 0, None, engine, progress)
 
@@ -138,7 +149,7 @@ def resume(
     if began_on != connect.name:  # the clients' memories are where the run began
         raise RunError(f"{folder}: began with --engine {began_on}; go on with the same one, not {connect.name}")
     torch.set_num_threads(around["threads"])  # the same sums in the same order
-    experiment = build(parse(record.config), connect.here)
+    experiment = build(connect.adapted(parse(record.config)), connect.here)
     progress = progress or Silent()
     start, state, memories = record.load_checkpoint() if record.has_checkpoint else (0, None, {})
     engine = connect.make(experiment, around.get("run_key", ""), memories, progress)
@@ -175,7 +186,9 @@ def _go_on(
     resumed: bool = False,
 ) -> Path:
     config, began = experiment.config, time.perf_counter()
-    cohorts = uniform_cohorts(experiment.federation.profiles, config.cohort, experiment.rng)
+    profiles = experiment.federation.profiles
+    check = check_of(config, profiles)
+    cohorts = uniform_cohorts(profiles, config.cohort, experiment.rng)
     progress.started(record.folder.name, start, config.rounds)
     finished = rounds(
         experiment.method,
@@ -187,17 +200,17 @@ def _go_on(
         start=start,
         quorum=config.quorum,
         min_replies=config.defence.min_cohort,
-        check=check_of(config, experiment.federation.profiles),
+        check=check,
     )
     spent = spending(config, cohorts, len(experiment.method.exchanges))
-    sent: dict[str, int] = {}
+    since = _counter(engine)
     try:
         for done in finished:
             state = done.state
-            line = {**_line(experiment, done, engine, sent), "privacy": spent(done.number)}
+            line = round_line(experiment, done, engine.memories, since(), clients=engine.has_clients)
+            line["privacy"] = spent(done.number)
             if resumed and done.number == start:
                 line["resumed"] = True  # a reader wants to know that the run was not all of a piece
-            sent = dict(engine.messages)
             record.append_round(line)
             record.save_checkpoint(done.number + 1, state, engine.memories, config.seed)
             progress.round(line)
@@ -208,8 +221,24 @@ def _go_on(
     except RunError as error:
         again = f"fedquilt run --resume {record.folder}"
         raise RunError(f"{error}; all rounds are in the checkpoint, so only this is left to do: {again}") from error
-    record.save_result({"status": "finished", "rounds": config.rounds, "seconds": time.perf_counter() - began})
+    rng, total = experiment.rng, config.rounds
+    closing = closed(experiment.method, state, profiles, engine.send, rng, num_rounds=total, check=check)
+    ended = final_record(read_rounds(record.folder)[-1]["evaluation"], closing, since())
+    seconds = time.perf_counter() - began
+    record.save_result({"status": "finished", "rounds": total, "seconds": seconds, **ended})
     return record.folder
+
+
+def _counter(engine: Engine) -> Callable[[], dict[str, int]]:
+    """``since()``: how many messages of each type the engine has sent since it was asked last."""
+    counted: dict[str, int] = {}
+
+    def since() -> dict[str, int]:
+        new = {kind: count - counted.get(kind, 0) for kind, count in engine.messages.items()}
+        counted.update(engine.messages)
+        return new
+
+    return since
 
 
 def _advice(record: Record, config: Config) -> str:
@@ -218,85 +247,3 @@ def _advice(record: Record, config: Config) -> str:
     kept = f"{manifest} holds the rounds before" if record.has_checkpoint else "no round before it was finished"
     rate = f"where losses are not finite, lower training.learning_rate ({config.training.learning_rate:g})"
     return f"{kept}; {rate} or set training.clip_norm, in a new run"
-
-
-def evaluate(
-    experiment: Experiment, state: Tree, memories: Mapping[ClientId, Memory], *, clients: bool = True
-) -> dict[str, Any]:
-    """Accuracy and loss of the global model on the global test rows, and of each client's on its own held-out rows.
-
-    ``clients`` are the scores on test rows by client, ``validation`` those on validation rows (if any are kept).
-    ``global`` is None where the method holds no whole model on the server (its head or adapters stay with the clients).
-    In a federation of groups it is always None, and ``groups`` are the scores of each group's global model, by label.
-    The clients are evaluated where the config wants it, unless ``clients`` is False.
-    """
-    whole = {group.label: _judged(experiment, group, state) for group in experiment.groups}
-    scores: dict[str, Any] = {"global": whole.get(""), "clients": {}}
-    if experiment.config.groups:
-        scores["groups"] = whole
-    view = experiment.method.view
-    if not clients or experiment.config.evaluation.clients is not True:
-        return scores
-    for key, split in (("clients", "test"), ("validation", "validation")):
-        for id, client in experiment.clients.items():
-            if own := client.evaluate(view(state, client.profile), memories.get(id), split):
-                scores.setdefault(key, {})[str(id)] = own
-    return scores
-
-
-def _judged(experiment: Experiment, group: BuiltGroup, state: Tree) -> dict[str, float] | None:
-    """The scores of a group's global model, if there is one and rows to judge it by."""
-    order = experiment.method.view(state, group.server.profile)
-    return (group.server.evaluate(order) or None) if is_whole(group, order) else None
-
-
-def _line(experiment: Experiment, done: Round, engine: Engine, sent: Mapping[str, int]) -> dict[str, Any]:
-    config, number = experiment.config, done.number
-    due = (number + 1) % config.evaluation.every == 0 or number >= config.rounds - config.evaluation.last
-    rates = [learning_rate_at(group.server.training, number, config.rounds) for group in experiment.groups]
-    began = time.perf_counter()
-    scores = evaluate(experiment, done.state, engine.memories, clients=engine.has_clients) if due else None
-    return {
-        "round": number,
-        "seconds": done.seconds,
-        "evaluation_seconds": time.perf_counter() - began,
-        "learning_rate": rates[0],
-        **({"learning_rates": rates} if config.groups else {}),
-        "num_layers": max(group.layout.num_layers for group in experiment.groups),
-        "exchanges": [
-            {
-                "exchange": moved.exchange,
-                "clients": {
-                    str(client): {
-                        "bytes_down": moved.bytes_down[client],
-                        "bytes_up": moved.bytes_up[client],
-                        "settings": moved.settings[client],
-                        "metrics": moved.metrics[client],
-                    }
-                    for client in sorted(moved.bytes_up)
-                },
-                "dropped": {str(client): reason for client, reason in sorted(moved.dropped.items())},
-                "dropped_bytes_down": sum(moved.bytes_down[client] for client in moved.dropped),
-            }
-            for moved in done.traffic
-        ],
-        "messages": {kind: count - sent.get(kind, 0) for kind, count in engine.messages.items()},
-        "evaluation": scores,
-        "state": _small(done.state),
-    }
-
-
-def _small(state: Tree) -> dict[str, Any]:
-    """What a reader of the record may want of the state; of a method that runs apart, by key and architecture."""
-    small = {key: value for key, value in state.items() if _is_small(value)}
-    for name, own in state.get(APART, {}).items():
-        for key, value in _small(own).items():
-            small.setdefault(key, {})[name] = value
-    return small
-
-
-def _is_small(value: Any) -> bool:
-    """Whether a part of the state is a number or a short list of numbers, which a reader of the record may want."""
-    if isinstance(value, list):
-        return len(value) <= 256 and all(isinstance(item, int | float) for item in value)
-    return isinstance(value, int | float)

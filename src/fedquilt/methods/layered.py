@@ -148,7 +148,7 @@ def layered(
         params = {**state["params"], **sent(state, profile)}
         return Order(params | shifts(state["base"]) if "base" in state else params)
 
-    return Method(name, init, (Exchange("fit", ask, work, merge, expects),), view)
+    return Method(name, init, (Exchange("fit", ask, work, merge, expects, partial=drop_layers),), view)
 
 
 def _check_ranks(federation: Federation, rule: Rule | None) -> None:

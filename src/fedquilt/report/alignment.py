@@ -58,5 +58,5 @@ def _names(run: Run, architecture: str, size: int) -> tuple[str, ...]:
         told = sorted(group["label"] for group in groups if architecture in ("", group["architecture"]))
     else:
         own = {group["label"] for group in groups if architecture in ("", group["architecture"])}
-        told = [f"client {one['id']}" for one in clients if not groups or one.get("group") in own]
+        told = [f"client {one.get('name') or one['id']}" for one in clients if not groups or one.get("group") in own]
     return tuple(told) if len(told) == size else tuple(str(number) for number in range(size))

@@ -10,7 +10,7 @@ from fedquilt.report.pairs import HONEST, alone, paired_rows
 from fedquilt.report.table import Groups, Row, as_markdown, as_text, compare_rows, notes, shared_metric
 
 
-def comparison(groups: Groups, last: int = 5, references: Sequence[str] = (), form: str = "text") -> str:
+def comparison(groups: Groups, last: int | None = None, references: Sequence[str] = (), form: str = "text") -> str:
     """The whole comparison as one text: table, paired differences to ``references``, and what to keep in mind.
 
     ``form`` is ``text`` or ``markdown``.
@@ -22,22 +22,27 @@ def comparison(groups: Groups, last: int = 5, references: Sequence[str] = (), fo
         raise ConfigError(f"form = {form!r} is not known; allowed: text, markdown.")
     show = as_markdown if form == "markdown" else as_text
     metric = shared_metric(groups)
-    unit = "per cent" if metric == "accuracy" else "as measured"
-    meaning = (
-        f"{metric.capitalize()} ({unit}): mean over seeds of the mean over the last {last} evaluated rounds, "
-        "± the sample deviation over seeds; 'within run' is the deviation inside a run over these rounds."
-    )
     parts = [show(compare_rows(groups, last))]
     if of_groups := group_rows(groups, metric, last):
         parts += ["Group by group:", show(of_groups)]
     parts += [part for what, rows in paired(groups, references, last) for part in (f"{what} {metric}:", show(rows))]
     honest = [HONEST, *alone(groups, references)] if references else []
     bullet = "- " if form == "markdown" else ""
-    parts.append("\n".join(f"{bullet}{remark}" for remark in [meaning, *honest, *notes(groups)]))
+    parts.append("\n".join(f"{bullet}{remark}" for remark in [meaning(metric), *honest, *notes(groups, last)]))
     return "\n\n".join(parts) + "\n"
 
 
-def paired(groups: Groups, references: Sequence[str], last: int = 5) -> list[tuple[str, list[Row]]]:
+def meaning(metric: str) -> str:
+    """What the numbers of a comparison are, in words."""
+    unit = "per cent" if metric == "accuracy" else "as measured"
+    return (
+        f"{metric.capitalize()} ({unit}): means over seeds, ± the sample deviation over seeds. 'final model' is what a "
+        "run ends with and what is exported; 'last k' is the mean over the last k evaluated rounds, as are all other "
+        "scores, and 'within run' the deviation inside a run over these."
+    )
+
+
+def paired(groups: Groups, references: Sequence[str], last: int | None = None) -> list[tuple[str, list[Row]]]:
     """Headings and rows of paired differences: globally and personalised, of all and of the worst group; what was
     measured at all."""
     if not references:

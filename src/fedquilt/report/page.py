@@ -11,10 +11,10 @@ from typing import Any
 
 from fedquilt.core.errors import RunError
 from fedquilt.report.by_group import group_rows
-from fedquilt.report.comparison import paired
+from fedquilt.report.comparison import meaning, paired
 from fedquilt.report.pairs import HONEST, alone
 from fedquilt.report.plot import figures, png
-from fedquilt.report.read import dropped, main_metric
+from fedquilt.report.read import client_names, dropped, main_metric
 from fedquilt.report.table import Groups, Row, cells, compare_rows, notes, summary
 
 STYLE = """
@@ -30,7 +30,7 @@ pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 12px; } 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the browser, too, holds it to no network
 
 
-def page(groups: Groups, last: int = 5, references: Sequence[str] = (), title: str | None = None) -> str:
+def page(groups: Groups, last: int | None = None, references: Sequence[str] = (), title: str | None = None) -> str:
     """The report of ``groups`` (runs by label) as one HTML text; every text from the runs is escaped.
 
     Raises:
@@ -42,14 +42,11 @@ def page(groups: Groups, last: int = 5, references: Sequence[str] = (), title: s
         raise RunError("no run was given, so there is no page to write. Give at least one run folder.")
     title = title or runs[0].name
     parts = [f"<h1>{escape(title)}</h1>"]
-    parts.append(
-        f"<p>Mean over the last {last} evaluated rounds; accuracies in per cent; ± is the sample deviation over seeds "
-        "in a comparison and over these rounds for a single run.</p>"
-    )
+    parts.append(f"<p>{escape(meaning(main_metric(runs[0])))} In the table of runs ± is over these rounds.</p>")
     parts += ["<h2>Comparison</h2>", _table(compare_rows(groups, last))]
     if of_groups := group_rows(groups, main_metric(runs[0]), last):
         parts += ["<h2>Group by group</h2>", _table(of_groups)]
-    parts += [f"<p>{escape(note)}</p>" for note in notes(groups)]
+    parts += [f"<p>{escape(note)}</p>" for note in notes(groups, last)]
     for what, rows in paired(groups, references, last):
         parts += [f"<h2>{escape(what)}</h2>", _table(rows)]
     if references:
@@ -58,9 +55,10 @@ def page(groups: Groups, last: int = 5, references: Sequence[str] = (), title: s
     parts.append("<h2>Plots</h2>")
     parts += [_picture(name, png(figure)) for name, figure in figures(groups)]
     losses = [
-        [label, str(run.seed), *map(str, loss.values())]
+        [label, str(run.seed), str(loss["round"] + 1), loss["exchange"], names[loss["client"]], loss["reason"]]
         for label in groups
         for run in groups[label]
+        for names in [client_names(run)]
         for loss in dropped(run)
     ]
     if losses:
@@ -81,7 +79,7 @@ def page(groups: Groups, last: int = 5, references: Sequence[str] = (), title: s
 
 
 def write_page(
-    groups: Groups, path: str | Path, last: int = 5, references: Sequence[str] = (), title: str | None = None
+    groups: Groups, path: str | Path, last: int | None = None, references: Sequence[str] = (), title: str | None = None
 ) -> Path:
     """The path of the page, written as UTF-8.
 

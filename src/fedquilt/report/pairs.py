@@ -23,7 +23,7 @@ def paired_rows(
     groups: Groups,
     references: Sequence[str],
     measure: str = "global",
-    last: int = 5,
+    last: int | None = None,
     metric: str | None = None,
     group: str | None = None,
 ) -> list[Row]:
@@ -95,7 +95,7 @@ def _split(run: Run) -> str | None:
 
 
 def _values(
-    runs: Sequence[Run], measure: str, last: int, metric: str, group: str | None
+    runs: Sequence[Run], measure: str, last: int | None, metric: str, group: str | None
 ) -> dict[int | None, float | None]:
     """By seed what a label's runs ended with."""
     if group is None:

@@ -19,9 +19,11 @@ from matplotlib.ticker import MaxNLocator
 from fedquilt.core.errors import RunError
 from fedquilt.report.alignment import alignments
 from fedquilt.report.read import (
+    WHO,
     Run,
     allocation,
     budget_layers,
+    client_names,
     client_table,
     cumulative_bytes,
     curve,
@@ -34,7 +36,6 @@ DPI = 150
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")  # yellow is lost on white
 DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1.2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-WHO_TITLE = {"global": "Global model on the common test set", "clients-mean": "Clients on their own test sets (mean)"}
 BYTE_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB"), (1.0, "B"))
 
 
@@ -99,7 +100,7 @@ def _lines(groups: Groups, who: str, across: Callable[[Sequence[Run], list[int]]
         drawn.append((middle[-1], line))
     drawn.sort(key=lambda item: -item[0])
     band = f", line: mean over {max(seeds)} seeds, band: ± 1 deviation" if seeds and max(seeds) > 1 else ""
-    axes.set_title(WHO_TITLE[who] + band, fontsize=10, loc="left")
+    axes.set_title(WHO[who] + band, fontsize=10, loc="left")
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     _plain(axes)
@@ -113,7 +114,7 @@ def _lines(groups: Groups, who: str, across: Callable[[Sequence[Run], list[int]]
 
 def over_rounds(groups: Groups, who: str = "global") -> Figure:
     """The metric over rounds: one line per label, the mean over seeds with a band of one deviation."""
-    figure = _lines(groups, who, lambda runs, rounds: np.array(rounds), "round")
+    figure = _lines(groups, who, lambda runs, rounds: np.array(rounds) + 1, "round")  # people count from 1
     figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
@@ -165,7 +166,8 @@ def allocation_map(run: Run, label: str | None = None) -> Figure:
         if stop - start == 1 and num_clients > 8:  # no room for words above one narrow column
             name = "-" if groups[start] is None else str(groups[start])
         axes.text((start + stop - 1) / 2, num_layers - 0.4, name, ha="center", va="bottom", fontsize=8)
-    _ticks(axes.xaxis, ids)
+    names = client_names(run)
+    _ticks(axes.xaxis, [names.get(client, client) for client in ids])
     _ticks(axes.yaxis, list(range(num_layers)))
     axes.set_xlabel("client, sorted by capability group (budget in layers)")
     axes.set_ylabel("layer (0 is nearest the input)")
@@ -209,7 +211,8 @@ def partition_picture(run: Run) -> Figure:
         axes.set_ylim(-0.7, len(classes) - 0.3)
         axes.set_ylabel("class")
         axes.set_title(f"Rows by client and class (largest bubble: {counts.max():,} rows)", fontsize=10, loc="left")
-    _ticks(axes.xaxis, ids)
+    names = client_names(run)
+    _ticks(axes.xaxis, [names[client] for client in ids])
     axes.set_xlim(-0.7, len(ids) - 0.3)
     axes.set_xlabel("client")
     _plain(axes)
@@ -217,14 +220,14 @@ def partition_picture(run: Run) -> Figure:
 
 
 def probability_map(run: Run, label: str | None = None) -> Figure:
-    """Each layer's probability of being trained, over the rounds that kept it.
+    """Each layer's odds of being drawn, which sum to 1 in a round, over the rounds that kept them.
 
     Raises:
         RunError: the run kept no layer probabilities.
     """
     found = layer_probabilities(run)
     if not found:
-        raise RunError(f"{run.folder}: no layer probabilities were kept; only some methods draw layers by chance.")
+        raise RunError(f"{run.folder}: no odds of layers were kept; only some methods draw layers by chance.")
     num_layers = max(len(values) for _, values in found.values())
     figure = _figure(7.2, (1.0 + min(4.5, max(2.0, 0.24 * num_layers))) * min(3, len(found)) + 0.3)
     highest = max(float(np.nanmax(values)) for _, values in found.values())
@@ -234,11 +237,11 @@ def probability_map(run: Run, label: str | None = None) -> Figure:
         axes.set_title(
             f"{label or run.method}, seed {run.seed}{': ' + group if group else ''}", fontsize=10, loc="left"
         )
-        _ticks(axes.xaxis, rounds)
+        _ticks(axes.xaxis, [number + 1 for number in rounds])
         _ticks(axes.yaxis, list(range(len(values))))
         axes.set_ylabel("layer (0 is nearest the input)" if len(found) == 1 else "layer")
     all_axes[-1].set_xlabel("round")
-    figure.colorbar(image, ax=list(all_axes), label="probability of being trained", pad=0.02)
+    figure.colorbar(image, ax=list(all_axes), label="odds of being drawn (a round's sum to 1)", pad=0.02)
     return figure
 
 
@@ -254,7 +257,14 @@ def alignment_map(run: Run, label: str | None = None) -> Figure:
     figure = _figure(8.4, 3.4 * min(3, len(found)) + 0.3)
     rows = figure.subplots(len(found), 2, squeeze=False, width_ratios=(1.5, 1.0))
     for (left, right), (name, one) in zip(rows, found.items(), strict=True):
-        left.plot(one.rounds, one.conflicts, color=COLOURS[0], marker=MARKERS[0], markersize=3, linewidth=1.2)
+        left.plot(
+            [number + 1 for number in one.rounds],
+            one.conflicts,
+            color=COLOURS[0],
+            marker=MARKERS[0],
+            markersize=3,
+            linewidth=1.2,
+        )
         left.set_title(f"{label or run.method}, seed {run.seed}{': ' + name if name else ''}", fontsize=10, loc="left")
         left.set_ylabel("conflicts (pairs, over all parts)")
         left.set_ylim(bottom=0)

@@ -15,7 +15,15 @@ import numpy as np
 
 from fedquilt.core.errors import ConfigError, RunError, suggestion
 
-WHO = ("global", "clients-mean", "clients-weighted", "clients-worst", "clients-deviation", "received-mean")
+WHO = {
+    "global": "Global model on the common test set",
+    "clients-mean": "Clients on their own test sets (mean)",
+    "clients-weighted": "Clients on their own test sets (mean by number of examples)",
+    "clients-worst": "Worst client on its own test set",
+    "clients-deviation": "Deviation over clients on their own test sets",
+    "received-mean": "Clients on their own test sets, as received (mean)",
+}
+"""Whose scores a curve can show, and its title."""
 LOWER_IS_BETTER = ("loss", "perplexity")
 
 
@@ -44,6 +52,12 @@ class Run:
     def method(self) -> str:
         """The method's name."""
         return str((self.config.get("method") or {}).get("name", "unnamed method"))
+
+    @property
+    def label(self) -> str | None:
+        """The label that the run had in the comparison that it was made for, None without."""
+        label = self.environment.get("label")
+        return None if label is None else str(label)
 
     @property
     def name(self) -> str:
@@ -144,14 +158,46 @@ def curve(run: Run, metric: str = "accuracy", who: str = "global") -> tuple[list
         ConfigError: ``who`` is none of these.
     """
     if who not in WHO:
-        raise ConfigError(f"who = {who!r} is not known{suggestion(who, WHO)}; allowed: {', '.join(WHO)}.")
+        raise ConfigError(f"who = {who!r} is not known{suggestion(who, [*WHO])}; allowed: {', '.join(WHO)}.")
     rounds, values = [], []
     for line in run.rounds:
-        value = _received(line, metric) if who == "received-mean" else _value(line.get("evaluation") or {}, metric, who)
+        value = score_of(line, metric, who)
         if value is not None:
             rounds.append(int(line["round"]))
             values.append(value)
     return rounds, values
+
+
+def window(run: Run, last: int | None = None) -> int:
+    """Over how many evaluated rounds at its end a run is averaged: ``last``, or ``evaluation.last`` of its run file.
+
+    Raises:
+        ConfigError: ``last`` is below 1.
+    """
+    if last is not None and last < 1:
+        raise ConfigError(f"last = {last!r} is not allowed; at least 1 evaluated round must be averaged.")
+    return last or int((run.config.get("evaluation") or {}).get("last") or 5)
+
+
+def final_score(run: Run, metric: str, who: str) -> float | None:
+    """What the model scores that a finished run ends with, which is the one that is exported; None if not measured.
+
+    ``who`` is as for ``curve``. Scores of every client with its final model are there where they were evaluated after
+    each round, or in a closing exchange.
+    """
+    return _value(final_evaluation(run), metric, who)
+
+
+def final_evaluation(run: Run) -> Mapping[str, Any]:
+    """The scores of the model that a finished run ends with, as its record keeps those of a round."""
+    if not run.finished or run.result is None:
+        return {}
+    return run.result.get("final") or run.rounds[-1].get("evaluation") or {}
+
+
+def score_of(line: Mapping[str, Any], metric: str, who: str) -> float | None:
+    """The metric in one round, as ``curve`` gives it; None if it was not measured."""
+    return _received(line, metric) if who == "received-mean" else _value(line.get("evaluation") or {}, metric, who)
 
 
 def _value(evaluation: Mapping[str, Any], metric: str, who: str) -> float | None:
@@ -188,22 +234,35 @@ def _number(value: Any) -> float:
 
 def cumulative_bytes(run: Run) -> tuple[list[int], list[int], list[int]]:
     """The rounds, and the bytes sent up and down by all clients from the start through each round."""
-    rounds, up, down = [], [], []
-    total_up = total_down = 0
+    rounds, up, down = [], [0], [0]
     for line in run.rounds:
-        for exchange in line.get("exchanges") or ():
-            for sent in (exchange.get("clients") or {}).values():
-                total_up += int(sent.get("bytes_up", 0))
-                total_down += int(sent.get("bytes_down", 0))
+        sent_up, sent_down = _bytes(line)
         rounds.append(int(line["round"]))
-        up.append(total_up)
-        down.append(total_down)
-    return rounds, up, down
+        up.append(up[-1] + sent_up)
+        down.append(down[-1] + sent_down)
+    return rounds, up[1:], down[1:]
+
+
+def all_bytes(run: Run) -> tuple[int, int]:
+    """The bytes sent up and down by all clients in the whole run, closing exchanges among them."""
+    _, up, down = cumulative_bytes(run)
+    closing_up, closing_down = _bytes((run.result or {}).get("closing") or {})
+    return up[-1] + closing_up, down[-1] + closing_down
+
+
+def _bytes(line: Mapping[str, Any]) -> tuple[int, int]:
+    moved = [own for exchange in line.get("exchanges") or () for own in (exchange.get("clients") or {}).values()]
+    return sum(int(own.get("bytes_up", 0)) for own in moved), sum(int(own.get("bytes_down", 0)) for own in moved)
 
 
 def client_table(run: Run) -> list[Mapping[str, Any]]:
     """The clients of the partition in the order of their ids."""
     return sorted(run.partition.get("clients", ()), key=lambda client: int(client["id"]))
+
+
+def client_names(run: Run) -> dict[int, str]:
+    """What each client is called by its id: the name that the data have for it, otherwise its number."""
+    return {int(client["id"]): str(client.get("name") or client["id"]) for client in client_table(run)}
 
 
 def budget_layers(client: Mapping[str, Any]) -> int | None:
@@ -251,7 +310,7 @@ def dropped(run: Run) -> list[dict[str, Any]]:
 def messages(run: Run) -> dict[str, int]:
     """How many messages were sent to clients over a network, by type; empty for a run in one process."""
     counts: dict[str, int] = {}
-    for line in run.rounds:
+    for line in (*run.rounds, (run.result or {}).get("closing") or {}):
         for kind, count in (line.get("messages") or {}).items():
             counts[kind] = counts.get(kind, 0) + int(count)
     return counts
@@ -268,9 +327,11 @@ def privacy(run: Run) -> Mapping[str, Any] | None:
 
 
 def layer_probabilities(run: Run) -> dict[str, tuple[list[int], np.ndarray]]:
-    """By group: the rounds that kept layer probabilities, and these as float (layers, rounds).
+    """By group: the rounds that kept the layers' odds of being drawn, and these as float (layers, rounds).
 
-    A method that keeps one list has one group named ``""``; one that keeps a list per group keeps the names.
+    The odds of a round sum to 1: they are those of the first draw, and no layer's probability of being trained, which
+    grows with a client's budget. A method that keeps one list has one group named ``""``; one that keeps a list per
+    group keeps the names.
     """
     found: dict[str, tuple[list[int], list[list[float]]]] = {}
     for line in run.rounds:
@@ -286,15 +347,15 @@ def layer_probabilities(run: Run) -> dict[str, tuple[list[int], np.ndarray]]:
 def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """The runs by label, those that differ in nothing but the seed together, ordered by seed.
 
-    The label is the one given in ``[[compare]]`` where the config kept it, otherwise the method's name; methods
-    of one name with unlike settings get the settings too, and what still looks alike a number.
+    The label is the one that the run had in its comparison, otherwise the method's name; methods of one name with
+    unlike settings get the settings too, and what still looks alike a number.
     """
     alike: dict[str, list[Run]] = {}
     for run in runs:
         about = {key: value for key, value in run.config.items() if key not in ("seed", "seeds", "output", "compare")}
-        alike.setdefault(json.dumps(about, sort_keys=True, default=str), []).append(run)
+        alike.setdefault(json.dumps([run.label, about], sort_keys=True, default=str), []).append(run)
     members = list(alike.values())
-    short = [str(group[0].config.get("label") or group[0].method) for group in members]
+    short = [group[0].label or group[0].method for group in members]
     groups: dict[str, list[Run]] = {}
     for label, group in zip(short, members, strict=True):
         if short.count(label) > 1:

@@ -13,9 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from fedquilt.core.errors import ConfigError, RunError
+from fedquilt.core.errors import RunError
 from fedquilt.report.by_group import apart_note
-from fedquilt.report.read import Run, cumulative_bytes, curve, dropped, main_metric, messages, privacy, resumed
+from fedquilt.report.read import (
+    LOWER_IS_BETTER,
+    Run,
+    all_bytes,
+    client_names,
+    curve,
+    dropped,
+    final_score,
+    main_metric,
+    messages,
+    privacy,
+    resumed,
+    window,
+)
 
 Row = dict[str, Any]
 Groups = Mapping[str, Sequence[Run]]
@@ -29,6 +42,7 @@ MEASURES = {  # what a table shows -> which curve it is taken from
     "client_spread": "clients-deviation",
     "received": "received-mean",
 }
+FINAL = {"final": "global", "final_personalised": "clients-mean"}  # of the model that a run ends with
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -41,22 +55,26 @@ def deviation(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def summary(run: Run, last: int = 5, metric: str | None = None) -> Row:
-    """One run in one row: mean and deviation over its last ``last`` evaluated rounds, bytes, seconds, dropped replies.
+def summary(run: Run, last: int | None = None, metric: str | None = None) -> Row:
+    """One run in one row: mean and deviation over its last evaluated rounds, bytes, seconds, dropped replies.
+
+    Every number of a run that a command, the page or a comparison shows is made here. ``last`` is how many evaluated
+    rounds are averaged, ``evaluation.last`` of the run's own file if left out; ``window`` how many there were.
 
     ``global`` is the server's model on the common test set; ``personalised`` the plain mean over the clients' own test
     sets and ``personalised_weighted`` the mean by their number of examples; ``worst_client`` the lowest client of each
     round (the highest where the metric is a loss); ``client_spread`` the deviation over clients; ``received`` the mean
     of what the clients of a round scored with what they received. Each has a second key ending in ``_deviation``.
-    ``lowest_client`` is the worst single value of these rounds. Values that the run did not measure are None.
+    ``lowest_client`` is the worst single value of these rounds. ``final`` and ``final_personalised`` are the global
+    and the clients' score of the model that the run ends with, which is the one that is exported. Values that the run
+    did not measure are None.
     ``epsilon`` is what differential privacy had cost by the last round, infinite where it had no bound, None of a run
     without it. ``seconds`` adds up the rounds, without the time to set up.
 
     Raises:
         ConfigError: ``last`` is below 1.
     """
-    if last < 1:
-        raise ConfigError(f"last = {last!r} is not allowed; at least 1 evaluated round must be averaged.")
+    last = window(run, last)
     metric = metric or main_metric(run)
     row: Row = {
         "name": run.name,
@@ -69,11 +87,13 @@ def summary(run: Run, last: int = 5, metric: str | None = None) -> Row:
     for measure, who in MEASURES.items():
         values = curve(run, metric, who)[1][-last:]
         row[measure], row[f"{measure}_deviation"] = mean(values), deviation(values)
+    row["window"] = max((len(curve(run, metric, who)[1][-last:]) for who in MEASURES.values()), default=0)
+    row |= {measure: final_score(run, metric, who) for measure, who in FINAL.items()}
     worst = curve(run, metric, MEASURES["worst_client"])[1][-last:]
-    row["lowest_client"] = (max if metric == "loss" else min)(worst, default=None)
-    _, up, down = cumulative_bytes(run)
+    row["lowest_client"] = (max if metric in LOWER_IS_BETTER else min)(worst, default=None)
+    up, down = all_bytes(run)
     seconds = sum(float(line.get("seconds") or 0.0) for line in run.rounds)
-    row |= {"bytes_up": up[-1], "bytes_down": down[-1]}
+    row |= {"bytes_up": up, "bytes_down": down}
     row |= {"seconds": seconds, "seconds_per_round": seconds / len(run.rounds), "dropped": len(dropped(run))}
     row |= {"messages": sum(messages(run).values()) or None}
     return row | {"epsilon": _epsilon(run)}
@@ -84,7 +104,7 @@ def _epsilon(run: Run) -> float | None:
     return None if spent is None else math.inf if spent["epsilon"] is None else float(spent["epsilon"])
 
 
-def compare_rows(groups: Groups, last: int = 5, metric: str | None = None) -> list[Row]:
+def compare_rows(groups: Groups, last: int | None = None, metric: str | None = None) -> list[Row]:
     """One row per label over its seeds.
 
     Each measure of ``summary`` is the mean over seeds of the run's last-k mean; ``_deviation`` is the deviation of
@@ -103,6 +123,10 @@ def compare_rows(groups: Groups, last: int = 5, metric: str | None = None) -> li
             within = [part[f"{measure}_deviation"] for part in parts if part[f"{measure}_deviation"] is not None]
             row[measure], row[f"{measure}_deviation"] = mean(values), deviation(values)
             row[f"{measure}_within"] = mean(within)
+        for measure in FINAL:
+            values = [part[measure] for part in parts if part[measure] is not None]
+            row[measure], row[f"{measure}_deviation"] = mean(values), deviation(values)
+        row["window"] = max(part["window"] for part in parts)
         row |= {key: mean([part[key] for part in parts]) for key in ("bytes_up", "bytes_down")}
         row |= {key: mean([part[key] for part in parts]) for key in ("seconds", "seconds_per_round")}
         row["messages"] = mean([part["messages"] for part in parts if part["messages"] is not None])
@@ -112,7 +136,7 @@ def compare_rows(groups: Groups, last: int = 5, metric: str | None = None) -> li
     return rows
 
 
-def notes(groups: Groups) -> list[str]:
+def notes(groups: Groups, last: int | None = None) -> list[str]:
     """Sentences on what makes the labels less comparable than their table looks; empty where nothing does."""
     found = []
     seeds = {label: sorted(str(run.seed) for run in runs) for label, runs in groups.items()}
@@ -123,6 +147,10 @@ def notes(groups: Groups) -> list[str]:
     if len({count for counts in rounds.values() for count in counts}) > 1:
         listed = "; ".join(f"{label}: {', '.join(map(str, value))}" for label, value in rounds.items())
         found.append(f"The runs do not have the same number of rounds ({listed}).")
+    spans = {label: sorted({window(run, last) for run in runs}) for label, runs in groups.items()}
+    if len({span for value in spans.values() for span in value}) > 1:
+        listed = "; ".join(f"{label}: {', '.join(map(str, value))}" for label, value in spans.items())
+        found.append(f"The runs are not averaged over the same number of evaluated rounds at their end ({listed}).")
     for label, runs in groups.items():
         found += apart_note(label, runs)
         if unfinished := [str(run.seed) for run in runs if not run.finished]:
@@ -146,10 +174,11 @@ def happened(run: Run, most: int = 10) -> list[str]:
     Rounds are counted from 1, as the progress of a run shows them. At most ``most`` pairs of client and reason.
     """
     rounds: dict[tuple[int, str], list[int]] = {}
+    names = client_names(run)
     for loss in dropped(run):
         rounds.setdefault((loss["client"], loss["reason"]), []).append(loss["round"] + 1)
     found = [
-        f"client {client} dropped in round{'s' if len(when) > 1 else ''} {_spans(when)}: {reason}."
+        f"client {names.get(client, client)} dropped in round{'s' if len(when) > 1 else ''} {_spans(when)}: {reason}."
         for (client, reason), when in sorted(rounds.items())
     ]
     if len(found) > most:
@@ -228,9 +257,13 @@ def human_metric(value: float | None, metric: str, spread: float | None = None, 
 
 
 def _metric_column(title: str, measure: str) -> Column:
-    return title, lambda row: human_metric(row[measure], row["metric"], row[f"{measure}_deviation"])
+    return title, lambda row: human_metric(row[measure], row["metric"], row.get(f"{measure}_deviation"))
 
 
+_FINAL: tuple[Column, ...] = (
+    _metric_column("final model", "final"),
+    _metric_column("clients' final", "final_personalised"),
+)
 _MEASURED: tuple[Column, ...] = (
     _metric_column("global", "global"),
     _metric_column("personalised", "personalised"),
@@ -253,6 +286,7 @@ SUMMARY: tuple[Column, ...] = (
     ("method", lambda row: str(row["method"])),
     ("seed", lambda row: "-" if row["seed"] is None else str(row["seed"])),
     ("rounds", lambda row: f"{row['rounds']}{'' if row['status'] == 'finished' else ' (unfinished)'}"),
+    *_FINAL,
     *_MEASURED,
     ("lowest", lambda row: human_metric(row["lowest_client"], row["metric"])),
     *_COST,
@@ -260,6 +294,7 @@ SUMMARY: tuple[Column, ...] = (
 COMPARE: tuple[Column, ...] = (
     ("method", lambda row: str(row["label"])),
     ("seeds", lambda row: str(row["seeds"])),
+    *_FINAL,
     *_MEASURED[:1],
     ("within run", lambda row: human_metric(row["global_within"], row["metric"])),
     *_MEASURED[1:],
@@ -268,8 +303,9 @@ COMPARE: tuple[Column, ...] = (
 GROUPED: tuple[Column, ...] = (
     COMPARE[0],
     ("group", lambda row: str(row["group"])),
-    *COMPARE[1:3],
-    _MEASURED[1],
+    COMPARE[1],
+    *_FINAL,
+    *_MEASURED[:2],
 )
 PAIRED: tuple[Column, ...] = (
     ("method", lambda row: str(row["label"])),
@@ -287,7 +323,11 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
         return []
     kinds = {"verdict": PAIRED, "group": GROUPED, "label": COMPARE}
     columns = next((kind for key, kind in kinds.items() if key in rows[0]), SUMMARY)
-    table = [[title for title, _ in columns], *([show(row) for _, show in columns] for row in rows)]
+    averaged = {title for title, _ in _MEASURED[:2]}  # the headlines; all that stands beside them is of the same rounds
+    spans = sorted({row["window"] for row in rows if row.get("window")})
+    span = f", last {spans[0]}" if len(spans) == 1 else f", last {spans[0]}-{spans[-1]}" if spans else ""
+    titles = [title + span if title in averaged else title for title, _ in columns]
+    table = [titles, *([show(row) for _, show in columns] for row in rows)]
     keep = [at for at in range(len(columns)) if any(line[at] != "-" for line in table[1:])]
     return [[line[at] for at in keep] for line in table]
 

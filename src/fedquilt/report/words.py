@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedquilt.report.read import score_of
+
 
 def round_text(line: Mapping[str, Any], brief: bool = False) -> str:
     """A round in a few words: mean loss over its clients, accuracy and epsilon if any; unless ``brief``, seconds."""
@@ -18,22 +20,16 @@ def round_text(line: Mapping[str, Any], brief: bool = False) -> str:
     # under privacy a client keeps its loss to itself
     words = [f"loss {sum(losses) / len(losses):.3f}" if losses else _counted(len(replied))]
     scores = line["evaluation"] or {}
-    if scores.get("global"):
-        words.append(f"accuracy {scores['global']['accuracy']:.1%}")
+    whole, own, received = (score_of(line, "accuracy", who) for who in ("global", "clients-mean", "received-mean"))
+    if whole is not None:
+        words.append(f"accuracy {whole:.1%}")
     if measured := {label: one["accuracy"] for label, one in (scores.get("groups") or {}).items() if one}:
         worst = min(measured, key=lambda label: measured[label])
         words.append(f"worst group {worst} {measured[worst]:.1%}")
-    if scores.get("clients") and not (brief and scores.get("global")):
-        own = [client["accuracy"] for client in scores["clients"].values()]
-        words.append(f"clients' mean {sum(own) / len(own):.1%}")
-    received = [
-        client["metrics"]["received_accuracy"]
-        for exchange in line["exchanges"]
-        for client in exchange["clients"].values()
-        if "received_accuracy" in client["metrics"]
-    ]
-    if received and not scores.get("clients") and not (brief and scores.get("global")):
-        words.append(f"clients' mean on receipt {sum(received) / len(received):.1%}")
+    if own is not None and not (brief and whole is not None):
+        words.append(f"clients' mean {own:.1%}")
+    if received is not None and own is None and not (brief and whole is not None):
+        words.append(f"clients' mean on receipt {received:.1%}")
     if spent := line.get("privacy"):
         words.append("no epsilon" if spent["epsilon"] is None else f"epsilon {spent['epsilon']:.2f}")
     return ", ".join(words if brief else [*words, f"{line['seconds']:.1f} s"])

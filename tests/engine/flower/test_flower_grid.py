@@ -146,7 +146,7 @@ def test_too_few_good_replies_stop_the_run_by_name(tmp_path):
     setup = fedavg_setup()
     engine, _ = engine_of(setup, tmp_path, meddle=lambda order, reply: reply if of(order, None) else None)
     engine.hello(5)
-    with pytest.raises(RoundError, match=r"round 0, exchange 'fit': 0 of 4 clients .*client 3: no reply within 0.3 s"):
+    with pytest.raises(RoundError, match=r"round 1, exchange 'fit': 0 of 4 clients .*client 3: no reply within 0.3 s"):
         played(setup, engine)
 
 

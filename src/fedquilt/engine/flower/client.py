@@ -85,10 +85,10 @@ class _App(ClientApp):
         category, _, action = message.metadata.message_type.partition(".")
         if category == "train" and action not in self._actions:
             try:
-                exchanges = self._site(context).method.exchanges
+                method = self._site(context).method
             except FedquiltError as error:
                 return _failure(str(error), message)
-            for number, exchange in enumerate(exchanges):
+            for number, exchange in enumerate((*method.exchanges, *method.closing)):
                 if action_of(exchange) not in self._actions:
                     self.train(action_of(exchange))(_told(self._worker(number)))
                     self._actions.add(action_of(exchange))
@@ -107,7 +107,7 @@ class _App(ClientApp):
     def _worker(self, number: int) -> Callable[[Message, Context], Message]:
         def work(message: Message, context: Context) -> Message:
             site = self._site(context)
-            exchange = site.method.exchanges[number]
+            exchange = (*site.method.exchanges, *site.method.closing)[number]
             order, run = read_order(message.content, site.id, exchange.name, self._max_bytes)
             if not re.fullmatch(r"[0-9a-f]{8,64}", run):  # it names a folder
                 raise DecodeError(f"the server sent the run key {run[:80]!r}, which is not a hexadecimal number")
