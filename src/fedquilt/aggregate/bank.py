@@ -76,6 +76,16 @@ def offered(bank: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> Params
     return {site: gathered(bank[site], places) for site, places in entries.items()}
 
 
+def at_most(coverage: Tensor, num_layers: int) -> Tensor:
+    """A coverage (num_slots,) that belongs to so many layers: none below 0, and scaled down where the sum is more.
+
+    Rounding on the wire is let pass: up to a hundredth more, all bits stay.
+    """
+    inside = coverage.clamp(min=0)
+    total = float(wide(inside).sum())
+    return coverage if total <= 1.01 * num_layers else (wide(inside) * (num_layers / total)).to(coverage.dtype)
+
+
 def merged_bank(
     bank: Mapping[str, Tensor], updates: Iterable[BankUpdate], *, step: float = 1.0, damping: float = 0.0
 ) -> Params:

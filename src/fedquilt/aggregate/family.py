@@ -22,6 +22,7 @@ from fedquilt.aggregate.lowrank import Factors, Product, redistributed, stacked,
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.aggregate.residual import mean_factors, rationed, refined, residual
 from fedquilt.aggregate.segment import segment_mean, sparsity_weights
+from fedquilt.core.bounds import limited
 from fedquilt.core.errors import RoundError
 from fedquilt.core.factors import Pair, factors, named, same_but_rank
 from fedquilt.core.params import select, without
@@ -77,13 +78,14 @@ def svd_rule(split: Literal["left", "even"] = "left") -> Rule:
 
 
 def segment_rule(normalize: Literal["all", "segment"] = "all") -> Rule:
-    """HETLoRA's: the mean of factors padded to the server's rank, each client weighing as its product is long."""
+    """HETLoRA's: the mean of factors padded to the server's rank, each client weighing as its product is long, but at
+    most ``core.bounds.RATIO`` times as much as the median: how long it is, is a client's own word."""
 
     def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
         mean = segment_mean(Product(base.B * base.scale, base.A), clients, normalize)
         return Combined(_at(mean, base.scale))
 
-    return Rule("hetlora", combine, weigh=sparsity_weights)
+    return Rule("hetlora", combine, weigh=lambda clients: limited(sparsity_weights(clients)))
 
 
 def stack_rule() -> Rule:

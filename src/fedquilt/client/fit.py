@@ -16,7 +16,7 @@ from fedquilt.client.task import answers, negative_log_likelihood, num_correct, 
 from fedquilt.client.workbench import Batch, Workbench
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import Params
+from fedquilt.core.types import Params, Range
 from fedquilt.distill.agreement import disagreement
 
 Penalty = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
@@ -43,6 +43,14 @@ class Training:
     schedule: str = "constant"
     warmup_rounds: int = 0
     final_scale: float = 0.1
+
+
+METRICS = {
+    "loss": Range(0.0, 1e30),
+    "accuracy": Range(0.0, 1.0),
+    "steps": Range(0.0, 1e9, whole=True),
+}
+"""What training measures on a client, and where it may lie."""
 
 
 @dataclass(frozen=True)

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
-from fedquilt.core.loop import Check, refusal
+import torch
+from torch import Tensor
+
+from fedquilt.core.bounds import moved_far, starts
 from fedquilt.core.method import Exchange
-from fedquilt.core.params import select, squared_norm, sub
-from fedquilt.core.types import Order, Profile, Reply
+from fedquilt.core.params import not_finite
+from fedquilt.core.types import Order, Profile, Range, Reply
 from fedquilt.core.wire import num_wire_bytes
 
+Check = Callable[[Exchange, Order, Reply], str | None]
+"""Why a reply to an order must not reach ``merge``, or None if it may; ``reply_check`` makes one."""
+
 MAX_METRICS, MAX_METRIC_NAME = 1000, 100
-"""Numbers that a reply may hold besides its tensors (one score a layer fits in), and characters of their names."""
+"""Numbers that a reply may hold besides its tensors where the exchange names none, and characters of their names."""
+
+MIN_WEIGHT = 2.0**-20
+"""What a reply weighs at the least, in examples: shares of weights that small still are numbers of full precision."""
+
+MAX_GROWTH = 1e6
+"""How much larger than what was sent, or than 1, a number in a reply may be."""
+
+MAX_VALUE = 1e12
+"""The largest number in a reply: products of two, and their squares, still are numbers of float32."""
+
+_FINITE = Range(-sys.float_info.max, sys.float_info.max)
 
 
 @dataclass(frozen=True)
 class Limits:
     """Bounds on one reply; None is no bound.
 
-    ``max_update_norm`` bounds ``||theta - what was sent||`` over all tensors of the reply that the order held too,
-    ``max_reply_bytes`` the raw bytes of its tensors as they travelled.
+    ``max_update_norm`` bounds ``||theta - what the client began from||`` over all tensors of the reply that have such a
+    start, ``max_reply_bytes`` the raw bytes of its tensors as they travelled.
     """
 
     max_update_norm: float | None = None
@@ -33,52 +50,101 @@ def reply_check(profiles: Iterable[Profile], limits: Limits = Limits()) -> Check
     """``check(exchange, order, reply)``: why a reply must be dropped, or None; what costs least is looked at first.
 
     It must answer this round's order, weigh no more than the examples its client announced, hold few and finite
-    metrics, stay within ``limits``, hold exactly the tensors that the exchange expects, in shape and dtype as they were
-    sent (where the exchange says what it expects), and be finite. A reply can only be dropped, never repaired.
+    metrics, each where its exchange says that it may lie, stay within ``limits``, hold exactly the tensors that the
+    exchange expects, in shape and dtype as they were sent (where the exchange says what it expects), and be finite and
+    not beyond all measure: ``MAX_GROWTH``, ``MAX_VALUE``, and the ranges of the exchange.
     """
     examples = {profile.id: profile.num_examples for profile in profiles}
 
     def check(exchange: Exchange, order: Order, reply: Reply) -> str | None:
         return (
             _stale(order, reply)
-            or _odd_numbers(reply, examples.get(reply.client))
+            or _odd_weight(reply, examples.get(reply.client))
+            or _odd_metrics(exchange, order, reply)
             or _too_large(exchange, reply, limits.max_reply_bytes)
             or _unlike(exchange, order, reply)
             or refusal(reply)
-            or _too_far(order, reply, limits.max_update_norm)
+            or _too_far(exchange, order, reply, limits.max_update_norm)
+            or _out_of_range(exchange, order, reply)
         )
 
     return check
 
 
-def _stale(order: Order, reply: Reply) -> str | None:
-    return None if reply.round == order.round else f"answers round {reply.round}, but this is round {order.round}"
-
-
-def _odd_numbers(reply: Reply, examples: int | None) -> str | None:
-    if examples is None:
-        return f"client {reply.client} is not of this federation"
-    if not _is_number(reply.weight):
-        return f"weight is {_short(reply.weight)}, not a number"
-    if reply.weight > examples:
-        return f"weight is {reply.weight:g}, but the client announced {examples} examples"
-    if len(reply.metrics) > MAX_METRICS:
-        return f"{len(reply.metrics)} metrics; at most {MAX_METRICS} are taken"
+def refusal(reply: Reply) -> str | None:
+    """Why a reply must not reach ``merge``, or None if it may: weight, metrics and tensors must be finite numbers."""
+    if _problem(reply.weight) or not reply.weight > 0:
+        return f"weight is {shown(reply.weight)}, not a number above 0"
+    if reply.weight < MIN_WEIGHT:
+        return f"weight is {shown(reply.weight)}; at least {MIN_WEIGHT:.3g} examples are taken"
     for name, value in reply.metrics.items():
-        if not isinstance(name, str) or len(name) > MAX_METRIC_NAME:
-            return f"metric name {_short(name)} is not text of at most {MAX_METRIC_NAME} characters"
-        if not _is_number(value):
-            return f"metric '{name}' is {_short(value)}, not a number"
+        if _problem(value):
+            return f"{shown(name, bare=True)} is {shown(value)}"
+    tensor = not_finite(reply.params)
+    return None if tensor is None else f"tensor {shown(tensor)} is not finite"
+
+
+def declared(exchange: Exchange, order: Order, reply: Reply) -> Reply:
+    """The reply with those of its metrics that the exchange asks for, all if it does not say."""
+    if exchange.metrics is None:
+        return reply
+    wanted = exchange.metrics(order)
+    return replace(reply, metrics={name: value for name, value in reply.metrics.items() if name in wanted})
+
+
+def shown(value: Any, *, bare: bool = False) -> str:
+    """A stranger's value, short enough for a line; text without quotes if ``bare``."""
+    if isinstance(value, int) and value.bit_length() > 256:  # Python writes no number of thousands of digits
+        return f"an integer of {value.bit_length()} bits"
+    text = value if bare and isinstance(value, str) else repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _problem(value: Any, within: Range = _FINITE) -> str | None:
+    """What is wrong with a number that a stranger sent, in words; None if nothing.
+
+    The one place that judges numbers: booleans, text, NaN, infinities and integers beyond all floats are none.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return f"is {shown(value)}, not a number"
+    if not within.low <= value <= within.high:  # Python compares integers of any size with floats, exactly
+        return f"is {shown(value)}; it must be from {within.low:g} to {within.high:g}"
+    if within.whole and value != int(value):
+        return f"is {shown(value)}; it must be an integer"
     return None
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _stale(order: Order, reply: Reply) -> str | None:
+    if reply.round == order.round:
+        return None
+    return f"answers round {shown(reply.round)}, but this is round {order.round}"
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}..."
+def _odd_weight(reply: Reply, examples: int | None) -> str | None:
+    if examples is None:
+        return f"client {reply.client} is not of this federation"
+    if not isinstance(reply.weight, int | float) or isinstance(reply.weight, bool):
+        return f"weight is {shown(reply.weight)}, not a number"
+    if reply.weight > examples:
+        weight = f"{reply.weight:g}" if _problem(reply.weight) is None else shown(reply.weight)
+        return f"weight is {weight}, but the client announced {examples} examples"
+    return None
+
+
+def _odd_metrics(exchange: Exchange, order: Order, reply: Reply) -> str | None:
+    wanted = None if exchange.metrics is None else exchange.metrics(order)
+    if wanted is None and len(reply.metrics) > MAX_METRICS:
+        return f"{len(reply.metrics)} metrics; at most {MAX_METRICS} are taken"
+    for name, value in reply.metrics.items():
+        if not isinstance(name, str) or len(name) > MAX_METRIC_NAME:
+            return f"metric name {shown(name)} is not text of at most {MAX_METRIC_NAME} characters"
+        if wanted is not None and name not in wanted:
+            return f"metric {shown(name)} was not asked for"
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return f"metric '{name}' is {shown(value)}, not a number"
+        if wanted is not None and (problem := _problem(value, wanted[name])):
+            return f"metric '{name}' {problem}"
+    return None
 
 
 def _too_large(exchange: Exchange, reply: Reply, bound: int | None) -> str | None:
@@ -94,7 +160,7 @@ def _unlike(exchange: Exchange, order: Order, reply: Reply) -> str | None:
     expected = exchange.expects(order)
     for name in reply.params:
         if name not in expected:
-            return f"tensor {_short(name)} was not asked for"
+            return f"tensor {shown(name)} was not asked for"
     for name, sent in expected.items():
         tensor = reply.params.get(name)
         if tensor is None:
@@ -106,14 +172,31 @@ def _unlike(exchange: Exchange, order: Order, reply: Reply) -> str | None:
     return None
 
 
-def _too_far(order: Order, reply: Reply, bound: float | None) -> str | None:
+def _too_far(exchange: Exchange, order: Order, reply: Reply, bound: float | None) -> str | None:
     if bound is None:
         return None
-    shared = [
-        name
-        for name, tensor in reply.params.items()
-        if name in order.params and tensor.shape == order.params[name].shape and tensor.is_floating_point()
-    ]
-    norm = math.sqrt(squared_norm(sub(select(reply.params, shared), select(order.params, shared))))
+    norm = moved_far(exchange, order, reply).norm
     # written so that a norm which overflowed to NaN is refused too
     return None if norm <= bound else f"the update's norm is {norm:.4g}; at most {bound:g} is taken"
+
+
+def _out_of_range(exchange: Exchange, order: Order, reply: Reply) -> str | None:
+    ranges = {} if exchange.ranges is None else exchange.ranges(order)
+    began = starts(exchange, order)
+    for name, tensor in reply.params.items():
+        if not tensor.numel():
+            continue
+        low, high = (float(end) for end in torch.aminmax(tensor.detach()))
+        within = ranges.get(name) or _reach(began.get(name))
+        if not within.low <= low <= high <= within.high:
+            odd = high if abs(high) > abs(low) else low
+            return f"tensor '{name}' holds {odd:.4g}; it must be from {within.low:.4g} to {within.high:.4g}"
+    return None
+
+
+def _reach(began: Tensor | None) -> Range:
+    """Where the numbers of a tensor may lie that a client made of this one."""
+    known = began is not None and began.numel() and not began.is_meta and began.is_floating_point()
+    first = max(abs(float(end)) for end in torch.aminmax(began.detach())) if began is not None and known else 1.0
+    high = min(MAX_VALUE, MAX_GROWTH * max(1.0, first)) if began is not None else MAX_VALUE
+    return Range(-high, high)

@@ -11,6 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import Tensor
+
+from fedquilt.core.bounds import UNBOUNDED, Bounds, bounded
+from fedquilt.core.checks import Check, declared, refusal
 from fedquilt.core.errors import FedquiltError, RoundError, WireError
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import not_finite, num_bytes
@@ -19,13 +23,12 @@ from fedquilt.core.types import ClientId, Failure, Memory, Order, Profile, Reply
 from fedquilt.core.wire import WIRE, lowered, packed, raised, unpacked
 
 Send = Callable[[Exchange, Mapping[ClientId, Order]], Iterable[Reply | Failure]]
-Check = Callable[[Exchange, Order, Reply], str | None]
-"""Why a reply to an order must not reach ``merge``, or None if it may; ``core.checks.reply_check`` makes one."""
 
 
 @dataclass
 class Traffic:
-    """What one exchange moved and brought: bytes each way and metrics by client, and who was dropped and why."""
+    """What one exchange moved and brought: bytes each way, metrics and weights by client, who was dropped and why, and
+    whose update or weight was bounded, see ``core.bounds``."""
 
     exchange: str
     bytes_down: dict[ClientId, int] = field(default_factory=dict)
@@ -33,6 +36,8 @@ class Traffic:
     settings: dict[ClientId, Mapping[str, Any]] = field(default_factory=dict)
     metrics: dict[ClientId, Mapping[str, float]] = field(default_factory=dict)
     dropped: dict[ClientId, str] = field(default_factory=dict)
+    weights: dict[ClientId, float] = field(default_factory=dict)
+    bounded: dict[ClientId, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,19 +62,22 @@ def rounds(
     quorum: float = 0.0,
     min_replies: int = 1,
     check: Check | None = None,
+    bounds: Bounds = UNBOUNDED,
 ) -> Iterator[Round]:
     """The finished rounds of ``method``, one after another, from ``start`` up to ``num_rounds``.
 
     ``cohorts(t)`` gives the clients of round ``t``. ``state`` None means the method's own first state. An exchange that
     asks nobody (no client of the cohort is eligible) leaves the state as it is. ``quorum`` is the share of the asked
-    clients, in [0, 1], that must send a usable reply, and ``min_replies`` (at least 1) their number. A reply that
-    ``check`` (``refusal``, if left out) has a reason against is dropped.
+    clients, in [0, 1], that must send a usable reply, and ``min_replies`` (at least 1) their number. Metrics that an
+    exchange did not ask for are dropped, and so is a reply that ``check`` (``refusal``, if left out) has a reason
+    against. With any of ``bounds`` the replies of an exchange are held until the last is there; without, ``merge`` gets
+    each as it comes.
 
     Raises
     ------
     RoundError
-        when the cohort is empty, or too few usable replies came; names the round, the exchange and each
-        client's reason.
+        when the cohort is empty, or too few usable replies came (names the round, the exchange and each client's
+        reason), or a merge made a number that is not finite.
     """
     if state is None:
         state = method.init(rng.child("init"))
@@ -80,7 +88,7 @@ def rounds(
             raise RoundError(f"round {number + 1}: the cohort is empty; a round needs at least one client")
         traffic = []
         for exchange in method.exchanges:
-            state, moved = _exchanged(exchange, state, turn, send, check)
+            state, moved = _exchanged(exchange, state, turn, send, check, bounds)
             _require(moved, number, quorum, min_replies)
             traffic.append(moved)
         yield Round(number, state, tuple(traffic), time.perf_counter() - began)
@@ -101,10 +109,12 @@ def closed(
     They are of round ``num_rounds``, one behind the last, with all of ``profiles``, and leave the state as it is.
     """
     turn = Turn(num_rounds, tuple(profiles), rng.child("closing"))
-    return tuple(_exchanged(exchange, state, turn, send, check)[1] for exchange in method.closing)
+    return tuple(_exchanged(exchange, state, turn, send, check, UNBOUNDED)[1] for exchange in method.closing)
 
 
-def _exchanged(exchange: Exchange, state: Tree, turn: Turn, send: Send, check: Check | None) -> tuple[Tree, Traffic]:
+def _exchanged(
+    exchange: Exchange, state: Tree, turn: Turn, send: Send, check: Check | None, bounds: Bounds
+) -> tuple[Tree, Traffic]:
     moved = Traffic(exchange.name)
     orders = {
         client: replace(order, round=turn.round, rng=turn.rng.child("client", client, exchange.name))
@@ -123,15 +133,24 @@ def _exchanged(exchange: Exchange, state: Tree, turn: Turn, send: Send, check: C
             reply = reply if exchange.wire is None else unpacked(order, reply, exchange.wire)
         except WireError as error:
             return Failure(reply.client, str(error))
+        reply = declared(exchange, order, reply)
         reason = refusal(reply) if check is None else check(exchange, order, reply)
         return reply if reason is None else Failure(reply.client, reason)
 
     usable = _usable(send(exchange, sent), moved, judged)
+    if bounds.any:
+        replies, moved.bounded = bounded(exchange, orders, list(usable), bounds)
+        moved.weights |= {reply.client: float(reply.weight) for reply in replies}
+        usable = iter(replies)
     first = next(usable, None)
     if first is not None:
-        state = exchange.merge(state, _chain(first, usable))
+        merged = exchange.merge(state, _chain(first, usable))
         for _ in usable:  # a merge that stopped early: the other clients still work and are counted
             pass
+        if (broken := _broken(merged, state)) is not None:
+            where = f"round {turn.round + 1}, exchange '{exchange.name}'"
+            raise RoundError(f"{where}: after the merge, {broken} is not finite; what was before is kept")
+        state = merged
     for client in orders.keys() - moved.bytes_up.keys() - moved.dropped.keys():
         moved.dropped[client] = "sent no reply"
     return state, moved
@@ -146,6 +165,22 @@ def _require(moved: Traffic, number: int, quorum: float, min_replies: int) -> No
             f"round {number + 1}, exchange '{moved.exchange}': {usable} of {asked} clients sent a usable reply and "
             f"{wanted} are needed ({causes})"
         )
+
+
+def _broken(tree: Tree, before: Tree, path: str = "") -> str | None:
+    """Where a tree that a merge made holds what is not finite, and is not the same as before; or None."""
+    if tree is before:
+        return None
+    if isinstance(tree, float):
+        return None if math.isfinite(tree) else path
+    if isinstance(tree, Tensor):
+        return path if tree.is_floating_point() and not_finite({path: tree}) is not None else None
+    inside = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in inside:
+        old = before.get(key) if isinstance(before, Mapping) else None
+        if (found := _broken(value, old, f"{path}.{key}" if path else str(key))) is not None:
+            return found
+    return None
 
 
 def needed(orders: int, quorum: float, min_replies: int) -> int:
@@ -171,23 +206,13 @@ def _usable(
         else:
             moved.bytes_up[reply.client] = size
             moved.metrics[reply.client] = dict(reply.metrics)
+            moved.weights[reply.client] = float(reply.weight)
             yield reply
 
 
 def _chain(first: Reply, rest: Iterator[Reply]) -> Iterator[Reply]:
     yield first
     yield from rest
-
-
-def refusal(reply: Reply) -> str | None:
-    """Why a reply must not reach ``merge``, or None if it may: weight, metrics and tensors must be finite."""
-    if not (math.isfinite(reply.weight) and reply.weight > 0):
-        return f"weight is {reply.weight}, not a number above 0"
-    for name, value in reply.metrics.items():
-        if not math.isfinite(value):
-            return f"{name} is {value}"
-    tensor = not_finite(reply.params)
-    return None if tensor is None else f"tensor '{tensor}' is not finite"
 
 
 def perform(

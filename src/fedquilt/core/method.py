@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
 
 
 class Wire(NamedTuple):
@@ -26,11 +26,15 @@ class Exchange(NamedTuple):
     and gives its reply and its new memory. ``merge(state, replies)`` reads the replies once, in client order, and is
     the only maker of state. A client that ``ask`` leaves out sits this exchange out.
 
-    ``expects(order)``, if given, are the order's tensors that a reply to it must hold, and no others, in shape and
-    dtype as they were sent; a wrapper that changes what is sent up must say so here.
+    ``expects(order)``, if given, are the tensors that a reply to it must hold, and no others, in shape and dtype, with
+    the values from which the client began: what a reply changes of them is its update. ``metrics(order)``, if given,
+    are the numbers that a reply may hold besides, by name, and where each may lie: all others are dropped from it.
+    ``ranges(order)``, if given, are tensors of which a reply holds values and no update, and where these may lie. A
+    wrapper that changes what is sent up must say so here.
 
-    ``wire``, if given, is how tensors travel. The three functions, ``expects`` and all checks are of full tensors
-    before and after.
+    ``peers(order)``, if given, names those whose replies are merged together and may be compared; else all are.
+
+    ``wire``, if given, is how tensors travel. All functions here and all checks are of full tensors before and after.
 
     ``partial`` says that an order may lack a part of what its client would use (FedRA sends the drawn blocks alone).
     """
@@ -42,6 +46,9 @@ class Exchange(NamedTuple):
     expects: Callable[[Order], Params] | None = None
     wire: Wire | None = None
     partial: bool = False
+    metrics: Callable[[Order], Mapping[str, Range]] | None = None
+    ranges: Callable[[Order], Mapping[str, Range]] | None = None
+    peers: Callable[[Order], str] | None = None
 
 
 class Method(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -24,6 +24,14 @@ Memory = dict[str, Any]
 """A client's private tree. It never travels. By convention ``memory["params"]`` holds the client's own part of the
 model, which lies over whatever the server sends, in training and in evaluation, and ``memory["base"]`` what methods
 that change the base have merged into it."""
+
+
+class Range(NamedTuple):
+    """The numbers from ``low`` to ``high``, both ends among them; only integers if ``whole``."""
+
+    low: float
+    high: float
+    whole: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,14 @@ from typing import Any
 
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select, without
-from fedquilt.core.types import ClientId, Memory, Order, Profile, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Memory, Order, Profile, Range, Reply, Tree, Turn
+
+SCORES = {
+    "loss": Range(0.0, 1e30),
+    "accuracy": Range(0.0, 1.0),
+    "examples": Range(0.0, 2.0**48, whole=True),
+}
+"""What clients tell that score a model on their own test rows, and where it may lie."""
 
 
 def with_local(method: Method, names: Collection[str]) -> Method:
@@ -46,15 +53,22 @@ def with_received_scores(method: Method) -> Method:
     scores the model that it ends with, in a closing exchange.
     """
     inner, *rest = method.exchanges
+    asked = inner.metrics
 
     def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
         scores = client.evaluate(order, memory)
         reply, memory = inner.work(client, order, memory)
-        received = {f"received_{name}": value for name, value in scores.items()}
-        return replace(reply, metrics={**reply.metrics, **received}), memory
+        return replace(reply, metrics={**reply.metrics, **_received(scores)}), memory
 
-    first = inner if inner.partial else inner._replace(work=work)
+    def metrics(order: Order) -> dict[str, Range]:
+        return {**(asked(order) if asked else {}), **_received(SCORES)}
+
+    first = inner if inner.partial else inner._replace(work=work, metrics=None if asked is None else metrics)
     return method._replace(exchanges=(first, *rest), closing=(*method.closing, _scoring(method.view)))
+
+
+def _received(scores: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"received_{name}": value for name, value in scores.items()}
 
 
 def _scoring(view: Callable[[Tree, Profile], Order]) -> Exchange:
@@ -69,4 +83,4 @@ def _scoring(view: Callable[[Tree, Profile], Order]) -> Exchange:
     def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
         return state
 
-    return Exchange("score", ask, work, merge, expects=lambda order: {})
+    return Exchange("score", ask, work, merge, expects=lambda order: {}, metrics=lambda order: SCORES)

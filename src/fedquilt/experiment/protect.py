@@ -10,14 +10,18 @@ from typing import Any
 from fedquilt.aggregate.family import RULES, Rule
 from fedquilt.aggregate.robust import aggregate_rule
 from fedquilt.config.schema import Config
-from fedquilt.core.checks import Limits, reply_check
+from fedquilt.core.bounds import Bounds
+from fedquilt.core.checks import Check, Limits, reply_check
 from fedquilt.core.errors import ConfigError
-from fedquilt.core.loop import Check
 from fedquilt.core.method import Method
 from fedquilt.core.types import Aggregate, ClientId, Profile
+from fedquilt.experiment.deal import SITES
 from fedquilt.methods import ACROSS
 from fedquilt.privacy.account import accountant, gaussian_epsilon, sampled_epsilon
 from fedquilt.privacy.noise import with_central_dp, with_local_dp
+
+SITES_SHARE = 0.5
+"""The largest share of the weights that a site has by default: never more than all others together."""
 
 _OWN = {"flexlora": "split", "hetlora": "normalize", "fedex-lora": "residual_rank", "lora-fair": "strength"}
 """Rules of the low-rank family, and the key of [aggregation] that is theirs."""
@@ -154,6 +158,13 @@ def _odd_privacy(config: Config, settings: Mapping[str, Any]) -> list[str]:
             f"{here}: dropping replies by defence.max_update_norm would show which clients' updates are long; leave it "
             "out (privacy.clip_norm bounds every update already)"
         )
+    default = type(config.defence).model_fields["max_norm_ratio"].default
+    if mode == "central" and config.defence.max_norm_ratio not in (default, "off"):
+        problems.append(
+            f"{here}: a bound that depends on the other clients' updates, defence.max_norm_ratio = "
+            f"{config.defence.max_norm_ratio}, would show how long these are; leave it out (privacy.clip_norm bounds "
+            "every update already)"
+        )
     return problems
 
 
@@ -188,6 +199,18 @@ def protected(config: Config, method: Method) -> Method:
 def check_of(config: Config, profiles: Sequence[Profile]) -> Check:
     """What every reply is held to."""
     return reply_check(profiles, Limits(config.defence.max_update_norm, config.defence.max_reply_bytes))
+
+
+def bounds_of(config: Config) -> Bounds:
+    """What every reply is held to among those of its exchange.
+
+    With central privacy what becomes of a client's update must not depend on the others': it is clipped by itself.
+    """
+    ratio, share = config.defence.max_norm_ratio, config.defence.max_weight_share
+    if share is None:
+        share = SITES_SHARE if config.partition.scheme == SITES else 1.0
+    off = ratio == "off" or config.privacy.mode == "central"
+    return Bounds(None if off else float(ratio), share if share < 1 else None)
 
 
 def spending(

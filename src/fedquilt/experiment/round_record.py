@@ -102,10 +102,12 @@ def _moved(moved: Traffic) -> dict[str, Any]:
                 "bytes_up": moved.bytes_up[client],
                 "settings": moved.settings[client],
                 "metrics": moved.metrics[client],
+                "share": moved.weights[client] / sum(moved.weights.values()),
             }
             for client in sorted(moved.bytes_up)
         },
         "dropped": {str(client): reason for client, reason in sorted(moved.dropped.items())},
+        "bounded": {str(client): notes for client, notes in sorted(moved.bounded.items())},
         "dropped_bytes_down": sum(moved.bytes_down[client] for client in moved.dropped),
     }
 

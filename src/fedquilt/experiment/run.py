@@ -20,7 +20,7 @@ from fedquilt.engine.flower.hello import run_key
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.groups import outputs_record, weights_digest
-from fedquilt.experiment.protect import check_of, spending
+from fedquilt.experiment.protect import bounds_of, check_of, spending
 from fedquilt.experiment.round_record import final_record, round_line
 from fedquilt.experiment.saving import save_adapters
 from fedquilt.methods import ACROSS
@@ -201,6 +201,7 @@ def _go_on(
         quorum=config.quorum,
         min_replies=config.defence.min_cohort,
         check=check,
+        bounds=bounds_of(config),
     )
     spent = spending(config, cohorts, len(experiment.method.exchanges))
     since = _counter(engine)

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import ClientId, Federation, Memory, Order, Params, Profile, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Federation, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
 
 APART = "apart"
 """The key of the server's state under which lie the states by architecture."""
@@ -51,6 +51,10 @@ def by_architecture(factory: Callable[[Federation], Method], federation: Federat
     def owner(reply: Reply) -> str:
         return owners[reply.client]
 
+    def owner_of(order: Order) -> str:
+        name: str = order.settings["architecture"]
+        return name
+
     def joined(number: int) -> Exchange:
         exchanges = {name: method.exchanges[number] for name, method in methods.items()}
 
@@ -65,7 +69,7 @@ def by_architecture(factory: Callable[[Federation], Method], federation: Federat
             return orders
 
         def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
-            return exchanges[order.settings["architecture"]].work(client, order, memory)
+            return exchanges[owner_of(order)].work(client, order, memory)
 
         def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
             # sorting holds all replies; it is stable, so those of an architecture stay in client order
@@ -76,11 +80,27 @@ def by_architecture(factory: Callable[[Federation], Method], federation: Federat
             return {**state, APART: states}
 
         def expects(order: Order) -> Params:
-            expected = exchanges[order.settings["architecture"]].expects
+            expected = exchanges[owner_of(order)].expects
             return {} if expected is None else expected(order)
 
+        def metrics(order: Order) -> Mapping[str, Range]:
+            wanted = exchanges[owner_of(order)].metrics
+            return {} if wanted is None else wanted(order)
+
+        def ranges(order: Order) -> Mapping[str, Range]:
+            within = exchanges[owner_of(order)].ranges
+            return {} if within is None else within(order)
+
         exchange = first.exchanges[number]
-        return exchange._replace(ask=ask, work=work, merge=merge, expects=None if exchange.expects is None else expects)
+        return exchange._replace(
+            ask=ask,
+            work=work,
+            merge=merge,
+            expects=None if exchange.expects is None else expects,
+            metrics=None if exchange.metrics is None else metrics,
+            ranges=None if exchange.ranges is None else ranges,
+            peers=owner_of,
+        )
 
     return Method(first.name, init, tuple(joined(number) for number in range(len(first.exchanges))), view)
 
@@ -103,5 +123,6 @@ def _runs(replies: Iterable[Reply], owner: Callable[[Reply], str]) -> Iterator[t
             pass
 
 
-def _about(exchange: Exchange) -> tuple[str, bool, Any]:
-    return exchange.name, exchange.expects is None, exchange.wire
+def _about(exchange: Exchange) -> tuple[Any, ...]:
+    told = (exchange.expects, exchange.metrics, exchange.ranges)
+    return exchange.name, exchange.wire, *(one is None for one in told)

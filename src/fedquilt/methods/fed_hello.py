@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from fedquilt.allocate.importance import layer_weights, smoothed
 from fedquilt.allocate.layers import counts, cover, draw, gd_set, madow, odds
+from fedquilt.client.fit import METRICS
+from fedquilt.core.bounds import RATIO, limited
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import ClientId, Federation, Memory, Order, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Federation, Memory, Order, Range, Reply, Tree, Turn
 from fedquilt.methods.layered import Weighting, layered
 
 
@@ -85,8 +88,9 @@ def fed_hello(
         chosen = {p.id: sampled(probabilities, p.budget.layers, rng.child("layers", p.id)) for p in turn.cohort}
         return cover(chosen, num_layers, rng.child("coverage")) if coverage else chosen
 
+    score_names = tuple(f"score_{layer}" for layer in range(num_layers))
     trunk = layered("fed-hello", federation, allocate, weighting=weighting)
-    fit = trunk.exchanges[0]
+    train = trunk.exchanges[0]
 
     def init(rng: Rng) -> Tree:
         state = {
@@ -101,44 +105,63 @@ def fed_hello(
 
     def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
         wanted = scores_from == "clients" and due(turn.round + 1)
-        orders = fit.ask(state, turn)
+        orders = train.ask(state, turn)
         return {k: Order(o.params, {**o.settings, "score": wanted}) for k, o in orders.items()}
 
     def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
-        reply, memory = fit.work(client, order, memory)
+        reply, memory = train.work(client, order, memory)
         if not order.settings["score"]:
             return reply, memory
         scores = client.layer_scores(order, memory, kind=score, objective=objective)
-        metrics = {**reply.metrics, **{f"score_{layer}": value for layer, value in enumerate(scores)}}
+        metrics = {**reply.metrics, **dict(zip(score_names, scores, strict=True))}
         return Reply(reply.client, reply.params, reply.weight, metrics), memory
 
     def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+        wanted = scores_from == "clients" and due(state["round"] + 1)
         sent: list[tuple[float, list[float]]] = []
 
         def noted() -> Iterator[Reply]:
             for reply in replies:
-                if "score_0" in reply.metrics:
-                    sent.append((reply.weight, [reply.metrics[f"score_{layer}"] for layer in range(num_layers)]))
+                if wanted and all(name in reply.metrics for name in score_names):
+                    sent.append((reply.weight, [reply.metrics[name] for name in score_names]))
                 yield reply
 
-        state = {**fit.merge(state, noted()), "round": state["round"] + 1}
+        state = {**train.merge(state, noted()), "round": state["round"] + 1}
         if not due(state["round"]) or (scores_from == "clients" and not sent):
             return state
-        total = sum(weight for weight, _ in sent)
-        mean = [sum(weight * s[layer] for weight, s in sent) / total for layer in range(num_layers)] if sent else None
-        return scored(state, mean)
+        return scored(state, _mean_scores(sent) if sent else None)
 
     def scored(state: Tree, scores: list[float] | None) -> Tree:
         """The state with new odds; the scores are the clients' mean, or else taken from the server's proxy rows."""
         if scores is None:
             order = trunk.view(state, federation.server.profile)
             scores = federation.server.layer_scores(order, kind=score, objective=objective)
+        if not all(map(math.isfinite, scores)):
+            return state  # of a model that clients spoiled: the odds stay as they were
         averaged = list(smoothed(state["scores"], scores, smoothing))
         rng = Rng(state["seed"], ("labels", state["round"]))
         weights = layer_weights(averaged, log=log_scores, label_order=label_order, rng=rng)
         return {**state, "scores": averaged, "probabilities": list(odds(weights)), "refreshed": state["round"]}
 
-    return Method("fed-hello", init, (fit._replace(ask=ask, work=work, merge=merge),), trunk.view)
+    def metrics(order: Order) -> dict[str, Range]:
+        return {**METRICS, **(dict.fromkeys(score_names, Range(0.0, 1e30)) if order.settings["score"] else {})}
+
+    fit = train._replace(ask=ask, work=work, merge=merge, metrics=metrics)
+    return Method("fed-hello", init, (fit,), trunk.view)
+
+
+def _mean_scores(sent: Sequence[tuple[float, Sequence[float]]]) -> list[float]:
+    """The mean of the clients' scores, given with their weights, layer by layer.
+
+    A client whose scores add up to many times the median (``core.bounds.RATIO`` squared: scores are of squares) counts
+    as with so many: scores have no common scale, and one client could else rank the layers alone.
+    """
+    sums = [math.fsum(scores) for _, scores in sent]
+    factors = [most / own if most < own else 1.0 for own, most in zip(sums, limited(sums, RATIO**2), strict=True)]
+    total = sum(weight for weight, _ in sent)
+    columns = zip(*(scores for _, scores in sent), strict=True)
+    weights = [weight * factor for (weight, _), factor in zip(sent, factors, strict=True)]
+    return [sum(w * score for w, score in zip(weights, column, strict=True)) / total for column in columns]
 
 
 def _check(federation: Federation, allocation: str, scores_from: str, warmup: int, refresh: int, beta: float) -> None:

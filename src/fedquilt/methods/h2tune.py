@@ -15,6 +15,7 @@ from fedquilt.aggregate.bank import (
     COVERAGE,
     BankUpdate,
     as_large,
+    at_most,
     drawn_bank,
     exchange_bytes,
     merged_bank,
@@ -26,14 +27,14 @@ from fedquilt.aggregate.bank_alignment import aligned_bank
 from fedquilt.aggregate.layermap import depth_logits, relation
 from fedquilt.aggregate.mean import RunningMean
 from fedquilt.allocate.cores import drawn, leading, rank_within, strongest
-from fedquilt.client.fit import Phase
+from fedquilt.client.fit import METRICS, Phase
 from fedquilt.client.middle import RELATION
 from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.factors import at_rank
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select, without
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import ClientId, Federation, Layout, Memory, Order, Params, Profile, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Federation, Layout, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
 
 
 def h2tune(
@@ -103,7 +104,7 @@ def h2tune(
     problems += [f"method.{key} = {value}: must be at least 0" for key, value in strengths.items() if value < 0]
     if problems:
         raise ConfigError(problems)
-    layouts = federation.layouts
+    layouts, profiles = federation.layouts, {profile.id: profile for profile in federation.profiles}
     sites = {name: sites_of(places_in(layout)) for name, layout in layouts.items()}
     every_site = tuple(dict.fromkeys(site for own in sites.values() for site in own))
     architectures = sorted(layouts)
@@ -206,8 +207,12 @@ def h2tune(
             kept[RELATION] = now[RELATION]
         return Reply(client.id, back, fitted.num_examples, fitted.metrics), kept
 
+    def covered(reply: Reply) -> Tensor:
+        """The coverage that a client tells, of no more layers than it has."""
+        profile = profiles[reply.client]
+        return at_most(reply.params[COVERAGE], min(layouts[profile.architecture].num_layers, profile.budget.layers))
+
     def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
-        profiles = {profile.id: profile for profile in federation.profiles}
         mean = RunningMean(state.get("ends", {}))
 
         def updates() -> Iterator[tuple[str, BankUpdate]]:
@@ -222,7 +227,7 @@ def h2tune(
                 if bank == "noise":  # what the client learned on top of noise, on top of the bank
                     base, given = offered(state["params"], held), slots_in(sent(state, profile))
                     own = {site: base[site] + (tensor - given[site]) for site, tensor in own.items()}
-                yield profile.architecture, BankUpdate(reply.client, own, held, reply.params[COVERAGE], reply.weight)
+                yield profile.architecture, BankUpdate(reply.client, own, held, covered(reply), reply.weight)
 
         number, after = state["round"] + 1, {**state}
         if align == "none":
@@ -243,7 +248,12 @@ def h2tune(
         layout, layers = layouts[order.settings["architecture"]], order.settings["layers"]
         return without(order.params, {*layout.depth} - {*layout.names(layers), *layout.head})
 
-    return Method("h2tune", init, (Exchange("fit", ask, work, merge, expects),), order)
+    def ranges(order: Order) -> dict[str, Range]:
+        # every layer belongs to the slots with 1 in all; what rounding on the wire adds is less than a layer
+        return {COVERAGE: Range(-1.0, len(order.settings["layers"]) + 1.0)}
+
+    fit = Exchange("fit", ask, work, merge, expects, metrics=lambda order: METRICS, ranges=ranges)
+    return Method("h2tune", init, (fit,), order)
 
 
 def _check_ranks(federation: Federation) -> None:

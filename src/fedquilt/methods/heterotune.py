@@ -15,6 +15,7 @@ from fedquilt.aggregate.align import AlignSettings
 from fedquilt.aggregate.alignment import with_alignment
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.allocate.layers import gd_set
+from fedquilt.client.fit import METRICS
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select
@@ -114,7 +115,8 @@ def heterotune(
 
         return {**state, "params": aggregate(state["params"], placed(), weighting)}
 
-    method = Method("heterotune", init, (Exchange("fit", ask, work, merge, expects),), view)
+    fit = Exchange("fit", ask, work, merge, expects, metrics=lambda order: METRICS)
+    method = Method("heterotune", init, (fit,), view)
     if rule == "none":
         return method
     settings = AlignSettings(rule, per, equalise, sharpness, server_learning_rate)

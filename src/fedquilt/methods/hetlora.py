@@ -13,11 +13,12 @@ from torch import Tensor
 from fedquilt.aggregate.family import dispatched, segment_rule
 from fedquilt.aggregate.lowrank import Product
 from fedquilt.aggregate.segment import pruned_rank, tail
+from fedquilt.client.fit import METRICS
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.factors import factors, named
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import ClientId, Federation, Memory, Order, Params, Profile, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Federation, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
 from fedquilt.methods.layered import Weighting, common_layers, layered
 
 
@@ -101,7 +102,11 @@ def hetlora(
 
         return {**fit.merge(state, pruned()), "ranks": ranks}
 
-    return trunk._replace(init=init, exchanges=(fit._replace(work=work, merge=merge),))
+    def metrics(order: Order) -> dict[str, Range]:
+        sent = _rank(order.params)
+        return {**METRICS, "rank": Range(min(sent, max(min_rank, _left(gamma, sent))), sent, whole=True)}
+
+    return trunk._replace(init=init, exchanges=(fit._replace(work=work, merge=merge, metrics=metrics),))
 
 
 def _left(gamma: float, rank: int) -> int:

@@ -11,15 +11,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
-
 from fedquilt.adapters.inject import fresh
 from fedquilt.aggregate.base_log import advanced, first_base, incoming, outgoing, shifts
 from fedquilt.aggregate.family import Rule, dispatched, merged
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.allocate.layers import gd_set
+from fedquilt.client.fit import METRICS
 from fedquilt.core.errors import ConfigError, RoundError
-from fedquilt.core.factors import at_rank
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select, without
 from fedquilt.core.rng import Rng
@@ -77,6 +75,10 @@ def layered(
         trained = order.settings.get("factors")
         return {*frozen} if trained is None else {*adapted, *frozen} - {*factors_named(layout, trained)}
 
+    def drawn(order: Order, rank: int) -> Params:
+        """The adapters that a client of a rule with fresh ones begins from: the server can draw them, too."""
+        return fresh(layout, rank, order.rng.child("fresh"))
+
     def init(rng: Rng) -> Tree:
         state = {"params": federation.initial[layout.architecture](rng)}
         if rule is None or not rule.changes_base:
@@ -114,7 +116,7 @@ def layered(
                 )
             memory, order = {**memory, "base": base}, replace(order, params=params)
         if rank := order.settings.get("rank"):
-            order = replace(order, params={**order.params, **fresh(layout, rank, order.rng.child("fresh"))})
+            order = replace(order, params={**order.params, **drawn(order, rank)})
         if resting := left_alone(order):
             client = client.freezing(resting)
         fitted = client.fit(order, memory, layers, **({"blocks": layers} if drop_layers else {}))
@@ -139,16 +141,15 @@ def layered(
     def expects(order: Order) -> Params:
         names = {*layout.names(order.settings["layers"]), *layout.head} - left_alone(order)
         if rank := order.settings.get("rank"):
-            shapes = at_rank(layout, rank).shapes
-            drawn = {name: torch.empty(shapes[name], device="meta") for name in adapted}
-            return select({**drawn, **order.params}, names)
+            return select({**drawn(order, rank), **order.params}, names)
         return select(order.params, names)
 
     def view(state: Tree, profile: Profile) -> Order:
         params = {**state["params"], **sent(state, profile)}
         return Order(params | shifts(state["base"]) if "base" in state else params)
 
-    return Method(name, init, (Exchange("fit", ask, work, merge, expects, partial=drop_layers),), view)
+    fit = Exchange("fit", ask, work, merge, expects, partial=drop_layers, metrics=lambda order: METRICS)
+    return Method(name, init, (fit,), view)
 
 
 def _check_ranks(federation: Federation, rule: Rule | None) -> None:

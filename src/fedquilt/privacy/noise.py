@@ -19,7 +19,7 @@ from fedquilt.aggregate.robust import clipped_step
 from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.rng import Rng, secret
-from fedquilt.core.types import ClientId, Memory, Order, Params, Reply, Tree
+from fedquilt.core.types import ClientId, Memory, Order, Params, Range, Reply, Tree
 
 RELEASES = "releases"
 """The key of the server's state under which the releases so far are counted."""
@@ -69,7 +69,7 @@ def with_central_dp(
             merged = exchange.merge(state, iter([Reply(ALL, mean, 1.0)]))
             return {**merged, RELEASES: state[RELEASES] + 1}
 
-        return exchange._replace(work=work, merge=merge)
+        return exchange._replace(work=work, merge=merge, metrics=_no_metrics)
 
     return method._replace(init=init, exchanges=tuple(noisy(exchange) for exchange in method.exchanges))
 
@@ -95,9 +95,13 @@ def with_local_dp(method: Method, *, clip_norm: float, noise_multiplier: float, 
             }
             return replace(_bare(reply), params=params), memory
 
-        return exchange._replace(work=work)
+        return exchange._replace(work=work, metrics=_no_metrics, ranges=None)  # noise knows no range
 
     return method._replace(exchanges=tuple(noisy(exchange) for exchange in method.exchanges))
+
+
+def _no_metrics(order: Order) -> dict[str, Range]:
+    return {}
 
 
 def _bare(reply: Reply) -> Reply:
