@@ -14,7 +14,7 @@ from fedquilt.core.errors import RoundError
 from fedquilt.core.loop import perform, rounds
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import Budget, Failure, Order, Profile, Reply
+from fedquilt.core.types import Budget, Failure, Order, Profile, Range, Reply
 
 PROFILES = tuple(Profile(k, 10 * (k + 1), "toy", Budget(1), "toy") for k in range(4))
 SENT = {"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.bfloat16), "frozen": torch.zeros(5)}
@@ -53,6 +53,14 @@ BAD = {
     "a reply of the future": (replace(GOOD, round=4), "answers round 4, but this is round 3"),
     "weight": (replace(GOOD, weight=21.0), "weight is 21, but the client announced 20 examples"),
     "no weight": (replace(GOOD, weight=math.nan), "weight is nan, not a number above 0"),
+    "a weight beyond all floats": (replace(GOOD, weight=10**400), "weight is an integer of 1329 bits, but the client"),
+    "a weight of thousands of digits": (replace(GOOD, weight=-(10**5000)), "weight is an integer of 16610 bits, not a"),
+    "a subnormal weight": (replace(GOOD, weight=5e-324), "weight is 5e-324; at least 9.54e-07 examples are taken"),
+    "weight true": (replace(GOOD, weight=True), "weight is True, not a number"),
+    "weight -0": (replace(GOOD, weight=-0.0), "weight is -0.0, not a number above 0"),
+    "a metric beyond all floats": (replace(GOOD, metrics={"loss": 10**400}), "loss is an integer of 1329 bits"),
+    "a metric true": (replace(GOOD, metrics={"loss": False}), "metric 'loss' is False, not a number"),
+    "a round of thousands of digits": (replace(GOOD, round=10**5000), "answers round an integer of 16610 bits"),
     "negative weight": (replace(GOOD, weight=-1.0), "weight is -1.0, not a number above 0"),
     "weight in words": (replace(GOOD, weight="many"), "weight is 'many', not a number"),
     "metric": (replace(GOOD, metrics={"loss": math.inf}), "loss is inf"),
@@ -100,6 +108,40 @@ def test_the_norm_is_that_of_the_whole_update_and_the_bound_itself_is_taken(boun
     bounded = reply_check(PROFILES, Limits(max_update_norm=bound))
     assert bounded(EXCHANGE, ORDER, inside) is None
     assert "the update's norm is" in bounded(EXCHANGE, ORDER, outside)
+
+
+VALUED = EXCHANGE._replace(
+    metrics=lambda order: {"loss": Range(0.0, 9.0), "rank": Range(1, 4, whole=True)},
+    ranges=lambda order: {"a": Range(0.0, 1.0)},
+)
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (replace(GOOD, metrics={"rank": 2.5}), "metric 'rank' is 2.5; it must be an integer"),
+        (replace(GOOD, metrics={"rank": 5}), "metric 'rank' is 5; it must be from 1 to 4"),
+        (replace(GOOD, metrics={"loss": 1e308}), "metric 'loss' is 1e+308; it must be from 0 to 9"),
+        (replace(GOOD, metrics={"score_0": 1.0}), "metric 'score_0' was not asked for"),
+        (held(a=torch.full((2, 3), 3e38)), "tensor 'a' holds 3e+38; it must be from 0 to 1"),
+        (held(a=torch.full((2, 3), -0.5)), "tensor 'a' holds -0.5; it must be from 0 to 1"),
+    ],
+)
+def test_numbers_are_held_to_the_ranges_of_their_exchange(reply, reason):
+    assert reply_check(PROFILES)(VALUED, ORDER, reply) == reason
+    assert reply_check(PROFILES)(VALUED, ORDER, replace(GOOD, metrics={"rank": 2.0, "loss": -0.0})) is None
+
+
+def test_numbers_beyond_all_measure_are_refused_and_large_ones_where_large_ones_were_sent_are_not():
+    free = reply_check(PROFILES)
+    far = held(a=torch.tensor([[0.0, 0.0, 0.0], [0.0, -1e20, 0.0]]))
+    assert free(EXCHANGE, ORDER, far) == "tensor 'a' holds -1e+20; it must be from -1e+06 to 1e+06"
+    sent = Order({**SENT, "a": torch.full((2, 3), 1e4)}, {}, round=3)
+    assert free(EXCHANGE, sent, held(a=torch.full((2, 3), 9e9))) is None
+    assert "from -1e+10 to 1e+10" in free(EXCHANGE, sent, far)
+    assert free(UNANNOUNCED, ORDER, replace(GOOD, params={"embedding": torch.full((2, 3), 9e11)})) is None
+    said = free(UNANNOUNCED, ORDER, replace(GOOD, params={"embedding": torch.full((2, 3), 1e20)}))
+    assert said == "tensor 'embedding' holds 1e+20; it must be from -1e+12 to 1e+12"
 
 
 # In the loop --------------------------------------------------------
@@ -153,6 +195,7 @@ def test_the_honest_clients_result_is_the_same_bits_as_without_the_bad_one(name)
             return kept["first"] if number else Failure(2, "away")
         weight = 31.0 if name == "weight" else bad.weight
         reason_round = number + 1 if name == "a reply of the future" else number
+        reason_round = bad.round if name == "a round of thousands of digits" else reason_round
         return replace(bad, client=2, weight=weight, round=reason_round)
 
     with_it, without = played(spoiled), played(silent)
