@@ -1,14 +1,17 @@
+import contextlib
 import errno
 import importlib
 import json
 import os
 import random
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from fedquilt.core.errors import RoundError, RunError
-from fedquilt.experiment import build, export, resume, run
+from fedquilt.experiment import build, export, resume, round_record, run
 from fedquilt.record import Record, read_partition, read_result, read_rounds
 
 run_module = importlib.import_module("fedquilt.experiment.run")  # the package's own name for it is the function
@@ -165,32 +168,37 @@ def test_a_run_is_not_resumed_with_another_config(config, tmp_path):
     assert resume(tmp_path / "stopped", config("output=elsewhere", "name=other")) == tmp_path / "stopped"
 
 
-def test_a_checkpoint_from_another_config_is_refused(config, tmp_path):
+def test_other_data_or_other_weights_than_the_run_began_with_are_refused(config, tmp_path, monkeypatch):
     folder = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
         run(config(), folder, Told(stop_after=13))
-    manifest = json.loads((folder / "checkpoint.json").read_text())
-    manifest["config"]["adapter"]["rank"] = 8
-    (folder / "checkpoint.json").write_text(json.dumps(manifest))
-    with pytest.raises(RunError, match=r"checkpoint from another config: adapter.rank is 8 there and 2 now"):
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "weights_digest", lambda groups: "another")
+        with pytest.raises(RunError, match=r"model.name = 'tiny:vit.*' has not the weights that the run began with"):
+            resume(folder)
+    other = {"partition": {**build(config()).partition, "digest": "another"}}
+    monkeypatch.setattr(run_module, "build", lambda wanted, here: replace(build(wanted), **other))
+    with pytest.raises(RunError, match=r"data.source = 'sklearn:digits' is not dealt as when the run began"):
         resume(folder)
 
 
 @pytest.mark.parametrize(
-    ("file", "key", "message"),
-    [
-        ("partition.json", "digest", r"data.source = 'sklearn:digits' is not dealt as when the run began"),
-        ("environment.json", "model", r"model.name = 'tiny:vit.*' has not the weights that the run began with"),
-    ],
+    "name", ["config.json", "environment.json", "partition.json", "rounds.jsonl", "checkpoint.json"]
 )
-def test_other_data_or_other_weights_than_the_run_began_with_are_refused(config, tmp_path, file, key, message):
+def test_what_was_changed_since_it_was_written_is_refused_by_name(config, tmp_path, name):
     folder = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
         run(config(), folder, Told(stop_after=13))
-    kept = json.loads((folder / file).read_text())
-    (folder / file).write_text(json.dumps({**kept, key: "another"}))
-    with pytest.raises(RunError, match=message):
-        resume(folder)
+    path = folder / name
+    whole = path.read_text()
+    digit = next(place for place, sign in enumerate(whole) if sign in "12345678")
+    path.write_text(whole[:digit] + "9" + whole[digit + 1 :])
+    for act in (lambda: resume(folder), lambda: export(folder, tmp_path / "out")):
+        with pytest.raises(
+            RunError, match=rf"{name}: damaged, its sha256 is not the one that .*; restore it from a copy"
+        ):
+            act()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(config, tmp_path):
@@ -299,6 +307,148 @@ def test_an_export_replaces_an_adapter_and_nothing_else(finished, tmp_path):
     with pytest.raises(RunError, match=r"--out .*letter.txt: is a file"):
         export(finished, mine / "letter.txt")
     assert [path.name for path in mine.iterdir()] == ["letter.txt"]
+
+
+def test_an_export_notices_emptied_adapters_and_leaves_what_was_there(finished, tmp_path):
+    run_folder, out = tmp_path / "run", tmp_path / "adapter"
+    shutil.copytree(finished, run_folder)
+    export(run_folder, out)
+    (out / "notes.md").write_text("what I know of it")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for content in (b"", b"\0" * 8):
+        (run_folder / "adapters" / "global" / "adapter_model.safetensors").write_bytes(content)
+        with pytest.raises(
+            RunError, match=r"adapter_model.safetensors: damaged, its sha256 is not the one that was not"
+        ):
+            export(run_folder, out)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert export(finished, out) == out
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_an_export_stopped_at_any_step_leaves_the_old_adapter_or_the_new_one_and_works_again(
+    config, finished, tmp_path, monkeypatch
+):
+    class Killed(BaseException): ...
+
+    def contents(folder):
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    other = run(config("adapter.alpha=32", "rounds=1"), tmp_path / "other")
+    old, new = contents(export(finished, tmp_path / "old")), contents(export(other, tmp_path / "new"))
+    assert all(old[name] != new[name] for name in ("adapter_config.json", "adapter_model.safetensors"))
+    out, seen = tmp_path / "adapter", []
+    for steps in range(60):
+        export(finished, out)
+        left = [steps]
+
+        def counted(real, left=left):
+            def called(*arguments, **keywords):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise Killed
+                return real(*arguments, **keywords)
+
+            return called
+
+        with monkeypatch.context() as patch:
+            for owner, name in (
+                (os, "fsync"),
+                (Path, "rename"),
+                (Path, "mkdir"),
+                (shutil, "copy2"),
+                (shutil, "rmtree"),
+            ):
+                patch.setattr(owner, name, counted(getattr(owner, name)))
+            with contextlib.suppress(Killed):
+                export(other, out)
+        seen.append(None if not out.exists() else contents(out) == new)
+        assert not out.exists() or contents(out) in (old, new)
+        if not out.exists():  # between two steps: the old one is beside, and comes back even if the next export fails
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fsync", counted(os.fsync, [0]))
+                with pytest.raises(Killed):
+                    export(other, out)
+            assert contents(out) == old
+        assert contents(export(other, out)) == new
+        if left[0] >= 0:
+            break
+    assert left[0] >= 0
+    assert set(seen) == {None, False, True}
+
+
+def test_a_run_whose_folder_goes_away_while_it_runs_does_not_say_finished(config, tmp_path, finished):
+    class Deleting(Told):
+        def round(self, line):
+            if line["round"] == 2:
+                shutil.rmtree(tmp_path / "gone")
+                if self.replaced:
+                    shutil.copytree(finished, tmp_path / "gone")
+
+    for replaced in (False, True):
+        watch = Deleting()
+        watch.replaced = replaced
+        with pytest.raises(
+            RunError, match=r"gone: was deleted, moved or replaced while this run was writing it, so the"
+        ):
+            run(config(), tmp_path / "gone", watch)
+        assert (tmp_path / "gone").exists() == replaced
+
+
+def test_a_run_goes_back_to_a_kept_round_and_ends_as_if_it_had_never_gone_further(
+    config, tmp_path, finished, fingerprint
+):
+    folder = run(config("head.policy=local", "rounds=5", "checkpoints.keep=3"), tmp_path / "back")
+    whole = fingerprint(folder)
+    with pytest.raises(
+        RunError, match=r"the checkpoint after 2 rounds is not kept; kept are those after 3, 4, 5 rounds"
+    ):
+        resume(folder, back_to=2)
+    with pytest.raises(KeyboardInterrupt):
+        resume(folder, back_to=3, progress=Told(stop_after=13))
+    assert read_result(folder) is None
+    assert len(read_rounds(folder)) == 4
+    assert fingerprint(resume(folder)) == whole
+    lines = read_rounds(folder)
+    assert [line["round"] for line in lines] == [0, 1, 2, 3, 4]
+    assert [line.get("abandoned_rounds") for line in lines] == [None, None, None, 2, None]
+    resume(folder, back_to=5)  # nothing to forget but the result
+    assert fingerprint(folder) == whole
+    assert fingerprint(resume(folder, back_to=0)) == whole
+
+
+def test_what_was_released_is_not_forgotten_by_going_back(config, tmp_path):
+    pytest.importorskip("dp_accounting")
+    private = (
+        "privacy.mode=local",
+        "privacy.clip_norm=1.0",
+        "privacy.noise_multiplier=1.0",
+        "method.weighting=uniform",
+    )
+    folder = run(config("rounds=2", *private), tmp_path / "private")
+    with pytest.raises(
+        RunError, match=r"cannot go back with privacy.mode = 'local': what rounds 2 to 2 released stays"
+    ):
+        resume(folder, back_to=1)
+
+
+def test_where_scores_stop_being_numbers_the_last_sound_checkpoint_is_named(config, tmp_path, monkeypatch):
+    judge = round_record.evaluate
+
+    def poisoned(experiment, state, memories, **how):
+        scores = judge(experiment, state, memories, **how)
+        poisoned.calls += 1
+        return {**scores, "global": {"loss": float("nan")}} if poisoned.calls > 1 else scores
+
+    poisoned.calls = 0
+    monkeypatch.setattr(round_record, "evaluate", poisoned)
+    monkeypatch.setattr(
+        "fedquilt.client.client.learning_rate_at", lambda training, round, rounds: 1e30 if round == 4 else 1e-3
+    )
+    folder = tmp_path / "dead"
+    with pytest.raises(RoundError, match=rf"; to go back: fedquilt run --resume {folder} --from 1$"):
+        run(config("rounds=6"), folder)
+    assert Record.open(folder).kept == {1: True, 3: False, 4: False}
 
 
 def test_an_export_says_what_it_cannot_give(config, tmp_path, finished):

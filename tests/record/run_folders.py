@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import builtins
 import errno
+import json
 import os
 from pathlib import Path
 
 import torch
 
-from fedquilt.record import Record, files
+from fedquilt.core import disk
+from fedquilt.record import Record
 
 CONFIG = {"name": "toy", "seed": 1, "output": "runs", "training": {"steps": 5, "learning_rate": 0.1}}
 
 
-def create(folder: Path) -> Record:
-    return Record.create(folder, CONFIG, {"versions": {}}, {"digest": "d", "clients": []})
+def create(folder: Path, config=CONFIG, around=None, partition=None) -> Record:
+    return Record.create(folder, config, around or {"versions": {}}, partition or {"digest": "d", "clients": []})
+
+
+def make_old(folder: Path) -> None:
+    """Makes a run folder one of the first format, which had no list of what it holds."""
+    old = {"format": 1, "next_round": 1, "seed": 1, "config": CONFIG, "state": {}, "memories": {}}
+    (folder / "checkpoint.json").write_text(json.dumps(old))
+    around = json.loads((folder / "environment.json").read_text())
+    around.pop("format")
+    (folder / "environment.json").write_text(json.dumps(around))
+
+
+def finish(made: Record, line: dict, state=None, memories=None, finite=None) -> None:
+    """Writes one round: its line, and the checkpoint behind it."""
+    made.append_round(line)
+    made.save_checkpoint(line["round"] + 1, state or {}, memories or {}, finite)
 
 
 def raw(tensor: torch.Tensor) -> bytes:
@@ -44,7 +61,7 @@ class Disk:
 
     def __init__(self, monkeypatch, left: int, failure) -> None:
         self.left, self.failure = left, failure
-        monkeypatch.setattr(files, "open", self.open, raising=False)
+        monkeypatch.setattr(disk, "open", self.open, raising=False)
         for name in ("replace", "fsync"):
             monkeypatch.setattr(os, name, self.guarded(getattr(os, name)))
         monkeypatch.setattr(Path, "unlink", self.guarded(Path.unlink))
@@ -61,9 +78,9 @@ class Disk:
 
         return called
 
-    def open(self, path, mode):
+    def open(self, path, mode, opener=None):
         self.step()
-        file = builtins.open(path, mode)  # noqa: SIM115 - the handle below closes it
+        file = builtins.open(path, mode, opener=opener)  # noqa: SIM115 - the handle below closes it
         write = file.write
 
         class Handle:
@@ -79,7 +96,7 @@ class Disk:
                 self.step()
                 return write(content[len(content) // 2 :])
 
-            flush, fileno = file.flush, file.fileno
+            flush, fileno, truncate = file.flush, file.fileno, file.truncate
 
         return Handle()
 

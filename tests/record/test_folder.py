@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import os
+import stat
 
 import pytest
 import torch
-from run_folders import CONFIG, Disk, Killed, create, no_space, same
+from run_folders import CONFIG, Disk, Killed, create, finish, no_space, same
 
 from fedquilt.core.errors import RunError
 from fedquilt.record import (
     Record,
     folder,
+    manifest,
     read_config,
     read_environment,
     read_partition,
     read_result,
     read_rounds,
-    write_json,
 )
 
 
@@ -26,7 +27,7 @@ def test_create_writes_the_folder_that_reports_read(tmp_path):
     made = create(tmp_path / "runs" / "toy")
     assert read_config(made.folder) == CONFIG
     assert read_partition(made.folder) == {"digest": "d", "clients": []}
-    assert read_environment(made.folder) == {"versions": {}}
+    assert read_environment(made.folder) == {"versions": {}, "format": 2}
     assert read_rounds(made.folder) == []
     assert read_result(made.folder) is None
     assert not made.has_checkpoint
@@ -40,6 +41,7 @@ def test_create_takes_an_empty_folder_and_clears_an_earlier_failed_start(tmp_pat
     made = create(tmp_path / "toy")
     assert sorted(path.name for path in made.folder.iterdir()) == [
         "checkpoint",
+        "checkpoint.json",
         "config.json",
         "environment.json",
         "partition.json",
@@ -73,14 +75,12 @@ def test_a_checkpoint_comes_back_whole(tmp_path):
     made = create(tmp_path / "toy")
     state = {"params": {"a": torch.randn(2, 3)}, "round": 3, "odds": [0.1, float("nan")]}
     memories = {7: {"params": {"b": torch.ones(2, dtype=torch.bfloat16)}}, 0: {}}
-    made.save_checkpoint(4, state, memories, seed=1)
+    made.save_checkpoint(4, state, memories)
     next_round, back, own = Record.open(made.folder).load_checkpoint()
     assert next_round == 4
     assert same(back, state)
     assert own.keys() == memories.keys()
     assert all(same(own[client], memories[client]) for client in memories)
-    manifest = json.loads((made.folder / "checkpoint.json").read_text())
-    assert (manifest["seed"], manifest["next_round"]) == (1, 4)
 
 
 def test_without_a_checkpoint_there_is_nothing_to_load(tmp_path):
@@ -93,20 +93,22 @@ def test_only_changed_memories_are_written_and_old_files_go(tmp_path, monkeypatc
     made = create(tmp_path / "toy")
     written = []
     write = folder.write_bytes
-    monkeypatch.setattr(folder, "write_bytes", lambda path, content: (written.append(path.name), write(path, content)))
+    monkeypatch.setattr(
+        folder, "write_bytes", lambda path, *more, **how: (written.append(path.name), write(path, *more, **how))
+    )
     first = {0: {"x": torch.zeros(2)}, 1: {"x": torch.ones(2)}}
-    made.save_checkpoint(1, {"t": 0}, first, seed=1)
+    made.save_checkpoint(1, {"t": 0}, first)
     assert sum(name.startswith("client-") for name in written) == 2
     written.clear()
     second = {0: first[0], 1: {"x": torch.full((2,), 2.0)}}
-    made.save_checkpoint(2, {"t": 1}, second, seed=1)
+    made.save_checkpoint(2, {"t": 1}, second)
     assert [name.split("-")[1] for name in written if name.startswith("client-")] == ["001"]
-    assert len(list((made.folder / "checkpoint").iterdir())) == 3
+    assert len(list((made.folder / "checkpoint").iterdir())) == 5  # the checkpoint before is kept: state and memory
 
     resumed = Record.open(made.folder)
     _, _, memories = resumed.load_checkpoint()
     written.clear()
-    resumed.save_checkpoint(3, {"t": 2}, {**memories, 5: {}}, seed=1)
+    resumed.save_checkpoint(3, {"t": 2}, {**memories, 5: {}})
     assert [name.split("-")[1] for name in written if name.startswith("client-")] == ["005"]
     _, state, memories = Record.open(made.folder).load_checkpoint()
     assert state == {"t": 2}
@@ -117,7 +119,7 @@ def test_only_changed_memories_are_written_and_old_files_go(tmp_path, monkeypatc
 @pytest.mark.parametrize("prefix", ["state", "client-003"])
 def test_a_damaged_or_missing_file_is_named(tmp_path, prefix):
     made = create(tmp_path / "toy")
-    made.save_checkpoint(1, {"a": torch.zeros(4)}, {3: {"b": torch.ones(4)}}, seed=1)
+    made.save_checkpoint(1, {"a": torch.zeros(4)}, {3: {"b": torch.ones(4)}})
     (path,) = (made.folder / "checkpoint").glob(f"{prefix}-*.safetensors")
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -129,10 +131,23 @@ def test_a_damaged_or_missing_file_is_named(tmp_path, prefix):
         Record.open(made.folder).load_checkpoint()
 
 
-def test_a_manifest_of_another_format_is_refused(tmp_path):
+def test_a_manifest_of_another_format_or_a_damaged_one_is_refused(tmp_path, monkeypatch):
     made = create(tmp_path / "toy")
-    write_json(made.folder / "checkpoint.json", {"format": 99})
-    with pytest.raises(RunError, match="format 99, but this version of fedquilt reads format 1"):
+    made.save_checkpoint(12, {}, {})
+    path = made.folder / "checkpoint.json"
+    whole = path.read_bytes()
+    for content in (whole.replace(b'"next_round": 12', b'"next_round": 13'), whole.replace(b"1", b"2", 1)):
+        path.write_bytes(content)
+        with pytest.raises(RunError, match=r"checkpoint\.json: damaged, its sha256 is not .* noted in it; restore it"):
+            Record.open(made.folder)
+    for content in (b"", whole[:-9], b"[]", b"{}", b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(RunError, match=r"checkpoint\.json: damaged, it is no list of what the run holds"):
+            Record.open(made.folder)
+    monkeypatch.setattr(manifest, "FORMAT", 99)
+    manifest.write_manifest(made.folder, manifest.Manifest({}))
+    monkeypatch.undo()
+    with pytest.raises(RunError, match="format 99, but this version of fedquilt reads format 2; take a newer one"):
         Record.open(made.folder)
 
 
@@ -144,12 +159,12 @@ def test_whatever_step_fails_the_old_or_the_new_checkpoint_is_there_and_never_a_
     for steps in range(200):
         folder = tmp_path / str(steps)
         made = create(folder)
-        made.save_checkpoint(1, states[1], memories[1], seed=1)
+        made.save_checkpoint(1, states[1], memories[1])
         with pytest.MonkeyPatch.context() as patch:
             disk = Disk(patch, steps, failure)
             message = ""
             try:
-                made.save_checkpoint(2, states[2], memories[2], seed=1)
+                made.save_checkpoint(2, states[2], memories[2])
             except (Killed, RunError) as error:
                 message = str(error)
         resumed = Record.open(folder)
@@ -160,9 +175,9 @@ def test_whatever_step_fails_the_old_or_the_new_checkpoint_is_there_and_never_a_
         assert own.keys() == {0, 1}
         assert all(same(own[c], memories[next_round][c]) for c in own)
         # the run goes on from there, and what the failure left behind is cleared
-        resumed.save_checkpoint(3, states[0], {c: memories[0][c] for c in own}, seed=1)
+        resumed.save_checkpoint(3, states[0], {c: memories[0][c] for c in own})
         assert Record.open(folder).load_checkpoint()[0] == 3
-        assert len(list((folder / "checkpoint").iterdir())) == 3
+        assert len(list((folder / "checkpoint").iterdir())) == 6  # of it and of the one before
         if disk.left >= 0:
             break
     else:
@@ -191,18 +206,138 @@ def test_create_stopped_at_any_step_leaves_no_half_run(tmp_path):
 
 def test_resuming_drops_the_rounds_after_the_checkpoint_and_a_torn_line(tmp_path):
     made = create(tmp_path / "toy")
-    for number in range(4):
-        made.append_round({"round": number})
+    for number in range(3):
+        finish(made, {"round": number})
+    made.append_round({"round": 3})
     with (made.folder / "rounds.jsonl").open("a") as file:
         file.write('{"round": 4, "los')
-    assert [line["round"] for line in read_rounds(made.folder)] == [0, 1, 2, 3]
     resumed = Record.open(made.folder)
-    resumed.truncate_rounds(3)
-    resumed.append_round({"round": 3, "again": True})
+    resumed.truncate_rounds()
+    assert len((made.folder / "rounds.jsonl").read_bytes().splitlines()) == 3
+    finish(resumed, {"round": 3, "again": True})
     assert read_rounds(made.folder) == [{"round": 0}, {"round": 1}, {"round": 2}, {"round": 3, "again": True}]
+
+
+def test_no_round_stands_twice(tmp_path):
+    made = create(tmp_path / "toy")
+    finish(made, {"round": 0})
+    for number in (0, 2):
+        with pytest.raises(ValueError, match=f"round {number} where round 1 comes next"):
+            made.append_round({"round": number})
+    other = Record.open(made.folder)  # as another process would
+    finish(other, {"round": 1})
+    with pytest.raises(
+        RunError, match=r"rounds\.jsonl: has 26 bytes where this run had written 13; somebody else chang"
+    ):
+        made.append_round({"round": 1})
+    assert [line["round"] for line in read_rounds(made.folder)] == [0, 1]
 
 
 def test_truncating_before_the_first_round_is_fine(tmp_path):
     made = create(tmp_path / "toy")
-    made.truncate_rounds(0)
+    made.truncate_rounds()
     assert read_rounds(made.folder) == []
+
+
+def state(number):
+    return {"t": number, "a": torch.full((3,), float(number))}
+
+
+@pytest.mark.parametrize(
+    ("keep", "finite", "kept"),
+    [
+        (2, [None] * 6, [5, 6]),
+        (3, [True] * 6, [4, 5, 6]),
+        (2, [True, True, False, False, False, None], [2, 5, 6]),
+        (2, [True, True, True, True, False, True], [5, 6]),
+    ],
+)
+def test_the_last_checkpoints_are_kept_and_the_last_one_that_was_finite(tmp_path, keep, finite, kept):
+    made = create(tmp_path / "toy", {**CONFIG, "checkpoints": {"keep": keep}})
+    for number in range(6):
+        finish(made, {"round": number}, state(number), {0: {"of": 0}, 1: {"of": number}}, finite[number])
+    assert list(made.kept) == kept
+    for number in kept:
+        next_round, back, memories = Record.open(made.folder).load_checkpoint(number)
+        assert next_round == number
+        assert same(back, state(number - 1))
+        assert memories == {0: {"of": 0}, 1: {"of": number - 1}}
+    assert len(list((made.folder / "checkpoint").iterdir())) == 2 * len(kept) + 1  # the memory of client 0 but once
+    with pytest.raises(
+        RunError, match=r"the checkpoint after 1 rounds is not kept; kept are those after .*5, 6 rounds"
+    ):
+        made.load_checkpoint(1)
+
+
+def test_going_back_forgets_what_came_after_and_ends_in_the_same_folder(tmp_path):
+    def played(name, *numbers):
+        made = create(tmp_path / name, {**CONFIG, "checkpoints": {"keep": 4}})
+        for number in numbers:
+            finish(made, {"round": number}, state(number), {0: {"of": number}}, True)
+        return made
+
+    made, straight = played("back", 0, 1, 2, 3), played("straight", 0, 1)
+    (made.folder / "adapters").mkdir()
+    (made.folder / "adapters" / "x").write_text("of round 3")
+    made.save_result({"rounds": 4})
+    record = Record.open(made.folder)
+    assert record.go_back(2) == 2
+    assert read_result(made.folder) is None
+    assert not (made.folder / "adapters").exists()
+    assert read_rounds(made.folder) == [{"round": 0}, {"round": 1}]
+    for name in ("checkpoint.json", "rounds.jsonl"):
+        assert (made.folder / name).read_bytes() == (straight.folder / name).read_bytes()
+    assert files_of(made.folder / "checkpoint") == files_of(straight.folder / "checkpoint")
+    finish(record, {"round": 2}, state(2))
+    record.save_result({"rounds": 3})
+    Record.open(made.folder).check()
+    assert Record.open(made.folder).go_back(0) == 3
+    assert files_of(made.folder / "checkpoint") == {}
+    assert read_rounds(made.folder) == []
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_lost_memories_are_noticed_before_and_while_a_run_goes_on(tmp_path):
+    made = create(tmp_path / "toy")
+    memory = {"b": torch.ones(4)}
+    finish(made, {"round": 0}, memories={3: memory})
+    (path,) = (made.folder / "checkpoint").glob("client-003-*")
+    content = path.read_bytes()
+    path.unlink()
+    for act in (Record.open(made.folder).check, lambda: made.save_checkpoint(2, {}, {3: memory})):
+        with pytest.raises(RunError, match=rf"{path.name}: is lost; the checkpoint cannot be used without it; restore"):
+            act()
+    path.write_bytes(content[:-1])
+    with pytest.raises(RunError, match=rf"{path.name}: damaged, it has \d+ bytes of \d+"):
+        Record.open(made.folder).check()
+
+
+def test_a_finished_run_answers_for_its_adapters(tmp_path):
+    made = create(tmp_path / "toy")
+    inside = made.folder / "adapters" / "global"
+    inside.mkdir(parents=True)
+    (inside / "a").write_text("weights")
+    made.save_result({"rounds": 0})
+    Record.open(made.folder).check_adapter("global")
+    (inside / "b").write_text("strange")
+    with pytest.raises(RunError, match=r"adapters/global/b: is not of this run, checkpoint.json does not name it"):
+        Record.open(made.folder).check_adapter("global")
+    (inside / "b").unlink()
+    (inside / "a").write_text("")
+    with pytest.raises(RunError, match=r"adapters/global/a: damaged"):
+        Record.open(made.folder).check_adapter("global")
+    (inside / "a").unlink()
+    with pytest.raises(RunError, match=r"adapters/global/a: cannot be read \(No such file"):
+        Record.open(made.folder).check_adapter("global")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="other rights there")
+def test_memories_are_for_their_owner_alone(tmp_path):
+    made = create(tmp_path / "toy")
+    made.save_checkpoint(1, {"t": 1}, {0: {"own": 1}})
+    assert stat.S_IMODE((made.folder / "checkpoint").stat().st_mode) == 0o700
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (made.folder / "checkpoint").iterdir()]
+    assert modes == [0o600, 0o600]

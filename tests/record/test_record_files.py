@@ -7,16 +7,17 @@ import json
 import os
 
 import pytest
-from run_folders import Disk, create, no_space
+from run_folders import Disk, create, finish, no_space
 
+from fedquilt.core import disk
 from fedquilt.core.errors import RunError
-from fedquilt.record import files, write_json
+from fedquilt.record import write_json
 
 
 def test_json_files_are_replaced_whole(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     write_json(path, {"x": 1})
-    monkeypatch.setattr(files, "open", Disk(monkeypatch, 1, no_space).open, raising=False)
+    monkeypatch.setattr(disk, "open", Disk(monkeypatch, 1, no_space).open, raising=False)
     with pytest.raises(OSError, match="No space left"):
         write_json(path, {"x": 2})
     assert json.loads(path.read_text()) == {"x": 1}
@@ -34,21 +35,22 @@ def test_json_files_are_replaced_whole(tmp_path, monkeypatch):
 def test_a_disk_that_refuses_gives_one_clear_message(tmp_path, monkeypatch, code, reason, advice):
     made = create(tmp_path / "toy")
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise OSError(code, os.strerror(code), "some.part")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "open", refuse, raising=False)
+        patch.setattr(disk, "open", refuse, raising=False)
         with pytest.raises(RunError, match="there is no checkpoint yet"):
             made.append_round({"round": 0})
-    made.save_checkpoint(5, {}, {}, seed=1)
-    monkeypatch.setattr(files, "open", refuse, raising=False)
+    made.save_checkpoint(4, {}, {})
+    finish(made, {"round": 4})
+    monkeypatch.setattr(disk, "open", refuse, raising=False)
     tail = f"cannot be written ({reason}); the checkpoint of round 4 is whole; {advice}, then continue with: "
     for act, name in (
         (lambda: made.append_round({"round": 5}), "rounds.jsonl"),
-        (lambda: made.save_checkpoint(6, {}, {}, seed=1), "checkpoint"),
+        (lambda: made.save_checkpoint(6, {}, {}), "checkpoint"),
         (lambda: made.save_result({}), "result.json"),
-        (lambda: made.truncate_rounds(5), "rounds.jsonl"),
+        (made.truncate_rounds, "rounds.jsonl"),
     ):
         with pytest.raises(RunError) as caught:
             act()

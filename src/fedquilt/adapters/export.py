@@ -15,7 +15,7 @@ from fedquilt.adapters.peft_places import places
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.types import Layout, Params
 
-_TENSORS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PEFT_TENSORS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
 _FACTORS = ("lora_A", "lora_B")
 # draws of A that leave the base as it was; the others (pissa, olora, corda, ...) change the base too
@@ -79,7 +79,7 @@ def save_peft(
         "init_lora_weights": True,
         "inference_mode": True,
     }
-    write_folder(folder, (_TENSORS, tensors), (_CONFIG, config), beside(base_name, task, classes, peft=True))
+    write_folder(folder, (PEFT_TENSORS, tensors), (PEFT_CONFIG, config), beside(base_name, task, classes, peft=True))
     return folder
 
 
@@ -96,7 +96,7 @@ def load_peft(folder: str | Path, layout: Layout | None = None) -> tuple[Params,
     """
     folder = Path(folder)
     again = "save the adapter again with PEFT's save_pretrained and safetensors"
-    config, tensors = read_folder(folder, _TENSORS, _CONFIG, again)
+    config, tensors = read_folder(folder, PEFT_TENSORS, PEFT_CONFIG, again)
     _refuse(folder, config)
     settings = _settings(folder, config, tensors)
     params: Params = {}

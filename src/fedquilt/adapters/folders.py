@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fedquilt.core.disk import sync_folder, sync_tree
 from fedquilt.core.errors import ModelError, RunError
 from fedquilt.core.types import Params
 
@@ -43,7 +44,10 @@ def write_folder(
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Makes the folder of what ``fill`` writes into a new one; one that is there is replaced once all is written.
+    """Makes the folder of what ``fill`` writes into a new one; one that is there is replaced once all is on the disk.
+
+    If it is stopped on the way, the old one stays, here or (between the two steps of the replacement) as ``.NAME.old``
+    beside it, from where the next call takes it back.
 
     Raises
     ------
@@ -53,14 +57,18 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     fresh = folder.with_name(f".{folder.name}.new")
     stale = folder.with_name(f".{folder.name}.old")
     try:
+        if stale.exists() and not folder.exists():
+            stale.rename(folder)
         for leftover in (fresh, stale):
             if leftover.exists():
                 shutil.rmtree(leftover)
         fresh.mkdir(parents=True)
         fill(fresh)
+        sync_tree(fresh)
         if folder.exists():
             folder.rename(stale)
         fresh.rename(folder)
+        sync_folder(folder.parent)
         if stale.exists():
             shutil.rmtree(stale)
     except (OSError, SafetensorError) as error:

@@ -23,6 +23,16 @@ def run(
     folder: Annotated[
         Path | None, typer.Option(help="The run's folder; OUTPUT/NAME of the run file if left out.")
     ] = None,
+    back_to: Annotated[
+        int | None,
+        typer.Option(
+            "--from",
+            metavar="ROUND",
+            min=0,
+            help="With --resume: go back to the state after so many rounds and forget what came after. The last "
+            "checkpoints are kept, see checkpoints.keep in the run file; 0 begins anew.",
+        ),
+    ] = None,
     engine: Annotated[
         str,
         typer.Option(
@@ -51,6 +61,11 @@ def run(
         )
     if (config is None) == (resume is None):
         raise ConfigError("give a run file, as in `fedquilt run my.toml`, or a stopped run, as in `--resume runs/my`")
+    if back_to is not None and (resume is None or engine == "flower"):
+        raise ConfigError(
+            f"--from {back_to}: goes with --resume RUN, and not with --engine flower, whose clients keep on their own "
+            "disks what they have become"
+        )
     place = resume
     try:
         settings = load(config, changes or [])[0] if config is not None else None
@@ -61,11 +76,11 @@ def run(
 
         with Shown(quiet) as progress:
             if engine == "flower-sim" and place is not None:
-                experiment.simulate(settings, place, progress, cpus=cpus, gpus=gpus)
+                experiment.simulate(settings, place, progress, cpus=cpus, gpus=gpus, back_to=back_to)
             elif superlink is not None and place is not None:
                 experiment.deploy(settings, place, superlink, progress.say)
             elif resume is not None:
-                experiment.resume(resume, progress=progress)
+                experiment.resume(resume, progress=progress, back_to=back_to)
             elif settings is not None and place is not None:
                 experiment.run(settings, place, progress)
     except KeyboardInterrupt:
@@ -84,9 +99,9 @@ def _stopped(place: Path | None) -> None:
         text = "stopped before the run began; nothing was kept"
     else:
         text = f"stopped before the first round was finished; {place} holds no checkpoint yet"
-        if Record.open(place).has_checkpoint:
-            next_round = Record.open(place).load_checkpoint()[0]
-            text = f"stopped; {place / 'checkpoint.json'} holds the first {next_round} rounds"
+        record = Record.open(place)
+        if record.has_checkpoint:
+            text = f"stopped; {place / 'checkpoint.json'} holds the first {record.next_round} rounds"
         text += f"; go on with `fedquilt run --resume {place}`"
     out.print(text, highlight=False, soft_wrap=True)
     raise typer.Exit(130)

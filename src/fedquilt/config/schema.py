@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from fedquilt.config.adapter import Adapter, OwnAdapter
+from fedquilt.config.checkpoints import Checkpoints
 from fedquilt.config.data import Data
 from fedquilt.config.evaluation import Evaluation
 from fedquilt.config.kinds import STRICT, Count, Rate, Share, Text
@@ -287,6 +288,7 @@ class Config(BaseModel):
     defence: Defence = Defence()
     privacy: Privacy = Privacy()
     network: Network = Network()
+    checkpoints: Checkpoints = Checkpoints()
     method: Method = Method()
     groups: tuple[Group, ...] = ()
     """Groups of clients that do not match in model, data, head or adapter; see [[groups]] below."""

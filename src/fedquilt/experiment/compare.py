@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
-from threading import current_thread, main_thread
+from threading import Thread, current_thread, main_thread
 
 import torch
 
@@ -90,9 +90,7 @@ def compare(
 def _side_by_side(missing: Sequence[Job], workers: int, told: Callable[[Job, int, int], None] | None) -> None:
     threads = max(1, (os.cpu_count() or 1) // workers)
     strangers = set(active_children())
-    pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
-    )
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_worker, initargs=(threads,))
     with pool:
         with _deaf_to_interrupts():  # processes that begin here stay so: Ctrl-C is this process's to answer
             futures = {pool.submit(_done, job, None): job for job in missing}
@@ -108,6 +106,19 @@ def _side_by_side(missing: Sequence[Job], workers: int, told: Callable[[Job, int
                     child.terminate()
                     child.join()
             raise
+
+
+def _worker(threads: int) -> None:
+    """What a process of the pool does first: from now on it ends with the one that started it, killed or not."""
+    torch.set_num_threads(threads)
+    parent = parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()  # returns however the parent ends: the operating system closes what they are joined by
+            os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

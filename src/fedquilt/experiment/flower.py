@@ -181,8 +181,10 @@ def simulate(
     *,
     cpus: float = 1.0,
     gpus: float = 0.0,
+    back_to: int | None = None,
 ) -> Path:
-    """Run a config into a new folder on Flower's simulation engine; without a config, go on with the run in ``folder``.
+    """Run a config into a new folder on Flower's simulation engine; without a config, go on with the run in ``folder``,
+    or go ``back_to`` the state after that many rounds and on from there.
 
     The clients' memories lie in ``folder/sites``. Each simulated client gets ``cpus`` and ``gpus`` of this machine.
 
@@ -198,7 +200,7 @@ def simulate(
 
     if config is not None:
         Record.refuse(folder)
-    elif read_result(folder) is not None:
+    elif back_to is None and read_result(folder) is not None:
         return folder
     settings = parse(read_config(folder)) if config is None else config
     memories = folder.absolute() / "sites"
@@ -206,7 +208,7 @@ def simulate(
     def main(grid: Any, stop: Event) -> None:
         connect = over(grid, settings, name="flower-sim", poll=0.1, stop=stop)
         if config is None:
-            resume(folder, progress=progress, connect=connect)
+            resume(folder, progress=progress, connect=connect, back_to=back_to)
         else:
             run(config, folder, progress, connect)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedquilt.client.fit import learning_rate_at
@@ -110,6 +111,23 @@ def _moved(moved: Traffic) -> dict[str, Any]:
         "bounded": {str(client): notes for client, notes in sorted(moved.bounded.items())},
         "dropped_bytes_down": sum(moved.bytes_down[client] for client in moved.dropped),
     }
+
+
+def are_finite(line: Mapping[str, Any]) -> bool | None:
+    """Whether all scores in the line of a round are finite numbers; None if there are none."""
+    scored = list(_numbers(line["evaluation"]))
+    for exchange in line["exchanges"]:
+        for sent in exchange["clients"].values():
+            scored += _numbers({name: value for name, value in sent["metrics"].items() if name.startswith("received_")})
+    return all(math.isfinite(value) for value in scored) if scored else None
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, Mapping):
+        for entry in value.values():
+            yield from _numbers(entry)
+    elif isinstance(value, int | float):
+        yield value
 
 
 def final_record(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from fedquilt.adapters.folders import replace_folder
 from fedquilt.config.load import NOT_DETERMINING, parse, resolved
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import RoundError, RunError
@@ -21,10 +22,11 @@ from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.groups import outputs_record, weights_digest
 from fedquilt.experiment.protect import bounds_of, check_of, spending
-from fedquilt.experiment.round_record import final_record, round_line
+from fedquilt.experiment.round_record import are_finite, final_record, round_line
 from fedquilt.experiment.saving import save_adapters
 from fedquilt.methods import ACROSS
-from fedquilt.record import Record, environment, read_environment, read_partition, read_result, read_rounds
+from fedquilt.record import Record, environment, hold, read_environment, read_partition, read_result, read_rounds
+from fedquilt.record.folder import ADAPTERS
 
 
 class Progress(Protocol):
@@ -111,52 +113,95 @@ def run(
         what ``build`` raises, before the folder is made.
     """
     Record.refuse(folder)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    experiment = build(connect.adapted(config), connect.here)
-    bench = experiment.groups[0].bench  # device and precision are one for all groups
-    around = environment(
-        seed=config.seed,
-        device=str(bench.device),
-        precision=bench.precision,
-        model=weights_digest(experiment.groups),
-        architecture=", ".join(dict.fromkeys(group.architecture for group in experiment.groups)),
-    )
-    if len(experiment.federation.layouts) > 1 and config.method.name not in ACROSS:
-        around["apart"] = [*experiment.federation.layouts]  # the method ran in each of them, and nothing between
-    progress = progress or Silent()
-    key = run_key()
-    engine = connect.make(experiment, key, {}, progress)
-    experiment = experiment.announced(engine.announced)
-    around |= {"engine": connect.name, "run_key": key, "outputs": outputs_record(experiment.groups)}
-    around |= {} if label is None else {"label": label}
-    record = Record.create(folder, resolved(config), around, experiment.partition)
-    return _go_on(experiment, record, 0, None, engine, progress)
+    with hold(folder) as held:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        experiment = build(connect.adapted(config), connect.here)
+        bench = experiment.groups[0].bench  # device and precision are one for all groups
+        around = environment(
+            seed=config.seed,
+            device=str(bench.device),
+            precision=bench.precision,
+            model=weights_digest(experiment.groups),
+            architecture=", ".join(dict.fromkeys(group.architecture for group in experiment.groups)),
+        )
+        if len(experiment.federation.layouts) > 1 and config.method.name not in ACROSS:
+            around["apart"] = [*experiment.federation.layouts]  # the method ran in each of them, and nothing between
+        progress = progress or Silent()
+        key = run_key()
+        engine = connect.make(experiment, key, {}, progress)
+        experiment = experiment.announced(engine.announced)
+        around |= {"engine": connect.name, "run_key": key, "outputs": outputs_record(experiment.groups)}
+        around |= {} if label is None else {"label": label}
+        record = Record.create(folder, resolved(config), around, experiment.partition, held)
+        return _go_on(experiment, record, 0, None, engine, progress)
 
 
 def resume(
-    folder: Path, config: Config | None = None, progress: Progress | None = None, connect: Connect = EMBEDDED
+    folder: Path,
+    config: Config | None = None,
+    progress: Progress | None = None,
+    connect: Connect = EMBEDDED,
+    *,
+    back_to: int | None = None,
 ) -> Path:
     """Go on with a run from its last whole checkpoint; ends in the same bits as if it had never stopped.
 
-    ``config``, if given, must determine the same result as the run's own. A finished run is left as it is.
+    ``config``, if given, must determine the same result as the run's own. A finished run is left as it is, unless it is
+    to go ``back_to`` the state after that many rounds, of which a checkpoint must be kept (0: begin anew); what came
+    after is forgotten then.
+
+    Raises
+    ------
+    FedquiltError
+        RunError if another process writes the folder, something in it was changed, or it cannot go back.
     """
-    record = Record.open(folder, None if config is None else resolved(config), NOT_DETERMINING)
-    if read_result(folder) is not None:
+    wanted = None if config is None else resolved(config)
+    if back_to is None and _finished(Record.open(folder, wanted, NOT_DETERMINING)):
         return folder
-    around = read_environment(folder)
-    began_on = around.get("engine", EMBEDDED.name)
-    if began_on != connect.name:  # the clients' memories are where the run began
-        raise RunError(f"{folder}: began with --engine {began_on}; go on with the same one, not {connect.name}")
-    torch.set_num_threads(around["threads"])  # the same sums in the same order
-    experiment = build(connect.adapted(parse(record.config)), connect.here)
-    progress = progress or Silent()
-    start, state, memories = record.load_checkpoint() if record.has_checkpoint else (0, None, {})
-    engine = connect.make(experiment, around.get("run_key", ""), memories, progress)
-    experiment = experiment.announced(engine.announced)
-    _same_inputs(folder, experiment)
-    record.truncate_rounds(start)
-    return _go_on(experiment, record, start, state, engine, progress, resumed=True)
+    with hold(folder) as held:
+        record = Record.open(folder, wanted, NOT_DETERMINING, held)
+        if back_to is None and _finished(record):  # by the process that held it until now
+            return folder
+        record.check()
+        around, config = read_environment(folder), parse(record.config)
+        began_on = around.get("engine", EMBEDDED.name)
+        if began_on != connect.name:  # the clients' memories are where the run began
+            raise RunError(f"{folder}: began with --engine {began_on}; go on with the same one, not {connect.name}")
+        if back_to is not None:
+            _refuse_to_go_back(record, config, back_to)
+        at = back_to if back_to is not None else None if record.has_checkpoint else 0
+        start, state, memories = record.load_checkpoint(at)
+        torch.set_num_threads(around["threads"])  # the same sums in the same order
+        experiment = build(connect.adapted(config), connect.here)
+        progress = progress or Silent()
+        engine = connect.make(experiment, around.get("run_key", ""), memories, progress)
+        experiment = experiment.announced(engine.announced)
+        _same_inputs(folder, experiment)
+        again: dict[str, Any] = {"resumed": True}
+        if back_to is None:
+            record.truncate_rounds()
+        else:
+            again["abandoned_rounds"] = record.go_back(back_to)
+        return _go_on(experiment, record, start, state, engine, progress, again)
+
+
+def _finished(record: Record) -> bool:
+    """Whether a run has its result, which is as it was written."""
+    if read_result(record.folder) is None:
+        return False
+    record.check()
+    return True
+
+
+def _refuse_to_go_back(record: Record, config: Config, to: int) -> None:
+    """Nothing, if forgetting the rounds from ``to`` on hides nothing that has happened."""
+    if config.privacy.mode != "none" and to < record.next_round:
+        raise RunError(
+            f"{record.folder}: cannot go back with privacy.mode = '{config.privacy.mode}': what rounds {to + 1} to "
+            f"{record.next_round} released stays released, and running them again would spend as much once more; start "
+            "a new run"
+        )
 
 
 def _same_inputs(folder: Path, experiment: Experiment) -> None:
@@ -183,8 +228,9 @@ def _go_on(
     state: Tree,
     engine: Engine,
     progress: Progress,
-    resumed: bool = False,
+    again: Mapping[str, Any] | None = None,
 ) -> Path:
+    """Run the rounds from ``start`` on; ``again`` is what the first line says of a run that is taken up again."""
     config, began = experiment.config, time.perf_counter()
     profiles = experiment.federation.profiles
     check = check_of(config, profiles)
@@ -210,18 +256,19 @@ def _go_on(
             state = done.state
             line = round_line(experiment, done, engine.memories, since(), clients=engine.has_clients)
             line["privacy"] = spent(done.number)
-            if resumed and done.number == start:
-                line["resumed"] = True  # a reader wants to know that the run was not all of a piece
+            if done.number == start:
+                line |= again or {}  # a reader wants to know that the run was not all of a piece
             record.append_round(line)
-            record.save_checkpoint(done.number + 1, state, engine.memories, config.seed)
+            record.save_checkpoint(done.number + 1, state, engine.memories, are_finite(line))
             progress.round(line)
     except RoundError as error:
         raise RoundError(f"{error}; {_advice(record, config)}") from error
+    record.check()  # a folder that was deleted or replaced meanwhile gets no adapters
     try:
-        save_adapters(experiment, state, engine.memories, record.folder / "adapters")
+        replace_folder(record.folder / ADAPTERS, lambda fresh: save_adapters(experiment, state, engine.memories, fresh))
     except RunError as error:
-        again = f"fedquilt run --resume {record.folder}"
-        raise RunError(f"{error}; all rounds are in the checkpoint, so only this is left to do: {again}") from error
+        left = f"fedquilt run --resume {record.folder}"
+        raise RunError(f"{error}; all rounds are in the checkpoint, so only this is left to do: {left}") from error
     rng, total = experiment.rng, config.rounds
     closing = closed(experiment.method, state, profiles, engine.send, rng, num_rounds=total, check=check)
     ended = final_record(read_rounds(record.folder)[-1]["evaluation"], closing, since())
@@ -245,6 +292,9 @@ def _counter(engine: Engine) -> Callable[[], dict[str, int]]:
 def _advice(record: Record, config: Config) -> str:
     """What is left of a run whose round failed, and what may help."""
     manifest = record.folder / "checkpoint.json"
-    kept = f"{manifest} holds the rounds before" if record.has_checkpoint else "no round before it was finished"
+    held = f"{manifest} holds the rounds before" if record.has_checkpoint else "no round before it was finished"
     rate = f"where losses are not finite, lower training.learning_rate ({config.training.learning_rate:g})"
-    return f"{kept}; {rate} or set training.clip_norm, in a new run"
+    earlier = {number: finite for number, finite in record.kept.items() if number < record.next_round}
+    sound = [number for number, finite in earlier.items() if finite] or [*earlier]
+    back = f"; to go back: fedquilt run --resume {record.folder} --from {sound[-1]}" if sound else ""
+    return f"{held}; {rate} or set training.clip_norm, in a new run{back}"

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from fedquilt.adapters.export import save_peft
+from fedquilt.adapters.export import PEFT_CONFIG, PEFT_TENSORS, save_peft
 from fedquilt.adapters.folders import replace_folder
 from fedquilt.adapters.lora import LoraSettings
 from fedquilt.adapters.mixture import MixtureSettings
-from fedquilt.adapters.mixture_files import CONFIG, save_mixture
+from fedquilt.adapters.mixture_files import CONFIG, TENSORS, save_mixture
 from fedquilt.adapters.mixture_inject import as_lora, mixtures
 from fedquilt.adapters.peft_places import places
 from fedquilt.adapters.plain import plain
@@ -29,7 +29,10 @@ from fedquilt.core.params import num_bytes
 from fedquilt.core.types import ClientId, Layout, Memory, Order, Params, Tree
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.groups import BuiltGroup
-from fedquilt.record import Record, read_config, read_partition, read_result
+from fedquilt.record import Record, hold, read_config, read_partition, read_result
+from fedquilt.record.folder import ADAPTERS
+
+_OURS = {PEFT_CONFIG, PEFT_TENSORS, CONFIG, TENSORS}  # the files of an adapter, in either format
 
 
 def save_adapters(experiment: Experiment, state: Tree, memories: Mapping[ClientId, Memory], folder: Path) -> None:
@@ -121,22 +124,36 @@ def export(run: Path, out: Path, client: ClientId | None = None, group: str | No
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out}: is a file; give a new folder")
     # a whole model there may be somebody's base: it is never written over
-    adapter = any((out / name).exists() for name in ("adapter_config.json", CONFIG))
-    if out.is_dir() and any(out.iterdir()) and not adapter:
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    begun = bool(there & _OURS) and there <= _OURS | {"README.md"}  # of an export that was stopped
+    if there and not there & {PEFT_CONFIG, CONFIG} and not begun:
         raise RunError(f"--out {out}: this folder is not empty and holds no adapter; give a new folder")
-    if not record.has_checkpoint:
-        raise RunError(f"{run} has no finished round to export; let it finish one with `fedquilt run --resume {run}`")
     clients = read_partition(run)["clients"]
     if client is not None and not 0 <= client < len(clients):
         raise RunError(f"--client {client}: {run} has the clients 0 to {len(clients) - 1}")
     label = _label(run, [one.get("group", "") for one in clients], client, group)
-    if read_result(run) is None:
+    if read_result(run) is not None:
+        return _copied(record, label, client, out)
+    with hold(run) as held:  # what is read is not written meanwhile
+        record = Record.open(run, held=held)
+        record.check()
+        if not record.has_checkpoint:
+            raise RunError(
+                f"{run} has no finished round to export; let it finish one with `fedquilt run --resume {run}`"
+            )
         experiment = build(parse(read_config(run)))
         _, state, memories = record.load_checkpoint()
-        save_adapters(experiment, state, memories, run / "adapters")
-    own = None if client is None else run / "adapters" / _client_folder(client)
+        replace_folder(run / ADAPTERS, lambda fresh: save_adapters(experiment, state, memories, fresh))
+        return _copied(record, label, client, out)
+
+
+def _copied(record: Record, label: str, client: ClientId | None, out: Path) -> Path:
+    """``out``, now holding the wanted adapter of those in the run's folder, whole, and what else was in it."""
+    run = record.folder
+    own = None if client is None else run / ADAPTERS / _client_folder(client)
     # a client without a part of its own uses the global model
-    made = own if own is not None and own.exists() else run / "adapters" / _global_folder(label)
+    made = own if own is not None and own.exists() else run / ADAPTERS / _global_folder(label)
+    record.check_adapter(made.name)
     if not made.exists():
         whose = f"{run}: group '{label}'" if label else str(run)
         raise RunError(
@@ -145,7 +162,13 @@ def export(run: Path, out: Path, client: ClientId | None = None, group: str | No
             if client is None
             else f"{run}: client {client} has not trained, and there is no global model; choose another --client"
         )
-    shutil.copytree(made, out, dirs_exist_ok=True)
+
+    def fill(fresh: Path) -> None:
+        if out.is_dir():  # what somebody wrote beside the adapter stays
+            shutil.copytree(out, fresh, ignore=lambda folder, names: _OURS, dirs_exist_ok=True)
+        shutil.copytree(made, fresh, dirs_exist_ok=True)
+
+    replace_folder(out.resolve(), fill)
     return out
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and what the disk refused in words."""
+"""JSON and checked files, and what the disk refused in words."""
 
 from __future__ import annotations
 
@@ -6,28 +6,13 @@ import errno
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedquilt.core.disk import sync_folder, write_bytes
 from fedquilt.core.errors import RunError
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path`` in one step; its name is safe once the folder is synced too."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError:
-        with suppress(OSError):  # what went wrong first is what the user must hear
-            part.unlink(missing_ok=True)
-        raise
 
 
 def read_bytes(path: Path, sha256: str, advice: str) -> bytes:
@@ -45,25 +30,6 @@ def read_bytes(path: Path, sha256: str, advice: str) -> bytes:
     if hashlib.sha256(content).hexdigest() != sha256:
         raise RunError(f"{path}: damaged, its sha256 is not the one that was noted; {advice}")
     return content
-
-
-def append_bytes(path: Path, content: bytes) -> None:
-    """Put ``content`` at the end of the file; it is on the disk when this returns."""
-    with open(path, "ab") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names of the files in ``folder`` safe on the disk."""
-    if os.name == "nt":  # Windows has no handle on a folder to sync
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:

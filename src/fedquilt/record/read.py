@@ -7,6 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from fedquilt.core.errors import RunError
+from fedquilt.record.manifest import (
+    MANIFEST,
+    RESTORE,
+    Lines,
+    Manifest,
+    check_bytes,
+    check_files,
+    read_manifest,
+)
 
 CONFIG, ENVIRONMENT, PARTITION, RESULT = "config.json", "environment.json", "partition.json", "result.json"
 ROUNDS = "rounds.jsonl"
@@ -15,58 +24,108 @@ ROUNDS = "rounds.jsonl"
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The resolved config that the run was started with.
 
+    This and the other readers hold what they read to the sha256 that the run noted.
+
     Raises
     ------
     RunError
-        if the folder holds no run.
+        if the folder holds no run, or the file was changed since the run wrote it.
     """
-    return read_json(Path(folder), CONFIG)
+    return _read_checked(Path(folder), CONFIG)
 
 
 def read_environment(folder: str | Path) -> dict[str, Any]:
     """Versions, device and time of the run."""
-    return read_json(Path(folder), ENVIRONMENT)
+    return _read_checked(Path(folder), ENVIRONMENT)
 
 
 def read_partition(folder: str | Path) -> dict[str, Any]:
     """Which rows each client had, and its labels, budget and architecture."""
-    return read_json(Path(folder), PARTITION)
+    return _read_checked(Path(folder), PARTITION)
 
 
 def read_result(folder: str | Path) -> dict[str, Any] | None:
     """The run's result, or None if it is not finished."""
-    if not (Path(folder) / RESULT).exists():
-        read_config(folder)  # an unfinished run is one thing, a folder without a run another
+    folder = Path(folder)
+    read_config(folder)  # an unfinished run is one thing, a folder without a run another
+    manifest = manifest_of(folder)
+    # the manifest names the result before it is there, and a run that went back has none
+    if not (folder / RESULT).exists() or (manifest is not None and RESULT not in manifest.files):
         return None
-    return read_json(Path(folder), RESULT)
+    return _read_checked(folder, RESULT)
 
 
 def read_rounds(folder: str | Path) -> list[dict[str, Any]]:
-    """One entry for each finished round; a last line that was cut off when the run was stopped is left out.
+    """One entry for each finished round.
+
+    What the checkpoint does not hold yet is left out: the line of a round that was being finished when the run stopped.
 
     Raises
     ------
     RunError
-        if a line before the last cannot be read.
+        if lines are lost or were changed.
     """
-    path = Path(folder) / ROUNDS
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        read_config(folder)
-        return []
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read ({error.strerror})") from error
+    folder = Path(folder)
+    read_config(folder)
+    path, manifest = folder / ROUNDS, manifest_of(folder)
+    content = read_lines(folder, None if manifest is None else manifest.lines)
     finished = []
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last line break is empty, or was cut off
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):  # what follows the last break was cut off
         try:
             entry = json.loads(line)
             if not isinstance(entry, dict) or not isinstance(entry.get("round"), int):
                 raise ValueError("not a round")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunError(f"{path}: line {number} is not a finished round; the file was changed or damaged") from error
         finished.append(entry)
     return finished
+
+
+def read_lines(folder: Path, lines: Lines | None) -> bytes:
+    """The lines that a manifest speaks of, as they were written; all that are there without one.
+
+    Raises
+    ------
+    RunError
+        if some are lost or were changed.
+    """
+    path = folder / ROUNDS
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        content = b""
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror})") from error
+    if lines is None:
+        return content
+    if len(content) < lines.bytes:
+        raise RunError(
+            f"{path}: lines of finished rounds are lost ({len(content)} bytes of {lines.bytes} are there); {RESTORE}"
+        )
+    check_bytes(path, content[: lines.bytes], lines.sha256)
+    return content[: lines.bytes]
+
+
+def manifest_of(folder: Path) -> Manifest | None:
+    """What the run in a folder holds; None of a run that was made before there were manifests.
+
+    Raises
+    ------
+    RunError
+        if it is damaged or lost.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None and "format" in read_json(folder, ENVIRONMENT):
+        raise RunError(f"{folder / MANIFEST}: is lost, or is not this run's; {RESTORE}")
+    return manifest
+
+
+def _read_checked(folder: Path, name: str) -> dict[str, Any]:
+    value = read_json(folder, name)  # its words are clearer where something is no run at all
+    manifest = manifest_of(folder)
+    if manifest is not None:
+        check_files(folder, [name], manifest)
+    return value
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -86,7 +145,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
         raise RunError(f"{folder}: not a run folder, it has no {name}; give a folder that fedquilt run made") from error
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path}: damaged, not JSON ({error}); restore it from a copy") from error
     if not isinstance(value, dict):
         raise RunError(f"{path}: damaged, not a JSON object; restore it from a copy")

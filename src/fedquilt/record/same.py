@@ -10,15 +10,13 @@ from fedquilt.core.errors import RunError
 from fedquilt.record.files import plain
 
 
-def check_same(
-    folder: Path, own: Mapping[str, Any], other: Mapping[str, Any], ignored: Collection[str], what: str = "run"
-) -> None:
+def check_same(folder: Path, own: Mapping[str, Any], other: Mapping[str, Any], ignored: Collection[str]) -> None:
     """Nothing, if both configs have the same values in all keys but those in ``ignored``.
 
     Raises
     ------
     RunError
-        naming the keys that differ; ``what`` says whether it is the run or its checkpoint that is another's.
+        naming the keys that differ.
     """
     left, right = _flat(plain(own)), _flat(plain(other))
     different = [
@@ -30,9 +28,9 @@ def check_same(
         return
     listed = "; ".join(f"{key} is {left.get(key)!r} there and {right.get(key)!r} now" for key in different[:8])
     more = f"; and {len(different) - 8} more" if len(different) > 8 else ""
-    begin = "checkpoint from another config" if what != "run" else "this run was started from another config"
     raise RunError(
-        f"{folder}: {begin}: {listed}{more}; resume with the run's own config, or start a new run in another folder"
+        f"{folder}: this run was started from another config: {listed}{more}; resume with the run's own config, or "
+        "start a new run in another folder"
     )
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from fedquilt.core.errors import ConfigError, RunError, suggestion
+from fedquilt.record.manifest import Lines, check_files
+from fedquilt.record.read import manifest_of, read_lines, read_result
 
 WHO = {
     "global": "Global model on the common test set",
@@ -68,11 +70,11 @@ class Run:
 def read_run(folder: str | Path) -> Run:
     """The run kept in ``folder``; a run without ``result.json`` is unfinished and readable.
 
-    A last line of ``rounds.jsonl`` that was cut short (the run was killed while writing it) is left out.
-    Where a resumed run wrote a round twice, the later line counts.
+    What the run's checkpoint does not hold yet is left out, and so is a last line that was cut short. In runs of
+    earlier versions a round may stand twice; the later line counts.
 
     Raises:
-        RunError: the folder is no run, a file in it is damaged, or no round has been finished.
+        RunError: the folder is no run, a file in it is damaged or was changed, or no round has been finished.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -83,14 +85,16 @@ def read_run(folder: str | Path) -> Run:
     config, environment, partition = (
         _read_object(folder / name) for name in ("config.json", "environment.json", "partition.json")
     )
-    rounds = _read_rounds(folder / "rounds.jsonl")
+    manifest = manifest_of(folder)
+    if manifest is not None:
+        check_files(folder, ("config.json", "environment.json", "partition.json"), manifest)
+    rounds = _read_rounds(folder, None if manifest is None else manifest.lines)
     if not rounds:
         raise RunError(
             f"{folder}: no round has been finished yet, so there is nothing to report. "
             f"Go on with `fedquilt run --resume {folder}`."
         )
-    result = _read_object(folder / "result.json") if (folder / "result.json").is_file() else None
-    return Run(folder, config, environment, partition, rounds, result)
+    return Run(folder, config, environment, partition, rounds, read_result(folder))
 
 
 def _runs_inside(folder: Path) -> str:
@@ -117,10 +121,9 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_rounds(path: Path) -> tuple[dict[str, Any], ...]:
-    if not path.is_file():
-        return ()
-    whole, _, _ = _read_bytes(path).rpartition(b"\n")  # what follows the last newline was cut short by a kill
+def _read_rounds(folder: Path, lines: Lines | None) -> tuple[dict[str, Any], ...]:
+    path = folder / "rounds.jsonl"
+    whole, _, _ = read_lines(folder, lines).rpartition(b"\n")  # what follows the last newline was cut short by a kill
     found: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(whole.split(b"\n") if whole else (), start=1):
         try:

@@ -1,0 +1,179 @@
+"""``checkpoint.json``: what a run folder holds, with the sha256 of each file, and of itself.
+
+    format    2
+    files     the sha256 of files that do not change, by path: config, environment, partition; adapters and result
+              once the run is finished
+    kept      the checkpoints from which the run can go on, oldest first (see ``Kept``)
+    sha256    of everything above, as ``_digest`` writes it
+
+It is replaced in one step, so a folder holds what it says or was changed by somebody else. Folders made before format 2
+have none that can be checked; they can be read, but not gone on with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedquilt.core.disk import write_bytes
+from fedquilt.core.errors import RunError
+from fedquilt.record.files import to_json
+
+MANIFEST, FILES = "checkpoint.json", "checkpoint"
+FORMAT = 2
+_OLD_KEYS = {"format", "next_round", "seed", "config", "state", "memories"}  # of format 1
+
+RESTORE = "restore it from a copy, or start the run again in another folder"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of ``checkpoint/``."""
+
+    file: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The beginning of ``rounds.jsonl``: as many bytes, and their sha256."""
+
+    bytes: int = 0
+    sha256: str = hashlib.sha256().hexdigest()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One checkpoint: the round that comes next, the server's state, the clients' memories, the lines until then.
+
+    ``finite`` says whether all scores of the round before were finite numbers, None where nothing was scored.
+    """
+
+    next_round: int
+    state: Entry
+    memories: Mapping[str, Entry]
+    lines: Lines
+    finite: bool | None
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Everything it is made of."""
+        return self.state, *self.memories.values()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a run folder holds."""
+
+    files: Mapping[str, str]
+    kept: tuple[Kept, ...] = ()
+
+    @property
+    def lines(self) -> Lines:
+        """The lines of finished rounds."""
+        return self.kept[-1].lines if self.kept else Lines()
+
+    def after(self, new: Kept, keep: int) -> Manifest:
+        """With a new checkpoint: the last ``keep`` of them stay, and the last one whose scores were finite."""
+        kept = (*(one for one in self.kept if one.next_round < new.next_round), new)
+        finite = [one for one in kept if one.finite][-1:]
+        return replace(self, kept=tuple(one for one in kept if one in kept[-keep:] or one in finite))
+
+    def before(self, next_round: int) -> Manifest:
+        """As it was before a round, as far as that is still known."""
+        files = {path: sha256 for path, sha256 in self.files.items() if "/" not in path and path != "result.json"}
+        return Manifest(files, tuple(one for one in self.kept if one.next_round <= next_round))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Put the manifest into the folder in one step; it is safe once the folder is synced too."""
+    value = {"format": FORMAT, **asdict(manifest)}
+    write_bytes(folder / MANIFEST, to_json({**value, "sha256": _digest(value)}, indent=1).encode() + b"\n")
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """What the folder holds; None if it was made by a version that did not say, or is no run.
+
+    Raises
+    ------
+    RunError
+        if the manifest is damaged.
+    """
+    path = folder / MANIFEST
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        value = json.loads(content)
+        if value.keys() == _OLD_KEYS and value["format"] == 1:
+            return None
+        noted = value.pop("sha256")
+        if noted == _digest(value) and value["format"] == FORMAT:
+            return Manifest(value["files"], tuple(_kept(one) for one in value["kept"]))
+        found = value["format"] if noted == _digest(value) else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RunError(f"{path}: damaged, it is no list of what the run holds; {RESTORE}") from error
+    if found is not None:
+        raise RunError(f"{path}: format {found}, but this version of fedquilt reads format {FORMAT}; take a newer one")
+    raise RunError(f"{path}: damaged, its sha256 is not the one that is noted in it; {RESTORE}")
+
+
+def check_bytes(path: Path, content: bytes, sha256: str) -> None:
+    """Nothing, if ``content``, read from ``path``, has this sha256.
+
+    Raises
+    ------
+    RunError
+        if it has another.
+    """
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise RunError(f"{path}: damaged, its sha256 is not the one that was noted in {MANIFEST}; {RESTORE}")
+
+
+def check_files(folder: Path, names: Iterable[str], manifest: Manifest) -> None:
+    """Nothing, if these files of the folder are as they were written.
+
+    Raises
+    ------
+    RunError
+        naming the first that is missing, unknown or has changed.
+    """
+    for name in names:
+        path = folder / name
+        if name not in manifest.files:
+            raise RunError(f"{path}: is not of this run, {MANIFEST} does not name it; take it away")
+        try:
+            found = file_digest(path)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read ({error.strerror}); {RESTORE}") from error
+        if found != manifest.files[name]:
+            raise RunError(f"{path}: damaged, its sha256 is not the one that was noted in {MANIFEST}; {RESTORE}")
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file, which need not fit into memory."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _kept(value: Mapping[str, Any]) -> Kept:
+    memories = {str(client): _entry(entry) for client, entry in value["memories"].items()}
+    return Kept(int(value["next_round"]), _entry(value["state"]), memories, Lines(**value["lines"]), value["finite"])
+
+
+def _entry(value: Mapping[str, Any]) -> Entry:
+    if Path(value["file"]).name != value["file"]:
+        raise ValueError("a file of a checkpoint lies in its folder")
+    return Entry(**value)
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
