@@ -1,58 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedquilt.core.errors import DataError
-from fedquilt.data.files import read_csv, read_jsonl, read_npz, read_tsv
+from fedquilt.data.files import read_json, read_jsonl, read_npz
+from fedquilt.data.raw import Raw
 
 
 def write(path: Path, text: str | bytes) -> Path:
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return path
-
-
-def test_tsv_without_names_is_text_and_label(tmp_path: Path) -> None:
-    raw = read_tsv(write(tmp_path / "a.tsv", "it 's \"good\t1\nbad\t0\n\n"), {"text", "label"})
-    assert raw.names == ("text", "label")
-    assert raw.read("text") == ["it 's \"good", "bad"]
-    assert raw.read("label") == ["1", "0"]
-
-
-def test_tsv_with_three_cells_has_a_pair(tmp_path: Path) -> None:
-    raw = read_tsv(write(tmp_path / "a.tsv", "a\tb\t1\r\n"), {"text", "label"})
-    assert {name: raw.read(name) for name in raw.names} == {"text": ["a"], "pair": ["b"], "label": ["1"]}
-
-
-def test_tsv_first_line_holds_names_if_it_names_a_wanted_column(tmp_path: Path) -> None:
-    raw = read_tsv(write(tmp_path / "a.tsv", "sentence\tlabel\nfine\t1\n"), {"text", "label"})
-    assert raw.names == ("sentence", "label")
-    assert raw.num_rows == 1
-
-
-def test_tsv_errors_name_the_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a\.tsv, line 2: 3 cells, but the file has 2 columns \(text, label\)"):
-        read_tsv(write(tmp_path / "a.tsv", "a\t1\nb\tc\t1\n"), {"text"})
-    with pytest.raises(DataError, match=r"the first line has 4 cells .* must have 2 columns"):
-        read_tsv(write(tmp_path / "b.tsv", "a\tb\tc\td\n"), {"text"})
-
-
-def test_csv_keeps_commas_and_line_ends_inside_quotes(tmp_path: Path) -> None:
-    raw = read_csv(write(tmp_path / "a.csv", '\ufefftext,label\r\n"one, two\nthree",x\r\n'))
-    assert raw.names == ("text", "label")
-    assert raw.read("text") == ["one, two\nthree"]
-
-
-def test_csv_names_the_line_with_too_few_cells(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a\.csv, line 3: 1 cells, but the file has 2 columns"):
-        read_csv(write(tmp_path / "a.csv", "text,label\na,1\nb\n"))
-
-
-def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="byte 5 is not UTF-8"):
-        read_csv(write(tmp_path / "a.csv", b"text\n\xff\n"))
 
 
 def test_jsonl_fills_missing_keys_with_none(tmp_path: Path) -> None:
@@ -61,10 +22,32 @@ def test_jsonl_fills_missing_keys_with_none(tmp_path: Path) -> None:
     assert raw.read("b") == [None, "x"]
 
 
-@pytest.mark.parametrize(("text", "said"), [('{"a": 1}\n{"a"\n', "line 2: not JSON"), ("[1]\n", "line 1: list found")])
-def test_jsonl_errors_name_the_line(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(DataError, match=said):
-        read_jsonl(write(tmp_path / "a.jsonl", text))
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"a"', "not JSON (Expecting ':' delimiter)"),
+        ("[1]", "not JSON (list found)"),
+        ('{"a": 1, "b": 2, "a": 3}', "the key 'a' stands twice"),
+        ("[" * 100_000, "nested too deep"),
+        ('{"a": ' + "9" * 5_000 + "}", "Exceeds the limit"),
+    ],
+)
+@pytest.mark.parametrize("read", [read_jsonl, read_json])
+def test_what_is_no_json_object_is_named_with_its_line(
+    tmp_path: Path, read: Callable[[Path], Raw], line: str, said: str
+) -> None:
+    raw = read(write(tmp_path / "a.json", f'{{"a": 1}}\n\n{line}\n{{"a": 2}}\n'))
+    assert raw.read("a") == [1, 2]
+    assert raw.origin.number.tolist() == [1, 4]
+    ((what, place),) = raw.troubles
+    assert said in what
+    assert place == (str(tmp_path / "a.json"), "line", 3)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '[{"a": ' + "9" * 5_000 + "}]", '[{"a": 1, "a": 2}]'])
+def test_a_list_that_cannot_be_read_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(DataError, match=r"a\.json: not JSON \((nested too deep|Exceeds the limit|the key 'a')"):
+        read_json(write(tmp_path / "a.json", text))
 
 
 def test_npz_gives_its_arrays(tmp_path: Path) -> None:

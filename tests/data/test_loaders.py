@@ -256,8 +256,8 @@ def test_a_column_or_split_that_is_not_there(tmp_path: Path, settings: dict[str,
     ("text", "said"),
     [
         ("text,label\n", "holds no rows"),
-        ("text,label\na,1\nb,\n", r"has no label in row 1 \(''\); remove the rows"),
-        ("text,is_train\na,maybe\n", "'is_train' holds 'maybe'; allowed are true and false"),
+        ("text,label\na,1\nb,\n", r"data\.label = 'label': no label \(''\): 1 row: .*a\.csv, line 3$"),
+        ("text,is_train\na,maybe\n", r"'is_train': neither true nor false \('maybe'\): 1 row: .*a\.csv, line 2$"),
     ],
 )
 def test_bad_rows_in_text(tmp_path: Path, text: str, said: str) -> None:
@@ -269,21 +269,22 @@ def test_bad_rows_in_text(tmp_path: Path, text: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"text": "a", "label": 0.5}, r"holds 0\.5 in row 1; a label is a class"),
-        ({"text": "a", "label": "x"}, "mixes text and numbers"),
-        ({"text": "a", "label": [1]}, "holds list in row 1"),
-        ({"text": None, "label": 1}, r"data\.text = 'text': row 1 of .* is None, not text"),
+        ({"text": "a", "label": 0.5}, r"a label is a class: text or a whole number \(0\.5\): 1 row: .*, line 2$"),
+        ({"text": "a", "label": "x"}, r"text where most labels are numbers \('x'\): 1 row: .*, line 2$"),
+        ({"text": "a", "label": [1]}, r"a label is a class: text or a whole number \(\[1\]\): 1 row"),
+        ({"text": None, "label": 1}, r"data\.text = 'text': not text \(None\): 1 row: .*, line 2$"),
     ],
 )
 def test_bad_values(tmp_path: Path, row: dict[str, object], said: str) -> None:
-    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "fine", "label": 1}) + "\n" + json.dumps(row) + "\n")
+    fine = {"text": "fine", "label": 1}
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [fine, row, fine])))
     with pytest.raises(DataError, match=said):
         load_table(str(tmp_path / "a.jsonl"))
 
 
 def test_a_row_without_a_client_id(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,user\na,u1\nb,\n")
-    with pytest.raises(DataError, match=r"data\.group = 'user': row 1 .* has no client id"):
+    with pytest.raises(DataError, match=r"data\.group = 'user': no client id \(''\): 1 row: .*, line 3$"):
         load_table(str(tmp_path / "a.csv"), group="user")
 
 

@@ -11,6 +11,7 @@ from fedquilt.data.loaders import load_table
 from fedquilt.data.posing import filled, placeholders, rendered
 from fedquilt.data.raw import from_columns
 from fedquilt.data.table import concatenated
+from fedquilt.data.troubles import Troubles
 
 MATH = [
     {"instruction": "What is 2 + 3?", "output": "The answer is 5", "source": "data/CoT/gsm_rft.json"},
@@ -141,18 +142,22 @@ def test_a_prompt_also_names_the_columns_of_a_tsv_file(tmp_path):
         (SENTENCES, {"prompt": "{sentence}", "words": {"0": "no"}}, r"data.words: has nothing for the class '1'"),
         (SENTENCES, {"format": "messages"}, r"data.format = 'messages': .* has no column 'messages'"),
         (CHAT, {"format": "instruction"}, r"has no column 'instruction', 'output'; columns: messages"),
-        (CHAT, {"prompt": "{messages}"}, r"\{messages\} of row 0 of .* is \[.*\.\.\., neither text nor number"),
+        (
+            CHAT,
+            {"prompt": "{messages}"},
+            r"\{messages\}: neither text nor number \(\[.*\]\): 2 rows: .*, lines 1 and 2$",
+        ),
         (MATH, {"text": "instructions"}, r"neither a column 'instructions' \(data\.text\).*did you mean 'instruction'"),
-        ([{"messages": "Hi"}], {}, r"row 0 of 'messages': is 'Hi'; it must be a list of role and content"),
+        ([{"messages": "Hi"}], {}, r"'messages': must be a list of role and content \('Hi'\): 1 row: .*, line 1$"),
         ([{"messages": [{"role": "user"}]}], {}, r"lacks a role or a content that is text"),
         (
             [CHAT[0], {"messages": CHAT[0]["messages"][:1]}],
             {},
-            r"row 1 of 'messages': speakers are user; the last must",
+            r"'messages': speakers are user; the last must .*: 1 row: .*, line 2$",
         ),
         ([{"messages": []}], {}, r"speakers are nobody; the last must be the assistant"),
-        ([{"instruction": "Go", "output": 5}], {}, r"column 'output': row 0 is 5, not text"),
-        ([{"instruction": None, "output": "5"}], {}, r"column 'instruction': row 0 is None, not text"),
+        ([{"instruction": "Go", "output": 5}], {}, r"column 'output': not text \(5\): 1 row: .*, line 1$"),
+        ([{"instruction": None, "output": "5"}], {}, r"column 'instruction': not text \(None\): 1 row: .*, line 1$"),
     ],
 )
 def test_what_cannot_be_posed_is_told_with_its_place(written, rows, keys, message):
@@ -167,7 +172,7 @@ def test_a_filled_prompt_is_the_template_with_the_values_in_their_places(values,
     assert placeholders(prompt) == ("a", "b c", "d_e")
     raw = from_columns({name: [value] for name, value in values.items()})
     expected = f"{literal}{values['a']}{literal}{values['b c']}{values['d_e']}{values['a']}"
-    assert filled(prompt, raw, {}, "here") == [expected]
+    assert filled(prompt, raw, {}, "here", Troubles(raw.origin)) == [expected]
 
 
 def test_a_conversation_ends_where_the_assistant_speaks():
@@ -180,7 +185,7 @@ def test_one_list_or_one_object_a_line_and_nothing_else_is_a_json_file(tmp_path,
     for text, message in (
         ("{", r"line 1: not JSON"),
         ('{"data": []}', r"holds one dict; a \.json file must be one list of objects"),
-        ("[1]", r"row 0: int found; every row must be a JSON object"),
+        ("[1]", r"int found; every row must be a JSON object: 1 row: .*, row 1$"),
         ("[]", r"holds no rows"),
     ):
         (tmp_path / "bad.json").write_text(text)

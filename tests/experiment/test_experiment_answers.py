@@ -128,17 +128,20 @@ PROBLEMS = [
     ),
     (
         ("data.source=./two.jsonl", "data.target=label"),
-        [r"row 1 of data\.source = '.*two\.jsonl' holds no number in its completion \('none'\); remove the row"],
+        [r"data\.source = '.*two\.jsonl': 1 row .*\n  no number in its completion \('none'\): 1 row: .*, line 2$"],
     ),
     (
         ("data.source=./two.jsonl", "data.target=label", "data.answers=letter"),
-        [r"row 0 of .* holds no letter from A to E in its completion \('5'\)"],
+        [r"2 rows cannot be used.*\n  no letter from A to E in its completion \('5'\): 2 rows: .*, lines 1 and 2$"],
     ),
     (
         ("data.source=./two.jsonl", "data.target=label", "data.answers=program"),
-        [r"row 0 of .* is a program without a value \(leaves nothing in `answer` and prints nothing\), and so are all"],
+        [r"two\.jsonl, line 1 is a program without a value \(leaves nothing in `answer` and prints nothing\), and so"],
     ),
-    (("data.test=./empty.jsonl",), [r"row 0 of data\.test = '.*empty\.jsonl' has an empty prompt, which no model can"]),
+    (
+        ("data.test=./empty.jsonl",),
+        [r"data\.test = '.*empty\.jsonl': 1 row .*\n  an empty prompt.*, line 1$"],
+    ),
     (("data.answers=numbers",), [r"data\.answers = 'numbers': not one of the choices"]),
     (("data.new_tokens=0",), [r"data\.new_tokens = 0: "]),
     (("data.source=arithmetic:blanks",), [r"there is no format 'blanks' \(did you mean 'blank'\?\)"]),

@@ -144,10 +144,14 @@ def test_a_site_checks_its_own_rows_alone(rows, tiny, command):
     assert "data.source = 'site-9.npz': there is no file" in said.err
 
 
-def test_sources_that_do_not_fit_together_are_told(rows, tiny):
-    np.savez(rows / "site-2.npz", images=np.zeros((12, 9, 9), dtype=np.uint8), labels=np.arange(12) % 10)
-    with pytest.raises(DataError, match="source 2 holds image of 9x9 with labels, but source 0 holds image of 8x8"):
-        build(settings_of(tiny, "./site-{client}.npz"))
+def test_pictures_of_sites_may_differ_in_size_and_colour(rows, tiny):
+    shades = np.full((12, 9, 9, 3), 40, dtype=np.uint8)
+    np.savez(rows / "site-2.npz", images=shades, labels=np.arange(12) % 10)
+    built = build(settings_of(tiny, "./site-{client}.npz"))
+    wanted = built.only.bench.prepare(built.clients[2].train)["pixel_values"]
+    assert wanted.shape[-1] == built.loaded.model.config.image_size
+    assert wanted.unique().numel() == 1
+    assert built.clients[0].train["pixel_values"].shape[1:3] == built.clients[2].train["pixel_values"].shape[1:3]
 
 
 def test_classes_number_the_outputs_of_any_scheme(config):

@@ -1,19 +1,19 @@
-"""Readers of single files: ``.npz``, ``.tsv``, ``.csv``, ``.json`` and ``.jsonl``. Each gives a file's columns."""
+"""Readers of ``.npz``, ``.json`` and ``.jsonl`` files. Each gives a file's columns."""
 
 from __future__ import annotations
 
-import csv
 import json
 import zipfile
-import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedquilt.core.errors import DataError
-from fedquilt.data.raw import Raw, from_columns
+from fedquilt.data.delimited import read_text
+from fedquilt.data.limits import refuse_bomb
+from fedquilt.data.raw import Place, Raw, Trouble, from_columns
 
 
 def read_npz(path: Path) -> Raw:
@@ -22,68 +22,37 @@ def read_npz(path: Path) -> Raw:
     Raises
     ------
     DataError
-        if the file is damaged, holds Python objects, or its arrays differ in length.
+        if the file is damaged, is a decompression bomb, holds Python objects, or its arrays differ in length.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            columns = {name: archive[name] for name in archive.files}
-    except ValueError as error:
-        if "allow_pickle" in str(error) and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+        refuse_bomb(path, path.stat().st_size, sum(member.file_size for member in members))
+        with np.load(path, allow_pickle=False) as arrays:
+            columns = {name: arrays[name] for name in arrays.files}
+    except DataError:
+        raise
+    except Exception as error:  # numpy, zipfile, zlib and ast each have exceptions of their own for broken files
+        if "allow_pickle" in str(error):
             raise DataError(
                 f"{path}: holds pickled Python objects, which fedquilt does not load because a pickle can run code; "
                 "save plain arrays (numbers or fixed-width strings) with numpy.savez"
             ) from error
-        raise _corrupt(path, "an .npz archive", error) from error
-    except (OSError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise _corrupt(path, "an .npz archive", error) from error
+        raise DataError(
+            f"{path}: is not an .npz archive or is damaged ({str(error).strip() or type(error).__name__}); fetch or "
+            "write the file again"
+        ) from error
+    odd = next((name for name, column in columns.items() if not isinstance(column, np.ndarray)), None)
+    if odd is not None:
+        raise DataError(f"{path}: holds '{odd}', which is no array; save arrays alone with numpy.savez")
     lengths = {name: len(column) if column.ndim else 0 for name, column in columns.items()}
     if len(set(lengths.values())) != 1:
         listing = ", ".join(f"{name} has {length}" for name, length in lengths.items()) or "it is empty"
         raise DataError(f"{path}: every array must have one row for each example ({listing})")
-    return from_columns(columns)
-
-
-def read_tsv(path: Path, wanted: Collection[str]) -> Raw:
-    """The columns of a tab-separated file, with or without a line of names.
-
-    The first line holds names if one of its cells is a column in ``wanted``. Otherwise every line is a row, and the
-    columns are text and label (two cells) or text, pair and label (three cells). Quotes have no meaning.
-
-    Raises
-    ------
-    DataError
-        if the file is no UTF-8 text, or a line has too few or too many cells.
-    """
-    rows = [(number, line.split("\t")) for number, line in enumerate(_text(path).split("\n"), start=1) if line.strip()]
-    rows = [(number, [cell.rstrip("\r") for cell in cells]) for number, cells in rows]
-    first = [cell.strip() for cell in rows[0][1]] if rows else []
-    if set(first) & set(wanted):
-        return _columns(path, first, rows[1:])
-    plain = {2: ["text", "label"], 3: ["text", "pair", "label"]}
-    if rows and len(first) not in plain:
-        raise DataError(
-            f"{path}: the first line has {len(first)} cells separated by tabs and none of them is a column name "
-            "you asked for "
-            f"({', '.join(sorted(wanted))}); without a line of names a file must have 2 columns (text, label) "
-            "or 3 (text, second text, label)"
-        )
-    return _columns(path, plain.get(len(first), ["text", "label"]), rows)
-
-
-def read_csv(path: Path) -> Raw:
-    """The columns of a comma-separated file whose first line holds their names.
-
-    Raises
-    ------
-    DataError
-        if the file is no UTF-8 text, or a row has too few or too many cells.
-    """
-    reader = csv.reader(_text(path).splitlines(keepends=True))
-    try:
-        rows = [(reader.line_num, cells) for cells in reader if cells]
-    except csv.Error as error:
-        raise _corrupt(path, "comma-separated text", error) from error
-    return _columns(path, [name.strip() for name in rows[0][1]] if rows else [], rows[1:])
+    empty = next((name for name, column in columns.items() if column.nbytes < len(column)), None)
+    if empty is not None:  # any number of rows takes no bytes of the file
+        raise DataError(f"{path}: the rows of '{empty}' hold nothing; save arrays of numbers or text")
+    return from_columns(columns, str(path))
 
 
 def read_jsonl(path: Path) -> Raw:
@@ -92,22 +61,25 @@ def read_jsonl(path: Path) -> Raw:
     Raises
     ------
     DataError
-        if a line is not a JSON object; names the line.
+        if the file is no UTF-8 text. Lines that are no JSON object are the result's ``troubles``.
     """
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    numbers: list[int] = []
+    troubles: list[Trouble] = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}, line {number}: not JSON ({error.msg}); every line must be one JSON object"
-            ) from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: {type(row).__name__} found; every line must be one JSON object")
+            row = _parsed(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"{type(row).__name__} found")
+        except (ValueError, RecursionError) as error:
+            told = f"not JSON ({_told(error)}); every line must be one JSON object"
+            troubles.append(Trouble(told, Place(str(path), "line", number)))
+            continue
         rows.append(row)
-    return _of_objects(rows)
+        numbers.append(number)
+    return _of_objects(path, "line", rows, numbers, troubles)
 
 
 def read_json(path: Path) -> Raw:
@@ -116,48 +88,52 @@ def read_json(path: Path) -> Raw:
     Raises
     ------
     DataError
-        if it is neither; names the row.
+        if it is neither. Members of the list that are no objects are the result's ``troubles``, counted from 1.
     """
     try:
-        rows = json.loads(_text(path))
+        rows = _parsed(read_text(path))
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # a second line with an object of its own
             return read_jsonl(path)
         raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg}); it must be a list of objects") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({_told(error)}); it must be a list of objects") from error
     if not isinstance(rows, list):
         raise DataError(
             f"{path}: holds one {type(rows).__name__}; a .json file must be one list of objects, or one object a line"
         )
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, row {number}: {type(row).__name__} found; every row must be a JSON object")
-    return _of_objects(rows)
+    kept = [(number, row) for number, row in enumerate(rows, start=1) if isinstance(row, dict)]
+    troubles = [
+        Trouble(f"{type(row).__name__} found; every row must be a JSON object", Place(str(path), "row", number))
+        for number, row in enumerate(rows, start=1)
+        if not isinstance(row, dict)
+    ]
+    return _of_objects(path, "row", [row for _, row in kept], [number for number, _ in kept], troubles)
 
 
-def _of_objects(rows: Sequence[dict[str, Any]]) -> Raw:
+def _of_objects(
+    path: Path, unit: str, rows: Sequence[dict[str, Any]], numbers: Sequence[int], troubles: Sequence[Trouble]
+) -> Raw:
     names = dict.fromkeys(name for row in rows for name in row)
-    return from_columns({name: [row.get(name) for row in rows] for name in names})
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    if rows and not names:
+        raise DataError(f"{path}: its objects have no keys; every row must be a JSON object with the columns' names")
+    return from_columns(columns, str(path), unit, numbers, troubles)
 
 
-def _columns(path: Path, names: Sequence[str], rows: Sequence[tuple[int, Sequence[str]]]) -> Raw:
-    for number, cells in rows:
-        if len(cells) != len(names):
-            raise DataError(
-                f"{path}, line {number}: {len(cells)} cells, but the file has {len(names)} columns ({', '.join(names)})"
-            )
-    return from_columns({name: [cells[place] for _, cells in rows] for place, name in enumerate(names)})
+def _parsed(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_object)
 
 
-def _text(path: Path) -> str:
-    try:
-        # newline="" keeps line ends inside quoted cells; utf-8-sig drops the mark that spreadsheets put in front
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return file.read()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8 text") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' stands twice")
+    return made
 
 
-def _corrupt(path: Path, expected: str, error: Exception) -> DataError:
-    return DataError(f"{path}: is not {expected} or is damaged ({error}); fetch or write the file again")
+def _told(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(";")[0]

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedquilt.core.errors import DataError
-from fedquilt.data.raw import Raw
+from fedquilt.data.limits import MOST_ROWS, refuse_bomb, refuse_large
+from fedquilt.data.raw import Raw, of_one_file
+
+_BATCH = 1024  # rows unpacked at once: a few bytes of a file may stand for any number of long ones
 
 
 def read_parquet(path: Path) -> Raw:
@@ -24,18 +28,108 @@ def read_parquet(path: Path) -> Raw:
     Raises
     ------
     DataError
-        if the file is no parquet file or is damaged.
+        if the file is no parquet file, is damaged, or unpacks to more than fits in memory.
     """
     import datasets
     import pyarrow
     import pyarrow.parquet
 
     try:
-        return _raw(datasets.Dataset(pyarrow.parquet.read_table(path)))
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            about = file.metadata
+            groups = [about.row_group(number) for number in range(about.num_row_groups)]
+            refuse_bomb(path, path.stat().st_size, sum(group.total_byte_size for group in groups))
+            if about.num_rows > MOST_ROWS:
+                raise DataError(f"{path}: has {about.num_rows:,} rows, and {MOST_ROWS:,} are the most; cut it")
+            batches, num_bytes = [], 0
+            for batch in file.iter_batches(_BATCH):
+                num_bytes += batch.nbytes
+                refuse_large(path, num_bytes)
+                batches.append(batch)
+            table = pyarrow.Table.from_batches(batches, file.schema_arrow)
+        table.validate(full=True)
+        return _raw(datasets.Dataset(table), str(path))
+    except DataError:
+        raise
+    except Exception as error:  # pyarrow and datasets each have exceptions of their own for broken files
         raise DataError(
-            f"{path}: is not a parquet file or is damaged ({error}); fetch or write the file again"
+            f"{path}: is not a parquet file or is damaged ({_first_line(error)}); fetch or write the file again"
         ) from error
+
+
+def by_split(folder: Path, names: Sequence[str]) -> dict[str, list[str]]:
+    """The files of a folder, relative to it, by split, as ``datasets.load_dataset`` tells them apart.
+
+    What the front matter of a ``README.md`` says comes first, then ``data/NAME-00000-of-00001.*``, then names of
+    folders, then names of files (``train``, ``test``, ``validation`` and their other words, beside a sign that ends a
+    word). If none of them holds, all files are one train split; else files of no split are left out. Unlike there,
+    ``Train`` is ``train``.
+
+    Raises
+    ------
+    DataError
+        if a file would be of two splits, or the folder's card names several configurations.
+    """
+    from datasets import data_files as rules
+
+    shards = re.compile(r"data/(\w+(?:\.\w+)*)-[0-9]{5}-of-[0-9]{5}[^/]*\.[^/]*")
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if match := shards.fullmatch(name):
+            found.setdefault(match[1], []).append(name)
+    told = _of_card(folder)
+    every = [told] if told else [] if found else [*rules.ALL_DEFAULT_PATTERNS]
+    for patterns in every:
+        found = {}
+        for split, wanted in patterns.items():
+            signs = [_sign(pattern if told else pattern.lower()) for pattern in wanted]
+            if own := [name for name in names if any(sign.fullmatch(name if told else name.lower()) for sign in signs)]:
+                found[str(split)] = own
+        if found:
+            break
+    for name in names:
+        if len(splits := [split for split, own in found.items() if name in own]) > 1:
+            raise DataError(
+                f"{folder / name}: by its name its rows are {' and '.join(splits)}; give it a name that says one of "
+                "them, or name one file in data.source and another in data.test"
+            )
+    return found
+
+
+def _sign(pattern: str) -> re.Pattern[str]:
+    """What a pattern of the datasets library matches: ``**`` any path, ``*`` any name, brackets one of some signs."""
+    words = {"**/": "(?:.+/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern)
+    return re.compile("".join(words.get(part) or (part if part[:1] == "[" else re.escape(part)) for part in parts))
+
+
+def _of_card(folder: Path) -> dict[str, list[str]]:
+    """The patterns of each split that the folder's README.md gives, empty if none."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return {}
+    from datasets.load import DatasetCard
+    from datasets.utils.metadata import MetadataConfigs
+
+    try:
+        configs = MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data)
+    except Exception as error:  # a README that is no dataset's card
+        raise DataError(f"{card}: its front matter cannot be read ({_first_line(error)}); mend or remove it") from error
+    told = {name: config["data_files"] for name, config in configs.items() if config.get("data_files")}
+    if len(told) > 1:
+        raise DataError(
+            f"{card}: names the configurations {', '.join(told)}; name the files of one in data.source, or a folder "
+            "that holds them alone"
+        )
+    (files,) = told.values() or ({},)
+    if isinstance(files, str):
+        files = [{"split": "train", "path": files}]
+    if isinstance(files, list):
+        files = {
+            str(file["split"]): file["path"] if isinstance(file["path"], list) else [file["path"]]
+            for file in (one if isinstance(one, dict) else {"split": "train", "path": one} for one in files)
+        }
+    return dict(files)
 
 
 def is_saved(path: Path) -> bool:
@@ -54,7 +148,10 @@ def read_saved(path: Path) -> dict[str, Raw]:
     import datasets
 
     try:
-        return _splits(datasets.load_from_disk(str(path)))
+        loaded = datasets.load_from_disk(str(path))
+        for dataset in loaded.values() if isinstance(loaded, Mapping) else [loaded]:
+            dataset.data.table.validate(full=True)  # its files are mapped as they are
+        return _splits(loaded, str(path))
     except Exception as error:  # what the library raises here depends on which of its files is broken
         raise DataError(
             f"{path}: the saved dataset cannot be read ({_first_line(error)}); write the folder again"
@@ -72,7 +169,7 @@ def read_hub(name: str, configuration: str | None = None) -> dict[str, Raw]:
     import datasets
 
     try:
-        return _splits(datasets.load_dataset(name, configuration))
+        return _splits(datasets.load_dataset(name, configuration), f"hub:{name}")
     except Exception as error:  # http client, hub client and builders each have exceptions of their own
         raise DataError(
             f"data.source = 'hub:{name}{':' + configuration if configuration else ''}': cannot be loaded "
@@ -147,15 +244,18 @@ def _parts(partitioner: Any, columns: Mapping[str, np.ndarray]) -> list[np.ndarr
     return [np.asarray(part["index"][:], dtype=np.int64) for part in parts]
 
 
-def _splits(loaded: Any) -> dict[str, Raw]:
+def _splits(loaded: Any, where: str) -> dict[str, Raw]:
     if isinstance(loaded, Mapping):
-        return {str(name): _raw(dataset) for name, dataset in loaded.items()}
-    return {"": _raw(loaded)}
+        return {str(name): _raw(dataset, f"{where} ({name})") for name, dataset in loaded.items()}
+    return {"": _raw(loaded, where)}
 
 
-def _raw(dataset: Any) -> Raw:
+def _raw(dataset: Any, where: str) -> Raw:
     import datasets
 
+    columns = dataset.column_names
+    if twice := next((name for name in columns if columns.count(name) > 1), None):
+        raise DataError(f"{where}: the column '{twice}' stands twice; give every column its own name")
     names = {
         name: tuple(feature.names)
         for name, feature in dataset.features.items()
@@ -163,13 +263,19 @@ def _raw(dataset: Any) -> Raw:
     }
 
     def read(name: str) -> list[Any]:
-        if isinstance(dataset.features[name], datasets.Image):
-            # kept encoded, so that a damaged image is met where its row can be named
-            return list(dataset.cast_column(name, datasets.Image(decode=False))[name])
-        return list(dataset[name])
+        try:
+            if isinstance(dataset.features[name], datasets.Image):
+                # kept encoded, so that a damaged image is met where its row can be named
+                return list(dataset.cast_column(name, datasets.Image(decode=False))[name])
+            return list(dataset[name])
+        except Exception as error:  # each kind of column has a decoder with exceptions of its own
+            raise DataError(
+                f"{where}: the column '{name}' cannot be read ({_first_line(error)}); write the data again"
+            ) from error
 
-    return Raw(tuple(dataset.column_names), len(dataset), read, names)
+    origin = of_one_file(where, "row", np.arange(1, len(dataset) + 1))
+    return Raw(tuple(columns), len(dataset), read, origin, names)
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no details"])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +15,13 @@ from fedquilt.core.errors import DataError, suggestion
 from fedquilt.core.rng import Rng
 from fedquilt.data.arithmetic_source import PREFIX, arithmetic_source
 from fedquilt.data.classes import places
-from fedquilt.data.images import stacked
+from fedquilt.data.columns import classes, column, found, groups, published, strings
+from fedquilt.data.images import Pictures, decoded
 from fedquilt.data.places import read_place
 from fedquilt.data.posing import class_words, conversations, filled, layout_of, placeholders, rendered
 from fedquilt.data.raw import Raw, joined
 from fedquilt.data.table import Table
+from fedquilt.data.troubles import Troubles
 
 
 def load_table(
@@ -60,7 +61,8 @@ def load_table(
     Raises
     ------
     DataError
-        if the source is missing, damaged or empty, or has no such column or split.
+        if the source is missing, damaged or empty, has no such column or split, or some of its rows cannot be used:
+        with every kind of trouble, the file and the lines of each.
     """
     place = expanded(source)
     if place.startswith(PREFIX):
@@ -74,6 +76,7 @@ def load_table(
     splits = read_place(place, source, {str(name) for name in wanted})
     raw, is_train = _chosen(splits, split, label, source)
     if raw.num_rows == 0:
+        Troubles(raw.origin, raw.troubles).refuse(f"data.source = '{source}'")
         raise DataError(f"data.source = '{source}': holds no rows")
     if group is None and place.endswith(".npz") and "client" in raw.names:
         group = "client"
@@ -207,9 +210,14 @@ def _table(
 ) -> Table:
     text, image, label = (str(names[key]) for key in ("text", "image", "label"))
     pair, target, group = names["pair"], names["target"], names["group"]
-    layout = "plain" if format == "auto" and _name(raw, image) else layout_of(raw, format, text, source)
+    layout = "plain" if format == "auto" and found(raw, image) else layout_of(raw, format, text, source)
+    if pair is not None and prompt is None and layout != "plain":
+        raise DataError(
+            f"data.pair = '{pair}': the columns of the format '{layout}' have no second text; leave data.pair out, or "
+            "write all of the prompt in data.prompt"
+        )
     posed = prompt is not None or layout != "plain"
-    has_text, has_image = posed or _name(raw, text) is not None, _name(raw, image) is not None
+    has_text, has_image = posed or found(raw, text) is not None, found(raw, image) is not None
     if not has_text and not has_image:
         hint = suggestion(text, raw.names) or suggestion(image, raw.names)
         raise DataError(
@@ -218,114 +226,40 @@ def _table(
             f"{hint}; columns: {', '.join(raw.names)}"
         )
     kind = "image" if has_image and not posed and not (has_text and (pair or target)) else "text"
-    inputs: Tensor | list[str]
+    troubles = Troubles(raw.origin, raw.troubles)
+    inputs: Tensor | Pictures | list[str]
     turns = None
-    targets = None if target is None else _strings(raw, "target", target, source)
+    targets = None if target is None else strings(raw, "target", target, source, troubles)
     if kind == "image":
-        inputs = stacked(
-            _column(raw, "image", image, source), f"data.source = '{source}', column '{_name(raw, image)}'"
-        )
+        inputs = decoded(column(raw, "image", image, source), f"column '{found(raw, image)}'", troubles)
     elif layout != "plain":
-        told = conversations(raw, layout, source)
+        told = conversations(raw, layout, troubles)
         turns, targets = (told.turns if prompt is None else None), targets or told.completions
         inputs = [rendered(one) for one in told.turns]
     elif prompt is None:
-        inputs = _strings(raw, "text", text, source)
+        inputs = strings(raw, "text", text, source, troubles)
     if prompt is not None:
-        inputs = filled(prompt, raw, {"text": text} | ({"pair": pair} if pair else {}), source)
+        inputs = filled(prompt, raw, {"text": text} | ({"pair": pair} if pair else {}), source, troubles)
     labels: Tensor | None = None
-    classes: tuple[str, ...] = ()
+    names_of: tuple[str, ...] = ()
     # a source without the default column has no labels; a column that the user named must be there
-    if _name(raw, label) is not None or (label != "label" and target is None):
-        labels, classes = _labels(raw, label, source)
-    if targets is None and (prompt or words) and labels is not None:
-        targets = class_words(labels.tolist(), classes, words)
-    is_train = None
-    if "is_train" in raw.names:
-        is_train = torch.from_numpy(_flags(raw.read("is_train"), source))
-    return Table(
+    if found(raw, label) is not None or label != "label":
+        labels, names_of = classes(raw, label, source, troubles)
+    table = Table(
         kind,
         inputs,
         labels,
-        classes,
-        pairs=None if pair is None else _strings(raw, "pair", pair, source),
+        names_of,
+        # what stands in a prompt is no second text
+        pairs=None if pair is None or prompt is not None else strings(raw, "pair", pair, source, troubles),
         targets=targets,
         turns=turns,
-        groups=None if group is None else _groups(_column(raw, "group", group, source), group, source),
-        is_train=is_train,
+        groups=None if group is None else groups(raw, group, source, troubles),
+        is_train=published(raw, troubles),
         columns=raw.names,
+        origin=raw.origin,
     )
-
-
-def _name(raw: Raw, name: str) -> str | None:
-    return next((candidate for candidate in (name, name + "s") if candidate in raw.names), None)
-
-
-def _column(raw: Raw, key: str, name: str, source: str) -> Sequence[Any]:
-    found = _name(raw, name)
-    if found is None:
-        raise DataError(
-            f"data.{key} = '{name}': '{source}' has no such column{suggestion(name, raw.names)}; columns: "
-            f"{', '.join(raw.names)}"
-        )
-    return raw.read(found)
-
-
-def _strings(raw: Raw, key: str, name: str, source: str) -> list[str]:
-    values = list(_column(raw, key, name, source))
-    for row, value in enumerate(values):
-        if not isinstance(value, str):
-            raise DataError(f"data.{key} = '{name}': row {row} of '{source}' is {value!r}, not text")
-    return [str(value) for value in values]
-
-
-def _labels(raw: Raw, name: str, source: str) -> tuple[Tensor | None, tuple[str, ...]]:
-    column = _column(raw, "label", name, source)
-    named = raw.class_names.get(_name(raw, name) or name)
-    values = column.tolist() if isinstance(column, np.ndarray) else list(column)
-    where = f"data.label = '{name}': '{source}'"
-    if named is not None and all(value == -1 for value in values):
-        return None, ()
-    for row, value in enumerate(values):
-        if value is None or value == "" or (named is not None and not 0 <= int(value) < len(named)):
-            raise DataError(f"{where} has no label in row {row} ({value!r}); remove the rows without a label")
-        if isinstance(value, float) and not value.is_integer():
-            raise DataError(f"{where} holds {value!r} in row {row}; a label is a class: text or a whole number")
-        if not isinstance(value, str | int | float):
-            raise DataError(
-                f"{where} holds {type(value).__name__} in row {row}; a label is a class: text or a whole number"
-            )
-    if named is not None:
-        return torch.tensor([int(value) for value in values]), named
-    if all(isinstance(value, str) for value in values):
-        numeric = all(re.fullmatch(r"-?\d+", value) for value in values)
-        values = [int(value) for value in values] if numeric else values
-    elif any(isinstance(value, str) for value in values):
-        raise DataError(f"{where} mixes text and numbers; make all labels text or all whole numbers")
-    elif not all(isinstance(value, bool) for value in values):
-        values = [int(value) for value in values]
-    names = sorted(set(values))
-    numbers = {value: number for number, value in enumerate(names)}
-    return torch.tensor([numbers[value] for value in values]), tuple(str(value) for value in names)
-
-
-def _groups(column: Sequence[Any], name: str, source: str) -> Tensor:
-    for row, value in enumerate(column):
-        if value is None or value == "":
-            raise DataError(
-                f"data.group = '{name}': row {row} of '{source}' has no client id; remove the rows without one"
-            )
-    values = np.asarray(column)
-    if np.issubdtype(values.dtype, np.integer):
-        return torch.from_numpy(values.astype(np.int64))
-    return torch.from_numpy(np.unique([str(value) for value in column], return_inverse=True)[1].astype(np.int64))
-
-
-def _flags(column: Sequence[Any], source: str) -> np.ndarray:
-    words = {"true": True, "1": True, "false": False, "0": False}
-    try:
-        return np.array([words[str(value).lower()] for value in column])
-    except KeyError as error:
-        raise DataError(
-            f"data.source = '{source}': column 'is_train' holds {error.args[0]!r}; allowed are true and false"
-        ) from error
+    troubles.refuse(f"data.source = '{source}'")
+    if targets is None and (prompt or words) and labels is not None:
+        return replace(table, targets=class_words(labels.tolist(), names_of, words))
+    return table

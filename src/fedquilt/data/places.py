@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
 
 from fedquilt.core.errors import DataError, suggestion
-from fedquilt.data import files, hub
-from fedquilt.data.raw import Raw, from_columns, joined
+from fedquilt.data import delimited, files, hub
+from fedquilt.data.raw import Origin, Raw, from_columns, joined
 
 FILE_TYPES = (".npz", ".tsv", ".csv", ".jsonl", ".parquet", ".json")
 SKLEARN_TABLES = ("breast_cancer", "diabetes", "iris", "linnerud", "wine")  # bundled, but rows of plain numbers
-SPLIT_NAMES = {"train": "train", "test": "test", "dev": "validation", "val": "validation", "valid": "validation"}
+PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
 
 
 def read_place(place: str, source: str, wanted: set[str]) -> dict[str, Raw]:
@@ -50,9 +49,9 @@ def _file(path: Path, wanted: set[str]) -> Raw:
         case ".npz":
             return files.read_npz(path)
         case ".tsv":
-            return files.read_tsv(path, wanted)
+            return delimited.read_tsv(path, wanted)
         case ".csv":
-            return files.read_csv(path)
+            return delimited.read_csv(path)
         case ".jsonl":
             return files.read_jsonl(path)
         case ".json":
@@ -64,23 +63,49 @@ def _file(path: Path, wanted: set[str]) -> Raw:
 
 
 def _folder(path: Path, source: str, wanted: set[str]) -> dict[str, Raw]:
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in FILE_TYPES and file.is_file())
+    """The splits of a folder of files of rows, or of pictures in a folder for each class."""
+    inside = [file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file()]
+    seen = [file for file in inside if not any(part.startswith((".", "__")) for part in file.parts)]
+    found = [file for file in seen if file.suffix.lower() in FILE_TYPES]
     # beside other files, JSON tells about the data
     found = [file for file in found if file.suffix.lower() != ".json"] or found
-    if not found:
+    pictures = not found
+    if pictures:
+        found = [file for file in seen if file.suffix.lower() in PICTURE_TYPES]
+    splits = hub.by_split(path, [file.as_posix() for file in found]) if found else {}
+    if not splits:
         raise DataError(
             f"data.source = '{source}': the folder holds no data; allowed are files of type {', '.join(FILE_TYPES)} "
-            "(named train.*, test.*, validation.* where they are splits) or a dataset written by save_to_disk"
+            "(named train.*, test.*, validation.* where they are splits), a folder of pictures for each class, or a "
+            "dataset written by save_to_disk"
         )
-    parts: dict[str, list[Raw]] = {}
-    for file in found:
-        parts.setdefault(_split_name(file), []).append(_file(file, wanted))
-    return {name: joined(raws, source) for name, raws in parts.items()}
+    if pictures:
+        return _pictures(path, splits)
+    kinds = sorted({Path(name).suffix.lower() for names in splits.values() for name in names})
+    if len(kinds) > 1:
+        raise DataError(
+            f"data.source = '{source}': the folder holds files of the types {', '.join(kinds)}, which may be the same "
+            "rows twice; name one file, or a folder of one type"
+        )
+    return {split: joined([_file(path / name, wanted) for name in names], source) for split, names in splits.items()}
 
 
-def _split_name(file: Path) -> str:
-    word = re.split(r"[-_.]", file.stem.lower(), maxsplit=1)[0]
-    return SPLIT_NAMES.get(word, "validation" if word == "validation" else "")
+def _pictures(path: Path, splits: dict[str, list[str]]) -> dict[str, Raw]:
+    """Pictures whose class is the name of their folder, where they lie in several folders of one depth."""
+    every = [Path(name) for names in splits.values() for name in names]
+    labelled = len({file.parent.name for file in every}) > 1 and len({len(file.parts) for file in every}) == 1
+    made = {}
+    for split, names in splits.items():
+        columns: dict[str, list[object]] = {"image": [str(path / name) for name in names]}
+        if labelled:
+            columns["label"] = [Path(name).parent.name for name in names]
+        origin = Origin(
+            tuple((str(path / name), "picture") for name in names),
+            np.arange(len(names), dtype=np.int32),
+            np.ones(len(names), dtype=np.int64),
+        )
+        made[split] = Raw(tuple(columns), len(names), columns.__getitem__, origin)
+    return made
 
 
 def _sklearn(name: str, source: str) -> Raw:

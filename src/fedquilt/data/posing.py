@@ -15,7 +15,9 @@ from string import Formatter
 from typing import Any, NamedTuple
 
 from fedquilt.core.errors import DataError, suggestion
+from fedquilt.data.columns import fault_of_text
 from fedquilt.data.raw import Raw
+from fedquilt.data.troubles import Troubles, short
 
 Turns = tuple[tuple[str, str], ...]
 """A conversation: who speaks, and what is said."""
@@ -54,25 +56,20 @@ def layout_of(raw: Raw, wanted: str, text: str, source: str) -> str:
     return wanted
 
 
-def conversations(raw: Raw, layout: str, source: str) -> Conversations:
+def conversations(raw: Raw, layout: str, troubles: Troubles) -> Conversations:
     """The conversations of a source laid out as ``instruction`` or ``messages``.
 
-    Raises
-    ------
-    DataError
-        naming the row that is no conversation with an answer of the assistant at its end.
+    Rows that are no conversation with an answer of the assistant at its end are noted in ``troubles``.
     """
     if layout == "messages":
-        rows = [_messages(row, value, source) for row, value in enumerate(raw.read("messages"))]
+        rows = [_messages(row, value, troubles) for row, value in enumerate(raw.read("messages"))]
         return Conversations([turns for turns, _ in rows], [completion for _, completion in rows])
-    empty = [None] * raw.num_rows
-    inputs = raw.read("input") if "input" in raw.names else empty
+    instructions = _texts(raw, "instruction", troubles)
+    inputs = _texts(raw, "input", troubles, empty=True) if "input" in raw.names else [""] * raw.num_rows
     turns: list[Turns] = []
-    for row, (instruction, given) in enumerate(zip(raw.read("instruction"), inputs, strict=True)):
-        words = [_text(instruction, "instruction", row, source), _text(given or "", "input", row, source)]
+    for words in zip(instructions, inputs, strict=True):
         turns.append((("user", "\n\n".join(part for part in words if part.strip())),))
-    completions = [_text(value, "output", row, source) for row, value in enumerate(raw.read("output"))]
-    return Conversations(turns, completions)
+    return Conversations(turns, _texts(raw, "output", troubles))
 
 
 def rendered(turns: Turns) -> str:
@@ -112,17 +109,20 @@ def placeholders(prompt: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def filled(prompt: str, raw: Raw, named: Mapping[str, str], source: str) -> list[str]:
+def filled(prompt: str, raw: Raw, named: Mapping[str, str], source: str, troubles: Troubles) -> list[str]:
     """The prompt of every row; ``named`` are the columns that ``{text}`` and the like stand for.
+
+    Rows that hold neither text nor a number there are noted in ``troubles``.
 
     Raises
     ------
     DataError
-        if there is no such column, or a row of it holds neither text nor a number.
+        if there is no such column, or a column that the user named is in no place of the prompt.
     """
     columns: dict[str, list[str]] = {}
+    taken = set()
     for name in placeholders(prompt):
-        column = name if name in raw.names else named.get(name, name)
+        column = named.get(name, name)
         column = next((same for same in (column, column + "s") if same in raw.names), "")
         if not column:
             known = [*(key for key, own in named.items() if own in raw.names), *raw.names]
@@ -130,7 +130,14 @@ def filled(prompt: str, raw: Raw, named: Mapping[str, str], source: str) -> list
                 f"data.prompt = {prompt!r}: '{source}' has no column '{named.get(name, name)}' for {{{name}}}"
                 f"{suggestion(name, known)}; columns: {', '.join(raw.names)}"
             )
-        columns[name] = [_word(value, name, row, source) for row, value in enumerate(raw.read(column))]
+        taken.add(column)
+        columns[name] = [_word(value, name, row, troubles) for row, value in enumerate(raw.read(column))]
+    for key, own in named.items():
+        if own != key and own not in taken and own + "s" not in taken:
+            raise DataError(
+                f"data.{key} = '{own}': data.prompt = {prompt!r} has no place for it; write {{{key}}} where it "
+                f"belongs, or leave data.{key} out"
+            )
     parts = list(Formatter().parse(prompt))
     return [
         "".join(literal + ("" if name is None else columns[name][row]) for literal, name, _, _ in parts)
@@ -156,41 +163,53 @@ def class_words(labels: Sequence[int], classes: Sequence[str], words: Mapping[st
     return [written[label] for label in labels]
 
 
-def _messages(row: int, value: Any, source: str) -> tuple[Turns, str]:
-    where = f"data.source = '{source}', row {row} of 'messages'"
+def _messages(row: int, value: Any, troubles: Troubles) -> tuple[Turns, str]:
+    nothing = ((("user", ""),), "")
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
-        raise DataError(f"{where}: is {_short(value)}; it must be a list of role and content")
+        troubles.add("'messages': must be a list of role and content", row, value, show=True)
+        return nothing
     said: list[tuple[str, str]] = []
     for turn in value:
         role, content = turn.get("role"), turn.get("content")
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise DataError(f"{where}: {_short(turn)} lacks a role or a content that is text")
+        if fault_of_text(role) or fault_of_text(content):
+            troubles.add("'messages': a turn lacks a role or a content that is text", row, turn, show=True)
+            return nothing
         said.append((role, content))
     if len(said) < 2 or said[-1][0] != "assistant":
-        roles = ", ".join(role for role, _ in said) or "nobody"
-        raise DataError(
-            f"{where}: speakers are {roles}; the last must be the assistant, whose words are learned, after at least "
-            "one other"
+        roles = ", ".join(short(role)[1:-1] for role, _ in said[:8]) or "nobody"
+        troubles.add(
+            f"'messages': speakers are {roles}; the last must be the assistant, whose words are learned, after at "
+            "least one other",
+            row,
         )
+        return nothing
     return tuple(said[:-1]), said[-1][1]
 
 
-def _text(value: Any, column: str, row: int, source: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"data.source = '{source}', column '{column}': row {row} is {_short(value)}, not text")
-    return value
+def _texts(raw: Raw, column: str, troubles: Troubles, *, empty: bool = False) -> list[str]:
+    """The texts of a column; with ``empty`` it may also hold nothing."""
+    made = []
+    for row, value in enumerate(raw.read(column)):
+        fault = None if empty and value is None else fault_of_text(value)
+        if fault:
+            troubles.add(f"column '{column}': {fault}", row, value, show=True)
+        made.append("" if fault or value is None else str(value))
+    return made
 
 
-def _word(value: Any, name: str, row: int, source: str) -> str:
+def _word(value: Any, name: str, row: int, troubles: Troubles) -> str:
     if value is None and name == "input":
         return ""
-    if isinstance(value, bool) or not (isinstance(value, str | int | float) or hasattr(value, "item")):
-        raise DataError(
-            f"data.prompt: {{{name}}} of row {row} of '{source}' is {_short(value)}, neither text nor number"
-        )
-    return str(value)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    if isinstance(value, str):
+        fault = fault_of_text(value)
+    else:
+        number = isinstance(value, int | float) or hasattr(value, "item")
+        fault = None if number and not isinstance(value, bool) else "neither text nor number"
+    if fault:
+        troubles.add(f"data.prompt: {{{name}}}: {fault}", row, value, show=True)
+        return ""
+    try:
+        return str(value)
+    except ValueError:
+        troubles.add(f"data.prompt: {{{name}}}: a number of too many digits", row)
+        return ""

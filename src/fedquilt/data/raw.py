@@ -4,11 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedquilt.core.errors import DataError
+
+
+class Place(NamedTuple):
+    """Where a row stands: a file, ``"line"`` or ``"row"``, and its number there from 1; a line of names counts."""
+
+    file: str
+    unit: str
+    number: int
+
+
+class Trouble(NamedTuple):
+    """What is wrong with one row, and where it stands."""
+
+    what: str
+    place: Place
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where each row of a table stands: ``origin.place(row)``.
+
+    ``files`` are pairs of a file and its unit, ``"line"`` or ``"row"``; ``file`` (n,) counts them, ``number`` (n,) is
+    the row's number in its file, from 1.
+    """
+
+    files: tuple[tuple[str, str], ...]
+    file: np.ndarray
+    number: np.ndarray
+
+    def place(self, row: int) -> Place:
+        """The place of the row numbered ``row``, from 0."""
+        file, unit = self.files[self.file[row]]
+        return Place(file, unit, int(self.number[row]))
+
+    def rows(self, indices: np.ndarray) -> Origin:
+        """The places of the rows numbered ``indices``, in that order."""
+        return Origin(self.files, self.file[indices], self.number[indices])
+
+
+def of_one_file(file: str, unit: str, numbers: Sequence[int] | np.ndarray) -> Origin:
+    """The places of rows of one file."""
+    return Origin(((file, unit),), np.zeros(len(numbers), dtype=np.int32), np.asarray(numbers, dtype=np.int64))
+
+
+def joined_origins(parts: Sequence[Origin]) -> Origin:
+    """The places of the rows of all parts, one part after another."""
+    starts = np.cumsum([0, *(len(part.files) for part in parts)])
+    return Origin(
+        tuple(file for part in parts for file in part.files),
+        np.concatenate([part.file + start for part, start in zip(parts, starts[:-1], strict=True)]).astype(np.int32),
+        np.concatenate([part.number for part in parts]),
+    )
 
 
 @dataclass(frozen=True)
@@ -16,18 +68,28 @@ class Raw:
     """Named columns of one length. ``read(name)`` gives a column, a list or a numpy array, and decodes nothing before.
 
     ``class_names[name]`` are the names that the integers of a label column stand for, where the source says so.
+    ``origin`` says where each row stands. ``troubles`` are rows that could not be read at all; they are not counted.
     """
 
     names: tuple[str, ...]
     num_rows: int
     read: Callable[[str], Any]
+    origin: Origin
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    troubles: tuple[Trouble, ...] = ()
 
 
-def from_columns(columns: Mapping[str, Sequence[Any]]) -> Raw:
-    """The columns, which are already in memory, as a ``Raw``."""
+def from_columns(
+    columns: Mapping[str, Sequence[Any]],
+    file: str = "the data",
+    unit: str = "row",
+    numbers: Sequence[int] | None = None,
+    troubles: Sequence[Trouble] = (),
+) -> Raw:
+    """The columns, which are already in memory, as a ``Raw``; ``numbers`` are those of the rows in ``file``."""
     length = len(next(iter(columns.values()))) if columns else 0
-    return Raw(tuple(columns), length, columns.__getitem__)
+    origin = of_one_file(file, unit, np.arange(1, length + 1) if numbers is None else numbers)
+    return Raw(tuple(columns), length, columns.__getitem__, origin, troubles=tuple(troubles))
 
 
 def joined(parts: Sequence[Raw], source: str) -> Raw:
@@ -53,7 +115,16 @@ def joined(parts: Sequence[Raw], source: str) -> Raw:
     def read(name: str) -> Sequence[Any] | np.ndarray:
         columns = [part.read(name) for part in parts]
         if all(isinstance(column, np.ndarray) for column in columns):
-            return np.concatenate(columns)
+            if len({column.shape[1:] for column in columns}) == 1:
+                return np.concatenate(columns)
+            columns = [list(column) for column in columns]  # pictures of unlike sizes
         return [value for column in columns for value in column]
 
-    return Raw(first.names, sum(part.num_rows for part in parts), read, first.class_names)
+    return Raw(
+        first.names,
+        sum(part.num_rows for part in parts),
+        read,
+        joined_origins([part.origin for part in parts]),
+        first.class_names,
+        tuple(trouble for part in parts for trouble in part.troubles),
+    )

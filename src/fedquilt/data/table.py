@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from fedquilt.core.errors import DataError
+from fedquilt.data.images import Pictures
 from fedquilt.data.posing import Turns
+from fedquilt.data.raw import Origin, joined_origins
 
 Row = TypeVar("Row")
 
@@ -26,16 +28,17 @@ Indices = Sequence[int] | np.ndarray | Tensor
 class Table:
     """Data as it was read, before any model is known.
 
-    ``kind`` is ``"image"`` or ``"text"``. ``inputs`` are uint8 images ``(n, H, W)`` or ``(n, H, W, 3)``, or ``n``
-    strings (a sentence, or the prompt of a causal language model). ``labels`` are int64 ``(n,)`` and number
-    ``classes``; None where the source has none. ``pairs`` are second sentences, ``targets`` the completions of a causal
-    language model; ``turns`` what was said before them, by role, where the source holds conversations (``inputs`` is
-    then the same as plain text). ``groups`` (int64) is the natural client id of every row, ``is_train`` (bool) the
-    published split. ``columns`` are the names of all columns of the source, read or not.
+    ``kind`` is ``"image"`` or ``"text"``. ``inputs`` are uint8 images ``(n, H, W)`` or ``(n, H, W, 3)``, or of
+    unlike sizes, or ``n`` strings (a sentence, or the prompt of a causal language model). ``labels`` are int64
+    ``(n,)`` and number ``classes``; None where the source has none. ``pairs`` are second sentences, ``targets`` the
+    completions of a causal language model; ``turns`` what was said before them, by role, where the source holds
+    conversations (``inputs`` is then the same as plain text). ``groups`` (int64) is the natural client id of every
+    row, ``is_train`` (bool) the published split. ``columns`` are the names of all columns of the source, read or
+    not; ``origin`` says where each row stands.
     """
 
     kind: str
-    inputs: Tensor | list[str]
+    inputs: Tensor | Pictures | list[str]
     labels: Tensor | None
     classes: tuple[str, ...]
     pairs: list[str] | None = None
@@ -44,6 +47,7 @@ class Table:
     groups: Tensor | None = None
     is_train: Tensor | None = None
     columns: tuple[str, ...] = ()
+    origin: Origin | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -51,9 +55,13 @@ class Table:
     def rows(self, indices: Indices) -> Table:
         """The table of the rows numbered ``indices``, in that order; the classes stay."""
         chosen = as_index(indices)
-        inputs = (
-            self.inputs[chosen] if isinstance(self.inputs, Tensor) else [self.inputs[row] for row in chosen.tolist()]
-        )
+        inputs: Tensor | Pictures | list[str]
+        if isinstance(self.inputs, Tensor):
+            inputs = self.inputs[chosen]
+        elif isinstance(self.inputs, Pictures):
+            inputs = Pictures(self.inputs[row] for row in chosen.tolist())
+        else:
+            inputs = [self.inputs[row] for row in chosen.tolist()]
 
         def strings(column: list[Row] | None) -> list[Row] | None:
             return None if column is None else [column[row] for row in chosen.tolist()]
@@ -70,6 +78,7 @@ class Table:
             turns=strings(self.turns),
             groups=numbers(self.groups),
             is_train=numbers(self.is_train),
+            origin=None if self.origin is None else self.origin.rows(chosen.numpy()),
         )
 
 
@@ -79,7 +88,7 @@ def concatenated(tables: Sequence[Table]) -> Table:
     Raises
     ------
     DataError
-        if the tables differ in kind, in the size of their images, or in which columns they have.
+        if the tables differ in kind or in which columns they have.
     """
     first, *others = tables
     for number, other in enumerate(others, start=1):
@@ -90,25 +99,34 @@ def concatenated(tables: Sequence[Table]) -> Table:
         return None if columns[0] is None else [value for column in columns for value in column or ()]
 
     labels = [table.labels for table in tables if table.labels is not None]
-    images = [table.inputs for table in tables if isinstance(table.inputs, Tensor)]
+    origins = [table.origin for table in tables if table.origin is not None]
     return replace(
         first,
-        inputs=torch.cat(images) if images else [text for table in tables for text in table.inputs],
+        inputs=_joined_inputs([table.inputs for table in tables]),
         labels=torch.cat(labels) if labels else None,
         pairs=strings([table.pairs for table in tables]),
         targets=strings([table.targets for table in tables]),
         turns=strings([table.turns for table in tables]),
         groups=None,
         is_train=None,
+        origin=joined_origins(origins) if len(origins) == len(tables) else None,
     )
+
+
+def _joined_inputs(inputs: Sequence[Tensor | Pictures | list[str]]) -> Tensor | Pictures | list[str]:
+    stacks = [own for own in inputs if isinstance(own, Tensor)]
+    if len(stacks) == len(inputs) and len({own.shape[1:] for own in stacks}) == 1:
+        return torch.cat(stacks)
+    if isinstance(inputs[0], list):
+        return [text for own in inputs for text in own if isinstance(text, str)]
+    return Pictures(picture for own in inputs for picture in own if isinstance(picture, Tensor))
 
 
 def _form(table: Table) -> str:
     """What must be alike in tables that are put together, in words."""
-    size = f" of {'x'.join(map(str, table.inputs.shape[1:]))}" if isinstance(table.inputs, Tensor) else ""
     kinds = {"labels": table.labels, "second texts": table.pairs, "completions": table.targets}
     extra = [name for name, column in (kinds | {"conversations": table.turns}).items() if column is not None]
-    return f"{table.kind}{size}{' with ' if extra else ''}{', '.join(extra)}"
+    return f"{table.kind}{' with ' if extra else ''}{', '.join(extra)}"
 
 
 def as_index(indices: Indices) -> Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from fedquilt.client.answers import Answering
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, DataError
+from fedquilt.data.raw import from_columns
 from fedquilt.data.table import Table
+from fedquilt.data.troubles import Troubles
 from fedquilt.metrics.answers import program, says_something
 from fedquilt.metrics.programs import run_programs
 from fedquilt.models.hf import Loaded
@@ -21,7 +23,7 @@ def check_posing(config: Config, table: Table, key: str, source: str) -> None:
     ConfigError
         if such a key stands where no language model is trained, or there is nothing to compare an answer with.
     DataError
-        if right answers cannot be compared as ``data.answers`` says; names the first such row.
+        if right answers cannot be compared as ``data.answers`` says; names the rows.
     """
     data, task = config.data, config.model.task
     if task != "causal-lm":
@@ -42,7 +44,7 @@ def check_posing(config: Config, table: Table, key: str, source: str) -> None:
             f"for (columns: {', '.join(table.columns)})"
         )
     if data.answers is not None:
-        _check_answers(data.answers, table, f"data.answers = '{data.answers}': row {{}} of data.{key} = '{source}'")
+        _check_answers(data.answers, table, f"data.answers = '{data.answers}': data.{key} = '{source}'")
 
 
 def answering_of(config: Config, loaded: Loaded, table: Table | None) -> Answering | None:
@@ -62,20 +64,22 @@ def answering_of(config: Config, loaded: Loaded, table: Table | None) -> Answeri
 
 def _check_answers(kind: str, table: Table, where: str) -> None:
     targets = table.targets or []
+    origin = table.origin or from_columns({"input": targets}).origin
+    troubles = Troubles(origin)
     for row, (prompt, target) in enumerate(zip(table.inputs, targets, strict=True)):
         if not str(prompt).strip():
-            raise DataError(f"{where.format(row)} has an empty prompt, which no model can complete; remove the row")
+            troubles.add("an empty prompt, which no model can complete", row)
         if not says_something(kind, target):
             missing = {"number": "no number", "letter": "no letter from A to E"}.get(kind, "nothing")
-            raise DataError(
-                f"{where.format(row)} holds {missing} in its completion ({target[:60]!r}); remove the row, or choose "
-                "another data.answers"
-            )
+            troubles.add(f"{missing} in its completion", row, target, show=True)
+    troubles.refuse(where)
     if kind == "program":
         few = [program(target) for target in targets[:_FEW]]
         reasons = [ran.reason for ran in run_programs(few)]
         if few and all(reasons):
+            first = origin.place(0)
             raise DataError(
-                f"{where.format(0)} is a program without a value ({reasons[0]}), and so are all of the first "
-                f"{len(few)}; a program leaves a number in `answer` or prints it, and may import math alone"
+                f"{where}: {first.file}, {first.unit} {first.number} is a program without a value ({reasons[0]}), and "
+                f"so are all of the first {len(few)}; a program leaves a number in `answer` or prints it, and may "
+                "import math alone"
             )

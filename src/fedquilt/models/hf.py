@@ -341,7 +341,8 @@ def _columns(
     config: Any, task: str, tokenizer: Any, preprocessor: dict[str, Any], max_length: int
 ) -> tuple[Callable[[Table], Columns], Callable[[Columns], dict[str, Tensor]]]:
     if task == "image-classification":
-        return encode_images, image_preparer(pixels_of(config, preprocessor))
+        pixels = pixels_of(config, preprocessor)
+        return partial(encode_images, size=pixels.size), image_preparer(pixels)
     if tokenizer is None:
         return _no_tokenizer, text.prepare_text
     width = min(max_length, getattr(config, "max_position_embeddings", None) or max_length, tokenizer.model_max_length)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedquilt.core.errors import DataError
+from fedquilt.data.images import Pictures, of_one_size
 from fedquilt.data.table import Columns, Table
 
 
@@ -40,15 +41,18 @@ def pixels_of(config: Any, preprocessor: Mapping[str, Any]) -> Pixels:
     )
 
 
-def encode_images(table: Table) -> Columns:
+def encode_images(table: Table, size: tuple[int, int] | None = None) -> Columns:
     """Columns pixel_values, uint8 (rows, height, width, channels), and labels, int64 (rows,).
+
+    Images of unlike sizes are brought to ``size``, the model's (height, width), or where it takes any, to the size that
+    most of them have.
 
     Raises
     ------
     DataError
         if the rows are no images, or have no labels.
     """
-    images = table.inputs
+    images = of_one_size(table.inputs, size) if isinstance(table.inputs, Pictures) else table.inputs
     if not isinstance(images, Tensor):
         raise DataError(
             "the model looks at images, but the data holds text; set model.task and data.source to one kind"

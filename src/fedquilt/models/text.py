@@ -65,8 +65,9 @@ def completion_encoder(tokenizer: Any, max_length: int) -> Callable[[Table], Col
 
     A row is the prompt, the completion and the end token. Labels are the tokens themselves, and -100 on prompt and
     padding. Too long a row loses the start of its prompt first (one token of it stays), then the end of its completion.
-    Without completions every token of the text is a label. A conversation is written by the tokenizer's chat template
-    up to where the assistant speaks, or as plain text where it has none.
+    Without completions every token of the text is a label. A second text stands on the line below the first. A
+    conversation is written by the tokenizer's chat template up to where the assistant speaks, or as plain text where it
+    has none.
 
     Raises
     ------
@@ -80,7 +81,7 @@ def completion_encoder(tokenizer: Any, max_length: int) -> Callable[[Table], Col
             # the template writes the special tokens itself
             prompts = tokenizer(_by_template(tokenizer, table.turns), add_special_tokens=False)["input_ids"]
         else:
-            prompts = [_without_end(ids, end) for ids in tokenizer(_texts(table))["input_ids"]]
+            prompts = [_without_end(ids, end) for ids in tokenizer(_prompts(table))["input_ids"]]
         if table.targets is None:
             rows = [_cut([], ids + end, max_length) for ids in prompts]
         else:
@@ -121,8 +122,16 @@ def decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
     return decode
 
 
+def _prompts(table: Table) -> list[str]:
+    """What a language model reads of each row: the text, and on the next line the second text, if there is one."""
+    texts = _texts(table)
+    if table.pairs is None:
+        return texts
+    return [text + ("" if text.endswith("\n") else "\n") + pair for text, pair in zip(texts, table.pairs, strict=True)]
+
+
 def _texts(table: Table) -> list[str]:
-    if isinstance(table.inputs, Tensor):
+    if not isinstance(table.inputs, list):
         raise DataError("the model reads text, but the data holds images; set model.task and data.source to one kind")
     return list(table.inputs)
 

@@ -1,0 +1,160 @@
+"""What the columns of a source mean: text, classes, client ids, the published split. Rows that do not fit are noted."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedquilt.core.errors import DataError, suggestion
+from fedquilt.data.raw import Raw
+from fedquilt.data.troubles import Troubles
+
+_WHOLE = re.compile(r"-?[0-9]{1,4000}")  # longer ones are no numbers to Python either
+_FLAGS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def found(raw: Raw, name: str) -> str | None:
+    """The column of this name, or with an ``s`` behind it, or None."""
+    return next((candidate for candidate in (name, name + "s") if candidate in raw.names), None)
+
+
+def column(raw: Raw, key: str, name: str, source: str) -> Sequence[Any]:
+    """The values of the column that ``data.<key>`` names.
+
+    Raises
+    ------
+    DataError
+        if there is none.
+    """
+    there = found(raw, name)
+    if there is None:
+        raise DataError(
+            f"data.{key} = '{name}': '{source}' has no such column{suggestion(name, raw.names)}; columns: "
+            f"{', '.join(raw.names)}"
+        )
+    return raw.read(there)
+
+
+def fault_of_text(value: Any) -> str | None:
+    """What is wrong with a value that should be text, or None."""
+    if not isinstance(value, str):
+        return "not text"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "half of a surrogate pair, which is no text"
+    return None
+
+
+def strings(raw: Raw, key: str, name: str, source: str, troubles: Troubles) -> list[str]:
+    """The texts of the column that ``data.<key>`` names."""
+    made = []
+    for row, value in enumerate(column(raw, key, name, source)):
+        fault = fault_of_text(value)
+        if fault:
+            troubles.add(f"data.{key} = '{name}': {fault}", row, value, show=True)
+        made.append("" if fault else str(value))
+    return made
+
+
+def classes(raw: Raw, name: str, source: str, troubles: Troubles) -> tuple[Tensor | None, tuple[str, ...]]:
+    """The class of each row, int64 (n,), and the classes' names in order; no classes where all labels are hidden.
+
+    The names are what the source calls its classes or else the labels as they are written, in ascending order: of
+    numbers, where all of them are whole numbers, and else of text. ``07`` and ``7`` are two classes; the number 7.0 is
+    the class ``7``; the truth values are ``False`` and ``True``.
+    """
+    told = column(raw, "label", name, source)
+    values = told.tolist() if isinstance(told, np.ndarray) else list(told)
+    names = raw.class_names.get(found(raw, name) or name)
+    if names is not None and all(value == -1 for value in values):  # benchmarks hide the answers of their test split
+        return None, ()
+    where = f"data.label = '{name}'"
+    for row, value in enumerate(values):
+        fault = _fault_of_label(value, None if names is None else len(names))
+        if fault:
+            troubles.add(f"{where}: {fault}", row, value, show=True)
+            values[row] = None
+    kinds: dict[str, list[int]] = {}
+    for row, value in enumerate(values):
+        if value is not None:
+            kind = "text" if isinstance(value, str) else "truth values" if isinstance(value, bool) else "numbers"
+            kinds.setdefault(kind, []).append(row)
+    if len(kinds) > 1:
+        often = max(kinds, key=lambda kind: len(kinds[kind]))
+        for kind, rows in kinds.items():
+            for row in rows if kind != often else ():
+                troubles.add(f"{where}: {kind} where most labels are {often}", row, values[row], show=True)
+                values[row] = None
+    if names is not None:
+        return torch.tensor([0 if value is None else int(value) for value in values]), names
+    written = [None if value is None else _written(value) for value in values]
+    order = _in_order({value for value in written if value is not None})
+    numbers = {value: number for number, value in enumerate(order)}
+    return torch.tensor([0 if value is None else numbers[value] for value in written]), order
+
+
+def groups(raw: Raw, name: str, source: str, troubles: Troubles) -> Tensor:
+    """The natural client id of each row, int64 (n,): a column of whole numbers as it is, any other numbered."""
+    values = column(raw, "group", name, source)
+    array = values if isinstance(values, np.ndarray) else None
+    if array is not None and array.ndim == 1 and np.issubdtype(array.dtype, np.integer) and array.max() < 2**63:
+        return torch.from_numpy(array.astype(np.int64))
+    ids = []
+    for row, value in enumerate(values):
+        missing = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+        odd = not isinstance(value, str | int | float | np.generic)
+        if missing or odd:
+            told = "no client id" if missing else "a client id that is neither text nor number"
+            troubles.add(f"data.group = '{name}': {told}", row, value, show=True)
+        ids.append(0 if missing or odd else value)
+    if all(type(value) is int and abs(value) < 2**63 for value in ids):
+        return torch.tensor(ids, dtype=torch.int64)
+    return torch.from_numpy(np.unique([_written(value) for value in ids], return_inverse=True)[1].astype(np.int64))
+
+
+def published(raw: Raw, troubles: Troubles) -> Tensor | None:
+    """Which rows the column ``is_train`` puts among the training rows, or None if there is no such column."""
+    if "is_train" not in raw.names:
+        return None
+    made = []
+    for row, value in enumerate(raw.read("is_train")):
+        flag = _FLAGS.get(_written(value).lower()) if isinstance(value, str | int | float | np.generic) else None
+        if flag is None:
+            troubles.add("column 'is_train': neither true nor false", row, value, show=True)
+        made.append(bool(flag))
+    return torch.tensor(made)
+
+
+def _fault_of_label(value: Any, num_names: int | None) -> str | None:
+    if value is None or (isinstance(value, str) and not value.strip()) or value != value:
+        return "no label"
+    if num_names is not None:
+        fits = isinstance(value, int) and 0 <= value < num_names
+        return None if fits else f"no number of a class from 0 to {num_names - 1}"
+    if isinstance(value, str):
+        return fault_of_text(value)
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return None
+    return "a label is a class: text or a whole number"
+
+
+def _written(value: Any) -> str:
+    """A label or an id as text; too long a number for Python to write in tens is written in sixteens."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    try:
+        return str(value)
+    except ValueError:
+        return hex(value)
+
+
+def _in_order(names: set[str]) -> tuple[str, ...]:
+    numbers = all(_WHOLE.fullmatch(name) for name in names)
+    return tuple(sorted(names, key=lambda name: (int(name) if numbers else 0, name)))
