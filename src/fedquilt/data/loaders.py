@@ -144,13 +144,13 @@ def with_classes(
     """
     if table.labels is None or table.classes == tuple(classes):
         return table
-    found = places(table.classes, classes)
+    placed = places(table.classes, classes)
     used = {*table.labels.unique().tolist()}
-    unknown = [name for number, name in enumerate(table.classes) if found[number] is None and number in used]
+    unknown = [name for number, name in enumerate(table.classes) if placed[number] is None and number in used]
     if unknown:
         names = ", ".join(repr(name) for name in unknown)
         raise DataError(f"{where}: has classes that {absent_from} ({names})")
-    numbers = torch.tensor([-1 if place is None else place for place in found])
+    numbers = torch.tensor([-1 if place is None else place for place in placed])
     return replace(table, labels=numbers[table.labels], classes=tuple(classes))
 
 
