@@ -105,7 +105,8 @@ def test_orders_are_stamped_with_the_round_and_a_stream_of_their_own():
         return send(exchange, orders)
 
     list(rounds(method_of("one", "two"), everyone, record, Rng(9), num_rounds=3))
-    assert seen["two", 1, 3] == Rng(9).child("round", 1, "client", 3, "two")
+    assert seen["two", 1, 3] == Rng(9).child("round", 1, "client", 3, "two").sealed()
+    assert all(rng.seed != 9 and rng.path == () for rng in seen.values()), "a client could list everyone's streams"
     assert len(seen) == 3 * 2 * 4
     assert len({rng.integer() for rng in seen.values()}) == len(seen)
 
@@ -114,7 +115,8 @@ def test_a_stamp_of_the_methods_own_is_overwritten_and_its_order_is_not_changed(
     kept = Order({"x": torch.zeros(2)}, {"a": 1}, round=77, rng=Rng(123))
 
     def record(exchange, orders):
-        assert [(order.round, order.rng.seed) for order in orders.values()] == [(0, 4)]
+        stamped = Rng(4).child("round", 0, "client", 2, "fit").sealed()
+        assert [(order.round, order.rng) for order in orders.values()] == [(0, stamped)]
         return send(exchange, orders)
 
     method = method_of("fit")

@@ -170,3 +170,13 @@ def test_scope_covers_the_generator_of_the_gpu():
     torch.cuda.manual_seed(77)
     with Rng(1).scope():
         assert torch.equal(inside, torch.rand(16, device="cuda"))
+
+
+def test_a_sealed_stream_is_a_streams_own_and_tells_nothing_of_where_it_comes_from():
+    sealed = Rng(4, ("round", 3)).sealed()
+    assert sealed == Rng(4).child("round", 3).sealed()
+    assert sealed.path == ()
+    streams = [Rng(seed, path) for seed in (4, 5) for path in ((), ("round",), ("round", 3), ("sealed",))]
+    assert len({stream.sealed().seed for stream in streams}) == len(streams)
+    assert all(stream.sealed().seed > 2**200 for stream in streams)  # not to be guessed
+    assert {stream.integer() for stream in streams}.isdisjoint({stream.sealed().integer() for stream in streams})

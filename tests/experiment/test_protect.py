@@ -17,11 +17,12 @@ from fedquilt.core.types import Reply, Turn
 from fedquilt.core.wire import WIRE, lengthened, lowered, raised
 from fedquilt.engine.cohort import uniform_cohorts
 from fedquilt.engine.local import LocalEngine
-from fedquilt.experiment import build, check, resume, run
+from fedquilt.experiment import build, check, protect, resume, run
 from fedquilt.experiment.plan import plan
-from fedquilt.experiment.protect import spending
+from fedquilt.experiment.protect import cohort_key, hides_cohorts, spending
 from fedquilt.privacy.account import gaussian_epsilon, sampled_epsilon
-from fedquilt.record import Record, read_rounds
+from fedquilt.privacy.ledger import ledgers
+from fedquilt.record import Record, read_environment, read_rounds
 
 build_module = importlib.import_module("fedquilt.experiment.build")
 groups_module = importlib.import_module("fedquilt.experiment.groups")
@@ -122,9 +123,11 @@ def test_a_central_run_shows_what_it_has_spent_in_every_round(config, tmp_path):
         spent = line["privacy"]
         assert spent["mode"] == "central"
         assert spent["delta"] == 0.01
-        assert spent["releases"] == number + 1
-        assert spent["epsilon"] <= sampled_epsilon(4.0, 4, 6, number + 1, 0.01)
-        assert spent["epsilon"] <= spent["epsilon_known_cohorts"] <= gaussian_epsilon(4.0, number + 1, 0.01)
+        took_part = [client for one in lines[: number + 1] for client in one["exchanges"][0]["clients"]]
+        most = max(took_part.count(client) for client in took_part)
+        assert spent["releases"] == most
+        assert spent["epsilon"] == spent["epsilon_known_cohorts"] == gaussian_epsilon(4.0, most, 0.01)
+        assert spent["epsilon_secret_cohorts"] is None, "which layers moved tells who took part"
         for client in line["exchanges"][0]["clients"].values():
             assert client["metrics"] == {}
         assert line["state"]["releases"] == number + 1
@@ -139,6 +142,112 @@ def test_a_local_run_counts_the_client_that_took_part_most_often(config, tmp_pat
     spent = lines[-1]["privacy"]
     assert spent["releases"] == most
     assert spent["epsilon"] == spent["epsilon_known_cohorts"] == gaussian_epsilon(4.0, most, 0.01)
+
+
+ALL_LAYERS = ("clients.budgets=[3, 3, 3]",)
+
+
+def test_the_smaller_epsilon_is_shown_where_cohorts_can_be_hidden_and_is_never_the_first(config, tmp_path):
+    changes = (*CENTRAL, *ALL_LAYERS, "clients.cohort=1", "privacy.noise_multiplier=4.0", "privacy.delta=0.01")
+    lines = read_rounds(run(config(*changes), tmp_path / "hidden"))
+    for number, line in enumerate(lines):
+        spent, most = line["privacy"], line["privacy"]["releases"]
+        assert spent["epsilon"] == gaussian_epsilon(4.0, most, 0.01)
+        # one of the other five, for all that a client knows that was not there itself
+        wanted = min(spent["epsilon"], sampled_epsilon(4.0, 1, 5, number + 1, 0.01))
+        assert spent["epsilon_secret_cohorts"] == wanted
+    assert lines[0]["privacy"]["epsilon_secret_cohorts"] < lines[0]["privacy"]["epsilon"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("privacy.test_key=3",),
+        ("head.policy=local",),
+        ("clients.budgets=[1, 3, 3]",),
+        (
+            "method.name=fedsa-lora",
+            "method.weighting=uniform",
+        ),
+    ],
+)
+def test_cohorts_that_show_make_no_epsilon_smaller(config, changes):
+    wanted = config(*CENTRAL, *ALL_LAYERS, *changes)
+    experiment, key = build(wanted), cohort_key(wanted)
+    assert (key is None) == (wanted.privacy.test_key is not None)
+    heads = {group.config.head.policy for group in experiment.groups}
+    assert not hides_cohorts(wanted, experiment.federation, heads, key)
+    assert hides_cohorts(config(*CENTRAL), build(config(*CENTRAL, *ALL_LAYERS)).federation, {"aggregate"}, "ab")
+
+
+def test_methods_that_are_called_forgetful_leave_nothing_with_their_clients(config, tmp_path):
+    names = sorted(protect._FORGETFUL)
+    assert len(names) > 5
+    for name in names:
+        changes = (f"method.name={name}", "rounds=1", "clients.cohort=1", "privacy.noise_multiplier=0.1")
+        kind = ("adapter.kind=full",) if name == "full" else ()
+        own = ("method.allocation=rgd",) if name == "fed-hello" else ()
+        folder = run(config(*CENTRAL, *changes, *kind, *own), tmp_path / name)
+        memories = Record.open(folder).load_checkpoint()[2]
+        assert not any(kept for memory in memories.values() for kept in memory.values()), name
+
+
+def test_nobody_can_list_central_cohorts_from_the_seed_or_from_an_order(config, tmp_path):
+    changes = (*CENTRAL, "clients.cohort=2", "rounds=8", "privacy.noise_multiplier=0.1", "evaluation.every=8")
+    wanted = config(*changes)
+    profiles = build(wanted).federation.profiles
+
+    def listed(rng):
+        drawn = uniform_cohorts(profiles, 2, rng)
+        return [[str(profile.id) for profile in drawn(number)] for number in range(8)]
+
+    folder = run(wanted, tmp_path / "secret")
+    took_part = [[*line["exchanges"][0]["clients"]] for line in read_rounds(folder)]
+    assert took_part != listed(Rng(wanted.seed))
+    key = read_environment(folder)["cohort_key"]
+    assert took_part == listed(Rng(int(key, 16)))
+    again = read_environment(run(wanted, tmp_path / "again"))["cohort_key"]
+    assert again != key
+    assert int(key, 16) > 2**64
+
+
+def test_a_stopped_central_run_goes_on_with_its_own_cohorts(config, tmp_path, stopped):
+    changes = (*CENTRAL, "clients.cohort=2", "privacy.noise_multiplier=0.1")
+    with pytest.raises(KeyboardInterrupt):
+        run(config(*changes), tmp_path / "one", stopped)
+    folder = resume(tmp_path / "one")
+    drawn = uniform_cohorts(
+        build(config(*changes)).federation.profiles, 2, Rng(int(read_environment(folder)["cohort_key"], 16))
+    )
+    for number, line in enumerate(read_rounds(folder)):
+        assert [*line["exchanges"][0]["clients"]] == [str(profile.id) for profile in drawn(number)]
+
+
+def test_a_client_that_has_spent_what_it_may_is_dropped_by_name_and_the_others_go_on(config, tmp_path):
+    one = gaussian_epsilon(4.0, 1, 1e-5)
+    changes = (*LOCAL, "privacy.noise_multiplier=4.0", f"privacy.client_epsilon={one}", "clients.cohort=2", "rounds=3")
+    lines = read_rounds(run(config(*changes), tmp_path / "few"))
+    answered = [client for line in lines for client in line["exchanges"][0]["clients"]]
+    dropped = [reason for line in lines for reason in line["exchanges"][0]["dropped"].values()]
+    assert len(answered) == len({*answered}), "each client once"
+    assert len(answered) + len(dropped) == 6
+    assert all("this client's privacy allowance is spent: 1 releases" in reason for reason in dropped)
+    told = ledgers(tmp_path / "few" / "sites")
+    assert [one["releases"] for one in told.values()] == [1] * len(answered)
+
+
+def test_a_round_that_was_stopped_before_its_end_is_not_released_twice(config, tmp_path, monkeypatch):
+    """Killed when all had answered and nothing was recorded: the same replies come again, the noise with them."""
+    changes = (*LOCAL, "privacy.noise_multiplier=4.0", "rounds=1")
+    with monkeypatch.context() as patched:
+        patched.setattr(Record, "append_round", lambda self, line: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            run(config(*changes), tmp_path / "one")
+    kept = {path: path.read_bytes() for path in (tmp_path / "one" / "sites").rglob("*.safetensors")}
+    assert len(kept) == 4
+    resume(tmp_path / "one")
+    assert {path: path.read_bytes() for path in (tmp_path / "one" / "sites").rglob("*.safetensors")} == kept
+    assert all(told["releases"] == 1 for told in ledgers(tmp_path / "one" / "sites").values())
 
 
 def test_spending_depends_on_the_round_alone_so_a_resumed_run_goes_on_with_it(config):
@@ -195,6 +304,12 @@ def test_noise_is_really_there(config, tmp_path, fingerprint):
             (*CENTRAL, "method.allocation=fim", "method.scores_from=clients"),
             "scores of the clients' rows would leave them without noise",
         ),
+        (("privacy.client_epsilon=3.0",), "privacy.client_epsilon = 3: is of privacy.mode = 'local'"),
+        (
+            (*LOCAL, "privacy.client_epsilon=3.0", "clients.cohort=6"),
+            "privacy.client_epsilon = 3: 3 rounds cost a client epsilon 20.13, so it would refuse before",
+        ),
+        ((*LOCAL, "privacy.client_epsilon=9.0"), "privacy.client_epsilon = 9: 1 round cost a client epsilon 9.997"),
         ((*LOCAL, "evaluation.clients=received"), "scores on the clients' own rows would leave them without noise"),
         ((*CENTRAL, "aggregation.rule=median"), "aggregation.rule = 'median' has no known bound"),
         ((*CENTRAL, "defence.max_update_norm=3.0"), "defence.max_update_norm would show which clients' updates"),

@@ -144,6 +144,14 @@ def test_a_server_without_common_tensors_is_refused():
         with_central_dp(headless, clip_norm=1.0, noise_multiplier=1.0).init(Rng(1))
 
 
+def test_a_method_with_several_exchanges_is_refused_until_its_cost_is_known():
+    fit = method().exchanges[0]
+    twice = method()._replace(exchanges=(fit, fit._replace(name="again")))
+    with pytest.raises(ConfigError, match=r"method 'toy' has 2 exchanges in a round \('fit', 'again'\), and only a"):
+        with_central_dp(twice, clip_norm=1.0, noise_multiplier=1.0)
+    assert len(with_local_dp(twice, clip_norm=1.0, noise_multiplier=1.0).exchanges) == 2
+
+
 def test_no_reply_and_a_stranger_tensor_are_errors():
     merge = with_central_dp(method(), clip_norm=1.0, noise_multiplier=1.0).exchanges[0].merge
     state = {"params": {"a": torch.zeros(2)}, RELEASES: 0}

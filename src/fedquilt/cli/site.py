@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import signal
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from fedquilt.cli.screen import out
+from fedquilt.cli.screen import out, show_json
 from fedquilt.core.errors import ConfigError, FedquiltError
 
 app = typer.Typer(
@@ -78,6 +79,9 @@ def up(
     nodes: Annotated[int, typer.Option(help="How many SuperNodes; node i gets partition i.")] = 3,
     folder: Annotated[Path, typer.Option(help="Where keys, logs and the clients' memories lie.")] = Path("site"),
     insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS and node authentication.")] = False,
+    epsilon: Annotated[
+        float | None, typer.Option(help="What each client may give away in all under local privacy.")
+    ] = None,
 ) -> None:
     """Start a federation on this machine, over TLS with node authentication, until Ctrl-C ends it."""
     _require("up")
@@ -86,9 +90,12 @@ def up(
     from fedquilt.engine.flower.trial import CONNECTION, Trial
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # its processes must end with it, whoever ends it
+    if epsilon is not None and not 0 < epsilon < math.inf:
+        raise ConfigError(f"--epsilon {epsilon}: give a number above 0")
     began = time.monotonic()
     try:
-        with Trial(folder, nodes, secure=not insecure) as trial:
+        own = {} if epsilon is None else {"epsilon": epsilon}
+        with Trial(folder, nodes, secure=not insecure, node_config=own) as trial:
             trial.ready()
             safety = "without TLS" if insecure else "TLS, node authentication"
             count = f"{nodes} SuperNode{'s are' if nodes > 1 else ' is'} online"
@@ -110,6 +117,43 @@ def up(
     except KeyboardInterrupt:
         _say(f"ended; everything is still in {folder}, and `fedquilt site up --folder {folder}` goes on with it")
         raise typer.Exit(130) from None
+
+
+@app.command()
+def status(
+    memories: Annotated[
+        Path | None, typer.Option(help="The node's folder of memories; ~/.fedquilt/sites if left out.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what each client of this site has given away under local privacy, and how much it may."""
+    from fedquilt.privacy.ledger import ledgers
+
+    folder = memories or Path.home() / ".fedquilt" / "sites"
+    if not folder.is_dir():
+        raise ConfigError(f"--memories {folder}: no such folder; give the one that the node's config names as memories")
+    found = ledgers(folder)
+    if as_json:
+        show_json({"memories": str(folder), "clients": found})
+        return
+    if not found:
+        _say(f"{folder}: no client has answered a run with privacy.mode = 'local'")
+    for name, told in found.items():
+        _say(f"{name}: {_spent(told)}")
+
+
+def _spent(told: dict[str, Any]) -> str:
+    """What a client has given away in words."""
+    runs, replies = told["runs"], told["releases"]
+    said = f"{replies} repl{'y' if replies == 1 else 'ies'} in {runs} run{'' if runs == 1 else 's'}"
+    spent = "no bound (a reply without noise)" if told["spent"] is None else f"epsilon {told['spent']:.4g}"
+    if told["epsilon"] is None:
+        return f"{said}, {spent}; no allowance (the run file had no noise); set one: epsilon=... in the node's config"
+    left = "" if told["spent"] is None else f", {max(0.0, told['epsilon'] - told['spent']):.4g} left"
+    origin = (
+        "set by the site" if told["by"] == "site" else "fixed by the first run's file; the node's config may set it"
+    )
+    return f"{said}, {spent} of {told['epsilon']:.4g} at delta {told['delta']:g}{left} ({origin})"
 
 
 def _require(command: str) -> None:

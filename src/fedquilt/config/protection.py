@@ -103,6 +103,10 @@ class Privacy(BaseModel):
     """Standard deviation of the noise as a multiple of ``clip_norm``."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     """The delta at which epsilon is given; choose it well below one in the number of clients."""
+    client_epsilon: Rate | None = None
+    """With ``local``: what a client gives away in all, at ``delta``, before it refuses; what all rounds of the run cost
+    if left out. Between real sites each site's own ``epsilon`` stands in its place, and once fixed no run file changes
+    it."""
     secure_aggregation: bool = False
     """Not available; see the guide on defence and privacy."""
     test_key: Annotated[int, Field(ge=0)] | None = None

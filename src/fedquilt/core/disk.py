@@ -67,8 +67,12 @@ def sync_tree(folder: Path) -> None:
 
 
 def private_folder(folder: Path) -> None:
-    """Make the folder, and its parents, if it is not there; nobody but its owner may look into it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Make the folder, and its parents, if it is not there; nobody but its owner may look into it, and into those made.
+
+    A folder that is there already is closed to others.
+    """
+    for missing in reversed([one for one in (folder, *folder.parents) if not one.exists()]):
+        missing.mkdir(exist_ok=True, mode=PRIVATE_FOLDER)
     folder.chmod(PRIVATE_FOLDER)
 
 

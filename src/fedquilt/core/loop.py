@@ -117,7 +117,7 @@ def _exchanged(
 ) -> tuple[Tree, Traffic]:
     moved = Traffic(exchange.name)
     orders = {
-        client: replace(order, round=turn.round, rng=turn.rng.child("client", client, exchange.name))
+        client: replace(order, round=turn.round, rng=turn.rng.child("client", client, exchange.name).sealed())
         for client, order in sorted(exchange.ask(state, turn).items())
     }
     if not orders:

@@ -19,6 +19,18 @@ class Wire(NamedTuple):
     feedback: bool = True
 
 
+class Release(NamedTuple):
+    """What every reply of an exchange gives away of its client, under local privacy.
+
+    Gaussian noise lies on it, ``noise_multiplier`` times the bound on the update's norm. ``epsilon`` at ``delta`` is
+    all that a client gives away unless its site says other; None for no bound.
+    """
+
+    noise_multiplier: float
+    epsilon: float | None
+    delta: float
+
+
 class Exchange(NamedTuple):
     """One ask -> work -> merge between the server and the clients of a cohort.
 
@@ -37,6 +49,9 @@ class Exchange(NamedTuple):
     ``wire``, if given, is how tensors travel. All functions here and all checks are of full tensors before and after.
 
     ``partial`` says that an order may lack a part of what its client would use (FedRA sends the drawn blocks alone).
+
+    ``release``, if given, is what a reply costs in privacy: engines let ``privacy.ledger`` count it, and give the same
+    reply again where the same is asked again.
     """
 
     name: str
@@ -49,6 +64,7 @@ class Exchange(NamedTuple):
     metrics: Callable[[Order], Mapping[str, Range]] | None = None
     ranges: Callable[[Order], Mapping[str, Range]] | None = None
     peers: Callable[[Order], str] | None = None
+    release: Release | None = None
 
 
 class Method(NamedTuple):

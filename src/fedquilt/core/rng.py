@@ -41,6 +41,15 @@ class Rng:
         text = repr((self.seed, self.path)).encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "big") % (1 << bits)
 
+    def sealed(self) -> Rng:
+        """A stream that is this one's alone, and tells nothing of this one's seed or path: it may be given away.
+
+        Its own seed is a one-way function of both. Whoever can guess the seed, as one of a run file that is known, can
+        try the guess.
+        """
+        text = repr(("sealed", self.seed, self.path)).encode()
+        return Rng(int.from_bytes(hashlib.blake2b(text, digest_size=32).digest(), "big"))
+
     def torch(self) -> torch.Generator:
         """A fresh torch generator on the CPU, at the start of this stream."""
         return torch.Generator().manual_seed(self.integer())

@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -118,6 +119,8 @@ def cards(experiment: Experiment) -> dict[ClientId, dict[str, Any]]:
         sections["the classes of its model's outputs (id2label of the base)"] = list(group.loaded.outputs.classes)
         for profile in experiment.federation.profiles:
             if profile.id in group.ids:
+                if profile.num_examples and _keeps_its_count(group.config):
+                    profile = replace(profile, num_examples=1)  # its reply weighs no more
                 made[profile.id] = card(
                     profile,
                     tuple(e.name for e in (*experiment.method.exchanges, *experiment.method.closing)),
@@ -126,6 +129,11 @@ def cards(experiment: Experiment) -> dict[ClientId, dict[str, Any]]:
                     sections=sections,
                 )
     return made
+
+
+def _keeps_its_count(config: Config) -> bool:
+    """Whether how many rows a client has is its own: no noise lies on it, and nobody else knows it."""
+    return config.privacy.mode == "local" and config.partition.scheme == SITES
 
 
 def over(grid: Any, config: Config, *, name: str, poll: float, stop: Event | None = None) -> Connect:

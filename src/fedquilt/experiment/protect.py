@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from fedquilt.aggregate.family import RULES, Rule
@@ -14,7 +15,8 @@ from fedquilt.core.bounds import Bounds
 from fedquilt.core.checks import Check, Limits, reply_check
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Method
-from fedquilt.core.types import Aggregate, ClientId, Profile
+from fedquilt.core.rng import Rng, secret
+from fedquilt.core.types import Aggregate, ClientId, Federation, Profile
 from fedquilt.experiment.deal import SITES
 from fedquilt.methods import ACROSS
 from fedquilt.privacy.account import accountant, gaussian_epsilon, sampled_epsilon
@@ -33,6 +35,9 @@ _APART = {
     "local-only": "nothing is sent",
 }
 """Methods whose clients do not send both factors together, and why."""
+
+_FORGETFUL = frozenset({"fed-hello", "fedit", "fedra", "exclusive", "straggler", "full", "ffa-lora", "rolora"})
+"""Methods whose clients remember nothing from one round to the next, if the head is not theirs."""
 
 
 def refuse_contradictions(config: Config, settings: Mapping[str, Any]) -> None:
@@ -114,10 +119,15 @@ def _odd_rule(config: Config, settings: Mapping[str, Any]) -> list[str]:
 
 
 def _odd_privacy(config: Config, settings: Mapping[str, Any]) -> list[str]:
-    mode = config.privacy.mode
+    mode, problems = config.privacy.mode, []
+    if mode != "local" and config.privacy.client_epsilon is not None:
+        problems.append(
+            f"privacy.client_epsilon = {config.privacy.client_epsilon:g}: is of privacy.mode = 'local', where clients "
+            "count what they give away; leave it out"
+        )
     if mode == "none":
-        return []
-    here, problems = f"privacy.mode = '{mode}'", []
+        return problems
+    here = f"privacy.mode = '{mode}'"
     if mode == "central" and config.method.name in RULES:
         problems.append(
             f"{here}: method.name = '{config.method.name}' takes products of what each client sent, and not their sum, "
@@ -186,14 +196,40 @@ def family_of(config: Config) -> Rule | None:
 
 
 def protected(config: Config, method: Method) -> Method:
-    """The method with the clipping and the noise that the config asks for."""
+    """The method with the clipping and the noise that the config asks for.
+
+    Raises
+    ------
+    ConfigError
+        if the method has several exchanges (in mode ``central``), or clients could not answer every round for what they
+        may give away (in mode ``local``).
+    """
     wanted = config.privacy
     if wanted.mode == "none":
         return method
-    wrapper = with_central_dp if wanted.mode == "central" else with_local_dp
+    wrapper: Callable[..., Method] = with_central_dp
+    if wanted.mode == "local":
+        wrapper = partial(with_local_dp, epsilon=_of_a_client(config, method), delta=wanted.delta)
     return wrapper(
         method, clip_norm=wanted.clip_norm, noise_multiplier=wanted.noise_multiplier, test_key=wanted.test_key
     )
+
+
+def _of_a_client(config: Config, method: Method) -> float | None:
+    """The epsilon that a client gives away before it refuses: what the file says, or else what all rounds cost."""
+    wanted, exchanges = config.privacy, len(method.exchanges)
+    if wanted.client_epsilon is None:
+        return _or_none(gaussian_epsilon(wanted.noise_multiplier, config.rounds * exchanges, wanted.delta))
+    always = config.cohort == config.partition.num_clients
+    rounds = config.rounds if always else 1
+    cost = gaussian_epsilon(wanted.noise_multiplier, rounds * exchanges, wanted.delta)
+    if cost > wanted.client_epsilon * (1 + 1e-9):
+        raise ConfigError(
+            f"privacy.client_epsilon = {wanted.client_epsilon:g}: {rounds} round{'s' * (rounds > 1)} cost a client "
+            f"epsilon {cost:.4g}, so it would refuse before; raise privacy.noise_multiplier "
+            f"({wanted.noise_multiplier:g}) or client_epsilon, or take fewer rounds"
+        )
+    return wanted.client_epsilon
 
 
 def check_of(config: Config, profiles: Sequence[Profile]) -> Check:
@@ -213,15 +249,43 @@ def bounds_of(config: Config) -> Bounds:
     return Bounds(None if off else float(ratio), share if share < 1 else None)
 
 
+def cohort_stream(config: Config, key: str | None) -> Rng:
+    """The stream that cohorts are drawn from: of a key that the server alone has, if there is one, or the run's seed.
+
+    Clients have the seed, in the run file and in what their orders come from.
+    """
+    return Rng(config.seed) if key is None else Rng(int(key, 16))
+
+
+def cohort_key(config: Config) -> str | None:
+    """A new key for ``cohort_stream`` where who took part is to be hidden, as hexadecimal; None elsewhere."""
+    hidden = config.privacy.mode == "central" and config.privacy.test_key is None
+    return f"{secret().integer(128):032x}" if hidden else None
+
+
+def hides_cohorts(config: Config, federation: Federation, heads: Collection[str], key: str | None) -> bool:
+    """Whether the models that a run gives out can leave open who took part in a round; ``heads`` are head policies.
+
+    Not if cohorts can be listed from the seed; nor if which tensors moved, or how much noise they got, tells who
+    trained them; nor if a client's update depends, by what it remembers, on the cohorts that it was in before.
+    """
+    whole = all(
+        profile.budget.layers >= federation.layouts[profile.architecture].num_layers
+        and profile.budget.rank == federation.profiles[0].budget.rank
+        for profile in federation.profiles
+    )
+    return key is not None and whole and "local" not in heads and config.method.name in _FORGETFUL
+
+
 def spending(
-    config: Config, cohorts: Callable[[int], Sequence[Profile]], num_exchanges: int
+    config: Config, cohorts: Callable[[int], Sequence[Profile]], num_exchanges: int, hidden: bool = False
 ) -> Callable[[int], dict[str, Any] | None]:
     """``spent(t)``: what rounds 0 to t have cost any one client, for the record; None without privacy.
 
-    ``epsilon`` is at ``delta``, None if there is no bound. In mode ``central`` it counts on nobody learning who took
-    part in which round; ``epsilon_known_cohorts`` does not, and is that of the client that took part most often. In
-    mode ``local`` the server knows who replied, and both are the same. ``releases`` is how many noisy sums (central) or
-    noisy replies of this client (local) there were at most.
+    ``epsilon`` is at ``delta``, None if there is no bound. It counts on no secret, and is that of the client that took
+    part most often; ``epsilon_known_cohorts`` is the same. ``epsilon_secret_cohorts``, in mode ``central`` and if they
+    are ``hidden``, counts on nobody but the server learning who took part, and holds against any one client as well.
+    ``releases`` is how many noisy sums (central) or noisy replies of this client (local) its data went into at most.
     """
     wanted = config.privacy
     took_part: Counter[ClientId] = Counter()
@@ -236,17 +300,19 @@ def spending(
         counted = max(counted, number + 1)
         own = num_exchanges * max(took_part.values())
         known = gaussian_epsilon(wanted.noise_multiplier, own, wanted.delta)
-        releases, epsilon = own, known
-        if wanted.mode == "central":
-            releases, clients = num_exchanges * (number + 1), config.partition.num_clients
-            sampled = sampled_epsilon(wanted.noise_multiplier, config.cohort, clients, releases, wanted.delta)
-            epsilon = min(known, sampled)  # both hold
+        sampled = None
+        if hidden and wanted.mode == "central":
+            # a client knows of itself whether it was there: the cohort is then drawn from one client less
+            others, sums = config.partition.num_clients - 1, num_exchanges * (number + 1)
+            every = sampled_epsilon(wanted.noise_multiplier, config.cohort, others, sums, wanted.delta)
+            sampled = _or_none(min(known, every))
         return {
             "mode": wanted.mode,
-            "epsilon": _or_none(epsilon),
+            "epsilon": _or_none(known),
             "epsilon_known_cohorts": _or_none(known),
+            "epsilon_secret_cohorts": sampled,
             "delta": wanted.delta,
-            "releases": releases,
+            "releases": own,
             "test_key": wanted.test_key is not None,
         }
 

@@ -21,7 +21,7 @@ from fedquilt.engine.flower.hello import run_key
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.groups import outputs_record, weights_digest
-from fedquilt.experiment.protect import bounds_of, check_of, spending
+from fedquilt.experiment.protect import bounds_of, check_of, cohort_key, cohort_stream, hides_cohorts, spending
 from fedquilt.experiment.round_record import are_finite, final_record, round_line
 from fedquilt.experiment.saving import save_adapters
 from fedquilt.methods import ACROSS
@@ -88,7 +88,7 @@ class Connect(NamedTuple):
 def _embedded(experiment: Experiment, key: str, memories: dict[ClientId, Memory], progress: Progress) -> Engine:
     for client in experiment.clients.values():
         client.bench.stepped = progress.step
-    return LocalEngine(experiment.clients, memories, progress.client)
+    return LocalEngine(experiment.clients, memories, progress.client, run=key)
 
 
 EMBEDDED = Connect("embedded", _embedded)
@@ -131,7 +131,8 @@ def run(
         key = run_key()
         engine = connect.make(experiment, key, {}, progress)
         experiment = experiment.announced(engine.announced)
-        around |= {"engine": connect.name, "run_key": key, "outputs": outputs_record(experiment.groups)}
+        around |= {"engine": connect.name, "run_key": key, "cohort_key": cohort_key(config)}
+        around |= {"outputs": outputs_record(experiment.groups)}
         around |= {} if label is None else {"label": label}
         record = Record.create(folder, resolved(config), around, experiment.partition, held)
         return _go_on(experiment, record, 0, None, engine, progress)
@@ -232,9 +233,12 @@ def _go_on(
 ) -> Path:
     """Run the rounds from ``start`` on; ``again`` is what the first line says of a run that is taken up again."""
     config, began = experiment.config, time.perf_counter()
+    if isinstance(engine, LocalEngine):
+        engine.keep_ledgers(record.folder / "sites")  # where Flower's simulation has its clients' own, too
     profiles = experiment.federation.profiles
     check = check_of(config, profiles)
-    cohorts = uniform_cohorts(profiles, config.cohort, experiment.rng)
+    hiding = read_environment(record.folder).get("cohort_key")  # a run of before there was any drew from the seed
+    cohorts = uniform_cohorts(profiles, config.cohort, cohort_stream(config, hiding))
     progress.started(record.folder.name, start, config.rounds)
     finished = rounds(
         experiment.method,
@@ -249,7 +253,9 @@ def _go_on(
         check=check,
         bounds=bounds_of(config),
     )
-    spent = spending(config, cohorts, len(experiment.method.exchanges))
+    heads = {group.config.head.policy for group in experiment.groups}
+    hidden = hides_cohorts(config, experiment.federation, heads, hiding)
+    spent = spending(config, cohorts, len(experiment.method.exchanges), hidden)
     since = _counter(engine)
     try:
         for done in finished:

@@ -7,6 +7,7 @@ update then moves by at most ``2 C``, so noise of standard deviation ``z C`` has
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from fedquilt.core.errors import ConfigError
@@ -42,7 +43,27 @@ def gaussian_epsilon(noise_multiplier: float, releases: int, delta: float) -> fl
     if noise_multiplier == 0:
         return math.inf
     # n releases of ratio z are exactly one of ratio z / sqrt(n)
-    return float(accountant().get_epsilon_gaussian(noise_multiplier / 2 / math.sqrt(releases), delta))
+    return _of_ratio(noise_multiplier / 2 / math.sqrt(releases), delta)
+
+
+def composed_epsilon(noise_multipliers: Iterable[float], delta: float) -> float:
+    """Epsilon of one client whose clipped update went into a noisy reply for each of these noise multipliers.
+
+    Infinite if one of them is 0. It holds also if whoever asks chooses each noise by what the replies before it were: a
+    client that stops at a bound of it has spent no more than that.
+
+    Paper: adaptive-gaussian, filter
+    """
+    inverse = [math.inf if noise == 0 else 2 / noise for noise in noise_multipliers]
+    squared = math.fsum(one * one for one in inverse) if math.inf not in inverse else math.inf
+    if squared == 0:
+        return 0.0
+    return math.inf if math.isinf(squared) else _of_ratio(1 / math.sqrt(squared), delta)
+
+
+def _of_ratio(ratio: float, delta: float) -> float:
+    """Epsilon of Gaussian noise that is ``ratio`` times the sensitivity."""
+    return float(accountant().get_epsilon_gaussian(ratio, delta))
 
 
 def sampled_epsilon(noise_multiplier: float, cohort: int, clients: int, releases: int, delta: float) -> float:

@@ -1,7 +1,8 @@
 """Clipping and noise around any method: functions Method -> Method.
 
-Both keep a reply's metrics and number of examples back, which say something of the client's rows. Put them outermost:
-what stays with the clients (``core.wrap.with_local``) then has left the reply already.
+Both keep a reply's metrics and number of examples back, which say something of the client's rows, and so do the scores
+of closing exchanges, which are left out. Put them outermost: what stays with the clients (``core.wrap.with_local``)
+then has left the reply already.
 
 The noise is of 64-bit floating-point numbers from an ordinary generator; it is not hardened against attacks on either.
 """
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from fedquilt.aggregate.robust import clipped_step
 from fedquilt.core.errors import ConfigError, RoundError
-from fedquilt.core.method import Exchange, Method
+from fedquilt.core.method import Exchange, Method, Release
 from fedquilt.core.rng import Rng, secret
 from fedquilt.core.types import ClientId, Memory, Order, Params, Range, Reply, Tree
 
@@ -44,10 +45,17 @@ def with_central_dp(
     Raises
     ------
     ConfigError
-        from ``init``, if the state holds no ``params``.
+        if the method has several exchanges; and from ``init``, if the state holds no ``params``.
 
     Paper: dp-fedavg, noise
     """
+    if len(method.exchanges) != 1:
+        names = "', '".join(exchange.name for exchange in method.exchanges)
+        raise ConfigError(
+            f"privacy.mode = 'central': method '{method.name}' has {len(method.exchanges)} exchanges in a round "
+            f"('{names}'), and only a method with one has a known cost: what the server sends on between them is not "
+            "covered; set privacy.mode = 'local' or 'none'"
+        )
 
     def init(rng: Rng) -> Tree:
         state = method.init(rng)
@@ -71,16 +79,28 @@ def with_central_dp(
 
         return exchange._replace(work=work, merge=merge, metrics=_no_metrics)
 
-    return method._replace(init=init, exchanges=tuple(noisy(exchange) for exchange in method.exchanges))
+    return method._replace(init=init, exchanges=tuple(noisy(exchange) for exchange in method.exchanges), closing=())
 
 
-def with_local_dp(method: Method, *, clip_norm: float, noise_multiplier: float, test_key: int | None = None) -> Method:
+def with_local_dp(
+    method: Method,
+    *,
+    clip_norm: float,
+    noise_multiplier: float,
+    epsilon: float | None = None,
+    delta: float = 1e-5,
+    test_key: int | None = None,
+) -> Method:
     """The method whose clients send ``what they received + clip(u_k) + N(0, (z C)^2)`` in place of their tensors.
 
     C = ``clip_norm`` for the norm over all tensors of the reply, z = ``noise_multiplier``. The noise is drawn on the
     client from the operating system's entropy, afresh for every reply and never from the order's stream, which the
     server knows; with ``test_key``, from the key, the client and the round. A reply may only hold tensors of its order.
+
+    The exchanges say in ``release`` what a reply costs, and that a client is to spend no more than ``epsilon`` at
+    ``delta``: ``privacy.ledger.answered`` holds engines to it, and gives the same noise to whoever asks again.
     """
+    release = Release(noise_multiplier, epsilon, delta)
 
     def noisy(exchange: Exchange) -> Exchange:
         def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
@@ -95,9 +115,10 @@ def with_local_dp(method: Method, *, clip_norm: float, noise_multiplier: float, 
             }
             return replace(_bare(reply), params=params), memory
 
-        return exchange._replace(work=work, metrics=_no_metrics, ranges=None)  # noise knows no range
+        # noise knows no range
+        return exchange._replace(work=work, metrics=_no_metrics, ranges=None, release=release)
 
-    return method._replace(exchanges=tuple(noisy(exchange) for exchange in method.exchanges))
+    return method._replace(exchanges=tuple(noisy(exchange) for exchange in method.exchanges), closing=())
 
 
 def _no_metrics(order: Order) -> dict[str, Range]:

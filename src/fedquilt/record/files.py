@@ -32,9 +32,9 @@ def read_bytes(path: Path, sha256: str, advice: str) -> bytes:
     return content
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, private: bool = False) -> None:
     """Write ``value`` so that the file is the old one or the new one, never a part; NaN and infinities become null."""
-    write_bytes(path, to_json(value, indent=1).encode() + b"\n")
+    write_bytes(path, to_json(value, indent=1).encode() + b"\n", private=private)
     sync_folder(path.parent)
 
 

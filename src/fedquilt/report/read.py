@@ -325,8 +325,12 @@ def resumed(run: Run) -> list[int]:
 
 
 def privacy(run: Run) -> Mapping[str, Any] | None:
-    """What the run has spent by its last round, as its record says; None of a run without differential privacy."""
-    return run.rounds[-1].get("privacy") or None
+    """What the run has spent by its last round, as its record says; None of a run without differential privacy.
+
+    Its ``epsilon`` is the one that counts on no secret, whichever the record put first.
+    """
+    spent = run.rounds[-1].get("privacy") or None
+    return None if spent is None else {**spent, "epsilon": spent.get("epsilon_known_cohorts", spent["epsilon"])}
 
 
 def layer_probabilities(run: Run) -> dict[str, tuple[list[int], np.ndarray]]:

@@ -203,14 +203,14 @@ def _privacy_words(spent: Mapping[str, Any]) -> str:
     """A sentence on what the training has cost any one client, and under which condition."""
     if spent["epsilon"] is None:
         return "updates were clipped but no noise was added, so there is no differential privacy."
-    known = spent["epsilon_known_cohorts"]
     words = f"{spent['mode']} differential privacy of whole clients: epsilon {spent['epsilon']:.2f}"
     words += f" at delta {spent['delta']:g}"
-    if known != spent["epsilon"]:
-        words += f" if nobody learns who took part in which round (the seed and this record tell), else {known:.2f}"
+    hidden = spent.get("epsilon_secret_cohorts")
+    if hidden is not None and hidden < spent["epsilon"]:
+        words += f" ({hidden:.2f} if nobody but the server learns who took part in which round; this record tells)"
     if spent["test_key"]:
         words += "; the noise was drawn from a test key and hides nothing from whoever knows it"
-    return f"{words}. Evaluation is not covered."
+    return f"{words}. Evaluation is not covered: scores on clients' own rows are exact."
 
 
 def by_seed(label: str, runs: Sequence[Run]) -> dict[int | None, Run]:

@@ -81,7 +81,7 @@ def test_a_disk_that_refuses_is_told_and_the_old_memory_stays(tmp_path, monkeypa
     shelf = Shelf(tmp_path)
     shelf.keep((0, 0), memory(1))
 
-    def full(path, content):
+    def full(path, content, **more):
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr("fedquilt.engine.flower.shelf.write_bytes", full)

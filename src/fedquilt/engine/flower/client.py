@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,13 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from fedquilt.core.errors import FedquiltError
-from fedquilt.core.loop import perform
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.types import ClientId, Failure
 from fedquilt.engine.flower.codec import read_order, reply_content
 from fedquilt.engine.flower.hello import Card
 from fedquilt.engine.flower.packing import MAX_BYTES, DecodeError, packed, unpacked
 from fedquilt.engine.flower.shelf import Shelf
+from fedquilt.privacy.ledger import Allowance, Ledger, answered, ledger_folder
 
 HELLO = "query.hello"
 _FAILED = 2  # Flower's code for a ClientApp that raised an exception
@@ -72,6 +73,27 @@ def partition_of(context: Context) -> ClientId:
     return partition
 
 
+def allowance_of(context: Context) -> Allowance | None:
+    """What the node's own config lets its client give away: ``epsilon``, at ``delta``; None if it does not say.
+
+    Raises
+    ------
+    FedquiltError
+        if one of them is no number that it could be.
+    """
+    node = context.node_config
+    epsilon, delta = node.get("epsilon"), node.get("delta", 1e-5)
+    if epsilon is None:
+        return None
+    for name, value, top in (("epsilon", epsilon, math.inf), ("delta", delta, 1.0)):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < top:
+            raise FedquiltError(
+                f"node {context.node_id} has {name}={value!r} in its --node-config; give a number above 0"
+                f"{f' and below {top:g}' if top == 1 else ''}, as in 'epsilon=8.0 delta=1e-5'"
+            )
+    return Allowance(float(epsilon), float(delta))
+
+
 class _App(ClientApp):
     """A ClientApp whose train actions are known once its site is: they are the exchanges of the site's method."""
 
@@ -113,11 +135,12 @@ class _App(ClientApp):
                 raise DecodeError(f"the server sent the run key {run[:80]!r}, which is not a hexadecimal number")
             root = self._memories if isinstance(self._memories, Path) else self._memories(context)
             shelf, step = Shelf(shelf_folder(root, run, site.id)), (order.round, number)
-            reply, memory = perform(exchange, site.client, site.id, order, shelf.before(step))
+            ledger = Ledger(ledger_folder(root, site.id), allowance_of(context))
+            reply, memory = answered(ledger, run, exchange, site.client, site.id, order, lambda: shelf.before(step))
             if isinstance(reply, Failure):
                 return _failure(reply.reason, message)
             content = reply_content(reply, order, exchange.name, run)
-            shelf.keep(step, memory)  # before the reply leaves: what the server counts, the client remembers
+            shelf.keep(step, memory or {})  # before the reply leaves: what the server counts, the client remembers
             return Message(content, reply_to=message)
 
         return work

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedquilt.core.disk import private_folder, sync_folder, write_bytes
 from fedquilt.core.errors import RunError
 from fedquilt.core.types import Memory
-from fedquilt.record.files import explained, read_bytes, sync_folder, write_bytes, write_json
+from fedquilt.record.files import explained, read_bytes, write_json
 from fedquilt.record.read import read_json
 from fedquilt.record.tree import tree_from_bytes, tree_to_bytes
 
@@ -65,15 +66,15 @@ class Shelf:
         this_round = [entry for entry in before if _step(entry)[0] == step[0]]
         last = [entry for entry in before if _step(entry)[0] < step[0]][-1:]
         with explained(self.folder, lambda: "the memory of the round before is whole", "the order may come again"):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            private_folder(self.folder)
             entry = _entry(step)
             if memory:
                 content = tree_to_bytes(memory, "memory")
                 entry |= {"file": _file(step), "sha256": hashlib.sha256(content).hexdigest()}
-                write_bytes(self.folder / _file(step), content)
+                write_bytes(self.folder / _file(step), content, private=True)
                 sync_folder(self.folder)
             entries = [*last, *this_round, entry]
-            write_json(self.folder / _INDEX, {"format": 1, "kept": entries})
+            write_json(self.folder / _INDEX, {"format": 1, "kept": entries}, private=True)
             named = {entry["file"] for entry in entries}
             for path in self.folder.glob("memory-*.safetensors"):
                 if path.name not in named:
