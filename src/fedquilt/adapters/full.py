@@ -2,44 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
 from torch import nn
 
 from fedquilt.adapters.inject import copied, own_parameters, trainable
+from fedquilt.adapters.state import State, numbers
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks, Layout, Params
 
 
 def full_layout(
-    model: nn.Module, blocks: Blocks, architecture: str, head: Collection[str] = (), resting: Collection[str] = ()
+    model: nn.Module,
+    blocks: Blocks,
+    architecture: str,
+    head: Collection[str] = (),
+    resting: Collection[str] = (),
+    state: State | None = None,
 ) -> Layout:
     """Names, depths and shapes of all the model's parameters but those ``resting``: by depth, the head last.
 
     What comes before the first block (embeddings) has the depth of the first, and what comes after the last (the final
     norm) that of the last, in the model's own order. So whoever trains some blocks alone trains these with them. A
-    tensor that the model uses twice (tied embeddings) stands once.
+    tensor that the model uses twice (tied embeddings) stands once. ``state`` are the buffers that training changes:
+    they stand among the parameters of their modules, but for those of a head that rests.
 
     Raises
     ------
     ModelError
         if a head parameter is not in the model.
     """
-    parameters, skipped = own_parameters(model, head), {*head, *resting}
+    parameters, buffers = own_parameters(model, head), dict(state or {})
+    of_head, of_resting = (set(names) | _beside(names, parameters, buffers) for names in (head, resting))
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    shapes |= {name: tuple(buffer.value.shape) for name, buffer in buffers.items()}
     depth: dict[str, int | None] = {}
     latest = 0
-    for name in parameters:
+    for name in _in_order(model, shapes.keys()):
         own = blocks.depth(name)
         if own is not None:
             latest = blocks.num_layers - 1
-        if name not in skipped:
+        if name not in of_head | of_resting:
             depth[name] = latest if own is None else own
     depth = dict(sorted(depth.items(), key=lambda item: item[1] or 0))
-    depth |= {name: None for name in parameters if name in set(head)}
-    return Layout(architecture, blocks.num_layers, depth, {name: tuple(parameters[name].shape) for name in depth})
+    depth |= {name: None for name in _in_order(model, shapes.keys()) if name in of_head}
+    moving = frozenset(buffers) & depth.keys()
+    return Layout(architecture, blocks.num_layers, depth, {name: shapes[name] for name in depth}, moving)
 
 
-def initial_full(layout: Layout, model: nn.Module) -> Callable[[Rng], Params]:
-    """``make(rng)``: what training starts from, on the CPU: the weights as they are when this function is called."""
+def initial_full(layout: Layout, model: nn.Module, state: State | None = None) -> Callable[[Rng], Params]:
+    """``make(rng)``: what training starts from, on the CPU: the weights, and the buffers of ``state``, as they are when
+    this function is called."""
     start = {name: copied(parameter) for name, parameter in trainable(model, layout).items()}
-    return lambda rng: dict(start)
+    start |= numbers({name: buffer for name, buffer in (state or {}).items() if name in layout.buffers})
+    ordered = {name: start[name] for name in layout.depth}
+    return lambda rng: dict(ordered)
+
+
+def _beside(head: Collection[str], parameters: Collection[str], buffers: Collection[str]) -> set[str]:
+    """The buffers that belong to a head with these parameters: of a module with one, or of a part that is all head."""
+    modules = {name.rpartition(".")[0] for name in head}
+    roots = {name.partition(".")[0] for name in head} - {name.partition(".")[0] for name in {*parameters} - {*head}}
+    return {name for name in buffers if name.rpartition(".")[0] in modules or name.partition(".")[0] in roots}
+
+
+def _in_order(model: nn.Module, names: Collection[str]) -> Iterator[str]:
+    """These parameters and buffers, module by module."""
+    for path, module in model.named_modules():
+        for name in (*module._parameters, *module._buffers):
+            whole = f"{path}.{name}" if path else name
+            if whole in names:
+                yield whole

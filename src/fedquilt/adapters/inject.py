@@ -107,9 +107,9 @@ def own_parameters(model: nn.Module, head: Collection[str]) -> dict[str, nn.Para
 
 
 def trainable(model: nn.Module, layout: Layout) -> dict[str, nn.Parameter]:
-    """The model's own parameters that the layout names, in the layout's order."""
+    """The model's own parameters that the layout names, in the layout's order; buffers are none."""
     parameters = dict(model.named_parameters())
-    return {name: parameters[name] for name in layout.depth}
+    return {name: parameters[name] for name in layout.depth if name not in layout.buffers}
 
 
 def initial(layout: Layout, model: nn.Module) -> Callable[[Rng], Params]:

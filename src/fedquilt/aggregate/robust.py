@@ -9,7 +9,8 @@ mean count every client once: a weight is a client's own claim.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from fedquilt.aggregate.mean import check_reply, layerwise_mean
 from fedquilt.core.errors import ConfigError, RoundError
-from fedquilt.core.params import scale, squared_norm, wide
+from fedquilt.core.params import scale, select, squared_norm, wide, without
 from fedquilt.core.types import Aggregate, Params, Reply
 
 RULES = ("mean", "median", "trimmed-mean", "clipped-mean")
@@ -105,6 +106,28 @@ def clipped_mean(
     if not bound > 0:
         raise ConfigError(f"aggregation.clip_norm = {bound}: must be above 0")
     return layerwise_mean(base, (_clipped(base, reply, bound) for reply in replies), weighting)
+
+
+def apart(aggregate: Aggregate, names: Collection[str]) -> Aggregate:
+    """The aggregator, but for the tensors ``names``: of these the coordinate-wise median.
+
+    For running statistics beside a rule that bounds an update's length: theirs is of another kind than that of weights,
+    and a part of the way to a variance is none.
+    """
+
+    def both(base: Mapping[str, Tensor], replies: Iterable[Reply], weighting: str) -> Params:
+        held: list[Reply] = []
+
+        def others() -> Iterator[Reply]:
+            for reply in replies:
+                held.append(replace(reply, params=select(reply.params, names)))
+                yield replace(reply, params=without(reply.params, names))
+
+        rest = aggregate(without(base, names), others(), weighting)
+        made = {**rest, **coordinate_median(select(base, names), held)}
+        return {name: made[name] for name in base}
+
+    return both if names else aggregate
 
 
 def clipped_step(base: Mapping[str, Tensor], reply: Reply, bound: float) -> Params:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from fedquilt.aggregate.server_step import adam_step, momentum_step, no_moments, yogi_step
 from fedquilt.core.errors import ConfigError, suggestion
 from fedquilt.core.method import Exchange, Method
+from fedquilt.core.params import without
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Params, Reply, Tree
 
@@ -44,6 +45,7 @@ def with_server_optimizer(
     momentum: float = 0.9,
     beta2: float = 0.99,
     tau: float = 1e-3,
+    apart: Collection[str] = (),
 ) -> Method:
     """The method whose server moves its ``state["params"]`` by a step of FedAvgM, FedAdam or FedYogi.
 
@@ -54,7 +56,8 @@ def with_server_optimizer(
     A tensor that nobody sent (``merge`` gives the same object) stays, and so do its moments: a layer that nobody
     trained is not moved by what is left of earlier rounds, and goes on from its moments when somebody trains it again.
     One that was sent and came back as it was is a step with pseudo-gradient 0: no bit of a tensor changes before it has
-    moved for the first time; later, what is left of its momentum moves it. What ``merge`` itself works out from its new
+    moved for the first time; later, what is left of its momentum moves it. Tensors ``apart`` (running
+    statistics, which no gradient moves) are what ``merge`` makes of them. What ``merge`` itself works out from its new
     ``params`` (a Fisher score, say) is of the proposal, before the step.
 
     Raises
@@ -79,8 +82,9 @@ def with_server_optimizer(
     def stepping(exchange: Exchange) -> Exchange:
         def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
             merged = exchange.merge(state, replies)
-            params, moments = step(state["params"], merged["params"], state[MOMENTS])
-            return {**merged, "params": params, MOMENTS: moments}
+            before, proposed = without(state["params"], apart), without(merged["params"], apart)
+            params, moments = step(before, proposed, state[MOMENTS])
+            return {**merged, "params": {**merged["params"], **params}, MOMENTS: moments}
 
         return exchange._replace(merge=merge)
 

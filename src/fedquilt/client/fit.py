@@ -55,7 +55,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Fitted:
-    """The trained tensors (and no others), the number of rows of the client, and what training measured."""
+    """The trained tensors and buffers (and no others), the number of rows of the client, and what training measured."""
 
     params: Params
     num_examples: int
@@ -152,7 +152,8 @@ def alternate(
     extra = {} if middle is None else {name: tensor.to(bench.device).clone() for name, tensor in middle.tensors.items()}
     now = {name: tensor for name, tensor in {**bench.parameters, **extra}.items() if name in wanted}
     if bench.device.type == "meta":  # planning: shapes without numbers
-        return Fitted({name: tensor.detach() for name, tensor in now.items()}, num_rows, {"steps": 0.0})
+        shapes = {name: tensor.detach() for name, tensor in now.items()}
+        return Fitted({**shapes, **bench.state(wanted)}, num_rows, {"steps": 0.0})
     start: Params = {}
     if any(phase.penalties for phase in phases):
         start = {name: tensor.detach().to(bench.device) for name, tensor in params.items()}
@@ -169,7 +170,7 @@ def alternate(
         for phase, trained, optimizer in cycle(zip(phases, own, optimizers, strict=True)):
             if steps == of_steps:
                 break
-            with bench.training(trained, extra), _earlier(bench, trained, phase) as earlier:
+            with bench.training(phase.names, extra), _earlier(bench, trained, phase) as earlier:
                 for rows in islice(drawn, phase.steps):
                     steps += 1
                     optimizer.zero_grad()
@@ -188,7 +189,7 @@ def alternate(
                     if bench.stepped:
                         bench.stepped(steps, of_steps)
                     loss_sum, correct, seen = loss_sum + step_loss, correct + step_correct, seen + step_labels
-    fitted = {name: tensor.detach().to("cpu", copy=True) for name, tensor in now.items()}
+    fitted = {name: tensor.detach().to("cpu", copy=True) for name, tensor in now.items()} | bench.state(wanted)
     metrics = {"loss": loss_sum / max(1, seen), "accuracy": correct / max(1, seen), "steps": float(steps)}
     return Fitted(fitted, num_rows, metrics)
 
@@ -233,12 +234,10 @@ def _earlier(bench: Workbench, trained: Mapping[str, Tensor], phase: Phase) -> I
 
     def ask(batch: Batch) -> Tensor:
         exchanged()
-        bench.model.eval()
         try:
-            with torch.no_grad():
+            with bench.asked():
                 return bench.forward(batch)[0]
         finally:
-            bench.model.train()
             exchanged()
 
     yield ask

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from fedquilt.adapters.blocks import only_blocks
 from fedquilt.adapters.inject import adapters
+from fedquilt.adapters.state import State, numbers
 from fedquilt.adapters.triple import with_cores
 from fedquilt.core.factors import CORE, SHIFT, factors, same_but_rank
-from fedquilt.core.types import Blocks, Layout
+from fedquilt.core.types import Blocks, Layout, Params
 
 Batch = dict[str, Tensor]
 
@@ -26,7 +27,9 @@ class Workbench:
     """A model with adapters in it, ready to train or score any client of its architecture.
 
     ``parameters`` maps the names of ``layout`` to the model's own parameters; ``prepare`` turns rows of a client's
-    columns into the model's keyword arguments; ``precision`` is ``"fp32"`` or ``"bf16"`` (autocast).
+    columns into the model's keyword arguments; ``precision`` is ``"fp32"`` or ``"bf16"`` (autocast). ``state`` are the
+    buffers of the model's modules with state, those of the layout among them: such a module is in training mode only
+    while its buffers are trained, so that in a frozen model they stay as they are.
     """
 
     def __init__(
@@ -39,8 +42,9 @@ class Workbench:
         *,
         device: torch.device,
         precision: str = "fp32",
+        state: State = MappingProxyType({}),
     ) -> None:
-        if parameters.keys() != layout.depth.keys():
+        if parameters.keys() | layout.buffers != layout.depth.keys() or layout.buffers - state.keys():
             raise ValueError("the workbench's parameters and its layout name different tensors")
         self.model = model.to(device)
         self.adapters = adapters(model)
@@ -49,6 +53,9 @@ class Workbench:
         self.blocks = blocks
         self.layout = layout
         self.parameters = dict(parameters)
+        self._state = dict(state)
+        self._buffers = {name: state[name] for name in layout.depth if name in layout.buffers}
+        self._running: list[nn.Module] = []  # modules with state, as long as they are trained
         self.prepare = prepare
         self.device = device
         self.precision = precision
@@ -70,14 +77,14 @@ class Workbench:
             naming the first tensor that is missing, unknown or of another shape. Nothing of the client before may stay.
         """
         shapes = self.layout.shapes
-        for name in self.parameters:
+        for name in self.layout.depth:
             if name not in params:
                 raise ValueError(f"tensor '{name}' is missing")
             if not same_but_rank(name, params[name].shape, shapes[name]):
                 raise ValueError(f"tensor '{name}' is {tuple(params[name].shape)}, not {shapes[name]}")
         modules = factors(params)
         beside = {f"{module}.{part}" for module in self.adapters for part in (SHIFT, CORE)}
-        if unknown := params.keys() - self.parameters.keys() - beside:
+        if unknown := params.keys() - self.layout.depth.keys() - beside:
             raise ValueError(f"tensor '{min(unknown)}' is not a tensor of {self.layout.architecture}")
         for module in self.adapters:
             pair, shift, core = modules[module], params.get(f"{module}.{SHIFT}"), params.get(f"{module}.{CORE}")
@@ -96,6 +103,13 @@ class Workbench:
         with torch.no_grad():
             for name in self._whole:
                 self.parameters[name].copy_(params[name])
+        for name, buffer in self._buffers.items():
+            buffer.put(params[name])
+
+    def state(self, names: Collection[str]) -> Params:
+        """Those of the named tensors that are buffers, as they now are, on the CPU."""
+        chosen = set(names)
+        return numbers({name: buffer for name, buffer in self._buffers.items() if name in chosen})
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits and labels of one batch of rows, on the workbench's device."""
@@ -105,7 +119,7 @@ class Workbench:
         if labels.dim() > 1:
             labels = labels[:, : inputs["input_ids"].shape[1]]  # prepare cuts the padding that a batch does not need
         cores = nullcontext() if self._cores is None else with_cores(self.adapters, self._cores())
-        with self.autocast(), cores:
+        with self.autocast(), cores, self._alone(len(labels) == 1):
             logits = self.model(**inputs).logits
         return logits, labels
 
@@ -128,20 +142,54 @@ class Workbench:
     ) -> Iterator[list[Tensor]]:
         """Train mode, with gradients for the named tensors only; they are given in the layout's order.
 
-        ``beside`` are tensors that are not the model's own, and can be named, too.
+        ``beside`` are tensors that are not the model's own, and can be named, too. Buffers that are named change with
+        every forward pass; they have no gradient and are not among what is given. Modules with state of which a buffer
+        is not named stay in eval mode.
         """
         chosen = set(names)
         trained = [tensor for name, tensor in {**self.parameters, **beside}.items() if name in chosen]
         try:
             for tensor in trained:
                 tensor.requires_grad_(True)
-            self.model.train()
+            held = {id(buffer.module) for name, buffer in self._state.items() if name not in chosen}
+            owners = {id(buffer.module): buffer.module for buffer in self._state.values()}
+            self._running = [module for key, module in owners.items() if key not in held]
+            self._train()
             yield trained
         finally:
+            self._running = []
             self.model.eval()
             for tensor in trained:
                 tensor.requires_grad_(False)
                 tensor.grad = None
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Inside ``training``, the model as it answers: in eval mode and without gradients."""
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._train()
+
+    def _train(self) -> None:
+        """Train mode, but for modules with state that are not trained."""
+        self.model.train()
+        running = {id(module) for module in self._running}
+        for buffer in self._state.values():
+            buffer.module.training = id(buffer.module) in running
+
+    @contextmanager
+    def _alone(self, single: bool) -> Iterator[None]:
+        """For a batch of a single row, which has no statistics, modules with state use those that they have."""
+        for module in self._running if single else ():
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in self._running if single else ():
+                module.training = True
 
     def shallow(self, layers: Collection[int] | None) -> AbstractContextManager[object]:
         """The model with only the given blocks in it, in increasing order; None leaves it whole."""

@@ -16,7 +16,7 @@ _MIXTURE = (
 OF_KIND: Mapping[str, tuple[str, ...]] = {
     "lora": ("rank", "alpha", *_LORA),
     "mixture": ("rank", "alpha", *_MIXTURE),
-    "full": (),
+    "full": ("buffers",),
 }
 """The keys that each kind has besides ``kind``."""
 
@@ -25,7 +25,7 @@ class Adapter(BaseModel):
     """The adapters that are trained.
 
     ``dropout``, ``rslora`` and ``targets`` are of the kind ``lora``; the keys from ``activation`` on of ``mixture``;
-    ``full`` has none.
+    ``full`` has ``buffers`` alone.
     """
 
     model_config = STRICT
@@ -65,6 +65,10 @@ class Adapter(BaseModel):
     """Branches that a client trains: that of its architecture beside frozen foreign ones, or all."""
     deviation: Annotated[float, Field(ge=0)] | None = None
     """Branches are drawn with variance ``deviation^2 / r``; if left out 0 with ``own`` and 0.02 with ``all``."""
+
+    buffers: Literal["average", "local"] = "average"
+    """What happens to running statistics and their like (batch normalisation): they travel and are averaged as the
+    weights are, or each client keeps its own. With adapters they stay those of the base."""
 
     @model_validator(mode="after")
     def _keys_are_of_its_kind(self) -> Adapter:

@@ -187,14 +187,14 @@ def _out_of_range(exchange: Exchange, order: Order, reply: Reply) -> str | None:
         if not tensor.numel():
             continue
         low, high = (float(end) for end in torch.aminmax(tensor.detach()))
-        within = ranges.get(name) or _reach(began.get(name))
+        within = ranges.get(name) or reach(began.get(name))
         if not within.low <= low <= high <= within.high:
             odd = high if abs(high) > abs(low) else low
             return f"tensor '{name}' holds {odd:.4g}; it must be from {within.low:.4g} to {within.high:.4g}"
     return None
 
 
-def _reach(began: Tensor | None) -> Range:
+def reach(began: Tensor | None) -> Range:
     """Where the numbers of a tensor may lie that a client made of this one."""
     known = began is not None and began.numel() and not began.is_meta and began.is_floating_point()
     first = max(abs(float(end)) for end in torch.aminmax(began.detach())) if began is not None and known else 1.0

@@ -12,11 +12,13 @@ from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Range,
 class Wire(NamedTuple):
     """How the tensors of an exchange travel, see ``core.wire``: as ``dtype``, ``"bfloat16"`` or ``"int8"``.
 
-    With ``feedback``, what rounding takes from a client's update is added to its next.
+    With ``feedback``, what rounding takes from a client's update is added to its next. Tensors named in ``exact``
+    travel as they are.
     """
 
     dtype: str
     feedback: bool = True
+    exact: frozenset[str] = frozenset()
 
 
 class Release(NamedTuple):

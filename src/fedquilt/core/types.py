@@ -125,13 +125,15 @@ class Layout:
     """Where the trainable tensors of one architecture sit.
 
     ``depth`` maps the name of every trainable tensor to the index of its transformer block, or None for the head.
-    ``shapes`` maps the same names to shapes.
+    ``shapes`` maps the same names to shapes. ``buffers`` are those of them that no optimiser moves: what a forward pass
+    in training writes down, such as the running statistics of a normalisation.
     """
 
     architecture: str
     num_layers: int
     depth: Mapping[str, int | None]
     shapes: Mapping[str, tuple[int, ...]]
+    buffers: frozenset[str] = frozenset()
 
     @property
     def head(self) -> frozenset[str]:

@@ -10,13 +10,14 @@ So the updates that arrive sum up to those that were made, less the last ``e``, 
 down nothing is owed: that would take a memory of every client on the server. Rounding is to the nearest, never drawn.
 
 A tensor that the client was not sent under its name (or in another shape) is rounded as it is, and nothing is owed. One
-that holds no floating-point numbers travels as it is. On the wire a tensor bears its name and its own dtype
-(``head.weight:float32``), so that the other side can give it back in it, and its scale ``head.weight:scale``.
+that holds no floating-point numbers, or that the wire names ``exact``, travels as it is. A tensor bears its name and
+its own dtype (``head.weight:float32``), so that the other side can give it back in it, and its scale
+``head.weight:scale``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -36,11 +37,12 @@ _ROUNDED = {str(dtype): dtype for dtype in (torch.float64, torch.float32, torch.
 _SCALE = "scale"
 
 
-def with_wire_dtype(method: Method, dtype: str, *, feedback: bool = True) -> Method:
+def with_wire_dtype(method: Method, dtype: str, *, feedback: bool = True, exact: Collection[str] = ()) -> Method:
     """The method whose tensors travel as ``dtype``, ``"bfloat16"`` or ``"int8"``, in all exchanges and both directions.
 
     Its ``ask``, ``work`` and ``merge`` see full tensors as ever, so it is the outermost change whatever it is joined
-    with. Without ``feedback`` a client owes nothing: what rounding takes from its updates is lost.
+    with. Without ``feedback`` a client owes nothing: what rounding takes from its updates is lost. Tensors named in
+    ``exact`` are not rounded: running variances are few, and the smallest of them would become 0 or less.
 
     Raises
     ------
@@ -49,7 +51,7 @@ def with_wire_dtype(method: Method, dtype: str, *, feedback: bool = True) -> Met
     """
     if dtype not in _SHORT:
         raise ValueError(f"tensors cannot travel as '{dtype}'; allowed: {', '.join(_SHORT)}")
-    wire = Wire(dtype, feedback)
+    wire = Wire(dtype, feedback, frozenset(exact))
 
     def short(exchanges: tuple[Exchange, ...]) -> tuple[Exchange, ...]:
         return tuple(exchange._replace(wire=wire) for exchange in exchanges)
@@ -122,7 +124,7 @@ def packed(order: Order, reply: Reply, owed: Mapping[str, Tensor], wire: Wire) -
     owed = owed if wire.feedback else {}
     owing = dict(owed)
     for name, tensor in reply.params.items():
-        base = _base(order, name, tensor)
+        base = _base(order, name, tensor, wire)
         if base is None:
             forms.append(_form(name, tensor, tensor, wire))
             continue
@@ -147,7 +149,7 @@ def unpacked(order: Order, reply: Reply, wire: Wire) -> Reply:
     """
     params: Params = {}
     for name, value, dtype in _entries(reply.params, wire):
-        base = _base(order, name, value)
+        base = _base(order, name, value, wire)
         if base is None:
             params[name] = value.to(dtype)
             continue
@@ -182,7 +184,7 @@ class _Entry(NamedTuple):
 def _form(name: str, tensor: Tensor, numbers: Tensor, wire: Wire) -> Params:
     """How ``numbers`` (the tensor, or a change of it) travel under the tensor's name and dtype."""
     label = f"{name}:{str(tensor.dtype).removeprefix('torch.')}"
-    if not _is_rounded(tensor):
+    if name in wire.exact or not _is_rounded(tensor):
         return {label: numbers}
     short, scale = shortened(numbers, wire.dtype)
     return {label: short} if scale is None else {label: short, f"{name}:{_SCALE}": scale}
@@ -195,7 +197,7 @@ def _entries(params: Mapping[str, Tensor], wire: Wire) -> Iterator[_Entry]:
         name, _, tag = label.rpartition(":")
         if tag == _SCALE:
             continue
-        dtype = _ROUNDED.get(f"torch.{tag}")
+        dtype = None if name in wire.exact else _ROUNDED.get(f"torch.{tag}")
         scale = params.get(f"{name}:{_SCALE}")
         if name in seen:
             raise WireError(f"tensor {name[:80]!r} came twice")
@@ -219,9 +221,9 @@ def _entries(params: Mapping[str, Tensor], wire: Wire) -> Iterator[_Entry]:
             raise WireError(f"{label[:80]!r} came without its tensor")
 
 
-def _base(order: Order, name: str, tensor: Tensor) -> Tensor | None:
+def _base(order: Order, name: str, tensor: Tensor, wire: Wire) -> Tensor | None:
     """The tensor that ``tensor`` is an update of, or None."""
-    base = order.params.get(name)
+    base = None if name in wire.exact else order.params.get(name)
     fits = base is not None and base.shape == tensor.shape and _is_rounded(base) and _is_rounded(tensor)
     return base if fits else None
 

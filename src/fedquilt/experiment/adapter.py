@@ -11,6 +11,7 @@ from fedquilt.adapters.inject import initial, inject, layout
 from fedquilt.adapters.lora import LoraSettings
 from fedquilt.adapters.mixture import MixtureSettings
 from fedquilt.adapters.mixture_inject import initial_mixture, inject_mixture, mixture_layout, trained_names
+from fedquilt.adapters.state import State
 from fedquilt.config.adapter import Adapter
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
@@ -51,10 +52,11 @@ def settings_of(parts: Sequence[Part], names: Sequence[str], loaded: Sequence[Lo
     return found
 
 
-def put(loaded: Loaded, settings: Settings, architecture: str, head: Collection[str], place: int) -> Put:
+def put(loaded: Loaded, settings: Settings, architecture: str, head: Collection[str], place: int, state: State) -> Put:
     """The adapters, now in the model, or its weights where there are none to put in.
 
-    ``place`` is that of the architecture in the federation, and of its branch.
+    ``place`` is that of the architecture in the federation, and of its branch. ``state`` are the buffers that training
+    changes: trained with the weights, and left as they are by adapters.
 
     Raises
     ------
@@ -64,8 +66,8 @@ def put(loaded: Loaded, settings: Settings, architecture: str, head: Collection[
     """
     if settings is None:
         resting = frozenset(loaded.head) - frozenset(head)
-        where = full_layout(loaded.model, loaded.blocks, architecture, head, resting)
-        return Put(where, initial_full(where, loaded.model), frozenset())
+        where = full_layout(loaded.model, loaded.blocks, architecture, head, resting, state)
+        return Put(where, initial_full(where, loaded.model, state), frozenset())
     if isinstance(settings, LoraSettings):
         inject(loaded.model, loaded.blocks, settings, settings.targets, head)
         where = layout(loaded.model, loaded.blocks, architecture, head)

@@ -22,6 +22,7 @@ from fedquilt.core.wrap import with_local, with_received_scores
 from fedquilt.data.partition import settings_problems
 from fedquilt.data.table import Table
 from fedquilt.experiment.adapter import refuse_adapter, settings_of
+from fedquilt.experiment.buffers import buffers_of, kept_by_clients, refuse_buffers
 from fedquilt.experiment.changes import changed, refuse_changes
 from fedquilt.experiment.deal import NODE, SITES, Dealt, announced_record, classes_here, read
 from fedquilt.experiment.groups import (
@@ -357,6 +358,7 @@ def _joined(
     refuse_contradictions(config, wanted[1])
     refuse_changes(config, wanted[1])
     refuse_across(config, groups)
+    refuse_buffers(config, groups)
     make_method = partial(_method, config, wanted, tuple(parts), names)
     method = make_method(federation)
     record: dict[str, Any] = {}
@@ -380,10 +382,8 @@ def _method(
         own = [part for name in federation.layouts for part in owners[name]]
         with told_of(*own):
             method = changed(config, factory(federation, **settings), federation, settings)
-        if own[0].config.head.policy == "local":
-            heads = frozenset[str]().union(*(layout.head for layout in federation.layouts.values()))
-            return with_local(method, heads)
-        return method
+        kept = kept_by_clients(own[0].config, federation.layouts.values())
+        return with_local(method, kept) if kept else method
 
     method = plain(federation) if config.method.name in ACROSS else by_architecture(plain, federation)
     if config.evaluation.clients == "received":
@@ -392,4 +392,5 @@ def _method(
     if config.network.dtype == "float32":
         return method
     # with secret cohorts, epsilon is of clients whose updates do not depend on earlier cohorts
-    return with_wire_dtype(method, config.network.dtype, feedback=config.privacy.mode != "central")
+    exact = buffers_of(federation.layouts.values())
+    return with_wire_dtype(method, config.network.dtype, feedback=config.privacy.mode != "central", exact=exact)

@@ -14,6 +14,7 @@ from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Method
 from fedquilt.core.types import Federation
+from fedquilt.experiment.buffers import buffers_of
 
 _OF_ALIGNMENT = ("align_groups", "align_per", "align_equalise", "align_sharpness")
 
@@ -25,7 +26,8 @@ def changed(config: Config, method: Method, federation: Federation, settings: Ma
     """
     method, wanted = with_proximal(method, config.training.proximal), config.aggregation
     if wanted.align != "none":
-        adapted = frozenset[str]().union(*(frozenset(one.depth) - one.head for one in federation.layouts.values()))
+        layouts = federation.layouts.values()
+        adapted = frozenset[str]().union(*(frozenset(one.depth) - one.head - one.buffers for one in layouts))
         method = with_alignment(
             method,
             federation.profiles,
@@ -44,6 +46,7 @@ def changed(config: Config, method: Method, federation: Federation, settings: Ma
         momentum=wanted.server_momentum,
         beta2=wanted.server_beta2,
         tau=wanted.server_tau,
+        apart=buffers_of(federation.layouts.values()),
     )
 
 

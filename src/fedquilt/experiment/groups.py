@@ -14,6 +14,7 @@ import torch
 from fedquilt.adapters.inject import adapters, trainable
 from fedquilt.adapters.lora import LoraSettings
 from fedquilt.adapters.peft_places import places
+from fedquilt.adapters.state import state_of
 from fedquilt.allocate.budget import check_budgets, shares
 from fedquilt.allocate.budget import groups as capability_groups
 from fedquilt.client.client import Client
@@ -27,9 +28,11 @@ from fedquilt.core.types import Budget, ClientId, Federation, Layout, Params, Pr
 from fedquilt.data.table import Columns, num_rows, take
 from fedquilt.experiment.adapter import Settings, put
 from fedquilt.experiment.answers import answering_of
+from fedquilt.experiment.buffers import buffers_of
 from fedquilt.experiment.deal import Dealt, partition_record
 from fedquilt.experiment.protect import family_of, rule_of
 from fedquilt.experiment.sources import Source, told_of
+from fedquilt.models.example import example
 from fedquilt.models.hf import Loaded
 
 SERVER: ClientId = -1
@@ -108,7 +111,8 @@ def work_of(
     ``place`` is the architecture's number there.
     """
     head = () if config.head.policy == "frozen" else loaded.head
-    where, start, frozen = put(loaded, settings, architecture, head, place)
+    state = state_of(loaded.model, example(loaded.model, loaded.prepare))
+    where, start, frozen = put(loaded, settings, architecture, head, place, state)
     if isinstance(settings, LoraSettings):  # what PEFT could not read is refused before anything is trained
         places(loaded.model, adapters(loaded.model), loaded.head, settings.targets, config.model.task)
     bench = Workbench(
@@ -119,6 +123,7 @@ def work_of(
         loaded.prepare,
         device=device,
         precision=_precision(config.training.precision, device),
+        state=state,
     )
     return Work(loaded, settings, bench, start, start(rng.child("init")), frozen)
 
@@ -176,7 +181,7 @@ def federated(
         {name: work.start for name, work in works.items()},
         config.rounds,
         None if alone is None else servers.get(alone),
-        rule_of(config),
+        rule_of(config, buffers_of(work.bench.layout for work in works.values())),
         _no_scaling if alone is None else scalings[alone],
         family_of(config),
         {} if alone is not None else servers,

@@ -239,7 +239,7 @@ def _inputs(model: Any, rows: int, max_length: int) -> dict[str, Tensor]:
     """A batch of the shape that the model takes, on its device, without meaningful numbers."""
     config, device = model.config, next(model.parameters()).device
     if model.main_input_name == "pixel_values":
-        size = config.image_size
+        size = getattr(config, "image_size", None) or 224  # a convolutional network takes any; its data's is not known
         height, width = (size, size) if isinstance(size, int) else size
         return {"pixel_values": torch.zeros(rows, config.num_channels, height, width, device=device)}
     tokens = min(max_length, getattr(config, "max_position_embeddings", None) or max_length)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from fedquilt.aggregate.family import RULES, Rule
-from fedquilt.aggregate.robust import aggregate_rule
+from fedquilt.aggregate.robust import aggregate_rule, apart
 from fedquilt.config.schema import Config
 from fedquilt.core.bounds import Bounds
 from fedquilt.core.checks import Check, Limits, reply_check
@@ -178,12 +178,13 @@ def _odd_privacy(config: Config, settings: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def rule_of(config: Config) -> Aggregate:
-    """The rule by which layered methods aggregate, tensor by tensor."""
+def rule_of(config: Config, buffers: Collection[str] = ()) -> Aggregate:
+    """The rule by which layered methods aggregate, tensor by tensor; ``buffers`` are those that hold statistics."""
     wanted = config.aggregation
-    return aggregate_rule(
+    rule = aggregate_rule(
         "mean" if wanted.rule in RULES else wanted.rule, trim_share=wanted.trim_share, clip_norm=wanted.clip_norm
     )
+    return apart(rule, buffers) if wanted.rule == "clipped-mean" else rule
 
 
 def family_of(config: Config) -> Rule | None:

@@ -12,16 +12,18 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from fedquilt.adapters.inject import fresh
+from fedquilt.adapters.state import VARIANCES
 from fedquilt.aggregate.base_log import advanced, first_base, incoming, outgoing, shifts
 from fedquilt.aggregate.family import Rule, dispatched, merged
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.allocate.layers import gd_set
 from fedquilt.client.fit import METRICS
+from fedquilt.core.checks import reach
 from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select, without
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import ClientId, Federation, Layout, Memory, Order, Params, Profile, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Federation, Layout, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
 
 Allocation = Callable[[Tree, Turn], Mapping[ClientId, tuple[int, ...]]]
 Weighting = Literal["examples", "uniform"]
@@ -148,7 +150,13 @@ def layered(
         params = {**state["params"], **sent(state, profile)}
         return Order(params | shifts(state["base"]) if "base" in state else params)
 
-    fit = Exchange("fit", ask, work, merge, expects, partial=drop_layers, metrics=lambda order: METRICS)
+    def statistics(order: Order) -> dict[str, Range]:
+        """What training writes down is no update of weights: it is held to where it may lie, and to no length."""
+        within = {name: reach(order.params[name]) for name in layout.buffers & order.params.keys()}
+        return {name: one._replace(low=0.0) if name.endswith(VARIANCES) else one for name, one in within.items()}
+
+    ranges = statistics if layout.buffers else None
+    fit = Exchange("fit", ask, work, merge, expects, partial=drop_layers, metrics=lambda order: METRICS, ranges=ranges)
     return Method(name, init, (fit,), view)
 
 
