@@ -538,6 +538,7 @@ def test_the_published_clients_of_an_array_file_are_the_clients(config, tmp_path
     partition = read_partition(folder)
     rows = [len(client["train"]) + len(client["test"]) for client in partition["clients"]]
     assert rows == [int((is_train & (clients == id)).sum()) for id in (3, 5, 7)]
+    assert [client["name"] for client in partition["clients"]] == ["3", "5", "7"]  # what the data call them
     (line,) = read_rounds(folder)
     assert line["evaluation"]["global"]["examples"] == 10  # the published test rows
 

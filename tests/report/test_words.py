@@ -1,4 +1,4 @@
-from fedquilt.report.words import round_text
+from fedquilt.report.words import dropped_texts, round_text
 
 
 def line(**more):
@@ -32,3 +32,8 @@ def test_a_wish_that_cannot_be_met_names_the_key_and_the_way_out(command):
     said = command("check", "tiny.toml", "privacy.secure_aggregation=true")
     assert said.code != 0
     assert "Flower has secure aggregation for its legacy interface only" in " ".join(said.err.split())
+
+
+def test_who_was_dropped_is_called_by_name_where_the_data_have_one():
+    line = {"exchanges": [{"dropped": {"0": "is away", "1": "loss is nan"}}], "names": {"1": "Chur"}}
+    assert dropped_texts(line) == ["client 0 dropped: is away", "client Chur dropped: loss is nan"]

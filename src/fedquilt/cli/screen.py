@@ -16,7 +16,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from fedquilt.report.words import round_text
+from fedquilt.report.words import dropped_texts, round_text
 
 out = Console()
 errors = Console(stderr=True)
@@ -64,9 +64,8 @@ class Shown:
 
     def round(self, line: Mapping[str, Any]) -> None:
         self.bars.update(self._rounds, completed=line["round"] + 1, note=round_text(line, brief=True))
-        for exchange in line["exchanges"]:
-            for client, reason in exchange["dropped"].items():
-                self.say(f"{self.name}: round {line['round'] + 1}/{self.total}: client {client} dropped: {reason}")
+        for text in dropped_texts(line):
+            self.say(f"{self.name}: round {line['round'] + 1}/{self.total}: {text}")
         if not self.live and not self.quiet:
             self.say(f"{self.name}: round {line['round'] + 1}/{self.total}: {round_text(line)}")
 

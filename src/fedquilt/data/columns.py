@@ -100,12 +100,15 @@ def classes(raw: Raw, name: str, source: str, troubles: Troubles) -> tuple[Tenso
     return torch.tensor([0 if value is None else numbers[value] for value in written]), order
 
 
-def groups(raw: Raw, name: str, source: str, troubles: Troubles) -> Tensor:
-    """The natural client id of each row, int64 (n,): a column of whole numbers as it is, any other numbered."""
+def groups(raw: Raw, name: str, source: str, troubles: Troubles) -> tuple[Tensor, tuple[str, ...]]:
+    """The natural client id of each row, int64 (n,), and the ids' names.
+
+    A column of whole numbers is taken as it is, and its numbers are the only names; any other is numbered.
+    """
     values = column(raw, "group", name, source)
     array = values if isinstance(values, np.ndarray) else None
     if array is not None and array.ndim == 1 and np.issubdtype(array.dtype, np.integer) and array.max() < 2**63:
-        return torch.from_numpy(array.astype(np.int64))
+        return torch.from_numpy(array.astype(np.int64)), ()
     ids = []
     for row, value in enumerate(values):
         missing = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
@@ -115,8 +118,9 @@ def groups(raw: Raw, name: str, source: str, troubles: Troubles) -> Tensor:
             troubles.add(f"data.group = '{name}': {told}", row, value, show=True)
         ids.append(0 if missing or odd else value)
     if all(type(value) is int and abs(value) < 2**63 for value in ids):
-        return torch.tensor(ids, dtype=torch.int64)
-    return torch.from_numpy(np.unique([_written(value) for value in ids], return_inverse=True)[1].astype(np.int64))
+        return torch.tensor(ids, dtype=torch.int64), ()
+    names, numbers = np.unique([_written(value) for value in ids], return_inverse=True)
+    return torch.from_numpy(numbers.astype(np.int64)), tuple(names.tolist())
 
 
 def published(raw: Raw, troubles: Troubles) -> Tensor | None:

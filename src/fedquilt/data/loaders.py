@@ -245,6 +245,7 @@ def _table(
     # a source without the default column has no labels; a column that the user named must be there
     if found(raw, label) is not None or label != "label":
         labels, names_of = classes(raw, label, source, troubles)
+    ids, group_names = (None, ()) if group is None else groups(raw, group, source, troubles)
     table = Table(
         kind,
         inputs,
@@ -254,7 +255,8 @@ def _table(
         pairs=None if pair is None or prompt is not None else strings(raw, "pair", pair, source, troubles),
         targets=targets,
         turns=turns,
-        groups=None if group is None else groups(raw, group, source, troubles),
+        groups=ids,
+        group_names=group_names,
         is_train=published(raw, troubles),
         columns=raw.names,
         origin=raw.origin,

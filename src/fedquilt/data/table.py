@@ -28,13 +28,13 @@ Indices = Sequence[int] | np.ndarray | Tensor
 class Table:
     """Data as it was read, before any model is known.
 
-    ``kind`` is ``"image"`` or ``"text"``. ``inputs`` are uint8 images ``(n, H, W)`` or ``(n, H, W, 3)``, or of
-    unlike sizes, or ``n`` strings (a sentence, or the prompt of a causal language model). ``labels`` are int64
-    ``(n,)`` and number ``classes``; None where the source has none. ``pairs`` are second sentences, ``targets`` the
-    completions of a causal language model; ``turns`` what was said before them, by role, where the source holds
-    conversations (``inputs`` is then the same as plain text). ``groups`` (int64) is the natural client id of every
-    row, ``is_train`` (bool) the published split. ``columns`` are the names of all columns of the source, read or
-    not; ``origin`` says where each row stands.
+    ``kind`` is ``"image"`` or ``"text"``. ``inputs`` are uint8 images ``(n, H, W)`` or ``(n, H, W, 3)``, or of unlike
+    sizes, or ``n`` strings (a sentence, or the prompt of a causal language model). ``labels`` are int64 ``(n,)`` and
+    number ``classes``; None where the source has none. ``pairs`` are second sentences, ``targets`` the completions of a
+    causal language model; ``turns`` what was said before them, by role, where the source holds conversations
+    (``inputs`` is then the same as plain text). ``groups`` (int64) is the natural client id of every row, an index of
+    ``group_names`` where the ids have names, ``is_train`` (bool) the published split. ``columns`` are the names of all
+    columns of the source, read or not; ``origin`` says where each row stands.
     """
 
     kind: str
@@ -45,6 +45,7 @@ class Table:
     targets: list[str] | None = None
     turns: list[Turns] | None = None
     groups: Tensor | None = None
+    group_names: tuple[str, ...] = ()
     is_train: Tensor | None = None
     columns: tuple[str, ...] = ()
     origin: Origin | None = None
@@ -108,6 +109,7 @@ def concatenated(tables: Sequence[Table]) -> Table:
         targets=strings([table.targets for table in tables]),
         turns=strings([table.turns for table in tables]),
         groups=None,
+        group_names=(),
         is_train=None,
         origin=joined_origins(origins) if len(origins) == len(tables) else None,
     )

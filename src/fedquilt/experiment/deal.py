@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,16 @@ NODE = "node"
 
 @dataclass(frozen=True)
 class Dealt:
-    """The rows of a federation as far as they are here: the table, the separate test table, who holds which rows."""
+    """The rows of a federation as far as they are here: the table, the separate test table, who holds which rows.
+
+    ``names`` are what the data call the clients, where they do.
+    """
 
     table: Table | None
     test: Table | None
     splits: Mapping[ClientId, Shares]
     proxy: np.ndarray
+    names: Mapping[ClientId, str] = field(default_factory=dict)
 
 
 def read(config: Config, rng: Rng, here: Collection[ClientId] | None = None) -> tuple[Table | None, Table | None]:
@@ -169,7 +173,15 @@ def deal(
         test_fraction=wanted.test_fraction,
         validation_fraction=wanted.validation_fraction,
     )
-    return Dealt(table, test, splits, proxy)
+    names = _names(table, dict(zip(ids, parts, strict=True))) if wanted.scheme == "natural" else {}
+    return Dealt(table, test, splits, proxy, names)
+
+
+def _names(table: Table, parts: Mapping[ClientId, np.ndarray]) -> dict[ClientId, str]:
+    """What the data call each client, all of whose rows have one natural id."""
+    assert table.groups is not None, "a natural partition is one of such rows"
+    ids = {client: int(table.groups[int(rows[0])]) for client, rows in parts.items()}
+    return {client: table.group_names[id] if table.group_names else str(id) for client, id in ids.items()}
 
 
 def classes_here(config: Config) -> tuple[str, ...]:
@@ -199,6 +211,7 @@ def partition_record(dealt: Dealt, profiles: Sequence[Profile]) -> dict[str, Any
         "clients": [
             {
                 **_about(profile),
+                **({"name": dealt.names[profile.id]} if profile.id in dealt.names else {}),
                 "train": split.train.tolist(),
                 "validation": split.validation.tolist(),
                 "test": split.test.tolist(),

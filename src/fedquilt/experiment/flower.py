@@ -36,7 +36,7 @@ from fedquilt.experiment.deal import SITES
 from fedquilt.experiment.run import Connect, Engine, Progress, Silent, resume, run
 from fedquilt.record import Record, read_config, read_result
 from fedquilt.record.read import is_run
-from fedquilt.report.words import round_text
+from fedquilt.report.words import dropped_texts, round_text
 
 log = logging.getLogger("flwr")  # whose lines Flower brings to the user
 
@@ -286,9 +286,8 @@ class Logged(Silent):
 
     def round(self, line: Mapping[str, Any]) -> None:
         number = line["round"] + 1
-        for exchange in line["exchanges"]:
-            for client, reason in exchange["dropped"].items():
-                log.warning("fedquilt: round %d of %d: client %s dropped: %s", number, self.rounds, client, reason)
+        for text in dropped_texts(line):
+            log.warning("fedquilt: round %d of %d: %s", number, self.rounds, text)
         sent = ", ".join(f"{count} {kind}" for kind, count in line["messages"].items() if count)
         log.info("fedquilt: round %d of %d: %s; sent %s", number, self.rounds, round_text(line), sent)
 

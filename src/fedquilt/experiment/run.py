@@ -42,7 +42,8 @@ class Progress(Protocol):
         """A client has made its optimiser step ``number`` of ``of``."""
 
     def round(self, line: Mapping[str, Any]) -> None:
-        """A round is finished and recorded; ``line`` is its line of the record."""
+        """A round is finished and recorded; ``line`` is its line of the record, and under ``names`` what the data call
+        clients that have a name, by id."""
 
 
 class Silent:
@@ -240,6 +241,7 @@ def _go_on(
     hiding = read_environment(record.folder).get("cohort_key")  # a run of before there was any drew from the seed
     cohorts = uniform_cohorts(profiles, config.cohort, cohort_stream(config, hiding))
     progress.started(record.folder.name, start, config.rounds)
+    names = {str(one["id"]): one["name"] for one in experiment.partition["clients"] if "name" in one}
     finished = rounds(
         experiment.method,
         cohorts,
@@ -266,7 +268,7 @@ def _go_on(
                 line |= again or {}  # a reader wants to know that the run was not all of a piece
             record.append_round(line)
             record.save_checkpoint(done.number + 1, state, engine.memories, are_finite(line))
-            progress.round(line)
+            progress.round({**line, "names": names})
     except RoundError as error:
         raise RoundError(f"{error}; {_advice(record, config)}") from error
     record.check()  # a folder that was deleted or replaced meanwhile gets no adapters

@@ -35,5 +35,12 @@ def round_text(line: Mapping[str, Any], brief: bool = False) -> str:
     return ", ".join(words if brief else [*words, f"{line['seconds']:.1f} s"])
 
 
+def dropped_texts(line: Mapping[str, Any]) -> list[str]:
+    """Who was dropped in a round, and why; by name where the line comes with ``names``."""
+    names = line.get("names") or {}
+    dropped = [lost for exchange in line["exchanges"] for lost in exchange["dropped"].items()]
+    return [f"client {names.get(client, client)} dropped: {reason}" for client, reason in dropped]
+
+
 def _counted(replied: int) -> str:
     return f"{replied} client{'' if replied == 1 else 's'} replied" if replied else "nobody trained"
