@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
-from fedquilt.core.errors import DataError
+from fedquilt.core.errors import ConfigError, DataError
 from fedquilt.data.posing import Turns
 from fedquilt.data.table import Columns, Table
 
@@ -43,50 +43,61 @@ def byte_tokenizer(*, start_and_end: bool) -> Tokenizer:
     return tokenizer
 
 
-def classification_encoder(tokenizer: Any, max_length: int) -> Callable[[Table], Columns]:
+def classification_encoder(
+    tokenizer: Any, max_length: int, num_embeddings: int | None = None, num_kinds: int = 0
+) -> Callable[[Table], Columns]:
     """``encode(table)``: columns input_ids, attention_mask, token_type_ids (where the model has them) and labels.
 
     All but the labels are (rows, ``max_length``), cut or padded on the right; a second sentence goes behind the first.
+    Too long a row keeps its special tokens and loses the end of the longer of its two sentences first.
+
+    Raises
+    ------
+    ConfigError
+        if ``max_length`` leaves no room for text.
+    DataError
+        if the data holds images or no labels, or a token for which the model has none of its ``num_embeddings``, or
+        the tokenizer tells more than ``num_kinds`` kinds of tokens apart (0: any number will do).
     """
 
     def encode(table: Table) -> Columns:
         texts = _texts(table)
         if table.labels is None:
             raise DataError("the data has no labels, and a classifier needs them; name their column in data.label")
+        _refuse_no_room(max_length, tokenizer.num_special_tokens_to_add(table.pairs is not None), table)
         rows = tokenizer(texts, table.pairs, padding="max_length", truncation=True, max_length=max_length)
         columns = {name: torch.tensor(values, dtype=torch.int32) for name, values in rows.items() if name in _INPUTS}
+        _refuse_unknown(tokenizer, columns["input_ids"], num_embeddings)
+        _refuse_kinds(columns, num_kinds)
         return columns | {"labels": table.labels.long()}
 
     return encode
 
 
-def completion_encoder(tokenizer: Any, max_length: int) -> Callable[[Table], Columns]:
+def completion_encoder(
+    tokenizer: Any, max_length: int, num_embeddings: int | None = None
+) -> Callable[[Table], Columns]:
     """``encode(table)``: input_ids, attention_mask and labels, (rows, ``max_length``), for next-token training.
 
     A row is the prompt, the completion and the end token. Labels are the tokens themselves, and -100 on prompt and
-    padding. Too long a row loses the start of its prompt first (one token of it stays), then the end of its completion.
-    Without completions every token of the text is a label. A second text stands on the line below the first. A
-    conversation is written by the tokenizer's chat template up to where the assistant speaks, or as plain text where it
-    has none.
+    padding. Too long a row loses the start of its prompt first, behind the special tokens that a text begins with (they
+    stay, or one token), then the end of its completion. Without completions every token of the text is a label, and too
+    long a text loses its end. A second text stands on the line below the first. A conversation is written by the
+    tokenizer's chat template up to where the assistant speaks, or as plain text where it has none.
 
     Raises
     ------
+    ConfigError
+        if ``max_length`` leaves no room for text.
     DataError
-        if the data holds images, or the template does not take a conversation; names the row.
+        if the data holds images, or the template does not take a conversation, or there is a token for which the model
+        has none of its ``num_embeddings``; names the row.
     """
 
     def encode(table: Table) -> Columns:
-        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        if table.turns is not None and getattr(tokenizer, "chat_template", None):
-            # the template writes the special tokens itself
-            prompts = tokenizer(_by_template(tokenizer, table.turns), add_special_tokens=False)["input_ids"]
-        else:
-            prompts = [_without_end(ids, end) for ids in tokenizer(_prompts(table))["input_ids"]]
-        if table.targets is None:
-            rows = [_cut([], ids + end, max_length) for ids in prompts]
-        else:
-            answers = tokenizer(list(table.targets), add_special_tokens=False)["input_ids"]
-            rows = [_cut(prompt, answer + end, max_length) for prompt, answer in zip(prompts, answers, strict=True)]
+        head = _head(tokenizer)
+        _refuse_no_room(max_length, max(1, len(head)), table)
+        rows = [_cut(prompt, answer, max_length, _shared(prompt, head)) for prompt, answer in _pieces(tokenizer, table)]
         shape = (len(rows), max_length)
         input_ids = torch.full(shape, tokenizer.pad_token_id, dtype=torch.int32)
         mask = torch.zeros(shape, dtype=torch.int32)
@@ -96,9 +107,98 @@ def completion_encoder(tokenizer: Any, max_length: int) -> Callable[[Table], Col
             input_ids[row, :stop] = torch.tensor(prompt + answer, dtype=torch.int32)
             mask[row, :stop] = 1
             labels[row, start:stop] = torch.tensor(answer)
+        _refuse_unknown(tokenizer, input_ids, num_embeddings)
         return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
 
     return encode
+
+
+def lost_tokens(tokenizer: Any, writes: bool) -> Callable[[Table, Columns], Tensor]:
+    """``lost(table, columns)``: how many tokens each row lost as it was encoded, int64 (rows, 2).
+
+    The first number is of its prompt, or its text; the second of its completion, end token and all, and 0 where the
+    model does not write (``writes``).
+    """
+
+    def lost(table: Table, columns: Columns) -> Tensor:
+        found = torch.zeros(len(table), 2, dtype=torch.int64)
+        full = columns["attention_mask"].bool().all(1).nonzero()[:, 0]  # no other row can have been too long
+        if not len(full):
+            return found
+        rows, kept = table.rows(full), columns["attention_mask"][full].sum(1).long()
+        if not writes:
+            whole = tokenizer(_texts(rows), rows.pairs, verbose=False)["input_ids"]
+            found[full, 0] = torch.tensor([len(ids) for ids in whole]) - kept
+            return found
+        labelled = (columns["labels"][full] != IGNORED).sum(1)
+        sizes = torch.tensor([(len(prompt), len(answer)) for prompt, answer in _pieces(tokenizer, rows)])
+        found[full] = sizes - torch.stack([kept - labelled, labelled], dim=1)
+        return found if table.targets is not None else found.flip(1)  # all of a text is label, and none an answer
+
+    return lost
+
+
+def _pieces(tokenizer: Any, table: Table) -> list[tuple[list[int], list[int]]]:
+    """The tokens of each row's prompt, and of what is learned behind it; at full length."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    if table.turns is not None and getattr(tokenizer, "chat_template", None):
+        # the template writes the special tokens itself
+        texts, special = _by_template(tokenizer, table.turns), False
+    else:
+        texts, special = _prompts(table), True
+    prompts = tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
+    if special:
+        prompts = [_without_end(ids, end) for ids in prompts]
+    if table.targets is None:
+        return [([], ids + end) for ids in prompts]
+    answers = tokenizer(list(table.targets), add_special_tokens=False, verbose=False)["input_ids"]
+    return [(prompt, answer + end) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
+def _head(tokenizer: Any) -> list[int]:
+    """The special tokens that the tokenizer puts before a text."""
+    found = tokenizer("a", return_special_tokens_mask=True)
+    length = next((place for place, special in enumerate(found["special_tokens_mask"]) if not special), 0)
+    return list(found["input_ids"][:length])
+
+
+def _shared(ids: list[int], head: list[int]) -> int:
+    """How many of the first tokens are those of ``head``."""
+    same = [own == other for own, other in zip(ids, head, strict=False)]
+    return same.index(False) if False in same else len(same)
+
+
+def _refuse_no_room(max_length: int, num_special: int, table: Table) -> None:
+    least = num_special + (2 if table.pairs is not None else 1)
+    if max_length < least:
+        raise ConfigError(
+            f"model.max_length: {max_length} tokens are too few for these rows; with {num_special} special tokens a "
+            f"row needs at least {least}"
+        )
+
+
+def _refuse_unknown(tokenizer: Any, input_ids: Tensor, num_embeddings: int | None) -> None:
+    """Nothing, if the model has an embedding for every token of these rows."""
+    if num_embeddings is None or not input_ids.numel() or int(input_ids.max()) < num_embeddings:
+        return
+    wrong = (input_ids >= num_embeddings).nonzero()  # (found, 2)
+    row, token = int(wrong[0, 0]), int(input_ids[tuple(wrong[0])])
+    raise DataError(
+        f"row {row} (counted from 0) holds '{tokenizer.convert_ids_to_tokens(token)}', number {token} of the "
+        f"tokenizer, but the model has embeddings for {num_embeddings} tokens, 0 to {num_embeddings - 1}; that is so "
+        f"in {len(wrong[:, 0].unique())} of {len(input_ids)} rows. Give the model more embeddings "
+        f"(resize_token_embeddings({len(tokenizer)})) and save it, or take the tokenizer that it was trained with"
+    )
+
+
+def _refuse_kinds(columns: Columns, num_kinds: int) -> None:
+    """Nothing, if the model has an embedding for every kind of token in these rows; 0 where it has no kinds."""
+    kinds = columns.get("token_type_ids")
+    if num_kinds and kinds is not None and kinds.numel() and int(kinds.max()) >= num_kinds:
+        raise DataError(
+            f"the tokenizer numbers the tokens of second texts {int(kinds.max())}, but the model tells {num_kinds} "
+            "kinds apart (type_vocab_size); put both texts into one column, or choose another model"
+        )
 
 
 def prepare_text(columns: Columns) -> dict[str, Tensor]:
@@ -155,6 +255,8 @@ def _without_end(ids: list[int], end: list[int]) -> list[int]:
     return ids[:-1] if end and ids[-1:] == end else ids
 
 
-def _cut(prompt: list[int], answer: list[int], max_length: int) -> tuple[list[int], list[int]]:
-    prompt = prompt[-max(1, max_length - len(answer)) :]
+def _cut(prompt: list[int], answer: list[int], max_length: int, fixed: int) -> tuple[list[int], list[int]]:
+    """Both in ``max_length`` tokens: the prompt loses what is behind its first ``fixed``, then the answer its end."""
+    excess = min(len(prompt) + len(answer) - max_length, len(prompt) - max(1, fixed))
+    prompt = prompt[:fixed] + prompt[fixed + max(0, excess) :]
     return prompt, answer[: max_length - len(prompt)]
