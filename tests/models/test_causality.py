@@ -99,11 +99,19 @@ def test_tokens_of_a_trial_are_no_special_ones():
     assert max(found) < 260
 
 
-def test_a_run_refuses_a_model_that_sees_ahead_and_takes_the_same_one_as_a_decoder(tmp_path):
+def test_a_model_that_sees_ahead_is_refused_and_taken_as_a_decoder(tmp_path):
     for decoder in (False, True):
         folder = tmp_path / str(decoder)
         model_of("roberta", is_decoder=decoder).save_pretrained(folder)
         _tokenizer(Source("tiny", values={}), config_from({"model_type": "roberta"}), {}).save_pretrained(folder)
-    with pytest.raises(ModelError, match=r"roberta model.*sees the tokens to come.*is_decoder to true"):
-        load_model(str(tmp_path / "False"), "causal-lm", num_classes=None, rng=Rng(0))
-    assert load_model(str(tmp_path / "True"), "causal-lm", num_classes=None, rng=Rng(0)).blocks.num_layers == 2
+
+    def load(name, **more):
+        return load_model(str(tmp_path / name), "causal-lm", num_classes=None, rng=Rng(0), **more).model
+
+    for meta in (False, True):
+        with pytest.raises(ModelError, match=r"roberta model.*sees the tokens to come.*is_decoder to true"):
+            load("False", meta=meta, trial=True)
+    assert not sees_ahead(load("True"))
+    turned = load("False", as_decoder=True)
+    assert not sees_ahead(turned)
+    assert turned.config.is_decoder

@@ -29,7 +29,10 @@ def check(
     except ConfigError as error:
         problems, made = list(error.problems), []
     tables: dict[str, Any] = {}
-    found = {label: experiment.check(one, tables, None if partition is None else (partition,)) for label, one in made}
+    notes: list[str] = []
+    here = None if partition is None else (partition,)
+    found = {label: experiment.check(one, tables, here, notes) for label, one in made}
+    notes = list(dict.fromkeys(notes))
     for label, texts in found.items():
         for text in texts:
             everywhere = all(text in others for others in found.values())
@@ -38,8 +41,10 @@ def check(
             if not any(problem.startswith(said.partition(";")[0]) for problem in problems):
                 problems.append(said)
     if as_json:
-        show_json({"config": str(config), "problems": problems})
+        show_json({"config": str(config), "problems": problems, "notes": notes})
         raise typer.Exit(1 if problems else 0)
+    for note in notes:
+        out.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
     if problems:
         raise ConfigError(problems)
     out.print(f"{config}: no problem found", highlight=False, soft_wrap=True)

@@ -36,7 +36,7 @@ def right_rows(bench: Workbench, batch: Batch, logits: Tensor, answering: Answer
     would write the completion itself, so only the other rows are written.
     """
     golds = [row[row != IGNORED].tolist() for row in batch["labels"]]
-    right = _surely_right(bench, batch, logits, golds, answering.new_tokens)
+    right = _surely_right(bench, batch, logits, golds, answering)
     unsure = [row for row, sure in enumerate(right) if not sure]
     if not unsure:
         return right
@@ -56,13 +56,43 @@ def right_rows(bench: Workbench, batch: Batch, logits: Tensor, answering: Answer
 def written(bench: Workbench, prompts: Sequence[Tensor], new_tokens: int) -> list[list[int]]:
     """The tokens that the model puts behind each prompt, at most ``new_tokens``, up to and with its end token.
 
-    Where a model has a longest context, the start of a prompt gives way to what is to be written.
+    Where a model has a longest row, fewer are written behind a prompt that leaves room for fewer; only one that leaves
+    none gives way with its start. What is written does not depend on the other prompts: those of unlike lengths share a
+    batch only if the model heeds its padding (``bench.pads_left``).
     """
+    longest = _longest(bench)
+    batches: dict[tuple[int, int], list[int]] = {}
+    own = list(prompts)
+    for place, prompt in enumerate(prompts):
+        room = _room(len(prompt), new_tokens, longest)
+        if longest is not None and len(prompt) >= longest:
+            own[place] = prompt[-(longest - room) :]
+        together = bench.pads_left and room == new_tokens
+        batches.setdefault((room, 0 if together else len(own[place])), []).append(place)
+    found: list[list[int]] = [[] for _ in own]
+    for (room, _), places in batches.items():
+        for place, ids in zip(places, _written(bench, [own[place] for place in places], room), strict=True):
+            found[place] = ids
+    return found
+
+
+def _longest(bench: Workbench) -> int | None:
+    """The most tokens of a row: as was found by trying, or as the config says, where some say -1 for no limit."""
     model: Any = bench.model
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest is not None:
-        new_tokens = min(new_tokens, longest - 1)
-        prompts = [prompt[-(longest - new_tokens) :] for prompt in prompts]
+    stated = getattr(model.config, "max_position_embeddings", None) if bench.longest is None else bench.longest
+    return stated if stated is None or stated > 1 else None
+
+
+def _room(prompt: int, new_tokens: int, longest: int | None) -> int:
+    """How many tokens are written behind a prompt of so many."""
+    if longest is None:
+        return new_tokens
+    return min(new_tokens, longest - 1 if prompt >= longest else longest - prompt)
+
+
+def _written(bench: Workbench, prompts: Sequence[Tensor], new_tokens: int) -> list[list[int]]:
+    """What is written behind prompts in one batch, padded on the left."""
+    model: Any = bench.model
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), model.generation_config.pad_token_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -78,20 +108,16 @@ def written(bench: Workbench, prompts: Sequence[Tensor], new_tokens: int) -> lis
 
 
 def _surely_right(
-    bench: Workbench, batch: Batch, logits: Tensor, golds: Sequence[list[int]], new_tokens: int
+    bench: Workbench, batch: Batch, logits: Tensor, golds: Sequence[list[int]], answering: Answering
 ) -> list[bool]:
     """Whether each row's completion is, token by token, what the model would write."""
     labels = batch["labels"][:, : logits.shape[1]].to(logits.device)
     same = (logits[:, :-1].argmax(-1) == labels[:, 1:]) | (labels[:, 1:] == IGNORED)
     likeliest = same.all(1) & (labels[:, 0] == IGNORED)
-    model: Any = bench.model
-    ends, longest = _ends(model), getattr(model.config, "max_position_embeddings", None)
+    ends, longest = _ends(bench.model), _longest(bench)
     # a completion that was cut has no end, and what is written has a longest length
     whole = [
-        bool(gold)
-        and gold[-1] in ends
-        and len(gold) <= new_tokens
-        and (longest is None or _start(row) + new_tokens <= longest)
+        bool(gold) and gold[-1] in ends and len(gold) <= _room(_start(row), answering.new_tokens, longest)
         for gold, row in zip(golds, batch["labels"], strict=True)
     ]
     return [sure and fits for sure, fits in zip(likeliest.tolist(), whole, strict=True)]

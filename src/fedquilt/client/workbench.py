@@ -30,6 +30,8 @@ class Workbench:
     columns into the model's keyword arguments; ``precision`` is ``"fp32"`` or ``"bf16"`` (autocast). ``state`` are the
     buffers of the model's modules with state, those of the layout among them: such a module is in training mode only
     while its buffers are trained, so that in a frozen model they stay as they are.
+    A language model's row has at most ``longest`` tokens (None: its config says); ``pads_left`` says that padding on
+    the left changes nothing.
     """
 
     def __init__(
@@ -43,6 +45,8 @@ class Workbench:
         device: torch.device,
         precision: str = "fp32",
         state: State = MappingProxyType({}),
+        longest: int | None = None,
+        pads_left: bool = False,
     ) -> None:
         if parameters.keys() | layout.buffers != layout.depth.keys() or layout.buffers - state.keys():
             raise ValueError("the workbench's parameters and its layout name different tensors")
@@ -59,6 +63,8 @@ class Workbench:
         self.prepare = prepare
         self.device = device
         self.precision = precision
+        self.longest = longest
+        self.pads_left = pads_left
         self._cores: Callable[[], Mapping[str, Tensor]] | None = None
         self.stepped: Callable[[int, int], None] | None = (
             None  # told after each optimiser step: its number, of how many

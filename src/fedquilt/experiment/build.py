@@ -25,6 +25,7 @@ from fedquilt.experiment.adapter import refuse_adapter, settings_of
 from fedquilt.experiment.buffers import buffers_of, kept_by_clients, refuse_buffers
 from fedquilt.experiment.changes import changed, refuse_changes
 from fedquilt.experiment.deal import NODE, SITES, Dealt, announced_record, classes_here, read
+from fedquilt.experiment.device import device_of
 from fedquilt.experiment.groups import (
     BuiltGroup,
     Rows,
@@ -39,6 +40,7 @@ from fedquilt.experiment.groups import (
     share_base,
     work_of,
 )
+from fedquilt.experiment.notes import most_written, notes_on
 from fedquilt.experiment.protect import protected, refuse_across, refuse_contradictions
 from fedquilt.experiment.sources import Source, sources, told_of
 from fedquilt.methods import ACROSS, METHODS
@@ -142,11 +144,13 @@ def check(
     config: Config,
     tables: dict[str, tuple[Table | None, Table | None]] | None = None,
     here: Collection[ClientId] | None = None,
+    notes: list[str] | None = None,
 ) -> list[str]:
     """Every problem of a config, found without loading weights: settings, data, split, model shape, budgets, method.
 
     ``tables``, if given, keeps the data that was read, so that checking configs with the same [data] reads it once.
-    ``here`` are the clients whose own rows are on this machine, all for None.
+    ``here`` are the clients whose own rows are on this machine, all for None. What is no problem and still worth
+    knowing, such as how many rows are too long, is added to ``notes``.
     """
     problems: list[str] = []
     tables = {} if tables is None else tables
@@ -165,9 +169,11 @@ def check(
     method = attempt(lambda: _method_arguments(config))
     groups = attempt(lambda: parts(config)) or ()
     classes: dict[int, Classes] = {}
+    rows: dict[int, Table | None] = {}
     for source in sources(config, groups):
         table = _checked_data(source, tables, rng, here, attempt)
         classes |= {part.place: _classes(part, table) for part in source.parts}
+        rows |= dict.fromkeys((part.place for part in source.parts), table)
     loaded: list[Loaded | None] = [
         attempt(partial(_load, part.config, classes[part.place], rng, meta=True), part) for part in groups
     ]
@@ -178,6 +184,10 @@ def check(
         if shape is None:
             continue
         attempt(partial(check_part, part, shape))
+        tried = attempt(partial(_load, part.config, classes[part.place], rng, meta=True, trial=True), part)
+        told = tried and attempt(partial(notes_on, part, tried.reading, rows[part.place]), part)
+        if notes is not None:
+            notes += told or ()
         if budgets:  # with budgets that fit: whatever else the method minds is told too
             depth = shape.blocks.num_layers
             fitting[part.place] = tuple(replace(budget, layers=min(budget.layers, depth)) for budget in budgets)
@@ -231,35 +241,11 @@ def num_layers(config: Config) -> int:
     return _load(config, classes_here(config), Rng(config.seed), meta=True).blocks.num_layers
 
 
-def device_of(name: str) -> torch.device:
-    """The torch device of a config's ``device``; ``auto`` is CUDA, else MPS, else the CPU.
-
-    Raises
-    ------
-    ConfigError
-        if the device is not there.
-    """
-    found = [kind for kind, there in (("cuda", torch.cuda.is_available()), ("mps", _has_mps())) if there] + ["cpu"]
-    if name == "auto":
-        return torch.device(found[0])
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in found:
-        raise ConfigError(f"device = '{name}': not on this machine; allowed here: auto, {', '.join(found)}")
-    return device
-
-
 def _classes(part: Part, table: Table | None) -> Classes:
     """The outputs that a classifier needs; none for a language model."""
     if part.config.model.task == "causal-lm":
         return ()
     return (part.config.data.classes or ()) if table is None else table.classes
-
-
-def _has_mps() -> bool:
-    return torch.backends.mps.is_available()
 
 
 def _method_arguments(config: Config) -> tuple[Callable[..., Method], dict[str, Any]]:
@@ -272,7 +258,15 @@ def _method_arguments(config: Config) -> tuple[Callable[..., Method], dict[str, 
     return factory, arguments(factory, config.method.settings, prefix="method")
 
 
-def _load(config: Config, classes: Classes, rng: Rng, *, meta: bool = False) -> Loaded:
+def _load(
+    config: Config,
+    classes: Classes,
+    rng: Rng,
+    *,
+    meta: bool = False,
+    trial: bool = False,
+    new_tokens: int | None = None,
+) -> Loaded:
     model = config.model
     loaded = load_model(
         model.name,
@@ -285,7 +279,10 @@ def _load(config: Config, classes: Classes, rng: Rng, *, meta: bool = False) -> 
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
         meta=meta,
+        trial=trial,
         max_length=model.max_length,
+        new_tokens=most_written(config) if new_tokens is None else new_tokens,
+        as_decoder=config.adapter.kind == "full",
     )
     if config.head.policy == "frozen":
         refuse_foreign(loaded.outputs, model.name)
@@ -311,8 +308,9 @@ def _load_all(
     for part, kind in zip(groups, kinds, strict=True):
         if kind not in made:
             shape = meta or kind not in weighed
+            most = max(most_written(other.config) for other, own in zip(groups, kinds, strict=True) if own == kind)
             with told_of(part):
-                made[kind] = _load(part.config, classes[part.place], rng, meta=shape)
+                made[kind] = _load(part.config, classes[part.place], rng, meta=shape, new_tokens=most)
             if not shape:
                 made[kind].model.to(device_of(part.config.device))
                 frozen += [] if part.config.adapter.kind == "full" else [made[kind]]

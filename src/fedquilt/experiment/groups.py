@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from fedquilt.experiment.adapter import Settings, put
 from fedquilt.experiment.answers import answering_of
 from fedquilt.experiment.buffers import buffers_of
 from fedquilt.experiment.deal import Dealt, partition_record
+from fedquilt.experiment.lost import lost_of
 from fedquilt.experiment.protect import family_of, rule_of
 from fedquilt.experiment.sources import Source, told_of
 from fedquilt.models.example import example
@@ -48,7 +49,8 @@ class BuiltGroup:
 
     ``config`` is that of a federation of these clients alone. ``architecture`` is shared by groups that train one
     adapter together, and then ``loaded`` and ``bench`` are, too. ``server`` is the server's own client for the group:
-    its test rows are those of the group's evaluation. Without [[groups]] there is one, without a label.
+    its test rows are those of the group's evaluation. ``lost`` tells what of its rows was too long. Without [[groups]]
+    there is one, without a label.
     """
 
     label: str
@@ -59,6 +61,7 @@ class BuiltGroup:
     adapter: Settings
     bench: Workbench
     server: Client
+    lost: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def layout(self) -> Layout:
@@ -124,6 +127,8 @@ def work_of(
         device=device,
         precision=_precision(config.training.precision, device),
         state=state,
+        longest=loaded.reading.longest,
+        pads_left=loaded.reading.pads_left,
     )
     return Work(loaded, settings, bench, start, start(rng.child("init")), frozen)
 
@@ -140,7 +145,7 @@ def built(
         own, size = cut(work.first, budget.rank), config.evaluation.batch_size
         return Client(profile, work.bench, own, training, config.rounds, train, held_out, size, answering=answering)
 
-    answering = None
+    answering, lost = None, dict[str, Any]()
     whole = Budget(work.bench.layout.num_layers)
     clients: dict[ClientId, Client] = {}
     if work.bench.device.type == "meta":  # shapes: of a plan, or of a group whose clients are all elsewhere
@@ -149,7 +154,9 @@ def built(
         server = client(SERVER, whole, _ONE if config.data.proxy else _NONE)
     else:
         rows, dealt = rows_of.of(part, work)
-        judged = _judged(work.loaded, dealt, rows, part, rng)
+        test = None if dealt.test is None else work.loaded.encode(dealt.test)
+        lost = lost_of(work.loaded.reading, rows, test, dealt, part.ids)
+        judged = _judged(test, dealt, rows, part, rng)
         common = dealt.test is not None and not config.partition.test_fraction
         answering = answering_of(config, work.loaded, dealt.table)
         for id, split in dealt.splits.items():
@@ -160,7 +167,7 @@ def built(
                 }
                 clients[id] = client(id, budgets[id - part.first], take(rows, split.train), **held_out)
         server = client(SERVER, whole, take(rows, dealt.proxy), test=judged)
-    group = BuiltGroup(part.label, part.ids, config, architecture, work.loaded, work.adapter, work.bench, server)
+    group = BuiltGroup(part.label, part.ids, config, architecture, work.loaded, work.adapter, work.bench, server, lost)
     return group, clients
 
 
@@ -207,10 +214,10 @@ def _no_scaling(module: str, rank: int) -> float:
     raise ValueError(f"'{module}' is of several architectures, each with a scaling of its own; see Federation.scalings")
 
 
-def _judged(loaded: Loaded, dealt: Dealt, rows: Columns, part: Part, rng: Rng) -> Columns:
+def _judged(test: Columns | None, dealt: Dealt, rows: Columns, part: Part, rng: Rng) -> Columns:
     """The rows of the group's evaluation: the separate test set, or else the test rows of its clients that are here."""
-    if dealt.test is not None:
-        judged = loaded.encode(dealt.test)
+    if test is not None:
+        judged = test
     else:
         own = (split.test for id, split in dealt.splits.items() if id in part.ids)
         judged = take(rows, np.concatenate([[], *own]))
@@ -278,7 +285,14 @@ def share_base(loaded: Sequence[Loaded]) -> None:
 def record_of(
     dealt: Sequence[tuple[Source, Dealt]], groups: Sequence[BuiltGroup], profiles: Sequence[Profile]
 ) -> dict[str, Any]:
-    """Who has which rows, and how many of each class: what a run keeps as ``partition.json``."""
+    """Who has which rows, how many of each class, and what was too long: what a run keeps as ``partition.json``."""
+    lost = [{"group": group.label, **group.lost} for group in groups if group.lost]
+    return _dealt_record(dealt, groups, profiles) | ({"lost": lost} if lost else {})
+
+
+def _dealt_record(
+    dealt: Sequence[tuple[Source, Dealt]], groups: Sequence[BuiltGroup], profiles: Sequence[Profile]
+) -> dict[str, Any]:
     records = []
     for source, rows in dealt:
         own = set(source.ids)

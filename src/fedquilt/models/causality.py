@@ -7,35 +7,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedquilt.adapters.blocks import only_blocks
 from fedquilt.core.errors import ModelError
+from fedquilt.core.types import Blocks
 
-_PLACES = 8  # tokens of a trial; each of them but the first is changed once
+_LONG = 256  # tokens; what attends in windows or chunks has several of them in so many
 _NOISE = 256  # in units of the dtype's own precision: what sums in another order may differ by
 
 
-def refuse_seeing_ahead(model: Any, name: str) -> None:
+def refuse_seeing_ahead(model: Any, name: str, blocks: Blocks | None = None, length: int = 0) -> None:
     """Nothing, if no token of the language model called ``name`` sees a later one.
+
+    With ``blocks`` a row of ``length`` tokens is tried, too, on the first of them.
 
     Raises
     ------
     ModelError
         if one does: trained and judged on next tokens, such a model reads the answer.
     """
-    if sees_ahead(model):
+    if sees_ahead(model) or (blocks is not None and sees_far_ahead(model, blocks, length)):
         raise ModelError(
             f"model '{name}': a {model.config.model_type} model as this one is set sees the tokens to come (changing a "
             "later token changes what it says of earlier ones), so as a language model it would read the answer; "
-            "choose a model that was trained to write, or, if this one was, set is_decoder to true in its config.json"
+            "choose a model that was trained to write, or set is_decoder to true in its config.json, if it can be a "
+            "decoder (with adapter.kind = 'full' that is done for you, and what is exported says so)"
         )
 
 
-def sees_ahead(model: Any, length: int = _PLACES) -> bool:
+def sees_far_ahead(model: Any, blocks: Blocks, length: int) -> bool:
+    """Whether another token in the middle or at the end of a long row changes what the first block says before it.
+
+    A model that cannot be cut to its first block is not tried, and does not.
+    """
+    try:
+        with only_blocks(model, blocks, [0]):
+            return sees_ahead(model, min(length, _LONG), 2)
+    except Exception:  # blocks of unlike kinds may not do without each other; short rows have gone through the whole
+        return False
+
+
+def sees_ahead(model: Any, length: int = 9, num_places: int = 8) -> bool:
     """Whether another token at any place of a row changes the logits of earlier places.
 
     ``model`` has weights and gives ``logits`` (rows, tokens, vocabulary) of ``input_ids`` and ``attention_mask``. One
-    forward pass: a row of ``length`` tokens, and the same row with one token changed, for places all over it.
+    forward pass: a row of ``length`` tokens, and the same row with one token changed, for ``num_places`` places all
+    over it.
     """
-    rows, places = _changed(ordinary_tokens(model, length + 1), length)
+    rows, places = _changed(ordinary_tokens(model, length + 1), length, num_places)
     rows = rows.to(next(model.parameters()).device)
     with torch.no_grad():
         logits = model(input_ids=rows, attention_mask=torch.ones_like(rows)).logits.float()
@@ -55,9 +73,10 @@ def ordinary_tokens(model: Any, count: int) -> list[int]:
     return [plain[place * len(plain) // count % len(plain)] for place in range(count)]
 
 
-def _changed(tokens: list[int], length: int) -> tuple[Tensor, list[int]]:
+def _changed(tokens: list[int], length: int, num_places: int) -> tuple[Tensor, list[int]]:
     """A row of the first ``length`` tokens, copies of it with the last of ``tokens`` in one place, and these places."""
-    places = sorted({1 + step * (length - 1) // _PLACES for step in range(_PLACES)} | {length - 1})
+    places = [1 + (step + 1) * (length - 1) // num_places - 1 for step in range(num_places)]
+    places = sorted({place for place in places if place > 0})
     rows = torch.tensor(tokens[:length]).repeat(1 + len(places), 1)
     for row, place in enumerate(places, start=1):
         rows[row, place] = tokens[-1]

@@ -27,14 +27,15 @@ from fedquilt.core.types import Blocks
 from fedquilt.data.loaders import with_classes
 from fedquilt.data.table import Columns, Table
 from fedquilt.models import text
-from fedquilt.models.causality import refuse_seeing_ahead
 from fedquilt.models.digest import digest
 from fedquilt.models.head import check_body, draw, head_of, outside_base, sized_by_classes
 from fedquilt.models.image import encode_images, image_preparer, pixels_of
 from fedquilt.models.labels import UNNAMED, Outputs, named_by, outputs_of
 from fedquilt.models.layers import default_targets, find_blocks
+from fedquilt.models.reading import Reading, greedy, text_reading, unread
 from fedquilt.models.shapes import Values
 from fedquilt.models.source import FORMS, Source, find_source
+from fedquilt.models.stand_in import make_decoder, shortened, stand_in
 from fedquilt.models.whole import UNCHANGED, AsItCame, as_it_came
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -57,8 +58,8 @@ class Loaded:
     labels. ``digest`` is the sha256 of all weights, "" on meta, where ``fresh_head`` is not known and False. ``decode``
     gives the text of a language model's tokens, without its special ones; the model's ``generate`` is greedy. ``save``
     writes the whole model as it now is, with its tokenizer, into a folder that ``from_pretrained`` reads; what training
-    alone wants is not in it. ``outputs`` are a classifier's classes in the order of its outputs: ``encode`` numbers
-    labels by them.
+    alone wants is not in it. ``reading`` tells more of how it reads. ``outputs`` are a classifier's classes, in the
+    order of its outputs: ``encode`` numbers labels by them.
     """
 
     model: nn.Module
@@ -71,6 +72,7 @@ class Loaded:
     digest: str
     fresh_head: bool
     save: Callable[[Path], None]
+    reading: Reading
     decode: Callable[[Sequence[int]], str] | None = None
     outputs: Outputs = UNNAMED
 
@@ -87,7 +89,10 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     meta: bool = False,
+    trial: bool = False,
     max_length: int = 128,
+    new_tokens: int = 0,
+    as_decoder: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Loaded:
     """The model called ``name`` for ``task``, frozen, with its blocks, head, default targets, encoder and preparer.
@@ -99,8 +104,10 @@ def load_model(
     ``task``: image-classification, sequence-classification or causal-lm. ``num_classes`` None keeps the head as it is;
     a head of another number of classes, or none, is drawn from ``rng.child("head")``. ``classes`` are the data's names
     of them, and join the data with the base's own names: see ``labels.outputs_of``, with ``stated`` and ``labels`` (its
-    ``told``). ``meta`` builds shapes without weights: it reads the config only. ``max_length`` is in tokens. Weights
-    are read from safetensors only.
+    ``told``). ``meta`` builds shapes without weights: it reads the config only; with ``trial`` also the
+    tokenizer, and a small random model is tried in the real one's place. ``max_length`` is in tokens, and at most
+    ``new_tokens`` will be written behind a prompt. What the model can take is tried; see ``reading.text_reading``.
+    An encoder that can be a decoder is turned into one with ``as_decoder``. Weights are read from safetensors only.
 
     Raises
     ------
@@ -117,6 +124,9 @@ def load_model(
     options = {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
     with _quiet(), _explained(source):
         config = _config(source, task, options)
+        make = partial(model_from, task=task, trust_remote_code=trust_remote_code)
+        if as_decoder and task == "causal-lm":
+            make_decoder(config, make, rng.child("stand-in"))
         outputs, written_in = UNNAMED, getattr(config, "dtype", None)
         if task != "causal-lm" and classes:
             outputs = outputs_of(classes, () if source.values else named_by(config), told=labels, stated=stated)
@@ -127,17 +137,17 @@ def load_model(
         tokenizer = None
         if meta:
             with torch.device("meta"):
-                model = model_from(config, task, trust_remote_code)
+                model = make(config)
         elif source.values is not None:
             with rng.scope():
-                model = model_from(config, task, trust_remote_code)
+                model = make(config)
             missing = absent = set(outside_base(model))
         else:
             # transformers draws what the weights lack; the head is drawn once more below, module by module
             with rng.child("head").scope():
                 model, absent, mismatched = _read_weights(source, config, task, resized, dtype, options)
             missing = absent | mismatched
-        if task != "image-classification" and not meta:
+        if task != "image-classification" and (trial or not meta):
             tokenizer = _tokenizer(source, config, options)
         came = as_it_came(model, task, tokenizer, written_in)
         if tokenizer is not None:
@@ -148,7 +158,7 @@ def load_model(
     if source.location is not None:
         check_body(source.name, model, missing - set(head))
     if outputs.foreign:
-        sized = sized_by_classes(model, head, partial(model_from, task=task, trust_remote_code=trust_remote_code))
+        sized = sized_by_classes(model, head, make)
         outputs = outputs.where(type(model).__name__ in (config.architectures or ()) if meta else not absent & sized)
         missing |= sized if outputs.redrawn else set()
     outputs.written(model.config)
@@ -158,17 +168,24 @@ def load_model(
     model.requires_grad_(False).eval()
     writes = task == "causal-lm" and tokenizer is not None
     if writes:
-        refuse_seeing_ahead(model, source.name)
-        model.generation_config = _greedy(model.generation_config, tokenizer)
-    encode, prepare = _columns(config, task, tokenizer, preprocessor, max_length)
+        model.generation_config = greedy(model.generation_config, tokenizer)
+    if task == "image-classification":
+        pixels = pixels_of(config, preprocessor)
+        reading = Reading(partial(encode_images, size=pixels.size), image_preparer(pixels))
+    elif tokenizer is None:
+        reading = Reading(unread, text.prepare_text)
+    else:
+        tried = _tried(model, make, rng) if meta else model
+        reading = text_reading(model, tried, tokenizer, source.name, task, max_length, new_tokens)
     return Loaded(
         model=model,
         blocks=blocks,
         architecture=f"{config.model_type}-{blocks.num_layers}x{getattr(config, 'hidden_size', 0)}",
         head=head,
         targets=default_targets(model, blocks),
-        encode=partial(_numbered, encode, outputs.classes) if outputs.classes else encode,
-        prepare=prepare,
+        encode=partial(_numbered, reading.encode, outputs.classes) if outputs.classes else reading.encode,
+        prepare=reading.prepare,
+        reading=reading,
         digest="" if meta else digest(model),
         fresh_head=bool(missing & set(head)),
         save=partial(save_model, model, tokenizer=tokenizer, preprocessor=preprocessor, came=came),
@@ -185,6 +202,14 @@ def config_from(values: Values) -> Any:
 def model_from(config: Any, task: str, trust_remote_code: bool = False) -> Any:
     """A model of this config with weights drawn from torch's global generator, on torch's default device."""
     return TASKS[task].from_config(config, trust_remote_code=trust_remote_code)
+
+
+def _tried(model: Any, make: Callable[[Any], Any], rng: Rng) -> Any:
+    """What is tried in the place of a model without weights, or None."""
+    small = stand_in(model.config, make, rng.child("stand-in"))
+    if small is not None and hasattr(small, "generation_config"):
+        small.generation_config = model.generation_config
+    return small
 
 
 def _numbered(encode: Callable[[Table], Columns], classes: Sequence[str], table: Table) -> Columns:
@@ -249,9 +274,7 @@ def _shorten(config: Any, source: Source) -> None:
     whole = getattr(config, "num_hidden_layers", 0)
     if source.layers is None or source.layers > whole:
         raise ModelError(f"model '{source.name}': the model has {whole} blocks; take at most that many")
-    config.num_hidden_layers = source.layers  # the weights of the others are then left unread
-    if isinstance(kinds := getattr(config, "layer_types", None), list):
-        config.layer_types = kinds[: source.layers]
+    shortened(config, source.layers)  # the weights of the others are then left unread
 
 
 def _read_weights(
@@ -316,15 +339,6 @@ def _padding(source: Source, tokenizer: Any) -> int:
     return int(tokenizer.pad_token_id)
 
 
-def _greedy(own: Any, tokenizer: Any) -> Any:
-    """How a model writes: its likeliest token every time, whatever its files advise, up to an end token of either's."""
-    listed = [own.eos_token_id] if isinstance(own.eos_token_id, int) else own.eos_token_id or []
-    ends = sorted({*listed, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
-    return transformers.GenerationConfig(
-        do_sample=False, use_cache=True, eos_token_id=ends or None, pad_token_id=tokenizer.pad_token_id
-    )
-
-
 def _preprocessor(source: Source, meta: bool, revision: str | None) -> dict[str, Any]:
     """What preprocessor_config.json says, or nothing where there is none."""
     if source.location is None or meta:
@@ -335,23 +349,6 @@ def _preprocessor(source: Source, meta: bool, revision: str | None) -> dict[str,
             source.location, PREPROCESSOR, revision=revision, _raise_exceptions_for_missing_entries=False
         )
     return json.loads(Path(path).read_text("utf-8")) if path and Path(path).is_file() else {}
-
-
-def _columns(
-    config: Any, task: str, tokenizer: Any, preprocessor: dict[str, Any], max_length: int
-) -> tuple[Callable[[Table], Columns], Callable[[Columns], dict[str, Tensor]]]:
-    if task == "image-classification":
-        pixels = pixels_of(config, preprocessor)
-        return partial(encode_images, size=pixels.size), image_preparer(pixels)
-    if tokenizer is None:
-        return _no_tokenizer, text.prepare_text
-    width = min(max_length, getattr(config, "max_position_embeddings", None) or max_length, tokenizer.model_max_length)
-    encoder = text.completion_encoder if task == "causal-lm" else text.classification_encoder
-    return encoder(tokenizer, width), text.prepare_text
-
-
-def _no_tokenizer(table: Table) -> Columns:
-    raise ModelError("a model on the meta device has no tokenizer; load it with its weights to encode text")
 
 
 @contextmanager
