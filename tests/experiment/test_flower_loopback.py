@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("flwr")
 
 from fedquilt.config.load import load
-from fedquilt.engine.flower.processes import tail
+from fedquilt.engine.flower.processes import patience, tail
 from fedquilt.engine.flower.trial import Trial
 from fedquilt.experiment import run
 from fedquilt.experiment.app import write_app
@@ -96,7 +96,7 @@ def until(true, seconds: float, trial: Trial, number: str) -> None:
     """Wait for a run; one that has failed is not waited for."""
     began, looked = time.monotonic(), time.monotonic()
     while not true():
-        assert time.monotonic() - began < seconds, tail(trial.process("superlink"), 40)
+        assert time.monotonic() - began < patience(seconds), tail(trial.process("superlink"), 40)
         if time.monotonic() - looked > 10:
             status = trial.flwr("list", "trial", "--run-id", number, "--format", "json").stdout
             assert "finished:failed" not in status, trial.flwr("log", number, "trial", "--show").stdout

@@ -1,16 +1,19 @@
-"""``kill -9`` of a real ``fedquilt run`` at random moments, and going on from there."""
+"""``kill -9`` of real commands at random moments, two at once on one folder, and going on from there."""
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from fedquilt.experiment import resume, run
-from fedquilt.record import Record, read_result
+from fedquilt.engine.flower.processes import patience
+from fedquilt.experiment import jobs, resume, run
+from fedquilt.record import Record, holder, read_result, read_rounds
 
 COMMAND = [sys.executable, "-c", "from fedquilt.cli import main; main()"]
 CHANGES = ("rounds=40", "head.policy=local", "training.steps=3")
@@ -27,15 +30,19 @@ def next_round(folder):
     return Record.open(folder).load_checkpoint()[0] if (folder / "checkpoint.json").exists() else 0
 
 
+def until(true, process, seconds=300):
+    """Waits until ``true()``, as long as the process runs."""
+    began = time.monotonic()
+    while not true() and process.poll() is None:
+        assert time.monotonic() - began < patience(seconds)
+        time.sleep(0.002)
+
+
 def killed(process, folder, rounds, delay):
     """Whether the process was killed ``delay`` seconds after it had finished ``rounds`` more rounds."""
     wanted = next_round(folder) + rounds
-    deadline = time.monotonic() + 120
     lines = folder / "rounds.jsonl"
-    while process.poll() is None and time.monotonic() < deadline:
-        if lines.exists() and lines.read_bytes().count(b"\n") >= wanted:
-            break
-        time.sleep(0.002)
+    until(lambda: lines.exists() and lines.read_bytes().count(b"\n") >= wanted, process)
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     out, err = process.communicate(timeout=30)
@@ -53,6 +60,73 @@ def test_a_killed_run_goes_on_to_the_same_bits(tiny, config, tmp_path, fingerpri
     assert read_result(folder) is None
     assert 1 <= next_round(folder) < 40
     assert fingerprint(resume(folder)) == fingerprint(whole), f"killed {moment} s after round 2"
+
+
+def test_a_second_command_on_the_same_folder_is_refused_and_the_first_ends_as_if_alone(
+    tiny, config, tmp_path, fingerprint
+):
+    whole = run(config(*CHANGES), tmp_path / "whole")
+    folder = tmp_path / "both"
+    first = started(tmp_path, "run", tiny, *CHANGES, "--folder", folder)
+    until((folder / "config.json").exists, first)
+    for words in (("--resume", folder), (tiny, *CHANGES, "--folder", folder)):
+        out, err = started(tmp_path, "run", *words).communicate(timeout=300)
+        if first.poll() is None:  # else it was over by then
+            assert f"is being written by process {first.pid} on ".encode() in err, (out, err)
+    out, err = first.communicate(timeout=300)
+    assert first.returncode == 0, (out, err)
+    assert [line["round"] for line in read_rounds(folder)] == [*range(40)]
+    assert fingerprint(folder) == fingerprint(whole)
+
+
+ENTRIES = """
+[[compare]]
+label = "one"
+method = { name = "fed-hello", allocation = "rgd" }
+
+[[compare]]
+label = "two"
+method = { name = "straggler" }
+"""
+
+
+def descendants(pid):
+    """The processes that one has started, and those that these have."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                found += [int(entry.name), *descendants(int(entry.name))] if parent == pid else []
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")
+def test_the_workers_of_a_killed_compare_end_with_it_and_a_second_start_ends_in_the_same_bits(tiny, tmp_path):
+    tiny.write_text(tiny.read_text().replace("rounds = 3", "rounds = 60") + ENTRIES)
+    words = ("compare", tiny, "--no-plots", "--workers", "2")
+    process = started(tmp_path, *words)
+    folders = [job.folder.absolute() for job in jobs(tiny)]
+    until(lambda: all((folder / "rounds.jsonl").exists() for folder in folders), process)
+    assert process.poll() is None, process.communicate()
+    workers = descendants(process.pid)
+    assert len(workers) >= 2
+    process.kill()
+    process.communicate(timeout=30)
+    began = time.monotonic()
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() - began < patience(30), "workers outlive the command that started them"
+        time.sleep(0.05)
+    rounds = [len(read_rounds(folder)) for folder in folders]
+    assert [holder(folder) for folder in folders] == [None, None]
+    time.sleep(0.3)
+    assert [len(read_rounds(folder)) for folder in folders] == rounds  # nobody writes any more
+    again = started(tmp_path, *words)
+    out, err = again.communicate(timeout=600)
+    assert again.returncode == 0, (out, err)
+    for folder in folders:
+        assert [line["round"] for line in read_rounds(folder)] == [*range(60)]
+    assert any(line.get("resumed") for folder in folders for line in read_rounds(folder))
 
 
 @pytest.mark.slow

@@ -43,8 +43,9 @@ def write_folder(
     replace_folder(folder, fill)
 
 
-def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+def replace_folder(folder: Path, fill: Callable[[Path], None], what: str = "adapter") -> None:
     """Makes the folder of what ``fill`` writes into a new one; one that is there is replaced once all is on the disk.
+    ``what`` it is a folder of is said in messages.
 
     If it is stopped on the way, the old one stays, here or (between the two steps of the replacement) as ``.NAME.old``
     beside it, from where the next call takes it back.
@@ -73,7 +74,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             shutil.rmtree(stale)
     except (OSError, SafetensorError) as error:
         raise RunError(
-            f"cannot write the adapter folder {folder}: {error}; free the disk or choose another folder"
+            f"cannot write the {what} folder {folder}: {error}; free the disk or choose another folder"
         ) from error
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fedquilt.cli.screen import Shown, errors, out
+from fedquilt.core.disk import write_bytes
 from fedquilt.core.errors import ConfigError
 from fedquilt.report.by_group import group_rows
 from fedquilt.report.comparison import comparison
@@ -85,4 +86,4 @@ def show(
     else:
         print(comparison(groups, last, references))
     if save is not None:
-        save.write_text(comparison(groups, last, references, "markdown") + "\n", encoding="utf-8")
+        write_bytes(save, f"{comparison(groups, last, references, 'markdown')}\n".encode())

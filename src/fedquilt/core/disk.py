@@ -24,9 +24,11 @@ def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError:
+    except OSError as error:
         with suppress(OSError):  # what went wrong first is what the user must hear
             part.unlink(missing_ok=True)
+        if error.filename == str(part):
+            error.filename = str(path)  # the one that the user knows
         raise
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedquilt import __version__
+from fedquilt.adapters.folders import replace_folder
 from fedquilt.config.load import resolved
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, RoundError, RunError
@@ -129,12 +130,13 @@ def write_app(folder: Path, text: str = RUN_FILE, run_file: str = "run.toml") ->
         f"{package}/__init__.py": f'"""The Flower app {name}."""\n',
         **{f"{package}/{side}_app.py": _SIDE.format(side=side, maker=maker, **words) for side, maker in sides.items()},
     }
-    try:
-        (folder / package).mkdir(parents=True)
+
+    def fill(fresh: Path) -> None:
+        (fresh / package).mkdir()
         for place, content in files.items():
-            (folder / place).write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be written ({error.strerror}); give another folder") from error
+            (fresh / place).write_text(content, encoding="utf-8")
+
+    replace_folder(folder.resolve(), fill, "app")
     return folder / run_file
 
 

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from fedquilt.core.disk import write_bytes
 from fedquilt.core.errors import RunError
 from fedquilt.report.by_group import group_rows
 from fedquilt.report.comparison import meaning, paired
@@ -90,7 +91,7 @@ def write_page(
     text = page(groups, last, references, title)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_bytes(path, text.encode())
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error}). Give another path for the page.") from error
     return path

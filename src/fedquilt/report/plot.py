@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedquilt.core.disk import write_bytes
 from fedquilt.core.errors import RunError
 from fedquilt.report.alignment import alignments
 from fedquilt.report.read import (
@@ -343,7 +344,7 @@ def save_plots(groups: Groups, folder: str | Path) -> list[Path]:
         path = folder / f"{name}.png"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(png(figure))
+            write_bytes(path, png(figure))
         except OSError as error:
             raise RunError(f"{path}: cannot be written ({error}). Give another folder for the plots.") from error
         paths.append(path)

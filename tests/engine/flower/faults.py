@@ -21,13 +21,13 @@ import numpy as np
 
 from fedquilt.config.load import load
 from fedquilt.core.types import Failure
-from fedquilt.engine.flower.processes import marked, marked_as
+from fedquilt.engine.flower.processes import marked, marked_as, patience
 from fedquilt.engine.flower.trial import CONNECTION, Trial
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment import run
 from fedquilt.experiment.run import Connect
 from fedquilt.record import Record, read_result, read_rounds
-from fedquilt.report.read import group_runs, read_run
+from fedquilt.report.read import dropped, group_runs, read_run, resumed
 from fedquilt.report.table import notes
 
 RUN = """\
@@ -43,8 +43,11 @@ clients = {{ budgets = [1, 2, 3] }}
 adapter = {{ rank = 2, alpha = 4 }}
 training = {{ steps = 2, batch_size = 8 }}
 method = {{ name = "fed-hello", allocation = "rgd" }}
-network = {{ timeout = 120, grace = 4, wait = 180 }}
+network = {{ timeout = 7200, grace = 4, wait = 7200 }}
 """
+
+PATIENCE = 300.0
+"""Seconds of an idle machine without any sign of life, after which a play has come to a standstill."""
 
 Act = Callable[["Play"], None]
 
@@ -58,6 +61,9 @@ class Play:
         self.trial = Trial(folder / "trial", 4, secure=secure, node_config=lambda node: {"data": str(self.rows(node))})
         self.command: subprocess.Popen[str] | None = None
         self.codes: list[int] = []
+        self.killed: list[int] = []  # nodes
+        self.away: dict[int, list[int]] = {}  # by node, the rounds that it certainly missed
+        self.broken: list[int] = []  # the rounds before which the run was taken up again
         self._say = said
         folder.mkdir(parents=True, exist_ok=True)
         self.file.write_text(RUN.format(rounds=rounds, source="node"))
@@ -77,13 +83,26 @@ class Play:
     def finished(self) -> int:
         return len(read_rounds(self.run_folder)) if (self.run_folder / "rounds.jsonl").exists() else 0
 
-    def until(self, true: Callable[[], bool], what: str, seconds: float = 300.0) -> None:
-        end = time.monotonic() + seconds
+    def until(self, true: Callable[[], bool], what: str) -> None:
+        """Wait until ``true()``, however long that takes, as long as there are signs of life."""
+        sign, last, looked = self.life(), time.monotonic(), time.monotonic()
         while not true():
             if self.command is not None and self.command.poll() not in (None, 0) and "ends" not in what:
                 raise AssertionError(f"the run ended while waiting until {what}: {self.heard}")
-            assert time.monotonic() < end, f"after {seconds:g} s still not: {what}; {self.heard}"
+            now = time.monotonic()
+            if now - looked > 5:  # looking costs something, too
+                looked = now
+                if (new := self.life()) != sign:
+                    sign, last = new, now
+                still = now - last
+                assert still < patience(PATIENCE), f"{still:.0f} s without a sign of life until {what}; {self.heard}"
             time.sleep(0.1)
+
+    def life(self) -> tuple[object, ...]:
+        """What changes as long as anybody works: rounds, what the processes have written, and which there are."""
+        logs = [self.folder / "command.log", *(self.folder / "trial" / "logs").glob("*")]
+        written = sum(log.stat().st_size for log in logs if log.exists())
+        return self.finished, written, tuple(sorted(marked(str(self.trial.folder))))
 
     @property
     def heard(self) -> str:
@@ -100,7 +119,7 @@ class Play:
     def ended(self) -> int:
         """The exit code of the operator's command, which is waited for."""
         assert self.command is not None
-        self.until(lambda: self.command.poll() is not None, "the command ends", 400)
+        self.until(lambda: self.command.poll() is not None, "the command ends")
         self.codes.append(self.command.returncode)
         return self.command.returncode
 
@@ -129,6 +148,7 @@ class Play:
         self.say(f"the command ended with {code}: {self.heard.strip().splitlines()[-1]}")
 
     def resume(self) -> None:
+        self.broken.append(self.finished)
         self.start("--resume", str(self.run_folder))
 
 
@@ -138,6 +158,7 @@ def kill_node(node: int) -> Act:
     def act(play: Play) -> None:
         play.working(node)
         play.trial.kill_node(node)
+        play.killed.append(node)
         play.say(f"node {node} killed while it worked")
         play.trial.start_node(node)
 
@@ -149,16 +170,17 @@ def cut_off(node: int, rounds: int) -> Act:
 
     def act(play: Play) -> None:
         play.working(node)
-        until, mark = play.finished + rounds, f"{play.trial.folder}/node-{node}"
+        began, mark = play.finished, f"{play.trial.folder}/node-{node}"
         stopped = marked(mark)
         for process in stopped:
             os.kill(process, signal.SIGSTOP)
         play.say(f"node {node} cut off")
         try:
-            play.until(lambda: play.finished >= until, f"{rounds} rounds pass without node {node}")
+            play.until(lambda: play.finished >= began + rounds, f"{rounds} rounds pass without node {node}")
         finally:
             for process in stopped:
                 os.kill(process, signal.SIGCONT)
+        play.away[node] = [*range(began, began + rounds)]
         play.say(f"node {node} back")
 
     return act
@@ -233,6 +255,10 @@ def check(play: Play) -> list[str]:
         (exchange,) = line["exchanges"]
         assert len(exchange["clients"]) + len(exchange["dropped"]) == 4
         assert line["messages"].get("train.fit", 0) <= 4
+    gone = {(one["round"], one["client"]) for one in dropped(read_run(play.run_folder))}
+    assert {client for _, client in gone} >= set(play.killed)
+    assert gone >= {(number, node) for node, numbers in play.away.items() for number in numbers}
+    assert resumed(read_run(play.run_folder)) == play.broken
     ours, theirs = (Record.open(path).load_checkpoint()[1]["params"] for path in (play.run_folder, replayed(play)))
     assert ours.keys() == theirs.keys()
     assert all(ours[name].equal(theirs[name]) for name in theirs)

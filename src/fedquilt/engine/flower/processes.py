@@ -90,15 +90,21 @@ def wait_for(true: Callable[[], bool], process: Started, seconds: float, what: s
     Raises
     ------
     FedquiltError
-        if the process ended, or the seconds are over; shows the end of its log.
+        if the process ended, or the seconds (see ``patience``) are over; shows the end of its log.
     """
-    end = time.monotonic() + seconds
+    began = time.monotonic()
     while not true():
         if not process.running:
             raise FedquiltError(f"{process.name} ended (exit code {process.process.returncode}): {tail(process)}")
-        if time.monotonic() > end:
+        if time.monotonic() - began > patience(seconds):
             raise FedquiltError(f"{process.name}: after {seconds:g} s {what}: {tail(process)}")
         time.sleep(0.2)
+
+
+def patience(seconds: float) -> float:
+    """So many seconds of an idle machine: more of them where more processes want to run than there are processors."""
+    wanting = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return seconds * max(1.0, 2 * wanting / (os.cpu_count() or 1))
 
 
 def tail(process: Started, lines: int = 15) -> str:

@@ -24,6 +24,7 @@ from fedquilt.engine.flower.processes import (
     listening,
     marked,
     marked_as,
+    patience,
     tail,
     tool,
     uninterrupted,
@@ -139,7 +140,7 @@ class Trial:
         A node killed without a word counts as there for up to a minute after its last sign of life.
         """
         with self._lock:
-            self._wanted[node] = time.monotonic() + 2 * LEASE_SECONDS
+            self._wanted[node] = time.monotonic() + patience(2 * LEASE_SECONDS)
             self._start_node(node)
 
     def kill_node(self, node: int, number: int = signal.SIGKILL) -> None:
@@ -187,7 +188,7 @@ class Trial:
                 for process in (self._started["superlink"], *((started,) if given_up else ())):
                     if not process.running:
                         raise FedquiltError(f"{process.name} ended: {tail(process)}")
-                if time.monotonic() - began > seconds:
+                if time.monotonic() - began > patience(seconds):
                     raise FedquiltError(f"node {node}: not accepted after {seconds:g} s: {tail(started)}")
                 time.sleep(0.2)
         return time.monotonic() - began
@@ -213,7 +214,7 @@ class Trial:
         environment = {**self._environment, "FLWR_HOME": str(self.home)}
         try:
             done = subprocess.run(
-                [tool("flwr"), *words], capture_output=True, text=True, env=environment, timeout=seconds
+                [tool("flwr"), *words], capture_output=True, text=True, env=environment, timeout=patience(seconds)
             )
         except subprocess.TimeoutExpired as error:
             raise FedquiltError(f"flwr {' '.join(words)}: no answer within {seconds:g} s") from error
