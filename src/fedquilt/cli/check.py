@@ -22,12 +22,15 @@ def check(
 ) -> None:
     """Find every problem of a run file without loading weights or training."""
     from fedquilt import experiment
-    from fedquilt.config.load import examine
+    from fedquilt.config.load import base_of, examine
 
     try:
         problems, made = examine(config, changes or [])
+        base = base_of(config, changes or [])
     except ConfigError as error:
-        problems, made = list(error.problems), []
+        problems, made, base = list(error.problems), [], None
+    if base is not None:  # what the entries of [[compare]] have in its place hides it from them
+        problems += [problem for problem in experiment.method_problems(base) if problem not in problems]
     tables: dict[str, Any] = {}
     notes: list[str] = []
     here = None if partition is None else (partition,)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from fedquilt.config.kinds import STRICT, Count, Rate, Share, Text
+from fedquilt.config.kinds import STRICT, Few, Rank, Rate, Share, Strength, Text
 
 _LORA = ("dropout", "rslora", "targets")
 _MIXTURE = (
@@ -34,7 +34,7 @@ class Adapter(BaseModel):
     """``lora``: two low-rank factors at every target. ``mixture``: after attention and after the feed-forward part,
     projections of the model's own width around a dense mixture of branches that all models share (``heterotune``).
     ``full``: no adapter; all of the model's weights are trained and travel: what adapters are compared with."""
-    rank: Count = 16
+    rank: Rank = 16
     """Rank r of every adapter; of a mixture, the width of its narrow space."""
     alpha: Rate = 16.0
     """Numerator of the scale alpha / r."""
@@ -42,7 +42,7 @@ class Adapter(BaseModel):
     """Dropout on the adapter's input."""
     rslora: bool = False
     """Scale by alpha / sqrt(r) instead of alpha / r."""
-    targets: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
+    targets: Annotated[tuple[Text, ...], Field(min_length=1, max_length=1000)] | None = None
     """Names of the linear modules that get an adapter; the model's query and value projections if left out."""
     activation: Literal["gelu", "identity"] = "gelu"
     """In the narrow space; with ``identity``, and no token gates, the mixture is linear and folds into weights."""
@@ -50,20 +50,20 @@ class Adapter(BaseModel):
     """What each branch weighs: all alike, learned numbers of each site, or a learned map of each token."""
     placement: Literal["serial", "parallel"] = "serial"
     """Whether the adapter reads the output of the part that it stands after, or the input of its last module."""
-    sites: Annotated[tuple[Literal["attention", "feed-forward"], ...], Field(min_length=1)] = (
+    sites: Annotated[tuple[Literal["attention", "feed-forward"], ...], Field(min_length=1, max_length=2)] = (
         "attention",
         "feed-forward",
     )
     """The parts of a block that have an adapter; the same for all that share branches."""
     slot_rule: Literal["relative", "spaced", "top"] = "relative"
     """Which depth slot a block has: by relative depth; equally spaced blocks one each; or counted from the top."""
-    num_slots: Count | None = None
+    num_slots: Annotated[int, Field(ge=1, le=256)] | None = None
     """Depth slots, each with branches of its own; as many as the shallowest model has blocks if left out."""
-    branches: Count | None = None
+    branches: Few | None = None
     """Branches of each slot and site; as many as there are architectures if left out."""
     trained: Literal["own", "all"] = "all"
     """Branches that a client trains: that of its architecture beside frozen foreign ones, or all."""
-    deviation: Annotated[float, Field(ge=0)] | None = None
+    deviation: Strength | None = None
     """Branches are drawn with variance ``deviation^2 / r``; if left out 0 with ``own`` and 0.02 with ``all``."""
 
     buffers: Literal["average", "local"] = "average"

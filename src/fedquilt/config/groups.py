@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -75,7 +75,7 @@ def sizes(config: Config) -> tuple[int, ...]:
 
 
 def group_problems(config: Config) -> list[str]:
-    """What of [[groups]] does not go with the rest of the file; empty if all does."""
+    """What of [[groups]] does not go with the rest of the file; empty if all does, and of what is spoilt."""
     if not config.groups:
         return []
     problems = [
@@ -85,17 +85,20 @@ def group_problems(config: Config) -> list[str]:
         if key in config.clients.model_fields_set
     ]
     counts, seen = sizes(config), set()
-    if min(counts) < 1:
+    spoilt = config.spoilt
+    told = [spoilt.in_group(place) for place in range(len(config.groups))]
+    unsure = spoilt.touches("partition.num_clients") or any(own.touches("share") for own in told)
+    if min(counts) < 1 and not unsure:
         problems.append(
             f"partition.num_clients = {config.partition.num_clients}: makes groups of {', '.join(map(str, counts))} "
             "clients, and each needs at least one; use more clients or other shares"
         )
     for place, group in enumerate(config.groups):
         where = f"groups[{place}]"
-        if group.label in seen:
+        if group.label in seen and not told[place].touches("label"):
             problems.append(f"{where}.label = '{group.label}': stands twice; give every group a label of its own")
         seen.add(group.label)
-        if group.partition is not None and group.data is None:
+        if group.partition is not None and group.data is None and not told[place].touches("data"):
             problems.append(
                 f"{where}.partition: the group has no data of its own to deal; give it data, or leave this out"
             )
@@ -110,9 +113,10 @@ def group_problems(config: Config) -> list[str]:
             for key in _OF_ALL
             if own is not None and key in own.model_fields_set
         ]
-        problems += _odd_sections(config, group, where)
+        either = [name for name in _SECTIONS if spoilt.touches(name) or told[place].touches(name)]
+        problems += _odd_sections(config, group, where, either)
         rank = _over(config, group)["adapter"].get("rank", Adapter.model_fields["rank"].default)
-        if group.rank is not None and group.rank > rank:
+        if group.rank is not None and group.rank > rank and "adapter" not in either:
             problems.append(
                 f"{where}.rank = {group.rank}: is more than the {rank} of the server's adapters; raise adapter.rank "
                 f"to {group.rank}"
@@ -120,9 +124,11 @@ def group_problems(config: Config) -> list[str]:
     return problems
 
 
-def _odd_sections(config: Config, group: Group, where: str) -> list[str]:
+def _odd_sections(config: Config, group: Group, where: str, unknown: Collection[str]) -> list[str]:
     problems: list[str] = []
     for name, keys in _over(config, group).items():
+        if name in unknown:
+            continue
         try:
             _SECTIONS[name].model_validate(keys, strict=False)
         except ValidationError as error:

@@ -6,18 +6,17 @@ import hashlib
 import json
 import os
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
-from fedquilt.config.adapter import of_kind
+from fedquilt.config.cross import cross_problems
 from fedquilt.config.groups import as_written, group_problems
-from fedquilt.config.problems import from_validation, shown, unknown
-from fedquilt.config.schema import Config, Group, Method, Partition
+from fedquilt.config.overrides import changes_of, entries_of, with_changes
+from fedquilt.config.problems import shown
+from fedquilt.config.repair import repaired
+from fedquilt.config.schema import Config
+from fedquilt.config.toml import read_toml
 from fedquilt.core.errors import ConfigError
 
 NOT_DETERMINING = (
@@ -26,16 +25,6 @@ NOT_DETERMINING = (
 )
 """Keys that may differ between two runs of the same experiment: they choose where and which, not what comes out."""
 
-_SECTIONS = {
-    key: field.annotation
-    for key, field in Config.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-}
-_ALLOWED = {key: tuple(section.model_fields) for key, section in _SECTIONS.items()} | {"": tuple(Config.model_fields)}
-_ALLOWED |= {"groups[]": tuple(Group.model_fields)} | {
-    f"groups[].{key}": tuple(_SECTIONS[key].model_fields) for key in Group.model_fields if key in _SECTIONS
-}
-_NOT_COMPARED = ("name", "seed", "seeds", "output", "compare")
 _PATHS = (("data", "source"), ("data", "test"), ("model", "name"))
 
 
@@ -54,14 +43,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, dict[
         with every problem of the file, its overrides and its [[compare]] entries.
     """
     raw, _, problems = _examined(Path(path), overrides)
-    config = _parsed(raw)[0]
-    if problems or config is None:
+    if problems:
         raise ConfigError(problems)
-    return config, raw
+    return parse(raw), raw
 
 
 def examine(path: str | Path, overrides: Sequence[str] = ()) -> tuple[list[str], list[tuple[str, Config]]]:
-    """Every problem of a run file, and its variants by label as far as they can be made: what is wrong is left out.
+    """Every problem of a run file, and its variants by label as far as they can be made: what is wrong is ``spoilt``.
 
     So that what is right can still be checked against the data and the model.
 
@@ -71,8 +59,13 @@ def examine(path: str | Path, overrides: Sequence[str] = ()) -> tuple[list[str],
         if the file cannot be read.
     """
     _, entries, problems = _examined(Path(path), overrides)
-    made = [(label, _repaired(variant)) for label, variant in entries]
-    return problems, [(label, config) for label, config in made if config is not None]
+    return problems, [(label, repaired(variant)[0]) for label, variant in entries]
+
+
+def base_of(path: str | Path, overrides: Sequence[str] = ()) -> Config | None:
+    """What the entries of [[compare]] differ from, where there are entries and a [method] of the file's own."""
+    raw = _examined(Path(path), overrides)[0]
+    return repaired(raw)[0] if raw.get("compare") and "method" in raw else None
 
 
 def parse(raw: Mapping[str, Any]) -> Config:
@@ -83,8 +76,8 @@ def parse(raw: Mapping[str, Any]) -> Config:
     ConfigError
         with every problem found.
     """
-    config, problems = _parsed(raw)
-    if config is None:
+    config, problems = _judged(raw)
+    if problems:
         raise ConfigError(problems)
     return config
 
@@ -100,7 +93,7 @@ def variants(raw: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     ConfigError
         for an entry that holds an unknown key, and for a label that stands twice.
     """
-    entries, problems = _variants(raw)
+    entries, problems = entries_of(raw)
     if problems:
         raise ConfigError(problems)
     return entries
@@ -132,116 +125,16 @@ def _examined(
     path: Path, overrides: Sequence[str]
 ) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any]]], list[str]]:
     """The raw tables after the overrides, the variants' raw tables by label, and every problem of both."""
-    raw = _read(path)
-    changes, problems = _changes(overrides)
-    raw = _overlaid(raw, changes)
+    changes, problems = changes_of(overrides)
+    raw, lost = with_changes(read_toml(path), changes)
     raw.setdefault("name", path.stem)
-    problems += _place(raw, path.parent)
-    problems += _parsed(raw)[1]
-    entries, found = _variants(raw)
+    problems += [*lost, *_place(raw, path.parent), *_judged(raw)[1]]
+    entries, found = entries_of(raw)
     problems += found
+    said = set(problems)
     for label, variant in entries if raw.get("compare") else ():
-        problems += [f"compare '{label}': {problem}" for problem in _parsed(variant)[1] if problem not in problems]
+        problems += [f"compare '{label}': {problem}" for problem in _judged(variant)[1] if problem not in said]
     return raw, entries, problems
-
-
-def _repaired(raw: Mapping[str, Any]) -> Config | None:
-    """The config of raw tables without the keys that are wrong, or None if a key is missing that has no default."""
-    left = deepcopy(dict(raw))
-    while True:
-        try:
-            return Config.model_validate_json(json.dumps(left, default=str))
-        except ValidationError as error:
-            found = error.errors(include_url=False)
-        before = deepcopy(left)
-        for section, *keys in (details["loc"] for details in found if details["type"] != "missing"):
-            table = left.get(str(section))
-            if section == "groups" and isinstance(table, list) and len(keys) > 1:
-                table, keys = table[int(keys[0])], keys[1:]
-                if len(keys) > 1 and isinstance(table.get(keys[0]), dict):
-                    table, keys = table[keys[0]], keys[1:]
-                table.pop(keys[0], None)
-            elif keys and isinstance(table, dict) and keys[0] in table:
-                del table[keys[0]]
-            elif not keys or not isinstance(table, dict):  # else an earlier problem with the same key removed it
-                left.pop(str(section), None)
-        if left == before:
-            return None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(
-            f"{path}: not valid TOML: {error}; text stands in quotes, tables start with [name]"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; the folder searched is {path.parent.resolve()}") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a TOML file") from error
-
-
-def _changes(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    changes: dict[str, Any] = {}
-    problems = []
-    for override in overrides:
-        key, equals, text = (part.strip() for part in override.partition("="))
-        parts = key.split(".")
-        if not equals or not all(parts) or len(parts) > 2:
-            problems.append(
-                f"override '{override}': must look like key=value or section.key=value, as in training.steps=5"
-            )
-            continue
-        try:
-            value = _toml_value(text)
-        except tomllib.TOMLDecodeError as error:
-            problems.append(f"override '{override}': the value cannot be read as TOML: {error}")
-            continue
-        table = changes
-        if len(parts) == 2:
-            if not isinstance(changes.get(parts[0]), dict):
-                changes[parts[0]] = {}
-            table = changes[parts[0]]
-        table[parts[-1]] = value
-    return changes, problems
-
-
-def _toml_value(text: str) -> Any:
-    try:
-        table = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        if not text or text[0] in "'\"[{":
-            raise
-        return text
-    # a line break in the text could have opened further keys
-    return table["value"] if len(table) == 1 else text
-
-
-def _overlaid(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    result = deepcopy(dict(base))
-    for key, change in changes.items():
-        old = result.get(key, {})
-        if key in _SECTIONS and isinstance(change, dict) and isinstance(old, dict):
-            result[key] = _kept(key, old, change) | deepcopy(change)
-        else:
-            result[key] = deepcopy(change)
-    return result
-
-
-def _kept(section: str, old: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """What of a table stays when ``change`` is laid over it: not the settings of a choice that is no longer made."""
-    if section == "training" and not change.keys().isdisjoint(("steps", "epochs")):
-        return {key: value for key, value in old.items() if key not in ("steps", "epochs")}
-    if section == "adapter":
-        return of_kind(old, change.get("kind", old.get("kind", "lora")))
-    for name, model, choice in (("method", Method, "name"), ("partition", Partition, "scheme")):
-        before = old.get(choice, model.model_fields[choice].default)
-        if section == name and change.get(choice, before) != before:
-            return {key: value for key, value in old.items() if key in model.model_fields}
-    return old
 
 
 def _place(raw: dict[str, Any], folder: Path) -> list[str]:
@@ -273,45 +166,12 @@ def _entries(table: Any, key: str) -> list[Any]:
 def _placed(value: str, folder: Path) -> str:
     value = os.path.expanduser(value)
     one = value.replace("{client}", "0")  # a source for each client
-    if value.startswith(("./", "../")) or (folder / one).exists():
+    if value.startswith(("./", "../")) or os.path.exists(folder / one):  # False where no file can have the name
         return os.path.abspath(folder / value)
     return value
 
 
-def _parsed(raw: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
-    try:
-        # read as JSON, pydantic's strict types take a list for a tuple and a whole number for a float, and nothing else
-        config = Config.model_validate_json(json.dumps(raw, default=str))
-    except ValidationError as error:
-        left = _repaired(raw)
-        return None, [*from_validation(error, allowed=_ALLOWED), *(group_problems(left) if left else ())]
-    problems = group_problems(config)
-    return (None if problems else config), problems
-
-
-def _variants(raw: Mapping[str, Any]) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
-    base = {key: value for key, value in raw.items() if key != "compare"}
-    entries = raw.get("compare") or []
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        return [], []  # the schema speaks of this
-    made: list[tuple[str, dict[str, Any]]] = []
-    problems = []
-    allowed = ("label", *(key for key in _ALLOWED[""] if key not in _NOT_COMPARED))
-    for number, entry in enumerate(entries or [{}]):
-        where = f"compare[{number}]"
-        problems += [unknown(f"{where}.{key}", value, allowed) for key, value in entry.items() if key not in allowed]
-        changes = {key: value for key, value in entry.items() if key in allowed and key != "label"}
-        variant = _overlaid(base, changes)
-        if "method" in entry:
-            variant["method"] = deepcopy(entry["method"])
-            if isinstance(entry["method"], dict) and "name" not in entry["method"]:
-                problems.append(f"{where}.method: missing name; the table replaces the file's [method], name and all")
-        method = variant.get("method", {})
-        name = method.get("name", Method().name) if isinstance(method, dict) else where
-        label = entry.get("label", name)
-        if not isinstance(label, str) or not label:
-            problems.append(f"{where}.label = {shown(label)}: must be text")
-        elif label in (other for other, _ in made):
-            problems.append(f"{where}.label = {shown(label)}: stands twice; give every entry a label of its own")
-        made.append((str(label), variant))
-    return made, problems
+def _judged(raw: Mapping[str, Any]) -> tuple[Config, list[str]]:
+    """The config of raw tables, and everything that is wrong with them."""
+    config, problems = repaired(raw)
+    return config, [*problems, *cross_problems(config), *group_problems(config)]

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from fedquilt.config.toml import as_written
 from fedquilt.core.errors import suggestion
 
 _KINDS = {
@@ -50,8 +51,15 @@ def from_validation(
     of a list of tables, ``name[]``.
     A key that may be one of several types gets one line that names them all.
     """
+    return from_details(error.errors(include_url=False), prefix, allowed)
+
+
+def from_details(
+    found: Sequence[ErrorDetails], prefix: str = "", allowed: Mapping[str, Sequence[str]] | None = None
+) -> tuple[str, ...]:
+    """The same of single mistakes."""
     lines: dict[str, tuple[Any, list[str]]] = {}
-    for details in error.errors(include_url=False):
+    for details in found:
         key, text = _said(details, prefix, allowed or {})
         texts = lines.setdefault(key, (details["input"], []))[1]
         if text not in texts:
@@ -87,8 +95,14 @@ def _said(details: ErrorDetails, prefix: str, allowed: Mapping[str, Sequence[str
         return key, f"must be {word} {context[name]}"
     if kind == "too_short":
         return key, f"must have at least {context['min_length']} entry"
+    if kind == "too_long":
+        return key, f"must have at most {context['max_length']} entries"
     if kind == "string_too_short":
         return key, "must not be empty"
+    if kind == "string_too_long":
+        return key, f"must have at most {context['max_length']} characters"
+    if kind == "string_pattern_mismatch":
+        return key, "must hold no null character"
     if kind == "finite_number":
         return key, "must be a finite number"
     wanted = _KINDS.get(kind.split("_")[0])
@@ -113,7 +127,4 @@ def _is_branch(part: str | int) -> bool:
 
 
 def _joined(prefix: str, location: Sequence[str | int]) -> str:
-    key = prefix
-    for part in location:
-        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
-    return key
+    return as_written((prefix, *location) if prefix else tuple(location))

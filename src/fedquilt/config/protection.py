@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
-from fedquilt.config.kinds import STRICT, Count, Rate
+from fedquilt.config.kinds import STRICT, Count, Rate, Seed, Share, Strength
 
 
 class Aggregation(BaseModel):
@@ -36,18 +36,18 @@ class Aggregation(BaseModel):
     """Where ``flexlora`` puts the singular values: all into B, or evenly into both factors."""
     normalize: Literal["all", "segment"] = "all"
     """Over whom ``hetlora`` takes the mean of the ranks that not all clients hold: all, or those that hold them."""
-    residual_rank: Annotated[int, Field(ge=0)] | None = None
+    residual_rank: Annotated[int, Field(ge=0, le=16_384)] | None = None
     """Rank of what ``fedex-lora`` adds to the base in a round, the rest being carried over; all if left out."""
-    strength: Annotated[float, Field(ge=0)] = 0.01
+    strength: Strength = 0.01
     """How small ``lora-fair`` holds its correction of B."""
     server_optimizer: Literal["none", "momentum", "adam", "yogi"] = "none"
     """How the server moves towards what the rule gives: all the way (``none``), or by a step of FedAvgM, FedAdam or
     FedYogi. A layer that nobody trained stays as it is, whatever its momentum."""
     server_learning_rate: Rate | None = None
     """Of the server optimiser; if left out 1 for ``momentum`` and 0.001 for ``adam`` and ``yogi``."""
-    server_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    server_momentum: Share = 0.9
     """Share of the running mean of moves that is kept in a round (beta 1)."""
-    server_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    server_beta2: Share = 0.99
     """Share of the running mean of squares that is kept in a round, for ``adam`` and ``yogi``."""
     server_tau: Rate = 1e-3
     """Added to the root of the mean of squares, for ``adam`` and ``yogi``; the larger, the less adaptive."""
@@ -61,7 +61,7 @@ class Aggregation(BaseModel):
     """What is aligned on its own: the tensors of a module, each tensor, or all together."""
     align_equalise: bool = False
     """Give all updates the median length first."""
-    align_sharpness: Annotated[float, Field(ge=0)] = 1.0
+    align_sharpness: Strength = 1.0
     """The power kappa of the cosine, for ``soft``."""
 
 
@@ -99,7 +99,7 @@ class Privacy(BaseModel):
     before anything leaves it."""
     clip_norm: Rate = 1.0
     """Largest norm of one client's update, over all its tensors; longer ones are scaled down to it."""
-    noise_multiplier: Annotated[float, Field(ge=0)] = 1.0
+    noise_multiplier: Strength = 1.0
     """Standard deviation of the noise as a multiple of ``clip_norm``."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     """The delta at which epsilon is given; choose it well below one in the number of clients."""
@@ -109,7 +109,7 @@ class Privacy(BaseModel):
     it."""
     secure_aggregation: bool = False
     """Not available; see the guide on defence and privacy."""
-    test_key: Annotated[int, Field(ge=0)] | None = None
+    test_key: Seed | None = None
     """Makes the noise reproducible, and worthless against whoever knows the key; for tests."""
 
     @field_validator("secure_aggregation")

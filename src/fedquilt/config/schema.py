@@ -9,15 +9,32 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from fedquilt.config.adapter import Adapter, OwnAdapter
 from fedquilt.config.checkpoints import Checkpoints
 from fedquilt.config.data import Data
 from fedquilt.config.evaluation import Evaluation
-from fedquilt.config.kinds import STRICT, Count, Rate, Share, Text
+from fedquilt.config.kinds import (
+    STRICT,
+    Count,
+    Layers,
+    Members,
+    Part,
+    Rank,
+    Rate,
+    Rounds,
+    Seed,
+    Share,
+    Strength,
+    Text,
+    Tokens,
+    Whole,
+    Written,
+)
 from fedquilt.config.network import Network
 from fedquilt.config.protection import Aggregation, Defence, Privacy
+from fedquilt.config.spoilt import Spoilt
 
 _FREE: ConfigDict = {**STRICT, "extra": "allow"}
 
@@ -33,11 +50,11 @@ class Model(BaseModel):
     ``?layers=3`` behind it takes the first three blocks only."""
     task: Literal["image-classification", "sequence-classification", "causal-lm"]
     """What the model is trained to do."""
-    revision: str | None = None
+    revision: Text | None = None
     """Branch, tag or commit on the hub."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you trust its author."""
-    max_length: Count = 128
+    max_length: Tokens = 128
     """Tokens kept of one text."""
     labels: Annotated[tuple[Text, ...], Field(min_length=2)] | None = None
     """Of a classifier: the data's names for what the base's outputs stand for, in their order, where the base's own
@@ -63,7 +80,7 @@ class Partition(BaseModel):
 
     scheme: Text = "iid"
     """``iid``, ``dirichlet``, ``pathological``, ``pathological-dirichlet``, ``natural`` or ``sites``."""
-    num_clients: Count = 10
+    num_clients: Members = 10
     """Clients in the federation."""
     test_fraction: Share = 0.2
     """Share of each client's rows kept for its own test. With 0 a client is tested on the separate test set, if there
@@ -91,20 +108,20 @@ class Clients(BaseModel):
 
     model_config = STRICT
 
-    shares: str = "1-1-1"
+    shares: Written = "1-1-1"
     """Relative sizes of the capability groups, weakest first."""
-    budgets: Annotated[tuple[Count, ...], Field(min_length=1)] = (6, 9, 12)
+    budgets: Annotated[tuple[Layers, ...], Field(min_length=1, max_length=1000)] = (6, 9, 12)
     """Blocks that a client of each group can train, weakest group first."""
-    ranks: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+    ranks: Annotated[tuple[Rank, ...], Field(min_length=1, max_length=1000)] | None = None
     """Rank of the adapters of each group, weakest first; ``adapter.rank``, which none may be above, for all if left
     out."""
-    cohort: Count | None = None
+    cohort: Members | None = None
     """Clients that take part in each round; all if left out."""
 
     @field_validator("shares")
     @classmethod
     def _are_whole_numbers(cls, shares: str) -> str:
-        if not re.fullmatch(r"[1-9][0-9]*(-[1-9][0-9]*)*", shares):
+        if not re.fullmatch(r"[1-9][0-9]{0,8}(-[1-9][0-9]{0,8})*", shares):
             raise ValueError("must be whole numbers of at least 1 joined by '-', such as '6-3-1'")
         return shares
 
@@ -155,7 +172,7 @@ class Training(BaseModel):
     """Starts afresh in every round."""
     learning_rate: Rate = 1e-3
     """Of the first round after the warm-up."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Strength = 0.0
     """Decoupled for adamw, an L2 gradient for sgd."""
     momentum: Share = 0.0
     """Of sgd; adamw has its own."""
@@ -165,11 +182,11 @@ class Training(BaseModel):
     """Forward passes whose gradients are averaged into one optimiser step."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the learning rate moves over the rounds."""
-    warmup_rounds: Annotated[int, Field(ge=0)] = 0
+    warmup_rounds: Whole = 0
     """Rounds in which the learning rate climbs to its full value."""
-    final_scale: Annotated[float, Field(ge=0, le=1)] = 0.1
+    final_scale: Part = 0.1
     """Learning rate of the last round as a share of the full one, for linear and cosine."""
-    proximal: Annotated[float, Field(ge=0)] = 0.0
+    proximal: Strength = 0.0
     """FedProx's mu: holds what is trained and sent back near where it began, by ``mu / 2`` times the squared distance
     in the loss; 0 for none."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -226,13 +243,13 @@ class Group(BaseModel):
 
     model_config = STRICT
 
-    label: Text
+    label: Annotated[Text, Field(max_length=100)]
     """The group's name in the record and in tables; also of the folder ``adapters/global-LABEL``."""
     share: Count = 1
     """Relative number of clients, of ``partition.num_clients``."""
-    budget: Count
+    budget: Layers
     """Blocks that each of its clients can train."""
-    rank: Count | None = None
+    rank: Rank | None = None
     """Rank of its clients' adapters; ``adapter.rank``, which it may not be above, if left out."""
     model: Model | None = None
     """The group's model, in place of [model]."""
@@ -260,19 +277,19 @@ class Config(BaseModel):
 
     model_config = STRICT
 
-    name: Text = "run"
+    name: Annotated[Text, Field(max_length=200)] = "run"
     """Of the run and of its folder; the file's name if left out."""
-    seed: Annotated[int, Field(ge=0)] = 1
+    seed: Seed = 1
     """Where all randomness of one run starts."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    seeds: Annotated[tuple[Seed, ...], Field(max_length=1000)] = ()
     """Seeds that ``fedquilt compare`` runs; only ``seed`` if left out."""
-    rounds: Count = 30
+    rounds: Rounds = 30
     """Federated rounds."""
-    device: str = "auto"
+    device: Written = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:0`` or ``mps``."""
-    threads: Count | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Processor threads that torch uses; torch's own choice if left out. Another number may give other last bits."""
-    quorum: Annotated[float, Field(ge=0, le=1)] = 0.0
+    quorum: Part = 0.0
     """Share of the asked clients that must send a usable reply; one is always needed."""
     output: Text = "runs"
     """Folder in which run folders are made."""
@@ -290,10 +307,23 @@ class Config(BaseModel):
     network: Network = Network()
     checkpoints: Checkpoints = Checkpoints()
     method: Method = Method()
-    groups: tuple[Group, ...] = ()
+    groups: Annotated[tuple[Group, ...], Field(max_length=100)] = ()
     """Groups of clients that do not match in model, data, head or adapter; see [[groups]] below."""
-    compare: tuple[dict[str, Any], ...] = ()
+    compare: Annotated[tuple[dict[str, Any], ...], Field(max_length=100)] = ()
     """What ``fedquilt compare`` runs: each entry has a ``label`` and the sections in which it differs."""
+
+    _spoilt: Spoilt = PrivateAttr(default=Spoilt())
+
+    @property
+    def spoilt(self) -> Spoilt:
+        """Keys that were wrong in the file, and have a default or a stand-in here: nothing may be blamed on these."""
+        return self._spoilt
+
+    def marked(self, spoilt: Spoilt) -> Config:
+        """The same config, of which these keys are spoilt."""
+        made = self.model_copy()
+        made._spoilt = spoilt
+        return made
 
     @property
     def cohort(self) -> int:
@@ -310,7 +340,7 @@ class Config(BaseModel):
     @field_validator("device")
     @classmethod
     def _is_a_device(cls, device: str) -> str:
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", device):
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", device):
             raise ValueError("not a device; allowed: 'auto', 'cpu', 'cuda', 'cuda:0' (and so on), 'mps'")
         return device
 
@@ -322,38 +352,10 @@ class Config(BaseModel):
             raise ValueError(f"every seed may stand once; {twice} stand more often")
         return seeds
 
-    @field_validator("adapter")
-    @classmethod
-    def _ranks_fit(cls, adapter: Adapter, info: ValidationInfo) -> Adapter:
-        clients = info.data.get("clients")
-        ranks = [] if clients is None or clients.ranks is None else clients.ranks
-        if ranks and max(ranks) > adapter.rank:
-            raise ValueError(
-                f"rank = {adapter.rank} is the server's, and clients.ranks has {max(ranks)}; raise it to {max(ranks)}"
-            )
-        return adapter
 
-    @field_validator("clients")
-    @classmethod
-    def _cohort_fits(cls, clients: Clients, info: ValidationInfo) -> Clients:
-        # a field validator, not one of the whole: it still speaks when another section is wrong
-        partition = info.data.get("partition")
-        if partition is not None and clients.cohort is not None and clients.cohort > partition.num_clients:
-            raise ValueError(
-                f"cohort = {clients.cohort} is more than partition.num_clients = {partition.num_clients}; "
-                f"take at most {partition.num_clients}, or leave cohort out for all clients"
-            )
-        return clients
-
-    @field_validator("defence")
-    @classmethod
-    def _min_cohort_can_be_met(cls, defence: Defence, info: ValidationInfo) -> Defence:
-        partition, clients = info.data.get("partition"), info.data.get("clients")
-        if partition is not None and clients is not None:
-            most = clients.cohort or partition.num_clients
-            if defence.min_cohort > most:
-                raise ValueError(
-                    f"min_cohort = {defence.min_cohort} is more than the {most} clients that take part in a round; "
-                    "take fewer, or raise clients.cohort"
-                )
-        return defence
+SECTIONS: dict[str, type[BaseModel]] = {
+    key: field.annotation
+    for key, field in Config.model_fields.items()
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+}
+"""The tables of a run file, by name."""

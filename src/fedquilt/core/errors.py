@@ -48,5 +48,7 @@ class RoundError(FedquiltError):
 
 def suggestion(word: str, allowed: Sequence[str]) -> str:
     """``" (did you mean 'x'?)"`` for the allowed word nearest to ``word``, or an empty string."""
+    if len(word) > 100:
+        return ""
     near = get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f" (did you mean '{near[0]}'?)" if near else ""

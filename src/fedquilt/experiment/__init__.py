@@ -1,7 +1,8 @@
 """The composition root: from a run file to a running federation, a comparison, or a plan."""
 
 from fedquilt.experiment.app import deploy
-from fedquilt.experiment.build import Experiment, build, check
+from fedquilt.experiment.build import Experiment, build
+from fedquilt.experiment.check import check, method_problems
 from fedquilt.experiment.compare import Job, compare, jobs
 from fedquilt.experiment.flower import simulate
 from fedquilt.experiment.memory import Afforded, afforded, budget_lines, budgeted
@@ -24,6 +25,7 @@ __all__ = [
     "deploy",
     "export",
     "jobs",
+    "method_problems",
     "plan",
     "resume",
     "run",

@@ -13,18 +13,17 @@ from fedquilt.client.client import Client
 from fedquilt.config.build import arguments
 from fedquilt.config.groups import Part, parts
 from fedquilt.config.schema import Config
-from fedquilt.core.errors import ConfigError, FedquiltError, suggestion
+from fedquilt.core.errors import ConfigError, suggestion
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId, Federation, Layout, Profile
 from fedquilt.core.wire import with_wire_dtype
 from fedquilt.core.wrap import with_local, with_received_scores
-from fedquilt.data.partition import settings_problems
 from fedquilt.data.table import Table
 from fedquilt.experiment.adapter import refuse_adapter, settings_of
 from fedquilt.experiment.buffers import buffers_of, kept_by_clients, refuse_buffers
 from fedquilt.experiment.changes import changed, refuse_changes
-from fedquilt.experiment.deal import NODE, SITES, Dealt, announced_record, classes_here, read
+from fedquilt.experiment.deal import Dealt, announced_record, classes_here, read
 from fedquilt.experiment.device import device_of
 from fedquilt.experiment.groups import (
     BuiltGroup,
@@ -40,7 +39,7 @@ from fedquilt.experiment.groups import (
     share_base,
     work_of,
 )
-from fedquilt.experiment.notes import most_written, notes_on
+from fedquilt.experiment.notes import most_written
 from fedquilt.experiment.protect import protected, refuse_across, refuse_contradictions
 from fedquilt.experiment.sources import Source, sources, told_of
 from fedquilt.methods import ACROSS, METHODS
@@ -122,133 +121,60 @@ def build(config: Config, here: Collection[ClientId] | None = None) -> Experimen
     FedquiltError
         of the kind that fits: ConfigError, DataError or ModelError.
     """
-    method = _method_arguments(config)
+    method = method_arguments(config)
     device_of(config.device)
     rng, groups = Rng(config.seed), parts(config)
     dealt: list[tuple[Source, Dealt]] = []
     for source in sources(config, groups):
         with told_of(*source.parts):
-            table, test = source.read(read, rng, here)
+            table, test = tables_of(source, rng, here)
             dealt.append((source, source.deal(table, test, rng, here)))
-    classes = {part.place: _classes(part, rows.table) for source, rows in dealt for part in source.parts}
-    shapes = _load_all(groups, classes, rng, meta=True)
+    classes = {part.place: classes_of(part, rows.table) for source, rows in dealt for part in source.parts}
+    shapes = load_all(groups, classes, rng, meta=True)
     for part, shape in zip(groups, shapes, strict=True):
         check_part(part, shape)
-    _joined(config, method, groups, classes, shapes, rng)  # what is wrong shows before weights load
+    joined(config, method, groups, classes, shapes, rng)  # what is wrong shows before weights load
     # a site needs the shapes of other groups' models, and the weights of its own
     real = None if not here else [part.place for part in groups if any(id in part.ids for id in here)]
-    return _joined(config, method, groups, classes, _load_all(groups, classes, rng, real=real), rng, dealt)
+    return joined(config, method, groups, classes, load_all(groups, classes, rng, real=real), rng, dealt)
 
 
-def check(
-    config: Config,
-    tables: dict[str, tuple[Table | None, Table | None]] | None = None,
-    here: Collection[ClientId] | None = None,
-    notes: list[str] | None = None,
-) -> list[str]:
-    """Every problem of a config, found without loading weights: settings, data, split, model shape, budgets, method.
-
-    ``tables``, if given, keeps the data that was read, so that checking configs with the same [data] reads it once.
-    ``here`` are the clients whose own rows are on this machine, all for None. What is no problem and still worth
-    knowing, such as how many rows are too long, is added to ``notes``.
-    """
-    problems: list[str] = []
-    tables = {} if tables is None else tables
-    rng = Rng(config.seed)
-
-    def attempt(step: Callable[[], Any], *of: Part) -> Any:
-        try:
-            with told_of(*of):
-                return step()
-        except ConfigError as error:
-            problems.extend(error.problems)
-        except FedquiltError as error:
-            problems.append(str(error))
-        return None
-
-    method = attempt(lambda: _method_arguments(config))
-    groups = attempt(lambda: parts(config)) or ()
-    classes: dict[int, Classes] = {}
-    rows: dict[int, Table | None] = {}
-    for source in sources(config, groups):
-        table = _checked_data(source, tables, rng, here, attempt)
-        classes |= {part.place: _classes(part, table) for part in source.parts}
-        rows |= dict.fromkeys((part.place for part in source.parts), table)
-    loaded: list[Loaded | None] = [
-        attempt(partial(_load, part.config, classes[part.place], rng, meta=True), part) for part in groups
-    ]
-    attempt(lambda: device_of(config.device))
-    fitting: dict[int, tuple[Budget, ...]] = {}
-    for part, shape in zip(groups, loaded, strict=True):
-        budgets = attempt(partial(budgets_of, part), part)
-        if shape is None:
-            continue
-        attempt(partial(check_part, part, shape))
-        tried = attempt(partial(_load, part.config, classes[part.place], rng, meta=True, trial=True), part)
-        told = tried and attempt(partial(notes_on, part, tried.reading, rows[part.place]), part)
-        if notes is not None:
-            notes += told or ()
-        if budgets:  # with budgets that fit: whatever else the method minds is told too
-            depth = shape.blocks.num_layers
-            fitting[part.place] = tuple(replace(budget, layers=min(budget.layers, depth)) for budget in budgets)
-    if method and groups and len(fitting) == len(groups):
-        shapes = _load_all(groups, classes, rng, meta=True)
-        attempt(lambda: _joined(config, method, groups, classes, shapes, rng, budgets=fitting))
-    return list(dict.fromkeys(problems))
-
-
-def _checked_data(
-    source: Source,
-    tables: dict[str, tuple[Table | None, Table | None]],
-    rng: Rng,
-    here: Collection[ClientId] | None,
-    attempt: Callable[..., Any],
-) -> Table | None:
-    """The rows of a source, as far as they can be read; whether they can be dealt is tried too."""
-    config, own = source.config, source.parts
-    found = settings_problems(config.partition.scheme, config.partition.settings)
-    if found:
-        attempt(partial(_refuse, found), *own)
-    key = f"{config.data!r} {config.partition!r} {config.model.task} {config.seed} {source.ids[:1]}"
-    if here is None and config.data.source == NODE and config.partition.scheme == SITES:
-        here = ()
-    if key not in tables and (data := attempt(lambda: source.read(read, rng, here), *own)):
-        tables[key] = data
-    if key not in tables:
-        return None
-    if not found:
-        attempt(lambda: source.deal(*tables[key], rng, here), *own)
-    return tables[key][0]
-
-
-def _refuse(problems: Sequence[str]) -> None:
-    raise ConfigError(problems)
+def tables_of(source: Source, rng: Rng, here: Collection[ClientId] | None) -> tuple[Table | None, Table | None]:
+    """The rows of a source that are dealt, and the separate test rows."""
+    return source.read(read, rng, here)
 
 
 def shaped(config: Config) -> Experiment:
     """The experiment on the meta device: shapes only, for a plan. The data, if it is here, tells how many classes."""
-    method = _method_arguments(config)
+    method = method_arguments(config)
     rng, groups = Rng(config.seed), parts(config)
     classes = {part.place: classes_here(part.config) for part in groups}
-    shapes = _load_all(groups, classes, rng, meta=True)
+    shapes = load_all(groups, classes, rng, meta=True)
     for part, shape in zip(groups, shapes, strict=True):
         check_part(part, shape)
-    return _joined(config, method, groups, classes, shapes, rng)
+    return joined(config, method, groups, classes, shapes, rng)
 
 
 def num_layers(config: Config) -> int:
     """The number of transformer blocks of the config's model; no weights are loaded."""
-    return _load(config, classes_here(config), Rng(config.seed), meta=True).blocks.num_layers
+    return load(config, classes_here(config), Rng(config.seed), meta=True).blocks.num_layers
 
 
-def _classes(part: Part, table: Table | None) -> Classes:
+def classes_of(part: Part, table: Table | None) -> Classes:
     """The outputs that a classifier needs; none for a language model."""
     if part.config.model.task == "causal-lm":
         return ()
     return (part.config.data.classes or ()) if table is None else table.classes
 
 
-def _method_arguments(config: Config) -> tuple[Callable[..., Method], dict[str, Any]]:
+def method_arguments(config: Config) -> tuple[Callable[..., Method], dict[str, Any]]:
+    """The factory of the config's method, and all its settings.
+
+    Raises
+    ------
+    ConfigError
+        if there is no such method, with every setting that is wrong otherwise.
+    """
     name = config.method.name
     if name not in METHODS:
         raise ConfigError(
@@ -258,7 +184,7 @@ def _method_arguments(config: Config) -> tuple[Callable[..., Method], dict[str, 
     return factory, arguments(factory, config.method.settings, prefix="method")
 
 
-def _load(
+def load(
     config: Config,
     classes: Classes,
     rng: Rng,
@@ -267,6 +193,7 @@ def _load(
     trial: bool = False,
     new_tokens: int | None = None,
 ) -> Loaded:
+    """The model of a config, with an output for each class; with ``meta`` its shapes, ``trial`` tries them."""
     model = config.model
     loaded = load_model(
         model.name,
@@ -289,7 +216,7 @@ def _load(
     return loaded
 
 
-def _load_all(
+def load_all(
     groups: Sequence[Part],
     classes: Mapping[int, Classes],
     rng: Rng,
@@ -310,7 +237,7 @@ def _load_all(
             shape = meta or kind not in weighed
             most = max(most_written(other.config) for other, own in zip(groups, kinds, strict=True) if own == kind)
             with told_of(part):
-                made[kind] = _load(part.config, classes[part.place], rng, meta=shape, new_tokens=most)
+                made[kind] = load(part.config, classes[part.place], rng, meta=shape, new_tokens=most)
             if not shape:
                 made[kind].model.to(device_of(part.config.device))
                 frozen += [] if part.config.adapter.kind == "full" else [made[kind]]
@@ -318,7 +245,7 @@ def _load_all(
     return tuple(made[kind] for kind in kinds)
 
 
-def _joined(
+def joined(
     config: Config,
     wanted: tuple[Callable[..., Method], dict[str, Any]],
     parts: Sequence[Part],

@@ -17,7 +17,7 @@ import torch
 
 from fedquilt.config.load import NOT_DETERMINING, digest, load, parse, resolved, variants
 from fedquilt.config.schema import Config
-from fedquilt.core.errors import FedquiltError
+from fedquilt.core.errors import ConfigError, FedquiltError
 from fedquilt.experiment.run import Progress, resume, run
 from fedquilt.record import Record, read_result
 
@@ -46,6 +46,9 @@ def jobs(path: Path, overrides: Sequence[str] = ()) -> list[Job]:
     A folder's name ends in the digest of what determines the run's result, so a changed config is another run.
     """
     config, raw = load(path, overrides)
+    lost = [override for override in overrides if override.partition("=")[0].strip() == "seed"]
+    if lost and config.seeds:
+        raise ConfigError(f"override '{lost[-1]}': the comparison runs seeds = {list(config.seeds)}; set seeds instead")
     found = []
     for label, variant in variants(raw):
         for seed in config.seeds or (config.seed,):

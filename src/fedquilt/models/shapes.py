@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -68,6 +69,7 @@ _TINY_TYPES = {
     "gemma3": "gemma3_text", "qwen": "qwen2", "qwen2": "qwen2", "qwen3": "qwen3", "gpt2": "gpt2",
 }  # fmt: skip
 _TINY_SIZES = {"layers": 2, "width": 32, "heads": 2, "image": 28, "patch": 7, "channels": 1}
+_LARGEST = {"layers": 200, "width": 16384, "heads": 1024, "image": 4096, "patch": 4096, "channels": 64}
 
 
 def published(name: str) -> Values:
@@ -143,7 +145,9 @@ def _sizes(name: str, options: str) -> dict[str, int]:
             raise ModelError(
                 f"tiny:{name}: there is no size '{key}'{suggestion(key, list(size))}; there are: {', '.join(size)}"
             )
-        if not text.isdecimal() or int(text) < 1:
-            raise ModelError(f"tiny:{name}: {key} is '{text}'; it must be a whole number of at least 1")
+        if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= _LARGEST[key]:
+            raise ModelError(
+                f"tiny:{name}: {key} is '{text}'; it must be a whole number of at least 1 and at most {_LARGEST[key]}"
+            )
         size[key] = int(text)
     return size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -48,7 +49,7 @@ def find_source(name: str, meta: bool, max_length: int) -> Source:
     if form not in ("tiny", "shape") and "?" in name:
         whole, _, cut = name.rpartition("?")
         key, _, number = cut.partition("=")
-        if key != "layers" or not number.isdecimal() or int(number) < 1:
+        if key != "layers" or not re.fullmatch("[0-9]{1,9}", number) or int(number) < 1:
             raise ModelError(
                 f"model '{name}': '?{cut}' is not known; allowed behind a name is '?layers=N': the first N blocks only"
             )
@@ -72,7 +73,7 @@ def find_source(name: str, meta: bool, max_length: int) -> Source:
     if form == "package":
         return Source(name, location=str(_folder_in_package(name, rest)), local=True)
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if os.path.isdir(folder):  # False, too, where no folder can have the name
         return Source(name, location=str(folder), local=True)
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
         raise ModelError(f"model '{name}': there is no such folder; {FORMS}")

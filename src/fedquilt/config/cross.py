@@ -1,0 +1,27 @@
+"""What sections of a run file say that does not go together."""
+
+from __future__ import annotations
+
+from fedquilt.config.schema import Config
+
+
+def cross_problems(config: Config) -> list[str]:
+    """Every contradiction between sections; nothing is said of keys that are spoilt."""
+    problems, spoilt = [], config.spoilt
+    clients, num = config.clients, config.partition.num_clients
+    if not spoilt.touches("clients.cohort", "partition.num_clients"):
+        if clients.cohort is not None and clients.cohort > num:
+            problems.append(
+                f"clients: cohort = {clients.cohort} is more than partition.num_clients = {num}; take at most {num}, "
+                "or leave cohort out for all clients"
+            )
+        elif not spoilt.touches("defence.min_cohort") and config.defence.min_cohort > config.cohort:
+            problems.append(
+                f"defence: min_cohort = {config.defence.min_cohort} is more than the {config.cohort} clients that take "
+                "part in a round; take fewer, or raise clients.cohort"
+            )
+    if not spoilt.touches("clients.ranks", "adapter.rank") and clients.ranks and not config.groups:
+        most, rank = max(clients.ranks), config.adapter.rank
+        if most > rank:
+            problems.append(f"adapter: rank = {rank} is the server's, and clients.ranks has {most}; raise it to {most}")
+    return problems

@@ -1,0 +1,119 @@
+"""The config of a run file that has mistakes in it: what can still be checked, and what must not be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from fedquilt.config.adapter import Adapter
+from fedquilt.config.problems import from_details
+from fedquilt.config.schema import SECTIONS, Config, Group
+from fedquilt.config.spoilt import Spoilt
+from fedquilt.config.toml import Key, within_limits
+from fedquilt.core.errors import ConfigError
+
+_STAND_INS: dict[tuple[str, ...], Any] = {
+    ("model",): {},
+    ("model", "name"): "tiny:vit",
+    ("model", "task"): "image-classification",
+    ("data",): {},
+    ("data", "source"): "sklearn:digits",
+    ("label",): "stands in",
+    ("budget",): 1,
+}
+"""Values of keys without a default; of a group, below its entry."""
+
+
+_TOGETHER = {
+    "partition": ("test_fraction", "validation_fraction"),
+    "clients": ("shares", "budgets", "ranks"),
+    "training": ("steps", "epochs"),
+    "adapter": tuple(name for name in Adapter.model_fields if name not in ("kind", "rank", "alpha")),
+}
+"""Keys of a section that its own check holds against one another."""
+
+ALLOWED = {key: tuple(section.model_fields) for key, section in SECTIONS.items()} | {"": tuple(Config.model_fields)}
+ALLOWED |= {"groups[]": tuple(Group.model_fields)} | {
+    f"groups[].{key}": tuple(SECTIONS[key].model_fields) for key in Group.model_fields if key in SECTIONS
+}
+"""The keys that each table may hold."""
+
+
+def repaired(raw: Mapping[str, Any]) -> tuple[Config, list[str]]:
+    """The config of raw tables, in which every key that is wrong has its default or a stand-in and is ``spoilt``.
+
+    The problems are those that each section has by itself.
+    """
+    taken = within_limits(raw)
+    left, problems = _copied(taken.tables), [*taken.problems]
+    spoilt = {key for wrong in taken.refused for key in _removed(left, wrong)}
+    first = True
+    while True:
+        try:
+            # as JSON, pydantic's strict types take a list for a tuple and a whole number for a float, and nothing else
+            config = Config.model_validate_json(json.dumps(left))
+            return config.marked(Spoilt(spoilt)), problems
+        except ValidationError as error:
+            found = error.errors(include_url=False)
+        before, known = _copied(left), Spoilt(spoilt)
+        problems += from_details([one for one in found if _is_news(one, known, first)], allowed=ALLOWED)
+        for details in found:
+            missing, key = details["type"] == "missing", details["loc"]
+            spoilt |= {_filled(left, key)} if missing else _removed(left, key)
+        if left == before:
+            raise ConfigError(problems or from_details(found, allowed=ALLOWED))
+        first = False
+
+
+def _is_news(details: ErrorDetails, spoilt: Spoilt, first: bool) -> bool:
+    """Whether a mistake is the user's own; some show only once others are away."""
+    keys = [".".join(map(str, key)) for key in _culprits(details["loc"])]
+    return (first or details["type"] == "value_error") and not spoilt.touches(*keys)
+
+
+def _culprits(key: Key) -> list[Key]:
+    """The keys that make a section wrong as a whole; otherwise the key itself."""
+    return [(*key, name) for name in _TOGETHER.get(str(key[-1]), ())] or [key]
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _removed(tables: dict[str, Any], key: Key) -> set[Key]:
+    """Take out the value at a key, or the smallest table that it is of; gives the keys of what was taken out."""
+    table, rest = _table_of(tables, key)
+    before, inner = key[: len(key) - len(rest)], table.get(rest[0])
+    if isinstance(inner, dict):
+        names = rest[1:2] or _TOGETHER.get(str(rest[0]), ())
+        if found := [name for name in names if name in inner or len(rest) == 1]:
+            for name in found:
+                inner.pop(name, None)
+            return {(*before, rest[0], name) for name in found}
+    table.pop(rest[0], None)
+    return {(*before, rest[0])}
+
+
+def _filled(tables: dict[str, Any], key: Key) -> Key:
+    """Put a stand-in where a value is missing; gives the key."""
+    table, rest = _table_of(tables, key)
+    for name in rest[:-1]:
+        table = table.setdefault(name, {})
+    table[rest[-1]] = _copied(_STAND_INS[rest])
+    return key
+
+
+def _table_of(tables: dict[str, Any], key: Key) -> tuple[dict[Any, Any], Any]:
+    """The table that holds sections, that of a group or the whole, and the rest of the key."""
+    groups = tables.get("groups")
+    if len(key) > 2 and key[0] == "groups" and isinstance(groups, list):
+        group = groups[key[1]]  # type: ignore[index]
+        if isinstance(group, dict):
+            return group, key[2:]
+    return tables, key

@@ -1,0 +1,154 @@
+"""Every problem of a config at once, without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from fedquilt.config.groups import Part, parts
+from fedquilt.config.schema import Config, Partition
+from fedquilt.core.errors import ConfigError, FedquiltError
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import Budget, ClientId
+from fedquilt.data.partition import settings_problems
+from fedquilt.data.table import Table
+from fedquilt.experiment.adapter import refuse_adapter
+from fedquilt.experiment.build import (
+    Classes,
+    classes_of,
+    joined,
+    load,
+    load_all,
+    method_arguments,
+    tables_of,
+)
+from fedquilt.experiment.changes import refuse_changes
+from fedquilt.experiment.deal import NODE, SITES
+from fedquilt.experiment.device import device_of
+from fedquilt.experiment.groups import budgets_of, check_part
+from fedquilt.experiment.notes import notes_on
+from fedquilt.experiment.protect import refuse_contradictions
+from fedquilt.experiment.sources import Source, sources, told_of
+from fedquilt.models.hf import Loaded
+
+Tables = dict[str, tuple[Table | None, Table | None]]
+
+_OF_GROUPS = ("groups", "partition", "adapter", "head", "training")
+_RULES = ("groups", "method", "adapter", "aggregation", "training", "evaluation", "defence", "privacy", "network")
+"""Sections that are held against one another."""
+
+
+class _Found:
+    """Problems as they are found."""
+
+    def __init__(self) -> None:
+        self.problems: dict[str, None] = {}
+
+    def attempt(self, step: Callable[[], Any], *of: Part) -> Any:
+        """What ``step`` gives, or None where it has something to say."""
+        try:
+            with told_of(*of):
+                return step()
+        except ConfigError as error:
+            self.problems |= dict.fromkeys(error.problems)
+        except FedquiltError as error:
+            self.problems[str(error)] = None
+        return None
+
+
+def check(
+    config: Config,
+    tables: Tables | None = None,
+    here: Collection[ClientId] | None = None,
+    notes: list[str] | None = None,
+) -> list[str]:
+    """Every problem of a config, found without loading weights: settings, data, split, model shape, budgets, method.
+
+    ``tables``, if given, keeps the data that was read, so that checking configs with the same [data] reads it once.
+    ``here`` are the clients whose own rows are on this machine, all for None. What is no problem and still worth
+    knowing, such as how many rows are too long, is added to ``notes``. Of keys that are ``spoilt``, and of whatever
+    comes of them, nothing is said.
+    """
+    found, rng, spoilt = _Found(), Rng(config.seed), config.spoilt
+    method = None if spoilt.touches("method.name") else found.attempt(lambda: method_arguments(config))
+    unsure = bool(config.groups) and spoilt.touches(*_OF_GROUPS)
+    groups = () if unsure else found.attempt(lambda: parts(config)) or ()
+    classes: dict[int, Classes] = {}
+    rows: dict[int, Table | None] = {}
+    for source in () if config.groups and not groups else sources(config, groups):
+        table = _checked_data(source, {} if tables is None else tables, rng, here, found)
+        classes |= {part.place: classes_of(part, table) for part in source.parts}
+        rows |= dict.fromkeys((part.place for part in source.parts), table)
+    found.attempt(lambda: device_of(config.device))
+    fitting: dict[int, tuple[Budget, ...]] = {}
+    for part in groups:
+        budgets = None
+        if not spoilt.touches("clients.shares", "clients.budgets", "clients.ranks", "partition.num_clients"):
+            budgets = found.attempt(partial(budgets_of, part), part)
+        if _lacks(config, part, "model"):
+            continue
+        shape: Loaded | None = found.attempt(partial(load, part.config, classes[part.place], rng, meta=True), part)
+        if shape is None:
+            continue
+        tried = found.attempt(partial(load, part.config, classes[part.place], rng, meta=True, trial=True), part)
+        told = tried and found.attempt(partial(notes_on, part, tried.reading, rows[part.place]), part)
+        if notes is not None:
+            notes += told or ()
+        if budgets:
+            found.attempt(partial(check_part, part, shape))
+            depth = shape.blocks.num_layers  # with budgets that fit: whatever else the method minds is told too
+            fitting[part.place] = tuple(replace(budget, layers=min(budget.layers, depth)) for budget in budgets)
+    if method and groups and not spoilt.touches(*_RULES):
+        for refuse in (refuse_contradictions, refuse_changes):
+            found.attempt(partial(refuse, config, method[1]))
+        found.attempt(lambda: refuse_adapter(config, groups, method[1]))
+    if method and groups and len(fitting) == len(groups) and not spoilt:
+        shapes = load_all(groups, classes, rng, meta=True)
+        found.attempt(lambda: joined(config, method, groups, classes, shapes, rng, budgets=fitting))
+    return list(found.problems)
+
+
+def method_problems(config: Config) -> list[str]:
+    """What is wrong with a config's method by itself."""
+    found = _Found()
+    if not config.spoilt.touches("method.name"):
+        found.attempt(lambda: method_arguments(config))
+    return list(found.problems)
+
+
+def _lacks(config: Config, part: Part, section: str) -> bool:
+    """Whether what a group has of this section, its own or the file's, is spoilt."""
+    if config.spoilt.in_group(part.place).touches(section):
+        return True
+    return section not in part.own and config.spoilt.touches(section)
+
+
+def _checked_data(
+    source: Source, tables: Tables, rng: Rng, here: Collection[ClientId] | None, found: _Found
+) -> Table | None:
+    """The rows of a source, as far as they can be read; whether they can be dealt is tried too."""
+    config, own, spoilt = source.config, source.parts, source.config.spoilt
+    odd: list[str] = []
+    settings = [key for key in spoilt.under("partition") if key[1] not in Partition.model_fields]
+    if not settings and not spoilt.touches("partition.scheme"):
+        odd = settings_problems(config.partition.scheme, config.partition.settings)
+        found.attempt(partial(_refuse, odd), *own)
+    if spoilt.touches("model.task", "partition.scheme") or any(_lacks(config, part, "data") for part in own):
+        return None
+    key = f"{config.data!r} {config.partition!r} {config.model.task} {config.seed} {source.ids[:1]}"
+    if here is None and config.data.source == NODE and config.partition.scheme == SITES:
+        here = ()
+    if key not in tables and (data := found.attempt(lambda: tables_of(source, rng, here), *own)):
+        tables[key] = data
+    if key not in tables:
+        return None
+    if not odd and not spoilt.touches("partition"):
+        found.attempt(lambda: source.deal(*tables[key], rng, here), *own)
+    return tables[key][0]
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise ConfigError(problems)
