@@ -1,6 +1,7 @@
 """A server optimiser around a method: its steps, what rests, what lies in the state, and what is refused."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.aggregate.server_optimizer import KINDS, MOMENTS, with_server_optimizer
+from fedquilt.core.bounds import Bounds
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.loop import rounds
 from fedquilt.core.method import Exchange, Method
@@ -161,3 +163,52 @@ def test_everything_but_init_and_merge_is_the_methods_own():
     assert (made.name, made.view) == (method.name, method.view)
     assert made.exchanges[0]._replace(merge=method.exchanges[0].merge) == method.exchanges[0]
     assert made.init(Rng(1))[MOMENTS] == {"momentum": {}, "variance": {}}
+
+
+# Replies that are far too long ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["adam", "yogi"])
+def test_one_huge_move_leaves_finite_moments_and_a_tensor_that_stands_still_is_reported(kind):
+    moves = [{"a": 0.1, "b": 0.1}, {"a": 1e30, "b": 0.1}, *[{"a": 0.1, "b": 0.1}] * 100]
+    played = states(with_server_optimizer(moving(moves), kind), 102)
+    for state in played:
+        for tensors in state[MOMENTS].values():
+            assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in state["params"].values())
+        assert max(float(tensor.abs().max()) for tensor in state["params"].values()) < 5  # a step is of the rate's size
+    assert [state["stalled"] for state in played[:2]] == [0, 0]
+    # once the momentum is used up, a has moments from which no honest move takes it, and b goes on
+    assert all(state["stalled"] == 1 for state in played[-9:])
+    far = {name: (played[-1]["params"][name] - played[-2]["params"][name]).abs().max() for name in "ab"}
+    assert far["a"] < 1e-6
+    assert far["b"] > 1e-4
+
+
+@every_kind
+def test_what_moves_is_not_reported(kind):
+    moves = [{"a": 0.1 * 0.5**number, "b": 1e-6} for number in range(8)]
+    assert all(state["stalled"] == 0 for state in states(with_server_optimizer(moving(moves), kind), 8))
+
+
+def test_with_the_bound_on_updates_one_huge_reply_holds_nothing_back():
+    method = with_server_optimizer(moving([{"a": 0.1, "b": 0.1}] * 100), "adam")
+    (fit,) = method.exchanges
+    fit = fit._replace(expects=lambda order: dict(order.params))
+    engine = LocalEngine({k: k for k in range(3)})
+
+    def send(exchange, orders):
+        for reply in engine.send(exchange, orders):
+            far = reply.client == 1 and reply.round == 1
+            yield replace(reply, params={n: t * 1e18 for n, t in reply.params.items()}) if far else reply
+
+    def end(bounds):
+        changed = method._replace(exchanges=(fit,))
+        return [*rounds(changed, lambda n: PROFILES, send, Rng(4), num_rounds=100, bounds=bounds)][-1].state
+
+    bounded, free = end(Bounds(10.0)), end(Bounds())
+    start = first(method)["params"]
+    steady = {name: (bounded["params"][name] - start[name]).abs().min() for name in "ab"}
+    assert free["stalled"] == 2
+    assert bounded["stalled"] == 0
+    assert min(steady.values()) > 0.05  # of 0.1, 100 steps of 0.001

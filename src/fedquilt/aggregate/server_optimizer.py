@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedquilt.aggregate.server_step import adam_step, momentum_step, no_moments, yogi_step
+from fedquilt.aggregate.server_step import adam_step, momentum_step, no_moments, num_stalled, yogi_step
 from fedquilt.core.errors import ConfigError, suggestion
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import without
@@ -17,6 +17,9 @@ from fedquilt.core.types import Params, Reply, Tree
 
 MOMENTS = "moments"
 """The key of the server's state under which the optimiser's running means lie."""
+
+STALLED = "stalled"
+"""The key under which the server's state, and so the record, has how many tensors the last step hardly moved at all."""
 
 KINDS = ("momentum", "adam", "yogi")
 
@@ -50,8 +53,9 @@ def with_server_optimizer(
     """The method whose server moves its ``state["params"]`` by a step of FedAvgM, FedAdam or FedYogi.
 
     The pseudo-gradient is what ``merge`` makes of ``params`` minus what they were; every merge is one step. The moments
-    lie in the state under ``moments``, so a checkpoint holds them. ``momentum`` is beta 1 of adam and yogi, which alone
-    use ``beta2`` and ``tau``; ``learning_rate`` None is 1 for momentum and 0.001 for the others.
+    lie in the state under ``moments``, so a checkpoint holds them; ``stalled`` counts the tensors that adam or yogi
+    hold back so far that they do not move, see ``server_step.num_stalled``. ``momentum`` is beta 1 of adam and yogi,
+    which alone use ``beta2`` and ``tau``; ``learning_rate`` None is 1 for momentum and 0.001 for the others.
 
     A tensor that nobody sent (``merge`` gives the same object) stays, and so do its moments: a layer that nobody
     trained is not moved by what is left of earlier rounds, and goes on from its moments when somebody trains it again.
@@ -77,14 +81,16 @@ def with_server_optimizer(
                 f"aggregation.server_optimizer = '{kind}': the server of method '{method.name}' keeps no common "
                 "tensors that it could move; set aggregation.server_optimizer = 'none'"
             )
-        return {**state, MOMENTS: no_moments()}
+        return {**state, MOMENTS: no_moments(), STALLED: 0}
 
     def stepping(exchange: Exchange) -> Exchange:
         def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
             merged = exchange.merge(state, replies)
             before, proposed = without(state["params"], apart), without(merged["params"], apart)
             params, moments = step(before, proposed, state[MOMENTS])
-            return {**merged, "params": {**merged["params"], **params}, MOMENTS: moments}
+            fresh = params if kind == "momentum" else step(before, proposed, no_moments())[0]
+            stalled = num_stalled(before, params, fresh)
+            return {**merged, "params": {**merged["params"], **params}, MOMENTS: moments, STALLED: stalled}
 
         return exchange._replace(merge=merge)
 

@@ -4,13 +4,15 @@ A step takes the server's tensors, those that an aggregator proposes, and its ow
 the new state. The pseudo-gradient is the proposal minus what the server has. A tensor that the proposal leaves as the
 same object was sent by nobody: it stays, and so do its moments.
 
-The state is a tree, ``{"momentum": tensors, "variance": tensors}``, empty at first; its tensors are float32 at least.
+The state is a tree, ``{"momentum": tensors, "variance": tensors}``, empty at first; its tensors are float32 at least,
+and finite.
 On LoRA factors a step depends on how each product is split into factors; methods that sum products should step on
 these.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -143,12 +145,27 @@ def _stepped(
             wide(moments[kind][name]) if name in moments[kind] else torch.full_like(old, value)
             for kind, value in first.items()
         ]
-        step, *after = update(wide(proposal[name].detach()) - old, *before)
-        moved[name] = torch.where(step == 0, tensor.detach(), (old + step).to(tensor.dtype))  # keeps the bits of -0
         kept = torch.promote_types(tensor.dtype, torch.float32)
+        most = 0.5 * math.sqrt(torch.finfo(kept).max)  # a moment that is infinite would stay so for ever
+        step, *after = update((wide(proposal[name].detach()) - old).clamp(-most, most), *before)
+        moved[name] = torch.where(step == 0, tensor.detach(), (old + step).to(tensor.dtype))  # keeps the bits of -0
         for kind, value in zip(first, after, strict=True):
             moments[kind][name] = value.to(kept)
     return moved, moments
+
+
+def num_stalled(
+    current: Mapping[str, Tensor], moved: Mapping[str, Tensor], fresh: Mapping[str, Tensor], share: float = 1e-3
+) -> int:
+    """How many tensors ``moved`` by less than this share of how far ``fresh`` would, a step without any moments.
+
+    A mean of squares that was very large once holds a tensor back for hundreds of rounds, and nothing else shows it.
+    """
+    return sum(
+        float((moved[name] - tensor).abs().amax()) < share * float((fresh[name] - tensor).abs().amax())
+        for name, tensor in current.items()
+        if fresh[name] is not tensor and tensor.numel()
+    )
 
 
 def _check(*, learning_rate: float, **others: float) -> None:
