@@ -199,4 +199,5 @@ def reach(began: Tensor | None) -> Range:
     known = began is not None and began.numel() and not began.is_meta and began.is_floating_point()
     first = max(abs(float(end)) for end in torch.aminmax(began.detach())) if began is not None and known else 1.0
     high = min(MAX_VALUE, MAX_GROWTH * max(1.0, first)) if began is not None else MAX_VALUE
+    high = max(high, 2 * first)  # who changes little of what was sent is never beyond it
     return Range(-high, high)
