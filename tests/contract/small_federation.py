@@ -192,7 +192,7 @@ def mixtures(
     layouts, makers, frozen = {}, {}, {}
     for place, (model, one) in enumerate(zip(models, loaded, strict=True)):
         task, own = task_of(model), deepcopy(one.model)
-        where, start, resting = put(replace(one, model=own), settings, one.architecture, one.head, place)
+        where, start, resting = put(replace(one, model=own), settings, one.architecture, one.head, place, {})
         bench = Workbench(own, one.blocks, where, trainable(own, where), one.prepare, device=torch.device("cpu"))
         first = start(Rng(5).child("init"))  # as the rounds of seed 5 begin
         layouts[one.architecture], makers[one.architecture] = where, start

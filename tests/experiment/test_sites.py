@@ -160,3 +160,15 @@ def test_classes_number_the_outputs_of_any_scheme(config):
     ordinary, named = build(config(*iid)), build(config(*iid, f"data.classes={json.dumps(names)}"))
     left, right = (experiment.clients[0].train["labels"] for experiment in (ordinary, named))
     assert (left + right).unique().tolist() == [9]
+
+
+def test_a_site_has_at_most_half_of_the_weights_unless_more_is_allowed(rows, tiny, tmp_path):
+    common = ("./site-{client}.npz", "rounds=1", "method.name=full")
+    (moved,) = read_rounds(run(settings_of(tiny, *common), tmp_path / "held"))[0]["exchanges"]
+    assert moved["bounded"] == {"2": {"sent_weight": 100.0}}
+    shares = {client: sent["share"] for client, sent in moved["clients"].items()}
+    assert shares == pytest.approx({"0": 32 / 112, "1": 24 / 112, "2": 0.5})
+    free = settings_of(tiny, *common, "defence.max_weight_share=1.0")
+    (moved,) = read_rounds(run(free, tmp_path / "free"))[0]["exchanges"]
+    assert moved["bounded"] == {}
+    assert moved["clients"]["2"]["share"] == pytest.approx(100 / 156)

@@ -98,7 +98,7 @@ def by_architecture(factory: Callable[[Federation], Method], federation: Federat
             merge=merge,
             expects=None if exchange.expects is None else expects,
             metrics=None if exchange.metrics is None else metrics,
-            ranges=None if exchange.ranges is None else ranges,
+            ranges=ranges if any(own.ranges for own in exchanges.values()) else None,
             peers=owner_of,
         )
 
@@ -124,5 +124,5 @@ def _runs(replies: Iterable[Reply], owner: Callable[[Reply], str]) -> Iterator[t
 
 
 def _about(exchange: Exchange) -> tuple[Any, ...]:
-    told = (exchange.expects, exchange.metrics, exchange.ranges)
+    told = (exchange.expects, exchange.metrics)
     return exchange.name, exchange.wire, *(one is None for one in told)
