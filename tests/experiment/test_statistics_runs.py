@@ -257,3 +257,19 @@ def test_the_checkpoint_holds_every_buffer(wanted, tmp_path):
     folder = run(wanted(rounds=1), tmp_path / "run")
     _, state, _ = Record.open(folder).load_checkpoint()
     assert {name for name in state["params"] if "running_mean" in name}
+
+
+def test_statistics_over_a_network_end_in_the_same_bits(wanted, tmp_path):
+    pytest.importorskip("flwr")
+    from in_process_grid import InProcessGrid
+
+    from fedquilt.engine.flower.client import client_app
+    from fedquilt.experiment import flower
+
+    config = wanted(network={"dtype": "int8", "timeout": 5.0, "wait": 5.0})
+    embedded, folder = run(config, tmp_path / "embedded"), tmp_path / "flower"
+    grid = InProcessGrid(client_app(flower.joined(config), folder / "sites"), 2)
+    run(config, folder, connect=flower.over(grid, config, name="in-process", poll=0.05))
+    left, right = (Record.open(one).load_checkpoint()[1]["params"] for one in (folder, embedded))
+    assert left.keys() == right.keys()
+    assert all(left[name].equal(tensor) for name, tensor in right.items())
