@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.types import Layout, Params
 
 PEFT_TENSORS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+MOST_PATTERNS = 5000
 _PREFIX = "base_model.model."
 _FACTORS = ("lora_A", "lora_B")
 # draws of A that leave the base as it was; the others (pissa, olora, corda, ...) change the base too
@@ -97,6 +98,7 @@ def load_peft(folder: str | Path, layout: Layout | None = None) -> tuple[Params,
     folder = Path(folder)
     again = "save the adapter again with PEFT's save_pretrained and safetensors"
     config, tensors = read_folder(folder, PEFT_TENSORS, PEFT_CONFIG, again)
+    _check_kinds(folder, config)
     _refuse(folder, config)
     settings = _settings(folder, config, tensors)
     params: Params = {}
@@ -106,6 +108,8 @@ def load_peft(folder: str | Path, layout: Layout | None = None) -> tuple[Params,
             raise ModelError(
                 f"{folder}: tensor '{key}' is no LoRA factor and no part of a head; save the adapter as plain LoRA"
             )
+        if not tensor.is_floating_point():
+            raise ModelError(f"{folder}: tensor '{key}' holds {tensor.dtype}, and weights are floating-point numbers")
         bare = name.removesuffix(".weight")
         params[bare if bare.endswith(_FACTORS) else name] = tensor
     kept = {name for name in params if not name.endswith(_FACTORS)}
@@ -143,6 +147,33 @@ def _modules(params: Mapping[str, Tensor], head: Collection[str], settings: Lora
             )
         ranks[module] = a.shape[0]
     return ranks
+
+
+def _check_kinds(folder: Path, config: Mapping[str, Any]) -> None:
+    """Nothing, if every key that is read holds what PEFT writes there, or null."""
+
+    def texts(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+    def number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    def table(value: Any) -> bool:
+        return isinstance(value, dict) and len(value) <= MOST_PATTERNS and all(map(number, value.values()))
+
+    kinds: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "rank_pattern": (table, f"a table of at most {MOST_PATTERNS} paths and whole numbers"),
+        "alpha_pattern": (table, f"a table of at most {MOST_PATTERNS} paths and numbers"),
+        "target_modules": (lambda value: isinstance(value, str) or texts(value), "a list of names, or one pattern"),
+        "modules_to_save": (texts, "a list of names"),
+        "lora_alpha": (lambda value: not isinstance(value, bool), "a number"),
+        "lora_dropout": (lambda value: isinstance(value, int | float), "a number"),
+        "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
+        "init_lora_weights": (lambda value: isinstance(value, bool | str), "true, false or a name"),
+    }
+    for key, (holds, words) in kinds.items():
+        if config.get(key) is not None and not holds(config[key]):
+            raise ModelError(f"{folder}: {PEFT_CONFIG} is wrong: {key} = {config[key]!r:.80}; it must be {words}")
 
 
 def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
@@ -188,7 +219,7 @@ def _settings(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
         )
     except KeyError as error:
         raise ModelError(f"{folder}: adapter_config.json has no {error}") from error
-    except (ConfigError, TypeError, ValueError) as error:
+    except (ConfigError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"{folder}: adapter_config.json is wrong: {error}") from error
 
 

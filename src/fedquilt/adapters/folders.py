@@ -17,6 +17,9 @@ from fedquilt.core.disk import sync_folder, sync_tree
 from fedquilt.core.errors import ModelError, RunError
 from fedquilt.core.types import Params
 
+MOST_BYTES = 2**23
+"""Of the JSON file."""
+
 
 def write_folder(
     folder: Path,
@@ -92,8 +95,12 @@ def read_folder(folder: Path, tensors: str, config: str, advice: str) -> tuple[d
         if not (folder / name).is_file():
             raise ModelError(f"{folder} holds no {name}; {advice}")
     try:
-        told = json.loads((folder / config).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        with (folder / config).open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ModelError(f"{folder / config} is larger than {MOST_BYTES:,} bytes, and no adapter needs as many")
+        told = json.loads(content.decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{folder / config} cannot be read: {error}") from error
     if not isinstance(told, dict):
         raise ModelError(f"{folder / config} holds no JSON object")

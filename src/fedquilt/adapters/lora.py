@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
 from typing import TypeVar
 
@@ -20,6 +20,11 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import Params
 
 _Number = TypeVar("_Number", int, float)
+
+MOST_RANK = 16_384
+MOST_PATTERN_SIGNS = 300
+_REPEATED = re.compile(r"(?<!\\)[*+?]")
+_PLAIN_PATTERN = re.compile(r"(?:\\[.dw-]|\[[\w.^-]+\]|(?<!\))[*+?]|[\w.$^-]|\((?:\?:)?|[|)])*")
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,20 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         problems = [
-            f"adapter.rank is {rank!r}; it must be a whole number of at least 1"
+            f"adapter.rank is {rank!r:.80}; it must be a whole number of at least 1, and at most {MOST_RANK}"
             for rank in (self.rank, *self.rank_pattern.values())
-            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1
+            if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= MOST_RANK
         ]
         problems += [
             f"adapter.alpha is {alpha!r}; it must be a finite number above 0"
             for alpha in (self.alpha, *self.alpha_pattern.values())
             if not (math.isfinite(alpha) and alpha > 0)
+        ]
+        problems += [
+            f"{kind}_pattern {key!r:.80}: {why}"
+            for kind, pattern in (("rank", self.rank_pattern), ("alpha", self.alpha_pattern))
+            for key in pattern
+            if (why := pattern_problem(key))
         ]
         if not 0 <= self.dropout < 1:
             problems.append(f"adapter.dropout is {self.dropout!r}; it must be at least 0 and below 1")
@@ -226,8 +237,33 @@ def merged_weights(adapters: Mapping[str, LoraLinear]) -> Params:
     return {f"{name}.weight": adapter.merged() for name, adapter in adapters.items() if adapter.active}
 
 
+def pattern_problem(key: str) -> str:
+    """Why a key of ``rank_pattern`` or ``alpha_pattern`` is not taken, or nothing.
+
+    It is a module's path or a regular expression of one. What is taken matches any path in little time: names, ``.``,
+    ``[...]``, ``(a|b)`` and anchors, of which at most two single signs repeat.
+    """
+    if len(key) > MOST_PATTERN_SIGNS:
+        return f"has {len(key):,} characters; a module's path has at most {MOST_PATTERN_SIGNS}"
+    if not _PLAIN_PATTERN.fullmatch(key) or len(_REPEATED.findall(key)) > 2:
+        return (
+            "is no module's path, and a regular expression is taken only of names, '.', '[...]' and '(a|b)', with at "
+            "most two of '*', '+' and '?', none behind a bracket ')'; write out the paths"
+        )
+    try:
+        _compiled(key)
+    except re.error as error:
+        return f"is no regular expression ({error})"
+    return ""
+
+
 def _by_pattern(pattern: Mapping[str, _Number], module: str, otherwise: _Number) -> _Number:
     for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", module):
+        if _compiled(key).match(module):
             return value
     return otherwise
+
+
+@lru_cache(maxsize=10_000)
+def _compiled(key: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({key})$")

@@ -105,8 +105,14 @@ def read_mixture(folder: str | Path) -> SavedMixture:
         told: dict[str, Any] = dict(config["settings"])
         settings = MixtureSettings(**{**told, "sites": tuple(told["sites"])})
         num_layers, head = int(config["num_layers"]), tuple(map(str, config["head"]))
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
         raise ModelError(f"{folder / CONFIG} is wrong: {error}") from error
+    ranks = {len(tensor) for name, tensor in params.items() if name.endswith(".down") and tensor.dim() == 2}
+    if ranks != {settings.rank} or settings.branches * settings.num_slots > len(params):
+        raise ModelError(
+            f"{folder / CONFIG}: says rank {settings.rank}, {settings.num_slots} slots and {settings.branches} "
+            f"branches, which is not what the {len(params)} tensors beside it are of"
+        )
     return SavedMixture(params, settings, num_layers, head)
 
 
