@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedquilt.data.table import Table, num_rows, take
+from fedquilt.data.table import Table, digest, num_rows, take
 
 
 def test_rows_picks_every_column_in_the_order_asked() -> None:
@@ -58,3 +58,13 @@ def test_num_rows_refuses_unequal_columns() -> None:
     assert num_rows({}) == 0
     with pytest.raises(ValueError, match="one length"):
         num_rows({"a": torch.zeros(2), "b": torch.zeros(3)})
+
+
+def test_a_digest_is_of_every_value_name_type_and_shape() -> None:
+    rows = {"a": torch.arange(6).reshape(2, 3), "b": torch.zeros(2, dtype=torch.uint8)}
+    other = {"a": rows["a"].clone(), "b": rows["b"]}
+    assert digest([rows]) == digest([dict(reversed(other.items()))])
+    other["a"][1, 2] += 1
+    variants = [other, {"a": rows["a"]}, {**rows, "a": rows["a"].reshape(3, 2)}, {**rows, "a": rows["a"].int()}]
+    assert len({digest([each]) for each in (rows, *variants)}) == 5
+    assert digest([rows, {"c": torch.empty(0, 3)}]) != digest([rows])

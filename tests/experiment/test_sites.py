@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from fedquilt.config.load import load
 from fedquilt.core.errors import ConfigError, DataError, RunError
 from fedquilt.experiment import build, check, flower, resume, run
+from fedquilt.experiment.run import Silent
 from fedquilt.record import Record, read_partition, read_rounds
 
 
@@ -109,6 +110,49 @@ def test_a_run_of_sites_goes_on_only_with_the_rows_it_began_with(rows, tiny, tmp
     flower._alone.cache_clear()  # a real node's next message starts a new process
     with pytest.raises(RunError, match="is not dealt as when the run began"):
         resume(folder, connect=over(grid_of(settings, folder, rows), settings))
+
+
+class Stopped(Exception):
+    pass
+
+
+class AfterOneRound(Silent):
+    def round(self, line):
+        raise Stopped
+
+
+def one_pixel_other(path):
+    digits = dict(np.load(path))
+    name = next(name for name in digits if digits[name].ndim == 3)
+    digits[name] = digits[name].copy()
+    digits[name][0, 0, 0] ^= 1
+    np.savez(path, **digits)
+
+
+def test_rows_that_changed_in_number_and_class_alone_do_not_pass_for_the_same(rows, tiny, tmp_path):
+    settings, folder = settings_of(tiny, "./site-{client}.npz"), tmp_path / "run"
+    with pytest.raises(Stopped):
+        run(settings, folder, AfterOneRound())
+    before = (rows / "site-1.npz").read_bytes()
+    one_pixel_other(rows / "site-1.npz")
+    with pytest.raises(RunError, match="holds other rows than when the run began; bring back what the run began with"):
+        resume(folder)
+    (rows / "site-1.npz").write_bytes(before)
+    assert resume(folder) == folder
+
+
+def test_a_site_whose_rows_changed_says_so_and_is_left_out(rows, tiny, tmp_path):
+    settings, folder = settings_of(tiny, "node"), tmp_path / "run"
+    with pytest.raises(Stopped):
+        run(settings, folder, AfterOneRound(), over(grid_of(settings, folder, rows), settings))
+    one_pixel_other(rows / "site-1.npz")
+    flower._alone.cache_clear()  # a real node's next message starts a new process
+    resume(folder, connect=over(grid_of(settings, folder, rows), settings))
+    first, *others = read_rounds(folder)
+    assert first["exchanges"][0]["dropped"] == {}
+    assert others
+    for line in others:
+        assert "this client's rows are not those that it began the run with" in line["exchanges"][0]["dropped"]["1"]
 
 
 @pytest.mark.parametrize(

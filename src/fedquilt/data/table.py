@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -148,6 +149,16 @@ def num_rows(columns: Mapping[str, Tensor]) -> int:
     if len(set(lengths.values())) > 1:
         raise ValueError(f"columns of one table must have one length, got {lengths}")
     return next(iter(lengths.values()), 0)
+
+
+def digest(columns: Iterable[Columns]) -> str:
+    """The sha256 (hex) of model-ready rows: of names, types, shapes and every value."""
+    made = hashlib.sha256()
+    for own in columns:
+        for name, column in sorted(own.items()):
+            made.update(f"{name} {column.dtype} {tuple(column.shape)};".encode())
+            made.update(column.detach().cpu().contiguous().view(torch.uint8).numpy().data if column.numel() else b"")
+    return made.hexdigest()
 
 
 def take(columns: Mapping[str, Tensor], indices: Indices) -> Columns:

@@ -33,6 +33,7 @@ from fedquilt.engine.flower.compat import quiet
 from fedquilt.engine.flower.hello import card
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.deal import SITES
+from fedquilt.experiment.groups import rows_digest
 from fedquilt.experiment.run import Connect, Engine, Progress, Silent, resume, run
 from fedquilt.record import Record, read_config, read_result
 from fedquilt.record.read import is_run
@@ -80,7 +81,10 @@ def joined(config: Config) -> Any:
                     if said is None or table.get(section) == said:
                         (table[section] if section else own)[name] = node[key]
         experiment = _built(json.dumps(own, sort_keys=True), partition)
-        return Site(partition, experiment.clients[partition], experiment.method, cards(experiment)[partition])
+        client = experiment.clients[partition]
+        # where one source is dealt, the server reads it too, and knows whether it is the same
+        rows = rows_digest([client]) if part.config.partition.scheme == SITES else ""
+        return Site(partition, client, experiment.method, cards(experiment)[partition], rows)
 
     return join
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from fedquilt.config.schema import Config
 from fedquilt.core.factors import cut
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId, Federation, Layout, Params, Profile
-from fedquilt.data.table import Columns, num_rows, take
+from fedquilt.data.table import Columns, digest, num_rows, take
 from fedquilt.experiment.adapter import Settings, put
 from fedquilt.experiment.answers import answering_of
 from fedquilt.experiment.buffers import buffers_of
@@ -329,6 +329,13 @@ def outputs_record(groups: Sequence[BuiltGroup]) -> dict[str, dict[str, list[str
         for label, outputs in named.items()
         if outputs.classes
     }
+
+
+def rows_digest(clients: Iterable[Client]) -> str:
+    """The digest of all rows that these clients train with and are judged by, as their models take them."""
+    return digest(
+        columns for client in clients for columns in (client.train, *(own for _, own in sorted(client.splits.items())))
+    )
 
 
 def weights_digest(groups: Sequence[BuiltGroup]) -> str:

@@ -20,7 +20,7 @@ from fedquilt.engine.cohort import uniform_cohorts
 from fedquilt.engine.flower.hello import run_key
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment.build import Experiment, build
-from fedquilt.experiment.groups import outputs_record, weights_digest
+from fedquilt.experiment.groups import outputs_record, rows_digest, weights_digest
 from fedquilt.experiment.protect import bounds_of, check_of, cohort_key, cohort_stream, hides_cohorts, spending
 from fedquilt.experiment.round_record import are_finite, final_record, round_line
 from fedquilt.experiment.saving import save_adapters
@@ -124,6 +124,7 @@ def run(
             device=str(bench.device),
             precision=bench.precision,
             model=weights_digest(experiment.groups),
+            rows=_rows(experiment),
             architecture=", ".join(dict.fromkeys(group.architecture for group in experiment.groups)),
         )
         if len(experiment.federation.layouts) > 1 and config.method.name not in ACROSS:
@@ -206,12 +207,21 @@ def _refuse_to_go_back(record: Record, config: Config, to: int) -> None:
         )
 
 
+def _rows(experiment: Experiment) -> str:
+    """The digest of all rows that are in this process: the clients' and the server's."""
+    return rows_digest([*experiment.clients.values(), *(group.server for group in experiment.groups)])
+
+
 def _same_inputs(folder: Path, experiment: Experiment) -> None:
     """Nothing, if data and model are those that the run began with."""
     advice = "bring back what the run began with, or start a new run in another folder"
+    source = "', '".join(dict.fromkeys(group.config.data.source for group in experiment.groups))
     if experiment.partition["digest"] != read_partition(folder)["digest"]:
-        source = "', '".join(dict.fromkeys(group.config.data.source for group in experiment.groups))
         raise RunError(f"{folder}: data.source = '{source}' is not dealt as when the run began; {advice}")
+    if read_environment(folder).get("rows", _rows(experiment)) != _rows(experiment):
+        raise RunError(
+            f"{folder}: data.source = '{source}', or the test set, holds other rows than when the run began; {advice}"
+        )
     if weights_digest(experiment.groups) != read_environment(folder)["model"]:
         names = "', '".join(dict.fromkeys(group.config.model.name for group in experiment.groups))
         raise RunError(f"{folder}: model.name = '{names}' has not the weights that the run began with; {advice}")

@@ -33,6 +33,8 @@ class Site:
     client: Any
     method: Method
     card: Card
+    rows: str = ""
+    """The digest of its rows, where they are its own."""
 
 
 Join = Callable[[ClientId, Mapping[str, Any]], Site]
@@ -135,6 +137,8 @@ class _App(ClientApp):
                 raise DecodeError(f"the server sent the run key {run[:80]!r}, which is not a hexadecimal number")
             root = self._memories if isinstance(self._memories, Path) else self._memories(context)
             shelf, step = Shelf(shelf_folder(root, run, site.id)), (order.round, number)
+            if site.rows:
+                shelf.refuse_other_rows(site.rows)
             ledger = Ledger(ledger_folder(root, site.id), allowance_of(context))
             reply, memory = answered(ledger, run, exchange, site.client, site.id, order, lambda: shelf.before(step))
             if isinstance(reply, Failure):

@@ -23,6 +23,7 @@ Step = tuple[int, int]
 """A round and the number of an exchange in it; steps are in order as tuples are."""
 
 _INDEX = "memory.json"
+_ROWS = "rows.json"
 _NEVER: Step = (-1, -1)
 
 
@@ -79,6 +80,26 @@ class Shelf:
             for path in self.folder.glob("memory-*.safetensors"):
                 if path.name not in named:
                     path.unlink(missing_ok=True)
+
+    def refuse_other_rows(self, digest: str) -> None:
+        """Nothing, if the client has the rows that it began the run with; their digest is noted at the first order.
+
+        Raises
+        ------
+        RunError
+            if it has others, or the folder cannot be written.
+        """
+        noted = self.folder / _ROWS
+        if noted.exists():
+            if read_json(self.folder, _ROWS)["sha256"] != digest:
+                raise RunError(
+                    f"this client's rows are not those that it began the run with ({noted}); bring them back, or start "
+                    "a new run"
+                )
+            return
+        with explained(self.folder, lambda: "nothing was sent", "the order may come again"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(noted, {"format": 1, "sha256": digest})
 
     @property
     def newest(self) -> Memory:
