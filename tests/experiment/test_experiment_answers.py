@@ -78,7 +78,8 @@ def test_each_group_is_judged_by_its_own_answers(config):
     kinds = [experiment.clients[id].answering.kind for id in range(4)]
     assert kinds == ["number", "number", "letter", "letter"]
     assert build(config(HEAD, "data.answers=exact")).only.server.answering.kind == "exact"
-    assert build(config(HEAD.replace('answers = "number"', ""))).only.server.answering is None
+    by_tokens = HEAD.replace('answers = "number"', "").replace("new_tokens = 4", "")
+    assert build(config(by_tokens)).only.server.answering is None
 
 
 def test_a_run_of_two_formats_scores_answers_and_is_the_same_again(config, tmp_path):

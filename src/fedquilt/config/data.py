@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
@@ -58,3 +59,61 @@ class Data(BaseModel):
     """Rows of the test set that are used, drawn at random; all if left out."""
     proxy: Annotated[int, Field(ge=0)] = 0
     """Rows that the server keeps as its own; no client gets them."""
+
+
+_TEXT: tuple[str, ...] = ("sequence-classification", "causal-lm")
+_LANGUAGE: tuple[str, ...] = ("causal-lm",)
+_IMAGES: tuple[str, ...] = ("image-classification",)
+_FOR = {_TEXT: "models of text", _LANGUAGE: "language models", _IMAGES: "models of images"}
+_TASKS: dict[str, tuple[str, ...]] = {
+    "text": _TEXT,
+    "pair": _TEXT,
+    "target": _LANGUAGE,
+    "format": _TEXT,
+    "prompt": _LANGUAGE,
+    "words": _LANGUAGE,
+    "answers": _LANGUAGE,
+    "image": _IMAGES,
+}
+"""The tasks that a key is for; those not here are for all."""
+
+
+def idle_keys(data: Data, tasks: Set[str], scheme: str) -> list[str]:
+    """What is wrong with keys that are set and would change nothing, by the tasks of who has this data and the scheme.
+
+    A key that has its default counts as not set.
+    """
+    given = {key for key, field in Data.model_fields.items() if getattr(data, key) != field.default}
+    told = ", ".join(f"'{task}'" for task in sorted(tasks))
+    problems = [
+        f"data.{key} = {getattr(data, key)!r}: is for {_FOR[own]}, and model.task = {told} is none; leave it out"
+        for key, own in _TASKS.items()
+        if key in given and tasks.isdisjoint(own)
+    ]
+    made = all(source is None or source.startswith("arithmetic:") for source in (data.source, data.test))
+    if made:
+        problems += [
+            f"data.{key} = {getattr(data, key)!r}: rows that are made have no columns to name; leave it out"
+            for key in ("text", "pair", "label", "target", "group")
+            if key in given
+        ]
+    laid_out = data.format in ("instruction", "messages")
+    unread = {
+        "format": (
+            laid_out and "causal-lm" not in tasks,
+            "says where completions are, and no language model is trained",
+        ),
+        "classes": (
+            tasks == {"causal-lm"} and (data.answers != "label" or data.words is not None),
+            "of a language model's answers they matter only with answers = 'label' and without words",
+        ),
+        "words": (data.target is not None, "are written for classes, and data.target names the completions"),
+        "new_tokens": (data.answers is None, "nothing is written without data.answers"),
+        "group": (scheme != "natural", f"only partition.scheme = 'natural' asks for it, and here it is '{scheme}'"),
+    }
+    problems += [
+        f"data.{key} = {getattr(data, key)!r}: {reason}; leave it out"
+        for key, (idle, reason) in unread.items()
+        if idle and key in given and not any(problem.startswith(f"data.{key} ") for problem in problems)
+    ]
+    return problems

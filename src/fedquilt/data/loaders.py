@@ -216,6 +216,11 @@ def _table(
             f"data.pair = '{pair}': the columns of the format '{layout}' have no second text; leave data.pair out, or "
             "write all of the prompt in data.prompt"
         )
+    if text != "text" and prompt is None and layout != "plain":
+        raise DataError(
+            f"data.text = '{text}': the columns of data.format = '{layout}' have names of their own; leave data.text "
+            "out"
+        )
     posed = prompt is not None or layout != "plain"
     has_text, has_image = posed or found(raw, text) is not None, found(raw, image) is not None
     if not has_text and not has_image:
@@ -262,6 +267,11 @@ def _table(
         origin=raw.origin,
     )
     troubles.refuse(f"data.source = '{source}'")
+    if words is not None and targets is not None:
+        raise DataError(
+            f"data.words = {dict(words)}: are written for classes, and the completions of '{source}' are a column of "
+            "their own; leave data.words out"
+        )
     if targets is None and (prompt or words) and labels is not None:
         return replace(table, targets=class_words(labels.tolist(), names_of, words))
     return table

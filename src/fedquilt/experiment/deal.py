@@ -57,7 +57,10 @@ def read(config: Config, rng: Rng, here: Collection[ClientId] | None = None) -> 
         check_kind(config, table, "source", data.source)
         table = _as_named(config, table, data.source)
     if data.test is not None:
-        test = load_table(data.test, **_columns(config))
+        rows, held_out = published_split(load_table(data.test, **_columns(config)))
+        test = rows if held_out is None else held_out  # what others train on is nothing to be tested on
+    if test is None and data.test_limit is not None and here is None:
+        raise ConfigError(f"data.test_limit = {data.test_limit}: there is no common test set; leave it out")
     if test is not None:
         test = limited(test, data.test_limit, rng.child("test data"))
         where = data.test or data.source
@@ -95,7 +98,12 @@ def _of_sites(config: Config, rng: Rng, here: Collection[ClientId]) -> Table | N
     tables = []
     for client in here:
         source = data.source.replace("{client}", str(client))
-        table = load_table(source, **_columns(config))
+        table, held_out = published_split(load_table(source, **_columns(config)))
+        if held_out is not None:
+            raise DataError(
+                f"data.source = '{source}': holds {len(held_out)} test rows besides {len(table)} to train with, and a "
+                "site's rows are split by partition.test_fraction; name a file of the latter alone"
+            )
         table = limited(table, data.limit, rng.child("data", client))
         check_kind(config, table, "source", source)
         tables.append(_as_named(config, table, source))

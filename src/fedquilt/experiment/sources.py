@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fedquilt.config.data import idle_keys
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, FedquiltError
@@ -43,6 +44,9 @@ class Source:
 
         ``read`` is ``deal.read``.
         """
+        tasks = {part.config.model.task for part in self.parts}
+        if problems := idle_keys(self.config.data, tasks, self.config.partition.scheme):
+            raise ConfigError(problems)
         table, test = read(self.config, self.stream(rng), self.here(here))
         for part in self.parts:
             with told_of(part):
