@@ -37,7 +37,9 @@ class Pictures(tuple[Tensor, ...]):
         return (len(self), None, None, *colour)
 
 
-def decoded(values: Sequence[Any] | np.ndarray, column: str, troubles: Troubles) -> Tensor | Pictures:
+def decoded(
+    values: Sequence[Any] | np.ndarray, column: str, troubles: Troubles, source: str = "the data"
+) -> Tensor | Pictures:
     """The pictures as uint8 ``(n, H, W)``, or ``(n, H, W, 3)`` if any has colour; of unlike sizes, ``Pictures``.
 
     ``values`` is one array, or a list of pillow images, arrays or encoded files. A picture stands as its EXIF data
@@ -46,8 +48,8 @@ def decoded(values: Sequence[Any] | np.ndarray, column: str, troubles: Troubles)
     multiplied by 255, or whole numbers in 0..255. Of a picture whose shorter side has more than 1024 pixels, so many
     are kept.
 
-    What is no picture is noted in ``troubles``: damaged files, animations, decompression bombs. ``column`` says where
-    the values are from.
+    What is no picture is noted in ``troubles``: damaged files, animations, decompression bombs. ``source`` and
+    ``column`` say where the values are from.
 
     Raises
     ------
@@ -55,7 +57,7 @@ def decoded(values: Sequence[Any] | np.ndarray, column: str, troubles: Troubles)
         if one array is no stack of images, or the pictures do not fit in memory.
     """
     if isinstance(values, np.ndarray) and values.dtype != object:
-        return torch.from_numpy(_stack(values, column))
+        return torch.from_numpy(_stack(values, f"{source}, {column}"))
     pictures: list[np.ndarray] = []
     num_bytes, most = 0, memory_bytes() // 2
     for row, value in enumerate(values):
@@ -71,8 +73,8 @@ def decoded(values: Sequence[Any] | np.ndarray, column: str, troubles: Troubles)
         num_bytes += pictures[-1].nbytes
         if num_bytes > most:
             raise DataError(
-                f"{column}: the first {row + 1} of {len(values)} pictures take {num_bytes / 2**30:.3g} GiB in memory; "
-                "make them smaller, or give fewer"
+                f"{source}, {column}: the first {row + 1} of {len(values)} pictures take {num_bytes >> 30} GiB of "
+                "memory; make them smaller, or give fewer"
             )
     # one dark picture alone cannot tell whether white is 1 or 255
     fractions = all(_may_be_fractions(picture) for picture in pictures if picture.dtype != np.uint8)

@@ -236,7 +236,8 @@ def _table(
     turns = None
     targets = None if target is None else strings(raw, "target", target, source, troubles)
     if kind == "image":
-        inputs = decoded(column(raw, "image", image, source), f"column '{found(raw, image)}'", troubles)
+        told_of = f"data.source = '{source}'"
+        inputs = decoded(column(raw, "image", image, source), f"column '{found(raw, image)}'", troubles, told_of)
     elif layout != "plain":
         told = conversations(raw, layout, troubles)
         turns, targets = (told.turns if prompt is None else None), targets or told.completions
