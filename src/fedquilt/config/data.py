@@ -24,7 +24,7 @@ class Data(BaseModel):
     text: str = "text"
     """Column of the text, or of the prompt."""
     pair: str | None = None
-    """Column of the second text."""
+    """Column of the second text; a language model reads it on the line below the first, or where ``prompt`` says."""
     label: str = "label"
     """Column of the class."""
     classes: Annotated[tuple[Text, ...], Field(min_length=2)] | None = None
