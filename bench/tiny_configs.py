@@ -1,0 +1,93 @@
+"""A config of any architecture that transformers knows, made so small that a model of it is built in a moment.
+
+Most of it is one list of rules: fields that mean the same have much the same names everywhere. What is left stands in
+``EXCEPTIONS``, by model type.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import transformers
+
+from fedquilt.models.text import NUM_TOKENS
+
+WIDTH, HEADS, LAYERS, POSITIONS = 32, 4, 2, 160
+
+RULES: tuple[tuple[str, Any], ...] = (
+    (r"(vocab_size|\w+_vocab_size|num_embeddings|vocab_size_or_config_json_file)", NUM_TOKENS),
+    (r"pad_token_id", 0),
+    (r"bos_token_id|decoder_start_token_id", 1),
+    (r"eos_token_id|sep_token_id", 2),
+    (r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|max_target_positions", POSITIONS),
+    (r"max_source_positions|max_seq_length|context_length|seq_length", POSITIONS),
+    (r"hidden_size|d_model|n_embd|embed_dim|embedding_size|word_embed_proj_dim|dim|n_embed|emb_dim|hidden_dim", WIDTH),
+    (r"encoder_hidden_size|decoder_hidden_size|width|projection_dim|lm_head_hidden|text_hidden_size", WIDTH),
+    (r"moe_intermediate_size|\w*expert_intermediate_size|\w*expert_ffn_hidden_size", WIDTH),
+    (r"\w*intermediate_size\w*|\w*ffn_dim|d_ff|n_inner|ffn_hidden_size|mlp_dim|feed_forward_dim|dim_ff", 2 * WIDTH),
+    (r"(num_)?(encoder_|decoder_)?(hidden_)?layers|n_layers?|num_(encoder|decoder)_layers|depth", LAYERS),
+    (r"(num_|encoder_|decoder_|num_(encoder_|decoder_))?attention_heads|n_heads?|num_heads", HEADS),
+    (r"num_key_value_heads|num_kv_heads|num_query_groups|multi_query_group_num|n_kv_heads", HEADS // 2),
+    (r"(global_)?head_dim|attention_head_size|d_kv|kv_channels|d_head|\w+_head_dim", WIDTH // HEADS),
+    (r"qk_rope_head_dim|qk_nope_head_dim", WIDTH // HEADS),
+    (r"\w*lora_rank", WIDTH // HEADS),
+    (r"num_(local_|routed_)?experts|n_routed_experts|moe_num_experts", 4),
+    (r"num_experts_per_tok\w*|moe_topk|moe_k|top_k_experts", 2),
+    (r"n_group|topk_group|num_expert_group|n_shared_experts|num_shared_experts", 1),
+    (r"sliding_window|attention_window|local_attention|window_size", 16),
+    (r"image_size", 32),
+    (r"patch_size", 8),
+    (r"state_size|mamba_d_state|ssm_state_size|d_state", 8),
+)
+
+_SWIN = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "patch_size": 4}
+_STAGES = {"hidden_sizes": [16, 32], "depths": [2, 2]}
+
+EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "bit": _STAGES | {"embedding_size": 16, "num_groups": 4, "out_features": None},
+    "convnext": _STAGES | {"num_stages": 2, "patch_size": 4},
+    "convnextv2": _STAGES | {"num_stages": 2, "patch_size": 4},
+    "deit": {"architectures": ["DeiTForImageClassification"]},
+    "donut-swin": _SWIN,
+    "esmc": {"num_key_value_heads": HEADS},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "levit": {"architectures": ["LevitForImageClassification"]},
+    "perceiver": {"architectures": ["PerceiverForImageClassificationLearned"]},
+    "segformer": {"patch_sizes": [3, 3, 3, 3]},
+    "swin": _SWIN,
+    "swinv2": _SWIN,
+}
+
+
+def tiny_config(model_type: str) -> Any:
+    """The tiny config of this type."""
+    kind = transformers.CONFIG_MAPPING[model_type]
+    return kind(**_small(kind, EXCEPTIONS.get(model_type, {})))
+
+
+def _small(kind: type, exceptions: dict[str, Any]) -> dict[str, Any]:
+    """Values for the fields of this class of configs that make it small."""
+    values: dict[str, Any] = {}
+    parts = getattr(kind, "sub_configs", {})
+    whole = kind() if parts else None
+    for field in dataclasses.fields(kind):
+        if field.name in parts:
+            part = getattr(whole, field.name, None)
+            if part is not None:
+                values[field.name] = _small(type(part), {}) | {"model_type": part.model_type}
+            continue
+        default = field.default
+        if isinstance(default, bool) or not isinstance(default, int | type(None)) and not field.name.endswith("_id"):
+            continue
+        if default is None and "layers" in field.name:
+            continue
+        value = next((value for pattern, value in RULES if re.fullmatch(pattern, field.name)), None)
+        if value is not None:
+            values[field.name] = value
+    for name, value in exceptions.items():
+        if isinstance(value, dict) and isinstance(values.get(name), dict):
+            value = {**values[name], **value}
+        values[name] = value
+    return {name: value for name, value in values.items() if value is not ...}
