@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -22,7 +23,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftModel
+from safetensors.torch import save_file
 from tiny_configs import tiny_config
 from transformers.models.auto import modeling_auto as auto
 
@@ -49,15 +51,17 @@ OFFERED = {
     "sequence-classification": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     "causal-lm": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 }
+NO_DEFAULT = "adapter.targets is empty and the model has no default; choose among its linear modules: "
 CLASSES = ("ant", "bee", "cow")
 WORDS = ("red", "blue", "sun", "sea", "tree", "dog", "cat", "moon", "ice", "fog")
 TOLERANCE = 1e-4  # of the largest logit
 LIMIT = 60  # seconds for one architecture
+MEMORY = 8 << 30  # bytes of address space for it
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of an architecture: ``outcome`` is right, refused or fault, ``reason`` in words for the latter two."""
+    """What became of an architecture: ``outcome`` is right, refused or fault, and ``reason`` tells why, or how."""
 
     task: str
     model_type: str
@@ -71,15 +75,19 @@ def tried(task: str, model_type: str, folder: Path) -> Answer:
     base = folder / "base"
     try:
         save_base(task, model_type, base)
-    except Exception as error:  # transformers needs a library that is not here, or cannot build its own architecture
+    except Exception as error:
         return replace(answer, outcome="fault", reason=f"no tiny model: {told(error)}")
     config = run_file(task, base, folder)
     try:
-        build(config)
-    except FedquiltError as error:
-        return replace(answer, outcome="refused", reason=str(error).replace(str(base), model_type))
+        if NO_DEFAULT in (problem := problem_of(config)):
+            targets = problem.partition(NO_DEFAULT)[2].split(", ")
+            answer = replace(answer, reason=f"with `adapter.targets` set, to {', '.join(targets)}")
+            config = run_file(task, base, folder, targets)
+            problem = problem_of(config)
     except Exception as error:
         return replace(answer, outcome="fault", reason=f"building: {told(error)}")
+    if problem:
+        return replace(answer, outcome="refused", reason=problem.replace(f"model '{base}'", "the model"))
     stage = "training and exporting"
     try:
         run(config, folder / "run")
@@ -90,18 +98,37 @@ def tried(task: str, model_type: str, folder: Path) -> Answer:
     return replace(answer, outcome="fault", reason="; ".join(faults)) if faults else answer
 
 
+def problem_of(config: Config) -> str:
+    """Why the run is refused when it is built, or nothing."""
+    try:
+        build(config)
+    except FedquiltError as error:
+        return str(error)
+    return ""
+
+
 def save_base(task: str, model_type: str, base: Path) -> None:
     """A whole model with random weights, large enough to matter, with its tokenizer; a classifier of two classes."""
     config = tiny_config(model_type)
     if task != "causal-lm":
         config.num_labels = 2
     torch.manual_seed(0)
-    model = TASKS[task].from_config(config)
+    try:
+        model = TASKS[task].from_config(config)
+    except ImportError:  # a library that is not here: a folder as users have one, to see what they are told
+        config.save_pretrained(base)
+        save_file({"weight": torch.zeros(1)}, base / "model.safetensors", metadata={"format": "pt"})
+        return save_tokenizer(task, base)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() >= 2 and "norm" not in name.lower():
                 parameter.normal_(0, 0.15)
     model.save_pretrained(base)
+    save_tokenizer(task, base)
+
+
+def save_tokenizer(task: str, base: Path) -> None:
+    """One token a byte, where the task is about text."""
     if task != "image-classification":
         tokenizer = transformers.PreTrainedTokenizerFast(
             tokenizer_object=byte_tokenizer(start_and_end=task != "causal-lm"),
@@ -111,8 +138,8 @@ def save_base(task: str, model_type: str, base: Path) -> None:
         tokenizer.save_pretrained(base)
 
 
-def run_file(task: str, base: Path, folder: Path) -> Config:
-    """One round, two clients, two steps."""
+def run_file(task: str, base: Path, folder: Path, targets: Sequence[str] = ()) -> Config:
+    """One round, two clients, two steps; adapters in these modules, or where the model's default is."""
     source = "sklearn:digits"
     if task != "image-classification":
         source = str(folder / "rows.csv")
@@ -131,7 +158,7 @@ def run_file(task: str, base: Path, folder: Path) -> Config:
             "data": {"source": source, **({"limit": 60} if task == "image-classification" else {})},
             "partition": {"num_clients": 2},
             "clients": {"shares": "1", "budgets": [2]},
-            "adapter": {"rank": 4, "alpha": 8.0},
+            "adapter": {"rank": 4, "alpha": 8.0, **({"targets": list(targets)} if targets else {})},
             "training": {"steps": 2, "batch_size": 4, "learning_rate": 0.02},
             "method": {"name": "fedit"},
         }
@@ -142,10 +169,13 @@ def differences(task: str, config: Config, folder: Path) -> list[str]:
     """What is wrong with a finished run and its export, in words."""
     experiment = build(config)
     params, batch, ours = judged(experiment, folder / "run")
-    still = [module for module, pair in factors(params).items() if not pair.B.any()]
-    found = [f"{len(still)} adapters are without effect, such as {still[0]}"] if still else []
+    # in a single block some may learn nothing: the last one's queries of all tokens but those that the head reads
+    moved = {module.rpartition(".")[2] for module, pair in factors(params).items() if pair.B.any()}
+    still = sorted({module.rpartition(".")[2] for module in factors(params)} - moved)
+    found = [f"nothing is learned in {', '.join(still)}"] if still else []
     own = {} if task == "causal-lm" else {"num_labels": ours.shape[-1], "ignore_mismatched_sizes": True}
     base = TASKS[task].from_pretrained(folder / "base", **own).eval()
+    base.config.use_cache = False
     with torch.no_grad():
         before = base(**batch).logits
         theirs = PeftModel.from_pretrained(base, folder / "run" / "adapters" / "global").eval()
@@ -184,6 +214,7 @@ def tried_apart(task: str, model_type: str) -> Answer:
     child = os.fork()
     if child == 0:
         signal.alarm(LIMIT)
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         with open(os.devnull, "w") as nothing:
             os.dup2(nothing.fileno(), 1)
             os.dup2(nothing.fileno(), 2)
@@ -211,10 +242,10 @@ def table(answers: Iterable[Answer]) -> str:
     lines = [
         "# Supported architectures",
         "",
-        f"Made by `python bench/supported.py` with transformers {transformers.__version__} and PEFT; do not edit. Of every",
+        f"Made by `python bench/supported.py` with transformers {transformers.__version__}; do not edit. Of every",
         "architecture that transformers offers for a task, a tiny model with random weights is loaded, fine-tuned with",
-        "LoRA over two clients, exported, and read by plain PEFT. What is not right in all of it is refused when the run",
-        "is built, before anything is trained, with the reason that stands here.",
+        "LoRA over two clients, exported, and read by plain PEFT. What is not right in all of it is refused when the",
+        "run is built, before anything is trained, with the reason that stands here.",
     ]
     for task in OFFERED:
         mine = [answer for answer in told.values() if answer.task == task]
@@ -224,7 +255,7 @@ def table(answers: Iterable[Answer]) -> str:
         lines += ["", f"## {task}: {right} of {len(mine)}", "", f"| {' | '.join(columns)} |"]
         lines.append("|" + "---|" * len(columns))
         for answer in sorted(mine, key=lambda answer: answer.model_type):
-            cells = ["yes"] * (len(columns) - 1)
+            cells = [f"yes {answer.reason}".strip(), *["yes"] * (len(columns) - 2)]
             if answer.outcome != "right":
                 cells = [f"{answer.outcome}: {answer.reason}".replace("|", "\\|"), *["no"] * (len(columns) - 2)]
             lines.append(f"| {answer.model_type} | {' | '.join(cells)} |")

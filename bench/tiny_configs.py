@@ -43,21 +43,44 @@ RULES: tuple[tuple[str, Any], ...] = (
 )
 
 _SWIN = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "patch_size": 4}
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8}
+_SHARED = {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": NUM_TOKENS}
+_ASSISTED = {"num_kv_shared_layers": LAYERS, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
 _STAGES = {"hidden_sizes": [16, 32], "depths": [2, 2]}
+
+KINDS = ("layer_types", "mlp_layer_types", "layers_block_type")
+"""Fields that hold the kind of each layer."""
 
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "bit": _STAGES | {"embedding_size": 16, "num_groups": 4, "out_features": None},
     "convnext": _STAGES | {"num_stages": 2, "patch_size": 4},
     "convnextv2": _STAGES | {"num_stages": 2, "patch_size": 4},
+    "codegen": {"rotary_dim": 4},
     "deit": {"architectures": ["DeiTForImageClassification"]},
     "donut-swin": _SWIN,
+    "dots3_note": {
+        "vision_config": {"adapter_in_dim": WIDTH, "adapter_input_size": WIDTH},
+        "text_config": {"num_key_value_heads": HEADS},
+    },
+    "dots3_note_text": {"num_key_value_heads": HEADS},
     "esmc": {"num_key_value_heads": HEADS},
+    "bamba": _MAMBA,
+    "gemma3n_text": _SHARED,
+    "gemma4_assistant": {"text_config": _ASSISTED},
+    "gemma4_unified_assistant": {"text_config": _ASSISTED},
+    "granitemoehybrid": _MAMBA,
+    "gptj": {"rotary_dim": 4},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "layoutlmv3": {"coordinate_size": 6, "shape_size": 4},
+    "lilt": {"hidden_size": 48},
+    "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 20], "attn_layers": ["local", "lsh"]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
-    "levit": {"architectures": ["LevitForImageClassification"]},
+    "levit": {"patch_size": 16, "image_size": 64, "architectures": ["LevitForImageClassification"]},
     "perceiver": {"architectures": ["PerceiverForImageClassificationLearned"]},
     "segformer": {"patch_sizes": [3, 3, 3, 3]},
     "swin": _SWIN,
     "swinv2": _SWIN,
+    "xmod": {"default_language": "en_XX"},
 }
 
 
@@ -67,25 +90,41 @@ def tiny_config(model_type: str) -> Any:
     return kind(**_small(kind, EXCEPTIONS.get(model_type, {})))
 
 
-def _small(kind: type, exceptions: dict[str, Any]) -> dict[str, Any]:
+def _kinds(kind: Any) -> dict[str, list[str]]:
+    """What kinds of layers the default config of this class has: one of each, as far as there are layers."""
+    try:
+        whole = vars(kind())
+    except ValueError:  # a few are not valid without values
+        return {}
+    found = {name: whole[name] for name in KINDS if isinstance(whole.get(name), list) and whole[name]}
+    return {name: (list(dict.fromkeys(kinds)) * LAYERS)[:LAYERS] for name, kinds in found.items()}
+
+
+def _small(kind: Any, exceptions: dict[str, Any]) -> dict[str, Any]:
     """Values for the fields of this class of configs that make it small."""
     values: dict[str, Any] = {}
-    parts = getattr(kind, "sub_configs", {})
-    whole = kind() if parts else None
+    parts = kind.sub_configs_defaults
+    kinds_of = _kinds(kind)
     for field in dataclasses.fields(kind):
+        if field.name in kinds_of:
+            values[field.name] = kinds_of[field.name]
+            continue
         if field.name in parts:
-            part = getattr(whole, field.name, None)
-            if part is not None:
-                values[field.name] = _small(type(part), {}) | {"model_type": part.model_type}
+            spec = parts[field.name]
+            part = transformers.CONFIG_MAPPING[spec.model_type] if spec.model_type else spec.config_class
+            if not spec.optional:
+                values[field.name] = _small(part, {}) | {"model_type": part.model_type}
             continue
         default = field.default
-        if isinstance(default, bool) or not isinstance(default, int | type(None)) and not field.name.endswith("_id"):
+        if isinstance(default, bool) or (not isinstance(default, int | type(None)) and not field.name.endswith("_id")):
             continue
         if default is None and "layers" in field.name:
             continue
         value = next((value for pattern, value in RULES if re.fullmatch(pattern, field.name)), None)
         if value is not None:
             values[field.name] = value
+    if "kv_lora_rank" in values:  # keys and values are made of one low-rank part, for every head
+        values["num_key_value_heads"] = HEADS
     for name, value in exceptions.items():
         if isinstance(value, dict) and isinstance(values.get(name), dict):
             value = {**values[name], **value}

@@ -2,11 +2,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from fedquilt.adapters.inject import adapters, initial, inject, layout, load, remove, trainable
-from fedquilt.adapters.lora import LoraSettings
+from fedquilt.adapters.lora import LoraSettings, is_linear
 from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
+from fedquilt.core.types import Blocks
 from fedquilt.models.hf import Loaded, load_model
 
 SETTINGS = LoraSettings(rank=2, alpha=4.0)
@@ -178,3 +180,30 @@ def test_targets_that_match_nothing_are_told_with_those_there_are():
     assert not adapters(found.model)
     with pytest.raises(ModelError, match=r"head's parameter 'score.weight' is not in the model"):
         layout(found.model, found.blocks, found.architecture, ("score.weight",))
+
+
+class Scaled(nn.Module):
+    """A matrix that is called with the scale of its input, as quantised layers of some models are."""
+
+    def __init__(self):
+        super().__init__()
+        self.in_features, self.out_features, self.weight = 4, 4, nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, x, scale):
+        return x @ self.weight.T * scale
+
+
+def test_modules_that_take_more_than_an_input_are_no_place_for_an_adapter():
+    model = nn.Module()
+    model.layers = nn.ModuleList(nn.ModuleDict({"query": Scaled(), "value": nn.Linear(4, 4)}) for _ in range(2))
+    settings = LoraSettings(rank=2, alpha=2.0)
+    assert not is_linear(Scaled())
+    with pytest.raises(ModelError, match=r"'query', which names no linear module inside the blocks; there are: value"):
+        inject(model, Blocks("layers", 2), settings, ("query",))
+
+
+def test_a_model_without_linear_modules_is_told_so():
+    model = nn.Module()
+    model.layers = nn.ModuleList(nn.Sequential(nn.Conv1d(4, 4, 1)) for _ in range(2))
+    with pytest.raises(ModelError, match=r"no linear module inside its blocks \(layers\), so there is nothing"):
+        inject(model, Blocks("layers", 2), LoraSettings(rank=2, alpha=2.0))

@@ -62,6 +62,7 @@ def test_what_the_model_wants_is_read_from_config_and_preprocessor():
     told = {"image_mean": [0.1, 0.3, 0.5], "image_std": [0.2], "rescale_factor": 0.01}
     assert pixels_of(config, told) == Pixels((28, 28), 1, [0.1, 0.3, 0.5], [0.2], 0.01)
     assert pixels_of(config, {}) == Pixels((28, 28), 1, (0.5,), (0.5,), 1 / 255)
+    assert pixels_of(SimpleNamespace(vision_config=config), {}).size == (28, 28)
     assert pixels_of(SimpleNamespace(), {"size": {"height": 4, "width": 6}}).size == (4, 6)
     bare = pixels_of(SimpleNamespace(), {"size": {"shortest_edge": 5}, "do_normalize": False, "do_rescale": False})
     assert bare == Pixels((5, 5), 3, (0.0,), (1.0,), 1.0)

@@ -33,6 +33,11 @@ def inject(
     chosen = tuple(targets) or settings.targets
     linears = {name: module for name, module in model.named_modules() if _adaptable(name, module, blocks)}
     endings = sorted({_within_block(name, blocks) for name in linears})
+    if not linears:
+        raise ModelError(
+            f"{type(model).__name__} has no linear module inside its blocks ({blocks.path}), so there is nothing that "
+            "an adapter could be put around; use another model"
+        )
     if not chosen:
         raise ModelError(
             "adapter.targets is empty and the model has no default; choose among its linear modules: "
@@ -167,7 +172,8 @@ def _adaptable(name: str, module: nn.Module, blocks: Blocks) -> bool:
 
 
 def _within_block(name: str, blocks: Blocks) -> str:
-    return name[len(blocks.path) + 1 :].partition(".")[2]
+    inside = name[len(blocks.path) + 1 :].partition(".")[2].split(".")
+    return inside[-1] if any(part.isdecimal() for part in inside) else ".".join(inside)
 
 
 def ends_in(name: str, target: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -199,7 +200,17 @@ def num_features(module: nn.Module) -> tuple[int, int]:
 def is_linear(module: nn.Module) -> bool:
     """Whether LoRA can be put around this module."""
     has_features = hasattr(module, "in_features") or (hasattr(module, "nx") and hasattr(module, "nf"))
-    return has_features and next(chain(module.parameters(), module.buffers()), None) is not None
+    return (
+        has_features
+        and len(_arguments(type(module))) == 1
+        and next(chain(module.parameters(), module.buffers()), None) is not None
+    )
+
+
+@cache
+def _arguments(kind: type[nn.Module]) -> tuple[str, ...]:
+    """What this class of modules is called with, but itself; one that takes more than an input is no matrix."""
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
 
 
 def is_transposed(module: nn.Module) -> bool:

@@ -33,6 +33,7 @@ from fedquilt.experiment.deal import Dealt, partition_record
 from fedquilt.experiment.lost import lost_of
 from fedquilt.experiment.protect import family_of, rule_of
 from fedquilt.experiment.sources import Source, told_of
+from fedquilt.experiment.trial import try_out
 from fedquilt.models.example import example
 from fedquilt.models.hf import Loaded
 
@@ -171,6 +172,8 @@ def built(
                 }
                 clients[id] = client(id, budgets[id - part.first], take(rows, split.train), **held_out)
         server = client(SERVER, whole, take(rows, dealt.proxy), test=judged)
+        if num_rows(rows):
+            try_out(work.bench, rows, config.model.name)
     group = BuiltGroup(part.label, part.ids, config, architecture, work.loaded, work.adapter, work.bench, server, lost)
     return group, clients
 

@@ -11,14 +11,25 @@ from torch import nn
 
 from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
+from fedquilt.models.layers import find_blocks
 
 
 def outside_base(model: Any) -> list[str]:
     """Parameters of the task's model that are not the base model's: its head."""
+    base = _base_of(model)
+    return [name for name, _ in model.named_parameters() if not name.startswith(base + ".")]
+
+
+def _base_of(model: Any) -> str:
+    """The path of the base model in the task's model: where its class says, else the part with the blocks, if that is
+    a pretrained model of its own."""
     prefix = model.base_model_prefix
-    if not prefix or not hasattr(model, prefix):
+    if prefix and hasattr(model, prefix):
+        return str(prefix)
+    part = find_blocks(model).path.partition(".")[0]
+    if not hasattr(model.get_submodule(part), "base_model_prefix"):
         raise ModelError(f"{type(model).__name__} does not tell its base model from its head; use a model that does")
-    return [name for name, _ in model.named_parameters() if not name.startswith(prefix + ".")]
+    return part
 
 
 def head_of(name: str, model: Any, missing: Collection[str]) -> tuple[str, ...]:
@@ -29,9 +40,8 @@ def head_of(name: str, model: Any, missing: Collection[str]) -> tuple[str, ...]:
     outside = set(outside_base(model))
     if not outside:
         raise ModelError(f"model '{name}': {type(model).__name__} has no classification head")
-    pooler = f"{model.base_model_prefix}.pooler."
     return tuple(
-        name for name, _ in model.named_parameters() if name in outside or (name in missing and name.startswith(pooler))
+        name for name, _ in model.named_parameters() if name in outside or (name in missing and ".pooler." in name)
     )
 
 

@@ -28,6 +28,7 @@ class Pixels:
 
 def pixels_of(config: Any, preprocessor: Mapping[str, Any]) -> Pixels:
     """What a model of this config wants, by its own words and those of its preprocessor_config.json."""
+    config = getattr(config, "vision_config", None) or config  # a model of several parts tells it of that for images
     size = getattr(config, "image_size", None) or preprocessor.get("size")
     if isinstance(size, dict):
         size = (size["height"], size["width"]) if "height" in size else size.get("shortest_edge")

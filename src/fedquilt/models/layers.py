@@ -20,14 +20,22 @@ _QUERY_VALUE = (
     ("qkv_proj",),
     ("qkv",),
     ("Wqkv",),
+    ("query_proj", "value_proj"),
+    ("projection_query", "projection_value"),
+    ("q_b_proj", "kv_b_proj"),
+    ("q_proj", "kv_b_proj"),
+    ("q", "v"),
+    ("Wq", "Wv"),
+    ("in_proj",),
 )
 
 
 def find_blocks(model: nn.Module) -> Blocks:
     """The list of transformer blocks of ``model``: a module list of one class, as long as its config says.
 
-    Lists inside another such list (the experts of each block) do not count. Without a number of layers in the config
-    any module list of one class is a candidate, and there must be exactly one.
+    The config is that of the part of the model that holds the list. Lists inside another such list (the experts of each
+    block) do not count, and of a model with a part for text and others only that part's do. Without a number of layers
+    in the config any module list of one class is a candidate, and there must be exactly one.
 
     Raises
     ------
@@ -39,13 +47,22 @@ def find_blocks(model: nn.Module) -> Blocks:
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and _holds_blocks(module)
     }
-    expected = _num_layers(getattr(model, "config", None))
-    fitting = {name: module for name, module in lists.items() if expected is None or len(module) == expected}
+    expected = _num_layers(_config_of(model))
+    told = {name: _told_above(model, name, expected) for name in lists}
+    fitting = {name: module for name, module in lists.items() if told[name] in (None, len(module))}
     outer = [name for name in fitting if not any(name.startswith(other + ".") for other in fitting)]
+    outer = _of_text(model, outer) or outer
+    if len(outer) > 1:
+        outer = [name for name in outer if len(fitting[name]) == expected] or outer
     if len(outer) == 1:
         return Blocks(outer[0], len(fitting[outer[0]]))
     kind = type(model).__name__
     count = "" if expected is None else f" of {expected} (the config's num_hidden_layers)"
+    if outer and getattr(_config_of(model), "is_encoder_decoder", False):
+        raise ModelError(
+            f"{kind} is an encoder-decoder: its blocks lie in several lists ({', '.join(outer)}), and fedquilt counts "
+            "those of one; use an encoder or a decoder alone"
+        )
     if outer:
         told = ", ".join(f"'{name}' ({len(fitting[name])})" for name in outer)
         raise ModelError(
@@ -73,6 +90,27 @@ def _holds_blocks(modules: nn.ModuleList) -> bool:
     return len({type(module) for module in modules}) == 1 and all(
         any(True for _ in module.children()) for module in modules
     )
+
+
+def _told_above(model: nn.Module, path: str, otherwise: int | None) -> int | None:
+    """The number of layers that the config next above this path tells: each part of a model has its own."""
+    while path:
+        path = path.rpartition(".")[0]
+        number = getattr(_config_of(model.get_submodule(path)), "num_hidden_layers", None)
+        if isinstance(number, int):
+            return number
+    return otherwise
+
+
+def _of_text(model: nn.Module, paths: list[str]) -> list[str]:
+    """Of lists in several parts of a model, those in the part that is for text."""
+    text = getattr(_config_of(model), "text_config", None)
+    parts = [name for name, module in model.named_modules() if text is not None and _config_of(module) is text]
+    return [path for path in paths if any(path.startswith(f"{part}.") for part in parts)]
+
+
+def _config_of(module: nn.Module) -> Any:
+    return getattr(module, "config", None)
 
 
 def _num_layers(config: Any) -> int | None:

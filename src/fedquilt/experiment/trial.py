@@ -1,0 +1,122 @@
+"""One forward pass before anything is trained: what a model cannot do shows there, and not in the middle of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fedquilt.client.workbench import Batch, Workbench
+from fedquilt.core.errors import FedquiltError, ModelError
+
+ROWS = 2
+"""Rows of a trial: one alone would hide what a model does across rows."""
+
+
+def try_out(bench: Workbench, rows: Batch, name: str) -> None:
+    """Nothing, if the model called ``name`` gives logits for the first of these rows and its adapters act on them.
+
+    Raises
+    ------
+    ModelError
+        if the pass fails, gives no logits of the shape that the task has, or leaves out every adapter of a kind.
+    """
+    batch = {key: column[:ROWS] for key, column in rows.items()}
+    with torch.no_grad(), _untouched(bench.model), _noted(bench.adapters) as called:
+        try:
+            with bench.training(()):  # some models take only other rows when they train
+                bench.forward(batch)
+            logits, labels = bench.forward(batch)
+            felt = not bench.adapters or _are_felt(bench, batch)
+        except FedquiltError:
+            raise
+        except Exception as error:  # whatever a model raises: it is somebody else's code
+            told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ModelError(
+                f"model '{name}': {type(bench.model).__name__} does not take these rows ({told}); use a model that "
+                "reads what the data holds"
+            ) from error
+    fits = isinstance(logits, Tensor) and logits.shape[:-1] == labels.shape
+    if not fits:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelError(
+            f"model '{name}': {type(bench.model).__name__} gives logits {shape} where the labels are "
+            f"{tuple(labels.shape)}; use a model that gives one for each class, or token"
+        )
+    if not felt:
+        raise ModelError(
+            f"model '{name}': what the blocks of {type(bench.model).__name__} compute does not depend on its modules "
+            f"{', '.join(dict.fromkeys(map(_kind, bench.adapters)))}, so adapters there would have no effect; choose "
+            "other adapter.targets"
+        )
+    for kind in dict.fromkeys(map(_kind, bench.adapters)):
+        if kind not in map(_kind, called):
+            raise ModelError(
+                f"model '{name}': {type(bench.model).__name__} does not call its modules '{kind}' but uses their "
+                f"weights itself, so adapters there would have no effect; leave '{kind}' out of adapter.targets"
+            )
+
+
+def _are_felt(bench: Workbench, batch: Batch) -> bool:
+    """Whether anything that leaves the blocks is another with the adapters than without them."""
+    blocks = bench.model.get_submodule(bench.blocks.path)
+    assert isinstance(blocks, nn.ModuleList)
+    left: list[list[Tensor]] = []
+    before = [
+        (factor, factor.clone()) for adapter in bench.adapters.values() for factor in (adapter.lora_A, adapter.lora_B)
+    ]
+    hooks = [block.register_forward_hook(lambda _, given, made: left[-1].extend(_tensors(made))) for block in blocks]
+    try:
+        for size in (0.0, 1.0):
+            left.append([])
+            for factor, _ in before:
+                # a ramp: what is normalised has no sum that equal numbers could show
+                factor.copy_(size * torch.linspace(-1, 0.5, factor.numel(), device=factor.device).view_as(factor))
+            bench.forward(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for factor, value in before:
+            factor.copy_(value)
+    return any(not torch.equal(without, made) for without, made in zip(*left, strict=True))
+
+
+def _tensors(made: object) -> list[Tensor]:
+    """The tensors in what a module gave, whether it is one or several."""
+    if isinstance(made, Tensor):
+        return [made]
+    parts = made.values() if isinstance(made, Mapping) else made if isinstance(made, tuple | list) else ()
+    return [part for part in parts if isinstance(part, Tensor)]
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """The model's buffers and torch's stream of random numbers as they were, when the context ends."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
+
+
+@contextmanager
+def _noted(modules: Mapping[str, nn.Module]) -> Iterator[set[str]]:
+    """The paths of those of the modules that are called in the context."""
+    called: set[str] = set()
+    hooks = [
+        module.register_forward_hook(lambda *_, path=path: called.add(path))  # type: ignore[misc]
+        for path, module in modules.items()
+    ]
+    try:
+        yield called
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _kind(path: str) -> str:
+    return path.rpartition(".")[2]
