@@ -202,15 +202,9 @@ def is_linear(module: nn.Module) -> bool:
     has_features = hasattr(module, "in_features") or (hasattr(module, "nx") and hasattr(module, "nf"))
     return (
         has_features
-        and len(_arguments(type(module))) == 1
+        and len(inspect.signature(type(module).forward).parameters) == 2  # itself and its input
         and next(chain(module.parameters(), module.buffers()), None) is not None
     )
-
-
-@cache
-def _arguments(kind: type[nn.Module]) -> tuple[str, ...]:
-    """What this class of modules is called with, but itself; one that takes more than an input is no matrix."""
-    return tuple(inspect.signature(kind.forward).parameters)[1:]
 
 
 def is_transposed(module: nn.Module) -> bool:

@@ -107,10 +107,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 def _noted(modules: Mapping[str, nn.Module]) -> Iterator[set[str]]:
     """The paths of those of the modules that are called in the context."""
     called: set[str] = set()
-    hooks = [
-        module.register_forward_hook(lambda *_, path=path: called.add(path))  # type: ignore[misc]
-        for path, module in modules.items()
-    ]
+    hooks = [module.register_forward_hook(lambda *_, path=path: called.add(path)) for path, module in modules.items()]
     try:
         yield called
     finally:

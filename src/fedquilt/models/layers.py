@@ -48,8 +48,8 @@ def find_blocks(model: nn.Module) -> Blocks:
         if isinstance(module, nn.ModuleList) and _holds_blocks(module)
     }
     expected = _num_layers(_config_of(model))
-    told = {name: _told_above(model, name, expected) for name in lists}
-    fitting = {name: module for name, module in lists.items() if told[name] in (None, len(module))}
+    own = {name: _told_above(model, name, expected) for name in lists}
+    fitting = {name: module for name, module in lists.items() if own[name] in (None, len(module))}
     outer = [name for name in fitting if not any(name.startswith(other + ".") for other in fitting)]
     outer = _of_text(model, outer) or outer
     if len(outer) > 1:
