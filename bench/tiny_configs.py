@@ -46,6 +46,9 @@ _SWIN = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8}
 _SHARED = {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": NUM_TOKENS}
 _ASSISTED = {"num_kv_shared_layers": LAYERS, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+_HYBRID = {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2}
+_AXES = {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 20]}
+_REFORMER = _AXES | {"attn_layers": ["local", "lsh"], "is_decoder": True}
 _STAGES = {"hidden_sizes": [16, 32], "depths": [2, 2]}
 
 KINDS = ("layer_types", "mlp_layer_types", "layers_block_type")
@@ -55,6 +58,14 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "bit": _STAGES | {"embedding_size": 16, "num_groups": 4, "out_features": None},
     "convnext": _STAGES | {"num_stages": 2, "patch_size": 4},
     "convnextv2": _STAGES | {"num_stages": 2, "patch_size": 4},
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}},
+    },
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "zamba": _HYBRID,
+    "zamba2": _HYBRID,
+    "zaya": {"num_experts_per_tok": 1, "sliding_window": 16},
     "codegen": {"rotary_dim": 4},
     "deit": {"architectures": ["DeiTForImageClassification"]},
     "donut-swin": _SWIN,
@@ -73,7 +84,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "layoutlmv3": {"coordinate_size": 6, "shape_size": 4},
     "lilt": {"hidden_size": 48},
-    "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 20], "attn_layers": ["local", "lsh"]},
+    "reformer": _REFORMER,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "levit": {"patch_size": 16, "image_size": 64, "architectures": ["LevitForImageClassification"]},
     "perceiver": {"architectures": ["PerceiverForImageClassificationLearned"]},

@@ -1,11 +1,14 @@
 import copy
 import json
+import re
+import shutil
 import warnings
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
 from fedquilt.adapters.export import load_peft, save_peft
 from fedquilt.adapters.inject import adapters, initial, inject, layout, load, trainable
@@ -13,6 +16,7 @@ from fedquilt.adapters.lora import LoraSettings
 from fedquilt.core.errors import ModelError, RunError
 from fedquilt.core.rng import Rng
 from fedquilt.models.hf import load_model
+from fedquilt.models.source import find_source
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
@@ -233,3 +237,24 @@ def test_an_adapter_of_another_model_is_refused(folder):
         _, _, where, _, _ = adapted(name, "image-classification")
         with pytest.raises(ModelError, match=text):
             load_peft(folder, where)
+
+
+@pytest.mark.parametrize("name", ["glyph-vit-8x48", "arith-llama"])
+def test_an_adapter_of_a_cut_base_says_how_and_does_not_go_on_the_whole_one(tmp_path, name, monkeypatch):
+    images = name.startswith("glyph")
+    task = "image-classification" if images else "causal-lm"
+    _, found, where, params, settings = adapted(f"{name}?layers=2", task)
+    base = tmp_path / "base"
+    shutil.copytree(find_source(name, False, 8).location, base)
+    told = {"base_name": str(base), "task": task, "beyond": f"{found.blocks.path}.2"}
+    told["classes"] = ["a", "b", "c"] if images else []
+    folder = save_peft(tmp_path / "adapter", params, found.model, where, settings, **told)
+    auto = AutoModelForImageClassification if images else AutoModelForCausalLM
+    whole = auto.from_pretrained(base, **({"num_labels": 3, "ignore_mismatched_sizes": True} if images else {}))
+    with pytest.raises(KeyError, match=rf"{found.blocks.path}\.2\."):
+        PeftModel.from_pretrained(whole, str(folder))
+    monkeypatch.chdir(folder)
+    known = {}
+    exec(re.search(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.S)[1], known)
+    given = inputs(task) if images else {"input_ids": torch.randint(4, 20, (4, 9))}
+    torch.testing.assert_close(known["model"].eval()(**given).logits, found.model(**given).logits, rtol=0, atol=1e-5)

@@ -10,27 +10,51 @@ LABELS, CARD = "labels.json", "README.md"
 _AUTO = {
     "image-classification": "AutoModelForImageClassification",
     "sequence-classification": "AutoModelForSequenceClassification",
+    "causal-lm": "AutoModelForCausalLM",
 }
 
 
-def beside(base_name: str, task: str, names: Sequence[str], *, peft: bool) -> dict[str, str]:
-    """The text of each file beside the adapter of a classifier: the card and ``labels.json``; none without ``names``.
+def beside(
+    base_name: str,
+    task: str,
+    names: Sequence[str],
+    *,
+    peft: bool,
+    revision: str | None = None,
+    layers: int | None = None,
+) -> dict[str, str]:
+    """The text of each file beside the adapter: of a classifier the card and ``labels.json``, of any the card where the
+    base must be cut to its first ``layers`` blocks.
 
     ``names`` are the classes in the order of the outputs; ``labels.json`` has them as ``id2label`` and ``label2id``,
     the keys of a config: PEFT's own files have no place for them. ``peft`` says whether PEFT reads the adapter.
     """
+    options = f", revision={json.dumps(revision)}" if revision else ""
     if not names:
-        return {}
+        return {} if layers is None else {CARD: _card(base_name, task, names, peft, options, layers)}
     named = {
         "id2label": {str(place): name for place, name in enumerate(names)},
         "label2id": {name: place for place, name in enumerate(names)},
     }
     text = json.dumps(named, indent=2, ensure_ascii=False) + "\n"
-    return {LABELS: text, CARD: _card(base_name, task, names, peft)}
+    return {LABELS: text, CARD: _card(base_name, task, names, peft, options, layers)}
 
 
-def _card(base_name: str, task: str, names: Sequence[str], peft: bool) -> str:
+def _cut(base: str, options: str, layers: int) -> list[str]:
+    """Lines of Python for a config of the first blocks alone."""
+    return [
+        f"config = AutoConfig.from_pretrained({base}{options})",
+        f"config.num_hidden_layers = {layers}",
+        'if getattr(config, "layer_types", None):',
+        f"    config.layer_types = config.layer_types[:{layers}]",
+    ]
+
+
+def _card(base_name: str, task: str, names: Sequence[str], peft: bool, options: str, layers: int | None) -> str:
     base, auto = json.dumps(base_name, ensure_ascii=False), _AUTO[task]
+    sized = f", num_labels={len(names)}" if names else ""
+    loose = ", ignore_mismatched_sizes=True" if names else ""
+    given = f"{options}{sized}{loose}" if layers is None else f"{options}, config=config{loose}"
     lines = [
         "---",
         f"base_model: {base}",
@@ -40,28 +64,42 @@ def _card(base_name: str, task: str, names: Sequence[str], peft: bool) -> str:
         "",
         "# Adapter",
         "",
-        f"Trained with fedquilt on `{base_name}` for {task}. Its base may name its outputs otherwise, or not at all;",
-        f"the classes are those below, and in `{LABELS}`.",
+        f"Trained with fedquilt on `{base_name}` for {task}.",
+        *([f"Only the first {layers} blocks of the base were used."] if layers is not None else []),
+        *(
+            [
+                "Its base may name its outputs otherwise, or not at all;",
+                f"the classes are those below, and in `{LABELS}`.",
+            ]
+            if names
+            else []
+        ),
         "",
         "```python",
-        "import json",
+        *(["import json"] if names else []),
         "from pathlib import Path",
         "",
         "from peft import PeftModel" if peft else "from fedquilt import load_adapter",
-        f"from transformers import {auto}",
+        f"from transformers import {auto}" if layers is None else f"from transformers import AutoConfig, {auto}",
         "",
         'folder = Path(".")  # this one',
-        f'labels = json.loads((folder / "{LABELS}").read_text("utf-8"))',
-        f"base = {auto}.from_pretrained({base}, num_labels={len(names)}, ignore_mismatched_sizes=True)",
-        'base.config.id2label = {int(place): name for place, name in labels["id2label"].items()}',
-        'base.config.label2id = labels["label2id"]',
+        *([] if layers is None else _cut(base, options + sized, layers)),
+        *([f'labels = json.loads((folder / "{LABELS}").read_text("utf-8"))'] if names else []),
+        f"base = {auto}.from_pretrained({base}{given})",
+        *(
+            [
+                'base.config.id2label = {int(place): name for place, name in labels["id2label"].items()}',
+                'base.config.label2id = labels["label2id"]',
+            ]
+            if names
+            else []
+        ),
         f"model = {'PeftModel.from_pretrained' if peft else 'load_adapter'}(base, folder)",
         "```",
-        "",
-        "| output | class |",
-        "|---|---|",
-        *(f"| {place} | {_cell(name)} |" for place, name in enumerate(names)),
     ]
+    if names:
+        lines += ["", "| output | class |", "|---|---|"]
+        lines += [f"| {place} | {_cell(name)} |" for place, name in enumerate(names)]
     return "\n".join(lines) + "\n"
 
 

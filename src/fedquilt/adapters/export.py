@@ -34,6 +34,7 @@ def save_peft(
     task: str,
     head: Collection[str] = (),
     revision: str | None = None,
+    beyond: str | None = None,
     classes: Sequence[str] = (),
 ) -> Path:
     """The folder, now holding ``params`` as ``PeftModel.from_pretrained(base, folder)`` reads them.
@@ -41,7 +42,9 @@ def save_peft(
     ``params`` may be a part of the layout, whole modules at a time; blocks that are left out stay without an adapter.
     ``model`` is the one they are of, with adapters in it or without. Its head, which is what the layout names of it and
     ``head``, goes along whole, with the model's own values where ``params`` has none: PEFT wants all of it or nothing.
-    ``classes`` are the names of the outputs. The folder appears whole or not at all; one that is there is replaced.
+    ``classes`` are the names of the outputs. ``beyond`` is the path of the first block of the base that ``model``
+    leaves away, if it leaves any: PEFT then refuses the base as a whole, which would be another model. The folder
+    appears whole or not at all; one that is there is replaced.
 
     Raises
     ------
@@ -74,13 +77,16 @@ def save_peft(
         "rank_pattern": dict(settings.rank_pattern),
         "alpha_pattern": dict(settings.alpha_pattern),
         "target_modules": list(where.targets),
-        "modules_to_save": list(where.saved) or None,
+        # to PEFT the block that must not be there is one whose tensors are missing; where it is not, nothing
+        "modules_to_save": [*where.saved, *([] if beyond is None else [beyond])] or None,
         "fan_in_fan_out": where.transposed,
         "bias": "none",
         "init_lora_weights": True,
         "inference_mode": True,
     }
-    write_folder(folder, (PEFT_TENSORS, tensors), (PEFT_CONFIG, config), beside(base_name, task, classes, peft=True))
+    layers = None if beyond is None else int(beyond.rpartition(".")[2])
+    told = beside(base_name, task, classes, peft=True, revision=revision, layers=layers)
+    write_folder(folder, (PEFT_TENSORS, tensors), (PEFT_CONFIG, config), told)
     return folder
 
 

@@ -29,6 +29,7 @@ from fedquilt.core.params import num_bytes
 from fedquilt.core.types import ClientId, Layout, Memory, Order, Params, Tree
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.groups import BuiltGroup
+from fedquilt.models.source import whole_of
 from fedquilt.record import Record, hold, read_config, read_partition, read_result
 from fedquilt.record.folder import ADAPTERS
 
@@ -79,16 +80,18 @@ def _save(group: BuiltGroup, folder: Path, params: Mapping[str, torch.Tensor]) -
     else:
         params, lora = plain(params, group.adapter)
         layout = group.layout
+    base, layers = whole_of(config.model.name)
     save_peft(
         folder,
         params,
         loaded.model,
         layout,
         lora,
-        base_name=config.model.name,
+        base_name=base,
         task=config.model.task,
         head=loaded.head,
         revision=config.model.revision,
+        beyond=None if layers is None else f"{loaded.blocks.path}.{layers}",
         classes=loaded.outputs.names,
     )
 

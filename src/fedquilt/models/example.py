@@ -21,7 +21,7 @@ def example(model: Any, prepare: Callable[[Columns], dict[str, Tensor]]) -> dict
         ramp = torch.arange(_ROWS * _PIXELS * _PIXELS * 3, device=device) % 251
         return prepare({"pixel_values": ramp.to(torch.uint8).view(_ROWS, _PIXELS, _PIXELS, 3)})
     rows = torch.tensor(ordinary_tokens(model, _ROWS * _TOKENS), device=device).view(_ROWS, _TOKENS)
-    end = model.config.eos_token_id
+    end = getattr(model.config, "eos_token_id", None)
     if isinstance(end, int):
         rows[:, -1] = end  # some models classify by their end token
     # of a mask of two dimensions, transformers would want to see numbers, which meta has not

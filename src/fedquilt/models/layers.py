@@ -24,6 +24,7 @@ _QUERY_VALUE = (
     ("projection_query", "projection_value"),
     ("q_b_proj", "kv_b_proj"),
     ("q_proj", "kv_b_proj"),
+    ("q_a_proj", "kv_b_proj"),
     ("q", "v"),
     ("Wq", "Wv"),
     ("in_proj",),

@@ -45,15 +45,10 @@ def find_source(name: str, meta: bool, max_length: int) -> Source:
     ModelError
         if the name has no such form, or what it names is not there.
     """
+    whole, layers = whole_of(name)
+    if layers is not None:
+        return replace(find_source(whole, meta, max_length), name=name, layers=layers)
     form, _, rest = name.partition(":")
-    if form not in ("tiny", "shape") and "?" in name:
-        whole, _, cut = name.rpartition("?")
-        key, _, number = cut.partition("=")
-        if key != "layers" or not re.fullmatch("[0-9]{1,9}", number) or int(number) < 1:
-            raise ModelError(
-                f"model '{name}': '?{cut}' is not known; allowed behind a name is '?layers=N': the first N blocks only"
-            )
-        return replace(find_source(whole, meta, max_length), name=name, layers=int(number))
     if name in BUILTIN:
         folder = Path(str(resources.files("fedquilt"))) / "assets" / name
         if not (folder / "config.json").is_file():
@@ -78,6 +73,25 @@ def find_source(name: str, meta: bool, max_length: int) -> Source:
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
         raise ModelError(f"model '{name}': there is no such folder; {FORMS}")
     return Source(name, location=name)
+
+
+def whole_of(name: str) -> tuple[str, int | None]:
+    """The name without its ``?layers=N``, and N; None where all blocks are meant.
+
+    Raises
+    ------
+    ModelError
+        if something else stands behind the question mark.
+    """
+    if name.partition(":")[0] in ("tiny", "shape") or "?" not in name:
+        return name, None
+    whole, _, cut = name.rpartition("?")
+    key, _, number = cut.partition("=")
+    if key != "layers" or not re.fullmatch("[0-9]{1,9}", number) or int(number) < 1:
+        raise ModelError(
+            f"model '{name}': '?{cut}' is not known; allowed behind a name is '?layers=N': the first N blocks only"
+        )
+    return whole, int(number)
 
 
 def _folder_in_package(name: str, rest: str) -> Path:
