@@ -257,4 +257,6 @@ def test_an_adapter_of_a_cut_base_says_how_and_does_not_go_on_the_whole_one(tmp_
     known = {}
     exec(re.search(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.S)[1], known)
     given = inputs(task) if images else {"input_ids": torch.randint(4, 20, (4, 9))}
-    torch.testing.assert_close(known["model"].eval()(**given).logits, found.model(**given).logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        known["model"].float().eval()(**given).logits, found.model(**given).logits, rtol=0, atol=1e-5
+    )

@@ -15,7 +15,7 @@ RIGHT = [
     ("sequence-classification", "roberta"),  # a head that is a module of modules
     ("sequence-classification", "distilbert"),  # a head of two modules
     ("sequence-classification", "deberta-v2"),
-    ("sequence-classification", "xlnet"),  # called 'logits_proj'
+    ("sequence-classification", "electra"),
     ("image-classification", "deit"),
     ("image-classification", "clip"),  # a base that its class does not name, in a config of several parts
     ("causal-lm", "gpt2"),  # tied embeddings, matrices that lie across
@@ -26,6 +26,7 @@ REFUSED = [
     ("image-classification", "imagegpt", "does not take these rows"),
     ("sequence-classification", "t5", "is an encoder-decoder"),
     ("sequence-classification", "albert", "has no list of equal blocks"),
+    ("sequence-classification", "xlnet", "padding changes what a xlnet model says"),
     ("causal-lm", "electra", "sees the tokens to come"),
 ]
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fedquilt.client.workbench import Batch, Workbench
 from fedquilt.core.errors import FedquiltError, ModelError
+from fedquilt.core.rng import Rng
 
 ROWS = 2
 """Rows of a trial: one alone would hide what a model does across rows."""
@@ -96,7 +97,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     """The model's buffers and torch's stream of random numbers as they were, when the context ends."""
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        with torch.random.fork_rng():
+        with Rng(0).child("trial").scope():
             yield
     finally:
         for buffer, value in before:

@@ -25,7 +25,12 @@ def refuse_seeing_ahead(model: Any, name: str, blocks: Blocks | None = None, len
     ModelError
         if one does: trained and judged on next tokens, such a model reads the answer.
     """
-    if sees_ahead(model) or (blocks is not None and sees_far_ahead(model, blocks, length)):
+    try:
+        ahead = sees_ahead(model) or (blocks is not None and sees_far_ahead(model, blocks, length))
+    except Exception as error:  # what a model raises on a few tokens is its author's choice
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"model '{name}': a trial with a few tokens failed ({told}); choose another model") from error
+    if ahead:
         raise ModelError(
             f"model '{name}': a {model.config.model_type} model as this one is set sees the tokens to come (changing a "
             "later token changes what it says of earlier ones), so as a language model it would read the answer; "

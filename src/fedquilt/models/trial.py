@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
@@ -43,7 +44,10 @@ def refuse_padding_token(model: Any, tokenizer: Any, name: str) -> None:
 
 def num_embeddings(model: Any) -> int:
     """How many tokens the model has an embedding for."""
-    return int(model.get_input_embeddings().weight.shape[0])
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except NotImplementedError:  # of a model that reads characters by their numbers, there is one for each
+        return sys.maxunicode + 1
 
 
 def longest_row(model: Any, blocks: Blocks, name: str, wanted: int) -> int:
