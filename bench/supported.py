@@ -127,6 +127,8 @@ def save_base(task: str, model_type: str, base: Path) -> None:
         for name, parameter in model.named_parameters():
             if parameter.dim() >= 2 and "norm" not in name.lower():
                 parameter.normal_(0, 0.05 if task == "image-classification" else 0.15)
+            elif not parameter.any() and "bias" not in name:
+                parameter.fill_(0.5)  # a scale or a gate that is closed at first lets nothing be learned behind it
     model.save_pretrained(base)
     save_tokenizer(task, base)
 
