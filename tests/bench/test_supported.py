@@ -51,3 +51,18 @@ def test_what_cannot_be_is_refused_with_the_reason_before_training(bench, tmp_pa
     assert answer.outcome == "refused"
     assert reason in answer.reason
     assert not (tmp_path / "run").exists()
+
+
+def test_the_page_has_every_architecture_and_no_third_case(bench):
+    page = bench.TABLE.read_text("utf-8")
+    for task, kind in bench.architectures():
+        rows = page.partition(f"\n## {task}")[2].partition("\n## ")[0].splitlines()
+        own = [row for row in rows if row.startswith(f"| {kind} |")]
+        assert len(own) == 1, f"{task} {kind} has {len(own)} rows; run python bench/supported.py"
+        assert own[0].split(" | ")[1].startswith(("yes", "refused: ")), own[0]
+
+
+@pytest.mark.slow
+def test_the_page_is_what_the_sweep_makes(bench, tmp_path):
+    assert bench.main(["--work", str(tmp_path), "--out", str(tmp_path / "page.md")]) == 0
+    assert (tmp_path / "page.md").read_text("utf-8") == bench.TABLE.read_text("utf-8")
