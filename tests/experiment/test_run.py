@@ -12,7 +12,7 @@ import pytest
 
 from fedquilt.core.errors import RoundError, RunError
 from fedquilt.experiment import build, export, resume, round_record, run
-from fedquilt.record import Record, read_partition, read_result, read_rounds
+from fedquilt.record import Record, hold, read_partition, read_result, read_rounds
 
 run_module = importlib.import_module("fedquilt.experiment.run")  # the package's own name for it is the function
 TENSORS_OF_A_BLOCK = 2 * (2 * 16 + 16 * 2)  # query and value, factors (2, 16) and (16, 2)
@@ -324,6 +324,31 @@ def test_an_export_notices_emptied_adapters_and_leaves_what_was_there(finished, 
         assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert export(finished, out) == out
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_lost_adapter_of_a_client_is_not_taken_for_none(config, tmp_path):
+    folder = run(config("rounds=1", "clients.ranks=[1,2,2]", "method.name=hetlora"), tmp_path / "ranks")
+    assert (folder / "adapters" / "global").exists()
+    own = min(path.name for path in (folder / "adapters").glob("client-*"))
+    out = export(folder, tmp_path / "out", client=int(own.removeprefix("client-")))
+    name = "adapter_model.safetensors"
+    assert (out / name).read_bytes() == (folder / "adapters" / own / name).read_bytes()
+    shutil.rmtree(folder / "adapters" / own)
+    with pytest.raises(RunError, match=rf"adapters/{own}/.*: cannot be read \(No such file"):
+        export(folder, tmp_path / "again", client=int(own.removeprefix("client-")))
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_run_that_another_process_writes_is_neither_resumed_nor_exported(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("fedquilt.record.lock.PATIENCE", 0.1)
+    folder = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        run(config(), folder, Told(stop_after=13))
+    with hold(folder):
+        for act in (lambda: resume(folder), lambda: export(folder, tmp_path / "out"), lambda: run(config(), folder)):
+            with pytest.raises(RunError, match=rf"is being written by process {os.getpid()} on "):
+                act()
+    assert read_result(resume(folder))["status"] == "finished"
 
 
 def test_an_export_stopped_at_any_step_leaves_the_old_adapter_or_the_new_one_and_works_again(

@@ -321,17 +321,18 @@ def test_a_finished_run_answers_for_its_adapters(tmp_path):
     inside.mkdir(parents=True)
     (inside / "a").write_text("weights")
     made.save_result({"rounds": 0})
-    Record.open(made.folder).check_adapter("global")
+    assert Record.open(made.folder).has_adapter("global")
+    assert not Record.open(made.folder).has_adapter("client-001")
     (inside / "b").write_text("strange")
     with pytest.raises(RunError, match=r"adapters/global/b: is not of this run, checkpoint.json does not name it"):
-        Record.open(made.folder).check_adapter("global")
+        Record.open(made.folder).has_adapter("global")
     (inside / "b").unlink()
     (inside / "a").write_text("")
     with pytest.raises(RunError, match=r"adapters/global/a: damaged"):
-        Record.open(made.folder).check_adapter("global")
+        Record.open(made.folder).has_adapter("global")
     (inside / "a").unlink()
     with pytest.raises(RunError, match=r"adapters/global/a: cannot be read \(No such file"):
-        Record.open(made.folder).check_adapter("global")
+        Record.open(made.folder).has_adapter("global")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="other rights there")

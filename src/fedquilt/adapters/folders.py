@@ -76,6 +76,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None], what: str = "adap
         if stale.exists():
             shutil.rmtree(stale)
     except (OSError, SafetensorError) as error:
+        shutil.rmtree(fresh, ignore_errors=True)  # a full disk needs the room
         raise RunError(
             f"cannot write the {what} folder {folder}: {error}; free the disk or choose another folder"
         ) from error

@@ -153,11 +153,10 @@ def export(run: Path, out: Path, client: ClientId | None = None, group: str | No
 def _copied(record: Record, label: str, client: ClientId | None, out: Path) -> Path:
     """``out``, now holding the wanted adapter of those in the run's folder, whole, and what else was in it."""
     run = record.folder
-    own = None if client is None else run / ADAPTERS / _client_folder(client)
+    own = None if client is None else _client_folder(client)
     # a client without a part of its own uses the global model
-    made = own if own is not None and own.exists() else run / ADAPTERS / _global_folder(label)
-    record.check_adapter(made.name)
-    if not made.exists():
+    name = own if own is not None and record.has_adapter(own) else _global_folder(label)
+    if not record.has_adapter(name):
         whose = f"{run}: group '{label}'" if label else str(run)
         raise RunError(
             f"{whose} has no global model: tensors of it stay with the clients; export one client's with "
@@ -169,7 +168,7 @@ def _copied(record: Record, label: str, client: ClientId | None, out: Path) -> P
     def fill(fresh: Path) -> None:
         if out.is_dir():  # what somebody wrote beside the adapter stays
             shutil.copytree(out, fresh, ignore=lambda folder, names: _OURS, dirs_exist_ok=True)
-        shutil.copytree(made, fresh, dirs_exist_ok=True)
+        shutil.copytree(run / ADAPTERS / name, fresh, dirs_exist_ok=True)
 
     replace_folder(out.resolve(), fill)
     return out

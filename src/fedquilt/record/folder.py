@@ -313,19 +313,21 @@ class Record:
             sync_folder(self.folder)
         self._still_ours()
 
-    def check_adapter(self, name: str) -> None:
-        """Nothing, if the files of ``adapters/NAME`` are those that the run left when it finished.
+    def has_adapter(self, name: str) -> bool:
+        """Whether there is ``adapters/NAME``, as the run left it if it finished.
 
         Raises
         ------
         RunError
             naming the file that is missing, unknown or has changed.
         """
-        if RESULT in self._manifest.files and (self.folder / RESULT).exists():
-            begin = f"{ADAPTERS}/{name}/"
-            wanted = {path for path in self._manifest.files if path.startswith(begin)}
-            there = {path for path in self._adapters() if path.startswith(begin)}
-            check_files(self.folder, sorted(wanted | there), self._manifest)
+        there = (self.folder / ADAPTERS / name).exists()
+        if RESULT not in self._manifest.files or not (self.folder / RESULT).exists():
+            return there
+        begin = f"{ADAPTERS}/{name}/"
+        wanted = {path for path in (*self._manifest.files, *self._adapters()) if path.startswith(begin)}
+        check_files(self.folder, sorted(wanted), self._manifest)
+        return bool(wanted)
 
     @property
     def _keep(self) -> int:
