@@ -136,3 +136,35 @@ def test_an_override_that_every_group_says_otherwise_is_refused(checked, tmp_pat
     assert checked(text, "training.epochs=5")[0].startswith("override training.epochs = 5: every group")
     (tmp_path / "other.toml").write_text(text)
     assert examine(tmp_path / "other.toml", ["training.steps=2", "training.batch_size=4"])[0] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[training]\nmomentum = 0.9\n", "training.momentum = 0.9: is of training.optimizer = 'sgd' alone"),
+        (
+            "[training]\nfinal_scale = 0.5\n",
+            "training.final_scale = 0.5: is of training.schedule = 'linear'",
+        ),
+        ("[aggregation]\ntrim_share = 0.2\n", "aggregation.trim_share = 0.2: is of aggregation.rule = 'trimmed-mean'"),
+        ("[aggregation]\nserver_tau = 0.1\n", "aggregation.server_tau = 0.1: is of aggregation.server_optimizer"),
+        (
+            "[privacy]\nnoise_multiplier = 2\n",
+            "privacy.noise_multiplier = 2.0: is of privacy.mode = 'central'",
+        ),
+    ],
+)
+def test_a_key_that_nothing_would_come_of_is_refused(tmp_path, text, key):
+    path = tmp_path / "idle.toml"
+    path.write_text(BASE + text)
+    (problem,) = examine(path)[0]
+    assert problem.startswith(key)
+
+
+def test_a_changed_choice_takes_along_what_belonged_to_the_old(tmp_path):
+    path = tmp_path / "sgd.toml"
+    path.write_text(f"{BASE}[training]\noptimizer = 'sgd'\nmomentum = 0.9\n")
+    assert examine(path)[0] == []
+    problems, made = examine(path, ["training.optimizer=adamw"])
+    assert problems == []
+    assert made[0][1].training.momentum == 0

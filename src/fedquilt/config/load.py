@@ -12,6 +12,7 @@ from typing import Any
 
 from fedquilt.config.cross import cross_problems
 from fedquilt.config.groups import as_written, group_problems
+from fedquilt.config.idle import idle_problems
 from fedquilt.config.overrides import changes_of, entries_of, with_changes
 from fedquilt.config.problems import shown
 from fedquilt.config.repair import repaired
@@ -174,4 +175,4 @@ def _placed(value: str, folder: Path) -> str:
 def _judged(raw: Mapping[str, Any]) -> tuple[Config, list[str]]:
     """The config of raw tables, and everything that is wrong with them."""
     config, problems = repaired(raw)
-    return config, [*problems, *cross_problems(config), *group_problems(config)]
+    return config, [*problems, *cross_problems(config), *idle_problems(config), *group_problems(config)]

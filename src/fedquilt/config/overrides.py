@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedquilt.config.adapter import of_kind
+from fedquilt.config.idle import still_applies
 from fedquilt.config.problems import shown, unknown
 from fedquilt.config.schema import SECTIONS, Config, Group, Method, Partition
 from fedquilt.config.toml import is_unicode, parsed_toml
@@ -127,6 +128,7 @@ def overlaid(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 def _kept(section: str, old: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """What of a table stays when ``change`` is laid over it: not the settings of a choice that is no longer made."""
+    old = still_applies(section, old, change)
     if section == "training" and not change.keys().isdisjoint(("steps", "epochs")):
         return {key: value for key, value in old.items() if key not in ("steps", "epochs")}
     if section == "adapter":
