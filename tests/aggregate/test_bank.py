@@ -14,6 +14,7 @@ from fedquilt.aggregate.bank import (
     COVERAGE,
     BankUpdate,
     as_large,
+    at_most,
     drawn_bank,
     exchange_bytes,
     merged_bank,
@@ -351,3 +352,19 @@ def test_an_update_that_does_not_fit_is_refused_with_its_client_and_reason(chang
 def test_no_updates_are_an_error():
     with pytest.raises(RoundError, match="no updates to merge into the bank; at least one client must answer"):
         merged_bank(drawn_bank(("query",), 2, SIZE, Rng(0)), [])
+
+
+@pytest.mark.parametrize(
+    ("told", "num_layers", "held"),
+    [
+        ([1.0, 2.0], 3, [1.0, 2.0]),
+        ([1.0, 2.02], 3, [1.0, 2.02]),  # rounding on the wire
+        ([3e38, 3e38], 3, [1.5, 1.5]),
+        ([0.0, 8.0], 2, [0.0, 2.0]),
+        ([-3e38, 1.0], 2, [-3e38, 1.0]),  # below 0 counts as 0 where it is used
+        ([-5.0, 30.0], 3, [0.0, 3.0]),
+        ([0.0, 0.0], 2, [0.0, 0.0]),
+    ],
+)
+def test_a_coverage_is_of_no_more_layers_than_there_are(told, num_layers, held):
+    torch.testing.assert_close(at_most(torch.tensor(told), num_layers), torch.tensor(held))

@@ -70,6 +70,11 @@ def predicted(params: Params, inputs: Tensor) -> Tensor:
     return inputs @ params["weight"] + params["bias"]
 
 
+def whole(order: Order) -> Params:
+    """What a reply holds whose client trains all that it was sent."""
+    return dict(order.params)
+
+
 def fedavg(dim: int, *, steps: int = 3, rate: float = 0.1, batch: int | None = None) -> Method:
     def init(rng: Rng) -> Tree:
         weight = torch.randn(dim, generator=rng.torch(), dtype=torch.float64)
@@ -93,7 +98,7 @@ def fedavg(dim: int, *, steps: int = 3, rate: float = 0.1, batch: int | None = N
     def view(state: Tree, profile: Profile) -> Order:
         return Order(state["params"])
 
-    return Method("toy-fedavg", init, (Exchange("fit", ask, work, merge),), view)
+    return Method("toy-fedavg", init, (Exchange("fit", ask, work, merge, whole),), view)
 
 
 def regression_clients() -> dict[int, Party]:
@@ -354,7 +359,7 @@ def groups(federation: Federation, *, steps: int = 2, rate: float = 0.1) -> Meth
         merged = {n: add(base[n], scale(total[n], 1 / weight[n])) if weight[n] else base[n] for n in base}
         return {**state, "groups": {n: merged[n] for n in state["groups"]}, "shared": merged[""]}
 
-    return Method("toy-groups", init, (Exchange("fit", ask, work, merge),), view)
+    return Method("toy-groups", init, (Exchange("fit", ask, work, merge, whole),), view)
 
 
 def groups_federation(clients: Mapping[int, Party]) -> Federation:
