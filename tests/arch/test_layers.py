@@ -31,6 +31,7 @@ MORE = {
     "cli": {"typer", "rich", "click"},
     "engine/flower": {"flwr"},
     "engine/flower/certs.py": {"cryptography"},
+    "engine/flower/seal.py": {"cryptography"},
     "privacy/account.py": {"dp_accounting"},
 }
 """What single packages and files may import on top of that."""

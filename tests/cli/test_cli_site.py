@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,9 @@ from pathlib import Path
 import pytest
 
 import fedquilt.cli.site as site
+from fedquilt.core.method import Release
+from fedquilt.core.types import Reply
+from fedquilt.privacy.ledger import Allowance, Asked, Ledger, ledger_folder
 
 
 @pytest.fixture
@@ -116,3 +120,23 @@ def test_a_federation_on_this_machine_ends_with_its_command(flower, tmp_path, nu
     assert f"export FLWR_HOME={tmp_path / 'trial' / 'flower'} FLWR_TELEMETRY_ENABLED=0" in told
     assert "flwr run APP trial" in told
     assert marked(str(tmp_path / "trial")) == []
+
+
+def test_status_shows_what_each_client_gave_away_and_how_much_it_may(command, tmp_path):
+    said = command("site", "status", "--memories", str(tmp_path / "none"))
+    assert said.code != 0
+    assert "no such folder; give the one that the node's config names as memories" in " ".join(said.err.split())
+    said = command("site", "status", "--memories", str(tmp_path))
+    assert "no client has answered a run with privacy.mode = 'local'" in said.out
+    release, own = Release(8.0, 100.0, 1e-5), Allowance(8.0, 1e-5)
+    for client, allowed in ((0, own), (3, None)):
+        ledger = Ledger(ledger_folder(tmp_path, client), allowed)
+        for number in range(30):
+            ledger.release(Asked("ab", number, "fit"), release, Reply(client, {}, 1.0), {})
+    said = command("site", "status", "--memories", str(tmp_path))
+    first, second = said.out.splitlines()
+    assert first.startswith("client-000: 30 replies in 1 run, epsilon 6.326 of 8 at delta 1e-05, 1.674 left")
+    assert second.startswith("client-003: 30 replies in 1 run, epsilon 6.326 of 100 at delta 1e-05")
+    assert "fixed by the first run's file" in second
+    told = json.loads(command("site", "status", "--memories", str(tmp_path), "--json").out)["clients"]
+    assert (told["client-000"]["epsilon"], told["client-000"]["by"]) == (8.0, "site")

@@ -24,4 +24,10 @@ def cross_problems(config: Config) -> list[str]:
         most, rank = max(clients.ranks), config.adapter.rank
         if most > rank:
             problems.append(f"adapter: rank = {rank} is the server's, and clients.ranks has {most}; raise it to {most}")
+    keys = config.network.node_keys
+    if not spoilt.touches("network.node_keys", "partition.num_clients") and keys and len(keys) != num:
+        problems.append(
+            f"network: node_keys has {len(keys)} keys for partition.num_clients = {num}; give one for each client, in "
+            "their order, or leave it out"
+        )
     return problems

@@ -22,7 +22,7 @@ from fedquilt.core.errors import ConfigError
 
 NOT_DETERMINING = (
     *("name", "seeds", "device", "output", "evaluation.last", "compare"),
-    *("network.timeout", "network.wait", "network.grace", "checkpoints.keep"),
+    *("network.timeout", "network.wait", "network.grace", "network.node_keys", "checkpoints.keep"),
 )
 """Keys that may differ between two runs of the same experiment: they choose where and which, not what comes out."""
 

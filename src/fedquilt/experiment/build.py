@@ -101,10 +101,12 @@ class Experiment:
         return Rng(self.config.seed)
 
     def announced(self, examples: Mapping[ClientId, int]) -> Experiment:
-        """The experiment when the clients have said how many training rows each has."""
+        """The experiment when the clients have said how many training rows each has; whoever has not has none."""
         if not examples:
             return self
-        profiles = tuple(replace(profile, num_examples=examples[profile.id]) for profile in self.federation.profiles)
+        profiles = tuple(
+            replace(profile, num_examples=examples.get(profile.id, 0)) for profile in self.federation.profiles
+        )
         federation = replace(self.federation, profiles=profiles)
         method = self.make_method(federation)
         return replace(self, federation=federation, method=method, partition=announced_record(profiles))

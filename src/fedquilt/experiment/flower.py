@@ -169,8 +169,13 @@ def over(grid: Any, config: Config, *, name: str, poll: float, stop: Event | Non
             watch=progress.client,
             poll=poll,
             stop=stop,
+            keys=dict(enumerate(network.node_keys)) if network.node_keys and name == "flower" else None,
         )
         engine.hello(network.wait)
+        for words in (*engine.refused.values(), *engine.strangers.values()):
+            log.warning("fedquilt: turned away: %s", words)
+        for client in sorted(engine.cards.keys() - engine.nodes.keys() - engine.refused.keys()):
+            log.warning("fedquilt: client %d did not join", client)
         return engine
 
     return Connect(name, make, here=(), adapted=scored_on_site)

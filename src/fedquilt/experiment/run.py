@@ -179,7 +179,7 @@ def resume(
         experiment = build(connect.adapted(config), connect.here)
         progress = progress or Silent()
         engine = connect.make(experiment, around.get("run_key", ""), memories, progress)
-        experiment = experiment.announced(engine.announced)
+        experiment = experiment.announced(_as_begun(folder, engine.announced))
         _same_inputs(folder, experiment)
         again: dict[str, Any] = {"resumed": True}
         if back_to is None:
@@ -210,6 +210,12 @@ def _refuse_to_go_back(record: Record, config: Config, to: int) -> None:
 def _rows(experiment: Experiment) -> str:
     """The digest of all rows that are in this process: the clients' and the server's."""
     return rows_digest([*experiment.clients.values(), *(group.server for group in experiment.groups)])
+
+
+def _as_begun(folder: Path, announced: Mapping[ClientId, int]) -> dict[ClientId, int]:
+    """The rows that clients announce; those who are away now have what they had, and who was away then has no part."""
+    began = {int(one["id"]): int(one["examples"]) for one in read_partition(folder)["clients"]} if announced else {}
+    return {client: announced.get(client, rows) if rows else 0 for client, rows in began.items()}
 
 
 def _same_inputs(folder: Path, experiment: Experiment) -> None:

@@ -21,10 +21,12 @@ from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.loop import rounds
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Failure, Turn
+from fedquilt.engine.flower.certs import node_key
 from fedquilt.engine.flower.client import Site, client_app
 from fedquilt.engine.flower.grid import GridEngine
 from fedquilt.engine.flower.hello import card, mismatches
 from fedquilt.engine.flower.packing import announced, packed
+from fedquilt.engine.flower.seal import is_signed, signature
 
 SOON = 0.3
 
@@ -214,8 +216,10 @@ def test_a_second_node_cannot_take_a_partition_that_is_held(tmp_path):
     setup = fedavg_setup()
     engine, grid = engine_of(setup, tmp_path)
     grid.add(2)
-    with pytest.raises(ConfigError, match="refused before training: node 7005 claims partition 2, which node 7002"):
-        engine.hello(5)
+    engine.hello(5)  # and it cannot veto the start either
+    assert engine.nodes[2] == FIRST_NODE + 1
+    assert engine.strangers == {7005: "node 7005 claims partition 2, which node 7002 holds"}
+    assert len(played(setup, engine)) == 3
 
 
 def test_clients_that_do_not_join_are_named(tmp_path):
@@ -258,8 +262,9 @@ def test_a_node_with_a_partition_that_is_none_is_refused(tmp_path):
     grid = InProcessGrid(client_app(lambda partition, node: sites[partition], tmp_path), 4)
     grid.add(9)
     engine = GridEngine(grid, cards_of(setup.method, setup.profiles), RUN, timeout=SOON)
-    with pytest.raises(ConfigError, match="announces the partition 9; this run has the partitions 0 to 3"):
-        engine.hello(5)
+    engine.hello(5)
+    assert engine.strangers == {7005: "node 7005 announces the partition 9; this run has the partitions 0 to 3"}
+    assert sorted(engine.nodes) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -288,6 +293,113 @@ def test_a_client_that_does_not_match_is_refused_by_name_before_training(key, va
     assert str(refused.value).startswith("refused before training: client 2: ")
     assert reason in str(refused.value)
     assert all(kind == "query.hello" for kind, _ in grid.calls)
+
+
+# Who may hold up or veto the start ------------------------------------------------------------
+
+
+def answering(setup, folder, wrong=None, **more):
+    """An engine for which two of four clients are enough; ``wrong(message, reply)`` is on the way of what nodes say."""
+    engine, grid = engine_of(setup, folder, meddle=wrong, **{"timeout": 60, "enough": lambda orders: 2, **more})
+    return engine, grid
+
+
+def test_a_client_that_says_no_or_does_not_fit_is_told_by_name_and_the_others_begin(tmp_path):
+    setup = fedavg_setup()
+    wanted = cards_of(setup.method, setup.profiles)
+    told = {**wanted, 2: {**wanted[2], "task": "other"}}
+
+    def join(partition, node):
+        if partition == 1:
+            raise ConfigError("data.source = '/srv/x.csv': no\nsuch file")
+        return Site(partition, setup.clients[partition], setup.method, told[partition])
+
+    for enough in (2, 3):
+        grid = InProcessGrid(client_app(join, tmp_path / str(enough)), 4)
+        engine = GridEngine(grid, wanted, RUN, timeout=60, poll=0.05, enough=lambda orders, enough=enough: enough)
+        if enough == 3:
+            with pytest.raises(ConfigError) as caught:
+                engine.hello(60)  # at once: everyone has spoken
+            assert len(caught.value.problems) == 2
+        else:
+            engine.hello(60)
+            assert sorted(engine.nodes) == [0, 3]
+            (done,) = played(setup, engine, 1)
+            assert sorted(done.traffic[0].dropped) == [1, 2]
+            assert done.traffic[0].dropped[1] == "client 1: data.source = '/srv/x.csv': no such file"
+        assert "its task is 'other'" in engine.refused[2]
+
+
+@pytest.mark.parametrize("stranger", [False, True])
+def test_a_node_that_never_says_who_it_is_holds_nobody_up_longer_than_it_may(tmp_path, stranger):
+    setup = fedavg_setup()
+    silent: list[int] = []
+    engine, grid = answering(setup, tmp_path, lambda o, r: None if o.metadata.dst_node_id in silent else r, grace=0.3)
+    silent.append(grid.add(2) if stranger else FIRST_NODE)  # partition 3 is on the first node
+    engine.hello(600)
+    assert sorted(engine.nodes) == ([0, 1, 2, 3] if stranger else [0, 1, 2])
+    (done,) = played(setup, engine, 1)
+    assert done.traffic[0].dropped == ({} if stranger else {3: "no node holds partition 3"})
+
+
+def test_without_a_grace_the_start_waits_its_time_and_then_goes_on_with_those_who_are_there(tmp_path):
+    setup = fedavg_setup()
+    engine, grid = answering(setup, tmp_path)
+    grid.contexts.pop(FIRST_NODE)
+    engine.hello(0.5)
+    assert sorted(engine.nodes) == [0, 1, 2]
+    few, grid = answering(setup, tmp_path)
+    for node in [*grid.contexts][:3]:
+        grid.contexts.pop(node)
+    with pytest.raises(RoundError, match=r"3 of 4 clients did not join within 0.5 s \(partitions 1, 2, 3\)"):
+        few.hello(0.5)
+
+
+def keyed(setup, folder, holders):
+    """A federation in which ``holders`` are the partitions that nodes claim, each with the name of its key."""
+    names = sorted({name for _, name in holders if name})
+    pairs = {name: node_key(folder / "keys", name) for name in {*names, "k0", "k1", "k2", "k3"}}
+    grid = InProcessGrid(app_of(setup.method, setup.profiles, setup.clients, folder), 0)
+    for partition, name in holders:
+        own = {"key": str(pairs[name].key)} if name else {}
+        grid.contexts[grid.add(partition)].node_config.update(own)
+    public = {client: pairs[f"k{client}"].public.read_text().strip() for client in range(4)}
+    cards = cards_of(setup.method, setup.profiles)
+    return GridEngine(grid, cards, RUN, timeout=60, poll=0.05, keys=public), grid
+
+
+def test_a_partition_goes_to_the_node_with_its_key_whoever_comes_first(tmp_path):
+    setup = fedavg_setup()
+    holders = [(2, "thief"), (2, None), (2, "k1"), (0, "k0"), (1, "k1"), (2, "k2"), (3, "k3")]
+    engine, _ = keyed(setup, tmp_path, holders)
+    engine.hello(60)
+    assert engine.nodes == {0: 7004, 1: 7005, 2: 7006, 3: 7007}
+    assert sorted(engine.strangers) == [7001, 7002, 7003]
+    assert all("does not show the key that network.node_keys ties it to" in said for said in engine.strangers.values())
+    assert len(played(setup, engine)) == 3
+
+
+def test_what_a_node_signed_is_of_this_hello_and_this_node_alone(tmp_path):
+    pair = node_key(tmp_path, "k")
+    public, card_ = pair.public.read_text(), {"partition": 0, "exchanges": ["fit"]}
+    given = signature(pair.key, card_, "n1", RUN, 5)
+    assert is_signed(public, given, card_, "n1", RUN, 5)
+    for changed in (
+        (public, given, {**card_, "partition": 1}, "n1", RUN, 5),
+        (public, given, card_, "n2", RUN, 5),
+        (public, given, card_, "n1", RUN[:-1], 5),
+        (public, given, card_, "n1", RUN, 6),
+        (node_key(tmp_path, "other").public.read_text(), given, card_, "n1", RUN, 5),
+        (public, None, card_, "n1", RUN, 5),
+        (public, "\u00e9" * 9, card_, "n1", RUN, 5),
+        (public, given * 99, card_, "n1", RUN, 5),
+        ("not a key", given, card_, "n1", RUN, 5),
+    ):
+        assert not is_signed(*changed)
+    (tmp_path / "broken").write_text("x")
+    for name, words in (("broken", "no private key without"), ("absent", "cannot be read")):
+        with pytest.raises(ConfigError, match=words):
+            signature(tmp_path / name, card_, "n1", RUN, 5)
 
 
 def test_cards_of_the_same_client_match_and_differ_with_every_shape():

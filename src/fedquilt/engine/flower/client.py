@@ -125,8 +125,17 @@ class _App(ClientApp):
         head, _ = unpacked(message.content, "the server", {})
         if head.get("kind") != "hello":
             raise DecodeError("the server sent a hello that is none")
-        site = self._site(context)
-        return Message(packed({"kind": "card", "card": site.card}), reply_to=message)
+        try:
+            card: Mapping[str, Any] = self._site(context).card
+        except FedquiltError as error:  # whose partition stays empty, and why
+            card = {"partition": partition_of(context), "error": str(error)[:500]}
+        answer: dict[str, Any] = {"kind": "card", "card": card}
+        if key := context.node_config.get("key"):
+            from fedquilt.engine.flower.seal import signature
+
+            nonce, run = str(head.get("nonce"))[:64], str(head.get("run"))[:64]
+            answer["signature"] = signature(Path(str(key)), answer["card"], nonce, run, context.node_id)
+        return Message(packed(answer), reply_to=message)
 
     def _worker(self, number: int) -> Callable[[Message, Context], Message]:
         def work(message: Message, context: Context) -> Message:

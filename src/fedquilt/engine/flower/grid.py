@@ -12,11 +12,12 @@ from flwr.serverapp import Grid
 
 from fedquilt.core.errors import ConfigError, FedquiltError, RoundError
 from fedquilt.core.method import Exchange
+from fedquilt.core.rng import secret
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply
 from fedquilt.engine.flower.client import HELLO, action_of
 from fedquilt.engine.flower.codec import order_content, read_reply
 from fedquilt.engine.flower.hello import Card, examples, mismatches
-from fedquilt.engine.flower.packing import MAX_BYTES, Announced, packed, unpacked
+from fedquilt.engine.flower.packing import MAX_BYTES, Announced, is_int, packed, unpacked
 
 Allowed = Callable[[Exchange, ClientId, Order], Announced | None]
 """The tensors that a client may send in reply to an order, or None if that is not known."""
@@ -35,7 +36,7 @@ class GridEngine:
     replies are there. ``messages`` counts what was sent, by message type; ``announced`` are the training rows that a
     client says it has, where its card leaves that open. ``watch(exchange, number of the reply, replies in all)`` is
     called after each. The clients' memories are on their own disks, so ``memories`` stays empty. ``stop``, once set,
-    ends all waiting.
+    ends all waiting. ``keys`` are the public keys (lines of OpenSSH) that the partitions are tied to, if they are.
     """
 
     has_clients = False
@@ -54,6 +55,7 @@ class GridEngine:
         watch: Callable[[str, int, int], None] | None = None,
         poll: float = 1.0,
         stop: threading.Event | None = None,
+        keys: Mapping[ClientId, str] | None = None,
     ) -> None:
         self.grid, self.cards, self.run = grid, cards, run
         self.timeout, self.allowed, self.max_bytes, self.watch, self.poll = timeout, allowed, max_bytes, watch, poll
@@ -64,33 +66,63 @@ class GridEngine:
         self.nodes: dict[ClientId, int] = {}
         self.refused: dict[ClientId, str] = {}
         self.messages: dict[str, int] = {}
+        self.keys = keys
+        self.strangers: dict[int, str] = {}
         self._asked: set[int] = set()
+        self._claims: dict[int, ClientId] = {}  # of nodes that were turned away because another held the partition
+        self._nonce, self._began = f"{secret().integer(128):032x}", False
 
     def hello(self, wait: float = 300.0) -> None:
-        """Wait until every client's node is there and has said who it is.
+        """Wait until the clients' nodes are there and have said who they are: all, or after ``wait`` seconds enough.
+
+        ``grace`` is how many seconds the others have once enough are there. A node that does not fit is turned away by
+        name (``refused`` by client, ``strangers`` by node), and nobody waits for one that has no partition to fill.
 
         Raises
         ------
         ConfigError
-            if a client is not what the run expects, or two nodes claim one partition; names each.
+            if too few are left because clients are not what the run expects; names each.
         RoundError
-            if after ``wait`` seconds a client is missing.
+            if after ``wait`` seconds there are too few.
         """
-        end = time.monotonic() + wait
+        end, grace = time.monotonic() + wait, self.grace
+        enough, waiting = self.enough(len(self.cards)), dict[str, int]()
         while True:
-            problems = self._greet(max(1.0, end - time.monotonic()))
-            if problems:
-                raise ConfigError([f"refused before training: {problem}" for problem in problems])
-            missing = sorted(self.cards.keys() - self.nodes.keys())
-            if not missing:
-                return
-            if time.monotonic() >= end:
-                raise RoundError(
-                    f"{len(missing)} of {len(self.cards)} clients did not join within {wait:g} s (partitions "
-                    f"{', '.join(map(str, missing[:10]))}{' and more' if len(missing) > 10 else ''}); start their "
-                    "SuperNodes with --node-config 'partition-id=...', or wait longer"
-                )
+            online = self._online()
+            invited = self._new(online) - {*waiting.values()}
+            waiting.update(self._invited(invited, max(1.0, end - time.monotonic())))
+            heard = {message.metadata.reply_to_message_id: message for message in self.grid.pull_messages([*waiting])}
+            for id in [one for one in waiting if one in heard]:  # in the order in which they were asked
+                self._seat(waiting.pop(id), _said(heard[id]), online)
+            joined, now = len(self.nodes), time.monotonic()
+            if joined == len(self.cards):
+                break
+            settled = not waiting and not self._new(self._online())
+            if joined >= enough and (now >= end or (settled and not self._open)):
+                break
+            if now >= end or (settled and joined + len(self._open) < enough):
+                raise self._too_few(wait, timed_out=now >= end and not self.refused)
+            if grace is not None and joined >= enough:
+                end, grace = min(end, now + grace), None
             self._sleep(min(self.poll, 0.2))
+        self._began = True
+
+    @property
+    def _open(self) -> list[ClientId]:
+        """The clients of which no node has spoken."""
+        return sorted(self.cards.keys() - self.nodes.keys() - self.refused.keys())
+
+    def _too_few(self, wait: float, timed_out: bool) -> FedquiltError:
+        away = [f"refused before training: {words}" for _, words in sorted((self.refused | self.strangers).items())]
+        if not timed_out:
+            return ConfigError(away)
+        missing = self._open
+        words = (
+            f"{len(missing)} of {len(self.cards)} clients did not join within {wait:g} s (partitions "
+            f"{', '.join(map(str, missing[:10]))}{' and more' if len(missing) > 10 else ''}); start their "
+            "SuperNodes with --node-config 'partition-id=...', or wait longer"
+        )
+        return RoundError("; ".join([words, *away]))
 
     def send(self, exchange: Exchange, orders: Mapping[ClientId, Order]) -> Iterator[Reply | Failure]:
         """The replies in client order; a client without a usable one is a Failure that says why."""
@@ -129,49 +161,89 @@ class GridEngine:
     def _online(self) -> set[int]:
         return set(self.grid.get_node_ids())
 
-    def _greet(self, timeout: float) -> list[str]:
-        """Ask the nodes that are new who they are; gives what is wrong with them in words."""
+    def _new(self, online: set[int]) -> set[int]:
+        """The nodes to ask who they are; one whose partition was held is asked again when the holder is gone."""
+        free = {node for node, client in self._claims.items() if self.nodes.get(client) not in online}
+        return (online - self._asked) | (online & free)
+
+    def _invited(self, nodes: Iterable[int], seconds: float) -> dict[str, int]:
+        """Ask nodes who they are; gives each by the number of its message, as far as Flower took it."""
+        content = packed({"kind": "hello", "run": self.run, "nonce": self._nonce})
+        asked = [*sorted(nodes)]
+        self.messages[HELLO] = self.messages.get(HELLO, 0) + len(asked)
+        messages = [Message(content, node, HELLO, group_id="0", ttl=min(seconds, self.timeout)) for node in asked]
+        taken = self.grid.push_messages(messages) if messages else ()
+        return {id: node for id, node in zip(taken, asked, strict=True) if id}
+
+    def _greet(self, timeout: float) -> None:
+        """Ask the nodes that are new who they are, in the midst of a run."""
         online = self._online()
-        new = sorted(online - self._asked)
+        new = sorted(self._new(online))
         if not new:
-            return []
-        content = packed({"kind": "hello", "run": self.run})
+            return
+        content = packed({"kind": "hello", "run": self.run, "nonce": self._nonce})
         # a node that was killed counts as online for a while: nobody waits for it if all clients have answered
         missing = len(self.cards.keys() - self.nodes.keys()) or 1
         answers = self._ask({node: (node, content) for node in new}, HELLO, 0, min(timeout, self.timeout), missing, 0.0)
-        problems = []
         for node, answer in sorted(answers.items()):
-            problem = self._seat(node, answer, online)
-            if problem is not None:
-                problems.append(problem)
-        return problems
+            self._seat(node, answer, online)
+            if isinstance(answer, str):
+                self._asked.add(node)  # it does not hold up every round
 
-    def _seat(self, node: int, answer: Message | str, online: set[int]) -> str | None:
-        """Note which partition a node holds; or say why it gets none."""
-        if isinstance(answer, str):  # it may be starting up: it is asked again
-            return None if answer.startswith(_ABSENT) else f"node {node}: {answer}"
+    def _seat(self, node: int, answer: Message | str, online: set[int]) -> None:
+        """Note which partition a node holds; or why it gets none."""
+        if isinstance(answer, str):  # it may only be slow, or no node of ours, or gone: it is asked again
+            if not answer.startswith(_ABSENT):
+                self._asked.add(node)
+                self.strangers[node] = f"node {node}: {answer}"
+            return
         self._asked.add(node)
+        self._claims.pop(node, None)
         try:
-            head, _ = unpacked(answer.content, f"node {node}", {})
+            client, wrong = self._judged(node, answer, online)
         except FedquiltError as error:
-            return str(error)
+            client, wrong = None, str(error)
+        if client is None:
+            self.strangers[node] = wrong
+        elif wrong:
+            self.refused[client] = wrong
+        else:
+            self.nodes[client] = node
+            self.refused.pop(client, None)
+            self.strangers.pop(node, None)
+
+    def _judged(self, node: int, answer: Message, online: set[int]) -> tuple[ClientId | None, str]:
+        """The partition that a node holds, and what is wrong with what it announces; None if it is nobody's node."""
+        head, _ = unpacked(answer.content, f"node {node}", {})
         announced = head.get("card")
         client = announced.get("partition") if isinstance(announced, dict) else None
-        if not isinstance(announced, dict) or not isinstance(client, int) or client not in self.cards:
-            return f"node {node} announces the partition {client!r:.40}; this run has {_range(self.cards)}"
+        if not isinstance(announced, dict) or not is_int(client) or client not in self.cards:
+            return None, f"node {node} announces the partition {client!r:.40}; this run has {_range(self.cards)}"
+        if self.keys is not None and not self._has_its_key(node, client, announced, head.get("signature")):
+            return None, (
+                f"node {node} claims partition {client} and does not show the key that network.node_keys ties it to; "
+                "its site gives key='...' in the node's config, the private key whose public half is named there"
+            )
         holder = self.nodes.get(client)
-        if holder is not None and holder in online:
-            self._asked.discard(node)  # the holder may be this node's old self, which Flower takes a minute to miss
-            return f"node {node} claims partition {client}, which node {holder} holds"
+        if holder is not None and holder != node and holder in online:
+            self._claims[node] = client  # the holder may be its own old self, which Flower takes a minute to miss
+            return None, f"node {node} claims partition {client}, which node {holder} holds"
+        if "error" in announced:
+            return client, f"client {client}: {_harmless(announced['error'])}"
         wrong = mismatches(announced, self.cards[client])
         if wrong:
-            self.refused[client] = f"client {client}: {'; '.join(wrong)}"
-            return self.refused[client]
-        self.nodes[client] = node
+            return client, f"client {client}: {'; '.join(wrong)}"
         if self.cards[client].get("num_examples") is None:
-            self.announced[client] = examples(announced) or 0
-        self.refused.pop(client, None)
-        return None
+            if self._began and client not in self.announced:
+                return client, f"client {client}: joined when the run had begun without it, and its rows are not in it"
+            self.announced.setdefault(client, examples(announced) or 0)
+        return client, ""
+
+    def _has_its_key(self, node: int, client: ClientId, announced: Card, given: Any) -> bool:
+        from fedquilt.engine.flower.seal import is_signed
+
+        public = (self.keys or {}).get(client)
+        return public is not None and is_signed(public, given, announced, self._nonce, self.run, node)
 
     # Messages ------------------------------------------------------------
 
@@ -232,10 +304,13 @@ class GridEngine:
 def _said(message: Message) -> Message | str:
     if not message.has_error():
         return message
-    reason = message.error.reason or f"Flower's error {message.error.code}"
-    # a stranger's words: no line breaks, and nothing that a terminal would obey
-    text = "".join(letter if letter.isprintable() else "?" for letter in " ".join(reason.split()))[:500]
+    text = _harmless(message.error.reason or f"Flower's error {message.error.code}")
     return f"{_ABSENT}: {text}" if message.error.code in _GONE else text
+
+
+def _harmless(words: Any) -> str:
+    """A stranger's words: no line breaks, and nothing that a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(words)[:2000].split()))[:500]
 
 
 def _range(cards: Sequence[ClientId] | Mapping[ClientId, Any]) -> str:

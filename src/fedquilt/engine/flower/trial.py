@@ -280,6 +280,7 @@ class Trial:
         more = self._node_config(node) if callable(self._node_config) else self._node_config
         config = {"partition-id": node, "num-partitions": self.num_nodes, "memories": str(self.folder / "sites")}
         key = self.key(node) if self.secure else None
+        config |= {} if key is None else {"key": str(key)}
         self.start(f"node-{node}", *self.supernode(key=key, **{**config, **more}))
 
     def _may_try_again(self, node: int, ended: Started) -> bool:
