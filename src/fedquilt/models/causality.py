@@ -70,13 +70,15 @@ def sees_ahead(model: Any, length: int = 9, num_places: int = 8) -> bool:
 def ordinary_tokens(model: Any, count: int) -> list[int]:
     """Numbers of ``count`` tokens that the model has an embedding for, from all over the vocabulary, none special."""
     try:
-        size = model.get_input_embeddings().weight.shape[0]
+        table = model.get_input_embeddings()
+        size = table.weight.shape[0]
     except NotImplementedError:  # of a model that makes its embeddings of characters, any numbers will do
-        size = 128
+        table, size = None, 128
     settings = {**vars(model.config), **vars(getattr(model.config, "text_config", None) or model.config)}
     special = {
         value for key, value in settings.items() if key.endswith(("token_id", "token_index")) and isinstance(value, int)
     }
+    special.add(getattr(table, "padding_idx", None))  # from it some models count their positions
     plain = [token for token in range(size) if token not in special]
     return [plain[place * len(plain) // count % len(plain)] for place in range(count)]
 

@@ -175,8 +175,9 @@ def load_model(
     elif tokenizer is None:
         reading = Reading(unread, text.prepare_text)
     else:
-        tried = _tried(model, make, rng) if meta else model
-        reading = text_reading(model, tried, tokenizer, source.name, task, max_length, new_tokens)
+        with _quiet(), _explained(source):
+            tried = _tried(model, make, rng) if meta else model
+            reading = text_reading(model, tried, tokenizer, source.name, task, max_length, new_tokens)
     return Loaded(
         model=model,
         blocks=blocks,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fedquilt.core.rng import Rng
-from fedquilt.models.causality import sees_ahead
+from fedquilt.models.causality import ordinary_tokens, sees_ahead
 
 _BLOCKS = 2
 _LARGEST = 250_000_000  # parameters, about a gigabyte; a larger model is tried when its weights are there
@@ -27,12 +27,15 @@ def stand_in(config: Any, make: Make, rng: Rng) -> Any:
     try:
         with torch.device("meta"):
             size = sum(parameter.numel() for parameter in make(deepcopy(small)).parameters())
-    except Exception:  # a config that does not agree to be cut, of one of many kinds: the whole model is tried instead
+        if size > _LARGEST:
+            return None
+        with rng.scope(), torch.no_grad():
+            model = make(small).requires_grad_(False).eval()
+            row = torch.tensor([ordinary_tokens(model, 2)])
+            model.base_model(input_ids=row, attention_mask=torch.ones_like(row))
+    except Exception:  # one of many kinds of model that cannot be cut so: the whole one is tried when it is loaded
         return None
-    if size > _LARGEST:
-        return None
-    with rng.scope():
-        return make(small).requires_grad_(False).eval()
+    return model
 
 
 def shortened(config: Any, num_layers: int) -> Any:

@@ -70,11 +70,11 @@ def longest_row(model: Any, blocks: Blocks, name: str, wanted: int) -> int:
         return ""
 
     fits, fails = min(_SHORT, wanted), wanted + 1
+    if told := refusal(nullcontext, fits):  # the whole model first: some choose their kind of attention by it
+        raise ModelError(f"model '{name}': a trial with a row of {fits} tokens ended in {told}; choose another one")
     shape: Callable[[], AbstractContextManager[object]] = partial(only_blocks, model, blocks, [0])
     if refusal(shape, fits):
         shape = nullcontext
-        if told := refusal(shape, fits):
-            raise ModelError(f"model '{name}': a trial with a row of {fits} tokens ended in {told}; choose another one")
     middle = wanted
     while fails - fits > 1:
         fits, fails = (fits, middle) if refusal(shape, middle) else (middle, fails)
