@@ -185,3 +185,49 @@ def test_what_was_encoded_is_decoded(llama, text):
     answer = columns["labels"][columns["labels"] != IGNORED].tolist()
     assert answer[-1] == 2
     assert llama.decode(answer) == text
+
+
+# Rows that are too long ----------------------------------------------------------------------------------------------
+
+
+def test_too_long_a_prompt_keeps_its_start_token_and_its_end(llama):
+    table = Table("text", ["p" * 40 + "end"], None, (), targets=["xyz"])
+    columns = llama.encode(table)
+    ids = columns["input_ids"][0].tolist()
+    assert ids[0] == 1
+    assert llama.decode(ids) == "p" * 16 + "end" + "xyz"
+    assert llama.reading.lost(table, columns).tolist() == [[1 + 43 + 4 - LENGTH, 0]]
+
+
+def test_an_answer_that_is_too_long_loses_its_end_and_is_counted(llama):
+    table = Table("text", ["pp", "p"], None, (), targets=["a" * 40, "b"])
+    columns = llama.encode(table)
+    assert columns["input_ids"][0, 0] == 1
+    assert int((columns["labels"][0] != IGNORED).sum()) == LENGTH - 1
+    assert llama.reading.lost(table, columns).tolist() == [[2, 41 - (LENGTH - 1)], [0, 0]]
+
+
+def test_a_text_without_an_answer_loses_its_end(llama):
+    table = Table("text", ["t" * 40, "t"], None, ())
+    columns = llama.encode(table)
+    assert columns["input_ids"][0, 0] == 1
+    assert llama.reading.lost(table, columns).tolist() == [[42 - LENGTH, 0], [0, 0]]
+
+
+def test_of_a_pair_the_longer_sentence_is_cut_first(bert):
+    table = sentences("a" * 40, "a" * 3, "ab", pairs=["bcd", "b" * 40, "cd"])
+    columns = bert.encode(table)
+    assert columns["token_type_ids"].sum(1).tolist() == [4, LENGTH - 5, 3]
+    assert columns["input_ids"][:, 0].tolist() == [1, 1, 1]
+    assert columns["input_ids"][:2, -1].tolist() == [2, 2]
+    assert bert.reading.lost(table, columns).tolist() == [[46 - LENGTH, 0], [46 - LENGTH, 0], [0, 0]]
+
+
+def test_a_conversation_that_is_too_long_keeps_the_start_token_that_its_template_writes(chatty):
+    turns = (("user", "long " * 40),)
+    table = Table("text", [rendered(turns)], None, (), targets=["yes"], turns=[turns])
+    prompt, answer = parts(chatty, table)
+    assert prompt[0] == 1
+    assert chatty.decode(prompt).endswith("long [assistant]")
+    assert chatty.decode(answer) == "yes"
+    assert int(chatty.reading.lost(table, chatty.encode(table))[0, 0]) > 100

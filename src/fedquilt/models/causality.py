@@ -78,7 +78,8 @@ def ordinary_tokens(model: Any, count: int) -> list[int]:
     special = {
         value for key, value in settings.items() if key.endswith(("token_id", "token_index")) and isinstance(value, int)
     }
-    special.add(getattr(table, "padding_idx", None))  # from it some models count their positions
+    own = getattr(table, "padding_idx", None)  # from it some models count their positions
+    special |= set() if own is None else {int(own)}
     plain = [token for token in range(size) if token not in special]
     return [plain[place * len(plain) // count % len(plain)] for place in range(count)]
 
