@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pytest
 from pydantic import Field
 
-from fedquilt.config.build import arguments
+from fedquilt.config.build import arguments, kind_in_words
+from fedquilt.config.kinds import Factor, FromRound, Rounds, Share
 from fedquilt.core.errors import ConfigError
+from fedquilt.methods import METHODS
 
 
 def factory(
@@ -117,3 +121,48 @@ def test_partials_and_missing_annotations_work():
 
     assert arguments(plain, {"a": [1]}, prefix="method") == {"a": [1], "b": 2}
     assert arguments(partial(plain, a=5), {}, prefix="method") == {"a": 5, "b": 2}
+
+
+def numeric(kind: Any) -> bool:
+    return kind in (int, float) or any(numeric(inner) for inner in get_args(kind))
+
+
+NUMBERS = [
+    (name, key)
+    for name, method in METHODS.items()
+    for key, parameter in inspect.signature(method, eval_str=True).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY and numeric(parameter.annotation)
+]
+
+
+def test_there_are_settings_of_methods_that_are_numbers():
+    assert len(NUMBERS) > 20
+    assert ("h2tune", "slots") in NUMBERS
+
+
+@pytest.mark.parametrize("value", [10**30, -(10**30), 1e30, -1e30, math.nan, math.inf, -math.inf, True, "1", [1]])
+def test_every_number_of_every_method_has_two_ends(value):
+    for name, key in NUMBERS:
+        with pytest.raises(ConfigError) as caught:
+            arguments(METHODS[name], {key: value}, prefix="method")
+        (problem,) = caught.value.problems
+        assert problem.startswith(f"method.{key} = "), name
+        assert ": must be " in problem, name
+
+
+def test_every_default_of_every_method_is_within_its_own_bounds():
+    for name, method in METHODS.items():
+        made = arguments(method, {}, prefix="method")
+        written = {key: value for key, value in made.items() if value is not None}
+        assert arguments(method, written, prefix="method") == made, name
+
+
+def test_types_are_told_with_their_bounds():
+    assert [kind_in_words(kind) for kind in (Rounds, FromRound | None, Share, Factor, bool, Literal["a"])] == [
+        "int from 1 to 1,000,000",
+        "int from 0 to 1,000,000 | None",
+        "float from 0 to below 1",
+        "float above 0 to 1,000,000,000",
+        "bool",
+        "Literal['a']",
+    ]

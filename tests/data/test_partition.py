@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -272,6 +273,18 @@ def test_digest_tells_splits_apart() -> None:
 def test_what_cannot_be_done_is_said(scheme: str, num_clients: int, own: dict[str, Any], said: str) -> None:
     with pytest.raises(DataError, match=said):
         partition(scheme, LABELS, num_clients, Rng(1), **own)
+
+
+@pytest.mark.parametrize("value", [10**30, -(10**30), 10**400, 1e30, -1e30, math.nan, math.inf, True, "1", None, [1]])
+def test_every_setting_of_every_scheme_has_two_ends(value: Any) -> None:
+    for scheme, own in OWN.items():
+        names = SCHEMES[scheme].__kwdefaults__ or {}
+        names = {*names, *own}
+        for name in names:
+            (problem,) = settings_problems(scheme, {**own, name: value})
+            assert problem.startswith(f"partition.{name} = ")
+            assert ": must be a" in problem
+            assert "1,000,000,000" in problem
 
 
 def test_natural_asks_for_one_client_per_id() -> None:

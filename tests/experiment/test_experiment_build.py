@@ -38,7 +38,7 @@ WRONG = [
     (("method.shape=tri",), r"method.shape = 'tri': not one of the choices; allowed: 'triangle', 'inverted-triangle'"),
     (("method.drop_layers=true",), r"method.drop_layers = true: unknown key; allowed: allocation, shape, base"),
     (("method.warmup=2.5",), r"method.warmup = 2.5: must be a whole number, not a number with a decimal point"),
-    (("method.allocation=fim", "method.refresh=0"), r"method.refresh = 0: must be at least 1 round"),
+    (("method.allocation=fim", "method.refresh=0"), r"method.refresh = 0: must be at least 1"),
     (
         ("method.allocation=fim", "data.proxy=0"),
         r"method.scores_from = 'server', but the server has no rows of its own: ",

@@ -36,6 +36,8 @@ def methods(
 
 def described(name: str, factory: Any) -> dict[str, Any]:
     """A method's name, summary, docstring, settings and paper, as values that JSON can hold."""
+    from fedquilt.config.build import kind_in_words
+
     text = inspect.getdoc(factory) or ""
     parameters = inspect.signature(factory, eval_str=True).parameters.values()
     module = inspect.getdoc(inspect.getmodule(factory)) or ""
@@ -44,7 +46,7 @@ def described(name: str, factory: Any) -> dict[str, Any]:
         "summary": module.splitlines()[0] if module else "",
         "text": text,
         "settings": {
-            one.name: {"type": inspect.formatannotation(one.annotation), "default": one.default}
+            one.name: {"type": kind_in_words(one.annotation), "default": one.default}
             for one in parameters
             if one.kind is inspect.Parameter.KEYWORD_ONLY
         },

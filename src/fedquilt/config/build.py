@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -53,3 +54,18 @@ def arguments(
     if problems:
         raise ConfigError(problems)
     return result
+
+
+def kind_in_words(annotation: Any) -> str:
+    """The type of a setting as a table shows it, with its bounds: ``int from 1 to 1,000,000 | None``."""
+    if get_origin(annotation) in (Union, UnionType):
+        return " | ".join(kind_in_words(one) for one in get_args(annotation))
+    if get_origin(annotation) is not Annotated:
+        return "None" if annotation is type(None) else inspect.formatannotation(annotation)
+    kind, *about = get_args(annotation)
+    ends: dict[str, float] = {}
+    for bound in (bound for field in about for bound in field.metadata):
+        ends |= {name: getattr(bound, name) for name in ("gt", "ge", "lt", "le") if hasattr(bound, name)}
+    low = f"from {ends['ge']:,}" if "ge" in ends else f"above {ends['gt']:,}"
+    high = f"to {ends['le']:,}" if "le" in ends else f"to below {ends['lt']:,}"
+    return f"{inspect.formatannotation(kind)} {low} {high}"

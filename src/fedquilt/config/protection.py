@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
-from fedquilt.config.kinds import STRICT, Count, Rate, Seed, Share, Strength
+from fedquilt.config.kinds import STRICT, Count, RankOrZero, Rate, Seed, Share, Strength
 
 
 class Aggregation(BaseModel):
@@ -36,7 +36,7 @@ class Aggregation(BaseModel):
     """Where ``flexlora`` puts the singular values: all into B, or evenly into both factors."""
     normalize: Literal["all", "segment"] = "all"
     """Over whom ``hetlora`` takes the mean of the ranks that not all clients hold: all, or those that hold them."""
-    residual_rank: Annotated[int, Field(ge=0, le=16_384)] | None = None
+    residual_rank: RankOrZero | None = None
     """Rank of what ``fedex-lora`` adds to the base in a round, the rest being carried over; all if left out."""
     strength: Strength = 0.01
     """How small ``lora-fair`` holds its correction of B."""

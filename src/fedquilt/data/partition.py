@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import math
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -93,7 +93,7 @@ def settings_problems(scheme: str, settings: Mapping[str, Any]) -> list[str]:
             if parameter.default is parameter.empty:
                 problems.append(f"partition.{name}: scheme '{scheme}' needs it; set it to {_RULES[name].words}")
         elif not _RULES[name].holds(settings[name]):
-            problems.append(f"partition.{name} = {settings[name]!r}: must be {_RULES[name].words}")
+            problems.append(f"partition.{name} = {reprlib.repr(settings[name])}: must be {_RULES[name].words}")
     return problems
 
 
@@ -298,20 +298,26 @@ class _Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-def _whole(least: int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
+_MOST = 1_000_000_000
 
 
-def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+def _whole(least: int) -> _Rule:
+    return _Rule(
+        f"a whole number, {least} or more, at most {_MOST:,}",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MOST,
+    )
 
 
+_POSITIVE = _Rule(
+    f"a number above 0 and at most {_MOST:,}",
+    lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _MOST,
+)
 _RULES = {
-    "alpha": _Rule("a number above 0", _positive),
-    "beta": _Rule("a number above 0", _positive),
-    "min_size": _Rule("a whole number, 0 or more", _whole(0)),
-    "floor": _Rule("a whole number, 0 or more", _whole(0)),
-    "classes_per_client": _Rule("a whole number, 1 or more", _whole(1)),
+    "alpha": _POSITIVE,
+    "beta": _POSITIVE,
+    "min_size": _whole(0),
+    "floor": _whole(0),
+    "classes_per_client": _whole(1),
 }
 
 _REMEDIES = {

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from fedquilt.allocate.importance import layer_weights, smoothed
 from fedquilt.allocate.layers import counts, cover, draw, gd_set, madow, odds
 from fedquilt.client.fit import METRICS
+from fedquilt.config.kinds import FromRound, Rounds, Share
 from fedquilt.core.bounds import RATIO, limited
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Method
@@ -25,12 +26,12 @@ def fed_hello(
     base: Literal["input", "output"] = "input",
     sampler: Literal["gumbel", "madow"] = "gumbel",
     coverage: bool = True,
-    warmup: int | None = None,
-    refresh: int | None = None,
+    warmup: FromRound | None = None,
+    refresh: Rounds | None = None,
     scores_from: Literal["server", "clients"] = "server",
     score: Literal["trace", "mean", "norm", "squared-norm"] = "trace",
     objective: Literal["log-prob", "logit"] = "log-prob",
-    smoothing: float = 0.8,
+    smoothing: Share = 0.8,
     log_scores: bool = False,
     reuse: Literal["resample", "hold", "reference"] = "resample",
     label_order: Literal["ranked", "arbitrary"] = "ranked",

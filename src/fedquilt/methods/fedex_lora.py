@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fedquilt.aggregate.family import residual_rule
+from fedquilt.config.kinds import RankOrZero
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Method
 from fedquilt.core.types import ClientId, Federation, Tree, Turn
@@ -15,7 +16,7 @@ def fedex_lora(
     federation: Federation,
     *,
     shape: Literal["triangle", "inverted-triangle", "bottleneck", "uniform"] = "inverted-triangle",
-    residual_rank: int | None = None,
+    residual_rank: RankOrZero | None = None,
     weighting: Weighting = "examples",
 ) -> Method:
     """``A`` and ``B`` as in FedIT, and ``W <- W + sum_k p_k s_k B_k A_k - s B A``, so that the model is the exact mean.

@@ -29,6 +29,7 @@ from fedquilt.aggregate.mean import RunningMean
 from fedquilt.allocate.cores import drawn, leading, rank_within, strongest
 from fedquilt.client.fit import METRICS, Phase
 from fedquilt.client.middle import RELATION
+from fedquilt.config.kinds import Count, Factor, FromRound, Layers, Penalty, Rounds
 from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.factors import at_rank
 from fedquilt.core.method import Exchange, Method
@@ -41,21 +42,21 @@ def h2tune(
     federation: Federation,
     *,
     selection: Literal["leading", "drawn", "strongest"] = "leading",
-    max_bytes: int | None = None,
-    reselect: int = 1,
+    max_bytes: Count | None = None,
+    reselect: Rounds = 1,
     alignment: Literal["learned", "top", "slots"] = "learned",
-    width: float = 0.5,
-    slots: int | None = None,
-    joint_rounds: int = 1,
-    shared_steps: int = 1,
-    private_steps: int = 4,
-    shared_rate: float = 1.0,
-    anchor: float = 1.0,
-    agreement: float = 0.5,
-    temperature: float = 1.0,
-    deviation: float = 0.0,
-    server_rate: float = 1.0,
-    damping: float = 0.01,
+    width: Factor = 0.5,
+    slots: Layers | None = None,
+    joint_rounds: FromRound = 1,
+    shared_steps: Count = 1,
+    private_steps: Count = 4,
+    shared_rate: Factor = 1.0,
+    anchor: Penalty = 1.0,
+    agreement: Penalty = 0.5,
+    temperature: Factor = 1.0,
+    deviation: Penalty = 0.0,
+    server_rate: Factor = 1.0,
+    damping: Penalty = 0.01,
     bank: Literal["shared", "noise"] = "shared",
     align: Literal["none", "projection", "reference", "soft"] = "none",
     ends: Literal["private", "architecture"] = "private",

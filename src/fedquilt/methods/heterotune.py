@@ -16,6 +16,7 @@ from fedquilt.aggregate.alignment import with_alignment
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.allocate.layers import gd_set
 from fedquilt.client.fit import METRICS
+from fedquilt.config.kinds import Factor, Penalty
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select
@@ -30,10 +31,10 @@ def heterotune(
     align: Literal["projection", "reference", "soft", "mean", "none"] | None = None,
     per: Literal["module", "tensor", "global"] = "module",
     equalise: bool = False,
-    sharpness: float = 1.0,
-    server_learning_rate: float = 1.0,
-    mu: float = 0.0,
-    decay: float = 0.0,
+    sharpness: Penalty = 1.0,
+    server_learning_rate: Factor = 1.0,
+    mu: Penalty = 0.0,
+    decay: Penalty = 0.0,
     weighting: Literal["examples", "uniform"] = "examples",
 ) -> Method:
     """Ends, gates and head are averaged within an architecture, ``X_m = sum_k p_k X_k`` over its clients k, and each

@@ -14,6 +14,7 @@ from fedquilt.aggregate.family import dispatched, segment_rule
 from fedquilt.aggregate.lowrank import Product
 from fedquilt.aggregate.segment import pruned_rank, tail
 from fedquilt.client.fit import METRICS
+from fedquilt.config.kinds import Kept, Penalty, Rank
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.factors import factors, named
 from fedquilt.core.method import Method
@@ -27,9 +28,9 @@ def hetlora(
     *,
     shape: Literal["triangle", "inverted-triangle", "bottleneck", "uniform"] = "inverted-triangle",
     normalize: Literal["all", "segment"] = "all",
-    gamma: float = 0.99,
-    min_rank: int = 1,
-    tail_penalty: float = 0.0,
+    gamma: Kept = 0.99,
+    min_rank: Rank = 1,
+    tail_penalty: Penalty = 0.0,
     weighting: Weighting = "examples",
 ) -> Method:
     """Client k is sent the first ``r_k`` columns of B and rows of A; the server pads with zeros and takes the mean,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fedquilt.aggregate.family import refined_rule
+from fedquilt.config.kinds import Penalty
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Method
 from fedquilt.core.types import ClientId, Federation, Tree, Turn
@@ -15,7 +16,7 @@ def lora_fair(
     federation: Federation,
     *,
     shape: Literal["triangle", "inverted-triangle", "bottleneck", "uniform"] = "inverted-triangle",
-    strength: float = 0.01,
+    strength: Penalty = 0.01,
     weighting: Weighting = "examples",
 ) -> Method:
     """``A = sum_k p_k A_k`` and ``B = sum_k p_k B_k + dB``, dB in closed form, held small by ``strength``.
