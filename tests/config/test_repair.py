@@ -168,3 +168,10 @@ def test_a_changed_choice_takes_along_what_belonged_to_the_old(tmp_path):
     problems, made = examine(path, ["training.optimizer=adamw"])
     assert problems == []
     assert made[0][1].training.momentum == 0
+
+
+def test_a_rank_that_does_not_go_with_the_kind_leaves_the_rest_to_be_checked(checked):
+    problems = checked(
+        f"{BASE}[clients]\nbudgets = [1, 2, 3]\n[adapter]\nkind = 'full'\nrank = 4\n[method]\nname = 'fed-hell'\n"
+    )
+    assert [problem.partition(" ")[0] for problem in problems] == ["adapter:", "method.name"]

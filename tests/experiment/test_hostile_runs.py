@@ -63,9 +63,12 @@ def test_one_huge_reply_leaves_all_later_losses_numbers_and_everybody_learning(a
         assert sum(client["share"] for client in moved["clients"].values()) == pytest.approx(1)
 
 
+SOON = ("method.warmup=1", "method.refresh=1")
+
+
 @pytest.mark.parametrize(
     "changes",
-    [("method.allocation=gd",), ("method.allocation=fim", "method.scores_from=server", "data.proxy=20")],
+    [("method.allocation=gd",), (*SOON, "method.allocation=fim", "method.scores_from=server", "data.proxy=20")],
     ids=str,
 )
 def test_scores_that_nobody_asked_for_change_no_bit(attacked, changes):
@@ -73,7 +76,7 @@ def test_scores_that_nobody_asked_for_change_no_bit(attacked, changes):
         odd = {"score_0": 1e308, "score_1": -1.0, "score_2": 10**400, "rank": -1}
         return replace(reply, metrics={**reply.metrics, **odd})
 
-    common = ("rounds=2", "method.warmup=1", "method.refresh=1", *changes)
+    common = ("rounds=2", *changes)
     folders = [attacked(spoil, *common, name=f"run-{n}") for n, spoil in enumerate((telling, lambda reply: reply))]
     ends = [Record.open(folder).load_checkpoint()[1] for folder in folders]
     assert all(torch.equal(ends[0]["params"][name], tensor) for name, tensor in ends[1]["params"].items())

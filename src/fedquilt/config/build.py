@@ -10,6 +10,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from fedquilt.config.idle import of_another
+from fedquilt.config.kinds import With
 from fedquilt.config.problems import from_validation, unknown
 from fedquilt.core.errors import ConfigError
 
@@ -22,12 +24,13 @@ def arguments(
     """Every keyword-only argument of ``factory``: from ``settings``, or its default. Those in ``given`` are left out.
 
     Annotations are the types: numbers, strings, booleans, ``Literal``, ``| None``, ``tuple[int, ...]`` (from a list)
-    and ``Annotated[..., pydantic.Field(ge=...)]``. ``prefix`` is the table's name in the run file, for the messages.
+    and ``Annotated[..., pydantic.Field(ge=...)]``, or ``With(...)`` for what goes with another argument only.
+    ``prefix`` is the table's name in the run file, for the messages.
 
     Raises
     ------
     ConfigError
-        with every unknown key, missing key and wrong value.
+        with every unknown key, missing key and wrong value, and every value that nothing would come of.
     """
     parameters = {
         name: parameter
@@ -51,9 +54,20 @@ def arguments(
             result[name] = TypeAdapter(kind, config=_STRICT).validate_json(json.dumps(settings[name], default=str))
         except ValidationError as error:
             problems += from_validation(error, prefix=f"{prefix}.{name}")
+    problems = problems or [
+        of_another(f"{prefix}.{name}", result[name], f"{prefix}.{key}", choices, result[key])
+        for name in settings
+        for key, choices in _needed(parameters[name].annotation)
+        if result[name] != parameters[name].default and result[key] not in choices
+    ]
     if problems:
         raise ConfigError(problems)
     return result
+
+
+def _needed(annotation: Any) -> list[With]:
+    """What other settings must be, for something to come of one of this type."""
+    return [about for about in getattr(annotation, "__metadata__", ()) if isinstance(about, With)]
 
 
 def kind_in_words(annotation: Any) -> str:
@@ -64,8 +78,10 @@ def kind_in_words(annotation: Any) -> str:
         return "None" if annotation is type(None) else inspect.formatannotation(annotation)
     kind, *about = get_args(annotation)
     ends: dict[str, float] = {}
-    for bound in (bound for field in about for bound in field.metadata):
+    for bound in (bound for field in about for bound in getattr(field, "metadata", ())):
         ends |= {name: getattr(bound, name) for name in ("gt", "ge", "lt", "le") if hasattr(bound, name)}
+    if not ends:
+        return kind_in_words(kind)
     low = f"from {ends['ge']:,}" if "ge" in ends else f"above {ends['gt']:,}"
     high = f"to {ends['le']:,}" if "le" in ends else f"to below {ends['lt']:,}"
     return f"{inspect.formatannotation(kind)} {low} {high}"

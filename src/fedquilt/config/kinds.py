@@ -6,7 +6,7 @@ them.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import ConfigDict, Field
 
@@ -35,5 +35,13 @@ Kept = Annotated[float, Field(gt=0, le=1)]
 # a null byte ends a text for the operating system, and opens no file
 Written = Annotated[str, Field(max_length=4096, pattern=r"\A[^\x00]*\z")]
 Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"\A[^\x00]*\z")]
+
+
+class With(NamedTuple):
+    """In the type of a setting: something comes of it only where another one, ``key``, has one of these ``values``."""
+
+    key: str
+    values: tuple[Any, ...]
+
 
 STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)

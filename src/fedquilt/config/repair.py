@@ -32,7 +32,7 @@ _TOGETHER = {
     "partition": ("test_fraction", "validation_fraction"),
     "clients": ("shares", "budgets", "ranks"),
     "training": ("steps", "epochs"),
-    "adapter": tuple(name for name in Adapter.model_fields if name not in ("kind", "rank", "alpha")),
+    "adapter": tuple(name for name in Adapter.model_fields if name != "kind"),
 }
 """Keys of a section that its own check holds against one another."""
 

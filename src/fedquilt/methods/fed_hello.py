@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fedquilt.allocate.importance import layer_weights, smoothed
 from fedquilt.allocate.layers import counts, cover, draw, gd_set, madow, odds
 from fedquilt.client.fit import METRICS
-from fedquilt.config.kinds import FromRound, Rounds, Share
+from fedquilt.config.kinds import FromRound, Rounds, Share, With
 from fedquilt.core.bounds import RATIO, limited
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Method
@@ -17,24 +17,28 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Federation, Memory, Order, Range, Reply, Tree, Turn
 from fedquilt.methods.layered import Weighting, layered
 
+_TRIANGLE = With("shape", ("triangle", "inverted-triangle"))
+_DRAWN = With("allocation", ("rgd", "fim"))
+_SCORED = With("allocation", ("fim",))
+
 
 def fed_hello(
     federation: Federation,
     *,
     allocation: Literal["gd", "rgd", "fim"] = "fim",
     shape: Literal["triangle", "inverted-triangle", "bottleneck", "uniform"] = "bottleneck",
-    base: Literal["input", "output"] = "input",
-    sampler: Literal["gumbel", "madow"] = "gumbel",
-    coverage: bool = True,
-    warmup: FromRound | None = None,
-    refresh: Rounds | None = None,
-    scores_from: Literal["server", "clients"] = "server",
-    score: Literal["trace", "mean", "norm", "squared-norm"] = "trace",
-    objective: Literal["log-prob", "logit"] = "log-prob",
-    smoothing: Share = 0.8,
-    log_scores: bool = False,
-    reuse: Literal["resample", "hold", "reference"] = "resample",
-    label_order: Literal["ranked", "arbitrary"] = "ranked",
+    base: Annotated[Literal["input", "output"], _TRIANGLE] = "input",
+    sampler: Annotated[Literal["gumbel", "madow"], _DRAWN] = "gumbel",
+    coverage: Annotated[bool, _DRAWN] = True,
+    warmup: Annotated[FromRound | None, _SCORED] = None,
+    refresh: Annotated[Rounds | None, _SCORED] = None,
+    scores_from: Annotated[Literal["server", "clients"], _SCORED] = "server",
+    score: Annotated[Literal["trace", "mean", "norm", "squared-norm"], _SCORED] = "trace",
+    objective: Annotated[Literal["log-prob", "logit"], _SCORED] = "log-prob",
+    smoothing: Annotated[Share, _SCORED] = 0.8,
+    log_scores: Annotated[bool, _SCORED] = False,
+    reuse: Annotated[Literal["resample", "hold", "reference"], _SCORED] = "resample",
+    label_order: Annotated[Literal["ranked", "arbitrary"], _SCORED] = "ranked",
     weighting: Weighting = "examples",
 ) -> Method:
     """Fed-HeLLo with a geometric (``gd``), randomised geometric (``rgd``) or Fisher-guided (``fim``) choice of layers.
@@ -48,6 +52,7 @@ def fed_hello(
     shape, base : the geometric shape, and the end of the model at which a triangle stands.
     sampler : ``gumbel`` (sequential draws, the paper's) or ``madow`` (inclusion exactly proportional to the odds).
     coverage : swap layers in a cohort's allocation until each has a client, where budgets allow. Not in ``gd``.
+    warmup to label_order : of ``fim`` alone.
     scores_from : ``server`` (its proxy rows) or ``clients`` (no public data: each sends its own L scores).
     score : how the Fisher diagonal becomes one number a layer, see ``client.probe.layer_scores``.
     smoothing : beta of the scores' moving average over refreshes, in [0, 1).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
@@ -29,7 +29,7 @@ from fedquilt.aggregate.mean import RunningMean
 from fedquilt.allocate.cores import drawn, leading, rank_within, strongest
 from fedquilt.client.fit import METRICS, Phase
 from fedquilt.client.middle import RELATION
-from fedquilt.config.kinds import Count, Factor, FromRound, Layers, Penalty, Rounds
+from fedquilt.config.kinds import Count, Factor, FromRound, Layers, Penalty, Rounds, With
 from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.factors import at_rank
 from fedquilt.core.method import Exchange, Method
@@ -43,7 +43,7 @@ def h2tune(
     *,
     selection: Literal["leading", "drawn", "strongest"] = "leading",
     max_bytes: Count | None = None,
-    reselect: Rounds = 1,
+    reselect: Annotated[Rounds, With("selection", ("strongest",))] = 1,
     alignment: Literal["learned", "top", "slots"] = "learned",
     width: Factor = 0.5,
     slots: Layers | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,12 +16,15 @@ from fedquilt.aggregate.alignment import with_alignment
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.allocate.layers import gd_set
 from fedquilt.client.fit import METRICS
-from fedquilt.config.kinds import Factor, Penalty
+from fedquilt.config.kinds import Factor, Penalty, With
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Federation, Memory, Order, Params, Profile, Reply, Tree, Turn
+
+_SHARED = With("share", (True,))
+_ALIGNED = With("align", (None, "projection", "reference", "soft", "mean"))
 
 
 def heterotune(
@@ -29,10 +32,10 @@ def heterotune(
     *,
     share: bool = True,
     align: Literal["projection", "reference", "soft", "mean", "none"] | None = None,
-    per: Literal["module", "tensor", "global"] = "module",
-    equalise: bool = False,
-    sharpness: Penalty = 1.0,
-    server_learning_rate: Factor = 1.0,
+    per: Annotated[Literal["module", "tensor", "global"], _SHARED, _ALIGNED] = "module",
+    equalise: Annotated[bool, _SHARED, _ALIGNED] = False,
+    sharpness: Annotated[Penalty, _SHARED, With("align", ("soft",))] = 1.0,
+    server_learning_rate: Annotated[Factor, _SHARED, _ALIGNED] = 1.0,
     mu: Penalty = 0.0,
     decay: Penalty = 0.0,
     weighting: Literal["examples", "uniform"] = "examples",

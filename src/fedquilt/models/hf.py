@@ -34,7 +34,7 @@ from fedquilt.models.labels import UNNAMED, Outputs, named_by, outputs_of
 from fedquilt.models.layers import default_targets, find_blocks
 from fedquilt.models.reading import Reading, greedy, text_reading, unread
 from fedquilt.models.shapes import Values
-from fedquilt.models.source import FORMS, Source, find_source
+from fedquilt.models.source import FORMS, Source, find_source, refuse_idle
 from fedquilt.models.stand_in import make_decoder, shortened, stand_in
 from fedquilt.models.whole import UNCHANGED, AsItCame, as_it_came
 
@@ -121,6 +121,7 @@ def load_model(
     if num_classes is not None and num_classes < 2:
         raise ModelError(f"model '{name}': a classifier needs at least 2 classes, the data has {num_classes}")
     source = find_source(name, meta, max_length)
+    refuse_idle(source, revision, trust_remote_code)
     options = {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
     with _quiet(), _explained(source):
         config = _config(source, task, options)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
-from fedquilt.core.errors import ModelError
+from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.models.shapes import Values, published, tiny
 from fedquilt.models.text import NUM_TOKENS
 
@@ -73,6 +73,29 @@ def find_source(name: str, meta: bool, max_length: int) -> Source:
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
         raise ModelError(f"model '{name}': there is no such folder; {FORMS}")
     return Source(name, location=name)
+
+
+def refuse_idle(source: Source, revision: str | None, trust_remote_code: bool) -> None:
+    """Nothing, if something can come of these two where the model comes from.
+
+    Raises
+    ------
+    ConfigError
+        if there is no other revision to be had, or nothing that could bring code of its own.
+    """
+    problems = []
+    if revision is not None and (source.local or source.values is not None):
+        problems.append(
+            f"model.revision = {revision!r}: is of names on the hub, and model.name = '{source.name}' is none; leave "
+            "it out"
+        )
+    if trust_remote_code and source.values is not None:
+        problems.append(
+            f"model.trust_remote_code = true: model.name = '{source.name}' is made here and brings no code; leave it "
+            "out"
+        )
+    if problems:
+        raise ConfigError(problems)
 
 
 def whole_of(name: str) -> tuple[str, int | None]:
