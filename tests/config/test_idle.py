@@ -145,13 +145,13 @@ KEYS = {
 @pytest.fixture
 def told(tmp_path):
     """``told(text, *overrides)``: every problem of a run file."""
-    tables = {}
+    known = {}
 
     def found(text: str, *overrides: str) -> list[str]:
         path = tmp_path / "file.toml"
         path.write_text(text)
         problems, made = examine(path, overrides)
-        return [*problems, *(problem for _, config in made for problem in check(config, tables))]
+        return [*problems, *(problem for _, config in made for problem in check(config, known))]
 
     return found
 

@@ -31,10 +31,10 @@ def check(
         problems, made, base = list(error.problems), [], None
     if base is not None:  # what the entries of [[compare]] have in its place hides it from them
         problems += [problem for problem in experiment.method_problems(base) if problem not in problems]
-    tables: dict[str, Any] = {}
+    known: dict[Any, Any] = {}
     notes: list[str] = []
     here = None if partition is None else (partition,)
-    found = {label: experiment.check(one, tables, here, notes) for label, one in made}
+    found = {label: experiment.check(one, known, here, notes) for label, one in made}
     notes = list(dict.fromkeys(notes))
     for label, texts in found.items():
         for text in texts:

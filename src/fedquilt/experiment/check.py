@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -28,12 +28,12 @@ from fedquilt.experiment.changes import refuse_changes
 from fedquilt.experiment.deal import NODE, SITES
 from fedquilt.experiment.device import device_of
 from fedquilt.experiment.groups import budgets_of, check_part
-from fedquilt.experiment.notes import notes_on
+from fedquilt.experiment.notes import most_written, notes_on
 from fedquilt.experiment.protect import refuse_contradictions
 from fedquilt.experiment.sources import Source, sources, told_of
-from fedquilt.models.hf import Loaded
 
-Tables = dict[str, tuple[Table | None, Table | None]]
+Known = dict[Hashable, tuple[Any, FedquiltError | None]]
+"""What was read or tried already, with what came of it."""
 
 _OF_GROUPS = ("groups", "partition", "adapter", "head", "training")
 _RULES = ("groups", "method", "adapter", "aggregation", "training", "evaluation", "defence", "privacy", "network")
@@ -60,25 +60,26 @@ class _Found:
 
 def check(
     config: Config,
-    tables: Tables | None = None,
+    known: Known | None = None,
     here: Collection[ClientId] | None = None,
     notes: list[str] | None = None,
 ) -> list[str]:
     """Every problem of a config, found without loading weights: settings, data, split, model shape, budgets, method.
 
-    ``tables``, if given, keeps the data that was read, so that checking configs with the same [data] reads it once.
+    ``known``, if given, keeps the data that was read and the models that were tried, so that what configs have in
+    common is read and tried once.
     ``here`` are the clients whose own rows are on this machine, all for None. What is no problem and still worth
     knowing, such as how many rows are too long, is added to ``notes``. Of keys that are ``spoilt``, and of whatever
     comes of them, nothing is said.
     """
-    found, rng, spoilt = _Found(), Rng(config.seed), config.spoilt
+    found, rng, spoilt, known = _Found(), Rng(config.seed), config.spoilt, {} if known is None else known
     method = None if spoilt.touches("method.name") else found.attempt(lambda: method_arguments(config))
     unsure = bool(config.groups) and spoilt.touches(*_OF_GROUPS)
     groups = () if unsure else found.attempt(lambda: parts(config)) or ()
     classes: dict[int, Classes] = {}
     rows: dict[int, Table | None] = {}
     for source in () if config.groups and not groups else sources(config, groups):
-        table = _checked_data(source, {} if tables is None else tables, rng, here, found)
+        table = _checked_data(source, known, rng, here, found)
         classes |= {part.place: classes_of(part, table) for part in source.parts}
         rows |= dict.fromkeys((part.place for part in source.parts), table)
     found.attempt(lambda: device_of(config.device))
@@ -89,13 +90,16 @@ def check(
             budgets = found.attempt(partial(budgets_of, part), part)
         if _lacks(config, part, "model"):
             continue
-        shape: Loaded | None = found.attempt(partial(load, part.config, classes[part.place], rng, meta=True), part)
+        which, make = _model_of(part, classes), partial(load, part.config, classes[part.place], rng, meta=True)
+        tried = found.attempt(partial(_once, known, ("tried", which), partial(make, trial=True)), part)
+        shape = tried or found.attempt(partial(_once, known, ("shape", which), make), part)
         if shape is None:
             continue
-        tried = found.attempt(partial(load, part.config, classes[part.place], rng, meta=True, trial=True), part)
-        told = tried and found.attempt(partial(notes_on, part, tried.reading, rows[part.place]), part)
-        if notes is not None:
-            notes += told or ()
+        if tried:
+            seen, told = rows[part.place], partial(notes_on, part, tried.reading, rows[part.place])
+            said = found.attempt(partial(_once, known, ("notes", which, part.label, id(seen)), told), part)
+            if notes is not None:
+                notes += said or ()
         if budgets:
             found.attempt(partial(check_part, part, shape))
             depth = shape.blocks.num_layers  # with budgets that fit: whatever else the method minds is told too
@@ -108,6 +112,26 @@ def check(
         shapes = load_all(groups, classes, rng, meta=True)
         found.attempt(lambda: joined(config, method, groups, classes, shapes, rng, budgets=fitting))
     return list(found.problems)
+
+
+def _once(known: Known, key: Hashable, step: Callable[[], Any]) -> Any:
+    """What ``step`` gives or raises, or did when it was asked for by this key before."""
+    if key not in known:
+        try:
+            known[key] = step(), None
+        except FedquiltError as error:
+            known[key] = None, error
+    made, wrong = known[key]
+    if wrong is not None:
+        raise wrong
+    return made
+
+
+def _model_of(part: Part, classes: dict[int, Classes]) -> str:
+    """All that the trial of a group's model depends on, as text."""
+    config = part.config
+    about = (config.data.classes is not None, most_written(config), config.adapter.kind, config.head.policy)
+    return f"{config.model!r} {classes[part.place]} {about} {config.seed}"
 
 
 def method_problems(config: Config) -> list[str]:
@@ -126,7 +150,7 @@ def _lacks(config: Config, part: Part, section: str) -> bool:
 
 
 def _checked_data(
-    source: Source, tables: Tables, rng: Rng, here: Collection[ClientId] | None, found: _Found
+    source: Source, known: Known, rng: Rng, here: Collection[ClientId] | None, found: _Found
 ) -> Table | None:
     """The rows of a source, as far as they can be read; whether they can be dealt is tried too."""
     config, own, spoilt = source.config, source.parts, source.config.spoilt
@@ -140,13 +164,14 @@ def _checked_data(
     key = f"{config.data!r} {config.partition!r} {config.model.task} {config.seed} {source.ids[:1]}"
     if here is None and config.data.source == NODE and config.partition.scheme == SITES:
         here = ()
-    if key not in tables and (data := found.attempt(lambda: tables_of(source, rng, here), *own)):
-        tables[key] = data
-    if key not in tables:
+    read = found.attempt(lambda: _once(known, key, lambda: tables_of(source, rng, here)), *own)
+    if read is None:
         return None
+    table: Table | None
+    table, test = read
     if not odd and not spoilt.touches("partition"):
-        found.attempt(lambda: source.deal(*tables[key], rng, here), *own)
-    return tables[key][0]
+        found.attempt(lambda: source.deal(table, test, rng, here), *own)
+    return table
 
 
 def _refuse(problems: list[str]) -> None:
