@@ -1,11 +1,16 @@
 """Run files that nobody would write: ``python tests/config/run_file_fuzz.py COUNT [FIRST]`` checks so many of them.
 
+A number is always the same file; FIRST is 0 if left out, and two processes share the work.
+
 Each is a run file of this project with one to four mistakes in it: values of other types, sizes and depths, keys that
 are misspelt, missing, doubled or in the wrong place, sections that are none, and text that is no TOML.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import random
 import re
 import sys
@@ -14,10 +19,14 @@ import time
 import tomllib
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 import typer
 
 from fedquilt.cli.check import check
@@ -74,12 +83,12 @@ ODD = (
 
 TEXTS = (
     'name = "{kind}"\n[model]\nname = "tiny:{kind}?layers=3"\ntask = "{task}"\n[data]\nsource = "{data}"\nlimit = 200\n'
-    "[clients]\nbudgets = [1, 2, 3]\n"
+    "[clients]\nbudgets = [1, 2, 3]\n[method]\nname = 'fedit'\n"
 )
 
 
 def run_files() -> list[str]:
-    """The run files of this project: experiments, documents, tests, and one for each task."""
+    """The run files of this project: experiments, documents, tests, and one for each task; with data that is here."""
     found = [path.read_text("utf-8") for path in sorted((ROOT / "experiments").rglob("*.toml"))]
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     for page in pages:
@@ -93,7 +102,9 @@ def run_files() -> list[str]:
             ("llama", "causal-lm", "arithmetic:blank"),
         )
     ]
-    return [text for text in found if _is_toml(text)]
+    here = [text.replace("$FEDQUILT_DATA/mnist/mnist.npz", "sklearn:digits") for text in found]
+    here = [re.sub(r"(?m)^test_limit = .*\n", "", text) for text in here]
+    return [text for text in here if _is_toml(text)]
 
 
 def mutated(text: str, rng: random.Random) -> str:
@@ -240,41 +251,70 @@ def _is_toml(text: str) -> bool:
         return False
 
 
-def outcome(path: Path) -> tuple[str, float]:
-    """How ``fedquilt check`` ends on a file, ``ok``, ``refused`` or a traceback, and after how many seconds."""
+class End(NamedTuple):
+    """How ``fedquilt check`` ended on the run file of a number: ``ok``, ``refused`` or a traceback, and when."""
+
+    number: int
+    found: str
+    seconds: float
+
+    @property
+    def failed(self) -> bool:
+        return self.found not in ("ok", "refused") or self.seconds > SLOWEST
+
+
+def ended(path: Path, number: int) -> End:
+    """How ``check`` ends on a file."""
     began = time.perf_counter()
     try:
-        check(path, [], None, False)
+        with contextlib.redirect_stdout(io.StringIO()):
+            check(path, [], None, False)
         found = "ok"
     except (FedquiltError, typer.Exit) as error:
         found = "refused" if str(error) else "refused without a word"
     except Exception:
         found = traceback.format_exc()
-    return found, time.perf_counter() - began
+    return End(number, found, time.perf_counter() - began)
 
 
-def fuzzed(folder: Path, count: int, first: int = 0) -> tuple[Counter[str], list[tuple[int, str, float]]]:
-    """How many of the run files with these numbers ended in which way; and those that failed or took too long."""
-    texts, counts, failed = run_files(), Counter[str](), []
-    path = folder / "mutated.toml"
-    for number in range(first, first + count):
-        rng = random.Random(number)
-        path.write_text(mutated(texts[number % len(texts)], rng), "utf-8")
-        found, seconds = outcome(path)
-        kind = found if found in ("ok", "refused") else "failed"
-        counts[kind] += 1
-        if kind == "failed" or seconds > SLOWEST:
-            failed.append((number, found, seconds))
+def fuzzed(folder: Path, numbers: Iterable[int]) -> list[End]:
+    """How the run files of these numbers ended; those that failed stay in the folder."""
+    texts, ends = run_files(), []
+    path = folder / f"mutated-{os.getpid()}.toml"
+    for number in numbers:
+        path.write_text(mutated(texts[number % len(texts)], random.Random(number)), "utf-8")
+        ends.append(ended(path, number))
+        if ends[-1].failed:
             (folder / f"failed-{number}.toml").write_text(path.read_text("utf-8"), "utf-8")
-    return counts, failed
+    return ends
+
+
+def by_processes(folder: Path, numbers: range, num_processes: int = 2, size: int = 25) -> Iterator[list[End]]:
+    """The same in processes of their own, ``size`` at a time, as they come."""
+    one_thread = partial(torch.set_num_threads, 1)
+    with ProcessPoolExecutor(num_processes, get_context("spawn"), initializer=one_thread) as pool:
+        parts = [numbers[at : at + size] for at in range(0, len(numbers), size)]
+        yield from pool.map(partial(fuzzed, folder), parts)
+
+
+def main(count: int, first: int = 0) -> int:
+    """Check so many run files from this number on, and print the figures; the number of those that failed."""
+    folder, began, ends = Path(tempfile.mkdtemp(prefix="fuzz-")), time.perf_counter(), list[End]()
+    for part in by_processes(folder, range(first, first + count)):
+        ends += part
+        for end in part:
+            if end.failed:
+                print(f"--- {end.number}, {end.seconds:.1f} s, {folder}/failed-{end.number}.toml\n{end.found}")
+    found, slowest = Counter(end.found for end in ends), max(ends, key=lambda end: end.seconds)
+    wrong = [end for end in ends if end.failed]
+    print(
+        f"{len(ends)} files ({first} to {first + count - 1}): {found['ok']} ok, {found['refused']} refused, "
+        f"{len(ends) - found['ok'] - found['refused']} tracebacks, {len(wrong)} failed or above {SLOWEST:g} s; slowest "
+        f"{slowest.seconds:.1f} s ({slowest.number}); {time.perf_counter() - began:.0f} s in all. Go on with: "
+        f"python tests/config/run_file_fuzz.py {count} {first + count}"
+    )
+    return len(wrong)
 
 
 if __name__ == "__main__":
-    place = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    began = time.perf_counter()
-    totals, wrong = fuzzed(place, int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
-    for number, text, seconds in wrong:
-        print(f"--- {number}, {seconds:.1f} s\n{text}")
-    print(
-        f"{dict(totals)}, {len(wrong)} failed or took above {SLOWEST:g} s, {time.perf_counter() - began:.0f} s; {place}"
-    )
+    sys.exit(min(1, main(*map(int, sys.argv[1:3]))))

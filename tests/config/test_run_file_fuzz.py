@@ -8,16 +8,24 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from run_file_fuzz import fuzzed, run_files
+from run_file_fuzz import End, by_processes, fuzzed, run_files
 
 
 def test_there_are_run_files_to_start_from():
     assert len(run_files()) > 12
 
 
-@pytest.mark.parametrize("count", [40, pytest.param(5000, marks=pytest.mark.slow)])
-def test_no_mutated_run_file_ends_in_a_traceback_or_takes_long(tmp_path, count, capsys):
-    counts, failed = fuzzed(tmp_path, count)
-    assert failed == []
-    assert counts["refused"] > count // 2
-    assert counts["ok"] + counts["refused"] == count
+def right(ends: list[End], count: int) -> bool:
+    assert [end for end in ends if end.failed] == []
+    assert [end.number for end in ends] == list(range(count))
+    return sum(end.found == "refused" for end in ends) > count // 2
+
+
+def test_no_mutated_run_file_ends_in_a_traceback_or_takes_long(tmp_path):
+    assert right(fuzzed(tmp_path, range(40)), 40)
+
+
+@pytest.mark.slow
+def test_five_thousand_in_two_processes(tmp_path):
+    ends = [end for part in by_processes(tmp_path, range(5000)) for end in part]
+    assert right(ends, 5000)

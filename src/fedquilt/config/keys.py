@@ -14,6 +14,10 @@ HEAD = """# The run file
 
 A run is one TOML file. Keys that are left out have the defaults below; `fedquilt check FILE` names every mistake at
 once. On the command line any key can be set behind the file: `fedquilt run my.toml training.steps=5 rounds=20`.
+What is set so reaches every entry of [[compare]] and every group that does not say otherwise itself.
+
+A file may have 1 MiB, 50,000 values and tables 16 levels deep, and every number has a lowest and a highest value that a
+refusal names. A key of which nothing would come, such as `training.momentum` with adamw, is refused too: leave it out.
 
 This page is made from the schema (`python -m fedquilt.config.keys`), and a test holds the two together.
 """
