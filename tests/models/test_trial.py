@@ -167,3 +167,11 @@ def test_the_longest_row_is_found_by_halving(positions, wanted, found):
 def test_a_model_that_takes_no_row_is_refused():
     with pytest.raises(ModelError, match="model 'it': a trial with a row of 2 tokens ended in IndexError: index out"):
         longest_row(Positions(1), Blocks("layers", 2), "it", 9)
+
+
+@pytest.mark.parametrize("name", ["arith-llama", "arith-gemma", "arith-qwen"])
+def test_a_stand_in_of_a_model_that_was_saved_in_half_precision_is_tried_in_single(name):
+    """Rounding to float16 moves logits with the padding as a mask that is not heeded would."""
+    tried = load_model(name, "causal-lm", num_classes=None, rng=Rng(1), max_length=96, meta=True, trial=True)
+    assert tried.model.config.dtype == torch.float16
+    assert tried.reading.width == 96

@@ -30,7 +30,8 @@ def stand_in(config: Any, make: Make, rng: Rng) -> Any:
         if size > _LARGEST:
             return None
         with rng.scope(), torch.no_grad():
-            model = make(small).requires_grad_(False).eval()
+            # in float32, as a real one's weights are read whatever they were saved in: padding moves half precision
+            model = make(small).float().requires_grad_(False).eval()
             row = torch.tensor([ordinary_tokens(model, 2)])
             model.base_model(input_ids=row, attention_mask=torch.ones_like(row))
     except Exception:  # one of many kinds of model that cannot be cut so: the whole one is tried when it is loaded
