@@ -150,6 +150,12 @@ def test_every_number_of_every_method_has_two_ends(value):
         assert ": must be " in problem, name
 
 
+@pytest.mark.parametrize("key", ["width", "temperature", "shared_rate", "server_rate"])
+def test_what_divides_is_not_so_small_that_its_square_is_0(key):
+    with pytest.raises(ConfigError, match=f"method.{key} = 1e-200: must be at least 1e-06"):
+        arguments(METHODS["h2tune"], {key: 1e-200}, prefix="method")
+
+
 def test_every_default_of_every_method_is_within_its_own_bounds():
     for name, method in METHODS.items():
         made = arguments(method, {}, prefix="method")
@@ -162,7 +168,7 @@ def test_types_are_told_with_their_bounds():
         "int from 1 to 1,000,000",
         "int from 0 to 1,000,000 | None",
         "float from 0 to below 1",
-        "float above 0 to 1,000,000,000",
+        "float from 1e-06 to 1,000,000,000",
         "bool",
         "Literal['a']",
     ]

@@ -28,8 +28,9 @@ Rate = Annotated[float, Field(gt=0, le=LARGEST)]
 Strength = Annotated[float, Field(ge=0, le=LARGEST)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Part = Annotated[float, Field(ge=0, le=1)]
-# of settings that multiply something whose size is not known beforehand, and are far from a float's own end
-Factor = Annotated[float, Field(gt=0, le=MOST)]
+# of settings that multiply or divide something whose size is not known beforehand, far from a float's own ends: the
+# square of 1e-200 is 0
+Factor = Annotated[float, Field(ge=1e-6, le=MOST)]
 Penalty = Annotated[float, Field(ge=0, le=MOST)]
 Kept = Annotated[float, Field(gt=0, le=1)]
 # a null byte ends a text for the operating system, and opens no file
