@@ -7,7 +7,7 @@ from fedquilt.adapters.lora import LoraSettings
 from fedquilt.client.workbench import Workbench
 from fedquilt.core.errors import ModelError
 from fedquilt.core.types import Blocks
-from fedquilt.experiment.trial import try_out
+from fedquilt.experiment.trial import try_blocks, try_out
 
 ROWS = {"x": torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), "labels": torch.zeros(5).long()}
 
@@ -79,3 +79,14 @@ def test_a_model_that_can_is_left_as_it_was():
 def test_a_model_that_cannot_is_refused_with_the_reason(act, text):
     with pytest.raises(ModelError, match=text):
         try_out(bench(act), ROWS, "toy")
+
+
+def test_blocks_that_cannot_do_without_the_others_are_refused_where_they_are_drawn():
+    able = bench("nothing else")
+    try_blocks(able, ROWS, "toy")
+    assert len(able.model.layers) == 2
+    wide = bench("nothing else")
+    wide.model.layers[1].forward = lambda x: (x @ torch.ones(6, 4), {})  # a stage that wants six features
+    with pytest.raises(ModelError, match=r"block 1 of Toy does not run without the others .* method.drop_layers = fal"):
+        try_blocks(wide, ROWS, "toy")
+    assert len(wide.model.layers) == 2

@@ -42,6 +42,7 @@ from fedquilt.experiment.groups import (
 from fedquilt.experiment.notes import most_written
 from fedquilt.experiment.protect import protected, refuse_across, refuse_contradictions
 from fedquilt.experiment.sources import Source, sources, told_of
+from fedquilt.experiment.trial import try_blocks
 from fedquilt.methods import ACROSS, METHODS
 from fedquilt.methods.by_architecture import by_architecture
 from fedquilt.models.hf import Loaded, load_model
@@ -288,6 +289,11 @@ def joined(
     refuse_buffers(config, groups)
     make_method = partial(_method, config, wanted, tuple(parts), names)
     method = make_method(federation)
+    if any(exchange.partial for exchange in method.exchanges):
+        for group in groups:
+            rows = next((clients[id].train for id in group.ids if id in clients), None)
+            if rows is not None and group.bench.device.type != "meta":
+                try_blocks(group.bench, rows, group.config.model.name)
     record: dict[str, Any] = {}
     if dealt is not None and len(clients) == len(profiles):
         record = record_of(dealt, groups, profiles)

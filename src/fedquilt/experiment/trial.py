@@ -60,6 +60,27 @@ def try_out(bench: Workbench, rows: Batch, name: str) -> None:
             )
 
 
+def try_blocks(bench: Workbench, rows: Batch, name: str) -> None:
+    """Nothing, if each block of the model called ``name`` can run without the others, as drawn blocks must.
+
+    Raises
+    ------
+    ModelError
+        if one cannot: blocks of unlike widths, as a convolutional network's stages are, need those before them.
+    """
+    batch = {key: column[:ROWS] for key, column in rows.items()}
+    for layer in range(bench.blocks.num_layers):
+        try:
+            with torch.no_grad(), _untouched(bench.model), bench.shallow([layer]):
+                bench.forward(batch)
+        except Exception as error:  # whatever a model raises: it is somebody else's code
+            told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ModelError(
+                f"model '{name}': block {layer} of {type(bench.model).__name__} does not run without the others "
+                f"({told}), and the method trains drawn blocks alone; set method.drop_layers = false, or take another"
+            ) from error
+
+
 def _are_felt(bench: Workbench, batch: Batch) -> bool:
     """Whether anything that leaves the blocks is another with the adapters than without them."""
     blocks = bench.model.get_submodule(bench.blocks.path)
