@@ -49,8 +49,8 @@ BAD = {
         held(junk=torch.zeros(1).expand(50_000_000)),
         "200000032 bytes of tensors; at most 1000 are taken",
     ),
-    "an old reply": (replace(GOOD, round=2), "answers round 2, but this is round 3"),
-    "a reply of the future": (replace(GOOD, round=4), "answers round 4, but this is round 3"),
+    "an old reply": (replace(GOOD, round=2), "answers round 3, but this is round 4"),
+    "a reply of the future": (replace(GOOD, round=4), "answers round 5, but this is round 4"),
     "weight": (replace(GOOD, weight=21.0), "weight is 21, but the client announced 20 examples"),
     "no weight": (replace(GOOD, weight=math.nan), "weight is nan, not a number above 0"),
     "a weight beyond all floats": (replace(GOOD, weight=10**400), "weight is an integer of 1329 bits, but the client"),
@@ -206,8 +206,8 @@ def test_the_honest_clients_result_is_the_same_bits_as_without_the_bad_one(name)
         assert sorted(one.traffic[0].metrics) == [0, 1, 3]
     said = with_it[-1].traffic[0].dropped[2]
     expected = {
-        "an old reply": "answers round 0, but this is round 3",
-        "a reply of the future": "answers round 4, but this is round 3",
+        "an old reply": "answers round 1, but this is round 4",
+        "a reply of the future": "answers round 5, but this is round 4",
         "weight": "weight is 31, but the client announced 30 examples",
     }
     assert expected.get(name, reason) in said

@@ -159,7 +159,7 @@ def test_rounds_long_gone_are_not_answered_anew(fresh):
     for number, before in enumerate(replies):
         again = asked(fresh(), exchange, number)
         if number < 2:
-            assert f"round {number} was answered before, and its reply is no longer kept" in again[0].reason
+            assert f"round {number + 1} was answered before, and its reply is no longer kept" in again[0].reason
         else:
             assert same(again, before)
     assert fresh().told()["releases"] == KEPT_ROUNDS + 2

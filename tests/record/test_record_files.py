@@ -45,7 +45,7 @@ def test_a_disk_that_refuses_gives_one_clear_message(tmp_path, monkeypatch, code
     made.save_checkpoint(4, {}, {})
     finish(made, {"round": 4})
     monkeypatch.setattr(disk, "open", refuse, raising=False)
-    tail = f"cannot be written ({reason}); the checkpoint of round 4 is whole; {advice}, then continue with: "
+    tail = f"cannot be written ({reason}); the checkpoint of round 5 is whole; {advice}, then continue with: "
     for act, name in (
         (lambda: made.append_round({"round": 5}), "rounds.jsonl"),
         (lambda: made.save_checkpoint(6, {}, {}), "checkpoint"),

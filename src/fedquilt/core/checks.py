@@ -117,7 +117,8 @@ def _problem(value: Any, within: Range = _FINITE) -> str | None:
 def _stale(order: Order, reply: Reply) -> str | None:
     if reply.round == order.round:
         return None
-    return f"answers round {shown(reply.round)}, but this is round {order.round}"
+    answered = reply.round + 1 if type(reply.round) is int else reply.round  # people count from 1
+    return f"answers round {shown(answered)}, but this is round {order.round + 1}"
 
 
 def _odd_weight(reply: Reply, examples: int | None) -> str | None:

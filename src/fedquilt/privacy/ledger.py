@@ -75,8 +75,8 @@ class Ledger:
         (entry,) = found
         if entry["file"] is None:
             raise RunError(
-                f"round {asked.round} was answered before, and its reply is no longer kept; a round is answered once, "
-                "so that its noise cannot be averaged away"
+                f"round {asked.round + 1} was answered before, and its reply is no longer kept; a round is answered "
+                "once, so that its noise cannot be averaged away"
             )
         return _opened(tree_from_bytes(self._fetch(entry)))
 

@@ -393,4 +393,4 @@ class Record:
     def _what_is_safe(self) -> str:
         if not self.has_checkpoint:
             return "there is no checkpoint yet"
-        return f"the checkpoint of round {self.next_round - 1} is whole"
+        return f"the checkpoint of round {self.next_round} is whole"

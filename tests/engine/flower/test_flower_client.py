@@ -101,7 +101,7 @@ def test_an_order_of_long_ago_is_refused_and_changes_nothing(tmp_path):
         asked(app, setup, number)
     memory = shelf.newest
     answer = asked(app, setup, 1)
-    assert answer.error.reason.startswith("the order is of round 1, but this client has gone on to round 3")
+    assert answer.error.reason.startswith("the order is of round 2, but this client has gone on to round 4")
     assert same(memory, shelf.newest)
 
 

@@ -51,7 +51,7 @@ def test_an_order_of_a_round_long_gone_is_refused(tmp_path):
     shelf = Shelf(tmp_path / "c")
     for number in range(5):
         shelf.keep((number, 0), memory(number))
-    with pytest.raises(RunError, match="the order is of round 2, but this client has gone on to round 4"):
+    with pytest.raises(RunError, match="the order is of round 3, but this client has gone on to round 5"):
         shelf.before((2, 0))
 
 

@@ -47,8 +47,8 @@ class Shelf:
             return self._read(older[-1])
         if kept:
             raise RunError(
-                f"the order is of round {step[0]}, but this client has gone on to round {_step(kept[-1])[0]} and no "
-                "longer has its memory of that time"
+                f"the order is of round {step[0] + 1}, but this client has gone on to round {_step(kept[-1])[0] + 1} "
+                "and no longer has its memory of that time"
             )
         return {}
 
