@@ -138,7 +138,7 @@ def _loaded(config: Config, experiment: Experiment) -> Any:
 
 def steps_of(client: Client, round: int, rng: Rng) -> Iterator[Step]:
     """The batches that fedquilt draws for this client in this round, from its rows to the model's inputs."""
-    stream = rng.child("round", round).child("client", client.id, "fit").child("batches")
+    stream = rng.child("round", round).child("client", client.id, "fit").sealed().child("batches")
     for rows in batches(len(client.train["labels"]), client.training, stream):
         batch = {name: column[rows] for name, column in client.train.items()}
         inputs, labels = client.bench.prepare(batch), batch["labels"]

@@ -143,7 +143,8 @@ def test_on_flower_a_run_ends_in_the_same_bits(wanted, tmp_path, fingerprint, na
     for left, right in zip(read_rounds(folder), read_rounds(embedded), strict=True):
         assert not left["exchanges"][0]["dropped"]
         for client, sent in left["exchanges"][0]["clients"].items():
-            assert sent["metrics"]["received_examples"] > 0
+            # drawn blocks alone are nobody's model
+            assert ("received_examples" in sent["metrics"]) != (settings.method.name == "fedra")
             other = right["exchanges"][0]["clients"][client]
             assert (sent["bytes_down"], sent["bytes_up"]) == (other["bytes_down"], other["bytes_up"])
 

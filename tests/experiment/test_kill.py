@@ -71,7 +71,7 @@ def test_a_second_command_on_the_same_folder_is_refused_and_the_first_ends_as_if
     until((folder / "config.json").exists, first)
     for words in (("--resume", folder), (tiny, *CHANGES, "--folder", folder)):
         out, err = started(tmp_path, "run", *words).communicate(timeout=300)
-        if first.poll() is None:  # else it was over by then
+        if not (folder / "result.json").exists():  # else it was over by then
             assert f"is being written by process {first.pid} on ".encode() in err, (out, err)
     out, err = first.communicate(timeout=300)
     assert first.returncode == 0, (out, err)

@@ -210,7 +210,9 @@ def test_an_exported_mixture_loads_into_the_bare_model_and_scores_as_the_run_did
     wanted = sizes()
     folder = run(wanted, tmp_path / "run")
     out = export(folder, tmp_path / "out", group="wide")
-    assert sorted(path.name for path in out.iterdir()) == ["adapter.safetensors", "fedquilt_adapter.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("README.md", "adapter.safetensors", "fedquilt_adapter.json", "labels.json")
+    ]
     told = json.loads((out / "fedquilt_adapter.json").read_text())
     experiment = build(wanted)
     group = experiment.groups[1]

@@ -42,7 +42,7 @@ def test_every_rule_is_chosen_by_the_run_file_alone(config, tmp_path, finished, 
 def test_every_layered_method_takes_the_federations_rule(config, monkeypatch, method):
     asked = []
     monkeypatch.setattr(
-        groups_module, "rule_of", lambda config: lambda base, replies, weighting: asked.append(1) or base
+        groups_module, "rule_of", lambda config, buffers: lambda base, replies, weighting: asked.append(1) or base
     )
     changes = [f"method.name={method}"] + (["method.allocation=rgd"] if method == "fed-hello" else [])
     made = build(config(*changes)).method

@@ -203,7 +203,7 @@ def test_local_only_is_each_client_training_on_without_a_server():
 
 
 def played_rng(number, client):
-    return Rng(5).child("round", number).child("client", client, "fit")
+    return Rng(5).child("round", number).child("client", client, "fit").sealed()
 
 
 @pytest.mark.parametrize("shape", ["triangle", "inverted-triangle", "bottleneck", "uniform"])

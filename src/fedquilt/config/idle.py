@@ -30,7 +30,6 @@ APPLIES: Mapping[tuple[str, str], tuple[str, tuple[str, ...]]] = {
 """A key of a section, and the key beside it whose choices it goes with."""
 
 OF_TASKS: Mapping[tuple[str, str], tuple[tuple[str, ...], str]] = {
-    ("model", "max_length"): (("sequence-classification", "causal-lm"), "counts tokens, and {} has none"),
     ("head", "policy"): (_CLASSIFIERS, "is of a classifier's head, and a model of {} has none"),
 }
 """A key, the tasks that it is for, and what it means."""

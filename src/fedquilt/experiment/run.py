@@ -224,10 +224,6 @@ def _same_inputs(folder: Path, experiment: Experiment) -> None:
     source = "', '".join(dict.fromkeys(group.config.data.source for group in experiment.groups))
     if experiment.partition["digest"] != read_partition(folder)["digest"]:
         raise RunError(f"{folder}: data.source = '{source}' is not dealt as when the run began; {advice}")
-    if read_environment(folder).get("rows", _rows(experiment)) != _rows(experiment):
-        raise RunError(
-            f"{folder}: data.source = '{source}', or the test set, holds other rows than when the run began; {advice}"
-        )
     if weights_digest(experiment.groups) != read_environment(folder)["model"]:
         names = "', '".join(dict.fromkeys(group.config.model.name for group in experiment.groups))
         raise RunError(f"{folder}: model.name = '{names}' has not the weights that the run began with; {advice}")
@@ -236,6 +232,11 @@ def _same_inputs(folder: Path, experiment: Experiment) -> None:
         raise RunError(
             f"{folder}: the classes of the model's outputs are {outputs} and were {began} when the run began: the "
             f"base's id2label is another, or the data's names; {advice}"
+        )
+    # last: rows are compared as the model takes them, with labels in the order of its outputs
+    if read_environment(folder).get("rows", _rows(experiment)) != _rows(experiment):
+        raise RunError(
+            f"{folder}: data.source = '{source}', or the test set, holds other rows than when the run began; {advice}"
         )
 
 
