@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from hypothesis import settings
+
+# laws are tried on this many examples, and on four times as many with HYPOTHESIS_PROFILE=thorough
+settings.register_profile("brief", max_examples=50, deadline=None)
+settings.register_profile("thorough", max_examples=200, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "brief"))
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
 # one torch thread: the models are tiny, and two threads that wait for each other on a busy machine cost minutes

@@ -228,7 +228,7 @@ def test_ht_12_the_folded_weight_and_bias_compute_what_the_live_module_does(gate
     torch.testing.assert_close(module(x), live, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 4), st.sampled_from(PLACEMENTS), st.sampled_from(("uniform", "static")))
 def test_ht_12_folding_is_exact_in_double_precision_for_any_values(seed, branches, placement, gate):
     layer = made(branches=branches, seed=seed, gate=gate, placement=placement, activation="identity").double()
@@ -276,7 +276,7 @@ def test_ht_12_what_is_not_linear_refuses_to_fold_and_says_why():
         made(placement="parallel").as_lora()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 5), st.sampled_from(GATES))
 def test_gates_are_above_zero_and_sum_to_one_and_one_branch_has_it_all(seed, branches, gate):
     layer = made(branches=branches, seed=seed, gate=gate)
@@ -286,7 +286,7 @@ def test_gates_are_above_zero_and_sum_to_one_and_one_branch_has_it_all(seed, bra
     torch.testing.assert_close(gates.sum(-1), torch.ones(gates.shape[:-1]))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.permutations(range(3)), st.sampled_from(GATES))
 def test_the_order_of_branches_does_not_matter(seed, order, gate):
     layer = made(seed=seed, gate=gate)

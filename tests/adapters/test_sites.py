@@ -97,7 +97,7 @@ def test_slots_by_hand():
     assert slots_of(2, 3, "top") == (1, 2)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(SLOT_RULES))
 def test_slots_rise_with_depth_and_the_last_block_has_the_last_slot(num_layers, num_slots, rule):
     if rule == "spaced":

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fedquilt.aggregate.lowrank import Factors, Product
 from fedquilt.core.rng import Rng
 
-laws = settings(max_examples=200, deadline=None)
+laws = settings(deadline=None)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 6e-2, torch.float16: 8e-3}
 
 

@@ -24,7 +24,7 @@ from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Reply
 
-laws = settings(max_examples=200, deadline=None)
+laws = settings(deadline=None)
 every_rule = pytest.mark.parametrize("rule", RULES)
 every_setting = st.builds(AlignSettings, st.sampled_from(RULES), st.sampled_from(PARTS), st.booleans())
 NAMES = ("mixture.attention.0.0", "mixture.attention.0.1", "mixture.feed-forward.1.0")

@@ -24,7 +24,7 @@ from fedquilt.core.params import squared_norm, sub
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Reply
 
-laws = settings(max_examples=200, deadline=None)
+laws = settings(deadline=None)
 NAMES = ("layers.0.lora_A", "layers.1.lora_A", "head.weight")
 
 

@@ -13,7 +13,7 @@ from fedquilt.core.rng import Rng
 
 STEPS = {"momentum": momentum_step, "adam": adam_step, "yogi": yogi_step}
 every_step = pytest.mark.parametrize("step", STEPS.values(), ids=STEPS.keys())
-laws = settings(max_examples=200, deadline=None)
+laws = settings(deadline=None)
 
 
 def rounds(seed, num, dtype=torch.float64):

@@ -117,7 +117,7 @@ def test_no_size_is_above_the_ratio_and_the_least_half_stays(sizes, ratio):
 # Weights ------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(
     st.lists(st.one_of(st.floats(2**-20, 2**48), st.integers(1, 2**48)), min_size=1, max_size=12),
     st.floats(0.01, 0.99),

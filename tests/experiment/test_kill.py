@@ -101,6 +101,7 @@ def descendants(pid):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes in /proc")
 def test_the_workers_of_a_killed_compare_end_with_it_and_a_second_start_ends_in_the_same_bits(tiny, tmp_path):
     tiny.write_text(tiny.read_text().replace("rounds = 3", "rounds = 60") + ENTRIES)

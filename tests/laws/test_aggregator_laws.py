@@ -22,7 +22,7 @@ AGGREGATORS = {
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 every_aggregator = pytest.mark.parametrize("aggregate", AGGREGATORS.values(), ids=AGGREGATORS.keys())
-laws = settings(max_examples=200, deadline=None)
+laws = settings(deadline=None)
 
 
 @st.composite

@@ -17,7 +17,7 @@ ALLOCATORS = {
 }
 
 every_allocator = pytest.mark.parametrize("allocate", ALLOCATORS.values(), ids=ALLOCATORS.keys())
-laws = settings(max_examples=200, deadline=None)
+laws = settings(deadline=None)
 weights_of = st.lists(st.integers(0, 5) | st.floats(1e-6, 1e6), min_size=1, max_size=48).filter(any)
 streams = st.builds(Rng, st.integers(0, 2**40), st.just(("round", 3, "client", 5)))
 

@@ -32,7 +32,7 @@ RULES = {
     "lora-fair": refined_rule(),
 }
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
-laws = settings(max_examples=200, deadline=None)
+laws = settings(deadline=None)
 
 
 def scaling(module, rank):
