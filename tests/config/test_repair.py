@@ -175,3 +175,15 @@ def test_a_rank_that_does_not_go_with_the_kind_leaves_the_rest_to_be_checked(che
         f"{BASE}[clients]\nbudgets = [1, 2, 3]\n[adapter]\nkind = 'full'\nrank = 4\n[method]\nname = 'fed-hell'\n"
     )
     assert [problem.partition(" ")[0] for problem in problems] == ["adapter:", "method.name"]
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (f"label = 0x{'f' * 5000}", "compare[0].label = an integer of 20000 bits: must be text"),
+        (f"label = [[0x{'f' * 5000}]]", "compare[0].label = a list that holds an integer of thousands of digits"),
+        ("label = 'one'\nadapter = { kind = ['lora'] }", "compare 'one': adapter.kind"),
+    ],
+)
+def test_values_of_any_kind_in_an_entry_of_a_comparison_are_named(checked, text, key):
+    assert any(problem.startswith(key) for problem in checked(f"{BASE}[[compare]]\n{text}\n"))

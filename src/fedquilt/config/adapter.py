@@ -104,4 +104,5 @@ def odd_keys(adapter: Adapter) -> list[str]:
 def _foreign(kind: Any) -> list[str]:
     """The keys that belong to other kinds alone."""
     every = dict.fromkeys(key for keys in OF_KIND.values() for key in keys)
-    return [key for key in every if key not in OF_KIND.get(kind, every)]
+    own = OF_KIND.get(kind, every) if isinstance(kind, str) else every
+    return [key for key in every if key not in own]

@@ -165,5 +165,5 @@ def entries_of(raw: Mapping[str, Any]) -> tuple[list[tuple[str, dict[str, Any]]]
             problems.append(f"{where}.label = {shown(label)}: must be text")
         elif label in made:
             problems.append(f"{where}.label = {shown(label)}: stands twice; give every entry a label of its own")
-        made[str(label)] = variant
+        made[label if isinstance(label, str) else shown(label)] = variant
     return list(made.items()), problems

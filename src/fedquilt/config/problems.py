@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from fedquilt.config.toml import as_written
-from fedquilt.core.errors import suggestion
+from fedquilt.core.errors import suggestion, written
 
 _KINDS = {
     "int": "a whole number",
@@ -33,7 +33,7 @@ _BOUNDS = {
 
 def shown(value: Any) -> str:
     """The value as a run file would write it, cut after 80 characters."""
-    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else written(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

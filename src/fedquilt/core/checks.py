@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedquilt.core.bounds import moved_far, starts
+from fedquilt.core.errors import written
 from fedquilt.core.method import Exchange
 from fedquilt.core.params import not_finite
 from fedquilt.core.types import Order, Profile, Range, Reply
@@ -94,9 +95,7 @@ def declared(exchange: Exchange, order: Order, reply: Reply) -> Reply:
 
 def shown(value: Any, *, bare: bool = False) -> str:
     """A stranger's value, short enough for a line; text without quotes if ``bare``."""
-    if isinstance(value, int) and value.bit_length() > 256:  # Python writes no number of thousands of digits
-        return f"an integer of {value.bit_length()} bits"
-    text = value if bare and isinstance(value, str) else repr(value)
+    text = value if bare and isinstance(value, str) else written(value)
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 

@@ -52,3 +52,13 @@ def suggestion(word: str, allowed: Sequence[str]) -> str:
         return ""
     near = get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def written(value: object) -> str:
+    """``repr``, also of integers of thousands of digits and of what holds one, which Python does not write."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        return repr(value)
+    except ValueError:
+        return f"a {type(value).__name__} that holds an integer of thousands of digits"
