@@ -221,3 +221,17 @@ def test_the_guide_has_the_reasons_word_for_word(name):
 def test_no_nodes_are_no_federation(tmp_path):
     with pytest.raises(FedquiltError, match="--nodes 0: must be at least 1"):
         Trial(tmp_path, 0)
+
+
+def test_a_node_with_a_key_signs_its_hello_with_it(tmp_path, monkeypatch):
+    started = {}
+    trial = Trial(tmp_path, 1, node_config={"epsilon": 8.0})
+    monkeypatch.setattr(trial, "start", lambda name, *words: started.update({name: words}))
+    trial._start_node(0)
+    words = started["node-0"]
+    key = str(trial.key(0))
+    assert words[words.index("--auth-supernode-private-key") + 1] == key
+    config = words[words.index("--node-config") + 1]
+    assert f"key='{key}'" in config
+    assert "partition-id=0" in config
+    assert "epsilon=8.0" in config

@@ -149,14 +149,20 @@ class Trial:
             self._wanted.pop(node, None)
             self._started[f"node-{node}"].end(number)
 
-    def supernode(self, *, key: Path | None = None, secure: bool | None = None, **config: Any) -> list[str]:
-        """The words that start a SuperNode of this federation with a config and, if given, a private key."""
+    def supernode(
+        self, *, key: Path | None = None, secure: bool | None = None, signs: bool = False, **config: Any
+    ) -> list[str]:
+        """The words that start a SuperNode of this federation with a config and, if given, a private key.
+
+        With ``signs`` the config names the key, too: the node signs its hello with it.
+        """
         words = [tool("flower-supernode"), "--superlink", self.address, "--port", str(free_port())]
         if self.secure if secure is None else secure:
             words += ["--root-certificates", str(self.certs / "ca.crt")]
         else:
             words += ["--insecure"]
         words += ["--auth-supernode-private-key", str(key)] if key is not None else []
+        config |= {"key": str(key)} if signs and key is not None else {}
         return [*words, "--node-config", " ".join(f"{name}={_value(value)}" for name, value in config.items())]
 
     def nodes(self) -> list[dict[str, Any]]:
@@ -280,8 +286,7 @@ class Trial:
         more = self._node_config(node) if callable(self._node_config) else self._node_config
         config = {"partition-id": node, "num-partitions": self.num_nodes, "memories": str(self.folder / "sites")}
         key = self.key(node) if self.secure else None
-        config |= {} if key is None else {"key": str(key)}
-        self.start(f"node-{node}", *self.supernode(key=key, **{**config, **more}))
+        self.start(f"node-{node}", *self.supernode(key=key, signs=True, **{**config, **more}))
 
     def _may_try_again(self, node: int, ended: Started) -> bool:
         """Whether a node ended because its old self still counts as there, which passes."""
