@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedquilt.aggregate.lowrank import Factors, Product, product_distance, redistributed, stacked, svd
-from fedquilt.aggregate.lowrank import norm as product_norm
+from fedquilt.aggregate.lowrank.kernel import Factors, Product, product_distance, redistributed, stacked, svd
+from fedquilt.aggregate.lowrank.kernel import norm as product_norm
 from fedquilt.core.rng import Rng
 
 TARGETS = {768: 10.0, 4096: 50.0}

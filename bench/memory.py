@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from fedquilt.adapters.inject import initial, inject, layout, load, trainable
-from fedquilt.adapters.lora import LoraSettings
-from fedquilt.adapters.mixture import MixtureSettings
-from fedquilt.adapters.mixture_inject import initial_mixture, inject_mixture, mixture_layout
+from fedquilt.adapters.lora.inject import initial, inject, layout, load, trainable
+from fedquilt.adapters.lora.module import LoraSettings
+from fedquilt.adapters.mixture.inject import initial_mixture, inject_mixture, mixture_layout
+from fedquilt.adapters.mixture.module import MixtureSettings
 from fedquilt.core.rng import Rng
 from fedquilt.models.hf import config_from, model_from
 from fedquilt.models.layers import find_blocks

@@ -18,9 +18,10 @@ import time
 from pathlib import Path
 
 from fedquilt.config.load import load
+from fedquilt.engine.flower.local_federation import CONNECTION, Trial
 from fedquilt.engine.flower.processes import marked
-from fedquilt.engine.flower.trial import CONNECTION, Trial
-from fedquilt.experiment import deploy, run
+from fedquilt.experiment.flower_app import deploy
+from fedquilt.experiment.run import run
 from fedquilt.record import read_rounds
 
 WIDTH, LAYERS = 512, 4

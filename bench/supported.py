@@ -39,7 +39,8 @@ from fedquilt.config.load import parse
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import FedquiltError
 from fedquilt.core.factors import factors
-from fedquilt.experiment import Experiment, build, run
+from fedquilt.experiment.build import Experiment, build
+from fedquilt.experiment.run import run
 from fedquilt.models.causality import sees_ahead
 from fedquilt.models.hf import TASKS
 from fedquilt.models.text import SPECIAL, byte_tokenizer

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedquilt.adapters.mixture_inject import is_shared
-from fedquilt.aggregate.bank import slots_in
+from fedquilt.adapters.mixture.inject import is_shared
+from fedquilt.bank.merge import slots_in
 from fedquilt.config.load import parse
 from fedquilt.core.loop import rounds
 from fedquilt.core.params import sub
 from fedquilt.core.types import Params, Turn
-from fedquilt.experiment import build
+from fedquilt.experiment.build import build
 from fedquilt.record import Record
 
 

@@ -113,7 +113,7 @@ def command(tiny, monkeypatch, capsys):
 def finished(tmp_path_factory):
     """The folder of one finished run of the tiny federation. Not to be changed."""
     from fedquilt.config.load import load
-    from fedquilt.experiment import run
+    from fedquilt.experiment.run import run
 
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.toml").write_text(TINY)

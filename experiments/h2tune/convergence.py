@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "tests" / "contract"))
 
 from core_toy import SIZE, SLOTS, federated, toy  # noqa: E402
 
-from fedquilt.aggregate.bank import drawn_bank  # noqa: E402
+from fedquilt.bank.merge import drawn_bank  # noqa: E402
 from fedquilt.core.rng import Rng  # noqa: E402
 
 ROUNDS = 200

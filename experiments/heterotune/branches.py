@@ -18,14 +18,14 @@ from statistics import mean
 import numpy as np
 import torch
 
-from fedquilt.adapters.mixture_inject import is_shared
+from fedquilt.adapters.mixture.inject import is_shared
 from fedquilt.config.load import parse
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Params
-from fedquilt.experiment import build
+from fedquilt.experiment.build import build
 from fedquilt.record import Record
-from fedquilt.report.alignment import alignments
-from fedquilt.report.read import read_run
+from fedquilt.report.conflicts import alignments
+from fedquilt.report.runs import read_run
 
 DRAWS = 3
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fedquilt import experiment
 from fedquilt.cli import screen
 from fedquilt.cli.screen import Shown
+from fedquilt.experiment.run import run
 from fedquilt.record import read_config, read_result, read_rounds
 
 
@@ -137,7 +137,7 @@ def test_on_a_terminal_rounds_clients_and_steps_have_bars_and_time_left(config, 
     terminal = Console(file=written, force_terminal=True, width=120)
     monkeypatch.setattr(screen, "errors", terminal)
     with Shown() as shown:
-        experiment.run(config(), tmp_path / "shown", shown)
+        run(config(), tmp_path / "shown", shown)
         shown.bars.refresh()
         assert [task.description for task in shown.bars.tasks] == ["shown", "clients (fit)", "steps"]
         assert [(task.completed, task.total) for task in shown.bars.tasks] == [(3, 3), (4, 4), (2, 2)]

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_federation import BERT, LLAMA, VIT, rows, small, start_of, task_of, workbench
 
+from fedquilt.bank.client_cores import middle_of
+from fedquilt.client.agreement import disagreement
 from fedquilt.client.fit import Phase, Training, alternate, fit, num_steps
-from fedquilt.client.middle import middle_of
 from fedquilt.client.task import answers
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Order
-from fedquilt.distill.agreement import disagreement
 
 SEED = Rng(4).child("alternate")
 PLAIN = Training(steps=6, epochs=None, batch_size=4, optimizer="sgd")

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from small_federation import VIT, rows, small, start_of, workbench
 from torch.nn import functional
 
-from fedquilt.aggregate.lowrank import Product
-from fedquilt.aggregate.segment import tail
+from fedquilt.aggregate.lowrank.kernel import Product
+from fedquilt.aggregate.lowrank.segment import tail
 from fedquilt.client.fit import Training, batches, fit
 from fedquilt.client.penalty import proximal, with_proximal
 from fedquilt.core.errors import TrainingError
@@ -136,7 +136,7 @@ def test_a_constant_changes_no_bit():
 
 
 def test_hetloras_tail_shrinks_what_pruning_would_cut():
-    """The penalty that HETLoRA's clients add, made of ``aggregate.segment.tail``."""
+    """The penalty that HETLoRA's clients add, made of ``aggregate.lowrank.segment.tail``."""
     start = start_of(workbench(VIT))
     modules = sorted({name.rpartition(".")[0] for name in start if name.endswith("lora_A")})
 

@@ -10,8 +10,8 @@ import torch
 from small_federation import BERT, DATA, GPT2, LLAMA, TOKENS, VIT, rows, start_of, task_of, workbench
 from torch import nn
 
-from fedquilt.adapters.inject import inject, layout, trainable
-from fedquilt.adapters.lora import LoraSettings
+from fedquilt.adapters.lora.inject import inject, layout, trainable
+from fedquilt.adapters.lora.module import LoraSettings
 from fedquilt.client import Workbench
 from fedquilt.client.probe import fisher_diagonal, layer_scores
 from fedquilt.core.types import Blocks, Layout

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedquilt.adapters.lora import LoraLinear, LoraSettings, initial_factors
-from fedquilt.adapters.triple import Place, cores, with_cores
-from fedquilt.aggregate.bank import BankUpdate, drawn_bank, merged_bank, offered
-from fedquilt.aggregate.layermap import depth_logits, lifted, lowered, relation
-from fedquilt.allocate.cores import leading
+from fedquilt.adapters.lora.core import Place, cores, with_cores
+from fedquilt.adapters.lora.module import LoraLinear, LoraSettings, initial_factors
+from fedquilt.bank.merge import BankUpdate, drawn_bank, merged_bank, offered
+from fedquilt.bank.relation import depth_logits, lifted, lowered, relation
+from fedquilt.bank.selection import leading
 from fedquilt.core.rng import Rng
 
 SLOTS, SIZE = 3, 6

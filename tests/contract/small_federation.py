@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fedquilt.adapters.inject import initial, inject, layout, trainable
-from fedquilt.adapters.lora import LoraSettings
-from fedquilt.adapters.mixture import MixtureSettings
-from fedquilt.aggregate.family import Rule
+from fedquilt.adapters.lora.inject import initial, inject, layout, trainable
+from fedquilt.adapters.lora.module import LoraSettings
+from fedquilt.adapters.mixture.module import MixtureSettings
+from fedquilt.aggregate.lowrank.rules import Rule
 from fedquilt.client import Client, Training, Workbench
 from fedquilt.client.workbench import Batch
 from fedquilt.core.factors import cut

@@ -26,7 +26,7 @@ from toys import (
     vertical_setup,
 )
 
-from fedquilt.aggregate.family import residual_rule, stack_rule, svd_rule
+from fedquilt.aggregate.lowrank.rules import residual_rule, stack_rule, svd_rule
 from fedquilt.client import Training
 from fedquilt.core.loop import rounds
 from fedquilt.core.method import Exchange

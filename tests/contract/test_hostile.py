@@ -11,8 +11,8 @@ from promises import Build, Setup
 from small_federation import VIT, small
 from test_contract import ROWS, SOON, real
 
-from fedquilt.aggregate.align import AlignSettings
-from fedquilt.aggregate.alignment import with_alignment
+from fedquilt.aggregate.alignment.gradients import AlignSettings
+from fedquilt.aggregate.alignment.wrapper import with_alignment
 from fedquilt.aggregate.robust import aggregate_rule
 from fedquilt.aggregate.server_optimizer import with_server_optimizer
 from fedquilt.client import Training

@@ -19,8 +19,8 @@ import pytest
 from PIL import Image
 
 from fedquilt.core.errors import DataError
-from fedquilt.data.images import Pictures, of_one_size
-from fedquilt.data.loaders import load_table
+from fedquilt.data.load import load_table
+from fedquilt.data.readers.images import Pictures, of_one_size
 
 LIMIT_SECONDS = 10
 TEXTS = ["a fine film", "dull and long", "so so", "again !", "la\u2028la", ""]

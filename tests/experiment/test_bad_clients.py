@@ -14,9 +14,10 @@ from in_process_grid import InProcessGrid
 
 from fedquilt.engine.flower.client import client_app
 from fedquilt.engine.flower.packing import packed, unpacked
-from fedquilt.experiment import flower, run
+from fedquilt.experiment import flower
+from fedquilt.experiment.run import run
 from fedquilt.record import Record, read_rounds
-from fedquilt.report.read import group_runs, read_run
+from fedquilt.report.runs import group_runs, read_run
 from fedquilt.report.table import notes
 
 BAD = 2

@@ -8,8 +8,11 @@ import torch
 from fedquilt.aggregate.server_optimizer import MOMENTS, NOT_BY_FACTORS
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.types import Turn
-from fedquilt.experiment import build, check, plan, resume, run
+from fedquilt.experiment.build import build
 from fedquilt.experiment.changes import changed, server_optimizer_problems
+from fedquilt.experiment.check import check
+from fedquilt.experiment.plan import plan
+from fedquilt.experiment.run import resume, run
 from fedquilt.methods import METHODS
 from fedquilt.record import Record
 

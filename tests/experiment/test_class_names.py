@@ -12,11 +12,13 @@ from transformers import AutoModelForSequenceClassification
 from fedquilt.config.load import parse
 from fedquilt.core.errors import ConfigError, RunError
 from fedquilt.core.rng import Rng
-from fedquilt.experiment import build, check, export, resume, run
+from fedquilt.experiment.build import build
+from fedquilt.experiment.check import check
+from fedquilt.experiment.export import export
 from fedquilt.experiment.flower import cards
-from fedquilt.experiment.run import Silent
+from fedquilt.experiment.run import Silent, resume, run
 from fedquilt.models.hf import _tokenizer, config_from, load_model
-from fedquilt.models.source import Source
+from fedquilt.models.locate import Source
 from fedquilt.record import read_environment
 
 TEXT, IMAGE = "sequence-classification", "image-classification"

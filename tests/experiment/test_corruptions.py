@@ -10,10 +10,10 @@ from collections import Counter
 import pytest
 
 from fedquilt.core.errors import FedquiltError
-from fedquilt.experiment import export, resume, run
-from fedquilt.experiment.run import Silent
+from fedquilt.experiment.export import export
+from fedquilt.experiment.run import Silent, resume, run
 from fedquilt.record import read_rounds
-from fedquilt.report.read import read_run
+from fedquilt.report.runs import read_run
 
 CHANGES = ("head.policy=local", "rounds=3", "clients.cohort=3")
 CLIENT = 1

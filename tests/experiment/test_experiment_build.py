@@ -7,8 +7,8 @@ from fedquilt.core.errors import ConfigError, DataError, ModelError
 from fedquilt.core.method import Wire
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Order, Turn
-from fedquilt.experiment import build, check
-from fedquilt.experiment.build import device_of
+from fedquilt.experiment.build import build, device_of
+from fedquilt.experiment.check import check
 
 build_module = importlib.import_module("fedquilt.experiment.build")
 

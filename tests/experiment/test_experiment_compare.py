@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedquilt.core.errors import FedquiltError, RunError
-from fedquilt.experiment import compare, jobs
+from fedquilt.experiment.compare import compare, jobs
 from fedquilt.record import read_partition, read_result
 
 ENTRIES = """

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from fedquilt.core.errors import ConfigError
-from fedquilt.experiment import build, check, export, resume, run
+from fedquilt.experiment.build import build
+from fedquilt.experiment.check import check
+from fedquilt.experiment.export import export
 from fedquilt.experiment.plan import plan
+from fedquilt.experiment.run import resume, run
 from fedquilt.models.hf import load_model
 from fedquilt.record import Record, read_rounds
 
@@ -95,7 +98,7 @@ def test_peft_gives_our_logits_of_the_global_model_and_of_a_client(wanted, tmp_p
 
 @pytest.mark.parametrize("name", ["flexlora", "hetlora"])
 def test_a_client_of_a_lower_rank_exports_at_its_rank(wanted, tmp_path, name):
-    from fedquilt.adapters.export import load_peft
+    from fedquilt.adapters.lora.peft_files import load_peft
 
     settings = wanted(name, "rounds=1", *(["method.gamma=1.0"] if name == "hetlora" else []))
     folder = run(settings, tmp_path / "run")

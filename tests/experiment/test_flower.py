@@ -16,10 +16,11 @@ from in_process_grid import InProcessGrid
 
 from fedquilt.core.errors import ConfigError, RoundError, RunError
 from fedquilt.engine.flower.client import client_app
-from fedquilt.engine.flower.shelf import Shelf
-from fedquilt.experiment import flower, resume, run
+from fedquilt.engine.flower.memory_store import Shelf
+from fedquilt.experiment import flower
+from fedquilt.experiment.run import resume, run
 from fedquilt.record import Record, read_environment, read_result, read_rounds
-from fedquilt.report.read import read_run
+from fedquilt.report.runs import read_run
 from fedquilt.report.table import summary
 
 

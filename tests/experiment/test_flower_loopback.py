@@ -14,10 +14,10 @@ import pytest
 pytest.importorskip("flwr")
 
 from fedquilt.config.load import load
+from fedquilt.engine.flower.local_federation import Trial
 from fedquilt.engine.flower.processes import patience, tail
-from fedquilt.engine.flower.trial import Trial
-from fedquilt.experiment import run
-from fedquilt.experiment.app import write_app
+from fedquilt.experiment.flower_app import write_app
+from fedquilt.experiment.run import run
 from fedquilt.methods import ACROSS, METHODS
 from fedquilt.record import Record, read_rounds
 from fedquilt.record.tree import tree_to_bytes

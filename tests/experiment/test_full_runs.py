@@ -11,7 +11,11 @@ from fedquilt import load_adapter
 from fedquilt.config.load import load
 from fedquilt.core.errors import ConfigError, ModelError, RunError
 from fedquilt.core.types import Turn
-from fedquilt.experiment import build, check, export, plan, resume, run
+from fedquilt.experiment.build import build
+from fedquilt.experiment.check import check
+from fedquilt.experiment.export import export
+from fedquilt.experiment.plan import plan
+from fedquilt.experiment.run import resume, run
 from fedquilt.models.hf import digest, load_model
 from fedquilt.record import Record, read_rounds
 

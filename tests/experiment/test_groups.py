@@ -9,8 +9,12 @@ import torch
 from fedquilt.config.load import load
 from fedquilt.core.errors import ConfigError, DataError, ModelError, RunError
 from fedquilt.core.types import Profile, Turn
-from fedquilt.experiment import build, check, export, plan, resume, run
+from fedquilt.experiment.build import build
+from fedquilt.experiment.check import check
+from fedquilt.experiment.export import export
 from fedquilt.experiment.memory import afforded
+from fedquilt.experiment.plan import plan
+from fedquilt.experiment.run import resume, run
 from fedquilt.record import Record, read_environment, read_partition, read_rounds
 
 build_module = importlib.import_module("fedquilt.experiment.build")
@@ -306,7 +310,7 @@ def test_on_flower_a_federation_of_groups_ends_in_the_same_bits(grouped, tmp_pat
 
 def test_what_a_client_announces_is_of_its_own_group(grouped):
     pytest.importorskip("flwr")
-    from fedquilt.engine.flower.hello import mismatches
+    from fedquilt.engine.flower.handshake import mismatches
     from fedquilt.experiment.flower import cards
 
     made = cards(build(grouped()))

@@ -11,14 +11,17 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from fedquilt.aggregate.bank import exchange_bytes
+from fedquilt.bank.merge import exchange_bytes
 from fedquilt.config.load import load
 from fedquilt.core.errors import ConfigError
-from fedquilt.experiment import build, export, plan, resume, run
+from fedquilt.experiment.build import build
+from fedquilt.experiment.export import export
+from fedquilt.experiment.plan import plan
 from fedquilt.experiment.round_record import evaluate
+from fedquilt.experiment.run import resume, run
 from fedquilt.record import Record, read_environment, read_partition, read_rounds
-from fedquilt.report.alignment import alignments
-from fedquilt.report.read import read_run
+from fedquilt.report.conflicts import alignments
+from fedquilt.report.runs import read_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from fedquilt.engine.flower.processes import patience
-from fedquilt.experiment import jobs, resume, run
+from fedquilt.experiment.compare import jobs
+from fedquilt.experiment.run import resume, run
 from fedquilt.record import Record, holder, read_result, read_rounds
 
 COMMAND = [sys.executable, "-c", "from fedquilt.cli import main; main()"]

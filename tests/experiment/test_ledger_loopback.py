@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("flwr")
 
+from fedquilt.engine.flower.local_federation import Trial
 from fedquilt.engine.flower.processes import tail
-from fedquilt.engine.flower.trial import Trial
-from fedquilt.experiment.app import write_app
+from fedquilt.experiment.flower_app import write_app
 from fedquilt.privacy.account import gaussian_epsilon
 from fedquilt.privacy.ledger import ledgers
 
@@ -34,7 +34,7 @@ from fedquilt.core.types import Turn
 from fedquilt.engine.flower.client import action_of
 from fedquilt.engine.flower.codec import order_content, read_reply
 from fedquilt.engine.flower.grid import GridEngine
-from fedquilt.experiment import build
+from fedquilt.experiment.build import build
 from fedquilt.experiment.flower import cards, read
 
 app = ServerApp()

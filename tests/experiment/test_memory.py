@@ -6,7 +6,9 @@ import pytest
 
 from fedquilt.config.load import load
 from fedquilt.core.errors import ConfigError
-from fedquilt.experiment import Afforded, afforded, budget_lines, budgeted, plan, run
+from fedquilt.experiment.memory import Afforded, afforded, budget_lines, budgeted
+from fedquilt.experiment.plan import plan
+from fedquilt.experiment.run import run
 from fedquilt.record import read_partition
 
 # with 12 blocks of width 32, adapters of rank 8, and no row of data

@@ -8,16 +8,20 @@ import pytest
 import torch
 
 from fedquilt import load_adapter
-from fedquilt.adapters.mixture import MixtureSettings
+from fedquilt.adapters.mixture.module import MixtureSettings
 from fedquilt.config.load import load
 from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Turn
-from fedquilt.experiment import build, check, export, plan, resume, run
+from fedquilt.experiment.build import build
+from fedquilt.experiment.check import check
+from fedquilt.experiment.export import export
+from fedquilt.experiment.plan import plan
+from fedquilt.experiment.run import resume, run
 from fedquilt.models.hf import load_model
 from fedquilt.record import Record, read_environment, read_partition, read_rounds
-from fedquilt.report.alignment import alignments
-from fedquilt.report.read import read_run
+from fedquilt.report.conflicts import alignments
+from fedquilt.report.runs import read_run
 
 SIZES = """
 seed = 3

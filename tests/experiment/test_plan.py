@@ -6,9 +6,9 @@ import pytest
 
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.types import Order
-from fedquilt.experiment import build, plan, run
-from fedquilt.experiment.build import shaped
-from fedquilt.experiment.plan import activation_bytes, client_plan
+from fedquilt.experiment.build import build, shaped
+from fedquilt.experiment.plan import activation_bytes, client_plan, plan
+from fedquilt.experiment.run import run
 from fedquilt.record import read_partition, read_rounds
 
 plan_module = importlib.import_module("fedquilt.experiment.plan")  # the package's own name for it is the function

@@ -17,9 +17,12 @@ from fedquilt.core.types import Reply, Turn
 from fedquilt.core.wire import WIRE, lengthened, lowered, raised
 from fedquilt.engine.cohort import uniform_cohorts
 from fedquilt.engine.local import LocalEngine
-from fedquilt.experiment import build, check, protect, resume, run
+from fedquilt.experiment import protect
+from fedquilt.experiment.build import build
+from fedquilt.experiment.check import check
 from fedquilt.experiment.plan import plan
 from fedquilt.experiment.protect import cohort_key, hides_cohorts, spending
+from fedquilt.experiment.run import resume, run
 from fedquilt.privacy.account import gaussian_epsilon, sampled_epsilon
 from fedquilt.privacy.ledger import ledgers
 from fedquilt.record import Record, read_environment, read_rounds

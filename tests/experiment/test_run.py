@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from fedquilt.core.errors import RoundError, RunError
-from fedquilt.experiment import build, export, resume, round_record, run
+from fedquilt.experiment import round_record
+from fedquilt.experiment.build import build
+from fedquilt.experiment.export import export
+from fedquilt.experiment.run import resume, run
 from fedquilt.record import Record, hold, read_partition, read_result, read_rounds
 
 run_module = importlib.import_module("fedquilt.experiment.run")  # the package's own name for it is the function

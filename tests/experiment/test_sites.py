@@ -11,8 +11,10 @@ from sklearn.datasets import load_digits
 
 from fedquilt.config.load import load
 from fedquilt.core.errors import ConfigError, DataError, RunError
-from fedquilt.experiment import build, check, flower, resume, run
-from fedquilt.experiment.run import Silent
+from fedquilt.experiment import flower
+from fedquilt.experiment.build import build
+from fedquilt.experiment.check import check
+from fedquilt.experiment.run import Silent, resume, run
 from fedquilt.record import Record, read_partition, read_rounds
 
 

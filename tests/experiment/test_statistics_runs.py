@@ -11,9 +11,11 @@ from fedquilt.config.load import parse
 from fedquilt.core.checks import reply_check
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.types import Reply, Turn
-from fedquilt.experiment import build, check, export, resume, run
+from fedquilt.experiment.build import build
+from fedquilt.experiment.check import check
+from fedquilt.experiment.export import export
 from fedquilt.experiment.plan import plan
-from fedquilt.experiment.run import Silent
+from fedquilt.experiment.run import Silent, resume, run
 from fedquilt.record import Record
 
 TASK = "image-classification"

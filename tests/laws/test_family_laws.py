@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedquilt.aggregate.family import (
+from fedquilt.aggregate.lowrank.rules import (
     dispatched,
     merged,
     refined_rule,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from core_toy import SHAPES, SIZE, SLOTS, federated, toy, trained
 
-from fedquilt.aggregate.bank import as_large, drawn_bank, merged_bank, offered
-from fedquilt.aggregate.layermap import lowered, relation
-from fedquilt.allocate.cores import drawn, leading
+from fedquilt.bank.merge import as_large, drawn_bank, merged_bank, offered
+from fedquilt.bank.relation import lowered, relation
+from fedquilt.bank.selection import drawn, leading
 from fedquilt.core.rng import Rng
 
 

@@ -10,7 +10,7 @@ from small_federation import LLAMA, small
 from stand_ins import cast, layers_of, run
 from torch import nn
 
-from fedquilt.adapters.lora import LoraLinear, LoraSettings
+from fedquilt.adapters.lora.module import LoraLinear, LoraSettings
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Reply
 from fedquilt.methods.ffa_lora import ffa_lora

@@ -9,12 +9,12 @@ import torch
 from promises import Setup, copied, play, same
 from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, several, small
 
-from fedquilt.adapters.triple import places_in, sites_of
-from fedquilt.aggregate.align import AlignSettings
-from fedquilt.aggregate.bank import BankUpdate, exchange_bytes, merged_bank, offered, slots_in
-from fedquilt.aggregate.bank_alignment import aligned_bank
-from fedquilt.aggregate.layermap import lowered, relation
-from fedquilt.allocate.cores import leading
+from fedquilt.adapters.lora.core import places_in, sites_of
+from fedquilt.aggregate.alignment.gradients import AlignSettings
+from fedquilt.bank.alignment import aligned_bank
+from fedquilt.bank.merge import BankUpdate, exchange_bytes, merged_bank, offered, slots_in
+from fedquilt.bank.relation import lowered, relation
+from fedquilt.bank.selection import leading
 from fedquilt.client import Training
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.loop import perform

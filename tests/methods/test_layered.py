@@ -8,7 +8,7 @@ from promises import Setup, play, same
 from small_federation import small
 from stand_ins import cast, layers_of, run
 
-from fedquilt.aggregate.family import residual_rule, stack_rule
+from fedquilt.aggregate.lowrank.rules import residual_rule, stack_rule
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.types import Reply
 from fedquilt.methods.layered import layered

@@ -12,7 +12,7 @@ import pytest
 
 from fedquilt.core.errors import ConfigError, RunError
 from fedquilt.core.rng import Rng
-from fedquilt.data.arithmetic import problems
+from fedquilt.data.synthetic.arithmetic import problems
 from fedquilt.metrics import program_child, programs
 from fedquilt.metrics.programs import CHILD, right_programs, run_programs
 

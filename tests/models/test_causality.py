@@ -7,9 +7,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
-from fedquilt.models.causality import ordinary_tokens, sees_ahead
+from fedquilt.core.types import Blocks
+from fedquilt.models.causality import ordinary_tokens, sees_ahead, sees_far_ahead
 from fedquilt.models.hf import _tokenizer, config_from, load_model
-from fedquilt.models.source import Source
+from fedquilt.models.locate import Source
 
 SIZE = {
     "vocab_size": 260, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "hidden_size": 32, "embedding_size": 32,
@@ -90,6 +91,23 @@ class Reaching(nn.Module):
 )
 def test_windows_and_prefixes_that_look_forward(model, length, ahead):
     assert sees_ahead(model, length) is ahead
+
+
+class Cut(Reaching):
+    """One that cannot do without its second block."""
+
+    def __init__(self, first, last):
+        super().__init__(first, last)
+        self.layers = nn.ModuleList(nn.Identity() for _ in range(2))
+
+    def forward(self, input_ids, attention_mask):
+        assert len(self.layers) == 2
+        return super().forward(input_ids, attention_mask)
+
+
+@pytest.mark.parametrize("reach", [(30, 99), (-99, -1)])
+def test_a_model_that_cannot_be_cut_is_tried_whole_on_a_long_row(reach):
+    assert sees_far_ahead(Cut(*reach), Blocks("layers", 2), 48) is (reach[0] > 0)
 
 
 def test_tokens_of_a_trial_are_no_special_ones():

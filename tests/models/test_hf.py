@@ -9,10 +9,10 @@ import transformers
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.rng import Rng
 from fedquilt.data.table import Table
-from fedquilt.models import source as source_module
+from fedquilt.models import locate as source_module
 from fedquilt.models.digest import digest
 from fedquilt.models.hf import _tokenizer, config_from, load_model
-from fedquilt.models.source import Source, find_source
+from fedquilt.models.locate import Source, find_source
 
 IMAGES, SENTENCES, CAUSAL = "image-classification", "sequence-classification", "causal-lm"
 TINY = [

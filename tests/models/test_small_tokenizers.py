@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from fedquilt.core.rng import Rng
-from fedquilt.data.arithmetic_text import passages
+from fedquilt.data.synthetic.arithmetic_text import passages
 from fedquilt.models.small_tokenizers import MARKS, new_tokenizer, save_tokenizer
 
 SIZES = {"llama": 512, "gemma": 480, "qwen": 400}

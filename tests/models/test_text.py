@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 
 from fedquilt.core.errors import DataError
 from fedquilt.core.rng import Rng
-from fedquilt.data.posing import rendered
+from fedquilt.data.prompts import rendered
 from fedquilt.data.table import Table
 from fedquilt.models.hf import _tokenizer, config_from, load_model
-from fedquilt.models.source import Source
+from fedquilt.models.locate import Source
 from fedquilt.models.text import IGNORED, NUM_TOKENS, byte_tokenizer, completion_encoder, prepare_text
 
 LENGTH = 24

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedquilt.aggregate.family import merged, segment_rule, svd_rule
+from fedquilt.aggregate.lowrank.rules import merged, segment_rule, svd_rule
 from fedquilt.core.factors import factors, named
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Reply

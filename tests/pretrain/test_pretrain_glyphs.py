@@ -16,7 +16,7 @@ from transformers import ViTForImageClassification
 
 from fedquilt.core.errors import ConfigError, RunError
 from fedquilt.core.rng import Rng
-from fedquilt.data.glyphs import CLASSES
+from fedquilt.data.synthetic.glyphs import CLASSES
 from fedquilt.models.tiny import new_vit
 from fedquilt.pretrain.glyphs import DEFAULT_SIZE, pretrain_glyphs, shape_of
 

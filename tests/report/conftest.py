@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedquilt.report.read import Run, read_run
+from fedquilt.report.runs import Run, read_run
 
 CLASSES = ["zero", "one", "two", "three", "four"]
 BUDGETS = [6, 9, 12]

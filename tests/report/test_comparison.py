@@ -4,7 +4,7 @@ import pytest
 
 from fedquilt.core.errors import ConfigError
 from fedquilt.report.comparison import comparison
-from fedquilt.report.pairs import HONEST
+from fedquilt.report.paired_differences import HONEST
 
 
 @pytest.mark.parametrize("form", ["text", "markdown"])

@@ -6,7 +6,7 @@ import pytest
 
 from fedquilt.core.errors import ConfigError, RunError
 from fedquilt.report.page import page, write_page
-from fedquilt.report.read import read_run
+from fedquilt.report.runs import read_run
 
 
 class Found(HTMLParser):

@@ -15,7 +15,7 @@ from fedquilt.report.plot import (
     probability_map,
     save_plots,
 )
-from fedquilt.report.read import cumulative_bytes, curve, read_run
+from fedquilt.report.runs import cumulative_bytes, curve, read_run
 
 
 def size_of(content: bytes) -> tuple[int, int]:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fedquilt.report.page import page
-from fedquilt.report.read import privacy, read_run
+from fedquilt.report.runs import privacy, read_run
 from fedquilt.report.table import as_json, as_text, cells, compare_rows, notes, summary
 
 

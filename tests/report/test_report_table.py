@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedquilt.core.errors import ConfigError, RunError
-from fedquilt.report.pairs import paired_rows
-from fedquilt.report.read import read_run
+from fedquilt.report.paired_differences import paired_rows
+from fedquilt.report.runs import read_run
 from fedquilt.report.table import (
     as_json,
     as_markdown,

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Iterator
 
 from torch import nn
 
-from fedquilt.adapters.inject import copied, own_parameters, trainable
-from fedquilt.adapters.state import State, numbers
+from fedquilt.adapters.buffers import State, numbers
+from fedquilt.adapters.lora.inject import copied, own_parameters, trainable
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks, Layout, Params
 

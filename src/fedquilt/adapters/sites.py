@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from fedquilt.adapters.lora import is_linear
+from fedquilt.adapters.lora.module import is_linear
 from fedquilt.core.errors import ConfigError, ModelError, suggestion
 from fedquilt.core.types import Blocks
 

@@ -21,8 +21,9 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Find every problem of a run file without loading weights or training."""
-    from fedquilt import experiment
     from fedquilt.config.load import base_of, examine
+    from fedquilt.experiment.check import check as checked
+    from fedquilt.experiment.check import method_problems
 
     try:
         problems, made = examine(config, changes or [])
@@ -30,11 +31,11 @@ def check(
     except ConfigError as error:
         problems, made, base = list(error.problems), [], None
     if base is not None:  # what the entries of [[compare]] have in its place hides it from them
-        problems += [problem for problem in experiment.method_problems(base) if problem not in problems]
+        problems += [problem for problem in method_problems(base) if problem not in problems]
     known: dict[Any, Any] = {}
     notes: list[str] = []
     here = None if partition is None else (partition,)
-    found = {label: experiment.check(one, known, here, notes) for label, one in made}
+    found = {label: checked(one, known, here, notes) for label, one in made}
     notes = list(dict.fromkeys(notes))
     for label, texts in found.items():
         for text in texts:

@@ -12,11 +12,11 @@ import typer
 from fedquilt.cli.screen import Shown, errors, out
 from fedquilt.core.disk import write_bytes
 from fedquilt.core.errors import ConfigError
-from fedquilt.report.by_group import group_rows
 from fedquilt.report.comparison import comparison
+from fedquilt.report.groups import group_rows
 from fedquilt.report.page import write_page
 from fedquilt.report.plot import save_plots
-from fedquilt.report.read import Run, read_run
+from fedquilt.report.runs import Run, read_run
 from fedquilt.report.table import as_json as rows_json
 from fedquilt.report.table import compare_rows
 
@@ -37,24 +37,26 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Run every method of one or more run files on the same data and seeds, and show them side by side."""
-    from fedquilt import experiment
+    from fedquilt.experiment.compare import Job
+    from fedquilt.experiment.compare import compare as run_all
+    from fedquilt.experiment.compare import jobs as jobs_of
 
     files = [Path(item) for item in configs if "=" not in item]
     changes = [item for item in configs if "=" in item]
     if not files:
         raise ConfigError("give at least one run file, as in `fedquilt compare my.toml`")
-    jobs = [job for file in files for job in experiment.jobs(file, changes)]
+    jobs = [job for file in files for job in jobs_of(file, changes)]
     if len(files) > 1:  # the same method in two files is not the same line of the table
         jobs = [replace(job, label=f"{job.config.name}: {job.label}") for job in jobs]
 
-    def told(job: experiment.Job, number: int, of: int) -> None:
+    def told(job: Job, number: int, of: int) -> None:
         errors.print(
             f"[{number}/{of}] {job.label}, seed {job.seed}: {job.folder}", highlight=False, markup=False, soft_wrap=True
         )
 
     try:
         with Shown(quiet=workers > 1) as progress:
-            folders = experiment.compare(jobs, workers=workers, progress=progress, told=told)
+            folders = run_all(jobs, workers=workers, progress=progress, told=told)
     except KeyboardInterrupt:
         out.print(
             "stopped; what has been run is kept: the same command goes on from there", highlight=False, soft_wrap=True

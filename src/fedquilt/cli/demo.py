@@ -13,7 +13,7 @@ from fedquilt.cli.compare import show
 from fedquilt.cli.screen import Shown, errors, out, round_text
 from fedquilt.report.page import write_page
 from fedquilt.report.plot import save_plots
-from fedquilt.report.read import read_run
+from fedquilt.report.runs import read_run
 
 WORDS = """\
 Twelve clients hold two or three classes each of scikit-learn's 1,797 handwritten digits. A third of them can train the
@@ -26,18 +26,20 @@ def demo(
     workers: Annotated[int, typer.Option(help="Runs side by side, each in a process of its own.")] = 2,
 ) -> None:
     """Fine-tune a small shipped vision transformer across twelve unlike clients; no download, about a minute."""
-    from fedquilt import experiment
+    from fedquilt.experiment.compare import Job
+    from fedquilt.experiment.compare import compare as run_all
+    from fedquilt.experiment.compare import jobs as jobs_of
 
     errors.print(WORDS, highlight=False, markup=False, soft_wrap=True)
     file = Path(str(resources.files(fedquilt) / "assets" / "demo.toml"))
-    jobs = experiment.jobs(file, [f'output="{output.as_posix()}"'])
+    jobs = jobs_of(file, [f'output="{output.as_posix()}"'])
     try:
         with Shown() as progress:
 
-            def told(job: experiment.Job, number: int, of: int) -> None:
+            def told(job: Job, number: int, of: int) -> None:
                 progress.say(f"[{number}/{of}] {job.label}: {round_text(read_run(job.folder).rounds[-1])}")
 
-            folders = experiment.compare(jobs, workers=workers, progress=progress, told=told)
+            folders = run_all(jobs, workers=workers, progress=progress, told=told)
     except KeyboardInterrupt:
         out.print("stopped; `fedquilt demo` goes on from there", highlight=False)
         raise typer.Exit(130) from None

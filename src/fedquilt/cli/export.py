@@ -23,6 +23,6 @@ def export(
     The latter is read by `fedquilt.load_adapter`. Where the weights were trained (`adapter.kind = "full"`), the folder
     holds the model.
     """
-    from fedquilt import experiment
+    from fedquilt.experiment.export import export as exported
 
-    out.print(f"wrote {experiment.export(run, folder, client, group)}", highlight=False, soft_wrap=True)
+    out.print(f"wrote {exported(run, folder, client, group)}", highlight=False, soft_wrap=True)

@@ -36,7 +36,7 @@ def methods(
 
 def described(name: str, factory: Any) -> dict[str, Any]:
     """A method's name, summary, docstring, settings and paper, as values that JSON can hold."""
-    from fedquilt.config.build import kind_in_words
+    from fedquilt.config.arguments import kind_in_words
 
     text = inspect.getdoc(factory) or ""
     parameters = inspect.signature(factory, eval_str=True).parameters.values()

@@ -15,7 +15,7 @@ def new(
     config: Annotated[Path | None, typer.Option("--run-file", help="A run file to put in; a small one else.")] = None,
 ) -> None:
     """Make a Flower app of a run file, for Flower's own `flwr run`."""
-    from fedquilt.experiment.app import RUN_FILE, write_app
+    from fedquilt.experiment.flower_app import RUN_FILE, write_app
 
     text = RUN_FILE
     if config is not None:

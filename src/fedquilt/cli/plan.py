@@ -30,12 +30,14 @@ def plan(
     from fedquilt.config.load import load
 
     settings, _ = load(config, changes or [])
-    from fedquilt import experiment  # takes seconds, so what is wrong with the file is told first
+    # takes seconds, so what is wrong with the file is said first
+    from fedquilt.experiment.memory import afforded, budget_lines, budgeted
+    from fedquilt.experiment.plan import plan as planned
 
-    groups = experiment.afforded(settings, memory) if memory else ()
+    groups = afforded(settings, memory) if memory else ()
     if groups:
-        settings = experiment.budgeted(settings, groups)
-    plans = experiment.plan(settings)
+        settings = budgeted(settings, groups)
+    plans = planned(settings)
     if as_json:
         told = [asdict(one) | {"peak_bytes": one.peak_bytes, "saving": one.saving} for one in plans]
         show_json({"groups": [asdict(group) for group in groups], "plans": told} if groups else told)
@@ -78,7 +80,7 @@ def plan(
             fitted.append([str(number), *fits])
         show_table(fitted, "What fits into the memory of each group")
         out.print("Put this into the run file; leave room for what the estimate does not hold.\n", highlight=False)
-        out.print(experiment.budget_lines(groups), markup=False, highlight=False, soft_wrap=True)
+        out.print(budget_lines(groups), markup=False, highlight=False, soft_wrap=True)
 
 
 def _ranges(layers: tuple[int, ...]) -> str:

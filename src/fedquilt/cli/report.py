@@ -11,7 +11,7 @@ from fedquilt.cli.compare import REFERENCE, show
 from fedquilt.cli.screen import errors, out
 from fedquilt.report.page import write_page
 from fedquilt.report.plot import save_plots
-from fedquilt.report.read import group_runs, read_run
+from fedquilt.report.runs import group_runs, read_run
 
 
 def report(

@@ -72,17 +72,20 @@ def run(
         if settings is not None:
             place = folder or Path(settings.output) / settings.name
             Record.refuse(place)
-        from fedquilt import experiment  # takes seconds, so what is wrong with the words above is told first
+        # takes seconds, so what is wrong with the words above is said first
+        from fedquilt.experiment import run as embedded
+        from fedquilt.experiment.flower import simulate
+        from fedquilt.experiment.flower_app import deploy
 
         with Shown(quiet) as progress:
             if engine == "flower-sim" and place is not None:
-                experiment.simulate(settings, place, progress, cpus=cpus, gpus=gpus, back_to=back_to)
+                simulate(settings, place, progress, cpus=cpus, gpus=gpus, back_to=back_to)
             elif superlink is not None and place is not None:
-                experiment.deploy(settings, place, superlink, progress.say)
+                deploy(settings, place, superlink, progress.say)
             elif resume is not None:
-                experiment.resume(resume, progress=progress, back_to=back_to)
+                embedded.resume(resume, progress=progress, back_to=back_to)
             elif settings is not None and place is not None:
-                experiment.run(settings, place, progress)
+                embedded.run(settings, place, progress)
     except KeyboardInterrupt:
         try:
             _stopped(place)

@@ -16,7 +16,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from fedquilt.report.words import dropped_texts, round_text
+from fedquilt.report.round_text import dropped_texts, round_text
 
 out = Console()
 errors = Console(stderr=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from fedquilt.aggregate.base_log import incoming, shifts
-from fedquilt.client.answers import Answering
+from fedquilt.aggregate.lowrank.base_log import incoming, shifts
+from fedquilt.bank.client_cores import Middle, middle_of, with_cores_of
 from fedquilt.client.fit import Fitted, Penalty, Phase, Training, alternate, learning_rate_at
-from fedquilt.client.middle import Middle, middle_of, with_cores_of
+from fedquilt.client.generation import Answering
 from fedquilt.client.probe import fisher_diagonal, layer_scores
 from fedquilt.client.score import evaluation
 from fedquilt.client.workbench import Batch, Workbench
@@ -52,7 +52,7 @@ class Client:
         return with_cores_of(whole, order, memory, self.bench.layout)
 
     def middle(self, order: Order, memory: Memory) -> Middle | None:
-        """What the cores of its adapters are made of, if the order brings anything of that; see ``client.middle``."""
+        """What the cores of its adapters are made of, if the order brings anything; see ``bank.client_cores``."""
         return middle_of(order, memory, self.initial, self.bench.layout)
 
     def freezing(self, names: Collection[str]) -> Client:

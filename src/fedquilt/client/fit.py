@@ -11,13 +11,13 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor, nn
 
-from fedquilt.client.middle import Middle
+from fedquilt.bank.client_cores import Middle
+from fedquilt.client.agreement import disagreement
 from fedquilt.client.task import answers, negative_log_likelihood, num_correct, num_labels
 from fedquilt.client.workbench import Batch, Workbench
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Params, Range
-from fedquilt.distill.agreement import disagreement
 
 Penalty = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 """``penalty(trained, start)``, a scalar: of the tensors that are trained, by name, and of all as training began."""
@@ -89,7 +89,7 @@ class Phase:
 
     ``rate`` scales the learning rate. What ``penalties`` give is added to the loss of each step. With ``agreement``
     above 0, that times the disagreement with the model as it was when this turn of the phase began is added, too: see
-    ``distill.agreement``, with its ``temperature``, over what has a label. The model of then answers without dropout.
+    ``client.agreement``, with its ``temperature``, over what has a label. The model of then answers without dropout.
     """
 
     names: frozenset[str]

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedquilt.adapters.inject import adapters
-from fedquilt.adapters.lora import LoraLinear
+from fedquilt.adapters.lora.inject import adapters
+from fedquilt.adapters.lora.module import LoraLinear
 from fedquilt.client.task import label_logit, negative_log_likelihood
 from fedquilt.client.workbench import Batch, Workbench
 from fedquilt.core.types import Layout, Params

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedquilt.client.answers import Answering, right_rows
+from fedquilt.client.generation import Answering, right_rows
 from fedquilt.client.task import negative_log_likelihood, num_correct, num_labels
 from fedquilt.client.workbench import Batch, Workbench
 

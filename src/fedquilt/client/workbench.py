@@ -13,10 +13,10 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from fedquilt.adapters.blocks import only_blocks
-from fedquilt.adapters.inject import adapters
-from fedquilt.adapters.state import State, numbers
-from fedquilt.adapters.triple import with_cores
+from fedquilt.adapters.buffers import State, numbers
+from fedquilt.adapters.lora.core import with_cores
+from fedquilt.adapters.lora.inject import adapters
+from fedquilt.client.shallow import only_blocks
 from fedquilt.core.factors import CORE, SHIFT, factors, same_but_rank
 from fedquilt.core.types import Blocks, Layout, Params
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from fedquilt.config.kinds import STRICT, Count, Text
+from fedquilt.config.value_types import STRICT, Count, Text
 
 
 class Data(BaseModel):

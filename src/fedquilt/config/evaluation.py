@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from fedquilt.config.kinds import STRICT, Count
+from fedquilt.config.value_types import STRICT, Count
 
 
 class Evaluation(BaseModel):

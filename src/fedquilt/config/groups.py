@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fedquilt.config.adapter import Adapter, of_kind
-from fedquilt.config.problems import from_validation, shown
+from fedquilt.config.error_text import from_validation, shown
 from fedquilt.config.schema import Config, Group, Head, Partition, Training
 from fedquilt.core.errors import ConfigError
 

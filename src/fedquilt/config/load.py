@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedquilt.config.cross import cross_problems
+from fedquilt.config.cross_checks import cross_problems
+from fedquilt.config.error_text import shown
 from fedquilt.config.groups import as_written, group_problems
-from fedquilt.config.idle import idle_problems
 from fedquilt.config.overrides import changes_of, entries_of, with_changes
-from fedquilt.config.problems import shown
 from fedquilt.config.repair import repaired
 from fedquilt.config.schema import Config
 from fedquilt.config.toml import read_toml
+from fedquilt.config.unused_keys import idle_problems
 from fedquilt.core.errors import ConfigError
 
 NOT_DETERMINING = (

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedquilt.config.adapter import of_kind
-from fedquilt.config.idle import still_applies
-from fedquilt.config.problems import shown, unknown
+from fedquilt.config.error_text import shown, unknown
 from fedquilt.config.schema import SECTIONS, Config, Group, Method, Partition
 from fedquilt.config.toml import is_unicode, parsed_toml
+from fedquilt.config.unused_keys import still_applies
 
 _NOT_COMPARED = ("name", "seed", "seeds", "output", "compare")
 

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from fedquilt.config.adapter import Adapter
-from fedquilt.config.problems import from_details
+from fedquilt.config.error_text import from_details
+from fedquilt.config.rejected_values import Spoilt
 from fedquilt.config.schema import SECTIONS, Config, Group
-from fedquilt.config.spoilt import Spoilt
 from fedquilt.config.toml import Key, within_limits
 from fedquilt.core.errors import ConfigError
 

@@ -1,7 +1,7 @@
 """Every key of a run file, with its type, its default and its meaning.
 
 ``[partition]`` and ``[method]`` also hold free keys: the settings of the chosen scheme and the arguments of the chosen
-method. They are checked later against the signature of what they are for (``fedquilt.config.build``).
+method. They are checked later against the signature of what they are for (``fedquilt.config.arguments``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from fedquilt.config.adapter import Adapter, OwnAdapter
 from fedquilt.config.checkpoints import Checkpoints
 from fedquilt.config.data import Data
 from fedquilt.config.evaluation import Evaluation
-from fedquilt.config.kinds import (
+from fedquilt.config.network import Network
+from fedquilt.config.privacy import Aggregation, Defence, Privacy
+from fedquilt.config.rejected_values import Spoilt
+from fedquilt.config.value_types import (
     STRICT,
     Count,
     Layers,
@@ -32,9 +35,6 @@ from fedquilt.config.kinds import (
     Whole,
     Written,
 )
-from fedquilt.config.network import Network
-from fedquilt.config.protection import Aggregation, Defence, Privacy
-from fedquilt.config.spoilt import Spoilt
 
 _FREE: ConfigDict = {**STRICT, "extra": "allow"}
 

@@ -157,7 +157,8 @@ class Federation:
     training starts from. ``server`` is a client of the server's own (a model with a proxy set as its data), or None.
     ``aggregate(base, replies, weighting)`` is the rule by which layered methods make one set of tensors of many, if it
     is not the plain layer-wise mean; ``rule`` is the one by which they combine adapters, a value of
-    ``aggregate.family``, if it is not that of other tensors. ``scaling(module, rank)`` is the factor of the product
+    ``aggregate.lowrank.rules``, if it is not that of other tensors. ``scaling(module, rank)`` is the factor of the
+    product
     ``B A`` of an adapter at this module path with this rank. Where there are several architectures, ``servers`` and
     ``scalings`` hold the server's clients and these factors by architecture, as far as there are any; see ``of``.
     ``frozen`` are, by architecture, tensors of its layout that its clients use and never train.

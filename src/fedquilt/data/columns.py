@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fedquilt.core.errors import DataError, suggestion
-from fedquilt.data.raw import Raw
-from fedquilt.data.troubles import Troubles
+from fedquilt.data.bad_rows import Troubles
+from fedquilt.data.readers.raw_columns import Raw
 
 _WHOLE = re.compile(r"-?[0-9]{1,4000}")  # longer ones are no numbers to Python either
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}

@@ -17,7 +17,7 @@ import numpy as np
 
 from fedquilt.core.errors import DataError, suggestion
 from fedquilt.core.rng import Rng
-from fedquilt.data import hub
+from fedquilt.data.readers import hub
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fedquilt.core.errors import DataError
-from fedquilt.data.images import Pictures
-from fedquilt.data.posing import Turns
-from fedquilt.data.raw import Origin, joined_origins
+from fedquilt.data.prompts import Turns
+from fedquilt.data.readers.images import Pictures
+from fedquilt.data.readers.raw_columns import Origin, joined_origins
 
 Row = TypeVar("Row")
 

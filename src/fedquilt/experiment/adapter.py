@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fedquilt.adapters.buffers import State
 from fedquilt.adapters.full import full_layout, initial_full
-from fedquilt.adapters.inject import initial, inject, layout
-from fedquilt.adapters.lora import LoraSettings
-from fedquilt.adapters.mixture import MixtureSettings
-from fedquilt.adapters.mixture_inject import initial_mixture, inject_mixture, mixture_layout, trained_names
-from fedquilt.adapters.state import State
+from fedquilt.adapters.lora.inject import initial, inject, layout
+from fedquilt.adapters.lora.module import LoraSettings
+from fedquilt.adapters.mixture.inject import initial_mixture, inject_mixture, mixture_layout, trained_names
+from fedquilt.adapters.mixture.module import MixtureSettings
 from fedquilt.config.adapter import Adapter
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fedquilt.client.client import Client
-from fedquilt.config.build import arguments
+from fedquilt.config.arguments import arguments
 from fedquilt.config.groups import Part, parts
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, suggestion
@@ -23,7 +23,8 @@ from fedquilt.data.table import Table
 from fedquilt.experiment.adapter import refuse_adapter, settings_of
 from fedquilt.experiment.buffers import buffers_of, kept_by_clients, refuse_buffers
 from fedquilt.experiment.changes import changed, refuse_changes
-from fedquilt.experiment.deal import Dealt, announced_record, classes_here, read
+from fedquilt.experiment.data import Dealt, announced_record, classes_here, read
+from fedquilt.experiment.data_of_groups import Source, sources, told_of
 from fedquilt.experiment.device import device_of
 from fedquilt.experiment.groups import (
     BuiltGroup,
@@ -41,8 +42,7 @@ from fedquilt.experiment.groups import (
 )
 from fedquilt.experiment.notes import most_written
 from fedquilt.experiment.protect import protected, refuse_across, refuse_contradictions
-from fedquilt.experiment.sources import Source, sources, told_of
-from fedquilt.experiment.trial import try_blocks
+from fedquilt.experiment.trial_pass import try_blocks
 from fedquilt.methods import ACROSS, METHODS
 from fedquilt.methods.by_architecture import by_architecture
 from fedquilt.models.hf import Loaded, load_model

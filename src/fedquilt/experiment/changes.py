@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedquilt.aggregate.align import AlignSettings
-from fedquilt.aggregate.alignment import with_alignment
-from fedquilt.aggregate.family import RULES
+from fedquilt.aggregate.alignment.gradients import AlignSettings
+from fedquilt.aggregate.alignment.wrapper import with_alignment
+from fedquilt.aggregate.lowrank.rules import RULES
 from fedquilt.aggregate.server_optimizer import NOT_BY_FACTORS, with_server_optimizer
 from fedquilt.client.penalty import with_proximal
 from fedquilt.config.schema import Config

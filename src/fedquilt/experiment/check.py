@@ -25,12 +25,12 @@ from fedquilt.experiment.build import (
     tables_of,
 )
 from fedquilt.experiment.changes import refuse_changes
-from fedquilt.experiment.deal import NODE, SITES
+from fedquilt.experiment.data import NODE, SITES
+from fedquilt.experiment.data_of_groups import Source, sources, told_of
 from fedquilt.experiment.device import device_of
 from fedquilt.experiment.groups import budgets_of, check_part
 from fedquilt.experiment.notes import most_written, notes_on
 from fedquilt.experiment.protect import refuse_contradictions
-from fedquilt.experiment.sources import Source, sources, told_of
 
 Known = dict[Hashable, tuple[Any, FedquiltError | None]]
 """What was read or tried already, with what came of it."""

@@ -30,14 +30,14 @@ from fedquilt.core.method import Exchange
 from fedquilt.core.types import ClientId, Memory, Order
 from fedquilt.core.wire import travelling
 from fedquilt.engine.flower.compat import quiet
-from fedquilt.engine.flower.hello import card
+from fedquilt.engine.flower.handshake import card
 from fedquilt.experiment.build import Experiment, build
-from fedquilt.experiment.deal import SITES
+from fedquilt.experiment.data import SITES
 from fedquilt.experiment.groups import rows_digest
 from fedquilt.experiment.run import Connect, Engine, Progress, Silent, resume, run
 from fedquilt.record import Record, read_config, read_result
 from fedquilt.record.read import is_run
-from fedquilt.report.words import dropped_texts, round_text
+from fedquilt.report.round_text import dropped_texts, round_text
 
 log = logging.getLogger("flwr")  # whose lines Flower brings to the user
 

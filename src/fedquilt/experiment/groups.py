@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedquilt.adapters.inject import adapters, trainable
-from fedquilt.adapters.lora import LoraSettings
-from fedquilt.adapters.peft_places import places
-from fedquilt.adapters.state import state_of
+from fedquilt.adapters.buffers import state_of
+from fedquilt.adapters.lora.inject import adapters, trainable
+from fedquilt.adapters.lora.module import LoraSettings
+from fedquilt.adapters.lora.peft_targets import places
 from fedquilt.allocate.budget import check_budgets, shares
 from fedquilt.allocate.budget import groups as capability_groups
 from fedquilt.client.client import Client
@@ -27,15 +27,15 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId, Federation, Layout, Params, Profile
 from fedquilt.data.table import Columns, digest, num_rows, take
 from fedquilt.experiment.adapter import Settings, put
-from fedquilt.experiment.answers import answering_of
 from fedquilt.experiment.buffers import buffers_of
-from fedquilt.experiment.deal import Dealt, partition_record
-from fedquilt.experiment.lost import lost_of
+from fedquilt.experiment.cut_rows import lost_of
+from fedquilt.experiment.data import Dealt, partition_record
+from fedquilt.experiment.data_of_groups import Source, told_of
+from fedquilt.experiment.prompt_checks import answering_of
 from fedquilt.experiment.protect import family_of, rule_of
-from fedquilt.experiment.sources import Source, told_of
-from fedquilt.experiment.trial import try_out
-from fedquilt.models.example import example
+from fedquilt.experiment.trial_pass import try_out
 from fedquilt.models.hf import Loaded
+from fedquilt.models.trial_batch import example
 
 SERVER: ClientId = -1
 """The id of the server's own clients, which is no partition number."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
 from fedquilt.data.table import Table
-from fedquilt.experiment.lost import counted
+from fedquilt.experiment.cut_rows import counted
 from fedquilt.models.reading import Reading
 
 _MOST = 20_000  # rows that are looked at

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from fedquilt.adapters.mixture_inject import is_shared
+from fedquilt.adapters.mixture.inject import is_shared
 from fedquilt.client.client import Client
 from fedquilt.client.fit import Fitted, Penalty, Phase
 from fedquilt.config.schema import Config

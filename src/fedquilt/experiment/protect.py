@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from fedquilt.aggregate.family import RULES, Rule
+from fedquilt.aggregate.lowrank.rules import RULES, Rule
 from fedquilt.aggregate.robust import aggregate_rule, apart
 from fedquilt.config.schema import Config
 from fedquilt.core.bounds import Bounds
@@ -17,7 +17,7 @@ from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng, secret
 from fedquilt.core.types import Aggregate, ClientId, Federation, Profile
-from fedquilt.experiment.deal import SITES
+from fedquilt.experiment.data import SITES
 from fedquilt.methods import ACROSS
 from fedquilt.privacy.account import accountant, gaussian_epsilon, sampled_epsilon
 from fedquilt.privacy.noise import with_central_dp, with_local_dp

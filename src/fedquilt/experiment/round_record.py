@@ -11,8 +11,8 @@ from fedquilt.client.fit import learning_rate_at
 from fedquilt.core.loop import Round, Traffic
 from fedquilt.core.types import ClientId, Memory, Tree
 from fedquilt.experiment.build import Experiment
+from fedquilt.experiment.export import is_whole
 from fedquilt.experiment.groups import BuiltGroup
-from fedquilt.experiment.saving import is_whole
 from fedquilt.methods.by_architecture import APART
 
 

@@ -17,13 +17,13 @@ from fedquilt.core.loop import closed, rounds
 from fedquilt.core.method import Exchange
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply, Tree
 from fedquilt.engine.cohort import uniform_cohorts
-from fedquilt.engine.flower.hello import run_key
+from fedquilt.engine.flower.handshake import run_key
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment.build import Experiment, build
+from fedquilt.experiment.export import save_adapters
 from fedquilt.experiment.groups import outputs_record, rows_digest, weights_digest
 from fedquilt.experiment.protect import bounds_of, check_of, cohort_key, cohort_stream, hides_cohorts, spending
 from fedquilt.experiment.round_record import are_finite, final_record, round_line
-from fedquilt.experiment.saving import save_adapters
 from fedquilt.methods import ACROSS
 from fedquilt.record import Record, environment, hold, read_environment, read_partition, read_result, read_rounds
 from fedquilt.record.folder import ADAPTERS

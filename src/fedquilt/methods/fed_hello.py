@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from fedquilt.allocate.importance import layer_weights, smoothed
 from fedquilt.allocate.layers import counts, cover, draw, gd_set, madow, odds
 from fedquilt.client.fit import METRICS
-from fedquilt.config.kinds import FromRound, Rounds, Share, With
+from fedquilt.config.value_types import FromRound, Rounds, Share, With
 from fedquilt.core.bounds import RATIO, limited
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Method

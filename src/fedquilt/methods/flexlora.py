@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fedquilt.aggregate.family import svd_rule
+from fedquilt.aggregate.lowrank.rules import svd_rule
 from fedquilt.core.method import Method
 from fedquilt.core.types import ClientId, Federation, Tree, Turn
 from fedquilt.methods.layered import Weighting, common_layers, layered

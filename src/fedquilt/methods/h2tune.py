@@ -8,10 +8,13 @@ from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
-from fedquilt.adapters.triple import drift, places_in, sites_of
-from fedquilt.aggregate.align import AlignSettings
-from fedquilt.aggregate.alignment import draws_of, first_record, next_record
-from fedquilt.aggregate.bank import (
+from fedquilt.adapters.lora.core import drift, places_in, sites_of
+from fedquilt.aggregate.alignment.gradients import AlignSettings
+from fedquilt.aggregate.alignment.wrapper import draws_of, first_record, next_record
+from fedquilt.aggregate.mean import RunningMean
+from fedquilt.bank.alignment import aligned_bank
+from fedquilt.bank.client_cores import RELATION
+from fedquilt.bank.merge import (
     COVERAGE,
     BankUpdate,
     as_large,
@@ -23,13 +26,10 @@ from fedquilt.aggregate.bank import (
     slots_in,
     to_params,
 )
-from fedquilt.aggregate.bank_alignment import aligned_bank
-from fedquilt.aggregate.layermap import depth_logits, relation
-from fedquilt.aggregate.mean import RunningMean
-from fedquilt.allocate.cores import drawn, leading, rank_within, strongest
+from fedquilt.bank.relation import depth_logits, relation
+from fedquilt.bank.selection import drawn, leading, rank_within, strongest
 from fedquilt.client.fit import METRICS, Phase
-from fedquilt.client.middle import RELATION
-from fedquilt.config.kinds import Count, Factor, FromRound, Layers, Penalty, Rounds, With
+from fedquilt.config.value_types import Count, Factor, FromRound, Layers, Penalty, Rounds, With
 from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.factors import at_rank
 from fedquilt.core.method import Exchange, Method

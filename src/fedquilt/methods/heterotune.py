@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from fedquilt.adapters.mixture_inject import check_bank, is_shared, shared_penalty
-from fedquilt.aggregate.align import AlignSettings
-from fedquilt.aggregate.alignment import with_alignment
+from fedquilt.adapters.mixture.inject import check_bank, is_shared, shared_penalty
+from fedquilt.aggregate.alignment.gradients import AlignSettings
+from fedquilt.aggregate.alignment.wrapper import with_alignment
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.allocate.layers import gd_set
 from fedquilt.client.fit import METRICS
-from fedquilt.config.kinds import Factor, Penalty, With
+from fedquilt.config.value_types import Factor, Penalty, With
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select

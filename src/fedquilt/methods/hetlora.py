@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fedquilt.aggregate.family import dispatched, segment_rule
-from fedquilt.aggregate.lowrank import Product
-from fedquilt.aggregate.segment import pruned_rank, tail
+from fedquilt.aggregate.lowrank.kernel import Product
+from fedquilt.aggregate.lowrank.rules import dispatched, segment_rule
+from fedquilt.aggregate.lowrank.segment import pruned_rank, tail
 from fedquilt.client.fit import METRICS
-from fedquilt.config.kinds import Kept, Penalty, Rank
+from fedquilt.config.value_types import Kept, Penalty, Rank
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.factors import factors, named
 from fedquilt.core.method import Method

@@ -11,10 +11,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from fedquilt.adapters.inject import fresh
-from fedquilt.adapters.state import VARIANCES
-from fedquilt.aggregate.base_log import advanced, first_base, incoming, outgoing, shifts
-from fedquilt.aggregate.family import Rule, dispatched, merged
+from fedquilt.adapters.buffers import VARIANCES
+from fedquilt.adapters.lora.inject import fresh
+from fedquilt.aggregate.lowrank.base_log import advanced, first_base, incoming, outgoing, shifts
+from fedquilt.aggregate.lowrank.rules import Rule, dispatched, merged
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.allocate.layers import gd_set
 from fedquilt.client.fit import METRICS

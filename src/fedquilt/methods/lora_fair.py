@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fedquilt.aggregate.family import refined_rule
-from fedquilt.config.kinds import Penalty
+from fedquilt.aggregate.lowrank.rules import refined_rule
+from fedquilt.config.value_types import Penalty
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Method
 from fedquilt.core.types import ClientId, Federation, Tree, Turn

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
-from fedquilt.adapters.export import load_peft
-from fedquilt.adapters.inject import inject, layout, load
-from fedquilt.adapters.mixture_files import CONFIG, put_mixture, read_mixture
+from fedquilt.adapters.lora.inject import inject, layout, load
+from fedquilt.adapters.lora.peft_files import load_peft
+from fedquilt.adapters.mixture.files import CONFIG, put_mixture, read_mixture
 from fedquilt.core.errors import ModelError
 from fedquilt.models.layers import find_blocks
 

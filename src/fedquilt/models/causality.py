@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedquilt.adapters.blocks import only_blocks
+from fedquilt.client.shallow import only_blocks
 from fedquilt.core.errors import ModelError
 from fedquilt.core.types import Blocks
 
@@ -42,13 +42,14 @@ def refuse_seeing_ahead(model: Any, name: str, blocks: Blocks | None = None, len
 def sees_far_ahead(model: Any, blocks: Blocks, length: int) -> bool:
     """Whether another token in the middle or at the end of a long row changes what the first block says before it.
 
-    A model that cannot be cut to its first block is not tried, and does not.
+    Blocks of unlike kinds may not do without each other: such a model is tried as a whole.
     """
+    long = min(length, _LONG)
     try:
         with only_blocks(model, blocks, [0]):
-            return sees_ahead(model, min(length, _LONG), 2)
-    except Exception:  # blocks of unlike kinds may not do without each other; short rows have gone through the whole
-        return False
+            return sees_ahead(model, long, 2)
+    except Exception:  # what a model raises when it is cut is its author's choice
+        return sees_ahead(model, long, 2)
 
 
 def sees_ahead(model: Any, length: int = 9, num_places: int = 8) -> bool:

@@ -24,7 +24,7 @@ from transformers.utils import cached_file
 from fedquilt.core.errors import ConfigError, FedquiltError, ModelError, suggestion
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks
-from fedquilt.data.loaders import with_classes
+from fedquilt.data.load import with_classes
 from fedquilt.data.table import Columns, Table
 from fedquilt.models import text
 from fedquilt.models.digest import digest
@@ -32,11 +32,11 @@ from fedquilt.models.head import check_body, draw, head_of, outside_base, sized_
 from fedquilt.models.image import encode_images, image_preparer, pixels_of
 from fedquilt.models.labels import UNNAMED, Outputs, named_by, outputs_of
 from fedquilt.models.layers import default_targets, find_blocks
+from fedquilt.models.locate import FORMS, Source, find_source, refuse_idle
 from fedquilt.models.reading import Reading, greedy, text_reading, unread
 from fedquilt.models.shapes import Values
-from fedquilt.models.source import FORMS, Source, find_source, refuse_idle
 from fedquilt.models.stand_in import make_decoder, shortened, stand_in
-from fedquilt.models.whole import UNCHANGED, AsItCame, as_it_came
+from fedquilt.models.whole_files import UNCHANGED, AsItCame, as_it_came
 
 PREPROCESSOR = "preprocessor_config.json"
 

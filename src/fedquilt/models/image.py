@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedquilt.core.errors import DataError
-from fedquilt.data.images import Pictures, of_one_size
+from fedquilt.data.readers.images import Pictures, of_one_size
 from fedquilt.data.table import Columns, Table
 
 

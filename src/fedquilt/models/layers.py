@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from fedquilt.adapters.lora import is_linear
+from fedquilt.adapters.lora.module import is_linear
 from fedquilt.core.errors import ModelError
 from fedquilt.core.types import Blocks
 

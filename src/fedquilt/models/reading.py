@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedquilt.core.errors import ModelError
 from fedquilt.data.table import Columns, Table
-from fedquilt.models import text, trial
+from fedquilt.models import text, text_limits
 from fedquilt.models.causality import refuse_seeing_ahead
 from fedquilt.models.layers import find_blocks
 
@@ -53,16 +53,16 @@ def text_reading(
         if a language model sees the tokens to come, padding changes what the model says, the padding token has no
         embedding, or a short row ends in an error.
     """
-    trial.refuse_padding_token(model, tokenizer, name)
+    text_limits.refuse_padding_token(model, tokenizer, name)
     stated = stated_positions(model.config)
     width = min(max_length, tokenizer.model_max_length, stated or max_length)
     longest, blocks = stated, None if tried is None else find_blocks(tried)
     if blocks is not None:
         reach = min(width + new_tokens, stated or width + new_tokens)
-        found = trial.longest_row(tried, blocks, name, reach)
+        found = text_limits.longest_row(tried, blocks, name, reach)
         longest = found if found < reach else stated
         width = min(width, found)
-    writes, size = task == "causal-lm", trial.num_embeddings(model)
+    writes, size = task == "causal-lm", text_limits.num_embeddings(model)
     if writes:
         encode = text.completion_encoder(tokenizer, width, size)
     else:
@@ -70,8 +70,8 @@ def text_reading(
     if tried is not None:
         if writes:
             refuse_seeing_ahead(tried, name, blocks, width)
-        trial.refuse_moved_by_padding(tried, encode, text.prepare_text, name)
-    pads_left = tried is not None and writes and new_tokens > 0 and trial.takes_left_padding(tried, name)
+        text_limits.refuse_moved_by_padding(tried, encode, text.prepare_text, name)
+    pads_left = tried is not None and writes and new_tokens > 0 and text_limits.takes_left_padding(tried, name)
     return Reading(encode, text.prepare_text, width, text.lost_tokens(tokenizer, writes), longest, pads_left)
 
 

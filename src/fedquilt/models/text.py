@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
 from fedquilt.core.errors import ConfigError, DataError
-from fedquilt.data.posing import Turns
+from fedquilt.data.prompts import Turns
 from fedquilt.data.table import Columns, Table
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")

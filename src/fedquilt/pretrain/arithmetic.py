@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from fedquilt.core.errors import RunError
 from fedquilt.core.rng import Rng
-from fedquilt.data.arithmetic import KINDS, is_held_out
-from fedquilt.data.arithmetic_text import passages, told
+from fedquilt.data.synthetic.arithmetic import KINDS, is_held_out
+from fedquilt.data.synthetic.arithmetic_text import passages, told
 from fedquilt.models.hf import save_model
 from fedquilt.models.small_tokenizers import MARKS, new_tokenizer, save_tokenizer
 from fedquilt.models.tiny import new_causal_lm

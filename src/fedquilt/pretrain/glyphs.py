@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedquilt.core.errors import ConfigError, RunError, suggestion
 from fedquilt.core.rng import Rng
-from fedquilt.data.glyphs import CLASSES, FONTS, SIDE, draw, glyph_pool
+from fedquilt.data.synthetic.glyphs import CLASSES, FONTS, SIDE, draw, glyph_pool
 from fedquilt.models.hf import save_model
 from fedquilt.models.tiny import new_vit
 from fedquilt.pretrain.recipe import Told, check_settings, empty_folder, recipe_text, trained

@@ -4,8 +4,8 @@ from fedquilt.record.files import write_json
 from fedquilt.record.folder import Record
 from fedquilt.record.lock import Hold, hold, holder
 from fedquilt.record.read import read_config, read_environment, read_partition, read_result, read_rounds
+from fedquilt.record.software_versions import environment
 from fedquilt.record.tree import tree_from_bytes, tree_to_bytes
-from fedquilt.record.versions import environment
 
 __all__ = [
     "Hold",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedquilt.core.errors import ConfigError
-from fedquilt.report.by_group import WORST, group_rows
-from fedquilt.report.pairs import HONEST, alone, paired_rows
+from fedquilt.report.groups import WORST, group_rows
+from fedquilt.report.paired_differences import HONEST, alone, paired_rows
 from fedquilt.report.table import Groups, Row, as_markdown, as_text, compare_rows, notes, shared_metric
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from fedquilt.core.disk import write_bytes
 from fedquilt.core.errors import RunError
-from fedquilt.report.by_group import group_rows
 from fedquilt.report.comparison import meaning, paired
-from fedquilt.report.pairs import HONEST, alone
+from fedquilt.report.groups import group_rows
+from fedquilt.report.paired_differences import HONEST, alone
 from fedquilt.report.plot import figures, png
-from fedquilt.report.read import client_names, dropped, main_metric
+from fedquilt.report.runs import client_names, dropped, main_metric
 from fedquilt.report.table import Groups, Row, cells, compare_rows, notes, summary
 
 STYLE = """

@@ -18,8 +18,8 @@ from matplotlib.ticker import MaxNLocator
 
 from fedquilt.core.disk import write_bytes
 from fedquilt.core.errors import RunError
-from fedquilt.report.alignment import alignments
-from fedquilt.report.read import (
+from fedquilt.report.conflicts import alignments
+from fedquilt.report.runs import (
     WHO,
     Run,
     allocation,

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from fedquilt.core.errors import RunError
-from fedquilt.report.by_group import apart_note
-from fedquilt.report.read import (
+from fedquilt.report.groups import apart_note
+from fedquilt.report.runs import (
     LOWER_IS_BETTER,
     Run,
     all_bytes,

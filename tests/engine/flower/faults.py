@@ -21,13 +21,12 @@ import numpy as np
 
 from fedquilt.config.load import load
 from fedquilt.core.types import Failure
+from fedquilt.engine.flower.local_federation import CONNECTION, Trial
 from fedquilt.engine.flower.processes import marked, marked_as, patience
-from fedquilt.engine.flower.trial import CONNECTION, Trial
 from fedquilt.engine.local import LocalEngine
-from fedquilt.experiment import run
-from fedquilt.experiment.run import Connect
+from fedquilt.experiment.run import Connect, run
 from fedquilt.record import Record, read_result, read_rounds
-from fedquilt.report.read import dropped, group_runs, read_run, resumed
+from fedquilt.report.runs import dropped, group_runs, read_run, resumed
 from fedquilt.report.table import notes
 
 RUN = """\

@@ -21,7 +21,7 @@ from fedquilt.core.method import Method
 from fedquilt.core.types import ClientId, Profile
 from fedquilt.engine.flower.client import Site, client_app
 from fedquilt.engine.flower.compat import identify
-from fedquilt.engine.flower.hello import card
+from fedquilt.engine.flower.handshake import card
 
 RUN = "0123456789abcdef"
 FIRST_NODE = 7001  # a node's number says nothing about its partition

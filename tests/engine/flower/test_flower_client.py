@@ -21,8 +21,8 @@ from fedquilt.core.types import Order
 from fedquilt.engine.flower.client import Site, client_app, shelf_folder
 from fedquilt.engine.flower.codec import order_content, read_reply
 from fedquilt.engine.flower.compat import identify
+from fedquilt.engine.flower.memory_store import Shelf
 from fedquilt.engine.flower.packing import packed, unpacked
-from fedquilt.engine.flower.shelf import Shelf
 
 NODE = 7001
 

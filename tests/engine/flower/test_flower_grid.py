@@ -24,7 +24,7 @@ from fedquilt.core.types import Failure, Turn
 from fedquilt.engine.flower.certs import node_key
 from fedquilt.engine.flower.client import Site, client_app
 from fedquilt.engine.flower.grid import GridEngine
-from fedquilt.engine.flower.hello import card, mismatches
+from fedquilt.engine.flower.handshake import card, mismatches
 from fedquilt.engine.flower.packing import announced, packed
 from fedquilt.engine.flower.seal import is_signed, signature
 

@@ -16,9 +16,9 @@ from fedquilt.core.errors import FedquiltError
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.types import ClientId, Failure
 from fedquilt.engine.flower.codec import read_order, reply_content
-from fedquilt.engine.flower.hello import Card
+from fedquilt.engine.flower.handshake import Card
+from fedquilt.engine.flower.memory_store import Shelf
 from fedquilt.engine.flower.packing import MAX_BYTES, DecodeError, packed, unpacked
-from fedquilt.engine.flower.shelf import Shelf
 from fedquilt.privacy.ledger import Allowance, Ledger, answered, ledger_folder
 
 HELLO = "query.hello"

@@ -16,7 +16,7 @@ from fedquilt.core.rng import secret
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply
 from fedquilt.engine.flower.client import HELLO, action_of
 from fedquilt.engine.flower.codec import order_content, read_reply
-from fedquilt.engine.flower.hello import Card, examples, mismatches
+from fedquilt.engine.flower.handshake import Card, examples, mismatches
 from fedquilt.engine.flower.packing import MAX_BYTES, Announced, is_int, packed, unpacked
 
 Allowed = Callable[[Exchange, ClientId, Order], Announced | None]

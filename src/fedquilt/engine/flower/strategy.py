@@ -18,7 +18,7 @@ from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Params, Profile, Tree
 from fedquilt.engine.flower.grid import Allowed, GridEngine
-from fedquilt.engine.flower.hello import Card, run_key
+from fedquilt.engine.flower.handshake import Card, run_key
 from fedquilt.engine.flower.packing import MAX_BYTES
 
 

@@ -1,0 +1,55 @@
+"""Any adapters that a model can load, as plain LoRA of which settings tell rank and alpha: what other tools read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedquilt.adapters.lora.core import folded
+from fedquilt.adapters.lora.module import LoraSettings
+from fedquilt.core.factors import CORE, SHIFT, Pair, factors, named
+from fedquilt.core.params import wide, without
+from fedquilt.core.types import Params
+
+
+def plain(params: Mapping[str, Tensor], settings: LoraSettings) -> tuple[Params, LoraSettings]:
+    """The same adapters with nothing merged into the base and nothing between the factors, and settings that tell every
+    module's rank and alpha.
+
+    A module with a ``core`` T gets ``B (I + T)`` for its B. A module with a ``shift`` becomes one adapter of scale 1:
+    ``s B`` and ``A`` beside two factors of the shift, found by singular values, less those that are rounding errors. A
+    module of another rank than the settings' keeps its factors. Where nothing is to be done, both are as they were.
+    """
+    cores = {module: params[f"{module}.{CORE}"] for module in factors(params) if f"{module}.{CORE}" in params}
+    params = folded(without(params, [f"{module}.{CORE}" for module in cores]), cores)
+    pairs = factors(params)
+    merged = [module for module in pairs if f"{module}.{SHIFT}" in params]
+    other = [module for module, (_, a) in pairs.items() if len(a) != settings.rank_of(module)]
+    if not merged and not other:
+        return dict(params), settings
+    alphas = {module: settings.alpha_of(module) for module in pairs}
+    for module in merged:
+        b, a = pairs[module]
+        extra, scaled = _decomposed(params[f"{module}.{SHIFT}"]), b * settings.scaling(module, len(a))
+        if bool(scaled.any()):
+            pairs[module] = Pair(torch.cat([scaled, extra.B], dim=1), torch.cat([a, extra.A]))
+        else:  # a fresh adapter would add nothing but its rank
+            pairs[module] = extra if len(extra.A) else Pair(scaled, a)
+        rank = len(pairs[module].A)
+        alphas[module] = math.sqrt(rank) if settings.rslora else float(rank)
+    ranks = {module: len(a) for module, (_, a) in pairs.items()}
+    kept = without(params, [f"{module}.{SHIFT}" for module in merged])
+    return {**kept, **named(pairs)}, replace(settings, rank_pattern=ranks, alpha_pattern=alphas)
+
+
+def _decomposed(matrix: Tensor) -> Pair:
+    """A matrix as two factors, of the rank that it has in its precision."""
+    u, s, vh = torch.linalg.svd(wide(matrix), full_matrices=False)
+    noise = torch.finfo(matrix.dtype).eps * max(matrix.shape)
+    rank = int((s > noise * s[:1]).sum())
+    root = s[:rank].sqrt()
+    return Pair((u[:, :rank] * root).to(matrix.dtype), (root[:, None] * vh[:rank]).to(matrix.dtype))

@@ -1,0 +1,181 @@
+"""Adapters put into a model, and the map of what can be trained there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+import torch
+from torch import nn
+
+from fedquilt.adapters.lora.module import LoraLinear, LoraSettings, initial_factors, is_linear
+from fedquilt.core.errors import ModelError, suggestion
+from fedquilt.core.factors import at_rank, named
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import Blocks, Layout, Params
+
+
+def inject(
+    model: nn.Module, blocks: Blocks, settings: LoraSettings, targets: Collection[str] = (), head: Collection[str] = ()
+) -> dict[str, LoraLinear]:
+    """The adapters now in ``model``, by module path: on every linear module inside a block that a target names.
+
+    A target is a module's name or the end of its path (``"q_proj"``, ``"attention.q_proj"``); without ``targets`` those
+    of the settings hold. The model is changed in place; afterwards no parameter of it requires a gradient, the head's
+    neither: the caller switches on what it trains. ``head`` names the head's parameters, which must exist and must not
+    lie in an adapted module.
+
+    Raises
+    ------
+    ModelError
+        if a target matches no linear module inside the blocks, or a head parameter is not in the model; names what
+        there is.
+    """
+    chosen = tuple(targets) or settings.targets
+    linears = {name: module for name, module in model.named_modules() if _adaptable(name, module, blocks)}
+    endings = sorted({_within_block(name, blocks) for name in linears})
+    if not linears:
+        raise ModelError(
+            f"{type(model).__name__} has no linear module inside its blocks ({blocks.path}), so there is nothing that "
+            "an adapter could be put around; use another model"
+        )
+    if not chosen:
+        raise ModelError(
+            "adapter.targets is empty and the model has no default; choose among its linear modules: "
+            + ", ".join(endings)
+        )
+    for target in chosen:
+        if not any(ends_in(name, target) for name in linears):
+            last = sorted({name.rpartition(".")[2] for name in endings})
+            raise ModelError(
+                f"adapter.targets holds '{target}', which names no linear module inside the "
+                f"blocks{suggestion(target, last)}; "
+                "there are: " + (", ".join(endings) or "none")
+            )
+    own_parameters(model, head)
+    model.requires_grad_(False)
+    injected = {}
+    for name, module in linears.items():
+        if any(ends_in(name, target) for target in chosen):
+            parent, _, child = name.rpartition(".")
+            injected[name] = LoraLinear(module, settings, name)
+            injected[name].train(module.training)
+            setattr(model.get_submodule(parent), child, injected[name])
+    return injected
+
+
+def adapters(model: nn.Module) -> dict[str, LoraLinear]:
+    """The adapters in ``model`` by module path, in the model's order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+
+
+def remove(model: nn.Module) -> Params:
+    """Take every adapter out again, so that ``model`` is as before ``inject``; the adapters' last values, by name."""
+    taken: Params = {}
+    for name, adapter in adapters(model).items():
+        taken[f"{name}.lora_A"], taken[f"{name}.lora_B"] = adapter.lora_A.detach(), adapter.lora_B.detach()
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, adapter.base)
+    return taken
+
+
+def layout(model: nn.Module, blocks: Blocks, architecture: str, head: Collection[str] = ()) -> Layout:
+    """Names, depths and shapes of the adapters in ``model`` and of the head's parameters: by depth, the head last.
+
+    Raises
+    ------
+    ModelError
+        if a head parameter is not in the model.
+    """
+    parameters = own_parameters(model, head)
+    names = [f"{name}.{factor}" for name in adapters(model) for factor in ("lora_A", "lora_B")]
+    # sorted is stable: inside a block the model's own order stays
+    depth: dict[str, int | None] = dict(
+        sorted(((name, blocks.depth(name)) for name in names), key=lambda item: item[1] or 0)
+    )
+    depth |= {name: None for name in parameters if name in set(head)}
+    shapes = {name: tuple(parameters[name].shape) for name in depth}
+    return Layout(architecture, blocks.num_layers, depth, shapes)
+
+
+def own_parameters(model: nn.Module, head: Collection[str]) -> dict[str, nn.Parameter]:
+    """The model's parameters by name, in its order; those of ``head`` are among them.
+
+    Raises
+    ------
+    ModelError
+        if one of these is not.
+    """
+    parameters = dict(model.named_parameters())
+    if unknown := sorted(set(head) - parameters.keys()):
+        raise ModelError(f"the head's parameter '{unknown[0]}' is not in the model")
+    return parameters
+
+
+def trainable(model: nn.Module, layout: Layout) -> dict[str, nn.Parameter]:
+    """The model's own parameters that the layout names, in the layout's order; buffers are none."""
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name] for name in layout.depth if name not in layout.buffers}
+
+
+def initial(layout: Layout, model: nn.Module) -> Callable[[Rng], Params]:
+    """``make(rng)``: what training starts from, on the CPU: fresh low-rank factors, and the head as it is now.
+
+    The factors are drawn module by module from ``rng``. The head is copied when this function is called, so that what
+    clients later load into the model does not change the start.
+    """
+    parameters = trainable(model, layout)
+    head = {name: copied(parameters[name]) for name in layout.depth if name in layout.head}
+
+    def make(rng: Rng) -> Params:
+        params: Params = {}
+        for name in layout.depth:
+            module, _, factor = name.rpartition(".")
+            if name in head:
+                params[name] = head[name].clone()
+            elif factor == "lora_A":
+                (rank, d_in), d_out = layout.shapes[name], layout.shapes[f"{module}.lora_B"][0]
+                params[name], params[f"{module}.lora_B"] = initial_factors(module, d_in, d_out, rank, rng)
+        return params
+
+    return make
+
+
+def fresh(layout: Layout, rank: int, rng: Rng) -> Params:
+    """Factors for every adapted module of the layout, as training starts from them; at this rank, or the module's."""
+    params: Params = {}
+    for name, shape in at_rank(layout, rank).shapes.items():
+        module, _, factor = name.rpartition(".")
+        if factor == "lora_A":
+            own, d_in = shape
+            a, b = initial_factors(module, d_in, layout.shapes[f"{module}.lora_B"][0], own, rng)
+            params |= named({module: (b, a)})
+    return params
+
+
+def load(parameters: Mapping[str, nn.Parameter], params: Mapping[str, torch.Tensor]) -> None:
+    """Put the values ``params`` into the parameters of the same names; names that are not in ``params`` stay."""
+    with torch.no_grad():
+        for name, value in params.items():
+            parameters[name].copy_(value)
+
+
+def copied(parameter: nn.Parameter) -> torch.Tensor:
+    """A copy of the parameter's value, on the CPU; zeros of one on meta."""
+    # on meta there are no values to copy: only shapes are wanted then, and no memory for as many zeros
+    if parameter.is_meta:
+        return torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+    return parameter.detach().to("cpu", copy=True)
+
+
+def _adaptable(name: str, module: nn.Module, blocks: Blocks) -> bool:
+    return blocks.depth(name) is not None and is_linear(module)
+
+
+def _within_block(name: str, blocks: Blocks) -> str:
+    inside = name[len(blocks.path) + 1 :].partition(".")[2].split(".")
+    return inside[-1] if any(part.isdecimal() for part in inside) else ".".join(inside)
+
+
+def ends_in(name: str, target: str) -> bool:
+    """Whether a target means the module of this name: it is its path, or the last parts of it."""
+    return name == target or name.endswith("." + target)

@@ -1,0 +1,1 @@
+"""Dense mixtures of adapters: the module, how it comes into a model, and its files."""

@@ -1,0 +1,281 @@
+"""Dense mixtures of adapters (DeMA): private ends as wide as the model, shared experts that know nothing of its width.
+
+After the attention and after the feed-forward part of a block stands an adapter: ``down`` (r, d) takes the features to
+a space of r dimensions, ``up`` (d, r) brings them back. Between the two is a mixture of M branches, square matrices
+(r, r), one branch for each architecture of the federation, all of them at work for every token, weighed by a gate.
+Ends and gates stay within an architecture. Clients of unlike widths share the branches, and those of unlike depths too:
+each block has a depth slot (``sites.slots_of``), and what all models share is one set of branches for each slot.
+
+The first form of the method trains a client's own branch beside frozen foreign ones (``trained = "own"``), the second
+trains them all (``"all"``). The branches are parameters of the model, in a module called ``mixture`` beside what was
+there: ``mixture.<part>.<slot>.<branch>``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedquilt.adapters.lora.module import is_transposed, num_features
+from fedquilt.adapters.sites import OUTPUTS, SLOT_RULES
+from fedquilt.core.errors import ConfigError, ModelError, suggestion
+from fedquilt.core.params import wide
+from fedquilt.core.rng import Rng
+
+GATES = ("uniform", "static", "token")
+ACTIVATIONS = ("gelu", "identity")
+PLACEMENTS = ("serial", "parallel")
+TRAINED = ("own", "all")
+
+
+@dataclass(frozen=True)
+class MixtureSettings:
+    """How a model is adapted; ``rank``, ``branches`` and ``num_slots`` must be the same for all that share.
+
+    ``rank`` r, ``branches`` M (the number of architectures), ``num_slots`` C. ``alpha`` (None: the rank): the scale is
+    alpha/r. ``gate`` uniform (1/M), static (softmax of M numbers a site) or token (softmax of a linear map of each
+    token). ``activation`` after ``down``: gelu, or identity, with which a mixture without token gates is linear.
+    ``placement`` serial (the adapter reads the output of the part's last linear module) or parallel (it reads that
+    module's input). ``sites`` the parts adapted. ``slot_rule`` as in ``sites.slots_of``. ``trained`` own or all
+    branches. ``deviation``: branches are drawn from N(0, deviation^2 / r); None: 0 for own, 0.02 for all.
+    """
+
+    rank: int
+    branches: int
+    num_slots: int
+    alpha: float | None = None
+    gate: str = "static"
+    activation: str = "gelu"
+    placement: str = "serial"
+    sites: tuple[str, ...] = tuple(OUTPUTS)
+    slot_rule: str = "relative"
+    trained: str = "all"
+    deviation: float | None = None
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"adapter.{key} is {value!r}; it must be a whole number of at least 1"
+            for key, value in (("rank", self.rank), ("branches", self.branches), ("num_slots", self.num_slots))
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1
+        ]
+        problems += [
+            f"adapter.{key} is {value!r}{suggestion(value, allowed)}; it must be one of {', '.join(allowed)}"
+            for key, value, allowed in (
+                ("gate", self.gate, GATES),
+                ("activation", self.activation, ACTIVATIONS),
+                ("placement", self.placement, PLACEMENTS),
+                ("slot_rule", self.slot_rule, SLOT_RULES),
+                ("trained", self.trained, TRAINED),
+                *(("sites", site, tuple(OUTPUTS)) for site in self.sites),
+            )
+            if value not in allowed
+        ]
+        if not self.sites or len(set(self.sites)) < len(self.sites):
+            problems.append(f"adapter.sites is {list(self.sites)}; give some of {', '.join(OUTPUTS)}, each once")
+        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha > 0):
+            problems.append(f"adapter.alpha is {self.alpha!r}; it must be a finite number above 0")
+        if self.deviation is not None and not (math.isfinite(self.deviation) and self.deviation >= 0):
+            problems.append(f"adapter.deviation is {self.deviation!r}; it must be a finite number of at least 0")
+        elif self.deviation == 0 and self.trained == "all" and self.branches > 1:
+            problems.append(
+                "adapter.deviation is 0, so all branches would be equal and, trained alike, stay so for ever; "
+                "give a number above 0, such as 0.02, or set adapter.trained = 'own'"
+            )
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def scaling(self) -> float:
+        """``s = alpha / r``."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    @property
+    def drawn_deviation(self) -> float:
+        """The ``deviation`` that holds."""
+        return (0.02 if self.trained == "all" else 0.0) if self.deviation is None else self.deviation
+
+
+class MixtureLinear(nn.Module):
+    """A linear module with a mixture of adapters after or beside it: ``y + s up mixed(phi(down h))``, y = base(x).
+
+    ``h`` is ``y`` (serial) or ``x`` (parallel), phi the activation. ``down`` is (r, width of h), ``up`` (d_out, r);
+    gates are ``gate`` (M,), or ``gate_weight`` (M, r) and ``gate_bias`` (M,). All are float32, zero, and without a
+    gradient until values are put in. ``experts`` are M parameters (r, r) of somebody else's, by name; without any, as
+    in a block that shares nothing, the mixture is the plain adapter ``y + s up phi(down h)``. ``active`` False leaves
+    the base alone.
+    """
+
+    def __init__(
+        self, base: nn.Module, settings: MixtureSettings, experts: Mapping[str, nn.Parameter] | None = None
+    ) -> None:
+        super().__init__()
+        d_in, d_out = num_features(base)
+        device = next(chain(base.parameters(), base.buffers())).device
+        self.base = base
+        self.settings = settings
+        # plain tuples: the parameters belong to the model's bank, where blocks of one slot share them
+        self.expert_names = tuple(experts or ())
+        self.experts = tuple((experts or {}).values())
+
+        def zeros(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(shape, device=device), requires_grad=False)
+
+        self.down = zeros(settings.rank, d_out if settings.placement == "serial" else d_in)
+        self.up = zeros(d_out, settings.rank)
+        if self.experts and settings.gate == "static":
+            self.gate = zeros(len(self.experts))
+        if self.experts and settings.gate == "token":
+            self.gate_weight = zeros(len(self.experts), settings.rank)
+            self.gate_bias = zeros(len(self.experts))
+        self.active = True
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight, for model code that asks a linear module for its dtype or device."""
+        return self.base.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's bias."""
+        return self.base.bias  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``y + s up mixed(phi(down h))``, (..., d_in) -> (..., d_out), in the dtype of y = base(x).
+
+        Paper: heterotune, adapter
+        """
+        y: Tensor = self.base(x)
+        if not self.active:
+            return y
+        z = F.linear(self._own(y if self.settings.placement == "serial" else x), self.down)  # (..., r)
+        if self.settings.activation == "gelu":
+            z = F.gelu(z)
+        return y + (self.settings.scaling * F.linear(self.mixed(z), self.up)).to(y.dtype)  # (..., d_out)
+
+    def mixed(self, z: Tensor) -> Tensor:
+        """``z + sum_j g_j S_j z``, (..., r) -> (..., r): every branch at work for every token, weighed by its gate.
+
+        Paper: heterotune, mixture
+        """
+        if not self.experts:
+            return z
+        stacked = torch.stack(self.experts)  # (M, r, r)
+        gates = self.gates(z)
+        if gates.dim() == 1:  # one mixture for all tokens
+            return z + F.linear(z, torch.tensordot(gates, stacked, dims=1))
+        branches = torch.einsum("mij,...j->...mi", stacked, z)  # (..., M, r)
+        return z + (gates.unsqueeze(-1) * branches).sum(-2)
+
+    def gates(self, z: Tensor) -> Tensor:
+        """What each branch weighs: (M,), or (..., M) with token gates; above 0, with sum 1.
+
+        Paper: heterotune, gates
+        """
+        if self.settings.gate == "uniform":
+            return torch.full((len(self.experts),), 1 / len(self.experts), dtype=z.dtype, device=z.device)
+        if self.settings.gate == "static":
+            return self.gate.softmax(0)
+        return F.linear(z, self.gate_weight, self.gate_bias).softmax(-1)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """``B = up (I + sum_j g_j S_j)`` (d_out, r) and ``A = down``, so that the adapter is ``s B A h``; in float64.
+
+        Raises
+        ------
+        ModelError
+            if the adapter is not linear.
+
+        Paper: heterotune, linear-form
+        """
+        if self.settings.activation != "identity":
+            raise ModelError(
+                f"adapter.activation is '{self.settings.activation}', so the mixture is not linear and cannot be "
+                "folded into weights; keep it as an adapter, or train with adapter.activation = 'identity'"
+            )
+        if self.experts and self.settings.gate == "token":
+            raise ModelError(
+                "adapter.gate is 'token': each token is mixed in its own way, so the mixture is not linear and cannot "
+                "be folded into weights; keep it as an adapter, or train with adapter.gate = 'static'"
+            )
+        up, down = wide(self.up.detach()), wide(self.down.detach())
+        if not self.experts:
+            return up, down
+        gates = wide(self.gates(self.down).detach())
+        stacked = torch.stack([wide(expert.detach()) for expert in self.experts])
+        return up + up @ torch.tensordot(gates, stacked, dims=1), down
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """Weight, oriented as the base's, and bias with which the base alone computes what this module does.
+
+        With ``E = s B A`` of ``factors``: ``W + E`` and ``b`` in parallel, ``W + E W`` and ``b + E b`` in series.
+
+        Raises
+        ------
+        ModelError
+            if the adapter is not linear.
+
+        Paper: heterotune, fold
+        """
+        b, a = self.factors()
+        weight = wide(self.weight.detach())
+        matrix = weight.T if is_transposed(self.base) else weight  # (d_out, d_in)
+        bias = None if self.bias is None else self.bias.detach()
+        if self.settings.placement == "parallel":
+            matrix = matrix + self.settings.scaling * (b @ a)
+        else:
+            matrix = matrix + self.settings.scaling * (b @ (a @ matrix))
+            if bias is not None:
+                bias = (wide(bias) + self.settings.scaling * (b @ (a @ wide(bias)))).to(bias.dtype)
+        return (matrix.T if is_transposed(self.base) else matrix).contiguous().to(self.weight.dtype), bias
+
+    def as_lora(self) -> tuple[Tensor, Tensor]:
+        """LoRA factors B (d_out, r) and A (r, d_in) of the base, of the same scale, that compute what this module does.
+
+        In series ``A = down W``.
+
+        Raises
+        ------
+        ModelError
+            if the adapter is not linear, or in series with a bias that it would change, for which LoRA has no place.
+        """
+        b, a = self.factors()
+        if self.settings.placement == "serial":
+            if self.bias is not None and bool((b @ (a @ wide(self.bias.detach()))).any()):
+                raise ModelError(
+                    "a serial mixture also acts on the bias of the module before it, which a LoRA cannot change; fold "
+                    "it into the weights, or train with adapter.placement = 'parallel'"
+                )
+            weight = wide(self.weight.detach())
+            a = a @ (weight.T if is_transposed(self.base) else weight)
+        return b.to(self.up.dtype), a.to(self.down.dtype)
+
+    def _own(self, x: Tensor) -> Tensor:
+        """The input in the adapter's dtype: for a base in half precision; autocast would choose the dtype by itself."""
+        other = x.dtype != self.down.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type))
+        return x.to(self.down.dtype) if other else x
+
+
+def drawn_expert(name: str, settings: MixtureSettings, rng: Rng) -> Tensor:
+    """The branch of this name as a federation begins, (r, r): normal numbers of variance ``deviation^2 / r``.
+
+    It depends on its name and the stream alone: the server's bank is the same whatever models are in the federation,
+    and no two branches are alike, or, trained on the same data, they would stay alike for ever. With deviation 0: zero.
+
+    Paper: heterotune, branch-draw
+    """
+    deviation = settings.drawn_deviation
+    if deviation == 0:
+        return torch.zeros(settings.rank, settings.rank)
+    drawn = torch.randn(settings.rank, settings.rank, generator=rng.child("experts", name).torch())
+    return drawn * (deviation / math.sqrt(settings.rank))
+
+
+def drawn_down(name: str, rank: int, width: int, rng: Rng) -> Tensor:
+    """``down`` of the module of this name, (r, width): normal numbers of variance ``1 / width``."""
+    return torch.randn(rank, width, generator=rng.child("mixture", name).torch()) / math.sqrt(width)

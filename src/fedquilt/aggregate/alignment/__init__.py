@@ -1,0 +1,1 @@
+"""Alignment of the clients' updates before they are averaged."""

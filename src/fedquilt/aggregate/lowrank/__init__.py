@@ -1,0 +1,1 @@
+"""Rules that combine low-rank factors, and the kernels under them."""

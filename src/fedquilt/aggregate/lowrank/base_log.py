@@ -1,0 +1,146 @@
+"""A log of what was merged into the base, so that a client that was away can make up for it exactly.
+
+Methods that change the base (FLoRA merges the stack, FedEx-LoRA its residual) need every client to have merged every
+change. The log is a tree that a server's state can hold: the version of the base, and by version the changes, low-rank
+products by module. A client says which version it has and is sent the changes since; it merges them one after another,
+in the order in which all others did, so that it ends with the same bits: sums of rounded numbers depend on their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedquilt.aggregate.lowrank.kernel import Product, dense
+from fedquilt.core.errors import RoundError
+from fedquilt.core.factors import SHIFT
+from fedquilt.core.types import ClientId, Params, Tree
+
+Change = Mapping[str, Product]
+"""What one round adds to the base: a low-rank product by module."""
+
+
+def empty_log() -> Tree:
+    """The log of a base that nothing was merged into: version 0."""
+    return {"version": 0, "oldest": 0, "changes": []}
+
+
+def logged(log: Tree, change: Change) -> Tree:
+    """The log with one change more, which makes the next version."""
+    entry = {module: {"B": product.B, "A": product.A} for module, product in change.items()}
+    return {**log, "version": log["version"] + 1, "changes": [*log["changes"], entry]}
+
+
+def missed(log: Tree, version: int) -> list[dict[str, Product]]:
+    """The changes that turn a base of this version into the newest, in the order in which they must be merged.
+
+    Raises
+    ------
+    RoundError
+        if the log does not reach back to this version, or is not yet there.
+    """
+    if not log["oldest"] <= version <= log["version"]:
+        raise RoundError(
+            f"a client's base is version {version}, but the log holds the changes from {log['oldest']} to "
+            f"{log['version']}; send this client the whole base"
+        )
+    entries: list[dict[str, dict[str, Any]]] = log["changes"][version - log["oldest"] :]
+    return [{module: Product(**factors) for module, factors in entry.items()} for entry in entries]
+
+
+def forgotten(log: Tree, version: int) -> Tree:
+    """The log without the changes that a base of this version has, for when no client is older."""
+    cut = min(max(version, log["oldest"]), log["version"])
+    return {**log, "oldest": cut, "changes": log["changes"][cut - log["oldest"] :]}
+
+
+def caught_up(weights: Mapping[str, Tensor], changes: Sequence[Change], transposed: Collection[str] = ()) -> Params:
+    """The base weights, by module, after the changes; those that no change names are the same objects.
+
+    Each change is rounded to the weight's dtype when it is merged, so a base in half precision forgets small ones: keep
+    it in float32. ``transposed`` are the modules whose weight is (d_in, d_out), Conv1D's.
+
+    Paper: flora, merge
+    """
+    merged = dict(weights)
+    for change in changes:
+        for module, product in change.items():
+            matrix = dense(product, fan_in_fan_out=module in transposed)
+            merged[module] = merged[module] + matrix.to(merged[module].dtype)
+    return merged
+
+
+# The base of a federation ------------------------------------------------------------
+
+_CHANGE = ".change."
+"""Stands in the name of a tensor that is part of a change: ``<module>.change.<version it makes>.B``, or ``.A``."""
+
+
+def first_base() -> Tree:
+    """What a server keeps of a base that nothing was merged into: the log, the sum of all changes by module, and by
+    client the version that it is known to have."""
+    return {"log": empty_log(), "shift": {}, "confirmed": {}}
+
+
+def outgoing(base: Tree, client: ClientId) -> Params:
+    """The changes that the client is not known to have, as tensors to be sent."""
+    known = base["confirmed"].get(str(client), 0)
+    return {
+        f"{module}{_CHANGE}{version}.{part}": tensor
+        for version, change in enumerate(missed(base["log"], known), start=known + 1)
+        for module, product in change.items()
+        for part, tensor in (("B", product.B), ("A", product.A))
+    }
+
+
+def incoming(params: Mapping[str, Tensor], own: Tree = None) -> tuple[Params, Tree]:
+    """What is no change of what was received, and the client's base, ``{"version", "shift"}``, with those that it
+    lacked merged in; ``own`` is its base before, None for an untouched one.
+
+    The shift is dense and float32, (d_out, d_in) by module, a sum in the order of the versions: to the bit the same for
+    who took the changes one by one and who took them all at once.
+    """
+    base: Tree = {"version": 0, "shift": {}} if own is None else own
+    rest: Params = {}
+    changes: dict[int, dict[str, dict[str, Tensor]]] = {}
+    for name, tensor in params.items():
+        module, is_change, tail = name.rpartition(_CHANGE)
+        if not is_change:
+            rest[name] = tensor
+            continue
+        number, _, part = tail.partition(".")
+        changes.setdefault(int(number), {}).setdefault(module, {})[part] = tensor
+    for version in sorted(changes):
+        if version == base["version"] + 1:
+            change = {module: Product(**parts) for module, parts in changes[version].items()}
+            base = {"version": version, "shift": _shifted(base["shift"], change)}
+    return rest, base
+
+
+def advanced(base: Tree, change: Change, answered: Iterable[ClientId], everyone: Iterable[ClientId]) -> Tree:
+    """The server's base after a round: those who answered have what was sent, and ``change`` makes a version more.
+
+    Changes that all of ``everyone`` have are forgotten, but for their sum. No version is made of nothing.
+    """
+    confirmed = {**base["confirmed"], **{str(client): base["log"]["version"] for client in answered}}
+    log = forgotten(base["log"], min(confirmed.get(str(client), 0) for client in everyone))
+    if not change:
+        return {**base, "log": log, "confirmed": confirmed}
+    return {"log": logged(log, change), "shift": _shifted(base["shift"], change), "confirmed": confirmed}
+
+
+def shifts(base: Tree) -> Params:
+    """The sum of all changes, of a server's or a client's base, as tensors that a model loads: ``<module>.shift``."""
+    return {f"{module}.{SHIFT}": tensor for module, tensor in base["shift"].items()}
+
+
+def _shifted(shift: Mapping[str, Tensor], change: Change) -> Params:
+    zero = {
+        module: torch.zeros(len(product.B), product.A.shape[1], device=product.B.device)
+        for module, product in change.items()
+        if module not in shift
+    }
+    return caught_up({**shift, **zero}, [change])

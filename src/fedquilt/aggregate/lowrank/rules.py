@@ -1,0 +1,244 @@
+"""Rules by which the server makes one adapter of what clients of a round sent, module by module.
+
+A rule is a value; any of them goes with any choice of layers. The server's factors have the layout's rank R; a client
+of rank r is sent the first r columns of B, times ``s_R / s_r``, and rows of A, so that for everyone the product with
+its own scale is the server's cut to r. Rules work on products with their scales inside, see
+``aggregate.lowrank.kernel``.
+
+A rule needs all clients' factors of a module side by side, so they are held until the round ends; the head and other
+tensors are averaged as they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedquilt.aggregate.lowrank.kernel import Factors, Product, redistributed, stacked, svd
+from fedquilt.aggregate.lowrank.residual import mean_factors, rationed, refined, residual
+from fedquilt.aggregate.lowrank.segment import segment_mean, sparsity_weights
+from fedquilt.aggregate.mean import layerwise_mean
+from fedquilt.core.bounds import limited
+from fedquilt.core.errors import RoundError
+from fedquilt.core.factors import Pair, factors, named, same_but_rank
+from fedquilt.core.params import select, without
+from fedquilt.core.types import Params, Reply, Tree
+
+Scaling = Callable[[str, int], float]
+"""The scale of the adapter at this module path with this rank."""
+
+
+class Combined(NamedTuple):
+    """What a rule makes of one module: the server's new factors, in the server's scale (None: they stay), what is added
+    to the base, and what is carried over to the next round."""
+
+    pair: Product | None
+    change: Product | None = None
+    carried: Product | None = None
+
+
+class Rule(NamedTuple):
+    """``combine(base, clients, carried)`` is of one module: the server's factors and, as they were sent, the clients'.
+
+    ``one_rank``: clients may not differ in rank. ``fresh``: clients begin every round with a fresh adapter and are sent
+    none. ``changes_base``: there may be a ``change``. ``weigh``, of the clients' modules, takes the place of examples.
+    """
+
+    name: str
+    combine: Callable[[Factors, Sequence[Factors], Product | None], Combined]
+    one_rank: bool = False
+    fresh: bool = False
+    changes_base: bool = False
+    weigh: Callable[[Sequence[Sequence[Factors]]], list[float]] | None = None
+
+
+class Outcome(NamedTuple):
+    """The server's tensors after a round, what is added to the base by module, and what is carried over, a tree."""
+
+    params: Params
+    change: dict[str, Product]
+    carried: Tree
+
+
+# The rules ------------------------------------------------------------
+
+
+def svd_rule(split: Literal["left", "even"] = "left") -> Rule:
+    """FlexLoRA's: the mean of the products, cut to the server's rank. ``split`` as in ``lowrank.redistributed``."""
+
+    def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
+        whole = svd(stacked(clients, keep_wide=True), base.A.shape[0])
+        return Combined(redistributed(whole, base.A.shape[0], base.scale, split=split, spare=base.A))
+
+    return Rule("flexlora", combine)
+
+
+def segment_rule(normalize: Literal["all", "segment"] = "all") -> Rule:
+    """HETLoRA's: the mean of factors padded to the server's rank, each client weighing as its product is long, but at
+    most ``core.bounds.RATIO`` times as much as the median: how long it is, is a client's own word."""
+
+    def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
+        mean = segment_mean(Product(base.B * base.scale, base.A), clients, normalize)
+        return Combined(_at(mean, base.scale))
+
+    return Rule("hetlora", combine, weigh=lambda clients: limited(sparsity_weights(clients)))
+
+
+def stack_rule() -> Rule:
+    """FLoRA's: the mean of the products goes into the base, whole, and every adapter begins anew."""
+
+    def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
+        return Combined(None, stacked(clients))
+
+    return Rule("flora", combine, fresh=True, changes_base=True)
+
+
+def residual_rule(rank: int | None = None) -> Rule:
+    """FedEx-LoRA's: the mean of factors, and what it loses goes into the base: all of it (None), or each round the best
+    part of this rank, the rest being carried over. At rank 0 nothing is sent or carried, which is FedIT."""
+
+    def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
+        mean = _at(mean_factors(clients), base.scale)
+        if rank == 0:
+            return Combined(mean)
+        lost = residual(clients)
+        return Combined(mean, lost) if rank is None else Combined(mean, *rationed(lost, rank, carried))
+
+    return Rule("fedex-lora", combine, one_rank=True, changes_base=rank != 0)
+
+
+def refined_rule(strength: float = 0.01) -> Rule:
+    """LoRA-FAIR's: the mean of factors with B moved towards the mean of the products."""
+
+    def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
+        return Combined(_at(refined(clients, strength), base.scale))
+
+    return Rule("lora-fair", combine, one_rank=True)
+
+
+RULES: dict[str, Callable[..., Rule]] = {
+    "flexlora": svd_rule,
+    "hetlora": segment_rule,
+    "flora": stack_rule,
+    "fedex-lora": residual_rule,
+    "lora-fair": refined_rule,
+}
+"""The rules by the name that they have in a run file."""
+
+
+# One round ------------------------------------------------------------
+
+
+def dispatched(params: Mapping[str, Tensor], rank: int | None, scaling: Scaling) -> Params:
+    """The server's tensors as a client of this rank is sent them; None, or a rank that is not below: as they are."""
+    result = dict(params)
+    if rank is not None:
+        pairs = factors(params)
+        result |= named({module: _sent(pair, rank, partial(scaling, module)) for module, pair in pairs.items()})
+    return {name: result[name] for name in params}
+
+
+def merged(
+    rule: Rule,
+    base: Mapping[str, Tensor],
+    replies: Iterable[Reply],
+    weighting: str,
+    scaling: Scaling,
+    carried: Tree = None,
+) -> Outcome:
+    """What ``rule`` makes of a round: module by module over the clients that sent it, and the layer-wise mean for all
+    tensors that are no factors.
+
+    What nobody sent is the same object as in ``base``, and so are the factors of a module that all returned as they
+    were dispatched. ``carried`` is that of the round before.
+
+    Raises
+    ------
+    RoundError
+        as ``layerwise_mean``; if a reply holds one factor of a module without the other, or one that does not fit.
+    """
+    pairs = factors(base)
+    names = named(pairs).keys()
+    held: list[dict[str, Pair]] = []  # the replies' factors, in the order of the replies
+    weights: list[float] = []
+
+    def others() -> Iterator[Reply]:
+        for reply in replies:
+            own = select(reply.params, names)
+            _check(reply, own, base)
+            held.append(factors(own))
+            weights.append(float(reply.weight) if weighting == "examples" else 1.0)
+            yield replace(reply, params=without(reply.params, names))
+
+    params = layerwise_mean(without(base, names), others(), weighting)
+    sent = [
+        {m: Factors(*pair, scaling(m, pair.A.shape[0]), weight) for m, pair in one.items()}
+        for one, weight in zip(held, weights, strict=True)
+    ]
+    if rule.weigh is not None:
+        weighed = rule.weigh([list(one.values()) for one in sent])
+        sent = [{m: f._replace(weight=w) for m, f in one.items()} for one, w in zip(sent, weighed, strict=True)]
+    change: dict[str, Product] = {}
+    carry: Tree = dict(carried or {})
+    for module, pair in pairs.items():
+        clients = [one[module] for one in sent if module in one]
+        if not clients or (not rule.fresh and all(_unmoved(pair, c, partial(scaling, module)) for c in clients)):
+            continue
+        if not any(client.weight for client in clients):  # none of them sent anything but zeros
+            clients = [client._replace(weight=1.0) for client in clients]
+        server = Factors(*pair, scaling(module, pair.A.shape[0]))
+        own = carry.pop(module, None)
+        combined = rule.combine(server, clients, None if own is None else Product(**own))
+        if combined.pair is not None:
+            pairs[module] = Pair(*(_plain(new.to(pair.A)) for new in combined.pair))
+        if combined.change is not None and bool(combined.change.B.any()):
+            change[module] = Product(*map(_plain, combined.change))
+        if combined.carried is not None and combined.carried.rank:
+            carry[module] = {"B": _plain(combined.carried.B), "A": _plain(combined.carried.A)}
+    params |= named(pairs)
+    return Outcome({name: params[name] for name in base}, change, carry)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor laid out as after a checkpoint or a network: sums over other strides have other last bits."""
+    return tensor.contiguous()
+
+
+def _at(product: Product, scale: float) -> Product:
+    return Product(product.B / scale, product.A)
+
+
+def _sent(pair: Pair, rank: int, scale: Callable[[int], float]) -> Pair:
+    own = pair.A.shape[0]
+    return pair if rank >= own else Pair(pair.B[:, :rank] * (scale(own) / scale(rank)), pair.A[:rank])
+
+
+def _unmoved(pair: Pair, client: Factors, scale: Callable[[int], float]) -> bool:
+    was = _sent(pair, client.A.shape[0], scale)
+    return torch.equal(was.B, client.B) and torch.equal(was.A, client.A)
+
+
+def _check(reply: Reply, own: Params, base: Mapping[str, Tensor]) -> None:
+    """Nothing, if the factors among a reply's tensors are whole pairs that fit the server's."""
+    whole = factors(own)
+    if len(own) != 2 * len(whole):
+        lonely = min(own.keys() - named(whole).keys())
+        raise RoundError(f"client {reply.client} sent tensor '{lonely}' without the module's other factor")
+    for name, tensor in own.items():
+        if not (same_but_rank(name, tensor.shape, base[name].shape) and tensor.is_floating_point()):
+            raise RoundError(
+                f"client {reply.client} sent tensor '{name}' as {tensor.dtype} {tuple(tensor.shape)}; "
+                f"the server's is {base[name].dtype} {tuple(base[name].shape)}"
+            )
+    for module, (b, a) in whole.items():
+        most = base[f"{module}.lora_A"].shape[0]
+        if not a.shape[0] == b.shape[1] <= most:
+            raise RoundError(
+                f"client {reply.client} sent factors of '{module}' with ranks {b.shape[1]} and {a.shape[0]}; they must "
+                f"be equal and at most the server's {most}"
+            )

@@ -1,0 +1,87 @@
+"""The signature is the schema: a table of settings, checked against the callable that will take them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Collection, Mapping
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from fedquilt.config.error_text import from_validation, unknown
+from fedquilt.config.unused_keys import of_another
+from fedquilt.config.value_types import With
+from fedquilt.core.errors import ConfigError
+
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+def arguments(
+    factory: Callable[..., Any], settings: Mapping[str, Any], given: Collection[str] = (), *, prefix: str
+) -> dict[str, Any]:
+    """Every keyword-only argument of ``factory``: from ``settings``, or its default. Those in ``given`` are left out.
+
+    Annotations are the types: numbers, strings, booleans, ``Literal``, ``| None``, ``tuple[int, ...]`` (from a list)
+    and ``Annotated[..., pydantic.Field(ge=...)]``, or ``With(...)`` for what goes with another argument only.
+    ``prefix`` is the table's name in the run file, for the messages.
+
+    Raises
+    ------
+    ConfigError
+        with every unknown key, missing key and wrong value, and every value that nothing would come of.
+    """
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(factory, eval_str=True).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in given
+    }
+    problems = [
+        unknown(f"{prefix}.{key}", value, tuple(parameters)) for key, value in settings.items() if key not in parameters
+    ]
+    result = {}
+    for name, parameter in parameters.items():
+        if name not in settings:
+            if parameter.default is parameter.empty:
+                problems.append(f"{prefix}.{name}: missing; it has no default, so give it in [{prefix}]")
+            else:
+                result[name] = parameter.default
+            continue
+        kind = Any if parameter.annotation is parameter.empty else parameter.annotation
+        try:
+            # as JSON: see fedquilt.config.load
+            result[name] = TypeAdapter(kind, config=_STRICT).validate_json(json.dumps(settings[name], default=str))
+        except ValidationError as error:
+            problems += from_validation(error, prefix=f"{prefix}.{name}")
+    problems = problems or [
+        of_another(f"{prefix}.{name}", result[name], f"{prefix}.{key}", choices, result[key])
+        for name in settings
+        for key, choices in _needed(parameters[name].annotation)
+        if result[name] != parameters[name].default and result[key] not in choices
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return result
+
+
+def _needed(annotation: Any) -> list[With]:
+    """What other settings must be, for something to come of one of this type."""
+    return [about for about in getattr(annotation, "__metadata__", ()) if isinstance(about, With)]
+
+
+def kind_in_words(annotation: Any) -> str:
+    """The type of a setting as a table shows it, with its bounds: ``int from 1 to 1,000,000 | None``."""
+    if get_origin(annotation) in (Union, UnionType):
+        return " | ".join(kind_in_words(one) for one in get_args(annotation))
+    if get_origin(annotation) is not Annotated:
+        return "None" if annotation is type(None) else inspect.formatannotation(annotation)
+    kind, *about = get_args(annotation)
+    ends: dict[str, float] = {}
+    for bound in (bound for field in about for bound in getattr(field, "metadata", ())):
+        ends |= {name: getattr(bound, name) for name in ("gt", "ge", "lt", "le") if hasattr(bound, name)}
+    if not ends:
+        return kind_in_words(kind)
+    low = f"from {ends['ge']:,}" if "ge" in ends else f"above {ends['gt']:,}"
+    high = f"to {ends['le']:,}" if "le" in ends else f"to below {ends['lt']:,}"
+    return f"{inspect.formatannotation(kind)} {low} {high}"

@@ -1,0 +1,75 @@
+"""The page of all keys of a run file, made from the schema.
+
+``python -m fedquilt.config.reference_page > docs/run-file.md`` makes it anew.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from fedquilt.config.schema import Config
+
+HEAD = """# The run file
+
+A run is one TOML file. Keys that are left out have the defaults below; `fedquilt check FILE` names every mistake at
+once. On the command line any key can be set behind the file: `fedquilt run my.toml training.steps=5 rounds=20`.
+What is set so reaches every entry of [[compare]] and every group that does not say otherwise itself.
+
+A file may have 1 MiB, 50,000 values and tables 16 levels deep, and every number has a lowest and a highest value that a
+refusal names. A key of which nothing would come, such as `training.momentum` with adamw, is refused too: leave it out.
+
+This page is made from the schema (`python -m fedquilt.config.reference_page`), and a test holds the two together.
+"""
+
+
+def page() -> str:
+    """The page: one table of keys for the top of the file, one for each section and one for each list of tables."""
+    fields = Config.model_fields
+    sections: dict[str, Any] = {name: field.annotation for name, field in fields.items() if _is_section(field)}
+    lists = {name: item for name, field in fields.items() if (item := _item(field)) is not None}
+    top = {name: field for name, field in fields.items() if name not in sections}
+    parts = [HEAD, "## Top of the file\n", _table(top)]
+    for name, section in sections.items():
+        parts += [f"## [{name}]\n", f"{_plain(section.__doc__ or '')}\n", _table(section.model_fields)]
+    for name, entry in lists.items():
+        parts += [f"## [[{name}]]\n", f"{_plain(entry.__doc__ or '')}\n", _table(entry.model_fields)]
+    return "\n".join(parts)
+
+
+def _is_section(field: FieldInfo) -> bool:
+    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+
+
+def _item(field: FieldInfo) -> type[BaseModel] | None:
+    """What each entry of a list of tables holds, or None if the field is no such list."""
+    kinds = get_args(field.annotation)
+    return kinds[0] if kinds and isinstance(kinds[0], type) and issubclass(kinds[0], BaseModel) else None
+
+
+def _table(fields: dict[str, FieldInfo]) -> str:
+    rows = ["| key | default | meaning |", "|---|---|---|"]
+    rows += [f"| `{name}` | {_default(field)} | {_words(field)} |" for name, field in fields.items()]
+    return "\n".join(rows) + "\n"
+
+
+def _words(field: FieldInfo) -> str:
+    return _plain(field.description or "").replace("|", r"\|")
+
+
+def _plain(docstring: str) -> str:
+    return " ".join(docstring.replace("``", "`").split())
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "needed"
+    value: Any = field.get_default(call_default_factory=True)
+    return "left out" if value is None else f"`{json.dumps(value)}`"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,107 @@
+"""Keys that nothing would come of, because of what another key says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedquilt.config.error_text import shown
+from fedquilt.config.groups import group_problems, parts
+from fedquilt.config.schema import Config, Group
+
+_ADAPTIVE = ("adam", "yogi")
+_PRIVATE = ("central", "local")
+_CLASSIFIERS = ("image-classification", "sequence-classification")
+
+APPLIES: Mapping[tuple[str, str], tuple[str, tuple[str, ...]]] = {
+    ("training", "momentum"): ("optimizer", ("sgd",)),
+    ("training", "final_scale"): ("schedule", ("linear", "cosine")),
+    ("aggregation", "trim_share"): ("rule", ("trimmed-mean",)),
+    ("aggregation", "clip_norm"): ("rule", ("clipped-mean",)),
+    ("aggregation", "server_learning_rate"): ("server_optimizer", ("momentum", *_ADAPTIVE)),
+    ("aggregation", "server_momentum"): ("server_optimizer", ("momentum", *_ADAPTIVE)),
+    ("aggregation", "server_beta2"): ("server_optimizer", _ADAPTIVE),
+    ("aggregation", "server_tau"): ("server_optimizer", _ADAPTIVE),
+    ("privacy", "clip_norm"): ("mode", _PRIVATE),
+    ("privacy", "noise_multiplier"): ("mode", _PRIVATE),
+    ("privacy", "delta"): ("mode", _PRIVATE),
+    ("privacy", "test_key"): ("mode", _PRIVATE),
+}
+"""A key of a section, and the key beside it whose choices it goes with."""
+
+OF_TASKS: Mapping[tuple[str, str], tuple[tuple[str, ...], str]] = {
+    ("head", "policy"): (_CLASSIFIERS, "is of a classifier's head, and a model of {} has none"),
+}
+"""A key, the tasks that it is for, and what it means."""
+
+_Key = tuple[str, str]
+
+
+def idle_problems(config: Config) -> list[str]:
+    """Every key of a config's sections that has another value than its default, and that nothing would come of.
+
+    A key that groups share is idle where it is so in all of them.
+    """
+    if not config.groups:
+        return [f"{section}.{key}{why}" for (section, key), why in _idle(config, [*APPLIES, *OF_TASKS]).items()]
+    of_groups = [key for key in (*APPLIES, *OF_TASKS) if key[0] in Group.model_fields]
+    found = _idle(config, [key for key in APPLIES if key not in of_groups])
+    problems = [f"{section}.{key}{why}" for (section, key), why in found.items()]
+    if config.spoilt.touches("groups", "model", "head", "training") or group_problems(config):
+        return problems
+    told = [(part.place, config.groups[part.place], _idle(part.config, of_groups)) for part in parts(config)]
+    for section, key in of_groups:
+        inherited = []
+        for place, group, idle in told:
+            why = idle.get((section, key))
+            if not _says(group, section, key):
+                inherited.append(why)
+            elif why:
+                problems.append(f"groups[{place}].{section}.{key}{why}")
+        if inherited and all(inherited):
+            problems.append(f"{section}.{key}{inherited[0]}")
+    return problems
+
+
+def _idle(config: Config, keys: Sequence[_Key]) -> dict[_Key, str]:
+    """Those of the keys that are set and idle, each with what is to be said behind its name."""
+    found = {}
+    for section, key in keys:
+        table = getattr(config, section)
+        value = getattr(table, key)
+        if value == type(table).model_fields[key].default:
+            continue
+        if (section, key) in APPLIES:
+            choice, choices = APPLIES[section, key]
+            made = getattr(table, choice)
+            if made not in choices and not config.spoilt.touches(f"{section}.{choice}", f"{section}.{key}"):
+                found[section, key] = of_another("", value, f"{section}.{choice}", choices, made)
+            continue
+        tasks, meaning = OF_TASKS[section, key]
+        if config.model.task not in tasks and not config.spoilt.touches("model", f"{section}.{key}"):
+            what = meaning.format(f"model.task = '{config.model.task}'")
+            found[section, key] = f" = {shown(value)}: {what}; leave it out"
+    return found
+
+
+def _says(group: Group, section: str, key: str) -> bool:
+    """Whether a group has a value of its own of this key."""
+    own = getattr(group, section)
+    return own is not None and (section in ("model", "data") or key in own.model_fields_set)
+
+
+def of_another(key: str, value: Any, choice: str, choices: Sequence[Any], made: Any) -> str:
+    """The problem with a key that goes with other choices than the one that is made."""
+    fitting = " or ".join(shown(one) for one in choices if one is not None)
+    now = "left out" if made is None else shown(made)
+    return f"{key} = {shown(value)}: is of {choice} = {fitting} alone, and this is {now}; leave it out, or set {choice}"
+
+
+def still_applies(section: str, keys: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a section without those that a change of a choice leaves idle."""
+    gone = {
+        key
+        for (own, key), (choice, choices) in APPLIES.items()
+        if own == section and choice in change and change[choice] not in choices
+    }
+    return {key: value for key, value in keys.items() if key not in gone}

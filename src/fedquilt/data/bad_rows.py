@@ -1,0 +1,73 @@
+"""What is wrong with single rows of a source: collected, and told all at once with file, line and count."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Sequence
+
+from fedquilt.core.errors import DataError
+from fedquilt.data.readers.raw_columns import Origin, Place, Trouble
+
+_FEW = 5  # places that are named of each kind of trouble
+
+
+class Troubles:
+    """The rows of a source that cannot be used, by what is wrong with them."""
+
+    def __init__(self, origin: Origin, found: Sequence[Trouble] = ()) -> None:
+        self._origin = origin
+        self._found: dict[str, dict[Place, str]] = {}
+        for what, place in found:
+            self._found.setdefault(what, {}).setdefault(place, "")
+
+    def add(self, what: str, row: int, value: object = None, *, show: bool = False) -> None:
+        """Note that the row numbered ``row`` cannot be used; with ``show`` the first such ``value`` is told."""
+        example = f" ({short(value)})" if show else ""
+        self._found.setdefault(what, {}).setdefault(self._origin.place(row), example)
+
+    def refuse(self, source: str) -> None:
+        """Nothing, if all rows can be used.
+
+        Raises
+        ------
+        DataError
+            with every kind of trouble, how many rows have it, and where they stand; ``source`` names the data.
+        """
+        if not self._found:
+            return
+        places = {place for rows in self._found.values() for place in rows}
+        lines = [
+            f"  {what}{next(iter(rows.values()))}: {_rows(len(rows))}: {told(list(rows))}"
+            for what, rows in self._found.items()
+        ]
+        them = "it" if len(places) == 1 else "them"
+        raise DataError(f"{source}: {_rows(len(places))} cannot be used; mend or remove {them}\n" + "\n".join(lines))
+
+
+def told(places: Sequence[Place]) -> str:
+    """The places in words, by file: ``"rows.csv, lines 4, 7 and 353"``; of many, the first ones and how many more."""
+    by_file: dict[tuple[str, str], list[int]] = {}
+    for file, unit, number in sorted(places, key=lambda place: (place.file, place.number))[:_FEW]:
+        by_file.setdefault((file, unit), []).append(number)
+    words = []
+    for (file, unit), numbers in by_file.items():
+        *some, last = map(str, numbers)
+        listing = f"{', '.join(some)} and {last}" if some else last
+        words.append(f"{file}, {unit}{'s' if some else ''} {listing}")
+    more = f" and {len(places) - _FEW} more" if len(places) > _FEW else ""
+    return "; ".join(words) + more
+
+
+def short(value: object) -> str:
+    """The value as Python writes it, cut to what fits in a message, however long or deep it is."""
+    form = reprlib.Repr()
+    form.maxstring = form.maxother = 100
+    try:
+        text = form.repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        text = type(value).__name__
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"

@@ -1,0 +1,215 @@
+"""How a row of a text source becomes a prompt and a completion for a language model.
+
+    plain         columns of text: a prompt and perhaps a completion
+    instruction   ``instruction``, perhaps ``input``, and ``output``
+    messages      a list of ``role`` and ``content``; the last one, the assistant's, is the completion
+
+What comes before the completion of the last two is a conversation. A tokenizer with a chat template writes it as it was
+taught to; where there is none it is written as ``rendered`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from string import Formatter
+from typing import Any, NamedTuple
+
+from fedquilt.core.errors import DataError, suggestion
+from fedquilt.data.bad_rows import Troubles, short
+from fedquilt.data.columns import fault_of_text
+from fedquilt.data.readers.raw_columns import Raw
+
+Turns = tuple[tuple[str, str], ...]
+"""A conversation: who speaks, and what is said."""
+
+NEEDED = {"plain": (), "instruction": ("instruction", "output"), "messages": ("messages",)}
+"""The columns of each layout that have a fixed name."""
+
+
+class Conversations(NamedTuple):
+    """Of every row, what was said before the completion, and the completion."""
+
+    turns: list[Turns]
+    completions: list[str]
+
+
+def layout_of(raw: Raw, wanted: str, text: str, source: str) -> str:
+    """The layout of a source's rows: the one that is wanted, or for ``auto`` the one that its columns tell.
+
+    It is plain where the column of the text is named by the user or has its usual name.
+
+    Raises
+    ------
+    DataError
+        if a column of the wanted layout is missing.
+    """
+    if wanted == "auto":
+        if text != "text" or {"text", "texts"} & set(raw.names):  # a column that the user named must be there
+            return "plain"
+        return next((name for name in ("messages", "instruction") if set(NEEDED[name]) <= set(raw.names)), "plain")
+    missing = [name for name in NEEDED[wanted] if name not in raw.names]
+    if missing:
+        raise DataError(
+            f"data.format = '{wanted}': '{source}' has no column {', '.join(map(repr, missing))}"
+            f"{suggestion(missing[0], raw.names)}; columns: {', '.join(raw.names)}"
+        )
+    return wanted
+
+
+def conversations(raw: Raw, layout: str, troubles: Troubles) -> Conversations:
+    """The conversations of a source laid out as ``instruction`` or ``messages``.
+
+    Rows that are no conversation with an answer of the assistant at its end are noted in ``troubles``.
+    """
+    if layout == "messages":
+        rows = [_messages(row, value, troubles) for row, value in enumerate(raw.read("messages"))]
+        return Conversations([turns for turns, _ in rows], [completion for _, completion in rows])
+    instructions = _texts(raw, "instruction", troubles)
+    inputs = _texts(raw, "input", troubles, empty=True) if "input" in raw.names else [""] * raw.num_rows
+    turns: list[Turns] = []
+    for words in zip(instructions, inputs, strict=True):
+        turns.append((("user", "\n\n".join(part for part in words if part.strip())),))
+    return Conversations(turns, _texts(raw, "output", troubles))
+
+
+def rendered(turns: Turns) -> str:
+    """A conversation as plain text, for models without a chat template.
+
+    Every turn is the speaker's name with a colon, a line end, what is said and an empty line; behind them stands
+    ``Assistant:`` and a line end.
+    """
+    said = "".join(f"{role.capitalize()}:\n{content.strip()}\n\n" for role, content in turns)
+    return f"{said}Assistant:\n"
+
+
+def placeholders(prompt: str) -> tuple[str, ...]:
+    """The names in braces of ``data.prompt``, each once.
+
+    Raises
+    ------
+    DataError
+        if a brace is not closed, or there is more than a name in it, or nothing is in braces.
+    """
+    try:
+        parts = list(Formatter().parse(prompt))
+    except ValueError as error:
+        raise DataError(f"data.prompt = {prompt!r}: {error}; write a brace that is meant as such twice") from error
+    names = []
+    for _, name, form, conversion in parts:
+        if name is None:
+            continue
+        if not name or form or conversion:
+            raise DataError(
+                f"data.prompt = {prompt!r}: in braces stands the name of a column and nothing else, as in "
+                "'{text}'; write a brace that is meant as such twice"
+            )
+        names.append(name)
+    if not names:
+        raise DataError(f"data.prompt = {prompt!r}: holds no column, so all rows are alike; write it as '{{text}}'")
+    return tuple(dict.fromkeys(names))
+
+
+def filled(prompt: str, raw: Raw, named: Mapping[str, str], source: str, troubles: Troubles) -> list[str]:
+    """The prompt of every row; ``named`` are the columns that ``{text}`` and the like stand for.
+
+    Rows that hold neither text nor a number there are noted in ``troubles``.
+
+    Raises
+    ------
+    DataError
+        if there is no such column, or a column that the user named is in no place of the prompt.
+    """
+    columns: dict[str, list[str]] = {}
+    taken = set()
+    for name in placeholders(prompt):
+        column = named.get(name, name)
+        column = next((same for same in (column, column + "s") if same in raw.names), "")
+        if not column:
+            known = [*(key for key, own in named.items() if own in raw.names), *raw.names]
+            raise DataError(
+                f"data.prompt = {prompt!r}: '{source}' has no column '{named.get(name, name)}' for {{{name}}}"
+                f"{suggestion(name, known)}; columns: {', '.join(raw.names)}"
+            )
+        taken.add(column)
+        columns[name] = [_word(value, name, row, troubles) for row, value in enumerate(raw.read(column))]
+    for key, own in named.items():
+        if own != key and own not in taken and own + "s" not in taken:
+            raise DataError(
+                f"data.{key} = '{own}': data.prompt = {prompt!r} has no place for it; write {{{key}}} where it "
+                f"belongs, or leave data.{key} out"
+            )
+    parts = list(Formatter().parse(prompt))
+    return [
+        "".join(literal + ("" if name is None else columns[name][row]) for literal, name, _, _ in parts)
+        for row in range(raw.num_rows)
+    ]
+
+
+def class_words(labels: Sequence[int], classes: Sequence[str], words: Mapping[str, str] | None) -> list[str]:
+    """What is written for the class of every row: its name, or its word.
+
+    Raises
+    ------
+    DataError
+        if there are words, and a class has none.
+    """
+    lacking = [name for name in classes if words is not None and name not in words]
+    if words is not None and lacking:
+        raise DataError(
+            f"data.words: has nothing for the class '{lacking[0]}'{suggestion(lacking[0], list(words))}; give a word "
+            f"for each of {', '.join(classes)}"
+        )
+    written = [name if words is None else words[name] for name in classes]
+    return [written[label] for label in labels]
+
+
+def _messages(row: int, value: Any, troubles: Troubles) -> tuple[Turns, str]:
+    nothing = ((("user", ""),), "")
+    if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
+        troubles.add("'messages': must be a list of role and content", row, value, show=True)
+        return nothing
+    said: list[tuple[str, str]] = []
+    for turn in value:
+        role, content = turn.get("role"), turn.get("content")
+        if fault_of_text(role) or fault_of_text(content):
+            troubles.add("'messages': a turn lacks a role or a content that is text", row, turn, show=True)
+            return nothing
+        said.append((role, content))
+    if len(said) < 2 or said[-1][0] != "assistant":
+        roles = ", ".join(short(role)[1:-1] for role, _ in said[:8]) or "nobody"
+        troubles.add(
+            f"'messages': speakers are {roles}; the last must be the assistant, whose words are learned, after at "
+            "least one other",
+            row,
+        )
+        return nothing
+    return tuple(said[:-1]), said[-1][1]
+
+
+def _texts(raw: Raw, column: str, troubles: Troubles, *, empty: bool = False) -> list[str]:
+    """The texts of a column; with ``empty`` it may also hold nothing."""
+    made = []
+    for row, value in enumerate(raw.read(column)):
+        fault = None if empty and value is None else fault_of_text(value)
+        if fault:
+            troubles.add(f"column '{column}': {fault}", row, value, show=True)
+        made.append("" if fault or value is None else str(value))
+    return made
+
+
+def _word(value: Any, name: str, row: int, troubles: Troubles) -> str:
+    if value is None and name == "input":
+        return ""
+    if isinstance(value, str):
+        fault = fault_of_text(value)
+    else:
+        number = isinstance(value, int | float) or hasattr(value, "item")
+        fault = None if number and not isinstance(value, bool) else "neither text nor number"
+    if fault:
+        troubles.add(f"data.prompt: {{{name}}}: {fault}", row, value, show=True)
+        return ""
+    try:
+        return str(value)
+    except ValueError:
+        troubles.add(f"data.prompt: {{{name}}}: a number of too many digits", row)
+        return ""

@@ -1,0 +1,1 @@
+"""Readers: from a location to columns."""

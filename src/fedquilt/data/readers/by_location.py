@@ -1,0 +1,128 @@
+"""From the place that a source names, a file, a folder, the hub, to columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fedquilt.core.errors import DataError, suggestion
+from fedquilt.data.readers import delimited, files, hub
+from fedquilt.data.readers.raw_columns import Origin, Raw, from_columns, joined
+
+FILE_TYPES = (".npz", ".tsv", ".csv", ".jsonl", ".parquet", ".json")
+SKLEARN_TABLES = ("breast_cancer", "diabetes", "iris", "linnerud", "wine")  # bundled, but rows of plain numbers
+PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
+
+
+def read_place(place: str, source: str, wanted: set[str]) -> dict[str, Raw]:
+    """The columns of each split that lies at ``place``, by its name; ``""`` where there is one without a name.
+
+    ``source`` is how the user wrote it, for messages; ``wanted`` are the columns that may be asked for.
+
+    Raises
+    ------
+    DataError
+        if there is nothing, or what is there cannot be read.
+    """
+    if place.startswith("sklearn:"):
+        return {"": _sklearn(place.removeprefix("sklearn:"), source)}
+    if place.startswith("hub:"):
+        name, _, configuration = place.removeprefix("hub:").partition(":")
+        return hub.read_hub(name, configuration or None)
+    path = Path(place)
+    if path.is_dir():
+        return hub.read_saved(path) if hub.is_saved(path) else _folder(path, source, wanted)
+    if not path.exists():
+        raise DataError(f"data.source = '{source}': there is no file or folder {path.absolute()}{_neighbours(path)}")
+    return {"": _file(path, wanted)}
+
+
+def _neighbours(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    return suggestion(path.name, sorted(neighbour.name for neighbour in path.parent.iterdir()))
+
+
+def _file(path: Path, wanted: set[str]) -> Raw:
+    match path.suffix.lower():
+        case ".npz":
+            return files.read_npz(path)
+        case ".tsv":
+            return delimited.read_tsv(path, wanted)
+        case ".csv":
+            return delimited.read_csv(path)
+        case ".jsonl":
+            return files.read_jsonl(path)
+        case ".json":
+            return files.read_json(path)
+        case ".parquet":
+            return hub.read_parquet(path)
+        case suffix:
+            raise DataError(f"{path}: files of type '{suffix}' cannot be read; allowed are {', '.join(FILE_TYPES)}")
+
+
+def _folder(path: Path, source: str, wanted: set[str]) -> dict[str, Raw]:
+    """The splits of a folder of files of rows, or of pictures in a folder for each class."""
+    inside = [file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file()]
+    seen = [file for file in inside if not any(part.startswith((".", "__")) for part in file.parts)]
+    found = [file for file in seen if file.suffix.lower() in FILE_TYPES]
+    # beside other files, JSON tells about the data
+    found = [file for file in found if file.suffix.lower() != ".json"] or found
+    pictures = not found
+    if pictures:
+        found = [file for file in seen if file.suffix.lower() in PICTURE_TYPES]
+    splits = hub.by_split(path, [file.as_posix() for file in found]) if found else {}
+    if not splits:
+        raise DataError(
+            f"data.source = '{source}': the folder holds no data; allowed are files of type {', '.join(FILE_TYPES)} "
+            "(named train.*, test.*, validation.* where they are splits), a folder of pictures for each class, or a "
+            "dataset written by save_to_disk"
+        )
+    if pictures:
+        return _pictures(path, splits)
+    kinds = sorted({Path(name).suffix.lower() for names in splits.values() for name in names})
+    if len(kinds) > 1:
+        raise DataError(
+            f"data.source = '{source}': the folder holds files of the types {', '.join(kinds)}, which may be the same "
+            "rows twice; name one file, or a folder of one type"
+        )
+    return {split: joined([_file(path / name, wanted) for name in names], source) for split, names in splits.items()}
+
+
+def _pictures(path: Path, splits: dict[str, list[str]]) -> dict[str, Raw]:
+    """Pictures whose class is the name of their folder, where they lie in several folders of one depth."""
+    every = [Path(name) for names in splits.values() for name in names]
+    labelled = len({file.parent.name for file in every}) > 1 and len({len(file.parts) for file in every}) == 1
+    made = {}
+    for split, names in splits.items():
+        columns: dict[str, list[object]] = {"image": [str(path / name) for name in names]}
+        if labelled:
+            columns["label"] = [Path(name).parent.name for name in names]
+        origin = Origin(
+            tuple((str(path / name), "picture") for name in names),
+            np.arange(len(names), dtype=np.int32),
+            np.ones(len(names), dtype=np.int64),
+        )
+        made[split] = Raw(tuple(columns), len(names), columns.__getitem__, origin)
+    return made
+
+
+def _sklearn(name: str, source: str) -> Raw:
+    from sklearn import datasets as bundled
+
+    if name in SKLEARN_TABLES:
+        raise DataError(
+            f"data.source = '{source}': {name} holds rows of numbers, neither images nor text; of scikit-learn's "
+            "bundled sets "
+            "only sklearn:digits can be used"
+        )
+    if name != "digits":
+        raise DataError(
+            f"data.source = '{source}': there is no such set{suggestion(name, ['digits'])}; of scikit-learn's "
+            "bundled sets only "
+            "sklearn:digits can be used"
+        )
+    digits = bundled.load_digits()
+    # 8x8 counts in 0..16
+    return from_columns({"image": np.round(digits.images * (255 / 16)).astype(np.uint8), "label": digits.target})

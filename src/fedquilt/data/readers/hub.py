@@ -1,0 +1,281 @@
+"""Hugging Face datasets and Flower's partitioners: the only file that imports ``datasets`` and ``flwr_datasets``.
+
+Both are imported inside the functions, so that a run on local files does not wait for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedquilt.core.errors import DataError
+from fedquilt.data.limits import MOST_ROWS, refuse_bomb, refuse_large
+from fedquilt.data.readers.raw_columns import Raw, of_one_file
+
+_BATCH = 1024  # rows unpacked at once: a few bytes of a file may stand for any number of long ones
+
+
+def read_parquet(path: Path) -> Raw:
+    """The columns of a parquet file.
+
+    Raises
+    ------
+    DataError
+        if the file is no parquet file, is damaged, or unpacks to more than fits in memory.
+    """
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            about = file.metadata
+            groups = [about.row_group(number) for number in range(about.num_row_groups)]
+            refuse_bomb(path, path.stat().st_size, sum(group.total_byte_size for group in groups))
+            if about.num_rows > MOST_ROWS:
+                raise DataError(f"{path}: has {about.num_rows:,} rows, and {MOST_ROWS:,} are the most; cut it")
+            batches, num_bytes = [], 0
+            for batch in file.iter_batches(_BATCH):
+                num_bytes += batch.nbytes
+                refuse_large(path, num_bytes)
+                batches.append(batch)
+            table = pyarrow.Table.from_batches(batches, file.schema_arrow)
+        table.validate(full=True)
+        return _raw(datasets.Dataset(table), str(path))
+    except DataError:
+        raise
+    except Exception as error:  # pyarrow and datasets each have exceptions of their own for broken files
+        raise DataError(
+            f"{path}: is not a parquet file or is damaged ({_first_line(error)}); fetch or write the file again"
+        ) from error
+
+
+def by_split(folder: Path, names: Sequence[str]) -> dict[str, list[str]]:
+    """The files of a folder, relative to it, by split, as ``datasets.load_dataset`` tells them apart.
+
+    What the front matter of a ``README.md`` says comes first, then ``data/NAME-00000-of-00001.*``, then names of
+    folders, then names of files (``train``, ``test``, ``validation`` and their other words, beside a sign that ends a
+    word). If none of them holds, all files are one train split; else files of no split are left out. Unlike there,
+    ``Train`` is ``train``.
+
+    Raises
+    ------
+    DataError
+        if a file would be of two splits, or the folder's card names several configurations.
+    """
+    from datasets import data_files as rules
+
+    shards = re.compile(r"data/(\w+(?:\.\w+)*)-[0-9]{5}-of-[0-9]{5}[^/]*\.[^/]*")
+    found: dict[str, list[str]] = {}
+    for name in names:
+        if match := shards.fullmatch(name):
+            found.setdefault(match[1], []).append(name)
+    told = _of_card(folder)
+    every = [told] if told else [] if found else [*rules.ALL_DEFAULT_PATTERNS]
+    for patterns in every:
+        found = {}
+        for split, wanted in patterns.items():
+            signs = [_sign(pattern if told else pattern.lower()) for pattern in wanted]
+            if own := [name for name in names if any(sign.fullmatch(name if told else name.lower()) for sign in signs)]:
+                found[str(split)] = own
+        if found:
+            break
+    for name in names:
+        if len(splits := [split for split, own in found.items() if name in own]) > 1:
+            raise DataError(
+                f"{folder / name}: by its name its rows are {' and '.join(splits)}; give it a name that says one of "
+                "them, or name one file in data.source and another in data.test"
+            )
+    return found
+
+
+def _sign(pattern: str) -> re.Pattern[str]:
+    """What a pattern of the datasets library matches: ``**`` any path, ``*`` any name, brackets one of some signs."""
+    words = {"**/": "(?:.+/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern)
+    return re.compile("".join(words.get(part) or (part if part[:1] == "[" else re.escape(part)) for part in parts))
+
+
+def _of_card(folder: Path) -> dict[str, list[str]]:
+    """The patterns of each split that the folder's README.md gives, empty if none."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return {}
+    from datasets.load import DatasetCard
+    from datasets.utils.metadata import MetadataConfigs
+
+    try:
+        configs = MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data)
+    except Exception as error:  # a README that is no dataset's card
+        raise DataError(f"{card}: its front matter cannot be read ({_first_line(error)}); mend or remove it") from error
+    told = {name: config["data_files"] for name, config in configs.items() if config.get("data_files")}
+    if len(told) > 1:
+        raise DataError(
+            f"{card}: names the configurations {', '.join(told)}; name the files of one in data.source, or a folder "
+            "that holds them alone"
+        )
+    (files,) = told.values() or ({},)
+    if isinstance(files, str):
+        files = [{"split": "train", "path": files}]
+    if isinstance(files, list):
+        files = {
+            str(file["split"]): file["path"] if isinstance(file["path"], list) else [file["path"]]
+            for file in (one if isinstance(one, dict) else {"split": "train", "path": one} for one in files)
+        }
+    return dict(files)
+
+
+def is_saved(path: Path) -> bool:
+    """Whether the folder was written by ``save_to_disk`` of the datasets library."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def read_saved(path: Path) -> dict[str, Raw]:
+    """The splits of a folder written by ``save_to_disk``; a dataset without splits has the single name ``""``.
+
+    Raises
+    ------
+    DataError
+        if the folder is damaged.
+    """
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+        for dataset in loaded.values() if isinstance(loaded, Mapping) else [loaded]:
+            dataset.data.table.validate(full=True)  # its files are mapped as they are
+        return _splits(loaded, str(path))
+    except Exception as error:  # what the library raises here depends on which of its files is broken
+        raise DataError(
+            f"{path}: the saved dataset cannot be read ({_first_line(error)}); write the folder again"
+        ) from error
+
+
+def read_hub(name: str, configuration: str | None = None) -> dict[str, Raw]:
+    """The splits of a dataset on the Hugging Face hub, by split name. Code from the hub is never run.
+
+    Raises
+    ------
+    DataError
+        if there is no such dataset, it needs a configuration, or the hub cannot be reached.
+    """
+    import datasets
+
+    try:
+        return _splits(datasets.load_dataset(name, configuration), f"hub:{name}")
+    except Exception as error:  # http client, hub client and builders each have exceptions of their own
+        raise DataError(
+            f"data.source = 'hub:{name}{':' + configuration if configuration else ''}': cannot be loaded "
+            f"({type(error).__name__}: {_first_line(error)}); check the name (hub:owner/name or "
+            "hub:owner/name:configuration) "
+            "and the connection, or give a local file or folder"
+        ) from error
+
+
+def iid_parts(order: np.ndarray, num_clients: int) -> list[np.ndarray]:
+    """``order`` cut into ``num_clients`` consecutive parts of equal size (to one), by ``IidPartitioner``."""
+    from flwr_datasets.partitioner import IidPartitioner
+
+    return _parts(IidPartitioner(num_clients), {"index": order})
+
+
+def dirichlet_parts(labels: np.ndarray, num_clients: int, alpha: float, min_size: int, seed: int) -> list[np.ndarray]:
+    """Row numbers of every client by ``DirichletPartitioner``.
+
+    Raises
+    ------
+    ValueError
+        if ten draws all left some client with fewer than ``min_size`` rows.
+    """
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    partitioner = DirichletPartitioner(
+        num_clients, "label", alpha=float(alpha), min_partition_size=min_size, shuffle=False, seed=seed
+    )
+    return _parts(partitioner, {"index": np.arange(len(labels)), "label": labels})
+
+
+def pathological_parts(labels: np.ndarray, num_clients: int, classes_per_client: int, seed: int) -> list[np.ndarray]:
+    """Row numbers of every client by ``PathologicalPartitioner``.
+
+    Client ``i`` owns class ``i mod classes``; its other classes are drawn.
+
+    Raises
+    ------
+    ValueError
+        if a class has fewer rows than owners.
+    """
+    from flwr_datasets.partitioner import PathologicalPartitioner
+
+    partitioner = PathologicalPartitioner(
+        num_clients,
+        "label",
+        classes_per_client,
+        class_assignment_mode="first-deterministic",
+        shuffle=False,
+        seed=seed,
+    )
+    return _parts(partitioner, {"index": np.arange(len(labels)), "label": labels})
+
+
+def natural_parts(groups: np.ndarray) -> list[np.ndarray]:
+    """Row numbers of every group in ascending order of group id, by ``NaturalIdPartitioner``."""
+    from flwr_datasets.partitioner import NaturalIdPartitioner
+
+    return _parts(NaturalIdPartitioner("group"), {"index": np.arange(len(groups)), "group": groups})
+
+
+def _parts(partitioner: Any, columns: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    import datasets
+
+    # the partitioner sees labels and row numbers only, never the examples
+    partitioner.dataset = datasets.Dataset.from_dict({name: column.tolist() for name, column in columns.items()})
+    # every failed draw warns and the natural partitioner shows a bar; what matters reaches the user as an error
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        parts = [partitioner.load_partition(client) for client in range(partitioner.num_partitions)]
+    return [np.asarray(part["index"][:], dtype=np.int64) for part in parts]
+
+
+def _splits(loaded: Any, where: str) -> dict[str, Raw]:
+    if isinstance(loaded, Mapping):
+        return {str(name): _raw(dataset, f"{where} ({name})") for name, dataset in loaded.items()}
+    return {"": _raw(loaded, where)}
+
+
+def _raw(dataset: Any, where: str) -> Raw:
+    import datasets
+
+    columns = dataset.column_names
+    if twice := next((name for name in columns if columns.count(name) > 1), None):
+        raise DataError(f"{where}: the column '{twice}' stands twice; give every column its own name")
+    names = {
+        name: tuple(feature.names)
+        for name, feature in dataset.features.items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
+
+    def read(name: str) -> list[Any]:
+        try:
+            if isinstance(dataset.features[name], datasets.Image):
+                # kept encoded, so that a damaged image is met where its row can be named
+                return list(dataset.cast_column(name, datasets.Image(decode=False))[name])
+            return list(dataset[name])
+        except Exception as error:  # each kind of column has a decoder with exceptions of its own
+            raise DataError(
+                f"{where}: the column '{name}' cannot be read ({_first_line(error)}); write the data again"
+            ) from error
+
+    origin = of_one_file(where, "row", np.arange(1, len(dataset) + 1))
+    return Raw(tuple(columns), len(dataset), read, origin, names)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

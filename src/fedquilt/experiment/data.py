@@ -1,0 +1,249 @@
+"""From a config's [data] and [partition] to who holds which rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedquilt.config.schema import Config
+from fedquilt.core.errors import ConfigError, DataError
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import ClientId, Profile
+from fedquilt.data.holdout import Shares, carve_proxy, label_counts, split_clients, split_digest
+from fedquilt.data.load import limited, load_table, published_split, require_labels, with_classes
+from fedquilt.data.partition import partition
+from fedquilt.data.table import Table, concatenated
+from fedquilt.experiment.prompt_checks import check_posing
+
+SITES = "sites"
+"""The scheme in which every client has a source of its own."""
+
+NODE = "node"
+"""The source that stands for whatever a node was started with."""
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """The rows of a federation as far as they are here: the table, the separate test table, who holds which rows.
+
+    ``names`` are what the data call the clients, where they do.
+    """
+
+    table: Table | None
+    test: Table | None
+    splits: Mapping[ClientId, Shares]
+    proxy: np.ndarray
+    names: Mapping[ClientId, str] = field(default_factory=dict)
+
+
+def read(config: Config, rng: Rng, here: Collection[ClientId] | None = None) -> tuple[Table | None, Table | None]:
+    """The rows that are dealt out, and the separate test rows, None for none; of the task's kind, and labelled.
+
+    ``here`` are the clients whose rows may be read if each has its own, all for None.
+    """
+    data = config.data
+    if config.partition.scheme == SITES:
+        table, test = _of_sites(config, rng, range(config.partition.num_clients) if here is None else here), None
+    else:
+        _refuse_own_sources(config)
+        table, test = published_split(load_table(data.source, **_columns(config)))
+        table = limited(table, data.limit, rng.child("data"))
+        check_kind(config, table, "source", data.source)
+        table = _as_named(config, table, data.source)
+    if data.test is not None:
+        rows, held_out = published_split(load_table(data.test, **_columns(config)))
+        test = rows if held_out is None else held_out  # what others train on is nothing to be tested on
+    if test is None and data.test_limit is not None and here is None:
+        raise ConfigError(f"data.test_limit = {data.test_limit}: there is no common test set; leave it out")
+    if test is not None:
+        test = limited(test, data.test_limit, rng.child("test data"))
+        where = data.test or data.source
+        check_kind(config, test, "test" if data.test else "source", where)
+        if config.model.task != "causal-lm":
+            classes = data.classes or (table.classes if table else ())
+            test = with_classes(test, classes, f"data.test = '{where}'")
+    return table, test
+
+
+def _of_sites(config: Config, rng: Rng, here: Collection[ClientId]) -> Table | None:
+    """The rows of the sites ``here``, one after another; the group of a row is its site's place among them."""
+    data, problems = config.data, []
+    if "{client}" not in data.source and data.source != NODE and len(here) != 1:
+        problems.append(
+            f"data.source = '{data.source}': partition.scheme = 'sites' needs a source for each client: a path with "
+            "'{client}' in it, as in 'site-{client}.csv', or 'node' for what each node is started with"
+        )
+    if data.classes is None and config.model.task != "causal-lm":
+        problems.append(
+            "data.classes: missing; with partition.scheme = 'sites' nobody sees all classes, so name them, as in "
+            "classes = ['cat', 'dog']"
+        )
+    if data.proxy:
+        problems.append(
+            f"data.proxy = {data.proxy}: with partition.scheme = 'sites' the server has no rows to keep; leave it out"
+        )
+    if data.source == NODE and len(here) > 0:
+        problems.append(
+            "data.source = 'node': each client's rows are where its node is; give each node its source "
+            "(--node-config 'data=...'), or for a run on this machine a path with '{client}' in it"
+        )
+    if problems:
+        raise ConfigError(problems)
+    tables = []
+    for client in here:
+        source = data.source.replace("{client}", str(client))
+        table, held_out = published_split(load_table(source, **_columns(config)))
+        if held_out is not None:
+            raise DataError(
+                f"data.source = '{source}': holds {len(held_out)} test rows besides {len(table)} to train with, and a "
+                "site's rows are split by partition.test_fraction; name a file of the latter alone"
+            )
+        table = limited(table, data.limit, rng.child("data", client))
+        check_kind(config, table, "source", source)
+        tables.append(_as_named(config, table, source))
+    if not tables:
+        return None
+    sizes = torch.tensor([len(table) for table in tables])
+    return replace(concatenated(tables), groups=torch.arange(len(tables)).repeat_interleave(sizes))
+
+
+def _refuse_own_sources(config: Config) -> None:
+    source, scheme = config.data.source, config.partition.scheme
+    if "{client}" in source or source == NODE:
+        raise ConfigError(
+            f"data.source = '{source}': is a source for each client, and partition.scheme = '{scheme}' deals out one "
+            "source; set partition.scheme = 'sites'"
+        )
+
+
+def _as_named(config: Config, table: Table, source: str) -> Table:
+    """The table with its labels numbered as ``data.classes`` says, if it says so."""
+    classes = config.data.classes
+    if classes is None or config.model.task == "causal-lm":
+        return table
+    return with_classes(table, classes, f"data.source = '{source}'", "data.classes does not name")
+
+
+def _columns(config: Config) -> dict[str, Any]:
+    keys = {"text", "pair", "label", "target", "image", "group", "format", "prompt", "words"}
+    return config.data.model_dump(include=keys)
+
+
+def check_kind(config: Config, table: Table, key: str, source: str) -> None:
+    """Nothing, if the table holds what the task needs: images or text, labels for a classifier, answers to judge by."""
+    task = config.model.task
+    wanted = "image" if task == "image-classification" else "text"
+    if table.kind != wanted:
+        words = {"image": "images", "text": "text"}
+        fitting = "image-classification" if table.kind == "image" else "sequence-classification' or 'causal-lm"
+        raise ConfigError(
+            f"data.{key} = '{source}': holds {words[table.kind]}, and model.task = '{task}' needs {words[wanted]}; "
+            f"set model.task to '{fitting}' with a model for it, or choose other data"
+        )
+    if task != "causal-lm":
+        require_labels(table, source)
+    check_posing(config, table, key, source)
+
+
+def deal(
+    config: Config, table: Table | None, test: Table | None, rng: Rng, here: Collection[ClientId] | None = None
+) -> Dealt:
+    """The rows dealt: proxy rows for the server, then each client's train, validation and test rows.
+
+    The split depends on the seed and on [data] and [partition] alone, so all methods of a comparison share it; where
+    each client has a source of its own, on that client's rows alone.
+    """
+    data, wanted = config.data, config.partition
+    if table is None:
+        return Dealt(None, test, {}, np.empty(0, dtype=np.int64))
+    labels = None if table.labels is None else table.labels.numpy()
+    ids = list(range(wanted.num_clients) if here is None or wanted.scheme != SITES else here)
+    parts = partition(
+        wanted.scheme,
+        labels,
+        len(ids),
+        rng.child("partition"),
+        groups=None if table.groups is None else table.groups.numpy(),
+        num_examples=len(table),
+        **wanted.settings,
+    )
+    proxy, parts = carve_proxy(parts, labels, data.proxy, rng.child("proxy"))
+    splits = split_clients(
+        dict(zip(ids, parts, strict=True)),
+        labels,
+        rng.child("split"),
+        test_fraction=wanted.test_fraction,
+        validation_fraction=wanted.validation_fraction,
+    )
+    names = _names(table, dict(zip(ids, parts, strict=True))) if wanted.scheme == "natural" else {}
+    return Dealt(table, test, splits, proxy, names)
+
+
+def _names(table: Table, parts: Mapping[ClientId, np.ndarray]) -> dict[ClientId, str]:
+    """What the data call each client, all of whose rows have one natural id."""
+    assert table.groups is not None, "a natural partition is one of such rows"
+    ids = {client: int(table.groups[int(rows[0])]) for client, rows in parts.items()}
+    return {client: table.group_names[id] if table.group_names else str(id) for client, id in ids.items()}
+
+
+def classes_here(config: Config) -> tuple[str, ...]:
+    """The classes of the data, if it is on this machine; none for a language model, or to keep a model's head."""
+    if config.model.task == "causal-lm":
+        return ()
+    if config.data.classes is not None:
+        return config.data.classes
+    if config.data.source.startswith("hub:"):
+        return ()
+    try:
+        return load_table(config.data.source, **_columns(config)).classes
+    except DataError:  # a plan may be made where the data is not
+        return ()
+
+
+def partition_record(dealt: Dealt, profiles: Sequence[Profile]) -> dict[str, Any]:
+    """Who has which rows, and how many of each class: what a run keeps as ``partition.json``."""
+    splits = [dealt.splits[profile.id] for profile in profiles]
+    labels = None if dealt.table is None or dealt.table.labels is None else dealt.table.labels.numpy()
+    classes = () if dealt.table is None else dealt.table.classes
+    counts = label_counts([split.train for split in splits], labels, classes)
+    return {
+        "digest": split_digest(splits, dealt.proxy),
+        "classes": list(classes),
+        "proxy": dealt.proxy.tolist(),
+        "clients": [
+            {
+                **_about(profile),
+                **({"name": dealt.names[profile.id]} if profile.id in dealt.names else {}),
+                "train": split.train.tolist(),
+                "validation": split.validation.tolist(),
+                "test": split.test.tolist(),
+                "labels": count,
+            }
+            for profile, split, count in zip(profiles, splits, counts, strict=True)
+        ],
+    }
+
+
+def announced_record(profiles: Sequence[Profile]) -> dict[str, Any]:
+    """What a run keeps as ``partition.json`` where only the clients see their rows: what each of them announced."""
+    clients = [_about(profile) for profile in profiles]
+    digest = hashlib.sha256(json.dumps(clients, sort_keys=True).encode()).hexdigest()
+    return {"digest": digest, "classes": [], "proxy": [], "clients": clients}
+
+
+def _about(profile: Profile) -> dict[str, Any]:
+    return {
+        "id": profile.id,
+        "architecture": profile.architecture,
+        "budget": profile.budget.layers,
+        "rank": profile.budget.rank,
+        "task": profile.task,
+        "examples": profile.num_examples,
+        **({"group": profile.group} if profile.group else {}),
+    }

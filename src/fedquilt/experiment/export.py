@@ -1,0 +1,200 @@
+"""The adapters of a run as folders: at its end, and whenever they are asked for.
+
+PEFT loads them where they are LoRA or fold into it; a mixture that does not has a format of its own, which
+``fedquilt.load_adapter`` reads. Where the weights were trained, the folder holds the model.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedquilt.adapters.folders import replace_folder
+from fedquilt.adapters.lora.as_plain_lora import plain
+from fedquilt.adapters.lora.module import LoraSettings
+from fedquilt.adapters.lora.peft_files import PEFT_CONFIG, PEFT_TENSORS, save_peft
+from fedquilt.adapters.lora.peft_targets import places
+from fedquilt.adapters.mixture.files import CONFIG, TENSORS, save_mixture
+from fedquilt.adapters.mixture.inject import as_lora, mixtures
+from fedquilt.adapters.mixture.module import MixtureSettings
+from fedquilt.bank.client_cores import RELATION
+from fedquilt.config.load import parse
+from fedquilt.core.errors import ModelError, RunError
+from fedquilt.core.params import num_bytes
+from fedquilt.core.types import ClientId, Layout, Memory, Order, Params, Tree
+from fedquilt.experiment.build import Experiment, build
+from fedquilt.experiment.groups import BuiltGroup
+from fedquilt.models.locate import whole_of
+from fedquilt.record import Record, hold, read_config, read_partition, read_result
+from fedquilt.record.folder import ADAPTERS
+
+_OURS = {PEFT_CONFIG, PEFT_TENSORS, CONFIG, TENSORS}  # the files of an adapter, in either format
+
+
+def save_adapters(experiment: Experiment, state: Tree, memories: Mapping[ClientId, Memory], folder: Path) -> None:
+    """The adapters in folders of their format: ``global`` (``global-LABEL`` for each group), and ``client-007`` for
+    each client with a part of its own or a rank of its own."""
+    view = experiment.method.view
+    for group in experiment.groups:
+        order = view(state, group.server.profile)
+        if is_whole(group, order):
+            _save(group, folder / _global_folder(group.label), group.server.params(order))
+        for id in group.ids:
+            if id not in experiment.clients:
+                continue
+            client = experiment.clients[id]
+            own = view(state, client.profile)
+            memory = memories.get(id, {})
+            if memory.get("params") or RELATION in memory or num_bytes(own.params) != num_bytes(order.params):
+                _save(group, folder / _client_folder(id), client.params(own, memories.get(id)))
+
+
+def is_whole(group: BuiltGroup, order: Order) -> bool:
+    """Whether a view holds every tensor of the layout; it may hold a change of the base or a bank besides."""
+    return group.layout.depth.keys() <= order.params.keys()
+
+
+def _save(group: BuiltGroup, folder: Path, params: Mapping[str, torch.Tensor]) -> None:
+    loaded, config = group.loaded, group.config
+    if group.adapter is None:
+        group.bench.load(params)
+        replace_folder(folder, loaded.save)
+        return
+    if isinstance(group.adapter, MixtureSettings):
+        linear = _as_lora(group, params)
+        if linear is None:
+            # a frozen head is not in the layout; one that was drawn afresh must go along or the adapter means other
+            frozen = [name for name in loaded.head if name not in params] if loaded.fresh_head else []
+            own = dict(loaded.model.named_parameters())
+            kept = {name: own[name].detach() for name in frozen}
+            told: dict[str, Any] = {"base_name": config.model.name, "task": config.model.task, "head": loaded.head}
+            told["classes"] = loaded.outputs.names
+            save_mixture(folder, {**params, **kept}, group.layout, group.adapter, **told)
+            return
+        params, lora, layout = linear
+    else:
+        params, lora = plain(params, group.adapter)
+        layout = group.layout
+    base, layers = whole_of(config.model.name)
+    save_peft(
+        folder,
+        params,
+        loaded.model,
+        layout,
+        lora,
+        base_name=base,
+        task=config.model.task,
+        head=loaded.head,
+        revision=config.model.revision,
+        beyond=None if layers is None else f"{loaded.blocks.path}.{layers}",
+        classes=loaded.outputs.names,
+    )
+
+
+def _as_lora(group: BuiltGroup, params: Mapping[str, torch.Tensor]) -> tuple[Params, LoraSettings, Layout] | None:
+    """A linear mixture with these values and its head as plain LoRA, its settings and layout; None if there is none."""
+    group.bench.load(params)
+    found, own = mixtures(group.bench.model), group.layout
+    try:
+        pairs, lora = as_lora(found)
+        places(group.bench.model, found, group.loaded.head, tuple(found), group.config.model.task)
+    except ModelError:
+        return None
+    depth = {**{name: group.loaded.blocks.depth(name) for name in pairs}, **dict.fromkeys(own.head)}
+    tensors = {**pairs, **{name: params[name] for name in own.head}}
+    shapes = {name: tuple(tensors[name].shape) for name in depth}
+    return tensors, replace(lora, targets=tuple(found)), Layout(own.architecture, own.num_layers, depth, shapes)
+
+
+def export(run: Path, out: Path, client: ClientId | None = None, group: str | None = None) -> Path:
+    """Write the adapter of a run's last checkpoint as a folder: the global one (or a group's), or a client's. Where the
+    weights were trained, the folder is the model's.
+
+    A finished run's adapters are copied, which needs neither model nor data; those of an unfinished one are made.
+
+    Raises
+    ------
+    RunError
+        if the run has no checkpoint, or no global model because its parts stay with the clients, or no such client or
+        group, or ``out`` holds something that is no adapter, which would be lost.
+    """
+    record = Record.open(run)
+    if out.exists() and not out.is_dir():
+        raise RunError(f"--out {out}: is a file; give a new folder")
+    # a whole model there may be somebody's base: it is never written over
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    begun = bool(there & _OURS) and there <= _OURS | {"README.md"}  # of an export that was stopped
+    if there and not there & {PEFT_CONFIG, CONFIG} and not begun:
+        raise RunError(f"--out {out}: this folder is not empty and holds no adapter; give a new folder")
+    clients = read_partition(run)["clients"]
+    if client is not None and not 0 <= client < len(clients):
+        raise RunError(f"--client {client}: {run} has the clients 0 to {len(clients) - 1}")
+    label = _label(run, [one.get("group", "") for one in clients], client, group)
+    if read_result(run) is not None:
+        return _copied(record, label, client, out)
+    with hold(run) as held:  # what is read is not written meanwhile
+        record = Record.open(run, held=held)
+        record.check()
+        if not record.has_checkpoint:
+            raise RunError(
+                f"{run} has no finished round to export; let it finish one with `fedquilt run --resume {run}`"
+            )
+        experiment = build(parse(read_config(run)))
+        _, state, memories = record.load_checkpoint()
+        replace_folder(run / ADAPTERS, lambda fresh: save_adapters(experiment, state, memories, fresh))
+        return _copied(record, label, client, out)
+
+
+def _copied(record: Record, label: str, client: ClientId | None, out: Path) -> Path:
+    """``out``, now holding the wanted adapter of those in the run's folder, whole, and what else was in it."""
+    run = record.folder
+    own = None if client is None else _client_folder(client)
+    # a client without a part of its own uses the global model
+    name = own if own is not None and record.has_adapter(own) else _global_folder(label)
+    if not record.has_adapter(name):
+        whose = f"{run}: group '{label}'" if label else str(run)
+        raise RunError(
+            f"{whose} has no global model: tensors of it stay with the clients; export one client's with "
+            "--client NUMBER"
+            if client is None
+            else f"{run}: client {client} has not trained, and there is no global model; choose another --client"
+        )
+
+    def fill(fresh: Path) -> None:
+        if out.is_dir():  # what somebody wrote beside the adapter stays
+            shutil.copytree(out, fresh, ignore=lambda folder, names: _OURS, dirs_exist_ok=True)
+        shutil.copytree(run / ADAPTERS / name, fresh, dirs_exist_ok=True)
+
+    replace_folder(out.resolve(), fill)
+    return out
+
+
+def _label(run: Path, groups: list[str], client: ClientId | None, wanted: str | None) -> str:
+    """The group whose global model is meant; ``groups`` are those of the clients, in their order."""
+    labels = list(dict.fromkeys(label for label in groups if label))
+    if wanted is not None:
+        if not labels:
+            raise RunError(f"--group {wanted}: {run} has no groups; leave it out")
+        if client is not None:
+            raise RunError(f"--group {wanted} with --client {client}: a client is in one group; give one of the two")
+        if wanted not in labels:
+            raise RunError(f"--group {wanted}: {run} has no such group; it has {', '.join(labels)}")
+        return wanted
+    if client is not None:
+        return groups[client]
+    if labels:
+        raise RunError(f"{run} has a global model for each group; give --group, one of {', '.join(labels)}")
+    return ""
+
+
+def _global_folder(label: str) -> str:
+    return f"global-{label}" if label else "global"
+
+
+def _client_folder(client: ClientId) -> str:
+    return f"client-{client:03d}"

@@ -1,0 +1,85 @@
+"""How the rows of a run file's [data] are posed to a language model, and how its answers are judged."""
+
+from __future__ import annotations
+
+from fedquilt.client.generation import Answering
+from fedquilt.config.schema import Config
+from fedquilt.core.errors import ConfigError, DataError
+from fedquilt.data.bad_rows import Troubles
+from fedquilt.data.readers.raw_columns import from_columns
+from fedquilt.data.table import Table
+from fedquilt.metrics.answers import program, says_something
+from fedquilt.metrics.programs import run_programs
+from fedquilt.models.hf import Loaded
+
+_FEW = 16  # programs that are tried before a run
+
+
+def check_posing(config: Config, table: Table, key: str, source: str) -> None:
+    """Nothing, if the rows are what the keys for language models need.
+
+    Raises
+    ------
+    ConfigError
+        if such a key stands where no language model is trained, or there is nothing to compare an answer with.
+    DataError
+        if right answers cannot be compared as ``data.answers`` says; names the rows.
+    """
+    data, task = config.data, config.model.task
+    if task != "causal-lm":
+        problems = [
+            f"data.{name} = {getattr(data, name)!r}: is for language models, and model.task = '{task}' is none; leave "
+            "it out, or set model.task to 'causal-lm'"
+            for name in ("prompt", "words", "answers")
+            if getattr(data, name) is not None
+        ]
+        if problems:
+            raise ConfigError(problems)
+        return
+    asked = next((name for name in ("answers", "prompt", "words") if getattr(data, name) is not None), None)
+    if asked is not None and table.targets is None:
+        raise ConfigError(
+            f"data.{asked} = {getattr(data, asked)!r}: the rows of data.{key} = '{source}' have no completions; name "
+            "their column in data.target, or give data.prompt and in data.label the column of the class that it asks "
+            f"for (columns: {', '.join(table.columns)})"
+        )
+    if data.answers is not None:
+        _check_answers(data.answers, table, f"data.answers = '{data.answers}': data.{key} = '{source}'")
+
+
+def answering_of(config: Config, loaded: Loaded, table: Table | None) -> Answering | None:
+    """How a group's language model is judged by its answers, or None if by its tokens.
+
+    The classes of labels are those that the run file names, or else the completions that are in the data; of the scheme
+    ``sites`` no place knows them all.
+    """
+    data = config.data
+    if data.answers is None or loaded.decode is None:
+        return None
+    classes = tuple((data.words or {}).values()) or data.classes or ()
+    if data.answers == "label" and not classes and table is not None and config.partition.scheme != "sites":
+        classes = tuple(sorted(set(table.targets or ())))
+    return Answering(data.answers, loaded.decode, data.new_tokens, classes)
+
+
+def _check_answers(kind: str, table: Table, where: str) -> None:
+    targets = table.targets or []
+    origin = table.origin or from_columns({"input": targets}).origin
+    troubles = Troubles(origin)
+    for row, (prompt, target) in enumerate(zip(table.inputs, targets, strict=True)):
+        if not str(prompt).strip():
+            troubles.add("an empty prompt, which no model can complete", row)
+        if not says_something(kind, target):
+            missing = {"number": "no number", "letter": "no letter from A to E"}.get(kind, "nothing")
+            troubles.add(f"{missing} in its completion", row, target, show=True)
+    troubles.refuse(where)
+    if kind == "program":
+        few = [program(target) for target in targets[:_FEW]]
+        reasons = [ran.reason for ran in run_programs(few)]
+        if few and all(reasons):
+            first = origin.place(0)
+            raise DataError(
+                f"{where}: {first.file}, {first.unit} {first.number} is a program without a value ({reasons[0]}), and "
+                f"so are all of the first {len(few)}; a program leaves a number in `answer` or prints it, and may "
+                "import math alone"
+            )

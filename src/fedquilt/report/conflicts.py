@@ -1,0 +1,62 @@
+"""What runs kept of the alignment of groups of clients: conflicts over rounds, and who pulls with whom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedquilt.report.runs import Run
+
+
+class Alignment(NamedTuple):
+    """The rounds, the conflicts in each, the mean ``cosines`` (groups, groups) over the rounds in which both groups
+    were there (NaN if in none; None where too many groups were aligned to keep them), and the groups' names."""
+
+    rounds: list[int]
+    conflicts: np.ndarray
+    cosines: np.ndarray | None
+    names: tuple[str, ...]
+
+
+def alignments(run: Run) -> dict[str, Alignment]:
+    """What each alignment of a run kept: one under the name "", or by architecture where a method ran apart."""
+    kept: dict[str, list[tuple[int, int, list[float]]]] = {}
+    for line in run.rounds:
+        state = line.get("state") or {}
+        conflicts, cosines = state.get("conflicts"), state.get("cosines")
+        if isinstance(conflicts, int):
+            conflicts, cosines = {"": conflicts}, {"": cosines}
+        for name, number in (conflicts or {}).items():
+            kept.setdefault(name, []).append((line["round"], number, (cosines or {}).get(name) or []))
+    return {name: _alignment(run, name, lines) for name, lines in kept.items()}
+
+
+def _alignment(run: Run, architecture: str, lines: list[tuple[int, int, list[float]]]) -> Alignment:
+    rounds, conflicts = [number for number, _, _ in lines], np.array([found for _, found, _ in lines])
+    size = math.isqrt(min(len(flat) for _, _, flat in lines))
+    if not size:
+        return Alignment(rounds, conflicts, None, ())
+    tables = np.array([flat for _, _, flat in lines], dtype=float).reshape(len(lines), size, size)
+    tables[tables == 0] = np.nan  # a group that was absent
+    there = ~np.isnan(tables)
+    total = np.where(there, tables, 0).sum(axis=0)
+    mean = np.divide(total, there.sum(axis=0), out=np.full((size, size), np.nan), where=there.any(axis=0))
+    return Alignment(rounds, conflicts, mean, _names(run, architecture, size))
+
+
+def _names(run: Run, architecture: str, size: int) -> tuple[str, ...]:
+    """The groups' names, sorted as they were when they were aligned; numbers where the run does not tell them."""
+    groups = run.partition.get("groups") or []
+    clients: list[Mapping[str, Any]] = run.partition.get("clients") or []
+    rule = run.config.get("aggregation") or {}
+    if run.method in ("heterotune", "h2tune"):  # theirs is between architectures
+        told = sorted({group["architecture"] for group in groups})
+    elif rule.get("align_groups") == "group":
+        told = sorted(group["label"] for group in groups if architecture in ("", group["architecture"]))
+    else:
+        own = {group["label"] for group in groups if architecture in ("", group["architecture"])}
+        told = [f"client {one.get('name') or one['id']}" for one in clients if not groups or one.get("group") in own]
+    return tuple(told) if len(told) == size else tuple(str(number) for number in range(size))

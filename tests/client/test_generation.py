@@ -1,0 +1,148 @@
+"""Answers that a model writes: held to a loop that knows no cache, no padding and no shortcut."""
+
+import pytest
+import torch
+from small_federation import GPT2, LLAMA, LONGEST, rows, start_of, workbench
+
+from fedquilt.client import generation
+from fedquilt.client.generation import Answering, right_rows, written
+from fedquilt.client.score import evaluation
+
+PAD = 0
+ENDS = [3 * number for number in range(1, 86)]  # a third of all tokens, so that a random model comes to an end
+
+
+def causal(model):
+    bench = workbench(model, "causal-lm")
+    bench.load(start_of(bench))
+    bench.model.generation_config.eos_token_id = ENDS
+    return bench
+
+
+def naive(bench, prompt, new_tokens):
+    """The likeliest token again and again, each time from all that is there."""
+    ids = prompt.long().tolist()
+    for _ in range(new_tokens):
+        with torch.no_grad():
+            logits = bench.model(input_ids=torch.tensor([ids])).logits
+        ids.append(int(logits[0, -1].argmax()))
+        if ids[-1] in ENDS:
+            break
+    return ids[len(prompt) :]
+
+
+def decode(ids):
+    return " ".join(str(id) for id in ids if id not in ENDS and id != PAD)
+
+
+def prompts_of(count=9):
+    columns = rows("causal-lm", count)
+    return [row[: 1 + place % 4] for place, row in enumerate(columns["input_ids"])]
+
+
+def batch_of(prompts, completions, width):
+    ids = torch.zeros(len(prompts), width, dtype=torch.int32)
+    mask, labels = torch.zeros_like(ids), torch.full((len(prompts), width), -100, dtype=torch.long)
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        stop = len(prompt) + len(completion)
+        ids[row, :stop] = torch.cat([prompt, torch.tensor(completion, dtype=torch.int32)])
+        mask[row, :stop] = 1
+        labels[row, len(prompt) : stop] = torch.tensor(completion)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@pytest.mark.parametrize("model", [LLAMA, GPT2])
+@pytest.mark.parametrize("new_tokens", [1, 6])
+def test_what_is_written_is_what_a_plain_loop_writes_in_whatever_company(model, new_tokens):
+    bench = causal(model)
+    prompts = prompts_of()
+    expected = [naive(bench, prompt, new_tokens) for prompt in prompts]
+    assert written(bench, prompts, new_tokens) == expected
+    assert [written(bench, [prompt], new_tokens)[0] for prompt in prompts] == expected
+    assert written(bench, prompts[4:7], new_tokens) == expected[4:7]
+    assert not any(parameter.requires_grad for parameter in bench.model.parameters())
+
+
+def test_a_prompt_gives_way_where_the_model_has_a_longest_context():
+    bench = causal(GPT2)
+    bench.model.config.max_position_embeddings = 8
+    long = torch.arange(10, 20)
+    assert written(bench, [long], 5) == [naive(bench, long[-3:], 5)]
+    assert written(bench, [long], 20) == [naive(bench, long[-1:], 7)]
+
+
+def cases(bench, new_tokens):
+    """Rows whose completion is what the model writes, or all but that, or cut, or that and more."""
+    prompts, completions, right = [], [], []
+    for place, prompt in enumerate(prompts_of(16)):
+        own = naive(bench, prompt, new_tokens)
+        kind = place % 4
+        other = [token + 1 if token + 1 not in ENDS else token + 2 for token in own[:1]] + own[1:]
+        prompts.append(prompt)
+        completions.append([own, other, own[:-1] or own, [*own, 11]][kind])
+        right.append(decode(completions[-1]) == decode(own))
+    return batch_of(prompts, completions, 24), right
+
+
+@pytest.mark.parametrize("model", [LLAMA, GPT2])
+@pytest.mark.parametrize("new_tokens", [3, 8])
+def test_the_rows_that_need_no_writing_are_those_that_writing_finds_right(model, new_tokens, monkeypatch):
+    bench = causal(model)
+    batch, right = cases(bench, 8)
+    answering = Answering("exact", decode, new_tokens)
+    with torch.no_grad():
+        logits, _ = bench.forward(batch)
+    asked = []
+    real = written
+    monkeypatch.setattr(generation, "written", lambda b, prompts, n: asked.append(len(prompts)) or real(b, prompts, n))
+    found = right_rows(bench, batch, logits, answering)
+    monkeypatch.setattr(generation, "_surely_right", lambda _bench, batch, *_: [False] * len(batch["labels"]))
+    assert right_rows(bench, batch, logits, answering) == found
+    assert asked[1] == 16
+    if new_tokens == 8:
+        assert found == right
+        assert 4 <= sum(right) < 16
+        assert asked[0] < 16
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_the_accuracy_is_the_share_of_right_rows_and_the_loss_stays(batch_size):
+    bench = causal(LLAMA)
+    params = start_of(bench)
+    batch, right = cases(bench, 8)
+    plain = evaluation(bench, batch, params)
+    scores = evaluation(bench, batch, params, batch_size=batch_size, answering=Answering("exact", decode, 8))
+    assert scores["accuracy"] == sum(right) / 16
+    assert scores["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+    assert scores["examples"] == 16.0
+    assert plain["accuracy"] != scores["accuracy"]
+
+
+def test_no_row_has_no_accuracy_but_zero():
+    bench = causal(LLAMA)
+    empty = {name: column[:0] for name, column in rows("causal-lm", 2).items()}
+    scores = evaluation(bench, empty, start_of(bench), answering=Answering("exact", decode))
+    assert scores == {"loss": 0.0, "accuracy": 0.0, "examples": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "gold", "classes", "right"),
+    [
+        ("number", "that is 7", "7.0", (), True),
+        ("letter", "The answer is B", "B", (), True),
+        ("letter", "A bee", "A", (), False),
+        ("label", "no idea", "no", ("no", "no idea"), False),
+        ("label", "No.", "no", ("no", "yes"), True),
+        ("program", "answer = 3 + 4", "print(7)", (), True),
+        ("program", "import os", "print(7)", (), False),
+    ],
+)
+def test_every_kind_of_answer_is_compared_in_its_own_way(kind, said, gold, classes, right, monkeypatch):
+    bench = causal(LLAMA)
+    batch = rows("causal-lm", 1)
+    texts = iter([said, gold])
+    answering = Answering(kind, lambda ids: next(texts), 2, classes)
+    with torch.no_grad():
+        logits, _ = bench.forward(batch)
+    assert right_rows(bench, batch, logits, answering) == [right]
+    assert LONGEST >= 2
