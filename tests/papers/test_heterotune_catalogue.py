@@ -10,36 +10,39 @@ ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests"
 
 CATALOGUE = {
-    "HT-1 up zero: nothing changes, to the bit": ("adapters/test_mixture.py", "adapters/test_mixture_inject.py"),
+    "HT-1 up zero: nothing changes, to the bit": ("adapters/mixture/test_module.py", "adapters/mixture/test_inject.py"),
     "HT-2 first up, then everything; no dead path": (
-        "adapters/test_mixture.py",
-        "adapters/test_mixture_inject.py",
+        "adapters/mixture/test_module.py",
+        "adapters/mixture/test_inject.py",
         "methods/test_heterotune.py",
     ),
-    "HT-3 foreign branches rest": ("adapters/test_mixture_inject.py", "methods/test_heterotune.py"),
-    "HT-4 the backbone stays": ("adapters/test_mixture_inject.py", "methods/test_heterotune.py"),
+    "HT-3 foreign branches rest": ("adapters/mixture/test_inject.py", "methods/test_heterotune.py"),
+    "HT-4 the backbone stays": ("adapters/mixture/test_inject.py", "methods/test_heterotune.py"),
     "HT-5 one bank for all shapes; unlike ranks are refused": (
-        "adapters/test_mixture_inject.py",
-        "aggregate/test_align.py",
+        "adapters/mixture/test_inject.py",
+        "aggregate/alignment/test_gradients.py",
         "methods/test_heterotune.py",
     ),
-    "HT-6 one architecture is FedAvg": ("aggregate/test_align.py", "methods/test_heterotune.py"),
+    "HT-6 one architecture is FedAvg": ("aggregate/alignment/test_gradients.py", "methods/test_heterotune.py"),
     "HT-7 architectures meet in the branches alone, a round later": ("methods/test_heterotune.py",),
-    "HT-8 exact weighted means, whoever comes first": ("aggregate/test_align.py", "methods/test_heterotune.py"),
-    "HT-9 alignment, (a) to (h)": ("aggregate/test_align.py",),
-    "HT-10 no work: the state stays": ("aggregate/test_align.py", "methods/test_heterotune.py"),
+    "HT-8 exact weighted means, whoever comes first": (
+        "aggregate/alignment/test_gradients.py",
+        "methods/test_heterotune.py",
+    ),
+    "HT-9 alignment, (a) to (h)": ("aggregate/alignment/test_gradients.py",),
+    "HT-10 no work: the state stays": ("aggregate/alignment/test_gradients.py", "methods/test_heterotune.py"),
     "HT-11 bytes are the formula, and small beside the model": (
-        "adapters/test_mixture_inject.py",
+        "adapters/mixture/test_inject.py",
         "methods/test_heterotune.py",
         "experiment/test_mixture_runs.py",
     ),
-    "HT-12 folding is exact or refused": ("adapters/test_mixture.py", "adapters/test_mixture_inject.py"),
-    "HT-13 gradients are finite differences": ("adapters/test_mixture.py",),
+    "HT-12 folding is exact or refused": ("adapters/mixture/test_module.py", "adapters/mixture/test_inject.py"),
+    "HT-13 gradients are finite differences": ("adapters/mixture/test_module.py",),
     "HT-14 who is away changes nothing and is not changed": (
-        "aggregate/test_align.py",
+        "aggregate/alignment/test_gradients.py",
         "methods/test_heterotune.py",
     ),
-    "HT-15 two moments for what is trained, and a smaller peak": ("adapters/test_mixture_inject.py",),
+    "HT-15 two moments for what is trained, and a smaller peak": ("adapters/mixture/test_inject.py",),
 }
 
 
@@ -53,7 +56,11 @@ def test_every_invariant_has_tests_that_bear_its_number(invariant):
 
 def test_the_catalogue_is_whole():
     assert [invariant.split()[0] for invariant in CATALOGUE] == [f"HT-{number}" for number in range(1, 16)]
-    letters = {match[1] for name in _tests("aggregate/test_align.py") if (match := re.search(r"ht_9([a-h])_", name))}
+    letters = {
+        match[1]
+        for name in _tests("aggregate/alignment/test_gradients.py")
+        if (match := re.search(r"ht_9([a-h])_", name))
+    }
     assert letters == set("abcdefgh")
 
 
