@@ -10,12 +10,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from typing import Literal
 
 import numpy as np
 
 from fedquilt.core.errors import ConfigError, suggestion
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId
+
+Shape = Literal["triangle", "inverted-triangle", "bottleneck", "uniform"]
+"""The geometric shapes of ``gd_set``, as a setting of a method."""
 
 BASES = ("input", "output")
 """The ends of the model at which a triangle can have its base."""

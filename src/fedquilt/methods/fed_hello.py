@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fedquilt.allocate.importance import layer_weights, smoothed
-from fedquilt.allocate.layers import counts, cover, draw, gd_set, madow, odds
+from fedquilt.allocate.layers import Shape, counts, cover, draw, gd_set, madow, odds
 from fedquilt.client.fit import METRICS
 from fedquilt.config.value_types import FromRound, Rounds, Share, With
 from fedquilt.core.bounds import RATIO, limited
@@ -26,7 +26,7 @@ def fed_hello(
     federation: Federation,
     *,
     allocation: Literal["gd", "rgd", "fim"] = "fim",
-    shape: Literal["triangle", "inverted-triangle", "bottleneck", "uniform"] = "bottleneck",
+    shape: Shape = "bottleneck",
     base: Annotated[Literal["input", "output"], _TRIANGLE] = "input",
     sampler: Annotated[Literal["gumbel", "madow"], _DRAWN] = "gumbel",
     coverage: Annotated[bool, _DRAWN] = True,

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from fedquilt.aggregate.lowrank.rules import residual_rule
+from fedquilt.allocate.layers import Shape
 from fedquilt.config.value_types import RankOrZero
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Method
-from fedquilt.core.types import ClientId, Federation, Tree, Turn
-from fedquilt.methods.layered import Weighting, common_layers, layered
+from fedquilt.core.types import Federation
+from fedquilt.methods.layered import Weighting, common_layers, everyone, layered
 
 
 def fedex_lora(
     federation: Federation,
     *,
-    shape: Literal["triangle", "inverted-triangle", "bottleneck", "uniform"] = "inverted-triangle",
+    shape: Shape = "inverted-triangle",
     residual_rank: RankOrZero | None = None,
     weighting: Weighting = "examples",
 ) -> Method:
@@ -36,9 +35,11 @@ def fedex_lora(
         raise ConfigError(
             f"method.residual_rank = {residual_rank}: must be at least 0, or left out for the whole residual"
         )
-    layers = common_layers(federation, shape)
 
-    def allocate(state: Tree, turn: Turn) -> dict[ClientId, tuple[int, ...]]:
-        return {profile.id: layers for profile in turn.cohort}
-
-    return layered("fedex-lora", federation, allocate, weighting=weighting, rule=residual_rule(residual_rank))
+    return layered(
+        "fedex-lora",
+        federation,
+        everyone(common_layers(federation, shape)),
+        weighting=weighting,
+        rule=residual_rule(residual_rank),
+    )

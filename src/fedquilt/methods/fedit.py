@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
+from fedquilt.allocate.layers import Shape
 from fedquilt.core.method import Method
-from fedquilt.core.types import ClientId, Federation, Tree, Turn
-from fedquilt.methods.layered import Weighting, common_layers, layered
+from fedquilt.core.types import Federation
+from fedquilt.methods.layered import Weighting, common_layers, everyone, layered
 
 
 def fedit(
     federation: Federation,
     *,
-    shape: Literal["triangle", "inverted-triangle", "bottleneck", "uniform"] = "inverted-triangle",
+    shape: Shape = "inverted-triangle",
     weighting: Weighting = "examples",
 ) -> Method:
     """FedAvg on the factors: ``A = sum_k p_k A_k``, ``B = sum_k p_k B_k``, of as many layers as the poorest client
@@ -23,9 +22,5 @@ def fedit(
 
     Paper: fedit, factor-mean
     """
-    layers = common_layers(federation, shape)
 
-    def allocate(state: Tree, turn: Turn) -> dict[ClientId, tuple[int, ...]]:
-        return {profile.id: layers for profile in turn.cohort}
-
-    return layered("fedit", federation, allocate, weighting=weighting)
+    return layered("fedit", federation, everyone(common_layers(federation, shape)), weighting=weighting)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
+from fedquilt.allocate.layers import Shape
 from fedquilt.core.method import Method
-from fedquilt.core.types import ClientId, Federation, Tree, Turn
+from fedquilt.core.types import Federation
 from fedquilt.core.wrap import with_local
-from fedquilt.methods.layered import Weighting, common_layers, factors_named, layered
+from fedquilt.methods.layered import Weighting, common_layers, everyone, factors_named, layered
 
 
 def fedsa_lora(
     federation: Federation,
     *,
-    shape: Literal["triangle", "inverted-triangle", "bottleneck", "uniform"] = "inverted-triangle",
+    shape: Shape = "inverted-triangle",
     local_head: bool = True,
     weighting: Weighting = "examples",
 ) -> Method:
@@ -25,10 +24,6 @@ def fedsa_lora(
     Paper: fedsa-lora, share-a
     """
     layout = federation.layout
-    layers = common_layers(federation, shape)
 
-    def allocate(state: Tree, turn: Turn) -> dict[ClientId, tuple[int, ...]]:
-        return {profile.id: layers for profile in turn.cohort}
-
-    trunk = layered("fedsa-lora", federation, allocate, weighting=weighting)
+    trunk = layered("fedsa-lora", federation, everyone(common_layers(federation, shape)), weighting=weighting)
     return with_local(trunk, {*factors_named(layout, ("lora_B",)), *(layout.head if local_head else ())})

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
+from fedquilt.allocate.layers import Shape
 from fedquilt.core.method import Method
-from fedquilt.core.types import ClientId, Federation, Tree, Turn
+from fedquilt.core.types import Federation
 from fedquilt.core.wrap import with_local
-from fedquilt.methods.layered import Weighting, common_layers, factors_named, layered
+from fedquilt.methods.layered import Weighting, common_layers, everyone, factors_named, layered
 
 
 def ffa_lora(
     federation: Federation,
     *,
-    shape: Literal["triangle", "inverted-triangle", "bottleneck", "uniform"] = "inverted-triangle",
+    shape: Shape = "inverted-triangle",
     weighting: Weighting = "examples",
 ) -> Method:
     """``B = sum_k p_k B_k`` over one A that all clients drew from the same seed; A is never trained and never sent.
@@ -23,11 +22,13 @@ def ffa_lora(
 
     Paper: ffa-lora, freeze-a
     """
-    layers = common_layers(federation, shape)
 
-    def allocate(state: Tree, turn: Turn) -> dict[ClientId, tuple[int, ...]]:
-        return {profile.id: layers for profile in turn.cohort}
-
-    trunk = layered("ffa-lora", federation, allocate, weighting=weighting, factors=lambda round: ("lora_B",))
+    trunk = layered(
+        "ffa-lora",
+        federation,
+        everyone(common_layers(federation, shape)),
+        weighting=weighting,
+        factors=lambda round: ("lora_B",),
+    )
     # every client has the A that training starts from, so it need not travel; who evaluates or exports gets it along
     return with_local(trunk, factors_named(federation.layout, ("lora_A",)))._replace(view=trunk.view)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 from fedquilt.aggregate.lowrank.rules import svd_rule
+from fedquilt.allocate.layers import Shape
 from fedquilt.core.method import Method
-from fedquilt.core.types import ClientId, Federation, Tree, Turn
-from fedquilt.methods.layered import Weighting, common_layers, layered
+from fedquilt.core.types import Federation
+from fedquilt.methods.layered import Weighting, common_layers, everyone, layered
 
 
 def flexlora(
     federation: Federation,
     *,
-    shape: Literal["triangle", "inverted-triangle", "bottleneck", "uniform"] = "inverted-triangle",
+    shape: Shape = "inverted-triangle",
     split: Literal["left", "even"] = "left",
     weighting: Weighting = "examples",
 ) -> Method:
@@ -25,9 +26,7 @@ def flexlora(
 
     Paper: flexlora, method
     """
-    layers = common_layers(federation, shape)
 
-    def allocate(state: Tree, turn: Turn) -> dict[ClientId, tuple[int, ...]]:
-        return {profile.id: layers for profile in turn.cohort}
-
-    return layered("flexlora", federation, allocate, weighting=weighting, rule=svd_rule(split))
+    return layered(
+        "flexlora", federation, everyone(common_layers(federation, shape)), weighting=weighting, rule=svd_rule(split)
+    )

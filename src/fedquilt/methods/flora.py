@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from fedquilt.aggregate.lowrank.rules import stack_rule
+from fedquilt.allocate.layers import Shape
 from fedquilt.core.method import Method
-from fedquilt.core.types import ClientId, Federation, Tree, Turn
-from fedquilt.methods.layered import Weighting, common_layers, layered
+from fedquilt.core.types import Federation
+from fedquilt.methods.layered import Weighting, common_layers, everyone, layered
 
 
 def flora(
     federation: Federation,
     *,
-    shape: Literal["triangle", "inverted-triangle", "bottleneck", "uniform"] = "inverted-triangle",
+    shape: Shape = "inverted-triangle",
     weighting: Weighting = "examples",
 ) -> Method:
     """``W <- W + sum_k p_k s_k B_k A_k``, exactly, as one product of stacked factors that every client merges.
@@ -24,9 +23,7 @@ def flora(
 
     Paper: flora, fresh
     """
-    layers = common_layers(federation, shape)
 
-    def allocate(state: Tree, turn: Turn) -> dict[ClientId, tuple[int, ...]]:
-        return {profile.id: layers for profile in turn.cohort}
-
-    return layered("flora", federation, allocate, weighting=weighting, rule=stack_rule())
+    return layered(
+        "flora", federation, everyone(common_layers(federation, shape)), weighting=weighting, rule=stack_rule()
+    )

@@ -13,20 +13,21 @@ from torch import Tensor
 from fedquilt.aggregate.lowrank.kernel import Product
 from fedquilt.aggregate.lowrank.rules import dispatched, segment_rule
 from fedquilt.aggregate.lowrank.segment import pruned_rank, tail
+from fedquilt.allocate.layers import Shape
 from fedquilt.client.fit import METRICS
 from fedquilt.config.value_types import Kept, Penalty, Rank
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.factors import factors, named
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import ClientId, Federation, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
-from fedquilt.methods.layered import Weighting, common_layers, layered
+from fedquilt.core.types import Federation, Memory, Order, Params, Profile, Range, Reply, Tree
+from fedquilt.methods.layered import Weighting, common_layers, everyone, layered
 
 
 def hetlora(
     federation: Federation,
     *,
-    shape: Literal["triangle", "inverted-triangle", "bottleneck", "uniform"] = "inverted-triangle",
+    shape: Shape = "inverted-triangle",
     normalize: Literal["all", "segment"] = "all",
     gamma: Kept = 0.99,
     min_rank: Rank = 1,
@@ -55,17 +56,15 @@ def hetlora(
         raise ConfigError(f"method.min_rank = {min_rank}: must be at least 1")
     if tail_penalty < 0:
         raise ConfigError(f"method.tail_penalty = {tail_penalty}: must be at least 0")
-    layers = common_layers(federation, shape)
-
-    def allocate(state: Tree, turn: Turn) -> dict[ClientId, tuple[int, ...]]:
-        return {profile.id: layers for profile in turn.cohort}
 
     def ranks(state: Tree, profile: Profile) -> int | None:
         now: int | None = state["ranks"].get(str(profile.id), profile.budget.rank)
         return now
 
     rule = segment_rule(normalize)
-    trunk = layered("hetlora", federation, allocate, weighting=weighting, rule=rule, ranks=ranks)
+    trunk = layered(
+        "hetlora", federation, everyone(common_layers(federation, shape)), weighting=weighting, rule=rule, ranks=ranks
+    )
     fit = trunk.exchanges[0]
 
     def init(rng: Rng) -> Tree:

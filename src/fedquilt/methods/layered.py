@@ -174,6 +174,11 @@ def _check_ranks(federation: Federation, rule: Rule | None) -> None:
         )
 
 
+def everyone(layers: tuple[int, ...]) -> Allocation:
+    """Return the allocation in which every client of the cohort trains the same ``layers``."""
+    return lambda state, turn: {profile.id: layers for profile in turn.cohort}
+
+
 def server_rank(layout: Layout) -> int:
     """The largest rank of an adapter in the layout."""
     return max(shape[0] for name, shape in layout.shapes.items() if name.endswith(".lora_A"))

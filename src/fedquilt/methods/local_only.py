@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from fedquilt.allocate.layers import gd_set
+from fedquilt.allocate.layers import Shape, gd_set
 from fedquilt.core.method import Method
 from fedquilt.core.types import ClientId, Federation, Tree, Turn
 from fedquilt.core.wrap import with_local
@@ -14,7 +12,7 @@ from fedquilt.methods.layered import layered
 def local_only(
     federation: Federation,
     *,
-    shape: Literal["triangle", "inverted-triangle", "bottleneck", "uniform"] = "inverted-triangle",
+    shape: Shape = "inverted-triangle",
 ) -> Method:
     """Every client of the cohort goes on with its own tensors, on as many layers as it affords; nothing travels."""
     layout = federation.layout

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from fedquilt.aggregate.lowrank.rules import refined_rule
+from fedquilt.allocate.layers import Shape
 from fedquilt.config.value_types import Penalty
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Method
-from fedquilt.core.types import ClientId, Federation, Tree, Turn
-from fedquilt.methods.layered import Weighting, common_layers, layered
+from fedquilt.core.types import Federation
+from fedquilt.methods.layered import Weighting, common_layers, everyone, layered
 
 
 def lora_fair(
     federation: Federation,
     *,
-    shape: Literal["triangle", "inverted-triangle", "bottleneck", "uniform"] = "inverted-triangle",
+    shape: Shape = "inverted-triangle",
     strength: Penalty = 0.01,
     weighting: Weighting = "examples",
 ) -> Method:
@@ -32,9 +31,11 @@ def lora_fair(
     """
     if strength < 0:
         raise ConfigError(f"method.strength = {strength}: must be at least 0")
-    layers = common_layers(federation, shape)
 
-    def allocate(state: Tree, turn: Turn) -> dict[ClientId, tuple[int, ...]]:
-        return {profile.id: layers for profile in turn.cohort}
-
-    return layered("lora-fair", federation, allocate, weighting=weighting, rule=refined_rule(strength))
+    return layered(
+        "lora-fair",
+        federation,
+        everyone(common_layers(federation, shape)),
+        weighting=weighting,
+        rule=refined_rule(strength),
+    )

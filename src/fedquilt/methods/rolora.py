@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
+from fedquilt.allocate.layers import Shape
 from fedquilt.core.method import Method
-from fedquilt.core.types import ClientId, Federation, Tree, Turn
-from fedquilt.methods.layered import Weighting, common_layers, layered
+from fedquilt.core.types import Federation
+from fedquilt.methods.layered import Weighting, common_layers, everyone, layered
 
 
 def rolora(
     federation: Federation,
     *,
-    shape: Literal["triangle", "inverted-triangle", "bottleneck", "uniform"] = "inverted-triangle",
+    shape: Shape = "inverted-triangle",
     weighting: Weighting = "examples",
 ) -> Method:
     """Rounds 0, 2, ... train and average B with A common to all, rounds 1, 3, ... A with B common.
@@ -23,12 +22,10 @@ def rolora(
 
     Paper: rolora, alternate
     """
-    layers = common_layers(federation, shape)
-
-    def allocate(state: Tree, turn: Turn) -> dict[ClientId, tuple[int, ...]]:
-        return {profile.id: layers for profile in turn.cohort}
 
     def factors(round: int) -> tuple[str, ...]:
         return ("lora_A",) if round % 2 else ("lora_B",)
 
-    return layered("rolora", federation, allocate, weighting=weighting, factors=factors)
+    return layered(
+        "rolora", federation, everyone(common_layers(federation, shape)), weighting=weighting, factors=factors
+    )
