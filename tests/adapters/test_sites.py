@@ -3,10 +3,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedquilt.adapters.sites import SLOT_RULES, output_projections, slots_of
+from fedquilt.adapters.lora.module import is_linear
+from fedquilt.adapters.sites import SLOT_RULES, Place, output_projections, places, slots_of
 from fedquilt.core.errors import ConfigError, ModelError
+from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks
-from fedquilt.models.hf import TASKS, config_from, model_from
+from fedquilt.models.hf import TASKS, config_from, load_model, model_from
 from fedquilt.models.layers import find_blocks
 from fedquilt.models.shapes import tiny
 
@@ -47,6 +49,36 @@ def test_only_the_parts_and_blocks_that_are_wanted():
     model, blocks = on_meta(tiny("llama?layers=4", 64, 64))
     found = output_projections(model, blocks, ("feed-forward",), (3, 2))
     assert [*found] == ["model.layers.2.mlp.down_proj", "model.layers.3.mlp.down_proj"]
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [("tiny:vit", "image-classification")]
+    + [(f"tiny:{kind}", "sequence-classification") for kind in ("bert", "distilbert")]
+    + [
+        (f"tiny:{kind}", "causal-lm")
+        for kind in ("llama", "gemma", "gemma2", "gemma3", "qwen", "qwen2", "qwen3", "gpt2")
+    ],
+)
+def test_every_linear_module_of_every_built_in_architecture_has_one_site_of_its_own(name, task):
+    found = load_model(name, task, num_classes=None if task == "causal-lm" else 3, rng=Rng(0), meta=True)
+    linears = [n for n, m in found.model.named_modules() if is_linear(m) and found.blocks.depth(n) is not None]
+    at = places(linears, found.blocks)
+    assert at.keys() == set(linears)
+    assert len(set(at.values())) == len(linears) >= 4 * found.blocks.num_layers
+
+
+def test_modules_without_a_place_are_refused():
+    blocks = Blocks("layers", 2)
+    with pytest.raises(ModelError, match=r"module 'layers\.0\.odd' has no place among the sites query, key"):
+        places(["layers.0.odd"], blocks)
+    with pytest.raises(
+        ModelError, match=r"block 0 has two modules at the site 'query', one of them 'layers\.0\.b\.query'"
+    ):
+        places(["layers.0.a.query", "layers.0.b.query"], blocks)
+    with pytest.raises(ModelError, match="the site 'query' is in 1 of 2 blocks"):
+        places(["layers.0.query"], blocks)
+    assert places(["layers.0.odd"], Blocks("layers", 1), {"own": ("odd",)}) == {"layers.0.odd": Place("own", 0)}
 
 
 def test_a_model_whose_sites_are_not_known_is_refused_by_name_with_its_modules():

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedquilt.adapters.lora.core import places, sites_of
 from fedquilt.adapters.lora.inject import adapters, inject, layout, trainable
 from fedquilt.adapters.lora.module import LoraSettings
+from fedquilt.adapters.sites import places, sites_of
 from fedquilt.bank.entries import gathered
 from fedquilt.bank.merge import (
     COVERAGE,

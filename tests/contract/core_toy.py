@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedquilt.adapters.lora.core import Place, cores, with_cores
+from fedquilt.adapters.lora.core import cores, with_cores
 from fedquilt.adapters.lora.module import LoraLinear, LoraSettings, initial_factors
+from fedquilt.adapters.sites import Place
 from fedquilt.bank.merge import BankUpdate, drawn_bank, merged_bank, offered
 from fedquilt.bank.relation import depth_logits, lifted, lowered, relation
 from fedquilt.bank.selection import leading

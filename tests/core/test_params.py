@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedquilt.core.params import add, not_finite, num_bytes, scale, select, squared_norm, sub, without
+from fedquilt.core.params import add, moved, narrow, not_finite, num_bytes, scale, select, squared_norm, sub, without
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 NAMES = ["blocks.1.lora_A", "blocks.10.lora_A", "head.weight", "", "ü"]
@@ -159,3 +159,21 @@ def test_one_bad_number_anywhere_is_found_and_the_largest_finite_ones_pass(dtype
             assert not_finite({"a": torch.ones(2, dtype=dtype), "b": tensor.view(3, 4)}) == "b"
     both = torch.tensor([float("inf"), -float("inf")], dtype=dtype)
     assert not_finite({"b": both}) == "b"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_where_nothing_moves_the_bits_of_the_base_stay_even_those_of_minus_zero(dtype):
+    base, step = torch.tensor([-0.0, 0.0, 1.5, -0.0]).to(dtype), torch.tensor([0.0, -0.0, 1e-30, 2.0]).double()
+    result = moved(base, step)
+    assert result.dtype == dtype
+    assert result.tolist() == [0.0, 0.0, 1.5, 2.0]
+    assert torch.signbit(result).tolist() == [True, False, False, False]
+    assert torch.signbit(narrow(torch.tensor([0.0, -0.0]).double(), base[:2])).tolist() == [True, False]
+    assert moved(base, step, torch.float64).dtype == torch.float64
+
+
+def test_a_step_is_summed_in_the_widest_type_before_it_is_rounded():
+    base = torch.tensor([1.0], dtype=torch.bfloat16)
+    assert moved(base, torch.tensor([2.0**-9 + 2.0**-20]).double()).tolist() == [1.0]  # half a step of bfloat16 is 2^-8
+    assert moved(base, torch.tensor([2.0**-8 + 2.0**-20]).double()).tolist() == [1.0078125]
+    assert torch.isnan(moved(base, torch.tensor([float("nan")]).double())).all()

@@ -122,6 +122,18 @@ def test_a_tensor_that_nobody_sent_gets_no_noise():
     assert not torch.equal(done.state["params"]["a"], first["a"])
 
 
+@pytest.mark.parametrize("wrapper", [with_central_dp, with_local_dp])
+def test_without_noise_what_nobody_moves_keeps_its_bits_even_those_of_minus_zero(wrapper):
+    def still(client, order, memory):
+        return Reply(client, dict(order.params), 1.0), memory
+
+    plain = method()
+    zeros = {name: torch.full(shape, -0.0) for name, shape in SHAPES.items()}
+    quiet = plain._replace(init=lambda rng: {"params": zeros}, exchanges=(plain.exchanges[0]._replace(work=still),))
+    (done,) = played(wrapper(quiet, clip_norm=1.0, noise_multiplier=0.0))
+    assert all(bool(torch.signbit(tensor).all()) for tensor in done.state["params"].values())
+
+
 def test_a_clients_weight_and_metrics_do_not_leave_it():
     for wrapper in (with_central_dp, with_local_dp):
         seen = []

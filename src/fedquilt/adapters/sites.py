@@ -1,39 +1,90 @@
-"""Where adapters after attention and after the feed-forward part of a block sit, and the depth slots of blocks."""
+"""Which modules of a block do which work, in models of different families, and which blocks share a depth slot."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import nn
 
+from fedquilt.adapters.families import FAMILIES, Family, ends_in, ends_of
 from fedquilt.adapters.lora.module import is_linear
 from fedquilt.core.errors import ConfigError, ModelError, suggestion
-from fedquilt.core.types import Blocks
+from fedquilt.core.factors import modules_of
+from fedquilt.core.types import Blocks, Layout
 
-OUTPUTS: dict[str, tuple[str, ...]] = {
-    "attention": ("o_proj", "attn.c_proj", "attention.output.dense", "attention.out_lin"),
-    "feed-forward": ("down_proj", "mlp.fc2", "mlp.c_proj", "output.dense", "ffn.lin2"),
-}
+SITES: dict[str, tuple[str, ...]] = {work: ends_of(work) for work in Family._fields}
+"""The modules that do the same work in different models, by the ends of their paths; the first site that fits counts.
+"""
+
+OUTPUTS: dict[str, tuple[str, ...]] = {"attention": SITES["output"], "feed-forward": SITES["down"]}
 """The linear module that ends each part of a block, by the ends of its path; the first site that fits counts."""
 
-SUPPORTED = ("ViT", "BERT", "DistilBERT", "LLaMA", "Gemma, Gemma 2 and Gemma 3", "Qwen2", "Qwen3", "GPT-2")
+SUPPORTED = tuple(name for name, family in FAMILIES.items() if family.output and family.down)
 """The models whose sites are tested; others that name their modules alike are taken too."""
 
 SLOT_RULES = ("relative", "spaced", "top")
 
 
-class Site(NamedTuple):
-    """The part of a block whose output is adapted, ``"attention"`` or ``"feed-forward"``, and the block."""
+class Place(NamedTuple):
+    """Where a module is in a model: its site, which other models have too, and its transformer block."""
 
-    part: str
+    site: str
     layer: int
+
+
+def places(modules: Iterable[str], blocks: Blocks, sites: Mapping[str, Sequence[str]] = SITES) -> dict[str, Place]:
+    """The place of each of these module paths.
+
+    Raises
+    ------
+    ModelError
+        if a module fits no site, two modules of one block fit the same, or a site is not in every block.
+    """
+    return _placed({module: blocks.depth(module) for module in modules}, blocks.num_layers, sites)
+
+
+def places_in(layout: Layout, sites: Mapping[str, Sequence[str]] = SITES) -> dict[str, Place]:
+    """The place of each adapted module of a layout: for the server, which has no model.
+
+    Raises
+    ------
+    ModelError
+        as ``places``.
+    """
+    depths = {module: layout.depth[f"{module}.lora_A"] for module in modules_of(layout.depth)}
+    return _placed(depths, layout.num_layers, sites)
+
+
+def _placed(depths: Mapping[str, int | None], num_layers: int, sites: Mapping[str, Sequence[str]]) -> dict[str, Place]:
+    found: dict[str, Place] = {}
+    for module, layer in depths.items():
+        site = next((site for site, ends in sites.items() if ends_in(module, *ends)), None)
+        if site is None or layer is None:
+            raise ModelError(
+                f"module '{module}' has no place among the sites {', '.join(sites)}; choose other adapter.targets"
+            )
+        if Place(site, layer) in found.values():
+            raise ModelError(f"block {layer} has two modules at the site '{site}', one of them '{module}'")
+        found[module] = Place(site, layer)
+    for site in {place.site for place in found.values()}:
+        held = {place.layer for place in found.values() if place.site == site}
+        if len(held) < num_layers:
+            raise ModelError(
+                f"the site '{site}' is in {len(held)} of {num_layers} blocks; a site must be in every block"
+            )
+    return found
+
+
+def sites_of(places: Mapping[str, Place]) -> tuple[str, ...]:
+    """The sites of a model, each once, in their order."""
+    return tuple(dict.fromkeys(place.site for place in places.values()))
 
 
 def output_projections(
     model: nn.Module, blocks: Blocks, parts: Sequence[str] = tuple(OUTPUTS), layers: Iterable[int] | None = None
-) -> dict[str, Site]:
-    """The module path of the last linear module of each of these parts in each of these blocks (None: in all).
+) -> dict[str, Place]:
+    """The place of the last linear module of each of these parts in each of these blocks (None: in all), by its path.
 
     Raises
     ------
@@ -52,14 +103,14 @@ def output_projections(
     if not wanted or wanted[0] < 0 or wanted[-1] >= blocks.num_layers:
         raise ModelError(f"layers to adapt are {list(wanted)}; give some of 0 to {blocks.num_layers - 1}")
     linears = {name: blocks.depth(name) for name, module in model.named_modules() if is_linear(module)}
-    found: dict[str, Site] = {}
+    found: dict[str, Place] = {}
     for layer in wanted:
         inside = {name: _part(name) for name, depth in linears.items() if depth == layer}
         for part in OUTPUTS:
             names = [name for name, its_part in inside.items() if its_part == part]
             if part in parts and len(names) != 1:
                 raise ModelError(_refusal(model, blocks, layer, part, names, [*inside]))
-            found |= {name: Site(part, layer) for name in names if part in parts}
+            found |= {name: Place(part, layer) for name in names if part in parts}
     return found
 
 
@@ -97,11 +148,7 @@ def slots_of(num_layers: int, num_slots: int, rule: str = "relative") -> tuple[i
 
 
 def _part(name: str) -> str | None:
-    return next((part for part, ends in OUTPUTS.items() if _ends(name, ends)), None)
-
-
-def _ends(name: str, ends: Iterable[str]) -> bool:
-    return any(name == end or name.endswith("." + end) for end in ends)
+    return next((part for part, ends in OUTPUTS.items() if ends_in(name, *ends)), None)
 
 
 def _refusal(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-import torch
 from torch import Tensor
 
 from fedquilt.core.errors import ConfigError, RoundError, suggestion
-from fedquilt.core.params import wide
+from fedquilt.core.params import moved, wide
 from fedquilt.core.types import Params, Reply
 
 WEIGHTINGS = ("examples", "uniform")
@@ -78,15 +77,9 @@ class RunningMean:
         if not self._num_replies:
             raise RoundError("no replies to average; at least one client must answer")
         return {
-            name: _moved(tensor, self._steps[name] / self._weights[name]) if name in self._steps else tensor
+            name: moved(tensor, self._steps[name] / self._weights[name]) if name in self._steps else tensor
             for name, tensor in self._base.items()
         }
-
-
-def _moved(base: Tensor, step: Tensor) -> Tensor:
-    """``base + step`` in the dtype of ``base``; where the step is 0 the bits of ``base``, also those of -0."""
-    moved = (wide(base.detach()) + step).to(base.dtype)
-    return torch.where(step == 0, base.detach(), moved)
 
 
 def check_reply(base: Mapping[str, Tensor], reply: Reply) -> None:

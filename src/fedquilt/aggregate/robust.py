@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedquilt.aggregate.mean import check_reply, layerwise_mean
 from fedquilt.core.errors import ConfigError, RoundError
-from fedquilt.core.params import scale, select, squared_norm, wide, without
+from fedquilt.core.params import narrow, scale, select, squared_norm, wide, without
 from fedquilt.core.types import Aggregate, Params, Reply
 
 RULES = ("mean", "median", "trimmed-mean", "clipped-mean")
@@ -177,6 +177,5 @@ def _coordinatewise(
             continue
         old = wide(tensor.detach())
         found = middle(torch.stack([wide(one) for one in sent.pop(name)]).sort(dim=0).values, old)
-        # where nothing moved the bits of the base, also those of -0
-        result[name] = torch.where(found == old, tensor.detach(), found.to(tensor.dtype))
+        result[name] = narrow(found, tensor)
     return result

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedquilt.aggregate.mean import wide
+from fedquilt.core.params import moved, wide
 from fedquilt.core.types import Params, Tree
 
 _Update = Callable[..., tuple[Tensor, ...]]
@@ -135,9 +135,9 @@ def _stepped(
     if current.keys() != proposal.keys():
         raise ValueError(f"the proposal holds other tensors: {sorted(current.keys() ^ proposal.keys())[:5]}")
     moments = {kind: dict(tensors) for kind, tensors in state.items()}
-    moved: Params = {}
+    stepped: Params = {}
     for name, tensor in current.items():
-        moved[name] = tensor
+        stepped[name] = tensor
         if proposal[name] is tensor:
             continue
         old = wide(tensor.detach())
@@ -148,10 +148,10 @@ def _stepped(
         kept = torch.promote_types(tensor.dtype, torch.float32)
         most = 0.5 * math.sqrt(torch.finfo(kept).max)  # a moment that is infinite would stay so for ever
         step, *after = update((wide(proposal[name].detach()) - old).clamp(-most, most), *before)
-        moved[name] = torch.where(step == 0, tensor.detach(), (old + step).to(tensor.dtype))  # keeps the bits of -0
+        stepped[name] = moved(tensor, step)
         for kind, value in zip(first, after, strict=True):
             moments[kind][name] = value.to(kept)
-    return moved, moments
+    return stepped, moments
 
 
 def num_stalled(

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedquilt.adapters.lora.core import Place, cores, places_in
+from fedquilt.adapters.lora.core import cores
+from fedquilt.adapters.sites import Place, places_in
 from fedquilt.bank.merge import slots_in
 from fedquilt.bank.relation import depth_logits, depth_slots, lifted, lowered, relation, top_aligned
 from fedquilt.core.factors import CORE, factors

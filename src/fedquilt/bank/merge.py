@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedquilt.bank.entries import gathered
 from fedquilt.core.errors import RoundError
-from fedquilt.core.params import wide
+from fedquilt.core.params import moved, wide
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Params
 
@@ -153,15 +153,15 @@ class RunningBank:
         nums = {site: num for site, (num, _) in self.sums.items()} if numerators is None else numerators
         least = damping * self.weight
         return {
-            site: _moved(matrices, nums[site], self.sums[site][1], step, least) if site in self.sums else matrices
+            site: _stepped(matrices, nums[site], self.sums[site][1], step, least) if site in self.sums else matrices
             for site, matrices in self._bank.items()
         }
 
 
-def _moved(matrices: Tensor, num: Tensor, den: Tensor, step: float, least: float) -> Tensor:
+def _stepped(matrices: Tensor, num: Tensor, den: Tensor, step: float, least: float) -> Tensor:
     bound = den.clamp(min=least)
     move = (step * num / torch.where(bound > 0, bound, 1.0)).view(matrices.shape)
-    return torch.where(move == 0, matrices.detach(), (wide(matrices.detach()) + move).to(matrices.dtype))
+    return moved(matrices, move)
 
 
 def update_problem(bank: Mapping[str, Tensor], update: BankUpdate) -> str | None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedquilt.adapters.sites import slots_of
 from fedquilt.core.params import wide
 
 
@@ -72,9 +73,7 @@ def depth_slots(num_layers: int, num_slots: int) -> Tensor:
     ValueError
         if a number is not above 0.
     """
-    _check(num_layers, num_slots)
-    slots = [(2 * layer + 1) * num_slots // (2 * num_layers) for layer in range(num_layers)]
-    return torch.eye(num_slots)[:, slots]
+    return torch.eye(num_slots)[:, list(slots_of(num_layers, num_slots))]
 
 
 def lowered(slots: Tensor, relation: Tensor) -> Tensor:

@@ -49,6 +49,19 @@ def wide(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
 
 
+def narrow(value: torch.Tensor, base: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A wide value in the dtype of ``base`` (or this one); where it equals ``base``, its bits, even those of -0."""
+    base = base.detach()
+    dtype = base.dtype if dtype is None else dtype
+    return torch.where(value == wide(base), base.to(dtype), value.to(dtype))
+
+
+def moved(base: torch.Tensor, step: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """``base + step``, summed ``wide``, in the dtype of ``base`` (or this one); where nothing moved, the bits of
+    ``base``."""
+    return narrow(wide(base.detach()) + step, base, dtype)
+
+
 def num_bytes(params: Mapping[str, torch.Tensor]) -> int:
     """Bytes of the raw tensors, without names or framing."""
     return sum(tensor.numel() * tensor.element_size() for tensor in params.values())

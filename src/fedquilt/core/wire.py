@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fedquilt.core.errors import WireError
 from fedquilt.core.method import Exchange, Method, Wire
-from fedquilt.core.params import num_bytes, wide
+from fedquilt.core.params import moved, num_bytes, wide
 from fedquilt.core.types import ClientId, Order, Params, Reply
 
 WIRE = "wire"
@@ -153,9 +153,7 @@ def unpacked(order: Order, reply: Reply, wire: Wire) -> Reply:
         if base is None:
             params[name] = value.to(dtype)
             continue
-        base = base.detach().to(value.device)
-        # where nothing moved the bits of the base, also those of -0
-        params[name] = torch.where(value == 0, base.to(dtype), (wide(base) + value).to(dtype))
+        params[name] = moved(base.to(value.device), value, dtype)
     return replace(reply, params=params)
 
 

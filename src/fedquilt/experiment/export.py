@@ -18,7 +18,7 @@ from fedquilt.adapters.folders import replace_folder
 from fedquilt.adapters.lora.as_plain_lora import plain
 from fedquilt.adapters.lora.module import LoraSettings
 from fedquilt.adapters.lora.peft_files import PEFT_CONFIG, PEFT_TENSORS, save_peft
-from fedquilt.adapters.lora.peft_targets import places
+from fedquilt.adapters.lora.peft_targets import peft_names
 from fedquilt.adapters.mixture.files import CONFIG, TENSORS, save_mixture
 from fedquilt.adapters.mixture.inject import as_lora, mixtures
 from fedquilt.adapters.mixture.module import MixtureSettings
@@ -102,7 +102,7 @@ def _as_lora(group: BuiltGroup, params: Mapping[str, torch.Tensor]) -> tuple[Par
     found, own = mixtures(group.bench.model), group.layout
     try:
         pairs, lora = as_lora(found)
-        places(group.bench.model, found, group.loaded.head, tuple(found), group.config.model.task)
+        peft_names(group.bench.model, found, group.loaded.head, tuple(found), group.config.model.task)
     except ModelError:
         return None
     depth = {**{name: group.loaded.blocks.depth(name) for name in pairs}, **dict.fromkeys(own.head)}

@@ -14,7 +14,7 @@ import torch
 from fedquilt.adapters.buffers import state_of
 from fedquilt.adapters.lora.inject import adapters, trainable
 from fedquilt.adapters.lora.module import LoraSettings
-from fedquilt.adapters.lora.peft_targets import places
+from fedquilt.adapters.lora.peft_targets import peft_names
 from fedquilt.allocate.budget import check_budgets, shares
 from fedquilt.allocate.budget import groups as capability_groups
 from fedquilt.client.client import Client
@@ -118,7 +118,7 @@ def work_of(
     state = state_of(loaded.model, example(loaded.model, loaded.prepare))
     where, start, frozen = put(loaded, settings, architecture, head, place, state)
     if isinstance(settings, LoraSettings):  # what PEFT could not read is refused before anything is trained
-        places(loaded.model, adapters(loaded.model), loaded.head, settings.targets, config.model.task)
+        peft_names(loaded.model, adapters(loaded.model), loaded.head, settings.targets, config.model.task)
     bench = Workbench(
         loaded.model,
         loaded.blocks,

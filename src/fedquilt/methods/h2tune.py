@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
-from fedquilt.adapters.lora.core import drift, places_in, sites_of
+from fedquilt.adapters.lora.core import drift
+from fedquilt.adapters.sites import places_in, sites_of
 from fedquilt.aggregate.alignment.gradients import AlignSettings
 from fedquilt.aggregate.alignment.wrapper import draws_of, first_record, next_record
 from fedquilt.aggregate.mean import RunningMean

@@ -6,29 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from fedquilt.adapters.families import FAMILIES
 from fedquilt.adapters.lora.module import is_linear
 from fedquilt.core.errors import ModelError
 from fedquilt.core.types import Blocks
-
-# the usual first choice of query and value projections, by how model families name them
-_QUERY_VALUE = (
-    ("q_proj", "v_proj"),
-    ("query", "value"),
-    ("q_lin", "v_lin"),
-    ("c_attn",),
-    ("query_key_value",),
-    ("qkv_proj",),
-    ("qkv",),
-    ("Wqkv",),
-    ("query_proj", "value_proj"),
-    ("projection_query", "projection_value"),
-    ("q_b_proj", "kv_b_proj"),
-    ("q_proj", "kv_b_proj"),
-    ("q_a_proj", "kv_b_proj"),
-    ("q", "v"),
-    ("Wq", "Wv"),
-    ("in_proj",),
-)
 
 
 def find_blocks(model: nn.Module) -> Blocks:
@@ -83,7 +64,8 @@ def default_targets(model: nn.Module, blocks: Blocks) -> tuple[str, ...]:
         for name, module in model.named_modules()
         if blocks.depth(name) is not None and is_linear(module)
     }
-    return next((targets for targets in _QUERY_VALUE if names.issuperset(targets)), ())
+    usual = (tuple(filter(None, (family.query, family.value))) for family in FAMILIES.values())
+    return next((targets for targets in usual if names.issuperset(targets)), ())
 
 
 def _holds_blocks(modules: nn.ModuleList) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 from fedquilt.aggregate.robust import clipped_step
 from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.method import Exchange, Method, Release
+from fedquilt.core.params import moved
 from fedquilt.core.rng import Rng, secret
 from fedquilt.core.types import ClientId, Memory, Order, Params, Range, Reply, Tree
 
@@ -110,7 +111,7 @@ def with_local_dp(
             path = ("local", exchange.name, reply.client, order.round)
             generator = (secret() if test_key is None else Rng(test_key, path)).torch()
             params = {
-                name: _moved(order.params[name], step + _noise(step, clip_norm * noise_multiplier, generator))
+                name: moved(order.params[name], step + _noise(step, clip_norm * noise_multiplier, generator))
                 for name, step in clipped_step(order.params, reply, clip_norm).items()
             }
             return replace(_bare(reply), params=params), memory
@@ -144,7 +145,7 @@ def _noisy_mean(
         raise RoundError("no replies to average; at least one client must answer")
     generator, deviation = stream.torch(), clip_norm * noise_multiplier
     return {
-        name: _moved(tensor, (sums[name] + _noise(sums[name], deviation, generator)) / senders[name])
+        name: moved(tensor, (sums[name] + _noise(sums[name], deviation, generator)) / senders[name])
         for name, tensor in base.items()
         if name in sums
     }
@@ -153,7 +154,3 @@ def _noisy_mean(
 def _noise(like: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
     drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64)
     return (drawn * deviation).to(like)
-
-
-def _moved(base: Tensor, step: Tensor) -> Tensor:
-    return (base.detach().to(step) + step).to(base.dtype)

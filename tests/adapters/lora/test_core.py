@@ -9,22 +9,13 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel
 from torch import nn
 
-from fedquilt.adapters.lora.core import (
-    Place,
-    cores,
-    drift,
-    folded,
-    places,
-    places_in,
-    sites_of,
-    with_cores,
-)
+from fedquilt.adapters.lora.core import cores, drift, folded, with_cores
 from fedquilt.adapters.lora.inject import adapters, fresh, initial, inject, layout, load, trainable
-from fedquilt.adapters.lora.module import LoraLinear, LoraSettings, is_linear
+from fedquilt.adapters.lora.module import LoraLinear, LoraSettings
 from fedquilt.adapters.lora.peft_files import save_peft
+from fedquilt.adapters.sites import Place, places, places_in, sites_of
 from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import Blocks
 from fedquilt.models.hf import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -190,36 +181,6 @@ def test_modules_of_unlike_models_find_the_same_sites(name, expected):
     assert {place.layer for place in at.values()} == set(range(where.num_layers))
     assert all(found.blocks.depth(module) == place.layer for module, place in at.items())
     assert places_in(where) == at
-
-
-@pytest.mark.parametrize(
-    ("name", "task"),
-    [("tiny:vit", "image-classification")]
-    + [(f"tiny:{kind}", "sequence-classification") for kind in ("bert", "distilbert")]
-    + [
-        (f"tiny:{kind}", "causal-lm")
-        for kind in ("llama", "gemma", "gemma2", "gemma3", "qwen", "qwen2", "qwen3", "gpt2")
-    ],
-)
-def test_every_linear_module_of_every_built_in_architecture_has_one_site_of_its_own(name, task):
-    found = load_model(name, task, num_classes=None if task == "causal-lm" else 3, rng=Rng(0), meta=True)
-    linears = [n for n, m in found.model.named_modules() if is_linear(m) and found.blocks.depth(n) is not None]
-    at = places(linears, found.blocks)
-    assert at.keys() == set(linears)
-    assert len(set(at.values())) == len(linears) >= 4 * found.blocks.num_layers
-
-
-def test_modules_without_a_place_are_refused():
-    blocks = Blocks("layers", 2)
-    with pytest.raises(ModelError, match=r"module 'layers\.0\.odd' has no place among the sites query, key"):
-        places(["layers.0.odd"], blocks)
-    with pytest.raises(
-        ModelError, match=r"block 0 has two modules at the site 'query', one of them 'layers\.0\.b\.query'"
-    ):
-        places(["layers.0.a.query", "layers.0.b.query"], blocks)
-    with pytest.raises(ModelError, match="the site 'query' is in 1 of 2 blocks"):
-        places(["layers.0.query"], blocks)
-    assert places(["layers.0.odd"], Blocks("layers", 1), {"own": ("odd",)}) == {"layers.0.odd": Place("own", 0)}
 
 
 def test_a_core_is_the_values_of_its_site_at_its_layer():

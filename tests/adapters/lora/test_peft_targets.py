@@ -9,7 +9,7 @@ from torch import nn
 from fedquilt.adapters.lora.inject import inject, layout, load, trainable
 from fedquilt.adapters.lora.module import LoraSettings
 from fedquilt.adapters.lora.peft_files import save_peft
-from fedquilt.adapters.lora.peft_targets import bare_modules, places
+from fedquilt.adapters.lora.peft_targets import bare_modules, peft_names
 from fedquilt.core.errors import ModelError
 from fedquilt.core.types import Blocks
 
@@ -148,7 +148,7 @@ def test_peft_reads_heads_of_every_build(tmp_path, name, pooler, task):
 def test_a_list_that_the_model_goes_through_itself_is_saved_module_by_module():
     model = Model({"heads": nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)])})
     head = [name for name, _ in model.named_parameters() if name.startswith("heads")]
-    where = places(model, ["body.layers.0.query", "body.layers.1.query"], head, ["query"], "image-classification")
+    where = peft_names(model, ["body.layers.0.query", "body.layers.1.query"], head, ["query"], "image-classification")
     assert where.saved == ("heads.0", "heads.1")
     assert set(where.state) == set(head)
 
@@ -183,9 +183,9 @@ def test_a_head_parameter_that_is_in_no_module_of_its_own_is_refused():
     model.register_parameter("scale", nn.Parameter(torch.ones(1)))
     head = ["scale", "classifier.weight", "classifier.bias"]
     with pytest.raises(ModelError, match=r"head parameter 'scale' sits on the model itself.*only save whole modules"):
-        places(model, ["body.layers.0.query"], head, ["query"], "image-classification")
+        peft_names(model, ["body.layers.0.query"], head, ["query"], "image-classification")
     with pytest.raises(ModelError, match=r"head parameter 'body.layers.0.dense.bias' sits on 'body.layers.0.dense'"):
-        places(model, ["body.layers.0.query"], ["body.layers.0.dense.bias"], ["query"], "image-classification")
+        peft_names(model, ["body.layers.0.query"], ["body.layers.0.dense.bias"], ["query"], "image-classification")
 
 
 def test_the_bare_modules_are_those_of_the_model_before_there_were_adapters():

@@ -11,84 +11,18 @@ into the modules for a while (``with_cores``); so gradients reach whatever they 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedquilt.adapters.lora.module import LoraLinear
+from fedquilt.adapters.sites import Place, sites_of
 from fedquilt.core.errors import ModelError
-from fedquilt.core.factors import factors, modules_of, named
+from fedquilt.core.factors import factors, named
 from fedquilt.core.params import wide
-from fedquilt.core.types import Blocks, Layout, Params
-
-SITES: dict[str, tuple[str, ...]] = {
-    "query": ("q_proj", "query", "q_lin", "c_attn"),  # GPT-2's c_attn is query, key and value in one module
-    "key": ("k_proj", "key", "k_lin"),
-    "value": ("v_proj", "value", "v_lin"),
-    "output": ("o_proj", "attn.c_proj", "attention.output.dense", "out_lin"),
-    "gate": ("gate_proj",),
-    "up": ("up_proj", "c_fc", "intermediate.dense", "fc1", "lin1"),
-    "down": ("down_proj", "mlp.c_proj", "output.dense", "fc2", "lin2"),
-}
-"""What modules of unlike models have the same work, by the ends of their paths; the first site that fits counts."""
-
-
-class Place(NamedTuple):
-    """Where a module's core comes from: the site, whose values all models share, and the transformer block."""
-
-    site: str
-    layer: int
-
-
-def places(modules: Iterable[str], blocks: Blocks, sites: Mapping[str, Sequence[str]] = SITES) -> dict[str, Place]:
-    """The place of each of these module paths.
-
-    Raises
-    ------
-    ModelError
-        if a module fits no site, two modules of one block fit the same, or a site is not in every block.
-    """
-    return _placed({module: blocks.depth(module) for module in modules}, blocks.num_layers, sites)
-
-
-def places_in(layout: Layout, sites: Mapping[str, Sequence[str]] = SITES) -> dict[str, Place]:
-    """The place of each adapted module of a layout: for the server, which has no model.
-
-    Raises
-    ------
-    ModelError
-        as ``places``.
-    """
-    depths = {module: layout.depth[f"{module}.lora_A"] for module in modules_of(layout.depth)}
-    return _placed(depths, layout.num_layers, sites)
-
-
-def _placed(depths: Mapping[str, int | None], num_layers: int, sites: Mapping[str, Sequence[str]]) -> dict[str, Place]:
-    found: dict[str, Place] = {}
-    for module, layer in depths.items():
-        site = next((site for site, ends in sites.items() if _ends(module, ends)), None)
-        if site is None or layer is None:
-            raise ModelError(
-                f"module '{module}' has no place among the sites {', '.join(sites)}; choose other adapter.targets"
-            )
-        if Place(site, layer) in found.values():
-            raise ModelError(f"block {layer} has two modules at the site '{site}', one of them '{module}'")
-        found[module] = Place(site, layer)
-    for site in {place.site for place in found.values()}:
-        held = {place.layer for place in found.values() if place.site == site}
-        if len(held) < num_layers:
-            raise ModelError(
-                f"the site '{site}' is in {len(held)} of {num_layers} blocks; a site must be in every block"
-            )
-    return found
-
-
-def sites_of(places: Mapping[str, Place]) -> tuple[str, ...]:
-    """The sites of a model, each once, in their order."""
-    return tuple(dict.fromkeys(place.site for place in places.values()))
+from fedquilt.core.types import Params
 
 
 def cores(values: Mapping[str, Tensor], places: Mapping[str, Place], rank: int) -> dict[str, Tensor]:
@@ -171,10 +105,6 @@ def drift(cores: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Tenso
     for term in terms[1:]:
         total = total + term
     return total / len(terms)
-
-
-def _ends(module: str, ends: Iterable[str]) -> bool:
-    return any(module == end or module.endswith("." + end) for end in ends)
 
 
 def square(values: Tensor, size: int) -> Tensor:

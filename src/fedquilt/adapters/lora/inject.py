@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 from torch import nn
 
+from fedquilt.adapters.families import ends_in
 from fedquilt.adapters.lora.module import LoraLinear, LoraSettings, initial_factors, is_linear
 from fedquilt.core.errors import ModelError, suggestion
 from fedquilt.core.factors import at_rank, named
@@ -55,7 +56,7 @@ def inject(
     model.requires_grad_(False)
     injected = {}
     for name, module in linears.items():
-        if any(ends_in(name, target) for target in chosen):
+        if ends_in(name, *chosen):
             parent, _, child = name.rpartition(".")
             injected[name] = LoraLinear(module, settings, name)
             injected[name].train(module.training)
@@ -174,8 +175,3 @@ def _adaptable(name: str, module: nn.Module, blocks: Blocks) -> bool:
 def _within_block(name: str, blocks: Blocks) -> str:
     inside = name[len(blocks.path) + 1 :].partition(".")[2].split(".")
     return inside[-1] if any(part.isdecimal() for part in inside) else ".".join(inside)
-
-
-def ends_in(name: str, target: str) -> bool:
-    """Whether a target means the module of this name: it is its path, or the last parts of it."""
-    return name == target or name.endswith("." + target)

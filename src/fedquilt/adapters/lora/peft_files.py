@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedquilt.adapters.folders import read_folder, write_folder
 from fedquilt.adapters.lora.module import LoraSettings
-from fedquilt.adapters.lora.peft_targets import places
+from fedquilt.adapters.lora.peft_targets import peft_names
 from fedquilt.adapters.model_card import beside
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.types import Layout, Params
@@ -60,7 +60,7 @@ def save_peft(
     whole = {name.rpartition(".")[0] for name in layout.depth if name.endswith(_FACTORS)}
     if unknown := sorted(modules.keys() - whole):
         raise ModelError(f"'{unknown[0]}.lora_A' is not a tensor of {layout.architecture}")
-    where = places(model, modules, kept, settings.targets, task)
+    where = peft_names(model, modules, kept, settings.targets, task)
     tensors = {
         _PREFIX + (f"{name}.weight" if name.endswith(_FACTORS) else name): value
         for name, value in {**where.state, **params}.items()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fedquilt.adapters.lora.inject import ends_in
+from fedquilt.adapters.families import ends_in
 from fedquilt.adapters.lora.module import LoraLinear, is_transposed
 from fedquilt.adapters.mixture.inject import BANK
 from fedquilt.adapters.mixture.module import MixtureLinear
@@ -22,7 +22,7 @@ _NEVER_CALLED = (nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)
-class Places:
+class PeftNames:
     """The words of an ``adapter_config.json`` that mean the right modules of a model, and no other.
 
     ``targets`` for target_modules, ``saved`` for modules_to_save, ``task_type`` for the key of that name. ``state``
@@ -37,9 +37,9 @@ class Places:
     transposed: bool
 
 
-def places(
+def peft_names(
     model: nn.Module, adapted: Collection[str], head: Collection[str], endings: Collection[str], task: str
-) -> Places:
+) -> PeftNames:
     """How to tell PEFT that these modules are adapted and that the parameters ``head`` are the adapter's own.
 
     ``model`` is as it was loaded, or with adapters in it. ``endings`` are what people know the adapted modules by; full
@@ -53,20 +53,20 @@ def places(
     modules = bare_modules(model)
     wanted = _whole_modules(modules, head)
     saved, task_type = _saved(modules, wanted, TASK_TYPES[task])
-    found = {path for path in modules if any(ends_in(path, ending) for ending in endings)}
+    found = {path for path in modules if ends_in(path, *endings)}
     targets = tuple(sorted(endings)) if endings and found == set(adapted) else tuple(sorted(adapted))
-    caught = {path for path in modules if any(ends_in(path, target) for target in targets)} - set(adapted)
+    caught = {path for path in modules if ends_in(path, *targets)} - set(adapted)
     if caught:
         raise ModelError(
             f"{type(model).__name__} cannot be exported: PEFT would adapt '{min(caught)}' too, whose path ends with "
             "that of an adapted module; choose other adapter.targets"
         )
     state = {f"{path}.{name}": value for path in wanted for name, value in modules[path].state_dict().items()}
-    return Places(targets, saved, task_type, state, any(is_transposed(modules[path]) for path in adapted))
+    return PeftNames(targets, saved, task_type, state, any(is_transposed(modules[path]) for path in adapted))
 
 
 def bare_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """All modules by path, as they are without adapters; one that lies in two places stands under both paths."""
+    """All modules by path, as they are without adapters; one that is used twice stands under both paths."""
 
     def walk(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
         own = module.base if isinstance(module, LoraLinear | MixtureLinear) else module

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fedquilt.aggregate.mean import check_reply
 from fedquilt.core.errors import ConfigError, RoundError, suggestion
-from fedquilt.core.params import not_finite, wide
+from fedquilt.core.params import moved, not_finite, wide
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Params, Reply
 
@@ -297,14 +297,12 @@ def aligned_step(
     result = aligned({group: one.gradient for group, one in found.items()}, weights, settings, rng)
     total = sum(weights.values())
     steps = sum(found[group].steps * weights[group] for group in result.groups) / total
-    moved: Params = {}
-    for name, tensor in base.items():
-        if name not in result.gradient:
-            moved[name] = tensor
-            continue
-        step = settings.learning_rate * steps * result.gradient[name]
-        moved[name] = torch.where(step == 0, tensor.detach(), (wide(tensor.detach()) - step).to(tensor.dtype))
-    return moved, result
+    rate = settings.learning_rate * steps
+    stepped = {
+        name: moved(tensor, -(rate * result.gradient[name])) if name in result.gradient else tensor
+        for name, tensor in base.items()
+    }
+    return stepped, result
 
 
 def _consensus(vectors: Tensor, shares: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fedquilt.aggregate.mean import wide
 from fedquilt.core.errors import RoundError
+from fedquilt.core.params import wide
 
 
 class Factors(NamedTuple):

@@ -22,7 +22,7 @@ from fedquilt.aggregate.lowrank.kernel import (
     summed,
     svd,
 )
-from fedquilt.aggregate.mean import wide
+from fedquilt.core.params import wide
 
 
 def mean_factors(clients: Sequence[Factors]) -> Product:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fedquilt.aggregate.lowrank.kernel import Factors, Product, check_factors, norm, shares
-from fedquilt.aggregate.mean import wide
 from fedquilt.core.errors import RoundError
+from fedquilt.core.params import wide
 
 
 def cut(product: Product, rank: int, scale: float = 1.0) -> Product:
