@@ -306,6 +306,29 @@ def test_a_merge_that_stops_early_does_not_make_the_others_silent():
 
 
 @pytest.mark.parametrize(
+    ("clients", "blamed"),
+    [((0, 2, 9), 9), ((0, 1, 1), 1), ((0, 2, 1), 1), ((1, 0), 0)],
+    ids=["unasked", "twice", "out of order", "out of order from the start"],
+)
+@pytest.mark.parametrize("failed", [False, True], ids=["reply", "failure"])
+def test_an_engine_that_gives_replies_unasked_twice_or_out_of_order_is_stopped(clients, blamed, failed):
+    """The sums of a merge depend on the order of replies: engines agree to the bit only as long as they keep it."""
+
+    def mistaken(exchange, orders):
+        for place, client in enumerate(clients):
+            if failed and place == len(clients) - 1:
+                yield Failure(client, "is gone")
+            else:
+                yield Reply(client, {"x": torch.zeros(2)}, 1.0)
+
+    going = rounds(method_of("fit"), everyone, mistaken, Rng(1), num_rounds=1)
+    with pytest.raises(
+        ValueError, match=rf"^the engine gave a reply of client {blamed} unasked, twice or out of order"
+    ):
+        next(going)
+
+
+@pytest.mark.parametrize(
     ("quorum", "num_good", "enough"),
     [
         (0.0, 1, True),

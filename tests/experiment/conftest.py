@@ -2,7 +2,8 @@
 
 import pytest
 
-from fedquilt.experiment.run import Progress
+from fedquilt.engine.local import LocalEngine
+from fedquilt.experiment.run import EMBEDDED, Progress, run
 
 
 @pytest.fixture
@@ -23,3 +24,24 @@ def stopped():
             raise KeyboardInterrupt
 
     return Stopping()
+
+
+@pytest.fixture
+def recorded_run():
+    """``recorded_run(config, folder)``: an embedded run's folder, and every client's orders and replies."""
+
+    def of(config, folder):
+        moved = []
+
+        class Recording(LocalEngine):
+            def send(self, exchange, orders):
+                for reply in super().send(exchange, orders):
+                    moved.append((orders[reply.client], reply))
+                    yield reply
+
+        def make(experiment, key, memories, progress):
+            return Recording(experiment.clients, memories, run=key)
+
+        return run(config, folder, connect=EMBEDDED._replace(make=make)), moved
+
+    return of

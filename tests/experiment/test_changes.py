@@ -26,18 +26,33 @@ def test_without_keys_a_method_is_what_it_was(config):
     assert changed(wanted, built.method, built.federation, {}) is built.method
 
 
-@pytest.mark.parametrize(
-    "change",
-    ["training.proximal=5.0", MOMENTUM, "aggregation.server_optimizer=adam", "aggregation.server_optimizer=yogi"],
-)
-def test_each_change_is_chosen_by_the_run_file_alone(config, tmp_path, finished, fingerprint, change):
-    folder = run(config(change), tmp_path / "changed")
-    assert fingerprint(folder) != fingerprint(finished)
-    moments = Record.open(folder).load_checkpoint()[1].get(MOMENTS)
-    assert (moments is None) == change.startswith("training")
-    if moments:
-        assert moments["momentum"]
-        assert bool(moments["variance"]) == ("momentum" not in change)
+def test_proximal_in_the_run_file_keeps_every_client_nearer_to_where_it_began(config, tmp_path, recorded_run):
+    moved = {}
+    for mu in (0.0, 50.0):
+        _, pairs = recorded_run(config("rounds=1", f"training.proximal={mu}"), tmp_path / f"mu-{mu}")
+        moved[mu] = {
+            reply.client: sum(float((tensor - order.params[name]).norm()) for name, tensor in reply.params.items())
+            for order, reply in pairs
+        }
+    assert len(moved[0.0]) == 4
+    assert moved[0.0].keys() == moved[50.0].keys()
+    assert all(moved[50.0][client] < length for client, length in moved[0.0].items())
+
+
+@pytest.mark.parametrize("kind", ["momentum", "adam", "yogi"])
+def test_a_server_optimizer_in_the_run_file_steps_by_the_moments_that_it_keeps(config, tmp_path, kind):
+    after = {}
+    for name in ("none", kind):
+        folder = run(config("rounds=1", f"aggregation.server_optimizer={name}"), tmp_path / name)
+        after[name] = Record.open(folder).load_checkpoint()[1]
+    assert MOMENTS not in after["none"]
+    moments = after[kind][MOMENTS]
+    assert bool(moments["variance"]) == (kind != "momentum")
+    # after one round the momentum is along the step that the plain run took
+    begun = build(config("rounds=1")).method.init(build(config("rounds=1")).rng.child("init"))["params"]
+    for name, momentum in moments["momentum"].items():
+        step = after["none"]["params"][name] - begun[name]
+        assert float((momentum * step).sum()) > 0.99 * float(momentum.norm() * step.norm()) > 0
 
 
 def test_proximal_zero_and_no_server_optimizer_are_the_same_bits(config, tmp_path, finished, fingerprint):

@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedquilt.core.errors import RoundError, RunError
 from fedquilt.experiment import round_record
 from fedquilt.experiment.build import build
 from fedquilt.experiment.export import export
 from fedquilt.experiment.run import resume, run
-from fedquilt.record import Record, hold, read_partition, read_result, read_rounds
+from fedquilt.record import Record, hold, read_environment, read_partition, read_result, read_rounds
 
 run_module = importlib.import_module("fedquilt.experiment.run")  # the package's own name for it is the function
 TENSORS_OF_A_BLOCK = 2 * (2 * 16 + 16 * 2)  # query and value, factors (2, 16) and (16, 2)
@@ -153,6 +154,33 @@ def test_state_and_memories_of_every_kind_survive_a_stop(config, tmp_path, finge
     with pytest.raises(KeyboardInterrupt):
         run(config(*changes), tmp_path / "stopped", Told(stop_after=2 * (4 + 8 + 1)))
     assert fingerprint(resume(tmp_path / "stopped")) == fingerprint(whole)
+
+
+@pytest.fixture
+def threads_restored():
+    """As many torch threads after the test as before it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_resumed_run_has_the_threads_that_it_began_with(config, tiny, tmp_path, threads_restored):
+    """As many threads, the same sums in the same order, even where the run file leaves their number to torch."""
+    tiny.write_text(tiny.read_text().replace("threads = 1\n", ""))
+    folder = tmp_path / "stopped"
+    torch.set_num_threads(1)
+    with pytest.raises(KeyboardInterrupt):
+        run(config(), folder, Told(stop_after=1))
+    assert read_environment(folder)["threads"] == 1
+    torch.set_num_threads(2)
+    seen = []
+
+    class Watching(Told):
+        def step(self, number, of):
+            seen.append(torch.get_num_threads())
+
+    resume(folder, progress=Watching())
+    assert set(seen) == {1}
 
 
 def test_resuming_a_finished_run_changes_nothing(finished):

@@ -6,6 +6,7 @@ import pytest
 
 from fedquilt.core.errors import ConfigError, RunError
 from fedquilt.report.page import page, write_page
+from fedquilt.report.plot import figures
 from fedquilt.report.runs import read_run
 
 
@@ -46,9 +47,10 @@ def test_the_page_holds_everything_and_refers_to_nothing(groups, tmp_path):
             assert attributes.get(key, "data:").startswith("data:")
     without_pictures = re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)
     assert not re.search(r"https?://|url\(|@import|//[a-z]", without_pictures)
-    pictures = [attributes["src"] for tag, attributes in tags if tag == "img"]
-    assert len(pictures) == 9
-    for picture in pictures:
+    pictures = {attributes["alt"]: attributes["src"] for tag, attributes in tags if tag == "img"}
+    assert [*pictures] == [name.replace("-", " ") for name, _ in figures(groups)]
+    assert {"global over rounds", "partition", "allocation fed hello", "allocation fedit"} <= pictures.keys()
+    for picture in pictures.values():
         assert base64.b64decode(picture.removeprefix("data:image/png;base64,"))[:8] == b"\x89PNG\r\n\x1a\n"
     assert "Paired over seeds against fedit, global" in text
     assert "separates" in text
