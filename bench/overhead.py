@@ -41,7 +41,8 @@ from fedquilt.config.schema import Config
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Order
 from fedquilt.experiment.build import Experiment, build
-from fedquilt.experiment.run import Silent, run
+from fedquilt.experiment.engine import Silent
+from fedquilt.experiment.run import run
 from fedquilt.models.hf import load_model
 
 OVERHEAD_TARGET, DEPTH_TARGET = 1.05, 0.75

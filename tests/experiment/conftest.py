@@ -3,7 +3,8 @@
 import pytest
 
 from fedquilt.engine.local import LocalEngine
-from fedquilt.experiment.run import EMBEDDED, Progress, run
+from fedquilt.experiment.engine import EMBEDDED, Progress
+from fedquilt.experiment.run import run
 
 
 @pytest.fixture

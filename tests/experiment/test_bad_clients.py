@@ -14,7 +14,7 @@ from in_process_grid import InProcessGrid
 
 from fedquilt.engine.flower.client import client_app
 from fedquilt.engine.flower.packing import packed, unpacked
-from fedquilt.experiment import flower
+from fedquilt.experiment import flower, flower_site
 from fedquilt.experiment.run import run
 from fedquilt.record import Record, read_rounds
 from fedquilt.report.runs import group_runs, read_run
@@ -67,7 +67,7 @@ def played(config, folder, fault=None):
             return reply
         return None if fault is None else fault(order, reply, old)
 
-    grid = InProcessGrid(client_app(flower.joined(settings), folder / "sites"), 6, meddle)
+    grid = InProcessGrid(client_app(flower_site.joined(settings), folder / "sites"), 6, meddle)
     quick = settings.model_copy(update={"network": settings.network.model_copy(update={"timeout": 0.3})})
     return run(settings, folder, connect=flower.over(grid, quick, name="in-process", poll=0.02))
 

@@ -11,6 +11,7 @@ from fedquilt.core.types import Turn
 from fedquilt.experiment.build import build
 from fedquilt.experiment.changes import changed, server_optimizer_problems
 from fedquilt.experiment.check import check
+from fedquilt.experiment.engine import Progress
 from fedquilt.experiment.plan import plan
 from fedquilt.experiment.run import resume, run
 from fedquilt.methods import METHODS
@@ -70,7 +71,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_moments(config, tmp_path, finge
     wanted = config(f"aggregation.server_optimizer={kind}", "training.proximal=0.5")
     whole = run(wanted, tmp_path / "whole")
 
-    class Stop(run_module.Progress):
+    class Stop(Progress):
         def round(self, line):
             if line["round"] == 1:
                 raise KeyboardInterrupt

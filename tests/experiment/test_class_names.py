@@ -14,9 +14,10 @@ from fedquilt.core.errors import ConfigError, RunError
 from fedquilt.core.rng import Rng
 from fedquilt.experiment.build import build
 from fedquilt.experiment.check import check
+from fedquilt.experiment.engine import Silent
 from fedquilt.experiment.export import export
-from fedquilt.experiment.flower import cards
-from fedquilt.experiment.run import Silent, resume, run
+from fedquilt.experiment.flower_site import cards
+from fedquilt.experiment.run import resume, run
 from fedquilt.models.hf import _tokenizer, config_from, load_model
 from fedquilt.models.locate import Source
 from fedquilt.record import read_environment

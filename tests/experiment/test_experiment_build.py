@@ -10,6 +10,7 @@ from fedquilt.core.types import Order, Turn
 from fedquilt.experiment.build import build, device_of
 from fedquilt.experiment.check import check
 
+models_module = importlib.import_module("fedquilt.experiment.models")
 build_module = importlib.import_module("fedquilt.experiment.build")
 
 
@@ -17,11 +18,11 @@ build_module = importlib.import_module("fedquilt.experiment.build")
 def no_weights(monkeypatch):
     """Loading weights fails the test; shapes on meta may be made."""
 
-    def shapes_only(*words, meta=False, real=build_module.load_model, **named):
+    def shapes_only(*words, meta=False, real=models_module.load_model, **named):
         assert meta, "a model was loaded with its weights"
         return real(*words, meta=True, **named)
 
-    monkeypatch.setattr(build_module, "load_model", shapes_only)
+    monkeypatch.setattr(models_module, "load_model", shapes_only)
 
 
 def write(path, **columns):

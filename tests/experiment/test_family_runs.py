@@ -132,12 +132,12 @@ def test_on_flower_a_run_ends_in_the_same_bits(wanted, tmp_path, fingerprint, na
     from in_process_grid import InProcessGrid
 
     from fedquilt.engine.flower.client import client_app
-    from fedquilt.experiment import flower
+    from fedquilt.experiment import flower, flower_site
 
     settings = wanted(name)
     quick = settings.network.model_copy(update={"timeout": 20.0, "wait": 20.0})
     folder = tmp_path / "flower"
-    grid = InProcessGrid(client_app(flower.joined(settings), folder / "sites"), 6)
+    grid = InProcessGrid(client_app(flower_site.joined(settings), folder / "sites"), 6)
     connect = flower.over(grid, settings.model_copy(update={"network": quick}), name="in-process", poll=0.05)
     run(settings, folder, connect=connect)
     embedded = run(settings, tmp_path / "embedded")

@@ -17,7 +17,7 @@ from in_process_grid import InProcessGrid
 from fedquilt.core.errors import ConfigError, RoundError, RunError
 from fedquilt.engine.flower.client import client_app
 from fedquilt.engine.flower.memory_store import Shelf
-from fedquilt.experiment import flower
+from fedquilt.experiment import flower, flower_site
 from fedquilt.experiment.run import resume, run
 from fedquilt.record import Record, read_environment, read_result, read_rounds
 from fedquilt.report.runs import read_run
@@ -31,7 +31,7 @@ def in_process(grid, settings, **network):
 
 
 def grid_of(config, folder: Path) -> InProcessGrid:
-    return InProcessGrid(client_app(flower.joined(config), folder / "sites"), config.partition.num_clients)
+    return InProcessGrid(client_app(flower_site.joined(config), folder / "sites"), config.partition.num_clients)
 
 
 def comparable(line: dict) -> dict:
@@ -160,7 +160,7 @@ def test_another_model_and_more_rows_are_told_by_name(config, tmp_path):
 
 def test_a_partition_that_nobody_dealt_is_told_to_its_node(config):
     with pytest.raises(ConfigError, match=r"partition-id = 6: partition.num_clients = 6, so the partitions are 0 to 5"):
-        flower.joined(config())(6, {})
+        flower_site.joined(config())(6, {})
 
 
 def test_too_few_replies_stop_the_run_and_say_where_it_stands(config, tmp_path):

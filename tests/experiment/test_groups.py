@@ -285,9 +285,9 @@ def grid_of(config, folder):
     from in_process_grid import InProcessGrid
 
     from fedquilt.engine.flower.client import client_app
-    from fedquilt.experiment import flower
+    from fedquilt.experiment import flower, flower_site
 
-    grid = InProcessGrid(client_app(flower.joined(config), folder / "sites"), config.partition.num_clients)
+    grid = InProcessGrid(client_app(flower_site.joined(config), folder / "sites"), config.partition.num_clients)
     return grid, flower.over(grid, config, name="in-process", poll=0.05)
 
 
@@ -311,7 +311,7 @@ def test_on_flower_a_federation_of_groups_ends_in_the_same_bits(grouped, tmp_pat
 def test_what_a_client_announces_is_of_its_own_group(grouped):
     pytest.importorskip("flwr")
     from fedquilt.engine.flower.handshake import mismatches
-    from fedquilt.experiment.flower import cards
+    from fedquilt.experiment.flower_site import cards
 
     made = cards(build(grouped()))
     assert [made[id]["group"] for id in range(6)] == ["small", "small", "wide", "wide", "words", "words"]
@@ -357,7 +357,7 @@ def test_sites_of_unlike_groups_read_and_load_only_what_is_theirs(grouped, tmp_p
 
 def test_a_node_says_where_the_model_of_its_group_lies_and_groups_that_share_it_still_do(grouped, monkeypatch):
     pytest.importorskip("flwr")
-    from fedquilt.experiment import flower
+    from fedquilt.experiment import flower_site
 
     model = 'model = {name = "tiny:vit?layers=4&width=24&image=8&patch=4", task = "image-classification"}\n'
     twin = f'\n[[groups]]\nlabel = "twin"\nbudget = 3\nadapter = {{rank = 3}}\n{model}'
@@ -368,9 +368,9 @@ def test_a_node_says_where_the_model_of_its_group_lies_and_groups_that_share_it_
         made.append(json.loads(key))
         return build(config)
 
-    monkeypatch.setattr(flower, "_built", noted)
-    flower.joined(config)(2, {"partition-id": 2, "model": "/models/wide", "device": "cpu"})
-    flower.joined(config)(0, {"partition-id": 0, "model": "/models/small", "data": "/rows"})
+    monkeypatch.setattr(flower_site, "_built", noted)
+    flower_site.joined(config)(2, {"partition-id": 2, "model": "/models/wide", "device": "cpu"})
+    flower_site.joined(config)(0, {"partition-id": 0, "model": "/models/small", "data": "/rows"})
     first, second = made
     assert "tiny:vit" in first["model"]["name"]
     assert [group.get("model", {}).get("name") for group in first["groups"]] == [None, "/models/wide", "/models/wide"]

@@ -11,10 +11,11 @@ from sklearn.datasets import load_digits
 
 from fedquilt.config.load import load
 from fedquilt.core.errors import ConfigError, DataError, RunError
-from fedquilt.experiment import flower
+from fedquilt.experiment import flower, flower_site
 from fedquilt.experiment.build import build
 from fedquilt.experiment.check import check
-from fedquilt.experiment.run import Silent, resume, run
+from fedquilt.experiment.engine import Silent
+from fedquilt.experiment.run import resume, run
 from fedquilt.record import Record, read_partition, read_rounds
 
 
@@ -51,7 +52,7 @@ def grid_of(settings, folder: Path, rows: Path):
 
     from fedquilt.engine.flower.client import client_app
 
-    grid = InProcessGrid(client_app(flower.joined(settings), folder / "sites"), 3)
+    grid = InProcessGrid(client_app(flower_site.joined(settings), folder / "sites"), 3)
     for context in grid.contexts.values():
         partition = context.node_config["partition-id"]
         context.node_config["data"] = str(rows / f"site-{partition}.npz")
@@ -109,7 +110,7 @@ def test_a_run_of_sites_goes_on_only_with_the_rows_it_began_with(rows, tiny, tmp
     (folder / "result.json").unlink()
     digits = np.load(rows / "site-0.npz")
     np.savez(rows / "site-0.npz", images=digits["images"][:20], labels=digits["labels"][:20])
-    flower._alone.cache_clear()  # a real node's next message starts a new process
+    flower_site._alone.cache_clear()  # a real node's next message starts a new process
     with pytest.raises(RunError, match="is not dealt as when the run began"):
         resume(folder, connect=over(grid_of(settings, folder, rows), settings))
 
@@ -148,7 +149,7 @@ def test_a_site_whose_rows_changed_says_so_and_is_left_out(rows, tiny, tmp_path)
     with pytest.raises(Stopped):
         run(settings, folder, AfterOneRound(), over(grid_of(settings, folder, rows), settings))
     one_pixel_other(rows / "site-1.npz")
-    flower._alone.cache_clear()  # a real node's next message starts a new process
+    flower_site._alone.cache_clear()  # a real node's next message starts a new process
     resume(folder, connect=over(grid_of(settings, folder, rows), settings))
     first, *others = read_rounds(folder)
     assert first["exchanges"][0]["dropped"] == {}

@@ -13,9 +13,10 @@ from fedquilt.core.errors import ConfigError
 from fedquilt.core.types import Reply, Turn
 from fedquilt.experiment.build import build
 from fedquilt.experiment.check import check
+from fedquilt.experiment.engine import Silent
 from fedquilt.experiment.export import export
 from fedquilt.experiment.plan import plan
-from fedquilt.experiment.run import Silent, resume, run
+from fedquilt.experiment.run import resume, run
 from fedquilt.record import Record
 
 TASK = "image-classification"
@@ -266,11 +267,11 @@ def test_statistics_over_a_network_end_in_the_same_bits(wanted, tmp_path):
     from in_process_grid import InProcessGrid
 
     from fedquilt.engine.flower.client import client_app
-    from fedquilt.experiment import flower
+    from fedquilt.experiment import flower, flower_site
 
     config = wanted(network={"dtype": "int8", "timeout": 5.0, "wait": 5.0})
     embedded, folder = run(config, tmp_path / "embedded"), tmp_path / "flower"
-    grid = InProcessGrid(client_app(flower.joined(config), folder / "sites"), 2)
+    grid = InProcessGrid(client_app(flower_site.joined(config), folder / "sites"), 2)
     run(config, folder, connect=flower.over(grid, config, name="in-process", poll=0.05))
     left, right = (Record.open(one).load_checkpoint()[1]["params"] for one in (folder, embedded))
     assert left.keys() == right.keys()

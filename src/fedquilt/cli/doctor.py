@@ -15,7 +15,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     """Tell what this machine has, and whether fedquilt can work here."""
     from fedquilt.core.errors import FedquiltError
     from fedquilt.core.rng import Rng
-    from fedquilt.experiment.build import device_of
+    from fedquilt.experiment.models import device_of
     from fedquilt.models.hf import load_model
     from fedquilt.record import environment
 

@@ -27,7 +27,7 @@ def glyphs(
 ) -> None:
     """Pretrain a small vision transformer on letters and symbols drawn from several fonts."""
     from fedquilt.core.rng import Rng
-    from fedquilt.experiment.build import device_of
+    from fedquilt.experiment.models import device_of
     from fedquilt.pretrain.glyphs import pretrain_glyphs
 
     place = str(device_of(device))
@@ -52,7 +52,7 @@ def arithmetic(
     """Pretrain three small causal language models of unlike architecture on drawn text about quantities."""
     from fedquilt.core.errors import ConfigError, suggestion
     from fedquilt.core.rng import Rng
-    from fedquilt.experiment.build import device_of
+    from fedquilt.experiment.models import device_of
     from fedquilt.pretrain.arithmetic import FAMILIES, pretrain_arithmetic
     from fedquilt.pretrain.recipe import empty_folder
 

@@ -23,32 +23,23 @@ from fedquilt.data.table import Table
 from fedquilt.experiment.adapter import refuse_adapter, settings_of
 from fedquilt.experiment.buffers import buffers_of, kept_by_clients, refuse_buffers
 from fedquilt.experiment.changes import changed, refuse_changes
-from fedquilt.experiment.data import Dealt, announced_record, classes_here, read
+from fedquilt.experiment.data import Dealt, classes_here, read
 from fedquilt.experiment.data_of_groups import Source, sources, told_of
-from fedquilt.experiment.device import device_of
-from fedquilt.experiment.groups import (
-    BuiltGroup,
-    Rows,
-    Work,
+from fedquilt.experiment.groups import BuiltGroup, Rows, Work, budgets_of, built, check_part, federated, work_of
+from fedquilt.experiment.inputs_record import announced_record, record_of
+from fedquilt.experiment.models import (
+    Classes,
     architectures,
-    budgets_of,
-    built,
-    check_part,
-    federated,
+    classes_of,
+    device_of,
     kind_of,
-    record_of,
-    share_base,
-    work_of,
+    load_all,
 )
-from fedquilt.experiment.notes import most_written
 from fedquilt.experiment.protect import protected, refuse_across, refuse_contradictions
 from fedquilt.experiment.trial_pass import try_blocks
 from fedquilt.methods import ACROSS, METHODS
 from fedquilt.methods.by_architecture import by_architecture
-from fedquilt.models.hf import Loaded, load_model
-from fedquilt.models.labels import refuse_foreign
-
-Classes = tuple[str, ...]
+from fedquilt.models.hf import Loaded
 
 
 @dataclass(frozen=True)
@@ -158,18 +149,6 @@ def shaped(config: Config) -> Experiment:
     return joined(config, method, groups, classes, shapes, rng)
 
 
-def num_layers(config: Config) -> int:
-    """The number of transformer blocks of the config's model; no weights are loaded."""
-    return load(config, classes_here(config), Rng(config.seed), meta=True).blocks.num_layers
-
-
-def classes_of(part: Part, table: Table | None) -> Classes:
-    """The outputs that a classifier needs; none for a language model."""
-    if part.config.model.task == "causal-lm":
-        return ()
-    return (part.config.data.classes or ()) if table is None else table.classes
-
-
 def method_arguments(config: Config) -> tuple[Callable[..., Method], dict[str, Any]]:
     """The factory of the config's method, and all its settings.
 
@@ -185,67 +164,6 @@ def method_arguments(config: Config) -> tuple[Callable[..., Method], dict[str, A
         )
     factory = METHODS[name]
     return factory, arguments(factory, config.method.settings, prefix="method")
-
-
-def load(
-    config: Config,
-    classes: Classes,
-    rng: Rng,
-    *,
-    meta: bool = False,
-    trial: bool = False,
-    new_tokens: int | None = None,
-) -> Loaded:
-    """The model of a config, with an output for each class; with ``meta`` its shapes, ``trial`` tries them."""
-    model = config.model
-    loaded = load_model(
-        model.name,
-        model.task,
-        num_classes=len(classes) or None,
-        rng=rng.child("model"),
-        classes=classes,
-        stated=config.data.classes is not None,
-        labels=model.labels or (),
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
-        meta=meta,
-        trial=trial,
-        max_length=model.max_length,
-        new_tokens=most_written(config) if new_tokens is None else new_tokens,
-        as_decoder=config.adapter.kind == "full",
-    )
-    if config.head.policy == "frozen":
-        refuse_foreign(loaded.outputs, model.name)
-    return loaded
-
-
-def load_all(
-    groups: Sequence[Part],
-    classes: Mapping[int, Classes],
-    rng: Rng,
-    *,
-    meta: bool = False,
-    real: Collection[int] | None = None,
-) -> tuple[Loaded, ...]:
-    """Each group's model; groups that train one adapter together have one and the same.
-
-    With ``real``, places of groups, only theirs have weights; the others are shapes, as with ``meta`` all are.
-    """
-    made: dict[str, Loaded] = {}
-    frozen: list[Loaded] = []
-    kinds = [kind_of(part, classes[part.place]) for part in groups]
-    weighed = {kind for part, kind in zip(groups, kinds, strict=True) if real is None or part.place in real}
-    for part, kind in zip(groups, kinds, strict=True):
-        if kind not in made:
-            shape = meta or kind not in weighed
-            most = max(most_written(other.config) for other, own in zip(groups, kinds, strict=True) if own == kind)
-            with told_of(part):
-                made[kind] = load(part.config, classes[part.place], rng, meta=shape, new_tokens=most)
-            if not shape:
-                made[kind].model.to(device_of(part.config.device))
-                frozen += [] if part.config.adapter.kind == "full" else [made[kind]]
-                share_base(frozen)  # at once, so that no more than one copy too many is ever held
-    return tuple(made[kind] for kind in kinds)
 
 
 def joined(

@@ -15,21 +15,13 @@ from fedquilt.core.types import Budget, ClientId
 from fedquilt.data.partition import settings_problems
 from fedquilt.data.table import Table
 from fedquilt.experiment.adapter import refuse_adapter
-from fedquilt.experiment.build import (
-    Classes,
-    classes_of,
-    joined,
-    load,
-    load_all,
-    method_arguments,
-    tables_of,
-)
+from fedquilt.experiment.build import joined, method_arguments, tables_of
 from fedquilt.experiment.changes import refuse_changes
+from fedquilt.experiment.cut_rows import notes_on
 from fedquilt.experiment.data import NODE, SITES
 from fedquilt.experiment.data_of_groups import Source, sources, told_of
-from fedquilt.experiment.device import device_of
 from fedquilt.experiment.groups import budgets_of, check_part
-from fedquilt.experiment.notes import most_written, notes_on
+from fedquilt.experiment.models import Classes, classes_of, device_of, load, load_all, most_written
 from fedquilt.experiment.protect import refuse_contradictions
 
 Known = dict[Hashable, tuple[Any, FedquiltError | None]]

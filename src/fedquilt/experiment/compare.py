@@ -18,7 +18,8 @@ import torch
 from fedquilt.config.load import NOT_DETERMINING, digest, load, parse, resolved, variants
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, FedquiltError
-from fedquilt.experiment.run import Progress, resume, run
+from fedquilt.experiment.engine import Progress
+from fedquilt.experiment.run import resume, run
 from fedquilt.record import Record, read_result
 
 

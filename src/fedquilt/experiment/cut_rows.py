@@ -1,4 +1,4 @@
-"""What of the rows is too long for a model, as the record of a run keeps it."""
+"""What of the rows is too long for a model: for the record of a run, and for whoever checks a run file."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from fedquilt.config.groups import Part
 from fedquilt.core.types import ClientId
-from fedquilt.data.table import Columns, as_index
+from fedquilt.data.table import Columns, Table, as_index
 from fedquilt.experiment.data import Dealt
 from fedquilt.models.reading import Reading
 
@@ -47,3 +48,35 @@ def counted(lost: Tensor) -> dict[str, int]:
         "answers": int((lost[:, 1] > 0).sum()),
         "tokens": int(lost.sum()),
     }
+
+
+_MOST = 20_000  # rows that are looked at
+
+
+def notes_on(part: Part, reading: Reading, table: Table | None) -> list[str]:
+    """What a group's model would make of its rows.
+
+    Raises
+    ------
+    DataError
+        if a row cannot be read.
+    """
+    config = part.config.model
+    notes, label = [], f"group '{part.label}': " if part.label else ""
+    if reading.width is not None and reading.width < config.max_length:
+        notes.append(
+            f"{label}model.max_length = {config.max_length}: the model or its tokenizer takes {reading.width} tokens "
+            "at most, and rows are cut to these"
+        )
+    if reading.lost is None or table is None or table.kind != "text":
+        return notes
+    seen = table.rows(range(min(len(table), _MOST)))
+    found = counted(reading.lost(seen, reading.encode(seen)))
+    if found["cut"]:
+        part_of = "" if len(seen) == len(table) else f"first {len(seen)} of {len(table)} "
+        answers = f"; {found['answers']} of them lose the end of their answer" if found["answers"] else ""
+        notes.append(
+            f"{label}model.max_length = {config.max_length}: {found['cut']} of the {part_of}{found['rows']} rows are "
+            f"longer than {reading.width} tokens and are cut ({found['tokens']} tokens in all{answers})"
+        )
+    return notes

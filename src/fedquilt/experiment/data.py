@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,8 +12,8 @@ import torch
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, DataError
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import ClientId, Profile
-from fedquilt.data.holdout import Shares, carve_proxy, label_counts, split_clients, split_digest
+from fedquilt.core.types import ClientId
+from fedquilt.data.holdout import Shares, carve_proxy, split_clients
 from fedquilt.data.load import limited, load_table, published_split, require_labels, with_classes
 from fedquilt.data.partition import partition
 from fedquilt.data.table import Table, concatenated
@@ -204,46 +202,3 @@ def classes_here(config: Config) -> tuple[str, ...]:
         return load_table(config.data.source, **_columns(config)).classes
     except DataError:  # a plan may be made where the data is not
         return ()
-
-
-def partition_record(dealt: Dealt, profiles: Sequence[Profile]) -> dict[str, Any]:
-    """Who has which rows, and how many of each class: what a run keeps as ``partition.json``."""
-    splits = [dealt.splits[profile.id] for profile in profiles]
-    labels = None if dealt.table is None or dealt.table.labels is None else dealt.table.labels.numpy()
-    classes = () if dealt.table is None else dealt.table.classes
-    counts = label_counts([split.train for split in splits], labels, classes)
-    return {
-        "digest": split_digest(splits, dealt.proxy),
-        "classes": list(classes),
-        "proxy": dealt.proxy.tolist(),
-        "clients": [
-            {
-                **_about(profile),
-                **({"name": dealt.names[profile.id]} if profile.id in dealt.names else {}),
-                "train": split.train.tolist(),
-                "validation": split.validation.tolist(),
-                "test": split.test.tolist(),
-                "labels": count,
-            }
-            for profile, split, count in zip(profiles, splits, counts, strict=True)
-        ],
-    }
-
-
-def announced_record(profiles: Sequence[Profile]) -> dict[str, Any]:
-    """What a run keeps as ``partition.json`` where only the clients see their rows: what each of them announced."""
-    clients = [_about(profile) for profile in profiles]
-    digest = hashlib.sha256(json.dumps(clients, sort_keys=True).encode()).hexdigest()
-    return {"digest": digest, "classes": [], "proxy": [], "clients": clients}
-
-
-def _about(profile: Profile) -> dict[str, Any]:
-    return {
-        "id": profile.id,
-        "architecture": profile.architecture,
-        "budget": profile.budget.layers,
-        "rank": profile.budget.rank,
-        "task": profile.task,
-        "examples": profile.num_examples,
-        **({"group": profile.group} if profile.group else {}),
-    }

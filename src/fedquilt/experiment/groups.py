@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,11 +23,11 @@ from fedquilt.config.schema import Config
 from fedquilt.core.factors import cut
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId, Federation, Layout, Params, Profile
-from fedquilt.data.table import Columns, digest, num_rows, take
+from fedquilt.data.table import Columns, num_rows, take
 from fedquilt.experiment.adapter import Settings, put
 from fedquilt.experiment.buffers import buffers_of
 from fedquilt.experiment.cut_rows import lost_of
-from fedquilt.experiment.data import Dealt, partition_record
+from fedquilt.experiment.data import Dealt
 from fedquilt.experiment.data_of_groups import Source, told_of
 from fedquilt.experiment.prompt_checks import answering_of
 from fedquilt.experiment.protect import family_of, rule_of
@@ -251,99 +249,3 @@ def check_part(part: Part, loaded: Loaded) -> None:
     """Nothing, if the budgets of the group fit its model."""
     with told_of(part):
         check_budgets(part.config.clients.budgets, loaded.blocks.num_layers)
-
-
-def kind_of(part: Part, classes: Sequence[str]) -> str:
-    """What groups must have in common to train one adapter together, as text."""
-    config = part.config
-    return json.dumps(
-        [config.model.model_dump(), config.adapter.model_dump(), config.head.policy, list(classes)], sort_keys=True
-    )
-
-
-def architectures(parts: Sequence[Part], kinds: Sequence[str], loaded: Sequence[Loaded]) -> tuple[str, ...]:
-    """The name of each group's architecture: the model's own; where that means two things, with a label behind it."""
-    named: dict[str, str] = {}
-    meanings: dict[str, set[str]] = {}
-    for kind, model in zip(kinds, loaded, strict=True):
-        meanings.setdefault(model.architecture, set()).add(kind)
-    for part, kind, model in zip(parts, kinds, loaded, strict=True):
-        several = len(meanings[model.architecture]) > 1
-        named.setdefault(kind, f"{model.architecture}:{part.label}" if several else model.architecture)
-    return tuple(named[kind] for kind in kinds)
-
-
-def share_base(loaded: Sequence[Loaded]) -> None:
-    """Let models made of the same weights, which nobody trains, hold them once, in place; heads stay their own."""
-    held: dict[tuple[str, torch.Size], list[torch.nn.Parameter]] = {}
-    for model in {id(one): one for one in loaded}.values():
-        for name, parameter in model.model.named_parameters():
-            if name in model.head or parameter.is_meta:
-                continue
-            same = held.setdefault((name, parameter.shape), [])
-            for other in same:
-                if other.dtype == parameter.dtype and torch.equal(other, parameter):
-                    parameter.data = other.data
-                    break
-            else:
-                same.append(parameter)
-
-
-def record_of(
-    dealt: Sequence[tuple[Source, Dealt]], groups: Sequence[BuiltGroup], profiles: Sequence[Profile]
-) -> dict[str, Any]:
-    """Who has which rows, how many of each class, and what was too long: what a run keeps as ``partition.json``."""
-    lost = [{"group": group.label, **group.lost} for group in groups if group.lost]
-    return _dealt_record(dealt, groups, profiles) | ({"lost": lost} if lost else {})
-
-
-def _dealt_record(
-    dealt: Sequence[tuple[Source, Dealt]], groups: Sequence[BuiltGroup], profiles: Sequence[Profile]
-) -> dict[str, Any]:
-    records = []
-    for source, rows in dealt:
-        own = set(source.ids)
-        records.append(partition_record(rows, [profile for profile in profiles if profile.id in own]))
-    if not groups[0].label:
-        return records[0]
-    digests = [record["digest"] for record in records]
-    return {
-        "digest": hashlib.sha256(json.dumps(digests).encode()).hexdigest(),
-        "classes": list(dict.fromkeys(name for record in records for name in record["classes"])),
-        "proxy": [],
-        "clients": sorted((one for record in records for one in record["clients"]), key=lambda one: one["id"]),
-        "groups": [
-            {"label": group.label, "architecture": group.architecture, "task": group.config.model.task}
-            for group in groups
-        ],
-        "sources": [
-            {"groups": [part.label for part in source.parts], "classes": record["classes"], "proxy": record["proxy"]}
-            for (source, _), record in zip(dealt, records, strict=True)
-        ],
-    }
-
-
-def outputs_record(groups: Sequence[BuiltGroup]) -> dict[str, dict[str, list[str]]]:
-    """The classes of each group's model in the order of its outputs, by the group's label: the data's names, and what
-    an exported model calls them."""
-    named = {group.label: group.loaded.outputs for group in groups}
-    return {
-        label: {"classes": list(outputs.classes), "names": list(outputs.names)}
-        for label, outputs in named.items()
-        if outputs.classes
-    }
-
-
-def rows_digest(clients: Iterable[Client]) -> str:
-    """The digest of all rows that these clients train with and are judged by, as their models take them."""
-    return digest(
-        columns for client in clients for columns in (client.train, *(own for _, own in sorted(client.splits.items())))
-    )
-
-
-def weights_digest(groups: Sequence[BuiltGroup]) -> str:
-    """The digest of the frozen weights; of several groups, one of all of theirs."""
-    if len(groups) == 1:
-        return groups[0].loaded.digest
-    named = {group.label: group.loaded.digest for group in groups}
-    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()

@@ -8,7 +8,8 @@ from functools import cache
 
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError
-from fedquilt.experiment.build import num_layers, shaped
+from fedquilt.experiment.build import shaped
+from fedquilt.experiment.models import num_layers
 from fedquilt.experiment.plan import client_plan, first_orders
 
 _LIKE = 8

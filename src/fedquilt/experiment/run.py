@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 
@@ -14,85 +14,19 @@ from fedquilt.config.load import NOT_DETERMINING, parse, resolved
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import RoundError, RunError
 from fedquilt.core.loop import closed, rounds
-from fedquilt.core.method import Exchange
-from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply, Tree
+from fedquilt.core.types import ClientId, Tree
 from fedquilt.engine.cohort import uniform_cohorts
 from fedquilt.engine.flower.handshake import run_key
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment.build import Experiment, build
+from fedquilt.experiment.engine import EMBEDDED, Connect, Engine, Progress, Silent
 from fedquilt.experiment.export import save_adapters
-from fedquilt.experiment.groups import outputs_record, rows_digest, weights_digest
+from fedquilt.experiment.inputs_record import outputs_record, rows_digest, weights_digest
 from fedquilt.experiment.protect import bounds_of, check_of, cohort_key, cohort_stream, hides_cohorts, spending
 from fedquilt.experiment.round_record import are_finite, final_record, round_line
 from fedquilt.methods import ACROSS
 from fedquilt.record import Record, environment, hold, read_environment, read_partition, read_result, read_rounds
 from fedquilt.record.folder import ADAPTERS
-
-
-class Progress(Protocol):
-    """What a run tells while it goes on; the command shows it."""
-
-    def started(self, name: str, first: int, rounds: int) -> None:
-        """The run ``name`` begins with round ``first`` of ``rounds``."""
-
-    def client(self, exchange: str, number: int, of: int) -> None:
-        """Client ``number`` of ``of`` has done its part of the exchange."""
-
-    def step(self, number: int, of: int) -> None:
-        """A client has made its optimiser step ``number`` of ``of``."""
-
-    def round(self, line: Mapping[str, Any]) -> None:
-        """A round is finished and recorded; ``line`` is its line of the record, and under ``names`` what the data call
-        clients that have a name, by id."""
-
-
-class Silent:
-    """A Progress that tells nothing."""
-
-    def started(self, name: str, first: int, rounds: int) -> None: ...
-
-    def client(self, exchange: str, number: int, of: int) -> None: ...
-
-    def step(self, number: int, of: int) -> None: ...
-
-    def round(self, line: Mapping[str, Any]) -> None: ...
-
-
-class Engine(Protocol):
-    """What carries a run: ``send`` of ``core.loop``, and the clients' memories as far as they are in this process.
-
-    ``messages`` counts what was sent to clients over a network, by type of message; ``announced`` are the training rows
-    that each client says it has, empty where the server knows them.
-    """
-
-    memories: dict[ClientId, Memory]
-    messages: dict[str, int]
-    announced: dict[ClientId, int]
-    has_clients: bool
-
-    def send(self, exchange: Exchange, orders: Mapping[ClientId, Order]) -> Iterator[Reply | Failure]: ...
-
-
-class Connect(NamedTuple):
-    """How a run gets its engine: ``make(experiment, key, memories, progress)``, where ``key`` is the run's own.
-
-    ``here`` are the clients whose own rows are in this process, all for None. ``adapted(config)`` is the config that
-    both sides build the experiment from: whoever cannot see the clients' rows has them score themselves.
-    """
-
-    name: str
-    make: Callable[[Experiment, str, dict[ClientId, Memory], Progress], Engine]
-    here: tuple[ClientId, ...] | None = None
-    adapted: Callable[[Config], Config] = lambda config: config
-
-
-def _embedded(experiment: Experiment, key: str, memories: dict[ClientId, Memory], progress: Progress) -> Engine:
-    for client in experiment.clients.values():
-        client.bench.stepped = progress.step
-    return LocalEngine(experiment.clients, memories, progress.client, run=key)
-
-
-EMBEDDED = Connect("embedded", _embedded)
 
 
 def run(

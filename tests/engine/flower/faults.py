@@ -24,7 +24,8 @@ from fedquilt.core.types import Failure
 from fedquilt.engine.flower.local_federation import CONNECTION, Trial
 from fedquilt.engine.flower.processes import marked, marked_as, patience
 from fedquilt.engine.local import LocalEngine
-from fedquilt.experiment.run import Connect, run
+from fedquilt.experiment.engine import Connect
+from fedquilt.experiment.run import run
 from fedquilt.record import Record, read_result, read_rounds
 from fedquilt.report.runs import dropped, group_runs, read_run, resumed
 from fedquilt.report.table import notes

@@ -1,0 +1,132 @@
+"""A site of a federation on Flower: the part of the experiment that one client builds, and what it announces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from fedquilt.config.groups import parts
+from fedquilt.config.load import parse, resolved
+from fedquilt.config.schema import Config
+from fedquilt.core.errors import ConfigError
+from fedquilt.core.factors import at_rank
+from fedquilt.core.types import ClientId
+from fedquilt.engine.flower.handshake import card
+from fedquilt.experiment.build import Experiment, build
+from fedquilt.experiment.data import SITES
+from fedquilt.experiment.inputs_record import rows_digest
+
+_FOLLOWED = ("seed", "rounds", "adapter", "head", "training", "privacy", "method")
+"""Parts of a run file that a client's work follows, so both sides must have the same."""
+
+
+_OF_A_NODE = {
+    "data": ("data", "source"),
+    "model": ("model", "name"),
+    "device": ("", "device"),
+    "threads": ("", "threads"),
+}
+"""What a node's own config may say of the run file, and where it stands there."""
+
+
+def joined(config: Config) -> Any:
+    """``join(partition, node_config)``: the site of a partition, as ``client_app`` wants it.
+
+    The node's config says where the site's own things are: ``data`` (its source), ``model`` (a folder with the same
+    weights), ``device``, ``threads``. The experiment is built at the first call and kept as long as the process lives.
+    """
+    keys = resolved(scored_on_site(config))
+
+    def join(partition: ClientId, node: Mapping[str, Any]) -> Any:
+        from fedquilt.engine.flower.client import Site
+
+        if not 0 <= partition < config.partition.num_clients:
+            raise ConfigError(
+                f"partition-id = {partition}: partition.num_clients = {config.partition.num_clients}, so the "
+                f"partitions are 0 to {config.partition.num_clients - 1}"
+            )
+        own = deepcopy(keys)
+        part = next(part for part in parts(config) if partition in part.ids)
+        for key, (section, name) in _OF_A_NODE.items():
+            if key in node:
+                tables = [own, *own.get("groups", ())]
+                mine = own["groups"][part.place] if section in part.own else own
+                said = deepcopy(mine[section]) if section else None
+                # whoever has the same model has it from the same place: groups that share it still do
+                for table in tables if section == "model" else [mine]:
+                    if said is None or table.get(section) == said:
+                        (table[section] if section else own)[name] = node[key]
+        experiment = _built(json.dumps(own, sort_keys=True), partition)
+        client = experiment.clients[partition]
+        # where one source is dealt, the server reads it too, and knows whether it is the same
+        rows = rows_digest([client]) if part.config.partition.scheme == SITES else ""
+        return Site(partition, client, experiment.method, cards(experiment)[partition], rows)
+
+    return join
+
+
+@lru_cache(maxsize=1)
+def _shared(key: str) -> Experiment:
+    return _prepared(key, None)
+
+
+@lru_cache(maxsize=8)
+def _alone(key: str, partition: ClientId) -> Experiment:
+    return _prepared(key, (partition,))
+
+
+def _built(key: str, partition: ClientId) -> Experiment:
+    # one process may play several partitions of one source, and in a simulation several sites
+    config = parse(json.loads(key))
+    part = next(part for part in parts(config) if partition in part.ids)
+    return _alone(key, partition) if part.config.partition.scheme == SITES else _shared(key)
+
+
+def _prepared(key: str, here: tuple[ClientId, ...] | None) -> Experiment:
+    config = parse(json.loads(key))
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return build(config, here)
+
+
+def cards(experiment: Experiment) -> dict[ClientId, dict[str, Any]]:
+    """What each client of an experiment must announce, or announces itself."""
+    made = {}
+    for group in experiment.groups:
+        keys = resolved(group.config)
+        sections = {name: keys[name] for name in _FOLLOWED}
+        sections |= {"data.classes": keys["data"]["classes"], "network.dtype": keys["network"]["dtype"]}
+        sections["the classes of its model's outputs (id2label of the base)"] = list(group.loaded.outputs.classes)
+        for profile in experiment.federation.profiles:
+            if profile.id in group.ids:
+                if profile.num_examples and _keeps_its_count(group.config):
+                    profile = replace(profile, num_examples=1)  # its reply weighs no more
+                made[profile.id] = card(
+                    profile,
+                    tuple(e.name for e in (*experiment.method.exchanges, *experiment.method.closing)),
+                    layout=at_rank(group.layout, profile.budget.rank),
+                    base=group.loaded.digest,
+                    sections=sections,
+                )
+    return made
+
+
+def _keeps_its_count(config: Config) -> bool:
+    """Whether how many rows a client has is its own: no noise lies on it, and nobody else knows it."""
+    return config.privacy.mode == "local" and config.partition.scheme == SITES
+
+
+def scored_on_site(config: Config) -> Config:
+    """The config in which clients score on their own rows, where they are to be evaluated at all: nobody else can.
+
+    Under privacy nobody does.
+    """
+    if config.evaluation.clients is not True or config.privacy.mode != "none":
+        return config
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"clients": "received"})})

@@ -1,0 +1,119 @@
+"""What a run began with, as its folder keeps it: who has which rows, and digests of rows and weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from fedquilt.client.client import Client
+from fedquilt.core.types import Profile
+from fedquilt.data.holdout import label_counts, split_digest
+from fedquilt.data.table import digest
+from fedquilt.experiment.data import Dealt
+from fedquilt.experiment.data_of_groups import Source
+from fedquilt.experiment.groups import BuiltGroup
+
+
+def partition_record(dealt: Dealt, profiles: Sequence[Profile]) -> dict[str, Any]:
+    """Who has which rows, and how many of each class: what a run keeps as ``partition.json``."""
+    splits = [dealt.splits[profile.id] for profile in profiles]
+    labels = None if dealt.table is None or dealt.table.labels is None else dealt.table.labels.numpy()
+    classes = () if dealt.table is None else dealt.table.classes
+    counts = label_counts([split.train for split in splits], labels, classes)
+    return {
+        "digest": split_digest(splits, dealt.proxy),
+        "classes": list(classes),
+        "proxy": dealt.proxy.tolist(),
+        "clients": [
+            {
+                **_about(profile),
+                **({"name": dealt.names[profile.id]} if profile.id in dealt.names else {}),
+                "train": split.train.tolist(),
+                "validation": split.validation.tolist(),
+                "test": split.test.tolist(),
+                "labels": count,
+            }
+            for profile, split, count in zip(profiles, splits, counts, strict=True)
+        ],
+    }
+
+
+def announced_record(profiles: Sequence[Profile]) -> dict[str, Any]:
+    """What a run keeps as ``partition.json`` where only the clients see their rows: what each of them announced."""
+    clients = [_about(profile) for profile in profiles]
+    digest = hashlib.sha256(json.dumps(clients, sort_keys=True).encode()).hexdigest()
+    return {"digest": digest, "classes": [], "proxy": [], "clients": clients}
+
+
+def _about(profile: Profile) -> dict[str, Any]:
+    return {
+        "id": profile.id,
+        "architecture": profile.architecture,
+        "budget": profile.budget.layers,
+        "rank": profile.budget.rank,
+        "task": profile.task,
+        "examples": profile.num_examples,
+        **({"group": profile.group} if profile.group else {}),
+    }
+
+
+def record_of(
+    dealt: Sequence[tuple[Source, Dealt]], groups: Sequence[BuiltGroup], profiles: Sequence[Profile]
+) -> dict[str, Any]:
+    """Who has which rows, how many of each class, and what was too long: what a run keeps as ``partition.json``."""
+    lost = [{"group": group.label, **group.lost} for group in groups if group.lost]
+    return _dealt_record(dealt, groups, profiles) | ({"lost": lost} if lost else {})
+
+
+def _dealt_record(
+    dealt: Sequence[tuple[Source, Dealt]], groups: Sequence[BuiltGroup], profiles: Sequence[Profile]
+) -> dict[str, Any]:
+    records = []
+    for source, rows in dealt:
+        own = set(source.ids)
+        records.append(partition_record(rows, [profile for profile in profiles if profile.id in own]))
+    if not groups[0].label:
+        return records[0]
+    digests = [record["digest"] for record in records]
+    return {
+        "digest": hashlib.sha256(json.dumps(digests).encode()).hexdigest(),
+        "classes": list(dict.fromkeys(name for record in records for name in record["classes"])),
+        "proxy": [],
+        "clients": sorted((one for record in records for one in record["clients"]), key=lambda one: one["id"]),
+        "groups": [
+            {"label": group.label, "architecture": group.architecture, "task": group.config.model.task}
+            for group in groups
+        ],
+        "sources": [
+            {"groups": [part.label for part in source.parts], "classes": record["classes"], "proxy": record["proxy"]}
+            for (source, _), record in zip(dealt, records, strict=True)
+        ],
+    }
+
+
+def outputs_record(groups: Sequence[BuiltGroup]) -> dict[str, dict[str, list[str]]]:
+    """The classes of each group's model in the order of its outputs, by the group's label: the data's names, and what
+    an exported model calls them."""
+    named = {group.label: group.loaded.outputs for group in groups}
+    return {
+        label: {"classes": list(outputs.classes), "names": list(outputs.names)}
+        for label, outputs in named.items()
+        if outputs.classes
+    }
+
+
+def rows_digest(clients: Iterable[Client]) -> str:
+    """The digest of all rows that these clients train with and are judged by, as their models take them."""
+    return digest(
+        columns for client in clients for columns in (client.train, *(own for _, own in sorted(client.splits.items())))
+    )
+
+
+def weights_digest(groups: Sequence[BuiltGroup]) -> str:
+    """The digest of the frozen weights; of several groups, one of all of theirs."""
+    if len(groups) == 1:
+        return groups[0].loaded.digest
+    named = {group.label: group.loaded.digest for group in groups}
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,159 @@
+"""From a config to its models: on which device, loaded how often, under which name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+
+from fedquilt.config.groups import Part
+from fedquilt.config.schema import Config
+from fedquilt.core.errors import ConfigError
+from fedquilt.core.rng import Rng
+from fedquilt.data.table import Table
+from fedquilt.experiment.data import classes_here
+from fedquilt.experiment.data_of_groups import told_of
+from fedquilt.models.hf import Loaded, load_model
+from fedquilt.models.labels import refuse_foreign
+
+
+def device_of(name: str) -> torch.device:
+    """The torch device of a config's ``device``; ``auto`` is CUDA, else MPS, else the CPU.
+
+    Raises
+    ------
+    ConfigError
+        if the device is not there.
+    """
+    found = [kind for kind, there in (("cuda", torch.cuda.is_available()), ("mps", _has_mps())) if there] + ["cpu"]
+    if name == "auto":
+        return torch.device(found[0])
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in found:
+        raise ConfigError(f"device = '{name}': not on this machine; allowed here: auto, {', '.join(found)}")
+    return device
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def most_written(config: Config) -> int:
+    """The most tokens that a model writes behind a prompt, to be judged."""
+    return 0 if config.data.answers is None else config.data.new_tokens
+
+
+def kind_of(part: Part, classes: Sequence[str]) -> str:
+    """What groups must have in common to train one adapter together, as text."""
+    config = part.config
+    return json.dumps(
+        [config.model.model_dump(), config.adapter.model_dump(), config.head.policy, list(classes)], sort_keys=True
+    )
+
+
+def architectures(parts: Sequence[Part], kinds: Sequence[str], loaded: Sequence[Loaded]) -> tuple[str, ...]:
+    """The name of each group's architecture: the model's own; where that means two things, with a label behind it."""
+    named: dict[str, str] = {}
+    meanings: dict[str, set[str]] = {}
+    for kind, model in zip(kinds, loaded, strict=True):
+        meanings.setdefault(model.architecture, set()).add(kind)
+    for part, kind, model in zip(parts, kinds, loaded, strict=True):
+        several = len(meanings[model.architecture]) > 1
+        named.setdefault(kind, f"{model.architecture}:{part.label}" if several else model.architecture)
+    return tuple(named[kind] for kind in kinds)
+
+
+def share_base(loaded: Sequence[Loaded]) -> None:
+    """Let models made of the same weights, which nobody trains, hold them once, in place; heads stay their own."""
+    held: dict[tuple[str, torch.Size], list[torch.nn.Parameter]] = {}
+    for model in {id(one): one for one in loaded}.values():
+        for name, parameter in model.model.named_parameters():
+            if name in model.head or parameter.is_meta:
+                continue
+            same = held.setdefault((name, parameter.shape), [])
+            for other in same:
+                if other.dtype == parameter.dtype and torch.equal(other, parameter):
+                    parameter.data = other.data
+                    break
+            else:
+                same.append(parameter)
+
+
+Classes = tuple[str, ...]
+
+
+def num_layers(config: Config) -> int:
+    """The number of transformer blocks of the config's model; no weights are loaded."""
+    return load(config, classes_here(config), Rng(config.seed), meta=True).blocks.num_layers
+
+
+def classes_of(part: Part, table: Table | None) -> Classes:
+    """The outputs that a classifier needs; none for a language model."""
+    if part.config.model.task == "causal-lm":
+        return ()
+    return (part.config.data.classes or ()) if table is None else table.classes
+
+
+def load(
+    config: Config,
+    classes: Classes,
+    rng: Rng,
+    *,
+    meta: bool = False,
+    trial: bool = False,
+    new_tokens: int | None = None,
+) -> Loaded:
+    """The model of a config, with an output for each class; with ``meta`` its shapes, ``trial`` tries them."""
+    model = config.model
+    loaded = load_model(
+        model.name,
+        model.task,
+        num_classes=len(classes) or None,
+        rng=rng.child("model"),
+        classes=classes,
+        stated=config.data.classes is not None,
+        labels=model.labels or (),
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        meta=meta,
+        trial=trial,
+        max_length=model.max_length,
+        new_tokens=most_written(config) if new_tokens is None else new_tokens,
+        as_decoder=config.adapter.kind == "full",
+    )
+    if config.head.policy == "frozen":
+        refuse_foreign(loaded.outputs, model.name)
+    return loaded
+
+
+def load_all(
+    groups: Sequence[Part],
+    classes: Mapping[int, Classes],
+    rng: Rng,
+    *,
+    meta: bool = False,
+    real: Collection[int] | None = None,
+) -> tuple[Loaded, ...]:
+    """Each group's model; groups that train one adapter together have one and the same.
+
+    With ``real``, places of groups, only theirs have weights; the others are shapes, as with ``meta`` all are.
+    """
+    made: dict[str, Loaded] = {}
+    frozen: list[Loaded] = []
+    kinds = [kind_of(part, classes[part.place]) for part in groups]
+    weighed = {kind for part, kind in zip(groups, kinds, strict=True) if real is None or part.place in real}
+    for part, kind in zip(groups, kinds, strict=True):
+        if kind not in made:
+            shape = meta or kind not in weighed
+            most = max(most_written(other.config) for other, own in zip(groups, kinds, strict=True) if own == kind)
+            with told_of(part):
+                made[kind] = load(part.config, classes[part.place], rng, meta=shape, new_tokens=most)
+            if not shape:
+                made[kind].model.to(device_of(part.config.device))
+                frozen += [] if part.config.adapter.kind == "full" else [made[kind]]
+                share_base(frozen)  # at once, so that no more than one copy too many is ever held
+    return tuple(made[kind] for kind in kinds)
