@@ -12,8 +12,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedquilt.config.error_text import from_validation, unknown
 from fedquilt.config.unused_keys import of_another
-from fedquilt.config.value_types import With
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.settings import With
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -24,7 +24,7 @@ def arguments(
     """Every keyword-only argument of ``factory``: from ``settings``, or its default. Those in ``given`` are left out.
 
     Annotations are the types: numbers, strings, booleans, ``Literal``, ``| None``, ``tuple[int, ...]`` (from a list)
-    and ``Annotated[..., pydantic.Field(ge=...)]``, or ``With(...)`` for what goes with another argument only.
+    and the types of ``fedquilt.core.settings``, with ``With(...)`` for what goes with another argument only.
     ``prefix`` is the table's name in the run file, for the messages.
 
     Raises
@@ -78,7 +78,7 @@ def kind_in_words(annotation: Any) -> str:
         return "None" if annotation is type(None) else inspect.formatannotation(annotation)
     kind, *about = get_args(annotation)
     ends: dict[str, float] = {}
-    for bound in (bound for field in about for bound in getattr(field, "metadata", ())):
+    for bound in about:
         ends |= {name: getattr(bound, name) for name in ("gt", "ge", "lt", "le") if hasattr(bound, name)}
     if not ends:
         return kind_in_words(kind)
