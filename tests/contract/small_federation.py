@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fedquilt.adapters.kind import Host
 from fedquilt.adapters.lora.inject import initial, inject, layout, trainable
 from fedquilt.adapters.lora.module import LoraSettings
+from fedquilt.adapters.mixture.kind import MIXTURE
 from fedquilt.adapters.mixture.module import MixtureSettings
 from fedquilt.aggregate.lowrank.rules import Rule
 from fedquilt.client import Client, Training, Workbench
@@ -23,7 +25,6 @@ from fedquilt.client.workbench import Batch
 from fedquilt.core.factors import cut
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId, Federation, Layout, Params, Profile
-from fedquilt.experiment.adapter import put
 from fedquilt.models.hf import Loaded, load_model
 
 VIT = "tiny:vit?layers=4&width=8&image=4&patch=2"
@@ -192,11 +193,26 @@ def mixtures(
     layouts, makers, frozen = {}, {}, {}
     for place, (model, one) in enumerate(zip(models, loaded, strict=True)):
         task, own = task_of(model), deepcopy(one.model)
-        where, start, resting = put(replace(one, model=own), settings, one.architecture, one.head, place, {})
+        host = Host(
+            own,
+            one.blocks,
+            one.architecture,
+            number=place,
+            num_architectures=len(models),
+            fewest_layers=slots,
+            head=one.head,
+            trained_head=one.head,
+            fresh_head=one.fresh_head,
+            targets=one.targets,
+            task=task,
+            state={},
+        )
+        added = MIXTURE.put(settings, host)
+        where, start = added.layout, added.start
         bench = Workbench(own, one.blocks, where, trainable(own, where), one.prepare, device=torch.device("cpu"))
         first = start(Rng(5).child("init"))  # as the rounds of seed 5 begin
         layouts[one.architecture], makers[one.architecture] = where, start
-        frozen |= {one.architecture: resting} if resting else {}
+        frozen |= {one.architecture: added.frozen} if added.frozen else {}
         for number, budget in enumerate(budgets):
             id = number * len(models) + place if mixed else place * len(budgets) + number
             size = 5 + 3 * number + place

@@ -139,7 +139,7 @@ def test_a_base_that_others_keep_frozen_is_not_the_one_that_is_trained(two, tmp_
     (tmp_path / "same.toml").write_text(text + 'adapter = {kind = "lora", rank = 2}\n', encoding="utf-8")
     experiment = build(load(tmp_path / "same.toml")[0])
     full, lora = experiment.groups
-    assert (full.adapter, lora.adapter.rank) == (None, 2)
+    assert (full.put.settings, lora.put.settings.rank) == (None, 2)
     base = {name: value.detach().clone() for name, value in lora.loaded.model.named_parameters() if "lora" not in name}
     fit, orders = ordered(experiment)
     before = digest(full.loaded.model)

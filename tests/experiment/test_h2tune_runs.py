@@ -142,7 +142,7 @@ def test_h2_14_peft_serves_what_the_client_was_scored_with(config, tmp_path, cli
     experiment = build(wanted)
     held, group = experiment.clients[client], experiment.group_of(client)
     told = json.loads((out / "adapter_config.json").read_text())
-    assert told["r"] == group.adapter.rank or told["rank_pattern"]
+    assert told["r"] == group.put.settings.rank or told["rank_pattern"]
     _, state, memories = Record.open(folder).load_checkpoint()
     params = held.params(experiment.method.view(state, held.profile), memories[client])
     assert any(bool(tensor.any()) for name, tensor in params.items() if name.endswith(".core"))

@@ -88,10 +88,10 @@ def sizes(tmp_path, words):
 
 def test_branches_and_slots_come_of_the_federation_unless_the_file_says_other(sizes):
     groups = build(sizes(words=True)).groups
-    assert [type(group.adapter) for group in groups] == [MixtureSettings] * 3
-    assert {(group.adapter.branches, group.adapter.num_slots) for group in groups} == {(3, 2)}
+    assert [type(group.put.settings) for group in groups] == [MixtureSettings] * 3
+    assert {(group.put.settings.branches, group.put.settings.num_slots) for group in groups} == {(3, 2)}
     told = build(sizes("adapter.branches=5", "adapter.num_slots=1")).groups
-    assert {(group.adapter.branches, group.adapter.num_slots) for group in told} == {(5, 1)}
+    assert {(group.put.settings.branches, group.put.settings.num_slots) for group in told} == {(5, 1)}
 
 
 def test_all_architectures_begin_with_the_same_branches_and_clients_with_what_the_server_has(sizes):
@@ -207,7 +207,7 @@ def test_groups_may_differ_in_what_is_their_own(sizes, tmp_path):
     text = SIZES + 'adapter = {gate = "token", placement = "parallel", activation = "identity"}\n'
     (tmp_path / "own.toml").write_text(text, encoding="utf-8")
     small, wide = build(load(tmp_path / "own.toml")[0]).groups
-    assert (small.adapter.gate, wide.adapter.gate) == ("static", "token")
+    assert (small.put.settings.gate, wide.put.settings.gate) == ("static", "token")
 
 
 def test_an_exported_mixture_loads_into_the_bare_model_and_scores_as_the_run_did(sizes, tmp_path):
@@ -220,7 +220,7 @@ def test_an_exported_mixture_loads_into_the_bare_model_and_scores_as_the_run_did
     told = json.loads((out / "fedquilt_adapter.json").read_text())
     experiment = build(wanted)
     group = experiment.groups[1]
-    assert told["settings"] == json.loads(json.dumps(asdict(group.adapter)))
+    assert told["settings"] == json.loads(json.dumps(asdict(group.put.settings)))
     bare = load_model(
         group.config.model.name, "image-classification", num_classes=10, rng=experiment.rng.child("model")
     )

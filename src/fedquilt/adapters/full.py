@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fedquilt.adapters.buffers import State, numbers
+from fedquilt.adapters.folders import replace_folder
+from fedquilt.adapters.kind import Export, Host, Kind, Put, no_scaling
 from fedquilt.adapters.lora.inject import copied, own_parameters, trainable
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks, Layout, Params
@@ -73,3 +77,18 @@ def _in_order(model: nn.Module, names: Collection[str]) -> Iterator[str]:
             whole = f"{path}.{name}" if path else name
             if whole in names:
                 yield whole
+
+
+def _put(section: Any, host: Host) -> Put:
+    resting = frozenset(host.head) - frozenset(host.trained_head)
+    where = full_layout(host.model, host.blocks, host.architecture, host.trained_head, resting, host.state)
+
+    def save(folder: Path, params: Mapping[str, Tensor], export: Export) -> None:
+        export.load(params)
+        replace_folder(folder, export.save_model)
+
+    return Put(where, initial_full(where, host.model, host.state), no_scaling, save)
+
+
+FULL = Kind(_put, trains_base=True)
+"""No adapter: all of the model's weights are trained and travel."""

@@ -20,12 +20,22 @@ from fedquilt.core.types import Budget, ClientId, Federation, Layout, Profile
 from fedquilt.core.wire import with_wire_dtype
 from fedquilt.core.wrap import with_local, with_received_scores
 from fedquilt.data.table import Table
-from fedquilt.experiment.adapter import refuse_adapter, settings_of
+from fedquilt.experiment.adapter import refuse_adapter
 from fedquilt.experiment.buffers import buffers_of, kept_by_clients, refuse_buffers
 from fedquilt.experiment.changes import changed, refuse_changes
 from fedquilt.experiment.data import Dealt, classes_here, read
 from fedquilt.experiment.data_of_groups import Source, sources, told_of
-from fedquilt.experiment.groups import BuiltGroup, Rows, Work, budgets_of, built, check_part, federated, work_of
+from fedquilt.experiment.groups import (
+    BuiltGroup,
+    Rows,
+    Work,
+    budgets_of,
+    built,
+    check_part,
+    federated,
+    host_of,
+    work_of,
+)
 from fedquilt.experiment.inputs_record import announced_record, record_of
 from fedquilt.experiment.models import (
     Classes,
@@ -180,7 +190,7 @@ def joined(
     device, shape = device_of(config.device) if dealt else torch.device("meta"), torch.device("meta")
     names = architectures(parts, [kind_of(part, classes[part.place]) for part in parts], loaded)
     refuse_adapter(config, parts, wanted[1])
-    adapters = settings_of(parts, names, loaded)
+    depths = {name: model.blocks.num_layers for name, model in zip(names, loaded, strict=True)}
     rows_of = Rows(dealt)
     works: dict[str, Work] = {}
     groups: list[BuiltGroup] = []
@@ -191,7 +201,7 @@ def joined(
             with told_of(part):
                 weightless = next(model.model.parameters()).is_meta
                 where = shape if weightless else device
-                works[name] = work_of(part.config, model, adapters[name], name, len(works), where, rng)
+                works[name] = work_of(part.config, model, host_of(part.config, model, name, depths), where, rng)
         own = budgets_of(part) if budgets is None else budgets[part.place]
         group, members = built(part, works[name], own, rows_of, rng)
         groups.append(group)

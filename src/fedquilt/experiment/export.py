@@ -8,32 +8,26 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from fedquilt.adapters.folders import replace_folder
-from fedquilt.adapters.lora.as_plain_lora import plain
-from fedquilt.adapters.lora.module import LoraSettings
-from fedquilt.adapters.lora.peft_files import PEFT_CONFIG, PEFT_TENSORS, save_peft
-from fedquilt.adapters.lora.peft_targets import peft_names
-from fedquilt.adapters.mixture.files import CONFIG, TENSORS, save_mixture
-from fedquilt.adapters.mixture.inject import as_lora, mixtures
-from fedquilt.adapters.mixture.module import MixtureSettings
+from fedquilt.adapters.kind import Export
+from fedquilt.adapters.registry import KINDS
 from fedquilt.bank.client_cores import RELATION
 from fedquilt.config.load import parse
-from fedquilt.core.errors import ModelError, RunError
+from fedquilt.core.errors import RunError
 from fedquilt.core.params import num_bytes
-from fedquilt.core.types import ClientId, Layout, Memory, Order, Params, Tree
+from fedquilt.core.types import ClientId, Memory, Order, Tree
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.groups import BuiltGroup
 from fedquilt.models.locate import whole_of
 from fedquilt.record import Record, hold, read_config, read_partition, read_result
 from fedquilt.record.folder import ADAPTERS
 
-_OURS = {PEFT_CONFIG, PEFT_TENSORS, CONFIG, TENSORS}  # the files of an adapter, in either format
+_OURS = {name for kind in KINDS.values() for name in kind.files}  # the files of an adapter, in every format
+_FIRST = {kind.files[0] for kind in KINDS.values() if kind.files}  # of which each adapter has one
 
 
 def save_adapters(experiment: Experiment, state: Tree, memories: Mapping[ClientId, Memory], folder: Path) -> None:
@@ -60,55 +54,18 @@ def is_whole(group: BuiltGroup, order: Order) -> bool:
 
 
 def _save(group: BuiltGroup, folder: Path, params: Mapping[str, torch.Tensor]) -> None:
-    loaded, config = group.loaded, group.config
-    if group.adapter is None:
-        group.bench.load(params)
-        replace_folder(folder, loaded.save)
-        return
-    if isinstance(group.adapter, MixtureSettings):
-        linear = _as_lora(group, params)
-        if linear is None:
-            # a frozen head is not in the layout; one that was drawn afresh must go along or the adapter means other
-            frozen = [name for name in loaded.head if name not in params] if loaded.fresh_head else []
-            own = dict(loaded.model.named_parameters())
-            kept = {name: own[name].detach() for name in frozen}
-            told: dict[str, Any] = {"base_name": config.model.name, "task": config.model.task, "head": loaded.head}
-            told["classes"] = loaded.outputs.names
-            save_mixture(folder, {**params, **kept}, group.layout, group.adapter, **told)
-            return
-        params, lora, layout = linear
-    else:
-        params, lora = plain(params, group.adapter)
-        layout = group.layout
-    base, layers = whole_of(config.model.name)
-    save_peft(
-        folder,
-        params,
-        loaded.model,
-        layout,
-        lora,
+    model, loaded = group.config.model, group.loaded
+    base, layers = whole_of(model.name)
+    export = Export(
+        model.name,
         base_name=base,
-        task=config.model.task,
-        head=loaded.head,
-        revision=config.model.revision,
-        beyond=None if layers is None else f"{loaded.blocks.path}.{layers}",
+        num_layers=layers,
+        revision=model.revision,
         classes=loaded.outputs.names,
+        load=group.bench.load,
+        save_model=loaded.save,
     )
-
-
-def _as_lora(group: BuiltGroup, params: Mapping[str, torch.Tensor]) -> tuple[Params, LoraSettings, Layout] | None:
-    """A linear mixture with these values and its head as plain LoRA, its settings and layout; None if there is none."""
-    group.bench.load(params)
-    found, own = mixtures(group.bench.model), group.layout
-    try:
-        pairs, lora = as_lora(found)
-        peft_names(group.bench.model, found, group.loaded.head, tuple(found), group.config.model.task)
-    except ModelError:
-        return None
-    depth = {**{name: group.loaded.blocks.depth(name) for name in pairs}, **dict.fromkeys(own.head)}
-    tensors = {**pairs, **{name: params[name] for name in own.head}}
-    shapes = {name: tuple(tensors[name].shape) for name in depth}
-    return tensors, replace(lora, targets=tuple(found)), Layout(own.architecture, own.num_layers, depth, shapes)
+    group.put.save(folder, params, export)
 
 
 def export(run: Path, out: Path, client: ClientId | None = None, group: str | None = None) -> Path:
@@ -129,7 +86,7 @@ def export(run: Path, out: Path, client: ClientId | None = None, group: str | No
     # a whole model there may be somebody's base: it is never written over
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()
     begun = bool(there & _OURS) and there <= _OURS | {"README.md"}  # of an export that was stopped
-    if there and not there & {PEFT_CONFIG, CONFIG} and not begun:
+    if there and not there & _FIRST and not begun:
         raise RunError(f"--out {out}: this folder is not empty and holds no adapter; give a new folder")
     clients = read_partition(run)["clients"]
     if client is not None and not 0 <= client < len(clients):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from fedquilt.adapters.buffers import state_of
-from fedquilt.adapters.lora.inject import adapters, trainable
-from fedquilt.adapters.lora.module import LoraSettings
-from fedquilt.adapters.lora.peft_targets import peft_names
+from fedquilt.adapters.kind import Host, Kind, Put
+from fedquilt.adapters.lora.inject import trainable
+from fedquilt.adapters.registry import KINDS
 from fedquilt.allocate.budget import check_budgets, shares
 from fedquilt.allocate.budget import groups as capability_groups
 from fedquilt.client.client import Client
@@ -24,7 +24,6 @@ from fedquilt.core.factors import cut
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId, Federation, Layout, Params, Profile
 from fedquilt.data.table import Columns, num_rows, take
-from fedquilt.experiment.adapter import Settings, put
 from fedquilt.experiment.buffers import buffers_of
 from fedquilt.experiment.cut_rows import lost_of
 from fedquilt.experiment.data import Dealt
@@ -57,7 +56,7 @@ class BuiltGroup:
     config: Config
     architecture: str
     loaded: Loaded
-    adapter: Settings
+    put: Put
     bench: Workbench
     server: Client
     lost: Mapping[str, Any] = field(default_factory=dict)
@@ -66,17 +65,20 @@ class BuiltGroup:
     def layout(self) -> Layout:
         return self.bench.layout
 
+    @property
+    def kind(self) -> Kind:
+        """The kind of its adapters."""
+        return KINDS[self.config.adapter.kind]
+
 
 @dataclass(frozen=True)
 class Work:
     """What groups of one architecture share: the model with adapters in it, and what training starts from."""
 
     loaded: Loaded
-    adapter: Settings
+    put: Put
     bench: Workbench
-    start: Callable[[Rng], Params]
     first: Params
-    frozen: frozenset[str] = frozenset()
 
 
 class Rows:
@@ -99,41 +101,47 @@ class Rows:
         return self._encoded[key], dealt
 
 
-def work_of(
-    config: Config,
-    loaded: Loaded,
-    settings: Settings,
-    architecture: str,
-    place: int,
-    device: torch.device,
-    rng: Rng,
-) -> Work:
-    """The model with its adapters in it, on the device, under the name of its architecture in the federation.
+def host_of(config: Config, loaded: Loaded, architecture: str, depths: Mapping[str, int]) -> Host:
+    """The model of an architecture as the kind of its adapters sees it; ``depths`` are the numbers of blocks of all
+    architectures, by name."""
+    head = tuple(loaded.head)
+    return Host(
+        loaded.model,
+        loaded.blocks,
+        architecture,
+        number=[*depths].index(architecture),
+        num_architectures=len(depths),
+        fewest_layers=min(depths.values()),
+        head=head,
+        trained_head=() if config.head.policy == "frozen" else head,
+        fresh_head=loaded.fresh_head,
+        targets=loaded.targets,
+        task=config.model.task,
+        state=state_of(loaded.model, example(loaded.model, loaded.prepare)),
+    )
 
-    ``place`` is the architecture's number there.
-    """
-    head = () if config.head.policy == "frozen" else loaded.head
-    state = state_of(loaded.model, example(loaded.model, loaded.prepare))
-    where, start, frozen = put(loaded, settings, architecture, head, place, state)
-    if isinstance(settings, LoraSettings):  # what PEFT could not read is refused before anything is trained
-        peft_names(loaded.model, adapters(loaded.model), loaded.head, settings.targets, config.model.task)
+
+def work_of(config: Config, loaded: Loaded, host: Host, device: torch.device, rng: Rng) -> Work:
+    """The model with its adapters in it, on the device."""
+    kind = KINDS[config.adapter.kind]
+    put = kind.put(config.adapter, host)
     bench = Workbench(
         loaded.model,
         loaded.blocks,
-        where,
-        trainable(loaded.model, where),
+        put.layout,
+        trainable(loaded.model, put.layout),
         loaded.prepare,
         device=device,
         precision=_precision(config.training.precision, device),
-        state=state,
+        state=host.state,
         longest=loaded.reading.longest,
         pads_left=loaded.reading.pads_left,
     )
-    if device.type == "meta" and settings is not None:  # a shape draws nothing: its factors may be of any size
-        first: Params = {name: torch.empty(shape, device=device) for name, shape in where.shapes.items()}
+    if device.type == "meta" and not kind.trains_base:  # a shape draws nothing: its factors may be of any size
+        first: Params = {name: torch.empty(shape, device=device) for name, shape in put.layout.shapes.items()}
     else:
-        first = start(rng.child("init"))
-    return Work(loaded, settings, bench, start, first, frozen)
+        first = put.start(rng.child("init"))
+    return Work(loaded, put, bench, first)
 
 
 def built(
@@ -172,7 +180,7 @@ def built(
         server = client(SERVER, whole, take(rows, dealt.proxy), test=judged)
         if num_rows(rows):
             try_out(work.bench, rows, config.model.name)
-    group = BuiltGroup(part.label, part.ids, config, architecture, work.loaded, work.adapter, work.bench, server, lost)
+    group = BuiltGroup(part.label, part.ids, config, architecture, work.loaded, work.put, work.bench, server, lost)
     return group, clients
 
 
@@ -184,13 +192,13 @@ def federated(
     for group in groups:
         if num_rows(group.server.train):
             servers.setdefault(group.architecture, group.server)
-    scalings = {name: _scaling(work.adapter) for name, work in works.items()}
+    scalings = {name: work.put.scaling for name, work in works.items()}
     alone = next(iter(works)) if len(works) == 1 else None
     trainings = {group.label: group.server.training for group in groups}
     return Federation(
         profiles,
         {name: work.bench.layout for name, work in works.items()},
-        {name: work.start for name, work in works.items()},
+        {name: work.put.start for name, work in works.items()},
         config.rounds,
         None if alone is None else servers.get(alone),
         rule_of(config, buffers_of(work.bench.layout for work in works.values())),
@@ -198,21 +206,9 @@ def federated(
         family_of(config),
         {} if alone is not None else servers,
         {} if alone is not None else scalings,
-        {name: work.frozen for name, work in works.items() if work.frozen},
+        {name: work.put.frozen for name, work in works.items() if work.put.frozen},
         lambda profile: num_steps(profile.num_examples, trainings[profile.group]),
     )
-
-
-def _scaling(settings: Settings) -> Callable[[str, int], float]:
-    if isinstance(settings, LoraSettings):
-        return settings.scaling
-    if settings is None:
-        return _no_adapter
-    return lambda module, rank: settings.scaling
-
-
-def _no_adapter(module: str, rank: int) -> float:
-    raise ValueError(f"'{module}' has no adapter: the weights themselves are trained")
 
 
 def _no_scaling(module: str, rank: int) -> float:
@@ -241,7 +237,7 @@ def _precision(wanted: str, device: torch.device) -> str:
 def budgets_of(part: Part) -> tuple[Budget, ...]:
     """The budgets of a group's clients, in their order."""
     clients = part.config.clients
-    ranks = clients.ranks if part.config.adapter.kind == "lora" else None  # others have one, or none
+    ranks = clients.ranks if KINDS[part.config.adapter.kind].ranks == "own" else None
     return capability_groups(shares(clients.shares), clients.budgets, part.config.partition.num_clients, ranks=ranks)
 
 

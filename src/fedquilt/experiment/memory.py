@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
+from fedquilt.adapters.registry import KINDS
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError
 from fedquilt.experiment.build import shaped
@@ -57,7 +58,8 @@ def afforded(config: Config, gigabytes: Sequence[float]) -> tuple[Afforded, ...]
         )
     if not all(0 < size < float("inf") for size in gigabytes) or list(gigabytes) != sorted(gigabytes):
         raise ConfigError(f"--memory: {given}; give gigabytes above 0 that do not fall from one group to the next")
-    depth, own = num_layers(config), None if config.adapter.kind == "full" else config.adapter.rank
+    ranks = KINDS[config.adapter.kind].ranks
+    depth, own = num_layers(config), None if ranks == "none" else config.adapter.rank
 
     @cache
     def peak(layers: int, rank: int | None) -> int:
@@ -66,7 +68,7 @@ def afforded(config: Config, gigabytes: Sequence[float]) -> tuple[Afforded, ...]
     def most(limit: int) -> Afforded:
         rank, layers = own, 1
         while peak(1, rank) > limit:
-            if rank is None or rank == 1 or config.adapter.kind == "mixture":  # clients share branches of one rank
+            if rank is None or rank == 1 or ranks == "one":
                 one = "one layer" if rank is None else f"one layer at rank {rank}"
                 raise ConfigError(
                     f"--memory {limit / 1e9:g}: {one} needs {_gigabytes(peak(1, rank))} GB; give the group as much, or "

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
+from fedquilt.adapters.registry import KINDS
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError
@@ -123,7 +124,7 @@ def load(
         trial=trial,
         max_length=model.max_length,
         new_tokens=most_written(config) if new_tokens is None else new_tokens,
-        as_decoder=config.adapter.kind == "full",
+        as_decoder=KINDS[config.adapter.kind].trains_base,
     )
     if config.head.policy == "frozen":
         refuse_foreign(loaded.outputs, model.name)
@@ -154,6 +155,6 @@ def load_all(
                 made[kind] = load(part.config, classes[part.place], rng, meta=shape, new_tokens=most)
             if not shape:
                 made[kind].model.to(device_of(part.config.device))
-                frozen += [] if part.config.adapter.kind == "full" else [made[kind]]
+                frozen += [] if KINDS[part.config.adapter.kind].trains_base else [made[kind]]
                 share_base(frozen)  # at once, so that no more than one copy too many is ever held
     return tuple(made[kind] for kind in kinds)

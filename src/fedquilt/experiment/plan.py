@@ -101,7 +101,7 @@ def client_plan(experiment: Experiment, id: ClientId, order: Order, measured: Me
         trained_parameters=sum(tensor.numel() for tensor in trained.values()),
         bytes_down=num_wire_bytes(order.params, exchange.wire),
         bytes_up=num_wire_bytes(reply.params, exchange.wire),
-        model_bytes=_base_bytes(client.client, group.adapter is not None),
+        model_bytes=_base_bytes(client.client, not group.kind.trains_base),
         weight_bytes=measured[key][0],
         gradient_bytes=num_bytes(trained),
         optimizer_bytes=states * num_bytes(trained),

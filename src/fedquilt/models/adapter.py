@@ -6,9 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from fedquilt.adapters.lora.inject import inject, layout, load
-from fedquilt.adapters.lora.peft_files import load_peft
-from fedquilt.adapters.mixture.files import CONFIG, put_mixture, read_mixture
+from fedquilt.adapters.registry import KINDS
 from fedquilt.core.errors import ModelError
 from fedquilt.models.layers import find_blocks
 
@@ -26,22 +24,13 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
         if the folder is damaged or of another format, or its tensors' names and shapes are not those of the model.
     """
     folder, blocks = Path(folder), find_blocks(model)
-    mixture, lora = ((folder / name).is_file() for name in (CONFIG, "adapter_config.json"))
-    if not mixture and not lora and (folder / "config.json").is_file():
+    if not folder.is_dir():
+        raise ModelError(f"there is no adapter folder {folder}")
+    loads = {kind.files[0]: kind.load for kind in KINDS.values() if kind.load is not None}
+    load = next((load for file, load in loads.items() if (folder / file).is_file()), None)
+    if load is None and (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds a whole model and no adapter; load it with from_pretrained")
-    if mixture or not lora:
-        put_mixture(model, blocks, read_mixture(folder), folder)
-        return model
-    params, settings = load_peft(folder)
-    head = tuple(name for name in params if not name.endswith(("lora_A", "lora_B")))
-    inject(model, blocks, settings, head=head)
-    where = layout(model, blocks, type(model).__name__, head)
-    shapes = {name: tuple(tensor.shape) for name, tensor in params.items()}
-    for name in sorted(shapes.keys() | where.shapes.keys()):
-        if shapes.get(name) != where.shapes.get(name):
-            raise ModelError(
-                f"{folder}: tensor '{name}' is {shapes.get(name)}, the model's is {where.shapes.get(name)}; the "
-                "adapter is of another model"
-            )
-    load(dict(model.named_parameters()), params)
+    if load is None:
+        raise ModelError(f"{folder} holds no {' or '.join(loads)}, so it is no adapter; give a folder that a run wrote")
+    load(model, blocks, folder)
     return model

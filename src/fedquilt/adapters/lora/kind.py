@@ -1,0 +1,91 @@
+"""LoRA as a kind of adapter: read from the run file, put into a model, written as PEFT reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedquilt.adapters.kind import Export, Host, Kind, Put
+from fedquilt.adapters.lora.as_plain_lora import plain
+from fedquilt.adapters.lora.inject import adapters, initial, inject, layout, load
+from fedquilt.adapters.lora.module import LoraSettings
+from fedquilt.adapters.lora.peft_files import PEFT_CONFIG, PEFT_TENSORS, load_peft, save_peft
+from fedquilt.adapters.lora.peft_targets import peft_names
+from fedquilt.core.errors import ModelError
+from fedquilt.core.types import Blocks, Layout, Params
+
+
+def _put(section: Any, host: Host) -> Put:
+    settings = LoraSettings(
+        rank=section.rank,
+        alpha=section.alpha,
+        dropout=section.dropout,
+        rslora=section.rslora,
+        targets=section.targets or host.targets,
+    )
+    inject(host.model, host.blocks, settings, settings.targets, host.trained_head)
+    where = layout(host.model, host.blocks, host.architecture, host.trained_head)
+    # what PEFT could not read is refused before anything is trained
+    peft_names(host.model, adapters(host.model), host.head, settings.targets, host.task)
+
+    def save(folder: Path, params: Mapping[str, Tensor], export: Export) -> None:
+        tensors, own = plain(params, settings)
+        save_lora(folder, tensors, own, where, host, export)
+
+    return Put(where, initial(where, host.model), settings.scaling, save, settings=settings)
+
+
+def save_lora(folder: Path, params: Params, settings: LoraSettings, layout: Layout, host: Host, export: Export) -> None:
+    """Write plain LoRA, with the head of its model, as a folder that PEFT reads.
+
+    Parameters
+    ----------
+    folder : written anew; one that is there is replaced.
+    params : factors, each module's at the rank that ``settings`` say, and the trained head.
+    settings : what PEFT is told of ranks, scales and modules.
+    layout : the tensors that may be in ``params``.
+    host : the model, with adapters in it.
+    export : what else the folder says.
+
+    Raises
+    ------
+    ModelError
+        if PEFT has no words for what is adapted or saved.
+    RunError
+        if the folder cannot be written.
+    """
+    save_peft(
+        folder,
+        params,
+        host.model,
+        layout,
+        settings,
+        base_name=export.base_name,
+        task=host.task,
+        head=host.head,
+        revision=export.revision,
+        beyond=None if export.num_layers is None else f"{host.blocks.path}.{export.num_layers}",
+        classes=export.classes,
+    )
+
+
+def _load(model: nn.Module, blocks: Blocks, folder: Path) -> None:
+    params, settings = load_peft(folder)
+    head = tuple(name for name in params if not name.endswith(("lora_A", "lora_B")))
+    inject(model, blocks, settings, head=head)
+    where = layout(model, blocks, type(model).__name__, head)
+    shapes = {name: tuple(tensor.shape) for name, tensor in params.items()}
+    for name in sorted(shapes.keys() | where.shapes.keys()):
+        if shapes.get(name) != where.shapes.get(name):
+            raise ModelError(
+                f"{folder}: tensor '{name}' is {shapes.get(name)}, the model's is {where.shapes.get(name)}; the "
+                "adapter is of another model"
+            )
+    load(dict(model.named_parameters()), params)
+
+
+LORA = Kind(_put, _load, (PEFT_CONFIG, PEFT_TENSORS), has_factors=True, ranks="own")
+"""Two low-rank factors at every target."""

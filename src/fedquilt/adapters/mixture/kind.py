@@ -1,0 +1,124 @@
+"""Mixtures of adapters as a kind of adapter: read from the run file, put into a model, written as a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedquilt.adapters.kind import Export, Host, Kind, Put
+from fedquilt.adapters.lora.kind import save_lora
+from fedquilt.adapters.lora.module import LoraSettings
+from fedquilt.adapters.lora.peft_targets import peft_names
+from fedquilt.adapters.mixture.files import CONFIG, TENSORS, put_mixture, read_mixture, save_mixture
+from fedquilt.adapters.mixture.inject import (
+    as_lora,
+    initial_mixture,
+    inject_mixture,
+    mixture_layout,
+    mixtures,
+    trained_names,
+)
+from fedquilt.adapters.mixture.module import MixtureSettings
+from fedquilt.core.errors import ConfigError, ModelError
+from fedquilt.core.types import Blocks, Layout, Params
+
+
+def settings_of(section: Any, host: Host) -> MixtureSettings:
+    """The settings of an architecture's mixtures.
+
+    If the section does not say other, there are as many branches as the federation has architectures, and as many
+    depth slots as the shallowest of them has blocks.
+
+    Raises
+    ------
+    ConfigError
+        if clients train their own branch alone and there is none for this architecture, or it has too few blocks for
+        the slots.
+    """
+    settings = MixtureSettings(
+        rank=section.rank,
+        branches=section.branches or host.num_architectures,
+        num_slots=section.num_slots or host.fewest_layers,
+        alpha=section.alpha,
+        gate=section.gate,
+        activation=section.activation,
+        placement=section.placement,
+        sites=tuple(section.sites),
+        slot_rule=section.slot_rule,
+        trained=section.trained,
+        deviation=section.deviation,
+    )
+    depth = host.blocks.num_layers
+    if settings.trained == "own" and host.number >= settings.branches:
+        raise ConfigError(
+            f"adapter.branches = {settings.branches}: {host.architecture} is architecture number {host.number + 1} of "
+            "the federation, and with adapter.trained = 'own' each has a branch; leave adapter.branches out"
+        )
+    if settings.slot_rule == "spaced" and settings.num_slots > depth:
+        raise ConfigError(
+            f"adapter.num_slots = {settings.num_slots}: cannot be spaced over the {depth} blocks of "
+            f"{host.architecture}; give at most {depth}, or set adapter.slot_rule = 'relative'"
+        )
+    return settings
+
+
+def _put(section: Any, host: Host) -> Put:
+    settings = settings_of(section, host)
+    inject_mixture(host.model, host.blocks, settings)
+    where = mixture_layout(host.model, host.blocks, host.architecture, host.trained_head)
+    trained = where.depth if settings.trained == "all" else trained_names(where, settings, host.number)
+
+    def save(folder: Path, params: Mapping[str, Tensor], export: Export) -> None:
+        export.load(params)
+        linear = _as_plain_lora(params, where, host)
+        if linear is not None:
+            save_lora(folder, *linear, host, export)
+            return
+        # a frozen head is not in the layout; one that was drawn afresh must go along, or the adapter has another effect
+        own = dict(host.model.named_parameters())
+        head = {name: own[name].detach() for name in host.head if host.fresh_head and name not in params}
+        save_mixture(
+            folder,
+            {**params, **head},
+            where,
+            settings,
+            base_name=export.model_name,
+            task=host.task,
+            head=host.head,
+            classes=export.classes,
+        )
+
+    def scaling(module: str, rank: int) -> float:
+        return settings.scaling
+
+    frozen = frozenset(where.depth) - frozenset(trained)
+    return Put(where, initial_mixture(where, host.model, settings), scaling, save, frozen, settings)
+
+
+def _as_plain_lora(
+    params: Mapping[str, Tensor], layout: Layout, host: Host
+) -> tuple[Params, LoraSettings, Layout] | None:
+    """The mixtures now in the model as plain LoRA, its settings and its layout; None if they are not linear."""
+    found = mixtures(host.model)
+    try:
+        pairs, settings = as_lora(found)
+        peft_names(host.model, found, host.head, tuple(found), host.task)
+    except ModelError:
+        return None
+    depth = {**{name: host.blocks.depth(name) for name in pairs}, **dict.fromkeys(layout.head)}
+    tensors = {**pairs, **{name: params[name] for name in layout.head}}
+    shapes = {name: tuple(tensors[name].shape) for name in depth}
+    own = Layout(layout.architecture, layout.num_layers, depth, shapes)
+    return tensors, replace(settings, targets=tuple(found)), own
+
+
+def _load(model: nn.Module, blocks: Blocks, folder: Path) -> None:
+    put_mixture(model, blocks, read_mixture(folder), folder)
+
+
+MIXTURE = Kind(_put, _load, (CONFIG, TENSORS), shares_branches=True, ranks="one")
+"""Projections of the model's own width around a mixture of branches that models of all architectures share."""

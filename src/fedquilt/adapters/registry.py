@@ -1,0 +1,11 @@
+"""Every kind of adapter, by its name in the run file."""
+
+from __future__ import annotations
+
+from fedquilt.adapters.full import FULL
+from fedquilt.adapters.kind import Kind
+from fedquilt.adapters.lora.kind import LORA
+from fedquilt.adapters.mixture.kind import MIXTURE
+
+KINDS: dict[str, Kind] = {"lora": LORA, "mixture": MIXTURE, "full": FULL}
+"""The values of ``adapter.kind``."""
