@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_federation import LLAMA, VIT, small, start_of, workbench
+from small_federation import LLAMA, VIT, small, workbench
 
-from fedquilt.bank.client_cores import RELATION, middle_of
+from fedquilt.bank.client_cores import RELATION, middle_of, model_with_cores
 from fedquilt.bank.relation import depth_logits, depth_slots, lifted, relation, top_aligned
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Order
@@ -24,14 +24,7 @@ def slots(num_slots=5, k=4, seed=0):
 
 def middle(order, memory=None, bench=None):
     bench = bench or workbench()
-    return middle_of(order, memory or {}, start_of(bench), bench.layout)
-
-
-def test_an_order_without_a_bank_brings_no_middle():
-    scene = small()
-    assert middle(Order({})) is None
-    assert scene.clients[0].middle(Order({}), {}) is None
-    assert not any(name.endswith(".core") for name in scene.clients[0].params(Order({})))
+    return middle_of(order, memory or {}, bench.layout, rank=2)
 
 
 @pytest.mark.parametrize("num_slots", [2, 4, 7])
@@ -41,7 +34,9 @@ def test_h2_4_every_core_is_the_clients_mean_of_the_slots(num_slots, k):
     scene = small(LLAMA, budgets=(1, 2, 3))
     client, sent = scene.clients[1], slots(num_slots, k)
     logits = depth_logits(3, num_slots) + torch.randn(num_slots, 3, generator=Rng(1).torch())
-    params = client.params(Order({**sent, "coverage": torch.ones(num_slots)}, LEARNED), {RELATION: logits})
+    order = Order({**sent, "coverage": torch.ones(num_slots)}, LEARNED)
+    memory = {"params": {RELATION: logits}}
+    params = model_with_cores(client.profile, client.initial, order, memory, layout=client.bench.layout, rank=2)
     shares, width = relation(logits), round(k**0.5)
     for layer in range(3):
         for name, site in (("q_proj", "query"), ("v_proj", "value")):
@@ -50,7 +45,7 @@ def test_h2_4_every_core_is_the_clients_mean_of_the_slots(num_slots, k):
             for slot in range(num_slots):
                 expected[:width, :width] += shares[slot, layer] * sent[f"bank.{site}"][slot].view(width, width)
             torch.testing.assert_close(core, expected, rtol=0, atol=1e-6)
-    assert not any(name.startswith("bank.") or name == "coverage" for name in params)
+    assert not any(name.startswith("bank.") or name == "coverage" or name == RELATION for name in params)
     client.bench.load(params)  # and this is what it is scored with
 
 
@@ -60,9 +55,9 @@ def test_the_relation_is_by_depth_at_first_then_its_own_and_may_be_fixed():
     wide = middle(Order(order, {"relation": "learned", "width": 2.0}), None, bench)
     assert torch.equal(wide.relation(wide.tensors), relation(depth_logits(4, 5, 2.0)))
     own = torch.randn(5, 4, generator=Rng(3).torch())
-    assert torch.equal(middle(Order(order, LEARNED), {RELATION: own}, bench).tensors[RELATION], own)
+    assert torch.equal(middle(Order(order, LEARNED), {"params": {RELATION: own}}, bench).tensors[RELATION], own)
     for kind, fixed in (("top", top_aligned(4, 5)), ("slots", depth_slots(4, 5))):
-        made = middle(Order(order, {"relation": kind, "width": 0.5}), {RELATION: own}, bench)
+        made = middle(Order(order, {"relation": kind, "width": 0.5}), {"params": {RELATION: own}}, bench)
         assert RELATION not in made.tensors
         assert torch.equal(made.relation(made.tensors), fixed)
 
@@ -72,7 +67,7 @@ def test_the_relation_is_by_depth_at_first_then_its_own_and_may_be_fixed():
 def test_h2_3_nothing_learned_goes_back_as_it_came(seed, num_slots, layers):
     """H2-3. In the released code a round trip keeps a third of the bank (B4)."""
     sent = slots(num_slots, seed=seed)
-    made = middle(Order(sent, LEARNED), {RELATION: torch.randn(num_slots, 4, generator=Rng(seed).torch())})
+    made = middle(Order(sent, LEARNED), {"params": {RELATION: torch.randn(num_slots, 4, generator=Rng(seed).torch())}})
     back, coverage = made.returned(made.tensors, layers)
     assert all(torch.equal(back[site], sent[f"bank.{site}"]) for site in back)
     torch.testing.assert_close(coverage.sum(), torch.tensor(float(len(layers))))

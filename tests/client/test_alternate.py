@@ -12,11 +12,12 @@ from small_federation import BERT, LLAMA, VIT, rows, small, start_of, task_of, w
 
 from fedquilt.bank.client_cores import middle_of
 from fedquilt.client.agreement import disagreement
-from fedquilt.client.fit import Phase, Training, alternate, fit, num_steps
+from fedquilt.client.fit import Training, alternate, fit, num_steps
 from fedquilt.client.task import answers
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Order
+from fedquilt.core.worker import Extra, Phase
 
 SEED = Rng(4).child("alternate")
 PLAIN = Training(steps=6, epochs=None, batch_size=4, optimizer="sgd")
@@ -31,8 +32,8 @@ def bank(num_slots=5, k=4, deviation=0.3):
 def scene(model=VIT, training=PLAIN, dropout=0.0):
     bench = workbench(model, dropout=dropout)
     start, columns = start_of(bench), rows(task_of(model), 10)
-    middle = middle_of(Order(bank(), SETTINGS), {}, start, bench.layout)
-    return bench, start, columns, middle
+    middle = middle_of(Order(bank(), SETTINGS), {}, bench.layout, rank=2)
+    return bench, start, columns, Extra(middle.tensors, middle.cores)
 
 
 def moved(fitted, start):
@@ -51,15 +52,15 @@ def test_one_phase_is_fit_to_the_bit():
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_h2_11_each_phase_moves_its_own_tensors_and_leaves_the_others_to_the_bit(optimizer):
     """H2-11. In the released code both phases' gradients meet in one optimiser step (B11)."""
-    bench, start, columns, middle = scene()
-    shared, private = frozenset(middle.tensors), frozenset({*bench.layout.names(range(4)), *bench.layout.head})
-    whole = {**start, **middle.tensors}
+    bench, start, columns, extra = scene()
+    shared, private = frozenset(extra.tensors), frozenset({*bench.layout.names(range(4)), *bench.layout.head})
+    whole = {**start, **extra.tensors}
     one_step = replace(PLAIN, steps=3, optimizer=optimizer, weight_decay=0.1)
     for mine, other in ((shared, private), (private, shared)):
         phases = [Phase(mine, 3), Phase(other, 1)]  # the other one's turn never comes
-        fitted = alternate(bench, columns, start, phases, one_step, 0.1, SEED, middle=middle)
+        fitted = alternate(bench, columns, start, phases, one_step, 0.1, SEED, extra=extra)
         assert moved(fitted, whole) == mine
-    assert not any(tensor.requires_grad for tensor in middle.tensors.values())
+    assert not any(tensor.requires_grad for tensor in extra.tensors.values())
     assert not any(parameter.requires_grad for parameter in bench.parameters.values())
 
 
@@ -67,8 +68,8 @@ def test_h2_11_each_phase_moves_its_own_tensors_and_leaves_the_others_to_the_bit
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9))
 def test_h2_11_the_steps_of_the_phases_are_as_configured(first, second, steps):
     """H2-11. In the released code a step falls on every fourth batch, always after the private phase (B11)."""
-    bench, start, columns, middle = scene()
-    shared, private = frozenset(middle.tensors), frozenset(bench.layout.head)
+    bench, start, columns, extra = scene()
+    shared, private = frozenset(extra.tensors), frozenset(bench.layout.head)
     turns, training = [], bench.training
     bench.training = lambda names, beside: turns.append((frozenset(names), len(told))) or training(names, beside)
     told = []
@@ -81,7 +82,7 @@ def test_h2_11_the_steps_of_the_phases_are_as_configured(first, second, steps):
         replace(PLAIN, steps=steps),
         0.01,
         SEED,
-        middle=middle,
+        extra=extra,
     )
     assert told == [(number, steps) for number in range(1, steps + 1)]
     assert fitted.metrics["steps"] == steps
@@ -179,43 +180,43 @@ def test_the_earlier_model_answers_without_dropout_and_moves_no_draw():
 
 
 def test_penalties_see_all_that_any_phase_trains_and_the_start():
-    bench, start, columns, middle = scene()
+    bench, start, columns, extra = scene()
     seen = []
 
     def penalty(trained, began):
-        seen.append((set(trained), {name: began[name].clone() for name in middle.tensors}))
+        seen.append((set(trained), {name: began[name].clone() for name in extra.tensors}))
         return torch.zeros(())
 
-    phases = [Phase(frozenset(middle.tensors), 1, penalties=(penalty,)), Phase(bench.layout.head, 1)]
-    alternate(bench, columns, start, phases, PLAIN, 0.1, SEED, middle=middle)
+    phases = [Phase(frozenset(extra.tensors), 1, penalties=(penalty,)), Phase(bench.layout.head, 1)]
+    alternate(bench, columns, start, phases, PLAIN, 0.1, SEED, extra=extra)
     assert len(seen) == 3
     for names, began in seen:
-        assert names == {*middle.tensors, *bench.layout.head}
-        assert all(torch.equal(began[name], tensor) for name, tensor in middle.tensors.items())
+        assert names == {*extra.tensors, *bench.layout.head}
+        assert all(torch.equal(began[name], tensor) for name, tensor in extra.tensors.items())
 
 
 def test_the_rate_of_a_phase_scales_its_own_steps_alone():
-    bench, start, columns, middle = scene()
-    shared, head = frozenset(middle.tensors), bench.layout.head
+    bench, start, columns, extra = scene()
+    shared, head = frozenset(extra.tensors), bench.layout.head
 
     def ended(rate):
         phases = [Phase(head, 1), Phase(shared, 1, rate=rate)]
-        return alternate(bench, columns, start, phases, replace(PLAIN, steps=2), 0.1, SEED, middle=middle).params
+        return alternate(bench, columns, start, phases, replace(PLAIN, steps=2), 0.1, SEED, extra=extra).params
 
     one, three = ended(1.0), ended(3.0)
     assert all(torch.equal(one[name], three[name]) for name in head)
-    for name, begin in middle.tensors.items():
+    for name, begin in extra.tensors.items():
         torch.testing.assert_close(three[name] - begin, 3 * (one[name] - begin), rtol=1e-3, atol=1e-5)
 
 
 def test_what_breaks_is_told_with_its_step():
-    bench, start, columns, middle = scene()
+    bench, start, columns, extra = scene()
     phases = [
-        Phase(frozenset(middle.tensors), 1),
+        Phase(frozenset(extra.tensors), 1),
         Phase(bench.layout.head, 1, penalties=(lambda *_: torch.tensor(torch.nan),)),
     ]
     with pytest.raises(TrainingError, match="penalty is nan at step 2"):
-        alternate(bench, columns, start, phases, PLAIN, 0.1, SEED, middle=middle)
+        alternate(bench, columns, start, phases, PLAIN, 0.1, SEED, extra=extra)
     assert num_steps(10, PLAIN) == 6
     assert bench.adapters[next(iter(bench.adapters))].core is None
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedquilt.client import Client
 from fedquilt.core.errors import RoundError
 from fedquilt.core.loop import Send, Traffic, perform, rounds
 from fedquilt.core.method import Exchange, Method
@@ -32,6 +33,12 @@ class Setup(NamedTuple):
     profiles: tuple[Profile, ...]
     clients: Mapping[ClientId, Any]
     learned: Callable[[Tree], Tree] = lambda state: state
+
+    def bound(self) -> Setup:
+        """The same, whose clients make a model of an order as the method does; those that wrap one do so already."""
+        model = self.method.model
+        clients = {k: replace(c, model=model) if isinstance(c, Client) else c for k, c in self.clients.items()}
+        return self._replace(clients=clients)
 
 
 Build = Callable[[], Setup]
@@ -82,6 +89,7 @@ def play(
     cohort: Callable[[int], Collection[Profile]] | None = None,
 ) -> Played:
     """A whole run on the tiny engine."""
+    setup = setup.bound()
     memories = dict(memories or {})
     rng = Rng(seed)
     if state is None:

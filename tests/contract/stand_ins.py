@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import torch
 
-from fedquilt.client import Fitted
 from fedquilt.core.loop import Round, rounds
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId, Federation, Layout, Memory, Order, Params, Profile, Tree
+from fedquilt.core.worker import Fitted
 from fedquilt.engine.local import LocalEngine
 
 

@@ -83,7 +83,7 @@ def real(
         if local_head:
             method = with_local(method, scene.layout.head)
         # what a method keeps beside its tensors (scores, a count of rounds) may change though no client moved
-        return Setup(method, scene.federation.profiles, scene.clients, learned)
+        return Setup(method, scene.federation.profiles, scene.clients, learned).bound()
 
     return build
 
@@ -104,7 +104,7 @@ def apart(name: str, models=(VIT, WIDE), *, mixed: bool = False, proxy: int = 0,
         def all_learned(state):
             return [learned(own) for own in state["apart"].values()]
 
-        return Setup(method, scene.federation.profiles, scene.clients, all_learned)
+        return Setup(method, scene.federation.profiles, scene.clients, all_learned).bound()
 
     return build
 
@@ -118,7 +118,7 @@ def shared(models=(VIT, WIDE), *, name: str = "heterotune", trained: str = "all"
         budgets = (1, 2, 3) if len(models) == 1 else (1, 3)
         scene = mixtures(models, budgets=budgets, training=training, trained=trained, mixed=mixed)
         own = {key: value for key, value in settings.items() if key != "mixed"}
-        return Setup(METHODS[name](scene.federation, **own), scene.federation.profiles, scene.clients, learned)
+        return Setup(METHODS[name](scene.federation, **own), scene.federation.profiles, scene.clients, learned).bound()
 
     return build
 
@@ -129,7 +129,8 @@ def across(name: str, models=(VIT, WIDE), *, mixed: bool = False, **settings) ->
     def build() -> Setup:
         training = Training(steps=3, epochs=None, batch_size=4, learning_rate=0.05)
         scene = several(models, mixed=mixed, training=training)
-        return Setup(METHODS[name](scene.federation, **settings), scene.federation.profiles, scene.clients, learned)
+        method = METHODS[name](scene.federation, **settings)
+        return Setup(method, scene.federation.profiles, scene.clients, learned).bound()
 
     return build
 

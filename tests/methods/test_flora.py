@@ -21,7 +21,7 @@ def scene_and_setup(factory=flora, model=None, **settings):
     ranks = RANKS if factory is flora else None
     more, layers = ({}, 4) if model is None else ({"model": model}, 3)
     scene = small(budgets=(layers,) * 3, rank=4, ranks=ranks, **more)
-    return scene, Setup(factory(scene.federation, **settings), scene.federation.profiles, scene.clients)
+    return scene, Setup(factory(scene.federation, **settings), scene.federation.profiles, scene.clients).bound()
 
 
 @pytest.mark.parametrize("model", [None, GPT2])
@@ -43,7 +43,7 @@ def test_t21_every_round_adds_the_exact_mean_of_products_to_the_base(model):
 
 
 def test_every_client_begins_every_round_with_a_fresh_adapter_of_its_own_rank():
-    scene, setup = scene_and_setup()
+    _, setup = scene_and_setup()
     fits = []
 
     class Watching:
@@ -57,7 +57,7 @@ def test_every_client_begins_every_round_with_a_fresh_adapter_of_its_own_rank():
             fits.append((order.round, self.client.id, factors(self.client.params(order, memory))))
             return self.client.fit(order, memory, layers)
 
-    play(setup._replace(clients={k: Watching(client) for k, client in scene.clients.items()}), num_rounds=2)
+    play(setup._replace(clients={k: Watching(client) for k, client in setup.clients.items()}), num_rounds=2)
     assert [(number, client) for number, client, _ in fits] == [(t, k) for t in range(2) for k in range(3)]
     for _, client, pairs in fits:
         assert all(pair.A.shape[0] == RANKS[client] and not bool(pair.B.any()) for pair in pairs.values())
@@ -72,7 +72,7 @@ def test_t28_the_model_after_the_merge_is_that_of_base_and_mean():
     played, sent = recorded(setup, num_rounds=1)
     mean = mean_change(sent, scene.federation.scaling)
     view = setup.method.view(played.states[-1], setup.profiles[0])
-    client, batch = scene.clients[0], scene.clients[1].train
+    client, batch = setup.clients[0], setup.clients[1].train
     scene.bench.load(client.params(view))
     ours, _ = scene.bench.forward(batch)
     blank = {name: tensor for name, tensor in client.params(view).items() if not name.endswith(".shift")}
@@ -153,10 +153,10 @@ def test_a_client_that_lost_its_memory_is_dropped_and_says_why():
 
 
 def test_a_wrong_version_is_told_as_an_error_of_the_round():
-    scene, setup = scene_and_setup()
+    _, setup = scene_and_setup()
     order = Order({}, {"layers": [0], "base": 3, "rank": 2})
     with pytest.raises(RoundError, match="is version 0 and the server's 3"):
-        setup.method.exchanges[0].work(scene.clients[0], order, {})
+        setup.method.exchanges[0].work(setup.clients[0], order, {})
 
 
 def test_what_a_reply_must_hold_has_the_clients_own_rank():

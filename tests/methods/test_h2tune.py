@@ -18,6 +18,7 @@ from fedquilt.bank.selection import leading
 from fedquilt.client import Training
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.loop import perform
+from fedquilt.core.method import overlay
 from fedquilt.core.params import num_bytes
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, Layout, Order, Profile, Reply, Turn
@@ -32,7 +33,7 @@ def scene(models=MODELS, ranks=None, layers=None, **settings):
     """A setup in which the clients of each model have the rank that ``ranks`` says."""
     made = several(models, training=TRAINING)
     if ranks is None:
-        return Setup(h2tune(made.federation, **settings), made.federation.profiles, made.clients)
+        return Setup(h2tune(made.federation, **settings), made.federation.profiles, made.clients).bound()
     made = several(models, training=TRAINING, rank=max(ranks))
     clients = {}
     for id, client in made.clients.items():
@@ -43,7 +44,7 @@ def scene(models=MODELS, ranks=None, layers=None, **settings):
         }
         clients[id] = replace(client, profile=replace(client.profile, budget=budget), initial=own)
     federation = replace(made.federation, profiles=tuple(client.profile for client in clients.values()))
-    return Setup(h2tune(federation, **settings), federation.profiles, clients)
+    return Setup(h2tune(federation, **settings), federation.profiles, clients).bound()
 
 
 def layouts(setup):
@@ -67,7 +68,7 @@ def test_h2_4_after_a_round_every_client_works_with_its_mean_of_the_new_bank():
     for profile in setup.profiles:
         client, memory = setup.clients[profile.id], played.memories[profile.id]
         params = client.params(setup.method.view(played.states[-1], profile), memory)
-        shares, rank = relation(memory["relation"]), profile.budget.rank
+        shares, rank = relation(memory["params"]["relation"]), profile.budget.rank
         for module, place in places_in(client.bench.layout).items():
             whole = lowered(bank[place.site], shares)[place.layer]
             torch.testing.assert_close(params[f"{module}.core"], whole[:rank, :rank], rtol=0, atol=1e-6)
@@ -89,7 +90,7 @@ def test_h2_2_with_an_empty_bank_and_no_change_it_is_plain_lora_to_the_bit():
     client = setup.clients[0]
     state = setup.method.init(Rng(5).child("init"))
     view = setup.method.view(state, client.profile)
-    assert client.evaluate(view, {}) == client.evaluate(Order({}), {})
+    assert client.evaluate(view, {}) == replace(client, model=overlay).evaluate(Order({}), {})
 
 
 # What travels and what stays ------------------------------------------------------------
@@ -117,8 +118,8 @@ def test_h2_15_slots_and_coverage_travel_and_nothing_else():
     for id, memory in memories.items():
         where = setup.clients[id].bench.layout
         layers = range(where.num_layers - min(where.num_layers, setup.clients[id].profile.budget.layers), 9)
-        assert memory.keys() == {"params", "relation"}
-        assert memory["params"].keys() == {*where.names(layers), *where.head}
+        assert memory.keys() == {"params"}
+        assert memory["params"].keys() == {*where.names(layers), *where.head, "relation"}
 
 
 def test_h2_5_a_change_of_what_was_learned_shows_in_what_is_sent_and_there_alone():
@@ -138,8 +139,8 @@ def test_h2_5_a_change_of_what_was_learned_shows_in_what_is_sent_and_there_alone
         def __getattr__(self, name):
             return getattr(client, name)
 
-        def alternate(self, *given):
-            fitted = client.alternate(*given)
+        def alternate(self, *given, **more):
+            fitted = client.alternate(*given, **more)
             fitted.params["change.query"][3, 2] += self.by
             return fitted
 
@@ -234,9 +235,9 @@ def test_h2_11_all_at_once_in_the_first_rounds_then_in_turns():
         def __getattr__(self, name):
             return getattr(client, name)
 
-        def alternate(self, order, memory, phases):
+        def alternate(self, order, memory, phases, **more):
             asked.append(phases)
-            return client.alternate(order, memory, phases)
+            return client.alternate(order, memory, phases, **more)
 
     play(setup._replace(clients={**setup.clients, 0: Watching()}), num_rounds=3)
     shared = {"change.query", "change.value", "relation"}
@@ -265,7 +266,7 @@ def test_the_anchor_holds_the_cores_near_what_was_sent():
 def test_a_fixed_relation_is_neither_trained_nor_kept():
     setup = scene((VIT, WIDE), alignment="top")
     played = play(setup)
-    assert all(memory.keys() == {"params"} for memory in played.memories.values())
+    assert all("relation" not in memory["params"] for memory in played.memories.values())
     # the shallow model, of three layers, is at the top: nothing of it is in the first slot
     alone = scene((WIDE,), alignment="top", slots=4)
     bank = play(alone).states[-1]["params"]["query"]
@@ -343,7 +344,7 @@ def test_ends_that_an_architecture_shares_are_its_weighted_mean_and_cross_to_no_
                 continue
             mean = sum(reply.weight / total * reply.params[name].double() for reply in both)
             torch.testing.assert_close(after[key].double(), mean, rtol=0, atol=1e-6)
-    assert all(memory.keys() == {"relation"} for memory in played.memories.values())
+    assert all(memory["params"].keys() == {"relation"} for memory in played.memories.values())
     assert played.traffic[0][0].bytes_up[0] < played.traffic[0][0].bytes_down[0]  # one block of four is trained
     view = setup.method.view(played.states[-1], setup.profiles[0])
     used = setup.clients[0].params(view, played.memories[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -94,7 +94,11 @@ def with_server_optimizer(
 
         return exchange._replace(merge=merge)
 
-    return method._replace(init=init, exchanges=tuple(stepping(exchange) for exchange in method.exchanges))
+    def report(state: Tree) -> dict[str, Any]:
+        return {**method.report(state), STALLED: state[STALLED]}
+
+    exchanges = tuple(stepping(exchange) for exchange in method.exchanges)
+    return method._replace(init=init, exchanges=exchanges, report=report)
 
 
 def _step(kind: str, learning_rate: float | None, momentum: float, beta2: float, tau: float) -> _Step:

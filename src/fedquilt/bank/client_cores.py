@@ -1,8 +1,8 @@
 """The client's side of a shared middle: what the cores of its adapters are made of, and what goes back of them.
 
 For layer l, from the slots G that the server sent: ``T_l = sum_j P[j, l] G_j + C_l``. The relation P, by its logits,
-and the change C, 0 at first, are what is trained. The relation stays with the client, in its memory; the change is
-lifted to the slots.
+and the change C, 0 at first, are what is trained. The relation is the client's own, a tensor of ``memory["params"]``;
+the change is lifted to the slots.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from fedquilt.adapters.lora.core import cores
 from fedquilt.adapters.sites import Place, places_in
 from fedquilt.bank.merge import slots_in
 from fedquilt.bank.relation import depth_logits, depth_slots, lifted, lowered, relation, top_aligned
-from fedquilt.core.factors import CORE, factors
-from fedquilt.core.params import without
-from fedquilt.core.types import Layout, Memory, Order, Params
+from fedquilt.core.factors import CORE
+from fedquilt.core.method import overlay
+from fedquilt.core.params import select
+from fedquilt.core.types import Layout, Memory, Order, Params, Profile
 
 RELATION = "relation"
-"""The name of the relation's logits, and the key of a client's memory under which they lie."""
+"""The name of the relation's logits, in training and among the client's own tensors."""
 
 _CHANGE = "change."
 
@@ -70,33 +71,41 @@ class Middle:
         return slots, shares.sum(1)
 
 
-def middle_of(order: Order, memory: Memory, params: Mapping[str, Tensor], layout: Layout) -> Middle | None:
-    """The middle that an order brings to a client with these factors, as its training begins; None if it brings none.
+def middle_of(order: Order, memory: Memory, layout: Layout, rank: int) -> Middle:
+    """The middle that an order brings to a client whose adapters have this rank, as its training begins.
 
     The relation is that of the client's memory, and at first by relative depth, ``settings["width"]`` slots wide. With
     ``settings["relation"]`` ``"top"`` or ``"slots"`` it is fixed; see ``bank.relation``.
     """
     slots = slots_in(order.params)
-    if not slots:
-        return None
     first = next(iter(slots.values()))
     shape, device = (layout.num_layers, len(first)), first.device
     kind = order.settings["relation"]
     fixed = None if kind == "learned" else {"top": top_aligned, "slots": depth_slots}[kind](*shape).to(device)
     tensors = {_CHANGE + site: first.new_zeros(layout.num_layers, sent.shape[1]) for site, sent in slots.items()}
     if fixed is None:
-        own = memory.get(RELATION)
+        own = memory.get("params", {}).get(RELATION)
         tensors[RELATION] = (depth_logits(*shape, order.settings["width"]) if own is None else own).to(device)
-    rank = max(len(pair.A) for pair in factors(params).values())
     return Middle(slots, tensors, fixed, places_in(layout), rank)
 
 
-def with_cores_of(params: Mapping[str, Tensor], order: Order, memory: Memory, layout: Layout) -> Params:
-    """The tensors with ``<module>.core`` for what the order sent of a bank; as they were if it sent none of it."""
-    middle = middle_of(order, memory, params, layout)
-    if middle is None:
-        return dict(params)
-    own = without(params, [name for name in order.params if name not in layout.depth])
+def model_with_cores(
+    profile: Profile, initial: Params, order: Order, memory: Memory, *, layout: Layout, rank: int
+) -> Params:
+    """``Method.model`` of a client with this layout and rank: ``<module>.core`` lies beside the adapters, made of the
+    slots that the order brings and the client's relation.
+
+    Parameters
+    ----------
+    profile, initial, order, memory
+        as ``Method.model`` is given them.
+    layout
+        where the client's tensors sit.
+    rank
+        of its adapters, r; a core is (r, r).
+    """
+    middle = middle_of(order, memory, layout, rank)
+    own = select(overlay(profile, initial, order, memory), layout.depth)
     with torch.no_grad():
         made = middle.cores(middle.tensors)
     return {**own, **{f"{module}.{CORE}": core for module, core in made.items()}}

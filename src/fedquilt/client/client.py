@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor
-
-from fedquilt.aggregate.lowrank.base_log import incoming, shifts
-from fedquilt.bank.client_cores import Middle, middle_of, with_cores_of
-from fedquilt.client.fit import Fitted, Penalty, Phase, Training, alternate, learning_rate_at
+from fedquilt.client.fit import Training, alternate, learning_rate_at
 from fedquilt.client.generation import Answering
 from fedquilt.client.probe import fisher_diagonal, layer_scores
 from fedquilt.client.score import evaluation
 from fedquilt.client.workbench import Batch, Workbench
+from fedquilt.core.method import overlay
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile
+from fedquilt.core.worker import Extra, Fitted, Penalty, Phase
 
 
 @dataclass(frozen=True)
 class Client:
-    """What a method's ``work`` is given.
+    """The worker (``core.worker.Worker``) that a method's ``work`` is given.
 
-    ``initial`` holds every tensor of the layout as training begins. What a client uses is, tensor by tensor, its own
-    (``memory["params"]``), else the server's (the order's), else the initial one; what was merged into the base is in
-    ``memory["base"]``, and what the order adds to that. ``splits`` are held-out rows by name (``"test"``,
+    ``initial`` holds every tensor of the layout as training begins; ``model`` is the method's own way of making a model
+    of it, an order and a memory, see ``core.method.Method``. ``splits`` are held-out rows by name (``"test"``,
     ``"validation"``). ``frozen`` are tensors that it does not train, whatever layer they are in; ``penalties`` are
     added to its loss. ``answering`` is how a language model is judged by its answers, None by its tokens.
     """
@@ -39,28 +36,23 @@ class Client:
     frozen: frozenset[str] = frozenset()
     penalties: tuple[Penalty, ...] = ()
     answering: Answering | None = None
+    model: Callable[[Profile, Params, Order, Memory], Params] = overlay
 
     @property
     def id(self) -> ClientId:
+        """Its partition number."""
         return self.profile.id
 
-    def params(self, order: Order, memory: Memory | None = None) -> dict[str, Tensor]:
-        """Every tensor of the layout, as this client would use it now; what was merged into the base, and cores."""
-        memory = memory or {}
-        sent, base = incoming(order.params, memory.get("base"))
-        whole = {**self.initial, **shifts(base), **sent, **memory.get("params", {})}
-        return with_cores_of(whole, order, memory, self.bench.layout)
-
-    def middle(self, order: Order, memory: Memory) -> Middle | None:
-        """What the cores of its adapters are made of, if the order brings anything; see ``bank.client_cores``."""
-        return middle_of(order, memory, self.initial, self.bench.layout)
+    def params(self, order: Order, memory: Memory | None = None) -> Params:
+        """Every tensor of the layout, as this client would use it now; shifts of the base and cores beside them."""
+        return self.model(self.profile, self.initial, order, memory or {})
 
     def freezing(self, names: Collection[str]) -> Client:
         """This client, which leaves the tensors ``names`` as they are when it trains."""
         return replace(self, frozen=self.frozen | frozenset(names))
 
     def penalised(self, penalty: Penalty) -> Client:
-        """This client, whose loss in training has the penalty added; see ``fit.fit``."""
+        """This client, whose loss in training has the penalty added, once to each optimiser step."""
         return replace(self, penalties=(*self.penalties, penalty))
 
     def fit(
@@ -76,9 +68,15 @@ class Client:
         return self.alternate(order, memory, [Phase(names)], blocks=blocks)
 
     def alternate(
-        self, order: Order, memory: Memory | None, phases: Sequence[Phase], *, blocks: Collection[int] | None = None
+        self,
+        order: Order,
+        memory: Memory | None,
+        phases: Sequence[Phase],
+        *,
+        blocks: Collection[int] | None = None,
+        extra: Extra | None = None,
     ) -> Fitted:
-        """Train what the phases name, in turns, as ``fit`` does; they may name tensors of its ``middle`` too."""
+        """Train what the phases name, in turns, as ``fit`` does; they may name tensors of ``extra`` too."""
         return alternate(
             self.bench,
             self.train,
@@ -88,7 +86,7 @@ class Client:
             learning_rate_at(self.training, order.round, self.rounds),
             order.rng,
             blocks=blocks,
-            middle=self.middle(order, memory or {}),
+            extra=extra,
         )
 
     def layer_scores(

@@ -11,16 +11,13 @@ from itertools import cycle, islice
 import torch
 from torch import Tensor, nn
 
-from fedquilt.bank.client_cores import Middle
 from fedquilt.client.agreement import disagreement
 from fedquilt.client.task import answers, negative_log_likelihood, num_correct, num_labels
 from fedquilt.client.workbench import Batch, Workbench
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Params, Range
-
-Penalty = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
-"""``penalty(trained, start)``, a scalar: of the tensors that are trained, by name, and of all as training began."""
+from fedquilt.core.worker import Extra, Fitted, Penalty, Phase
 
 
 @dataclass(frozen=True)
@@ -53,15 +50,6 @@ METRICS = {
 """What training measures on a client, and where it may lie."""
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """The trained tensors and buffers (and no others), the number of rows of the client, and what training measured."""
-
-    params: Params
-    num_examples: int
-    metrics: dict[str, float]
-
-
 def learning_rate_at(training: Training, round: int, rounds: int) -> float:
     """The learning rate of a round, ``eta * w(t) * s(t)``.
 
@@ -81,23 +69,6 @@ def learning_rate_at(training: Training, round: int, rounds: int) -> float:
     else:
         factor = 1.0
     return training.learning_rate * factor
-
-
-@dataclass(frozen=True)
-class Phase:
-    """``steps`` optimiser steps (None: all there are) on the tensors ``names``, which have an optimiser of their own.
-
-    ``rate`` scales the learning rate. What ``penalties`` give is added to the loss of each step. With ``agreement``
-    above 0, that times the disagreement with the model as it was when this turn of the phase began is added, too: see
-    ``client.agreement``, with its ``temperature``, over what has a label. The model of then answers without dropout.
-    """
-
-    names: frozenset[str]
-    steps: int | None = None
-    rate: float = 1.0
-    penalties: tuple[Penalty, ...] = ()
-    agreement: float = 0.0
-    temperature: float = 1.0
 
 
 def fit(
@@ -127,14 +98,14 @@ def alternate(
     rng: Rng,
     *,
     blocks: Collection[int] | None = None,
-    middle: Middle | None = None,
+    extra: Extra | None = None,
 ) -> Fitted:
     """Train what the phases name, starting from ``params``, on the rows of ``columns``; the phases take turns until all
     steps of the round are made.
 
-    ``blocks`` makes the model shallower for the time (only these transformer blocks are run). With a ``middle`` the
-    adapters' cores are made of its tensors, which phases may name like those of the model. Penalties are added once to
-    a step, however many forward passes it is made of; they see all tensors that any phase trains. Metrics: ``loss``
+    ``blocks`` makes the model shallower for the time (only these transformer blocks are run). The adapters' cores
+    are made of the tensors of ``extra``, which phases may name like those of the model. Penalties are added once to a
+    step, however many forward passes it is made of; they see all tensors that any phase trains. Metrics: ``loss``
     (mean over the labels seen, before each step, without penalties and agreement), ``accuracy`` (same labels),
     ``steps``.
 
@@ -149,15 +120,15 @@ def alternate(
         raise TrainingError("the client has no training rows")
     bench.load(params)
     wanted = frozenset[str]().union(*(phase.names for phase in phases))
-    extra = {} if middle is None else {name: tensor.to(bench.device).clone() for name, tensor in middle.tensors.items()}
-    now = {name: tensor for name, tensor in {**bench.parameters, **extra}.items() if name in wanted}
+    beside = {} if extra is None else {name: tensor.to(bench.device).clone() for name, tensor in extra.tensors.items()}
+    now = {name: tensor for name, tensor in {**bench.parameters, **beside}.items() if name in wanted}
     if bench.device.type == "meta":  # planning: shapes without numbers
         shapes = {name: tensor.detach() for name, tensor in now.items()}
         return Fitted({**shapes, **bench.state(wanted)}, num_rows, {"steps": 0.0})
     start: Params = {}
     if any(phase.penalties for phase in phases):
         start = {name: tensor.detach().to(bench.device) for name, tensor in params.items()}
-        start |= {name: tensor.clone() for name, tensor in extra.items()}
+        start |= {name: tensor.clone() for name, tensor in beside.items()}
     own = [{name: tensor for name, tensor in now.items() if name in phase.names} for phase in phases]
     optimizers = [
         _optimizer([*each.values()], training, learning_rate * p.rate) for each, p in zip(own, phases, strict=True)
@@ -165,12 +136,12 @@ def alternate(
     of_steps = num_steps(num_rows, training)
     drawn = batches(num_rows, training, rng.child("batches"))
     loss_sum, correct, seen, steps = 0.0, 0, 0, 0
-    making = nullcontext() if middle is None else bench.making_cores(lambda: middle.cores(extra))
+    making = nullcontext() if extra is None else bench.making_cores(lambda: extra.cores(beside))
     with making, bench.shallow(blocks), rng.child("dropout").scope():
         for phase, trained, optimizer in cycle(zip(phases, own, optimizers, strict=True)):
             if steps == of_steps:
                 break
-            with bench.training(phase.names, extra), _earlier(bench, trained, phase) as earlier:
+            with bench.training(phase.names, beside), _earlier(bench, trained, phase) as earlier:
                 for rows in islice(drawn, phase.steps):
                     steps += 1
                     optimizer.zero_grad()

@@ -69,11 +69,31 @@ class Exchange(NamedTuple):
     release: Release | None = None
 
 
+def overlay(profile: Profile, initial: Params, order: Order, memory: Memory) -> Params:
+    """A client's own tensors over the order's over the initial ones: the default of ``Method.model``."""
+    return {**initial, **order.params, **memory.get("params", {})}
+
+
+def reports_nothing(state: Tree) -> Mapping[str, Any]:
+    """Nothing of the state, for the record: the default of ``Method.report``."""
+    return {}
+
+
 class Method(NamedTuple):
-    """``init(rng)`` gives the first state; ``view(state, profile)`` an Order that holds what this client would use.
+    """A federated method as a value: five functions and the exchanges of a round.
+
+    ``init(rng)`` gives the first state; ``view(state, profile)`` an Order that holds what this client would use.
 
     ``exchanges`` make up a round. ``closing`` are done once, with every client, when the last round is over; what they
     merge is not kept: they measure.
+
+    ``model(profile, initial, order, memory)`` says how an order becomes a model: every tensor of the client's layout by
+    name, and beside them ``<module>.shift`` (what was merged into the base) and ``<module>.core`` (what lies between
+    the factors), for training, scores and export alike. ``initial`` is what the client's training started from. The
+    default, ``overlay``, takes each tensor from the client's memory, else the order, else ``initial``.
+
+    ``report(state)`` is what of the state a round's line of the record holds: numbers and lists of numbers, or tables
+    of them by name. A wrapper that keeps state of its own adds to it.
     """
 
     name: str
@@ -81,3 +101,5 @@ class Method(NamedTuple):
     exchanges: tuple[Exchange, ...]
     view: Callable[[Tree, Profile], Order]
     closing: tuple[Exchange, ...] = ()
+    model: Callable[[Profile, Params, Order, Memory], Params] = overlay
+    report: Callable[[Tree], Mapping[str, Any]] = reports_nothing

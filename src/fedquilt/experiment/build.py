@@ -110,8 +110,15 @@ class Experiment:
             replace(profile, num_examples=examples.get(profile.id, 0)) for profile in self.federation.profiles
         )
         federation = replace(self.federation, profiles=profiles)
-        method = self.make_method(federation)
-        return replace(self, federation=federation, method=method, partition=announced_record(profiles))
+        made = replace(self, federation=federation, method=self.make_method(federation))
+        return replace(made.modelled(), partition=announced_record(profiles))
+
+    def modelled(self) -> Experiment:
+        """The experiment whose clients, and the server's own, make a model of an order as its method does."""
+        model = self.method.model
+        clients = {id: replace(client, model=model) for id, client in self.clients.items()}
+        groups = tuple(replace(group, server=replace(group.server, model=model)) for group in self.groups)
+        return replace(self, clients=clients, groups=groups)
 
 
 def build(config: Config, here: Collection[ClientId] | None = None) -> Experiment:
@@ -225,7 +232,7 @@ def joined(
     record: dict[str, Any] = {}
     if dealt is not None and len(clients) == len(profiles):
         record = record_of(dealt, groups, profiles)
-    return Experiment(config, federation, make_method, method, clients, tuple(groups), record)
+    return Experiment(config, federation, make_method, method, clients, tuple(groups), record).modelled()
 
 
 def _method(

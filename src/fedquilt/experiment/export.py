@@ -15,7 +15,6 @@ import torch
 from fedquilt.adapters.folders import replace_folder
 from fedquilt.adapters.kind import Export
 from fedquilt.adapters.registry import KINDS
-from fedquilt.bank.client_cores import RELATION
 from fedquilt.config.load import parse
 from fedquilt.core.errors import RunError
 from fedquilt.core.params import num_bytes
@@ -44,7 +43,7 @@ def save_adapters(experiment: Experiment, state: Tree, memories: Mapping[ClientI
             client = experiment.clients[id]
             own = view(state, client.profile)
             memory = memories.get(id, {})
-            if memory.get("params") or RELATION in memory or num_bytes(own.params) != num_bytes(order.params):
+            if memory.get("params") or num_bytes(own.params) != num_bytes(order.params):
                 _save(group, folder / _client_folder(id), client.params(own, memories.get(id)))
 
 

@@ -13,11 +13,11 @@ from torch.overrides import TorchFunctionMode
 
 from fedquilt.adapters.mixture.inject import is_shared
 from fedquilt.client.client import Client
-from fedquilt.client.fit import Fitted, Penalty, Phase
 from fedquilt.config.schema import Config
 from fedquilt.core.params import num_bytes
 from fedquilt.core.types import ClientId, Memory, Order, Params, Turn
 from fedquilt.core.wire import num_wire_bytes
+from fedquilt.core.worker import Extra, Fitted, Penalty, Phase
 from fedquilt.experiment.build import Experiment, shaped
 
 
@@ -168,9 +168,15 @@ class _Watched:
         return self._noting(self.client.fit(order, memory, layers, blocks=blocks), blocks)
 
     def alternate(
-        self, order: Order, memory: Memory | None, phases: Sequence[Phase], *, blocks: Collection[int] | None = None
+        self,
+        order: Order,
+        memory: Memory | None,
+        phases: Sequence[Phase],
+        *,
+        blocks: Collection[int] | None = None,
+        extra: Extra | None = None,
     ) -> Fitted:
-        return self._noting(self.client.alternate(order, memory, phases, blocks=blocks), blocks)
+        return self._noting(self.client.alternate(order, memory, phases, blocks=blocks, extra=extra), blocks)
 
     def _noting(self, fitted: Fitted, blocks: Collection[int] | None) -> Fitted:
         self.noted["blocks"] = None if blocks is None else tuple(sorted(blocks))

@@ -13,7 +13,6 @@ from fedquilt.core.types import ClientId, Memory, Tree
 from fedquilt.experiment.build import Experiment
 from fedquilt.experiment.export import is_whole
 from fedquilt.experiment.groups import BuiltGroup
-from fedquilt.methods.by_architecture import APART
 
 
 def evaluate(
@@ -73,24 +72,8 @@ def round_line(
         "exchanges": [_moved(moved) for moved in done.traffic],
         "messages": dict(messages),
         "evaluation": scores,
-        "state": _small(done.state),
+        "state": dict(experiment.method.report(done.state)),
     }
-
-
-def _small(state: Tree) -> dict[str, Any]:
-    """What a reader of the record may want of the state; of a method that runs apart, by key and architecture."""
-    small = {key: value for key, value in state.items() if _is_small(value)}
-    for name, own in state.get(APART, {}).items():
-        for key, value in _small(own).items():
-            small.setdefault(key, {})[name] = value
-    return small
-
-
-def _is_small(value: Any) -> bool:
-    """Whether a part of the state is a number or a short list of numbers, which a reader of the record may want."""
-    if isinstance(value, list):
-        return len(value) <= 256 and all(isinstance(item, int | float) for item in value)
-    return isinstance(value, int | float)
 
 
 def _moved(moved: Traffic) -> dict[str, Any]:

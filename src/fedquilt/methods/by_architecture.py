@@ -48,6 +48,17 @@ def by_architecture(factory: Callable[[Federation], Method], federation: Federat
     def view(state: Tree, profile: Profile) -> Order:
         return methods[profile.architecture].view(state[APART][profile.architecture], profile)
 
+    def model(profile: Profile, initial: Params, order: Order, memory: Memory) -> Params:
+        return methods[profile.architecture].model(profile, initial, order, memory)
+
+    def report(state: Tree) -> dict[str, dict[str, Any]]:
+        """What each architecture's method reports, by key and architecture."""
+        reported: dict[str, dict[str, Any]] = {}
+        for name, own in state[APART].items():
+            for key, value in methods[name].report(own).items():
+                reported.setdefault(key, {})[name] = value
+        return reported
+
     def owner(reply: Reply) -> str:
         return owners[reply.client]
 
@@ -102,7 +113,8 @@ def by_architecture(factory: Callable[[Federation], Method], federation: Federat
             peers=owner_of,
         )
 
-    return Method(first.name, init, tuple(joined(number) for number in range(len(first.exchanges))), view)
+    exchanges = tuple(joined(number) for number in range(len(first.exchanges)))
+    return Method(first.name, init, exchanges, view, model=model, report=report)
 
 
 def _runs(replies: Iterable[Reply], owner: Callable[[Reply], str]) -> Iterator[tuple[str, Iterator[Reply]]]:

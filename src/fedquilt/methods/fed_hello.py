@@ -153,7 +153,13 @@ def fed_hello(
         return {**METRICS, **(dict.fromkeys(score_names, Range(0.0, 1e30)) if order.settings["score"] else {})}
 
     fit = train._replace(ask=ask, work=work, merge=merge, metrics=metrics)
-    return Method("fed-hello", init, (fit,), trunk.view)
+    return trunk._replace(init=init, exchanges=(fit,), report=_report)
+
+
+def _report(state: Tree) -> dict[str, Any]:
+    """The layers' scores and odds in force, and the round before which they were made; none while there are none."""
+    kept = ("scores", "probabilities", "refreshed")
+    return {key: state[key] for key in kept if state[key] is not None}
 
 
 def _mean_scores(sent: Sequence[tuple[float, Sequence[float]]]) -> list[float]:

@@ -11,10 +11,10 @@ from torch import Tensor
 from fedquilt.adapters.lora.core import drift
 from fedquilt.adapters.sites import places_in, sites_of
 from fedquilt.aggregate.alignment.gradients import AlignSettings
-from fedquilt.aggregate.alignment.wrapper import draws_of, first_record, next_record
+from fedquilt.aggregate.alignment.wrapper import draws_of, first_record, next_record, reported
 from fedquilt.aggregate.mean import RunningMean
 from fedquilt.bank.alignment import aligned_bank
-from fedquilt.bank.client_cores import RELATION
+from fedquilt.bank.client_cores import RELATION, middle_of, model_with_cores
 from fedquilt.bank.merge import (
     COVERAGE,
     BankUpdate,
@@ -29,14 +29,15 @@ from fedquilt.bank.merge import (
 )
 from fedquilt.bank.relation import depth_logits, relation
 from fedquilt.bank.selection import drawn, leading, rank_within, strongest
-from fedquilt.client.fit import METRICS, Phase
+from fedquilt.client.fit import METRICS
 from fedquilt.config.value_types import Count, Factor, FromRound, Layers, Penalty, Rounds, With
 from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.factors import at_rank
-from fedquilt.core.method import Exchange, Method
+from fedquilt.core.method import Exchange, Method, reports_nothing
 from fedquilt.core.params import select, without
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Federation, Layout, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
+from fedquilt.core.worker import Extra, Phase
 
 
 def h2tune(
@@ -184,7 +185,8 @@ def h2tune(
 
     def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
         layers, layout = order.settings["layers"], layouts[client.profile.architecture]
-        middle = client.middle(order, memory)  # (ii) the cores, from the slots by the relation
+        # (ii) the cores, from the slots by the relation
+        middle = middle_of(order, memory, layout, _rank(layout, client.profile.budget.rank))
         shared, private = frozenset(middle.tensors), frozenset({*layout.names(layers), *layout.head})
 
         def near(trained: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor:
@@ -198,16 +200,20 @@ def h2tune(
                 Phase(shared, shared_steps, shared_rate, held),
                 Phase(private, private_steps, agreement=agreement, temperature=temperature),
             ]
-        fitted = client.alternate(order, memory, phases)
+        fitted = client.alternate(order, memory, phases, extra=Extra(middle.tensors, middle.cores))
         now, own = {**middle.tensors, **select(fitted.params, shared)}, select(fitted.params, private)
-        back, kept = to_params(*middle.returned(now, layers)), dict(memory)
+        back, kept = to_params(*middle.returned(now, layers)), select(now, [RELATION])
         if ends == "private":
-            kept["params"] = {**memory.get("params", {}), **own}
+            kept |= own
         else:
             back |= own
-        if RELATION in now:
-            kept[RELATION] = now[RELATION]
-        return Reply(client.id, back, fitted.num_examples, fitted.metrics), kept
+        reply = Reply(client.id, back, fitted.num_examples, fitted.metrics)
+        return reply, {**memory, "params": {**memory.get("params", {}), **kept}}
+
+    def model(profile: Profile, initial: Params, order: Order, memory: Memory) -> Params:
+        layout = layouts[profile.architecture]
+        rank = _rank(layout, profile.budget.rank)
+        return model_with_cores(profile, initial, order, memory, layout=layout, rank=rank)
 
     def covered(reply: Reply) -> Tensor:
         """The coverage that a client tells, of no more layers than it has."""
@@ -255,7 +261,8 @@ def h2tune(
         return {COVERAGE: Range(-1.0, len(order.settings["layers"]) + 1.0)}
 
     fit = Exchange("fit", ask, work, merge, expects, metrics=lambda order: METRICS, ranges=ranges)
-    return Method("h2tune", init, (fit,), order)
+    report = reports_nothing if align == "none" else reported
+    return Method("h2tune", init, (fit,), order, model=model, report=report)
 
 
 def _check_ranks(federation: Federation) -> None:

@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 from fedquilt.adapters.buffers import VARIANCES
 from fedquilt.adapters.lora.inject import fresh
-from fedquilt.aggregate.lowrank.base_log import advanced, first_base, incoming, outgoing, shifts
+from fedquilt.aggregate.lowrank.base_log import advanced, first_base, incoming, model_on_base, outgoing, shifts
 from fedquilt.aggregate.lowrank.rules import Rule, dispatched, merged
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.allocate.layers import gd_set
 from fedquilt.client.fit import METRICS
 from fedquilt.core.checks import reach
 from fedquilt.core.errors import ConfigError, RoundError
-from fedquilt.core.method import Exchange, Method
+from fedquilt.core.method import Exchange, Method, overlay
 from fedquilt.core.params import select, without
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Federation, Layout, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
@@ -157,7 +157,8 @@ def layered(
 
     ranges = statistics if layout.buffers else None
     fit = Exchange("fit", ask, work, merge, expects, partial=drop_layers, metrics=lambda order: METRICS, ranges=ranges)
-    return Method(name, init, (fit,), view)
+    model = model_on_base if rule is not None and rule.changes_base else overlay
+    return Method(name, init, (fit,), view, model=model)
 
 
 def _check_ranks(federation: Federation, rule: Rule | None) -> None:

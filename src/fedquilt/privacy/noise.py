@@ -80,7 +80,11 @@ def with_central_dp(
 
         return exchange._replace(work=work, merge=merge, metrics=_no_metrics)
 
-    return method._replace(init=init, exchanges=tuple(noisy(exchange) for exchange in method.exchanges), closing=())
+    def report(state: Tree) -> dict[str, Any]:
+        return {**method.report(state), RELEASES: state[RELEASES]}
+
+    exchanges = tuple(noisy(exchange) for exchange in method.exchanges)
+    return method._replace(init=init, exchanges=exchanges, closing=(), report=report)
 
 
 def with_local_dp(

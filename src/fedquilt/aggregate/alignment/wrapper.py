@@ -110,7 +110,11 @@ def with_alignment(
 
         return exchange._replace(merge=merge)
 
-    return method._replace(init=init, exchanges=tuple(aligning(exchange) for exchange in method.exchanges))
+    def report(state: Tree) -> dict[str, Any]:
+        return {**method.report(state), **reported(state)}
+
+    exchanges = tuple(aligning(exchange) for exchange in method.exchanges)
+    return method._replace(init=init, exchanges=exchanges, report=report)
 
 
 # What the server's state has of it ------------------------------------------------------------
@@ -119,6 +123,11 @@ def with_alignment(
 def first_record(names: Sequence[str], rng: Rng) -> dict[str, Any]:
     """What a server that aligns groups of these names has in its state as it begins, see ``with_alignment``."""
     return {"conflicts": 0, "cosines": _flat(None, names), ALIGN: {"seed": rng.integer(), "merges": 0}}
+
+
+def reported(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an alignment a round's record holds."""
+    return {"conflicts": state["conflicts"], "cosines": state["cosines"]}
 
 
 def draws_of(state: Mapping[str, Any]) -> Rng:

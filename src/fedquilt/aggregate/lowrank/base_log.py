@@ -9,6 +9,7 @@ in the order in which all others did, so that it ends with the same bits: sums o
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor
 from fedquilt.aggregate.lowrank.kernel import Product, dense
 from fedquilt.core.errors import RoundError
 from fedquilt.core.factors import SHIFT
-from fedquilt.core.types import ClientId, Params, Tree
+from fedquilt.core.method import overlay
+from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Tree
 
 Change = Mapping[str, Product]
 """What one round adds to the base: a low-rank product by module."""
@@ -135,6 +137,13 @@ def advanced(base: Tree, change: Change, answered: Iterable[ClientId], everyone:
 def shifts(base: Tree) -> Params:
     """The sum of all changes, of a server's or a client's base, as tensors that a model loads: ``<module>.shift``."""
     return {f"{module}.{SHIFT}": tensor for module, tensor in base["shift"].items()}
+
+
+def model_on_base(profile: Profile, initial: Params, order: Order, memory: Memory) -> Params:
+    """``Method.model`` where the base changes: the client's base (``memory["base"]``) with the order's changes merged
+    into it lies beside the adapters as ``<module>.shift``."""
+    sent, base = incoming(order.params, memory.get("base"))
+    return overlay(profile, {**initial, **shifts(base)}, replace(order, params=sent), memory)
 
 
 def _shifted(shift: Mapping[str, Tensor], change: Change) -> Params:
