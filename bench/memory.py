@@ -28,7 +28,7 @@ from fedquilt.adapters.lora.module import LoraSettings
 from fedquilt.adapters.mixture.inject import initial_mixture, inject_mixture, mixture_layout
 from fedquilt.adapters.mixture.module import MixtureSettings
 from fedquilt.core.rng import Rng
-from fedquilt.models.hf import config_from, model_from
+from fedquilt.models.hf_files import config_from, model_from
 from fedquilt.models.layers import find_blocks
 from fedquilt.models.shapes import published
 

@@ -42,7 +42,7 @@ from fedquilt.core.factors import factors
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.run import run
 from fedquilt.models.causality import sees_ahead
-from fedquilt.models.hf import TASKS
+from fedquilt.models.hf_files import TASKS
 from fedquilt.models.text import SPECIAL, byte_tokenizer
 from fedquilt.record import Record
 

@@ -8,7 +8,8 @@ from fedquilt.adapters.sites import SLOT_RULES, Place, output_projections, place
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks
-from fedquilt.models.hf import TASKS, config_from, load_model, model_from
+from fedquilt.models.hf import load_model
+from fedquilt.models.hf_files import TASKS, config_from, model_from
 from fedquilt.models.layers import find_blocks
 from fedquilt.models.shapes import tiny
 

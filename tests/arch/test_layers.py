@@ -25,8 +25,8 @@ MORE = {
     "data/readers/hub.py": {"datasets", "flwr_datasets"},
     "models": {"huggingface_hub", "tokenizers"},
     "pretrain/arithmetic.py": {"tokenizers"},
-    "models/hf.py": {"transformers"},
-    "report/plot.py": {"matplotlib"},
+    "models/hf_files.py": {"transformers"},
+    "report/figure.py": {"matplotlib"},
     "report/paired_differences.py": {"scipy"},
     "cli": {"typer", "rich", "click"},
     "engine/flower": {"flwr"},
@@ -71,7 +71,15 @@ def test_the_contracts_notice_a_wrong_import(tmp_path: Path, module: str, line: 
     for name in ("core", "aggregate", "data", "client", "engine", "methods", "models", "report", "cli"):
         (package / name).mkdir(parents=True)
         (package / name / "__init__.py").touch()
-    for name in ("__init__", "methods/fedit", "methods/fedra", "models/hf", "data/hub", "report/plot", "engine/flower"):
+    for name in (
+        "__init__",
+        "methods/fedit",
+        "methods/fedra",
+        "models/hf_files",
+        "data/hub",
+        "report/figure",
+        "engine/flower",
+    ):
         (package / f"{name}.py").touch()
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (package / module).write_text(line + "\n")

@@ -15,7 +15,8 @@ import pytest
 import fedquilt.cli.site as site
 from fedquilt.core.method import Release
 from fedquilt.core.types import Reply
-from fedquilt.privacy.ledger import Allowance, Asked, Ledger, ledger_folder
+from fedquilt.privacy.ledger import Ledger, ledger_folder
+from fedquilt.privacy.ledger_book import Allowance, Asked
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from fedquilt.adapters.lora.module import LoraSettings
 from fedquilt.client import Workbench
 from fedquilt.client.probe import fisher_diagonal, layer_scores
 from fedquilt.core.types import Blocks, Layout
-from fedquilt.models.hf import config_from, model_from
+from fedquilt.models.hf_files import config_from, model_from
 from fedquilt.models.layers import find_blocks
 from fedquilt.models.text import prepare_text
 

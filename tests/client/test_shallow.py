@@ -7,7 +7,8 @@ from fedquilt.adapters.lora.module import LoraSettings
 from fedquilt.client.shallow import only_blocks
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks
-from fedquilt.models.hf import config_from, load_model, model_from
+from fedquilt.models.hf import load_model
+from fedquilt.models.hf_files import config_from, model_from
 from fedquilt.models.shapes import tiny
 
 KEEP = (1, 2, 5)  # in Gemma 3 block 5 is the one with full attention

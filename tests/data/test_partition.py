@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from fedquilt.core.errors import DataError
 from fedquilt.core.rng import Rng
-from fedquilt.data.partition import SCHEMES, deal, digest, partition, settings_problems
+from fedquilt.data.partition import digest, partition, settings_problems
+from fedquilt.data.partition_schemes import SCHEMES, deal
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 60))
 OWN = {

@@ -17,8 +17,8 @@ from fedquilt.engine.flower.packing import packed, unpacked
 from fedquilt.experiment import flower, flower_site
 from fedquilt.experiment.run import run
 from fedquilt.record import Record, read_rounds
+from fedquilt.report.caveats import notes
 from fedquilt.report.runs import group_runs, read_run
-from fedquilt.report.table import notes
 
 BAD = 2
 CHANGES = ("clients.cohort=6", "defence.max_update_norm=10.0", "evaluation.clients=false")

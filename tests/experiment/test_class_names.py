@@ -18,7 +18,8 @@ from fedquilt.experiment.engine import Silent
 from fedquilt.experiment.export import export
 from fedquilt.experiment.flower_site import cards
 from fedquilt.experiment.run import resume, run
-from fedquilt.models.hf import _tokenizer, config_from, load_model
+from fedquilt.models.hf import load_model
+from fedquilt.models.hf_files import _tokenizer, config_from
 from fedquilt.models.locate import Source
 from fedquilt.record import read_environment
 

@@ -8,7 +8,7 @@ from promises import Setup, copied, play, same
 from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, mixtures, rows, several, task_of
 
 from fedquilt.adapters.mixture.inject import branch_of, is_shared
-from fedquilt.aggregate.alignment.gradients import Gathered
+from fedquilt.aggregate.alignment.pseudo_gradients import Gathered
 from fedquilt.aggregate.robust import aggregate_rule
 from fedquilt.client import Training
 from fedquilt.core.errors import ConfigError

@@ -9,7 +9,8 @@ from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks
 from fedquilt.models.causality import ordinary_tokens, sees_ahead, sees_far_ahead
-from fedquilt.models.hf import _tokenizer, config_from, load_model
+from fedquilt.models.hf import load_model
+from fedquilt.models.hf_files import _tokenizer, config_from
 from fedquilt.models.locate import Source
 
 SIZE = {

@@ -11,7 +11,8 @@ from fedquilt.core.rng import Rng
 from fedquilt.data.table import Table
 from fedquilt.models import locate as source_module
 from fedquilt.models.digest import digest
-from fedquilt.models.hf import _tokenizer, config_from, load_model
+from fedquilt.models.hf import load_model
+from fedquilt.models.hf_files import _tokenizer, config_from
 from fedquilt.models.locate import Source, find_source
 
 IMAGES, SENTENCES, CAUSAL = "image-classification", "sequence-classification", "causal-lm"

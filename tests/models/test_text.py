@@ -7,7 +7,8 @@ from fedquilt.core.errors import DataError
 from fedquilt.core.rng import Rng
 from fedquilt.data.prompts import rendered
 from fedquilt.data.table import Table
-from fedquilt.models.hf import _tokenizer, config_from, load_model
+from fedquilt.models.hf import load_model
+from fedquilt.models.hf_files import _tokenizer, config_from
 from fedquilt.models.locate import Source
 from fedquilt.models.text import IGNORED, NUM_TOKENS, byte_tokenizer, completion_encoder, prepare_text
 

@@ -7,7 +7,8 @@ import torch
 import transformers
 
 from fedquilt.core.rng import Rng
-from fedquilt.models.hf import _tokenizer, config_from, load_model
+from fedquilt.models.hf import load_model
+from fedquilt.models.hf_files import _tokenizer, config_from
 from fedquilt.models.locate import Source
 
 CAUSAL, TEXT, IMAGES = "causal-lm", "sequence-classification", "image-classification"

@@ -17,7 +17,8 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import Failure, Order, Reply
 from fedquilt.engine.local import LocalEngine
 from fedquilt.privacy.account import accountant, composed_epsilon, gaussian_epsilon
-from fedquilt.privacy.ledger import KEPT_ROUNDS, Allowance, Asked, Ledger, answered, ledger_folder, ledgers
+from fedquilt.privacy.ledger import Ledger, answered, ledger_folder, ledgers
+from fedquilt.privacy.ledger_book import KEPT_ROUNDS, Allowance, Asked
 from fedquilt.privacy.noise import with_local_dp
 
 DELTA = 1e-5

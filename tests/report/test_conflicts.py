@@ -7,8 +7,10 @@ import pytest
 
 from fedquilt.core.errors import RunError
 from fedquilt.report.conflicts import alignments
+from fedquilt.report.figure import png
+from fedquilt.report.maps import alignment_map
 from fedquilt.report.page import page
-from fedquilt.report.plot import alignment_map, figures, png
+from fedquilt.report.plot import figures
 from fedquilt.report.runs import Run, read_run
 
 GROUPS = [{"label": label, "architecture": name} for label, name in (("s", "vit-2"), ("l", "bert-6"))]

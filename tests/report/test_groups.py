@@ -9,7 +9,7 @@ from fedquilt.report.comparison import comparison
 from fedquilt.report.groups import group_curve, group_labels, group_rows
 from fedquilt.report.page import page
 from fedquilt.report.round_text import round_text
-from fedquilt.report.runs import main_metric
+from fedquilt.report.scores import main_metric
 from fedquilt.report.table import cells
 
 

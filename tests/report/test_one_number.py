@@ -10,7 +10,8 @@ from fedquilt.report.comparison import comparison
 from fedquilt.report.page import page
 from fedquilt.report.plot import figures, over_rounds
 from fedquilt.report.round_text import round_text
-from fedquilt.report.runs import WHO, curve, group_runs, read_run, score_of
+from fedquilt.report.runs import group_runs, read_run
+from fedquilt.report.scores import WHO, curve, score_of
 from fedquilt.report.table import cells, compare_rows, summary
 
 ACCURACIES = [0.10, 0.50, 0.70, 0.80, 0.90, 0.93]

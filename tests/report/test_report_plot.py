@@ -5,17 +5,11 @@ import numpy as np
 import pytest
 
 from fedquilt.core.errors import RunError
-from fedquilt.report.plot import (
-    allocation_map,
-    figures,
-    over_bytes,
-    over_rounds,
-    partition_picture,
-    png,
-    probability_map,
-    save_plots,
-)
-from fedquilt.report.runs import cumulative_bytes, curve, read_run
+from fedquilt.report.figure import png
+from fedquilt.report.maps import allocation_map, partition_picture, probability_map
+from fedquilt.report.plot import figures, over_bytes, over_rounds, save_plots
+from fedquilt.report.runs import cumulative_bytes, read_run
+from fedquilt.report.scores import curve
 
 
 def size_of(content: bytes) -> tuple[int, int]:

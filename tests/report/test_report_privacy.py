@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from fedquilt.report.caveats import notes
 from fedquilt.report.page import page
 from fedquilt.report.runs import privacy, read_run
-from fedquilt.report.table import as_json, as_text, cells, compare_rows, notes, summary
+from fedquilt.report.table import as_json, as_text, cells, compare_rows, summary
 
 
 def spent(epsilon, known=None, **more):

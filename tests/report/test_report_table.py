@@ -6,19 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedquilt.core.errors import ConfigError, RunError
+from fedquilt.report.caveats import notes
 from fedquilt.report.paired_differences import paired_rows
 from fedquilt.report.runs import read_run
-from fedquilt.report.table import (
-    as_json,
-    as_markdown,
-    as_text,
-    cells,
-    compare_rows,
-    human_bytes,
-    human_metric,
-    notes,
-    summary,
-)
+from fedquilt.report.table import as_json, as_markdown, as_text, cells, compare_rows, human_bytes, human_metric, summary
 
 
 def test_summary_by_hand(make_run, round_line):

@@ -7,16 +7,8 @@ import pytest
 
 from fedquilt.core.errors import ConfigError, RunError
 from fedquilt.record import Record
-from fedquilt.report.runs import (
-    allocation,
-    cumulative_bytes,
-    curve,
-    dropped,
-    group_runs,
-    layer_probabilities,
-    main_metric,
-    read_run,
-)
+from fedquilt.report.runs import allocation, cumulative_bytes, dropped, group_runs, layer_probabilities, read_run
+from fedquilt.report.scores import curve, main_metric
 
 
 def test_reading_needs_neither_torch_nor_a_model():
@@ -92,7 +84,7 @@ def test_a_round_written_again_after_resume_counts_once(make_run, round_line):
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(RunError, match=r"nowhere: no such folder\. Give the folder of a run"):
+    with pytest.raises(RunError, match=r"nowhere: no such run folder"):
         read_run(tmp_path / "nowhere")
 
 
@@ -100,7 +92,7 @@ def test_a_folder_of_runs_names_the_runs_in_it(make_run, round_line, tmp_path):
     make_run([round_line(0, 0.5)], folder="first")
     make_run([round_line(0, 0.5)], folder="second")
     make_run([round_line(0, 0.5)], folder=".third.creating")
-    with pytest.raises(RunError, match=r"config\.json is missing\. It holds runs, though; .*: first, second\."):
+    with pytest.raises(RunError, match=r"has no config\.json; it holds runs, give one of them: first, second$"):
         read_run(tmp_path)
 
 
@@ -108,7 +100,7 @@ def test_a_folder_of_runs_names_the_runs_in_it(make_run, round_line, tmp_path):
 def test_each_missing_file_is_named(make_run, round_line, name):
     folder = make_run([round_line(0, 0.5)])
     (folder / name).unlink()
-    with pytest.raises(RunError, match=f"not a run folder, {name} is missing. Give the folder of one run."):
+    with pytest.raises(RunError, match=f"not a run folder, it has no {name}; give a folder that fedquilt run made"):
         read_run(folder)
 
 
@@ -118,15 +110,15 @@ def test_a_run_without_a_finished_round(make_run, written):
     (folder / "rounds.jsonl").unlink()
     if written is not None:
         (folder / "rounds.jsonl").write_text(written)
-    with pytest.raises(RunError, match=r"no round has been finished yet.*Go on with `fedquilt run --resume .*run`"):
+    with pytest.raises(RunError, match=r"no round has been finished yet.*go on with: fedquilt run --resume .*run$"):
         read_run(folder)
 
 
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ('oops\n{"round": 0}\n', r"rounds\.jsonl, line 1: not valid JSON"),
-        ("[1]\n", r"rounds\.jsonl, line 1: no round number in it"),
+        ('oops\n{"round": 0}\n', r"rounds\.jsonl: line 1 is not a finished round"),
+        ("[1]\n", r"rounds\.jsonl: line 1 is not a finished round"),
     ],
 )
 def test_a_damaged_line_is_named(make_run, content, text):
@@ -137,7 +129,7 @@ def test_a_damaged_line_is_named(make_run, content, text):
 
 
 @pytest.mark.parametrize(
-    ("content", "text"), [(b"{", "not valid JSON"), (b"[]", "found list"), (b'{"a": "\xff"}', "not valid JSON")]
+    ("content", "text"), [(b"{", "not JSON"), (b"[]", "not a JSON object"), (b'{"a": "\xff"}', "not JSON")]
 )
 def test_a_damaged_file_is_named(make_run, round_line, content, text):
     folder = make_run([round_line(0, 0.5)])

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fedquilt.core.rng import Rng
-from fedquilt.models.hf import config_from, model_from
+from fedquilt.models.hf_files import config_from, model_from
 from fedquilt.models.shapes import Values
 
 

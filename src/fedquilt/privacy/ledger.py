@@ -10,43 +10,37 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fedquilt.core.disk import private_folder, sync_folder, write_bytes
 from fedquilt.core.errors import FedquiltError, RunError
 from fedquilt.core.loop import perform
 from fedquilt.core.method import Exchange, Release
-from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply, Tree
+from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply
 from fedquilt.privacy.account import composed_epsilon
+from fedquilt.privacy.ledger_book import (
+    BOOK,
+    Allowance,
+    Asked,
+    as_tree,
+    asked_of,
+    checked_book,
+    empty_book,
+    forget_old,
+    from_tree,
+    locked,
+    noise_multipliers,
+)
 from fedquilt.record.files import explained, read_bytes, write_json
 from fedquilt.record.tree import tree_from_bytes, tree_to_bytes
 
 FOLDER = "ledger"
 """Where the ledgers of a site lie, beside the memories of its runs."""
-KEPT_ROUNDS = 3
-"""Rounds of a run whose replies are kept to be sent again; older ones are not answered a second time."""
 
-_BOOK, _FORMAT = "ledger.json", 1
 _SLACK = 1 + 1e-9  # sums of the same cost in another order differ in their last digits
-
-
-class Asked(NamedTuple):
-    """What is answered once."""
-
-    run: str
-    round: int
-    exchange: str
-
-
-class Allowance(NamedTuple):
-    """All that a client gives away: ``epsilon`` at ``delta``, None for no bound."""
-
-    epsilon: float | None
-    delta: float
 
 
 class Ledger:
@@ -58,7 +52,7 @@ class Ledger:
 
     def __init__(self, folder: Path | None = None, own: Allowance | None = None) -> None:
         self.folder, self.own = folder, own
-        self._book = _empty()
+        self._book = empty_book()
         self._kept: dict[str, bytes] = {}
 
     def given(self, asked: Asked) -> tuple[Reply, Memory] | None:
@@ -69,7 +63,7 @@ class Ledger:
         RunError
             if it was answered, and the reply is no longer kept or is damaged; or if the ledger cannot be read.
         """
-        found = [one for one in self._read()["releases"] if _asked(one) == asked]
+        found = [one for one in self._read()["releases"] if asked_of(one) == asked]
         if not found:
             return None
         (entry,) = found
@@ -78,7 +72,7 @@ class Ledger:
                 f"round {asked.round + 1} was answered before, and its reply is no longer kept; a round is answered "
                 "once, so that its noise cannot be averaged away"
             )
-        return _opened(tree_from_bytes(self._fetch(entry)))
+        return from_tree(tree_from_bytes(self._fetch(entry)))
 
     def refuse(self, release: Release) -> None:
         """Nothing, if one more such release stays within the allowance.
@@ -92,7 +86,7 @@ class Ledger:
         allowed = self._allowance(book, release)
         if allowed.epsilon is None:
             return
-        noises = _noises(book)
+        noises = noise_multipliers(book)
         after = composed_epsilon([*noises, release.noise_multiplier], allowed.delta)
         if not after <= allowed.epsilon * _SLACK:
             raise RunError(
@@ -115,7 +109,7 @@ class Ledger:
                 return before
             self.refuse(release)
             book = self._read()
-            content = tree_to_bytes(_closed(reply, memory), "release")
+            content = tree_to_bytes(as_tree(reply, memory), "release")
             name = f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]}.safetensors"
             self._keep(name, content)
             entry = {**asked._asdict(), "noise_multiplier": release.noise_multiplier, "file": name}
@@ -123,7 +117,7 @@ class Ledger:
             allowed = self._allowance(book, release)
             book["allowance"] = {**allowed._asdict(), "by": self._by(book)}
             book["releases"].append(entry)
-            gone = _out_of_date(book["releases"], asked.run)
+            gone = forget_old(book["releases"], asked.run)
             self._write(book)
             for name in gone:
                 self._drop(name)
@@ -133,7 +127,7 @@ class Ledger:
         """What was spent, of how much: ``releases``, ``runs``, ``spent`` and ``epsilon`` (None for no bound), ``delta``
         and ``by``, who set the allowance."""
         book = self._read()
-        noises, kept = _noises(book), book["allowance"]
+        noises, kept = noise_multipliers(book), book["allowance"]
         if self.own is not None:
             kept = {**self.own._asdict(), "by": "site"}
         delta = kept["delta"] if kept else 1e-5
@@ -163,20 +157,20 @@ class Ledger:
     def _read(self) -> dict[str, Any]:
         if self.folder is None:
             return self._book
-        path = self.folder / _BOOK
+        path = self.folder / BOOK
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            return _empty()
+            return empty_book()
         except OSError as error:
             raise RunError(f"{path}: cannot be read ({error.strerror}); without it nothing is released") from error
-        return _checked(text, path)
+        return checked_book(text, path)
 
     def _write(self, book: dict[str, Any]) -> None:
         if self.folder is None:
             self._book = book
         else:
-            write_json(self.folder / _BOOK, book, private=True)
+            write_json(self.folder / BOOK, book, private=True)
 
     def _keep(self, name: str, content: bytes) -> None:
         if self.folder is None:
@@ -204,7 +198,7 @@ class Ledger:
             return
         with explained(self.folder, lambda: "nothing was released", "the order may come again"):
             private_folder(self.folder)
-            with _held(self.folder / "lock"):
+            with locked(self.folder / "lock"):
                 yield
 
 
@@ -248,76 +242,4 @@ def ledgers(root: Path) -> dict[str, dict[str, Any]]:
     RunError
         if a ledger cannot be read.
     """
-    return {path.parent.name: Ledger(path.parent).told() for path in sorted(root.glob(f"{FOLDER}/*/{_BOOK}"))}
-
-
-def _empty() -> dict[str, Any]:
-    return {"format": _FORMAT, "allowance": None, "releases": []}
-
-
-def _noises(book: Mapping[str, Any]) -> list[float]:
-    return [float(entry["noise_multiplier"]) for entry in book["releases"]]
-
-
-def _asked(entry: Mapping[str, Any]) -> Asked:
-    return Asked(entry["run"], entry["round"], entry["exchange"])
-
-
-def _out_of_date(releases: list[dict[str, Any]], run: str) -> list[str]:
-    """The files of this run's rounds that are kept no longer; their entries stay, without a file."""
-    own = [entry for entry in releases if entry["run"] == run and entry["file"] is not None]
-    rounds = {entry["round"] for entry in own}
-    kept = {*sorted(rounds)[-KEPT_ROUNDS:]}
-    old = [entry for entry in own if entry["round"] not in kept]
-    names = [entry["file"] for entry in old]
-    for entry in old:
-        entry |= {"file": None, "sha256": None}
-    return names
-
-
-def _closed(reply: Reply, memory: Memory) -> Tree:
-    return {
-        "client": reply.client,
-        "params": dict(reply.params),
-        "weight": reply.weight,
-        "metrics": dict(reply.metrics),
-        "round": reply.round,
-        "memory": memory,
-    }
-
-
-def _opened(tree: Tree) -> tuple[Reply, Memory]:
-    return Reply(tree["client"], tree["params"], tree["weight"], tree["metrics"], tree["round"]), tree["memory"]
-
-
-def _checked(text: str, path: Path) -> dict[str, Any]:
-    """The ledger in a file; without one that can be read nothing may be released."""
-    try:
-        book = json.loads(text)
-        if book["format"] != _FORMAT:
-            raise ValueError(f"format {book['format']}")
-        for entry in book["releases"]:
-            if not (math.isfinite(entry["noise_multiplier"]) and entry["noise_multiplier"] >= 0 and _asked(entry)):
-                raise ValueError(f"the release {entry}")
-        if book["allowance"] is not None:
-            Allowance(book["allowance"]["epsilon"], float(book["allowance"]["delta"]))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(
-            f"{path}: damaged ({error}); what this client has given away is not known, so nothing is released; restore "
-            "the file from a copy"
-        ) from error
-    return dict(book)
-
-
-@contextmanager
-def _held(path: Path) -> Iterator[None]:
-    """Nobody else in this block: two processes of a node may work for two runs at a time."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        if os.name != "nt":  # Windows has no flock; a node there works for one run at a time
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+    return {path.parent.name: Ledger(path.parent).told() for path in sorted(root.glob(f"{FOLDER}/*/{BOOK}"))}

@@ -56,9 +56,10 @@ def read_result(folder: str | Path) -> dict[str, Any] | None:
 
 
 def read_rounds(folder: str | Path) -> list[dict[str, Any]]:
-    """One entry for each finished round.
+    """One entry for each finished round, in order.
 
-    What the checkpoint does not hold yet is left out: the line of a round that was being finished when the run stopped.
+    What the checkpoint does not hold yet is left out: the line of a round that was being finished when the run stopped,
+    and a last line that was cut short. In runs of earlier versions a round may stand twice; the later line counts.
 
     Raises
     ------
@@ -69,7 +70,7 @@ def read_rounds(folder: str | Path) -> list[dict[str, Any]]:
     read_config(folder)
     path, manifest = folder / ROUNDS, manifest_of(folder)
     content = read_lines(folder, None if manifest is None else manifest.lines)
-    finished = []
+    finished: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):  # what follows the last break was cut off
         try:
             entry = json.loads(line)
@@ -77,8 +78,8 @@ def read_rounds(folder: str | Path) -> list[dict[str, Any]]:
                 raise ValueError("not a round")
         except (ValueError, RecursionError) as error:
             raise RunError(f"{path}: line {number} is not a finished round; the file was changed or damaged") from error
-        finished.append(entry)
-    return finished
+        finished[entry["round"]] = entry
+    return [finished[number] for number in sorted(finished)]
 
 
 def read_lines(folder: Path, lines: Lines | None) -> bytes:
@@ -142,7 +143,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError) as error:
         if not folder.is_dir():
             raise RunError(f"{folder}: no such run folder") from error
-        raise RunError(f"{folder}: not a run folder, it has no {name}; give a folder that fedquilt run made") from error
+        raise RunError(f"{folder}: not a run folder, it has no {name}; {_runs_inside(folder)}") from error
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
@@ -150,6 +151,13 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RunError(f"{path}: damaged, not a JSON object; restore it from a copy")
     return value
+
+
+def _runs_inside(folder: Path) -> str:
+    inside = sorted(path.parent.name for path in folder.glob(f"[!.]*/{CONFIG}"))  # not one still being made
+    if not inside:
+        return "give a folder that fedquilt run made"
+    return f"it holds runs, give one of them: {', '.join(inside[:8])}{', ...' if len(inside) > 8 else ''}"
 
 
 def is_run(folder: Path) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedquilt.core.errors import ConfigError
+from fedquilt.report.caveats import notes
 from fedquilt.report.groups import WORST, group_rows
 from fedquilt.report.paired_differences import HONEST, alone, paired_rows
-from fedquilt.report.table import Groups, Row, as_markdown, as_text, compare_rows, notes, shared_metric
+from fedquilt.report.table import Groups, Row, as_markdown, as_text, compare_rows, shared_metric
 
 
 def comparison(groups: Groups, last: int | None = None, references: Sequence[str] = (), form: str = "text") -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fedquilt.report.runs import LOWER_IS_BETTER, Run, final_evaluation, window
+from fedquilt.report.runs import Run
+from fedquilt.report.scores import LOWER_IS_BETTER, final_evaluation, window
 
 WORST = "worst group"
 ENDED = ("global", "personalised", "final", "final_personalised")

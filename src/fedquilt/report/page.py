@@ -11,12 +11,15 @@ from typing import Any
 
 from fedquilt.core.disk import write_bytes
 from fedquilt.core.errors import RunError
+from fedquilt.report.caveats import notes
 from fedquilt.report.comparison import meaning, paired
+from fedquilt.report.figure import png
 from fedquilt.report.groups import group_rows
 from fedquilt.report.paired_differences import HONEST, alone
-from fedquilt.report.plot import figures, png
-from fedquilt.report.runs import client_names, dropped, main_metric
-from fedquilt.report.table import Groups, Row, cells, compare_rows, notes, summary
+from fedquilt.report.plot import figures
+from fedquilt.report.runs import client_names, dropped
+from fedquilt.report.scores import main_metric
+from fedquilt.report.table import Groups, Row, cells, compare_rows, summary
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 72rem; margin: 2rem auto;

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedquilt.report.runs import score_of
+from fedquilt.report.scores import score_of
 
 
 def round_text(line: Mapping[str, Any], brief: bool = False) -> str:

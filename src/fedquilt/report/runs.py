@@ -13,20 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from fedquilt.core.errors import ConfigError, RunError, suggestion
-from fedquilt.record.manifest import Lines, check_files
-from fedquilt.record.read import manifest_of, read_lines, read_result
-
-WHO = {
-    "global": "Global model on the common test set",
-    "clients-mean": "Clients on their own test sets (mean)",
-    "clients-weighted": "Clients on their own test sets (mean by number of examples)",
-    "clients-worst": "Worst client on its own test set",
-    "clients-deviation": "Deviation over clients on their own test sets",
-    "received-mean": "Clients on their own test sets, as received (mean)",
-}
-"""Whose scores a curve can show, and its title."""
-LOWER_IS_BETTER = ("loss", "perplexity")
+from fedquilt.core.errors import RunError
+from fedquilt.record.read import read_config, read_environment, read_partition, read_result, read_rounds
 
 
 @dataclass(frozen=True)
@@ -70,168 +58,26 @@ class Run:
 def read_run(folder: str | Path) -> Run:
     """The run kept in ``folder``; a run without ``result.json`` is unfinished and readable.
 
-    What the run's checkpoint does not hold yet is left out, and so is a last line that was cut short. In runs of
-    earlier versions a round may stand twice; the later line counts.
+    What the run's checkpoint does not hold yet is left out; see ``record.read_rounds``.
 
-    Raises:
-        RunError: the folder is no run, a file in it is damaged or was changed, or no round has been finished.
+    Raises
+    ------
+    RunError
+        if the folder is no run, a file in it is damaged or was changed, or no round has been finished.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise RunError(f"{folder}: no such folder. Give the folder of a run, as `fedquilt run` prints it at its end.")
-    for name in ("config.json", "environment.json", "partition.json"):
-        if not (folder / name).is_file():
-            raise RunError(f"{folder}: not a run folder, {name} is missing.{_runs_inside(folder)}")
-    config, environment, partition = (
-        _read_object(folder / name) for name in ("config.json", "environment.json", "partition.json")
-    )
-    manifest = manifest_of(folder)
-    if manifest is not None:
-        check_files(folder, ("config.json", "environment.json", "partition.json"), manifest)
-    rounds = _read_rounds(folder, None if manifest is None else manifest.lines)
+    config, environment, partition = read_config(folder), read_environment(folder), read_partition(folder)
+    rounds = tuple(read_rounds(folder))
     if not rounds:
         raise RunError(
-            f"{folder}: no round has been finished yet, so there is nothing to report. "
-            f"Go on with `fedquilt run --resume {folder}`."
+            f"{folder}: no round has been finished yet, so there is nothing to report; "
+            f"go on with: fedquilt run --resume {folder}"
         )
     return Run(folder, config, environment, partition, rounds, read_result(folder))
 
 
-def _runs_inside(folder: Path) -> str:
-    inside = sorted(path.parent.name for path in folder.glob("[!.]*/config.json"))  # not one still being made
-    if not inside:
-        return " Give the folder of one run."
-    return f" It holds runs, though; give one of them: {', '.join(inside[:8])}{', ...' if len(inside) > 8 else ''}."
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read ({error.strerror}). Give a folder you may read.") from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_bytes(path))
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise RunError(f"{path}: not valid JSON ({error}). Restore the file or run the experiment again.") from error
-    if not isinstance(value, dict):
-        raise RunError(f"{path}: a JSON object was expected, found {type(value).__name__}. Restore the file.")
-    return value
-
-
-def _read_rounds(folder: Path, lines: Lines | None) -> tuple[dict[str, Any], ...]:
-    path = folder / "rounds.jsonl"
-    whole, _, _ = read_lines(folder, lines).rpartition(b"\n")  # what follows the last newline was cut short by a kill
-    found: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(whole.split(b"\n") if whole else (), start=1):
-        try:
-            value = json.loads(line)
-        except ValueError as error:  # no JSON, or no UTF-8
-            raise RunError(f"{path}, line {number}: not valid JSON ({error}). Restore the file.") from error
-        if not isinstance(value, dict) or not isinstance(value.get("round"), int):
-            raise RunError(f"{path}, line {number}: no round number in it. Each line must be one finished round.")
-        found[value["round"]] = value
-    return tuple(found[index] for index in sorted(found))
-
-
-def main_metric(run: Run) -> str:
-    """The metric to show first: accuracy where it was measured, otherwise loss."""
-    for line in run.rounds:
-        evaluation = line.get("evaluation") or {}
-        of_groups, clients = evaluation.get("groups") or {}, evaluation.get("clients") or {}
-        for scores in (evaluation.get("global"), *of_groups.values(), *clients.values()):
-            if scores:
-                return "accuracy" if "accuracy" in scores else "loss"
-    return "accuracy"
-
-
-def curve(run: Run, metric: str = "accuracy", who: str = "global") -> tuple[list[int], list[float]]:
-    """The evaluated rounds and the metric's value in each; rounds in which it was not measured are left out.
-
-    ``who``: ``global`` (the server's model on the common test set), ``clients-mean`` (every client counts the same),
-    ``clients-weighted`` (by number of test examples), ``clients-worst`` (lowest, or highest for a loss),
-    ``clients-deviation`` (sample standard deviation over the clients, n - 1; needs two clients), ``received-mean``
-    (what the clients of a round scored on their own test rows with what they received, before they trained on it; every
-    one counts the same).
-    A value written as null was not finite and comes back as nan.
-
-    Raises:
-        ConfigError: ``who`` is none of these.
-    """
-    if who not in WHO:
-        raise ConfigError(f"who = {who!r} is not known{suggestion(who, [*WHO])}; allowed: {', '.join(WHO)}.")
-    rounds, values = [], []
-    for line in run.rounds:
-        value = score_of(line, metric, who)
-        if value is not None:
-            rounds.append(int(line["round"]))
-            values.append(value)
-    return rounds, values
-
-
-def window(run: Run, last: int | None = None) -> int:
-    """Over how many evaluated rounds at its end a run is averaged: ``last``, or ``evaluation.last`` of its run file.
-
-    Raises:
-        ConfigError: ``last`` is below 1.
-    """
-    if last is not None and last < 1:
-        raise ConfigError(f"last = {last!r} is not allowed; at least 1 evaluated round must be averaged.")
-    return last or int((run.config.get("evaluation") or {}).get("last") or 5)
-
-
-def final_score(run: Run, metric: str, who: str) -> float | None:
-    """What the model scores that a finished run ends with, which is the one that is exported; None if not measured.
-
-    ``who`` is as for ``curve``. Scores of every client with its final model are there where they were evaluated after
-    each round, or in a closing exchange.
-    """
-    return _value(final_evaluation(run), metric, who)
-
-
-def final_evaluation(run: Run) -> Mapping[str, Any]:
-    """The scores of the model that a finished run ends with, as its record keeps those of a round."""
-    if not run.finished or run.result is None:
-        return {}
-    return run.result.get("final") or run.rounds[-1].get("evaluation") or {}
-
-
-def score_of(line: Mapping[str, Any], metric: str, who: str) -> float | None:
-    """The metric in one round, as ``curve`` gives it; None if it was not measured."""
-    return _received(line, metric) if who == "received-mean" else _value(line.get("evaluation") or {}, metric, who)
-
-
-def _value(evaluation: Mapping[str, Any], metric: str, who: str) -> float | None:
-    if who == "global":
-        scores = evaluation.get("global") or {}
-        return _number(scores[metric]) if metric in scores else None
-    measured = [scores for scores in (evaluation.get("clients") or {}).values() if metric in scores]
-    values = np.array([_number(scores[metric]) for scores in measured])
-    if len(values) == 0:
-        return None
-    if who == "clients-worst":
-        return float(values.max() if metric in LOWER_IS_BETTER else values.min())
-    if who == "clients-deviation":
-        return float(values.std(ddof=1)) if len(values) > 1 else None
-    if who == "clients-weighted":
-        examples = np.array([float(scores.get("examples", 0)) for scores in measured])
-        return float(values @ examples / examples.sum()) if examples.sum() > 0 else None
-    return float(values.mean())
-
-
-def _received(line: Mapping[str, Any], metric: str) -> float | None:
-    values = [
-        _number(sent["metrics"][f"received_{metric}"])
-        for exchange in line.get("exchanges") or ()
-        for sent in (exchange.get("clients") or {}).values()
-        if f"received_{metric}" in (sent.get("metrics") or {})
-    ]
-    return float(np.mean(values)) if values else None
-
-
-def _number(value: Any) -> float:
+def as_number(value: Any) -> float:
+    """A number of the record; null was not finite and comes back as nan."""
     return float("nan") if value is None else float(value)
 
 
@@ -347,7 +193,7 @@ def layer_probabilities(run: Run) -> dict[str, tuple[list[int], np.ndarray]]:
             if values:
                 rounds, rows = found.setdefault(str(group), ([], []))
                 rounds.append(int(line["round"]))
-                rows.append([_number(value) for value in values])
+                rows.append([as_number(value) for value in values])
     return {group: (rounds, np.array(rows).T) for group, (rounds, rows) in found.items()}
 
 

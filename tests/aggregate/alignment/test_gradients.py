@@ -9,8 +9,6 @@ from fedquilt.aggregate.alignment.gradients import (
     PARTS,
     RULES,
     AlignSettings,
-    Gathered,
-    GroupGradient,
     aligned,
     aligned_step,
     cosines,
@@ -19,6 +17,7 @@ from fedquilt.aggregate.alignment.gradients import (
     soft_shares,
     towards_reference,
 )
+from fedquilt.aggregate.alignment.pseudo_gradients import Gathered, GroupGradient
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.rng import Rng

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedquilt.aggregate.alignment.gradients import AlignSettings, Gathered, aligned_step
+from fedquilt.aggregate.alignment.gradients import AlignSettings, aligned_step
+from fedquilt.aggregate.alignment.pseudo_gradients import Gathered
 from fedquilt.aggregate.alignment.wrapper import ALIGN, group_of, with_alignment
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.core.errors import ConfigError, RoundError

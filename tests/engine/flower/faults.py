@@ -27,8 +27,8 @@ from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment.engine import Connect
 from fedquilt.experiment.run import run
 from fedquilt.record import Record, read_result, read_rounds
+from fedquilt.report.caveats import notes
 from fedquilt.report.runs import dropped, group_runs, read_run, resumed
-from fedquilt.report.table import notes
 
 RUN = """\
 name = "faults"

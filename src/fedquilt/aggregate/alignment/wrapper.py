@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fedquilt.aggregate.alignment.gradients import Aligned, AlignSettings, Gathered, aligned_step
+from fedquilt.aggregate.alignment.gradients import Aligned, AlignSettings, aligned_step
+from fedquilt.aggregate.alignment.pseudo_gradients import Gathered
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select, without

@@ -19,7 +19,8 @@ from fedquilt.engine.flower.codec import read_order, reply_content
 from fedquilt.engine.flower.handshake import Card
 from fedquilt.engine.flower.memory_store import Shelf
 from fedquilt.engine.flower.packing import MAX_BYTES, DecodeError, packed, unpacked
-from fedquilt.privacy.ledger import Allowance, Ledger, answered, ledger_folder
+from fedquilt.privacy.ledger import Ledger, answered, ledger_folder
+from fedquilt.privacy.ledger_book import Allowance
 
 HELLO = "query.hello"
 _FAILED = 2  # Flower's code for a ClientApp that raised an exception

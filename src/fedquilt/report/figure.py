@@ -1,0 +1,72 @@
+"""Figures to draw in: size, colours, axes, PNG. No other module imports matplotlib.
+
+Figures are objects, never matplotlib's global state. Colours are Okabe and Ito's, told apart by colour-blind readers;
+every line has its own dash and marker as well.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+__all__ = [
+    "COLOURS",
+    "DASHES",
+    "DPI",
+    "MARKERS",
+    "Figure",
+    "MaxNLocator",
+    "named_ticks",
+    "new_figure",
+    "plain_axes",
+    "png",
+    "scale_of",
+]
+
+DPI = 150
+
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")  # yellow is lost on white
+
+
+DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1.2)))
+
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of ``width`` x ``height`` inches."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plain_axes(axes: Any) -> None:
+    """Give axes a light grid and no frame at the top and right."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def scale_of(metric: str) -> tuple[float, str]:
+    """What a metric is multiplied by, and what the axis is called."""
+    return (100.0, "accuracy (%)") if metric == "accuracy" else (1.0, metric)
+
+
+def named_ticks(axis: Any, names: Sequence[Any]) -> None:
+    """At most some 30 named ticks, evenly spaced."""
+    step = -(-len(names) // 30)
+    axis.set_ticks(list(range(0, len(names), step)), [str(name) for name in names[::step]], fontsize=8)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
