@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 
 from fedquilt.config.load import load
-from fedquilt.engine.flower.local_federation import CONNECTION, Trial
+from fedquilt.engine.flower.local_config import CONNECTION
+from fedquilt.engine.flower.local_federation import Trial
 from fedquilt.engine.flower.processes import marked
 from fedquilt.experiment.flower_app import deploy
 from fedquilt.experiment.run import run

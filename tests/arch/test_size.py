@@ -1,18 +1,48 @@
-"""A module is one idea: a page or two of code."""
+"""A module is one idea, a page or two of code; a function fits on a screen.
+
+A function's lines are counted from its ``def`` to its end, docstring included. A table of values (the right side of an
+assignment at the top of a module) is no function and has no limit but its module's.
+"""
 
 from __future__ import annotations
 
-import warnings
+import ast
 
 from project_sources import sources
 
-LONG, TOO_LONG = 300, 400
+MODULE, FUNCTION = 300, 80
+
+STILL_LONG = {
+    "fedquilt/config/schema.py",
+    "fedquilt/experiment/protect.py",
+    "fedquilt/methods/by_architecture.py by_architecture",
+    "fedquilt/methods/fed_hello.py fed_hello",
+    "fedquilt/methods/h2tune.py h2tune",
+    "fedquilt/methods/heterotune.py heterotune",
+    "fedquilt/methods/hetlora.py hetlora",
+    "fedquilt/methods/layered.py layered",
+}
+"""Modules and functions over the limit until they are shortened; whoever shortens one takes its line out."""
 
 
-def test_no_module_is_too_long() -> None:
-    lines = {source.path: len(source.text.splitlines()) for source in sources()}
-    long = {path: count for path, count in lines.items() if count > LONG}
-    too_long = {path: count for path, count in long.items() if count > TOO_LONG}
-    assert not too_long, f"more than {TOO_LONG} lines, which idea moves out? {too_long}"
-    if long:
-        warnings.warn(f"modules over {LONG} lines: {long}", stacklevel=1)
+def too_long() -> dict[str, int]:
+    """Every module and function over its limit, with its number of lines."""
+    found = {}
+    for source in sources():
+        if (lines := len(source.text.splitlines())) > MODULE:
+            found[source.path] = lines
+        functions = (node for node in ast.walk(source.tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+        for node in functions:
+            if (lines := (node.end_lineno or 0) - node.lineno + 1) > FUNCTION:
+                found[f"{source.path} {node.name}"] = lines
+    return found
+
+
+def test_no_module_and_no_function_is_too_long() -> None:
+    new = {name: lines for name, lines in too_long().items() if name not in STILL_LONG}
+    assert not new, f"over {MODULE} lines a module or {FUNCTION} a function; which idea moves out? {new}"
+
+
+def test_what_was_shortened_is_no_longer_excused() -> None:
+    excused = STILL_LONG - too_long().keys()
+    assert not excused, f"short enough now, so take these lines out of STILL_LONG: {sorted(excused)}"

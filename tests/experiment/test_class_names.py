@@ -19,7 +19,7 @@ from fedquilt.experiment.export import export
 from fedquilt.experiment.flower_site import cards
 from fedquilt.experiment.run import resume, run
 from fedquilt.models.hf import load_model
-from fedquilt.models.hf_files import _tokenizer, config_from
+from fedquilt.models.hf_files import config_from, read_tokenizer
 from fedquilt.models.locate import Source
 from fedquilt.record import read_environment
 
@@ -39,7 +39,7 @@ def base(folder, names, task=TEXT, bare=False):
             parameter.normal_(0, 0.1, generator=generator)
     (getattr(model, model.base_model_prefix) if bare else model).save_pretrained(folder)
     if task == TEXT:
-        _tokenizer(Source("tiny", values={}), config_from({"model_type": "bert"}), {}).save_pretrained(folder)
+        read_tokenizer(Source("tiny", values={}), config_from({"model_type": "bert"}), {}).save_pretrained(folder)
     return folder
 
 

@@ -10,7 +10,7 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks
 from fedquilt.models.causality import ordinary_tokens, sees_ahead, sees_far_ahead
 from fedquilt.models.hf import load_model
-from fedquilt.models.hf_files import _tokenizer, config_from
+from fedquilt.models.hf_files import config_from, read_tokenizer
 from fedquilt.models.locate import Source
 
 SIZE = {
@@ -122,7 +122,7 @@ def test_a_model_that_sees_ahead_is_refused_and_taken_as_a_decoder(tmp_path):
     for decoder in (False, True):
         folder = tmp_path / str(decoder)
         model_of("roberta", is_decoder=decoder).save_pretrained(folder)
-        _tokenizer(Source("tiny", values={}), config_from({"model_type": "roberta"}), {}).save_pretrained(folder)
+        read_tokenizer(Source("tiny", values={}), config_from({"model_type": "roberta"}), {}).save_pretrained(folder)
 
     def load(name, **more):
         return load_model(str(tmp_path / name), "causal-lm", num_classes=None, rng=Rng(0), **more).model

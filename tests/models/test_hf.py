@@ -12,7 +12,7 @@ from fedquilt.data.table import Table
 from fedquilt.models import locate as source_module
 from fedquilt.models.digest import digest
 from fedquilt.models.hf import load_model
-from fedquilt.models.hf_files import _tokenizer, config_from
+from fedquilt.models.hf_files import config_from, read_tokenizer
 from fedquilt.models.locate import Source, find_source
 
 IMAGES, SENTENCES, CAUSAL = "image-classification", "sequence-classification", "causal-lm"
@@ -112,7 +112,7 @@ def test_a_head_of_another_number_of_classes_is_drawn_from_the_seed(tmp_path):
 def save_text(folder, model, kind="bert"):
     model.save_pretrained(folder)
     config = config_from({"model_type": kind})
-    _tokenizer(Source("tiny", values={}), config, {}).save_pretrained(folder)
+    read_tokenizer(Source("tiny", values={}), config, {}).save_pretrained(folder)
 
 
 def test_a_bare_encoder_gets_a_fresh_head(tmp_path):
@@ -144,7 +144,7 @@ def test_a_pooler_that_the_weights_lack_belongs_to_the_fresh_head(tmp_path):
 def test_a_causal_folder_loads_and_a_tokenizer_without_padding_pads_with_the_end(tmp_path):
     made = load("tiny:gpt2", CAUSAL)
     made.model.save_pretrained(tmp_path)
-    tokenizer = _tokenizer(Source("tiny", values={}), config_from({"model_type": "gpt2"}), {})
+    tokenizer = read_tokenizer(Source("tiny", values={}), config_from({"model_type": "gpt2"}), {})
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
     found = load(tmp_path, CAUSAL)

@@ -8,7 +8,7 @@ from fedquilt.core.rng import Rng
 from fedquilt.data.prompts import rendered
 from fedquilt.data.table import Table
 from fedquilt.models.hf import load_model
-from fedquilt.models.hf_files import _tokenizer, config_from
+from fedquilt.models.hf_files import config_from, read_tokenizer
 from fedquilt.models.locate import Source
 from fedquilt.models.text import IGNORED, NUM_TOKENS, byte_tokenizer, completion_encoder, prepare_text
 
@@ -141,7 +141,7 @@ def chatty(tmp_path_factory):
     """A causal model whose tokenizer has a chat template."""
     folder = tmp_path_factory.mktemp("chatty")
     load_model("tiny:llama", "causal-lm", num_classes=None, rng=Rng(0)).model.save_pretrained(folder)
-    tokenizer = _tokenizer(Source("tiny", values={}), config_from({"model_type": "llama"}), {})
+    tokenizer = read_tokenizer(Source("tiny", values={}), config_from({"model_type": "llama"}), {})
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     return load_model(str(folder), "causal-lm", num_classes=None, rng=Rng(0), max_length=80)
@@ -181,7 +181,7 @@ def test_what_a_template_does_not_take_is_told_with_its_row(chatty):
 @given(text=st.text(max_size=20))
 def test_what_was_encoded_is_decoded(llama, text):
     text = text.replace("<", "")
-    tokenizer = _tokenizer(Source("tiny", values={}), config_from({"model_type": "llama"}), {})
+    tokenizer = read_tokenizer(Source("tiny", values={}), config_from({"model_type": "llama"}), {})
     columns = completion_encoder(tokenizer, 100)(Table("text", ["p"], None, (), targets=[text]))
     answer = columns["labels"][columns["labels"] != IGNORED].tolist()
     assert answer[-1] == 2

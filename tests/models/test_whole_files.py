@@ -8,7 +8,7 @@ import transformers
 
 from fedquilt.core.rng import Rng
 from fedquilt.models.hf import load_model
-from fedquilt.models.hf_files import _tokenizer, config_from
+from fedquilt.models.hf_files import config_from, read_tokenizer
 from fedquilt.models.locate import Source
 
 CAUSAL, TEXT, IMAGES = "causal-lm", "sequence-classification", "image-classification"
@@ -23,7 +23,7 @@ def base(folder, dtype=torch.float32, kind="llama", task=CAUSAL, **tokens):
         transformers.GenerationConfig(do_sample=True, temperature=0.6, top_p=0.9, eos_token_id=2).save_pretrained(
             folder
         )
-    tokenizer = _tokenizer(Source("tiny", values={}), config_from({"model_type": kind}), {})
+    tokenizer = read_tokenizer(Source("tiny", values={}), config_from({"model_type": kind}), {})
     for key, value in tokens.items():
         setattr(tokenizer, key, value)
     tokenizer.save_pretrained(folder)
@@ -83,7 +83,9 @@ def test_a_number_that_the_files_type_cannot_hold_keeps_its_own(tmp_path):
 def test_tied_weights_stay_one(tmp_path):
     made = load_model("tiny:gpt2", CAUSAL, num_classes=None, rng=Rng(0)).model
     made.half().save_pretrained(tmp_path / "base")
-    _tokenizer(Source("tiny", values={}), config_from({"model_type": "gpt2"}), {}).save_pretrained(tmp_path / "base")
+    read_tokenizer(Source("tiny", values={}), config_from({"model_type": "gpt2"}), {}).save_pretrained(
+        tmp_path / "base"
+    )
     written(tmp_path / "base", tmp_path / "out")
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("base", "out")]
     assert sizes[0] == sizes[1]

@@ -13,7 +13,7 @@ from run_folders import CONFIG, Disk, Killed, create, finish, no_space, same
 from fedquilt.core.errors import RunError
 from fedquilt.record import (
     Record,
-    folder,
+    checkpoint_files,
     manifest,
     read_config,
     read_environment,
@@ -92,9 +92,11 @@ def test_without_a_checkpoint_there_is_nothing_to_load(tmp_path):
 def test_only_changed_memories_are_written_and_old_files_go(tmp_path, monkeypatch):
     made = create(tmp_path / "toy")
     written = []
-    write = folder.write_bytes
+    write = checkpoint_files.write_bytes
     monkeypatch.setattr(
-        folder, "write_bytes", lambda path, *more, **how: (written.append(path.name), write(path, *more, **how))
+        checkpoint_files,
+        "write_bytes",
+        lambda path, *more, **how: (written.append(path.name), write(path, *more, **how)),
     )
     first = {0: {"x": torch.zeros(2)}, 1: {"x": torch.ones(2)}}
     made.save_checkpoint(1, {"t": 0}, first)

@@ -86,7 +86,8 @@ def up(
     """Start a federation on this machine, over TLS with node authentication, until Ctrl-C ends it."""
     _require("up")
     from fedquilt.engine.flower.compat import QUIET
-    from fedquilt.engine.flower.local_federation import CONNECTION, Trial
+    from fedquilt.engine.flower.local_config import CONNECTION
+    from fedquilt.engine.flower.local_federation import Trial
     from fedquilt.engine.flower.processes import tail
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # its processes must end with it, whoever ends it

@@ -36,7 +36,7 @@ from fedquilt.models.hf_files import (
 from fedquilt.models.image import encode_images, image_preparer, pixels_of
 from fedquilt.models.labels import UNNAMED, Outputs, named_by, outputs_of
 from fedquilt.models.layers import default_targets, find_blocks
-from fedquilt.models.locate import find_source, refuse_idle
+from fedquilt.models.locate import Source, find_source, refuse_idle
 from fedquilt.models.reading import Reading, greedy, text_reading, unread
 from fedquilt.models.stand_in import make_decoder, stand_in
 from fedquilt.models.whole_files import UNCHANGED, AsItCame, as_it_came
@@ -92,10 +92,7 @@ def load_model(
 ) -> Loaded:
     """The model called ``name`` for ``task``, frozen, with its blocks, head, default targets, encoder and preparer.
 
-    ``name``: one of ``source.BUILTIN`` (shipped, such as ``"glyph-vit"``), ``"tiny:<architecture>"`` (random;
-    ``"tiny:vit?layers=12&width=64"``), a local folder, ``"package:<python package>/<folder>"``, a hub name, or with
-    ``meta`` also ``"shape:<published shape>"``; ``"?layers=N"`` behind a built-in name, a folder or a hub name takes
-    the first N blocks only.
+    ``name``: what ``locate.find_source`` takes.
     ``task``: image-classification, sequence-classification or causal-lm. ``num_classes`` None keeps the head as it is;
     a head of another number of classes, or none, is drawn from ``rng.child("head")``. ``classes`` are the data's names
     of them, and join the data with the base's own names: see ``labels.outputs_of``, with ``stated`` and ``labels`` (its
@@ -109,12 +106,7 @@ def load_model(
     ModelError
         if the name, its files or its architecture will not do; one line that says why and what to do.
     """
-    if task not in TASKS:
-        raise ConfigError(
-            f"model.task is '{task}'{suggestion(task, list(TASKS))}; it must be one of {', '.join(TASKS)}"
-        )
-    if num_classes is not None and num_classes < 2:
-        raise ModelError(f"model '{name}': a classifier needs at least 2 classes, the data has {num_classes}")
+    _refuse_wanted(name, task, num_classes)
     source = find_source(name, meta, max_length)
     refuse_idle(source, revision, trust_remote_code)
     options = {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
@@ -123,26 +115,14 @@ def load_model(
         make = partial(model_from, task=task, trust_remote_code=trust_remote_code)
         if as_decoder and task == "causal-lm":
             make_decoder(config, make, rng.child("stand-in"))
-        outputs, written_in = UNNAMED, getattr(config, "dtype", None)
+        written_in = getattr(config, "dtype", None)
+        outputs = UNNAMED
         if task != "causal-lm" and classes:
             outputs = outputs_of(classes, () if source.values else named_by(config), told=labels, stated=stated)
-        resized = task != "causal-lm" and num_classes is not None and config.num_labels != num_classes
-        if resized:
-            config.num_labels = num_classes
-        missing, absent = set[str](), set[str]()
+        resized = task != "causal-lm" and _resized(config, num_classes)
+        read = partial(read_weights, source, config, task, resized, dtype, options)
+        model, absent, missing = _made(source, partial(make, config), read, rng, meta)
         tokenizer = None
-        if meta:
-            with torch.device("meta"):
-                model = make(config)
-        elif source.values is not None:
-            with rng.scope():
-                model = make(config)
-            missing = absent = set(outside_base(model))
-        else:
-            # transformers draws what the weights lack; the head is drawn once more below, module by module
-            with rng.child("head").scope():
-                model, absent, mismatched = read_weights(source, config, task, resized, dtype, options)
-            missing = absent | mismatched
         if task != "image-classification" and (trial or not meta):
             tokenizer = read_tokenizer(source, config, options)
         came = as_it_came(model, task, tokenizer, written_in)
@@ -150,30 +130,13 @@ def load_model(
             model.config.pad_token_id = padding_token(source, tokenizer)
         preprocessor = read_preprocessor(source, meta, revision) if task == "image-classification" else {}
     blocks = find_blocks(model)
-    head = () if task == "causal-lm" else head_of(source.name, model, missing)
-    if source.location is not None:
-        check_body(source.name, model, missing - set(head))
-    if outputs.foreign:
-        sized = sized_by_classes(model, head, make)
-        outputs = outputs.where(type(model).__name__ in (config.architectures or ()) if meta else not absent & sized)
-        missing |= sized if outputs.redrawn else set()
-    outputs.written(model.config)
+    known = type(model).__name__ in (config.architectures or ()) if meta else None
+    head, outputs, missing = _head(source, model, task, outputs, missing, absent, known, make)
     draw(model, [name for name in head if name in missing], rng.child("head"))
-    if hasattr(model.config, "use_cache"):
-        model.config.use_cache = False  # keys and values of past tokens serve generation only
-    model.requires_grad_(False).eval()
     writes = task == "causal-lm" and tokenizer is not None
-    if writes:
-        model.generation_config = greedy(model.generation_config, tokenizer)
-    if task == "image-classification":
-        pixels = pixels_of(config, preprocessor)
-        reading = Reading(partial(encode_images, size=pixels.size), image_preparer(pixels))
-    elif tokenizer is None:
-        reading = Reading(unread, text.prepare_text)
-    else:
-        with quiet(), explained(source):
-            tried = _tried(model, make, rng) if meta else model
-            reading = text_reading(model, tried, tokenizer, source.name, task, max_length, new_tokens)
+    _freeze(model, tokenizer if writes else None)
+    tried = partial(_tried, model, make, rng) if meta else lambda: model
+    reading = _reading(source, model, tried, tokenizer, preprocessor, task, max_length, new_tokens)
     return Loaded(
         model=model,
         blocks=blocks,
@@ -189,6 +152,116 @@ def load_model(
         decode=text.decoder(tokenizer) if writes else None,
         outputs=outputs,
     )
+
+
+def _refuse_wanted(name: str, task: str, num_classes: int | None) -> None:
+    if task not in TASKS:
+        raise ConfigError(
+            f"model.task is '{task}'{suggestion(task, list(TASKS))}; it must be one of {', '.join(TASKS)}"
+        )
+    if num_classes is not None and num_classes < 2:
+        raise ModelError(f"model '{name}': a classifier needs at least 2 classes, the data has {num_classes}")
+
+
+def _resized(config: Any, num_classes: int | None) -> bool:
+    """Give the config an output for each class; whether it had another number of outputs."""
+    if num_classes is None or config.num_labels == num_classes:
+        return False
+    config.num_labels = num_classes
+    return True
+
+
+def _made(
+    source: Source,
+    make: Callable[[], Any],
+    read: Callable[[], tuple[Any, set[str], set[str]]],
+    rng: Rng,
+    meta: bool,
+) -> tuple[Any, set[str], set[str]]:
+    """The model with its weights, drawn weights or none, and the names of the parameters that its files lack.
+
+    The second set has those too that the files have in another shape.
+
+    Parameters
+    ----------
+    source
+        Where the model is from.
+    make, read
+        Make it with weights from torch's generator, and read it from its files.
+    rng
+        The model's stream.
+    meta
+        Whether only shapes are wanted.
+    """
+    if meta:
+        with torch.device("meta"):
+            return make(), set(), set()
+    if source.values is not None:
+        with rng.scope():
+            model = make()
+        return model, set(outside_base(model)), set(outside_base(model))
+    # transformers draws what the weights lack; the head is drawn once more later, module by module
+    with rng.child("head").scope():
+        model, absent, mismatched = read()
+    return model, absent, absent | mismatched
+
+
+def _head(
+    source: Source,
+    model: Any,
+    task: str,
+    outputs: Outputs,
+    missing: set[str],
+    absent: set[str],
+    known: bool | None,
+    make: Callable[[Any], Any],
+) -> tuple[tuple[str, ...], Outputs, set[str]]:
+    """The names of the head, its classes in the order of its outputs, and what of the model must be drawn.
+
+    ``missing`` are the parameters that the model's files lack or have in another shape, ``absent`` those that they
+    lack. ``known`` says, of a model without weights, whether its files are those of such a model.
+    """
+    head = () if task == "causal-lm" else head_of(source.name, model, missing)
+    if source.location is not None:
+        check_body(source.name, model, missing - set(head))
+    if outputs.foreign:
+        sized = sized_by_classes(model, head, make)
+        outputs = outputs.where(not absent & sized if known is None else known)
+        missing = missing | (sized if outputs.redrawn else set())
+    outputs.written(model.config)
+    return head, outputs, missing
+
+
+def _reading(
+    source: Source,
+    model: Any,
+    tried: Callable[[], Any],
+    tokenizer: Any,
+    preprocessor: Mapping[str, Any],
+    task: str,
+    max_length: int,
+    new_tokens: int,
+) -> Reading:
+    """How the model reads images, or text if there is a tokenizer; errors name the source.
+
+    ``tried()`` is the model to try in the place of ``model``, or None.
+    """
+    if task == "image-classification":
+        pixels = pixels_of(model.config, preprocessor)
+        return Reading(partial(encode_images, size=pixels.size), image_preparer(pixels))
+    if tokenizer is None:
+        return Reading(unread, text.prepare_text)
+    with quiet(), explained(source):
+        return text_reading(model, tried(), tokenizer, source.name, task, max_length, new_tokens)
+
+
+def _freeze(model: Any, tokenizer: Any) -> None:
+    """Make the model frozen and in eval mode; with a tokenizer it writes greedily."""
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False  # keys and values of past tokens serve generation only
+    model.requires_grad_(False).eval()
+    if tokenizer is not None:
+        model.generation_config = greedy(model.generation_config, tokenizer)
 
 
 def _tried(model: Any, make: Callable[[Any], Any], rng: Rng) -> Any:

@@ -38,7 +38,12 @@ class Source:
 
 
 def find_source(name: str, meta: bool, max_length: int) -> Source:
-    """Where the model called ``name`` comes from; ``load_model`` tells the forms of a name.
+    """Where the model called ``name`` comes from.
+
+    ``name``: one of ``BUILTIN`` (shipped, such as ``"glyph-vit"``), ``"tiny:<architecture>"`` (random;
+    ``"tiny:vit?layers=12&width=64"``), a local folder, ``"package:<python package>/<folder>"``, a hub name, or with
+    ``meta`` also ``"shape:<published shape>"``; ``"?layers=N"`` behind a built-in name, a folder or a hub name takes
+    the first N blocks only.
 
     Raises
     ------

@@ -8,7 +8,6 @@ on the disk, so whatever stops a run, the manifest that is there names whole che
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,43 +15,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedquilt.core.disk import private_folder, sync_folder, write_bytes
+from fedquilt.core.disk import sync_folder, write_bytes
 from fedquilt.core.errors import RunError
-from fedquilt.record.files import explained, read_bytes, to_json, write_json
+from fedquilt.record.checkpoint_files import CheckpointFiles
+from fedquilt.record.files import explained, to_json
 from fedquilt.record.lines import RoundLines
-from fedquilt.record.lock import LOCK, Hold, draft_of, holder
+from fedquilt.record.lock import Hold
 from fedquilt.record.manifest import (
     FILES,
-    FORMAT,
     MANIFEST,
-    RESTORE,
-    Entry,
     Kept,
     Manifest,
     check_files,
     file_digest,
     write_manifest,
 )
+from fedquilt.record.new_folder import BEGUN, make_folder, refuse_folder
 from fedquilt.record.read import (
-    CONFIG,
     ENVIRONMENT,
-    PARTITION,
     RESULT,
-    is_run,
     manifest_of,
     read_config,
     read_lines,
 )
 from fedquilt.record.same import check_same
-from fedquilt.record.tree import tree_from_bytes, tree_to_bytes
 
 if TYPE_CHECKING:
     from fedquilt.core.types import ClientId, Memory, Tree
 
 ADAPTERS = "adapters"
 """The folder of what a finished run leaves."""
-
-_BEGUN = (CONFIG, ENVIRONMENT, PARTITION)  # what a run holds from its first moment on
 
 
 class Record:
@@ -69,8 +61,7 @@ class Record:
         self._of_another_version = manifest is None
         self._manifest = manifest or Manifest({})
         self._lines = RoundLines(folder, self._manifest.lines, self.next_round)
-        # client -> (the memory as last saved, its entry in the manifest); the reference keeps the identity meaningful
-        self._saved: dict[ClientId, tuple[Memory, Entry]] = {}
+        self._checkpoints = CheckpointFiles(folder)
 
     @classmethod
     def create(
@@ -89,42 +80,10 @@ class Record:
             if the folder exists and is not empty, or cannot be written.
         """
         folder = Path(folder)
-        with explained(folder, lambda: "no run was started", "start the run again"):
-            cls.refuse(folder)
-            draft = draft_of(folder)
-            draft.mkdir(parents=True, exist_ok=True)
-            for left in draft.iterdir():
-                if left.name != LOCK:
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
-            private_folder(draft / FILES)  # clients' memories are nobody else's
-            for name, value in zip(_BEGUN, (config, {**environment, "format": FORMAT}, partition), strict=True):
-                write_json(draft / name, value)
-            write_manifest(draft, Manifest({name: file_digest(draft / name) for name in _BEGUN}))
-            sync_folder(draft)
-            if folder.is_dir():
-                folder.rmdir()
-            held.move(folder) if held is not None else os.replace(draft, folder)
-            sync_folder(folder.parent)
+        make_folder(folder, config, environment, partition, held)
         return cls(folder, read_config(folder), held)
 
-    @staticmethod
-    def refuse(folder: Path) -> None:
-        """Nothing, if a new run could be made in ``folder``: it does not exist, or is an empty folder.
-
-        Raises
-        ------
-        RunError
-            if it is a file or holds anything.
-        """
-        if folder.exists() and not folder.is_dir():
-            raise RunError(f"{folder}: is a file, not a folder; choose another output")
-        if folder.is_dir() and any(folder.iterdir()):
-            if who := holder(folder):
-                raise RunError(
-                    f"{folder}: a run is there, and is being written by {who}; choose another name or output"
-                )
-            resume = f"continue that run with: fedquilt run --resume {folder}\nor " if is_run(folder) else ""
-            raise RunError(f"{folder}: this folder exists and is not empty; {resume}choose another name or output")
+    refuse = staticmethod(refuse_folder)
 
     @classmethod
     def open(
@@ -179,10 +138,10 @@ class Record:
             self._held.check()
         files, finished = self._manifest.files, (self.folder / RESULT).exists()
         # a run that stopped while it finished names what will be written anew
-        check_files(self.folder, [path for path in files if finished or path in _BEGUN], self._manifest)
+        check_files(self.folder, [path for path in files if finished or path in BEGUN], self._manifest)
         read_lines(self.folder, self._lines.written)
         for kept in self._manifest.kept:
-            self._present(kept.entries)
+            self._checkpoints.check_lengths(kept.entries)
 
     def append_round(self, line: Mapping[str, Any]) -> None:
         """Write one finished round to the disk. To be called before the round's ``save_checkpoint``.
@@ -226,21 +185,11 @@ class Record:
         self._refuse_other_versions()
         self._still_ours()
         with self._writing(self.folder / FILES):
-            private_folder(self.folder / FILES)
-            saved = {}
-            for client, memory in sorted(memories.items()):
-                old = self._saved.get(client)
-                if old is not None and old[0] is memory:
-                    saved[client] = old
-                else:
-                    saved[client] = (memory, self._store(f"client-{client:03d}", memory))
-            entries = {str(client): entry for client, (_, entry) in saved.items()}
-            new = Kept(next_round, self._store("state", state), entries, self._lines.written, finite)
-            self._present(new.entries)
-            sync_folder(self.folder / FILES)
+            of_state, of_memories = self._checkpoints.save(state, memories)
+            new = Kept(next_round, of_state, of_memories, self._lines.written, finite)
             self._replace(self._manifest.after(new, self._keep))
-            self._saved, self._lines.next_round = saved, next_round
-            self._clear()
+            self._lines.next_round = next_round
+            self._checkpoints.delete_all_but(self._manifest.kept)
 
     def load_checkpoint(self, next_round: int | None = None) -> tuple[int, Tree, dict[ClientId, Memory]]:
         """The next round to run, the server's state and the clients' memories, tensors on the CPU: of the last
@@ -254,21 +203,8 @@ class Record:
         self._refuse_other_versions()
         if next_round == 0:
             return 0, None, {}
-        if not self.has_checkpoint:
-            raise RunError(
-                f"{self.folder}: no checkpoint, because the run ended before its first round was complete; "
-                "start it again from round 0"
-            )
-        wanted = [one for one in self._manifest.kept if next_round in (None, one.next_round)]
-        if not wanted:
-            raise RunError(
-                f"{self.folder}: the checkpoint after {next_round} rounds is not kept; kept are those after "
-                f"{', '.join(map(str, self.kept))} rounds, and 0 starts anew; checkpoints.keep says how many are"
-            )
-        kept = wanted[-1]
-        state = self._fetch(kept.state)
-        self._saved = {int(client): (self._fetch(entry), entry) for client, entry in kept.memories.items()}
-        return kept.next_round, state, {client: memory for client, (memory, _) in self._saved.items()}
+        kept = self._manifest.checkpoint(self.folder, next_round)
+        return kept.next_round, *self._checkpoints.load(kept)
 
     def go_back(self, next_round: int) -> int:
         """Forget all that came after a kept checkpoint, result and lines too; gives how many rounds that were.
@@ -285,7 +221,7 @@ class Record:
             (self.folder / RESULT).unlink(missing_ok=True)  # first: a result that is named and not there is no result
             sync_folder(self.folder)
             self._replace(self._manifest.before(next_round))
-            self._clear()
+            self._checkpoints.delete_all_but(self._manifest.kept)
             if (self.folder / ADAPTERS).exists():
                 shutil.rmtree(self.folder / ADAPTERS)
         self.truncate_rounds()
@@ -303,12 +239,8 @@ class Record:
         self.check()
         with self._writing(self.folder / RESULT):
             made = {path: file_digest(self.folder / path) for path in self._adapters()}
-            files = {
-                **self._manifest.before(self.next_round).files,
-                **made,
-                RESULT: hashlib.sha256(content).hexdigest(),
-            }
-            self._replace(replace(self._manifest, files=files))
+            made[RESULT] = hashlib.sha256(content).hexdigest()
+            self._replace(replace(self._manifest, files=self._manifest.before(self.next_round).files | made))
             write_bytes(self.folder / RESULT, content)
             sync_folder(self.folder)
         self._still_ours()
@@ -351,39 +283,11 @@ class Record:
         if not (self.folder / MANIFEST).exists():
             raise RunError(f"{self.folder}: was deleted or moved while this run was writing it, so the run ends")
 
-    def _present(self, entries: Collection[Entry]) -> None:
-        """Nothing, if these files are there in their full length."""
-        for entry in entries:
-            path = self.folder / FILES / entry.file
-            size = path.stat().st_size if path.exists() else None
-            if size != entry.bytes:
-                what = "is lost" if size is None else f"damaged, it has {size} bytes of {entry.bytes}"
-                raise RunError(f"{path}: {what}; the checkpoint cannot be used without it; {RESTORE}")
-
     def _replace(self, manifest: Manifest) -> None:
         """Make this the manifest, on the disk before anything that the old one names is deleted."""
         write_manifest(self.folder, manifest)
         self._manifest = manifest
         sync_folder(self.folder)
-
-    def _clear(self) -> None:
-        """Delete what no kept checkpoint names."""
-        named = {entry.file for kept in self._manifest.kept for entry in kept.entries}
-        for path in (self.folder / FILES).iterdir():
-            if path.name not in named:
-                path.unlink(missing_ok=True)
-
-    def _store(self, name: str, tree: Tree) -> Entry:
-        content = tree_to_bytes(tree, name)
-        sha256 = hashlib.sha256(content).hexdigest()
-        # the name holds the content's hash: a file the current manifest names is never overwritten by other bytes
-        file = f"{name}-{sha256[:16]}.safetensors"
-        write_bytes(self.folder / FILES / file, content, private=True)
-        return Entry(file, sha256, len(content))
-
-    def _fetch(self, entry: Entry) -> Tree:
-        path = self.folder / FILES / entry.file
-        return tree_from_bytes(read_bytes(path, entry.sha256, f"the checkpoint cannot be used; {RESTORE}"))
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:

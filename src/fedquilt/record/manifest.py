@@ -70,7 +70,7 @@ class Kept:
 class Manifest:
     """What a run folder holds."""
 
-    files: Mapping[str, str]
+    files: dict[str, str]
     kept: tuple[Kept, ...] = ()
 
     @property
@@ -83,6 +83,28 @@ class Manifest:
         kept = (*(one for one in self.kept if one.next_round < new.next_round), new)
         finite = [one for one in kept if one.finite][-1:]
         return replace(self, kept=tuple(one for one in kept if one in kept[-keep:] or one in finite))
+
+    def checkpoint(self, folder: Path, next_round: int | None) -> Kept:
+        """The last checkpoint, or the one before ``next_round``.
+
+        Raises
+        ------
+        RunError
+            if it is not kept; names ``folder``.
+        """
+        if not self.kept:
+            raise RunError(
+                f"{folder}: no checkpoint, because the run ended before its first round was complete; start it again "
+                "from round 0"
+            )
+        wanted = [one for one in self.kept if next_round in (None, one.next_round)]
+        if not wanted:
+            raise RunError(
+                f"{folder}: the checkpoint after {next_round} rounds is not kept; kept are those after "
+                f"{', '.join(str(one.next_round) for one in self.kept)} rounds, and 0 starts anew; checkpoints.keep "
+                "says how many are"
+            )
+        return wanted[-1]
 
     def before(self, next_round: int) -> Manifest:
         """As it was before a round, as far as that is still known."""

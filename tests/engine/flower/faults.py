@@ -21,7 +21,8 @@ import numpy as np
 
 from fedquilt.config.load import load
 from fedquilt.core.types import Failure
-from fedquilt.engine.flower.local_federation import CONNECTION, Trial
+from fedquilt.engine.flower.local_config import CONNECTION
+from fedquilt.engine.flower.local_federation import Trial
 from fedquilt.engine.flower.processes import marked, marked_as, patience
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment.engine import Connect

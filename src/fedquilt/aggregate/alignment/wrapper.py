@@ -92,10 +92,7 @@ def with_alignment(
                     counted = {name: value for name, value in reply.params.items() if counts(name)}
                     weighed = reply if weighting == "examples" else replace(reply, weight=1.0)
                     profile = by_client[reply.client]
-                    if local_steps is None:
-                        steps = max(1.0, reply.metrics.get("steps", 1.0))
-                    else:  # for as many examples as it weighs: it might have announced any number
-                        steps = float(local_steps(replace(profile, num_examples=math.ceil(reply.weight))))
+                    steps = _steps(reply, profile, local_steps)
                     gathered.add(group_of(profile, groups), replace(weighed, params=counted), steps)
                     last = replace(reply, params={}, metrics={})
                     yield replace(reply, params=without(reply.params, counted.keys()))
@@ -111,11 +108,16 @@ def with_alignment(
 
         return exchange._replace(merge=merge)
 
-    def report(state: Tree) -> dict[str, Any]:
-        return {**method.report(state), **reported(state)}
-
     exchanges = tuple(aligning(exchange) for exchange in method.exchanges)
-    return method._replace(init=init, exchanges=exchanges, report=report)
+    return method._replace(init=init, exchanges=exchanges, report=lambda s: {**method.report(s), **reported(s)})
+
+
+def _steps(reply: Reply, profile: Profile, local_steps: Callable[[Profile], int] | None) -> float:
+    """How many optimizer steps a reply is counted for."""
+    if local_steps is None:
+        return max(1.0, reply.metrics.get("steps", 1.0))
+    # for as many examples as it weighs: it might have announced any number
+    return float(local_steps(replace(profile, num_examples=math.ceil(reply.weight))))
 
 
 # What the server's state has of it ------------------------------------------------------------

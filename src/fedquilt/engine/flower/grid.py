@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from flwr.app import Message, RecordDict
@@ -17,15 +17,14 @@ from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply
 from fedquilt.engine.flower.client import HELLO, action_of
 from fedquilt.engine.flower.codec import order_content, read_reply
 from fedquilt.engine.flower.handshake import Card, examples, mismatches
+from fedquilt.engine.flower.message_text import ABSENT, absent_text, answer_of, harmless, partitions_text
 from fedquilt.engine.flower.packing import MAX_BYTES, Announced, is_int, packed, unpacked
 
 Allowed = Callable[[Exchange, ClientId, Order], Announced | None]
 """The tensors that a client may send in reply to an order, or None if that is not known."""
 
 
-_ABSENT = "no reply"
 _GREETING = 120.0  # seconds that a new node's hello may hold up a round
-_GONE = (3, 4, 5)  # Flower's codes for a message or a reply that is gone, and for a node that is
 
 
 class GridEngine:
@@ -93,7 +92,7 @@ class GridEngine:
             waiting.update(self._invited(invited, max(1.0, end - time.monotonic())))
             heard = {message.metadata.reply_to_message_id: message for message in self.grid.pull_messages([*waiting])}
             for id in [one for one in waiting if one in heard]:  # in the order in which they were asked
-                self._seat(waiting.pop(id), _said(heard[id]), online)
+                self._seat(waiting.pop(id), answer_of(heard[id]), online)
             joined, now = len(self.nodes), time.monotonic()
             if joined == len(self.cards):
                 break
@@ -116,13 +115,7 @@ class GridEngine:
         away = [f"refused before training: {words}" for _, words in sorted((self.refused | self.strangers).items())]
         if not timed_out:
             return ConfigError(away)
-        missing = self._open
-        words = (
-            f"{len(missing)} of {len(self.cards)} clients did not join within {wait:g} s (partitions "
-            f"{', '.join(map(str, missing[:10]))}{' and more' if len(missing) > 10 else ''}); start their "
-            "SuperNodes with --node-config 'partition-id=...', or wait longer"
-        )
-        return RoundError("; ".join([words, *away]))
+        return RoundError("; ".join([absent_text(self._open, len(self.cards), wait), *away]))
 
     def send(self, exchange: Exchange, orders: Mapping[ClientId, Order]) -> Iterator[Reply | Failure]:
         """The replies in client order; a client without a usable one is a Failure that says why."""
@@ -193,7 +186,7 @@ class GridEngine:
     def _seat(self, node: int, answer: Message | str, online: set[int]) -> None:
         """Note which partition a node holds; or why it gets none."""
         if isinstance(answer, str):  # it may only be slow, or no node of ours, or gone: it is asked again
-            if not answer.startswith(_ABSENT):
+            if not answer.startswith(ABSENT):
                 self._asked.add(node)
                 self.strangers[node] = f"node {node}: {answer}"
             return
@@ -218,7 +211,10 @@ class GridEngine:
         announced = head.get("card")
         client = announced.get("partition") if isinstance(announced, dict) else None
         if not isinstance(announced, dict) or not is_int(client) or client not in self.cards:
-            return None, f"node {node} announces the partition {client!r:.40}; this run has {_range(self.cards)}"
+            return (
+                None,
+                f"node {node} announces the partition {client!r:.40}; this run has {partitions_text(self.cards)}",
+            )
         if self.keys is not None and not self._has_its_key(node, client, announced, head.get("signature")):
             return None, (
                 f"node {node} claims partition {client} and does not show the key that network.node_keys ties it to; "
@@ -229,7 +225,7 @@ class GridEngine:
             self._claims[node] = client  # the holder may be its own old self, which Flower takes a minute to miss
             return None, f"node {node} claims partition {client}, which node {holder} holds"
         if "error" in announced:
-            return client, f"client {client}: {_harmless(announced['error'])}"
+            return client, f"client {client}: {harmless(announced['error'])}"
         wrong = mismatches(announced, self.cards[client])
         if wrong:
             return client, f"client {client}: {'; '.join(wrong)}"
@@ -268,15 +264,15 @@ class GridEngine:
         answers: dict[int, Message | str] = dict.fromkeys(sent, "Flower did not accept the message to its node")
         taken = {id for id in self.grid.push_messages([*sent.values()]) if id}
         waiting = {m.metadata.message_id: key for key, m in sent.items() if m.metadata.message_id in taken}
-        answers.update(dict.fromkeys(waiting.values(), f"{_ABSENT} within {seconds:g} s"))
+        answers.update(dict.fromkeys(waiting.values(), f"{ABSENT} within {seconds:g} s"))
         del sent, contents
         for message in self._pulled(waiting, seconds, enough, grace):
             # an error that Flower itself answers with does not come from the node's number: only this id tells whose
             key = waiting.pop(message.metadata.reply_to_message_id, None)
             if key is not None:
-                answers[key] = _said(message)
+                answers[key] = answer_of(message)
         if grace is not None and sum(isinstance(answer, Message) for answer in answers.values()) >= enough:
-            late = f"{_ABSENT} within {grace:g} s after enough others had answered"
+            late = f"{ABSENT} within {grace:g} s after enough others had answered"
             answers.update(dict.fromkeys(waiting.values(), late))
         return answers
 
@@ -299,20 +295,3 @@ class GridEngine:
     def _sleep(self, seconds: float) -> None:
         if self.stop.wait(seconds):
             raise RoundError("Flower's engine ended while clients were at work")
-
-
-def _said(message: Message) -> Message | str:
-    if not message.has_error():
-        return message
-    text = _harmless(message.error.reason or f"Flower's error {message.error.code}")
-    return f"{_ABSENT}: {text}" if message.error.code in _GONE else text
-
-
-def _harmless(words: Any) -> str:
-    """A stranger's words: no line breaks, and nothing that a terminal would obey."""
-    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(str(words)[:2000].split()))[:500]
-
-
-def _range(cards: Sequence[ClientId] | Mapping[ClientId, Any]) -> str:
-    ids = sorted(cards)
-    return f"the partitions {ids[0]} to {ids[-1]}" if ids else "no partitions"

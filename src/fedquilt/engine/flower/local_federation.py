@@ -18,6 +18,7 @@ from typing import Any
 
 from fedquilt.core.errors import FedquiltError
 from fedquilt.engine.flower.compat import ACCEPTED, LEASE_SECONDS, QUIET, REFUSED, TAKEN
+from fedquilt.engine.flower.local_config import CONNECTION, config_value, prepare
 from fedquilt.engine.flower.processes import (
     Started,
     free_port,
@@ -31,8 +32,6 @@ from fedquilt.engine.flower.processes import (
     wait_for,
 )
 
-CONNECTION = "trial"
-"""The name that ``flwr run APP trial`` knows the federation by."""
 NodeConfig = Mapping[str, Any] | Callable[[int], Mapping[str, Any]]
 
 _START = 90.0  # seconds until a process must listen; importing Flower takes two to ten of them
@@ -79,7 +78,8 @@ class Trial:
                 f"{', '.join(map(str, left))}); end it where it was started, or choose another folder"
             )
         try:
-            self._prepare()
+            keys = [self.key(node) for node in range(self.num_nodes)] if self.secure else []
+            prepare(self.folder, self.home, self.certs, keys, self.address)
             self.start_superlink()
             for node in range(self.num_nodes):
                 self.start_node(node)
@@ -163,7 +163,7 @@ class Trial:
             words += ["--insecure"]
         words += ["--auth-supernode-private-key", str(key)] if key is not None else []
         config |= {"key": str(key)} if signs and key is not None else {}
-        return [*words, "--node-config", " ".join(f"{name}={_value(value)}" for name, value in config.items())]
+        return [*words, "--node-config", " ".join(f"{name}={config_value(value)}" for name, value in config.items())]
 
     def nodes(self) -> list[dict[str, Any]]:
         """What ``flwr supernode list`` knows of the nodes: ``node-id``, ``status`` and times."""
@@ -262,26 +262,6 @@ class Trial:
                 for one in order:
                     one.end()
 
-    def _prepare(self) -> None:
-        self.home.mkdir(parents=True, exist_ok=True)
-        (self.folder / ".gitignore").write_text("*\n", encoding="utf-8")  # it holds private keys
-        safety = "insecure = true"
-        if self.secure:
-            from fedquilt.engine.flower import certs
-
-            if not (self.certs / "ca.crt").exists():
-                certs.authority(self.certs, "fedquilt trial")
-                certs.server_certificate(self.certs, ())
-            for node in range(self.num_nodes):
-                if not self.key(node).exists():
-                    certs.node_key(self.certs, self.key(node).name)
-            safety = f"root-certificates = {json.dumps(str(self.certs / 'ca.crt'))}"
-        (self.home / "config.toml").write_text(
-            f'[superlink]\ndefault = "{CONNECTION}"\n\n'
-            f'[superlink.{CONNECTION}]\naddress = "{self.address}"\n{safety}\n',
-            encoding="utf-8",
-        )
-
     def _start_node(self, node: int) -> None:
         more = self._node_config(node) if callable(self._node_config) else self._node_config
         config = {"partition-id": node, "num-partitions": self.num_nodes, "memories": str(self.folder / "sites")}
@@ -301,12 +281,3 @@ class Trial:
                     if not ended.running and self._may_try_again(node, ended):
                         ended.end()
                         self._start_node(node)
-
-
-def _value(value: Any) -> str:
-    """A value as Flower's config wants it; text in quotes, which it must not hold itself."""
-    if isinstance(value, str):
-        if "'" in value or "\n" in value:
-            raise FedquiltError(f"node config {value!r}: Flower has no way to write a quote or a line break in it")
-        return f"'{value}'"
-    return str(value).lower() if isinstance(value, bool) else str(value)
