@@ -13,6 +13,7 @@ from fedquilt.config.load import parse
 from fedquilt.methods import METHODS
 
 COMMANDS = ("make demo", "make test")
+UNWRAPPED = ("CHANGELOG.md", "run-file.md")
 
 
 def read(name: str) -> str:
@@ -66,6 +67,25 @@ def test_links_between_documents_lead_somewhere() -> None:
     assert len(links) > 10
     broken = [f"{page.relative_to(ROOT)} -> {target}" for page, target in links if not (page.parent / target).exists()]
     assert not broken, broken
+
+
+def test_prose_lines_have_at_most_120_columns() -> None:
+    pages = [page for page in ROOT.rglob("*.md") if "." not in str(page.relative_to(ROOT).parent)]
+    prose, too_long = 0, []
+    for page in pages:
+        if page.name in UNWRAPPED:
+            continue
+        in_code = False
+        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+            if line.startswith("```"):
+                in_code = not in_code
+            if in_code or line.startswith(("|", "    ", "![")):
+                continue
+            prose += 1
+            if len(line) > 120:
+                too_long.append(f"{page.relative_to(ROOT)}:{number}")
+    assert prose > 1000
+    assert not too_long, "prose beyond 120 columns:\n" + "\n".join(too_long)
 
 
 def test_run_files_in_the_documents_are_right() -> None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from fedquilt.core.errors import ConfigError
 from fedquilt.report.caveats import notes
 from fedquilt.report.groups import WORST, group_rows
 from fedquilt.report.paired_differences import HONEST, alone, paired_rows
 from fedquilt.report.table import Groups, Row, as_markdown, as_text, compare_rows, shared_metric
+
+_BULLET: dict[str, Any] = {
+    "initial_indent": "- ",
+    "subsequent_indent": "  ",
+    "break_long_words": False,
+    "break_on_hyphens": False,
+}
 
 
 def comparison(groups: Groups, last: int | None = None, references: Sequence[str] = (), form: str = "text") -> str:
@@ -28,8 +37,10 @@ def comparison(groups: Groups, last: int | None = None, references: Sequence[str
         parts += ["Group by group:", show(of_groups)]
     parts += [part for what, rows in paired(groups, references, last) for part in (f"{what} {metric}:", show(rows))]
     honest = [HONEST, *alone(groups, references)] if references else []
-    bullet = "- " if form == "markdown" else ""
-    parts.append("\n".join(f"{bullet}{remark}" for remark in [meaning(metric), *honest, *notes(groups, last)]))
+    remarks = [meaning(metric), *honest, *notes(groups, last)]
+    if form == "markdown":
+        remarks = [textwrap.fill(remark, 120, **_BULLET) for remark in remarks]
+    parts.append("\n".join(remarks))
     return "\n\n".join(parts) + "\n"
 
 
