@@ -80,7 +80,7 @@ def test_a_missing_or_unreadable_run_file_is_named(command):
 
 def test_run_wants_a_file_or_a_run_to_resume_and_not_both(command):
     check_error(command("run"), "give a run file, as in `fedquilt run my.toml`")
-    check_error(command("run", "tiny.toml", "--resume", "runs/tiny"), "or a stopped run, as in `--resume runs/my`")
+    check_error(command("run", "tiny.toml", "--resume", "runs/tiny"), "or an interrupted run, as in `--resume runs/my`")
     check_error(command("run", "--resume", "runs/gone"), "runs/gone: no such run folder")
 
 
@@ -213,8 +213,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_too(command, monkeypatch):
 
     monkeypatch.setattr(app, "app", fails)
     assert check_error(command("run", "tiny.toml")) == (
-        "error: unexpected ZeroDivisionError: division by zero; run the same command with --debug to see where, and "
-        "report it\n"
+        "error: unexpected ZeroDivisionError: division by zero; rerun with --debug for the traceback, and report it\n"
     )
     with pytest.raises(ZeroDivisionError):
         command("run", "tiny.toml", "--debug")

@@ -15,7 +15,7 @@ from fedquilt.record import read_config, read_result, read_rounds
 def test_a_run_prints_a_line_a_round_when_piped_and_says_what_to_do_next(command, fingerprint, finished):
     said = command("run", "tiny.toml")
     assert said.code == 0
-    assert said.out == "runs/tiny: finished; see it with `fedquilt report runs/tiny`\n"
+    assert said.out == "runs/tiny: finished; show it with `fedquilt report runs/tiny`\n"
     lines = said.err.splitlines()
     assert [line.partition(": loss ")[0] for line in lines] == [f"tiny: round {n}/3" for n in (1, 2, 3)]
     assert all("accuracy " in line and "clients' mean " in line and line.endswith(" s") for line in lines)
@@ -41,7 +41,7 @@ def test_ctrl_c_names_the_checkpoint_and_how_to_go_on(command, monkeypatch, fing
     assert said.code == 130
     assert said.out == (
         f"stopped; runs/tiny/checkpoint.json holds the first {after} rounds; "
-        "go on with `fedquilt run --resume runs/tiny`\n"
+        "continue with `fedquilt run --resume runs/tiny`\n"
     )
     assert "Traceback" not in said.err
     assert read_result("runs/tiny") is None
@@ -60,7 +60,7 @@ def test_ctrl_c_in_the_first_round_can_be_gone_on_with_too(command, monkeypatch,
         patched.setattr(Shown, "step", interrupted)
         said = command("run", "tiny.toml")
     assert said.code == 130
-    assert said.out.startswith("stopped before the first round was finished; runs/tiny holds no checkpoint yet; go on")
+    assert said.out.startswith("stopped before the first round was finished; runs/tiny has no checkpoint yet; continue")
     assert command("run", "--resume", "runs/tiny").code == 0
     assert fingerprint(Path("runs/tiny")) == fingerprint(finished)
 
@@ -72,7 +72,7 @@ def test_ctrl_c_before_the_run_began_leaves_nothing(command, monkeypatch):
     Path("runs/tiny").mkdir(parents=True)
     monkeypatch.setattr(importlib.import_module("fedquilt.experiment.build"), "read", interrupted)
     said = command("run", "tiny.toml")
-    assert (said.code, said.out) == (130, "stopped before the run began; nothing was kept\n")
+    assert (said.code, said.out) == (130, "stopped before the run started; nothing was saved\n")
     assert [*Path("runs/tiny").iterdir()] == []
 
 
@@ -123,7 +123,7 @@ def test_compare_stopped_says_how_to_go_on(command, tiny, monkeypatch):
     monkeypatch.setattr(Shown, "round", interrupted)
     said = command("compare", "tiny.toml")
     assert said.code == 130
-    assert said.out == "stopped; what has been run is kept: the same command goes on from there\n"
+    assert said.out == "stopped; finished rounds are kept, and the same command continues from there\n"
 
 
 def test_compare_wants_a_run_file(command):

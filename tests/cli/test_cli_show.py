@@ -16,7 +16,7 @@ def test_plan_is_a_table_that_holds_whole_numbers_when_piped(command):
     # 12 blocks of 49,152, and a head of 10 x 768 + 10
     whole = next(row for row in rows if row[:3] == ["5", "12", "0-11"])
     assert whole[3:] == ["597,514", "2.4", "MB", "2.4", "MB", "99.30%"]
-    assert "A head of 10 classes is counted." in said.out
+    assert "A head of 10 classes is included." in said.out
     assert "…" not in said.out
     assert not Path("runs").exists()
 
@@ -67,7 +67,7 @@ def test_fed_hellos_equations_are_shown(command):
 def test_an_unknown_method_is_told_with_the_nearest(command):
     said = command("methods", "fedd-hello")
     assert said.code == 1
-    assert "'fedd-hello' is no method (did you mean 'fed-hello'?); there are: fed-hello, fedit" in said.err
+    assert "'fedd-hello' is not a method (did you mean 'fed-hello'?); allowed: fed-hello, fedit" in said.err
 
 
 def test_doctor_finds_this_machine_sound(command):

@@ -70,8 +70,8 @@ def test_what_is_there_is_not_overwritten_and_only_the_server_is_renewed(flower,
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ((), "give --host (the operator's part), or --node or --nodes (each organisation's part)"),
-        (("--node", "a", "--renew"), "--renew: give every --host that the new server certificate is for"),
+        ((), "give --host (for the operator), or --node or --nodes (for each organisation)"),
+        (("--node", "a", "--renew"), "--renew: give every --host of the new server certificate"),
         (("--host", "https://a.org"), "--host https://a.org: neither a host name nor an address"),
         (("--node", "a/b"), "--node a/b: not a name for a node"),
     ],
@@ -126,7 +126,7 @@ def test_a_federation_on_this_machine_ends_with_its_command(flower, tmp_path, nu
 def test_status_shows_what_each_client_gave_away_and_how_much_it_may(command, tmp_path):
     said = command("site", "status", "--memories", str(tmp_path / "none"))
     assert said.code != 0
-    assert "no such folder; give the one that the node's config names as memories" in " ".join(said.err.split())
+    assert "no such folder; give the folder that the node's config sets as memories" in " ".join(said.err.split())
     said = command("site", "status", "--memories", str(tmp_path))
     assert "no client has answered a run with privacy.mode = 'local'" in said.out
     release, own = Release(8.0, 100.0, 1e-5), Allowance(8.0, 1e-5)
@@ -138,6 +138,6 @@ def test_status_shows_what_each_client_gave_away_and_how_much_it_may(command, tm
     first, second = said.out.splitlines()
     assert first.startswith("client-000: 30 replies in 1 run, epsilon 6.326 of 8 at delta 1e-05, 1.674 left")
     assert second.startswith("client-003: 30 replies in 1 run, epsilon 6.326 of 100 at delta 1e-05")
-    assert "fixed by the first run's file" in second
+    assert "set by the first run file" in second
     told = json.loads(command("site", "status", "--memories", str(tmp_path), "--json").out)["clients"]
     assert (told["client-000"]["epsilon"], told["client-000"]["by"]) == (8.0, "site")

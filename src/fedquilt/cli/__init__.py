@@ -1,4 +1,4 @@
-"""The command ``fedquilt``: one file for each subcommand, each of which parses, calls one function, and prints."""
+"""The command ``fedquilt``: one file per subcommand, which parses, calls one function and prints."""
 
 from fedquilt.cli.app import main
 

@@ -1,4 +1,4 @@
-"""The command's frame: its subcommands, and what becomes of an error."""
+"""Entry point of the command: its subcommands, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedquilt.core.errors import ConfigError, FedquiltError
 
 app = typer.Typer(
     name="fedquilt",
-    help="Federated fine-tuning of foundation models across clients that do not match.",
+    help="Federated fine-tuning of foundation models across heterogeneous clients.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -51,11 +51,11 @@ def _frame(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Federated fine-tuning of foundation models across clients that do not match."""
+    """Federated fine-tuning of foundation models across heterogeneous clients."""
 
 
 def main() -> None:
-    """Run the command; an error becomes its text and exit code 1, a traceback is shown only with ``--debug``."""
+    """Run the command; print an error as text with exit code 1, and a traceback only with ``--debug``."""
     debug = "--debug" in sys.argv
     if debug:  # anywhere on the line, not only before the subcommand
         sys.argv.remove("--debug")
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def _problems(error: Exception) -> tuple[str, ...]:
-    """What the user is told of an error: its own texts, or for one that nobody foresaw, what to do about it."""
+    """Return the texts of an error, or advice for an unexpected one."""
     if isinstance(error, ConfigError):
         return error.problems
     if isinstance(error, FedquiltError):
@@ -78,6 +78,4 @@ def _problems(error: Exception) -> tuple[str, ...]:
     if isinstance(error, OSError) and error.filename is not None:
         return (f"{error.filename}: {error.strerror}",)
     first = (str(error).strip().splitlines() or ["no message"])[0]
-    return (
-        f"unexpected {type(error).__name__}: {first}; run the same command with --debug to see where, and report it",
-    )
+    return (f"unexpected {type(error).__name__}: {first}; rerun with --debug for the traceback, and report it",)

@@ -13,14 +13,14 @@ from fedquilt.core.errors import ConfigError
 
 def check(
     config: Annotated[Path, typer.Argument(help="The run file (TOML).")],
-    changes: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Keys to set.")] = None,
+    changes: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Keys to override.")] = None,
     partition: Annotated[
         int | None,
-        typer.Option(help="With partition.scheme = 'sites': look at this client's data.source only, as its site does."),
+        typer.Option(help="With partition.scheme = 'sites': check only this client's data.source, as its site would."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Find every problem of a run file without loading weights or training."""
+    """Report every problem of a run file, without loading weights or training."""
     from fedquilt.config.load import base_of, examine
     from fedquilt.experiment.check import check as checked
     from fedquilt.experiment.check import method_problems

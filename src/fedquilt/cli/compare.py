@@ -21,22 +21,25 @@ from fedquilt.report.table import as_json as rows_json
 from fedquilt.report.table import compare_rows
 
 REFERENCE = (
-    "The label that others are compared with, seed by seed. Of several, each is compared with the first that had the "
-    "same split of the data."
+    "Label of the reference: runs are compared with it seed by seed. May be repeated; each run is compared with the "
+    "first reference that has the same data partition."
 )
 
 
 def compare(
     configs: Annotated[
-        list[str], typer.Argument(metavar="CONFIG... [KEY=VALUE...]", help="Run files, and keys to set.")
+        list[str], typer.Argument(metavar="CONFIG... [KEY=VALUE...]", help="Run files, and keys to override.")
     ],
-    workers: Annotated[int, typer.Option(help="Runs side by side, each in a process of its own.")] = 1,
+    workers: Annotated[int, typer.Option(help="Number of runs in parallel, each in its own process.")] = 1,
     reference: Annotated[list[str] | None, typer.Option(help=REFERENCE)] = None,
-    save: Annotated[Path | None, typer.Option(help="Write the tables to this file as markdown.")] = None,
-    plots: Annotated[bool, typer.Option(help="Draw plots and one HTML page beside the runs.")] = True,
+    save: Annotated[Path | None, typer.Option(help="Write the tables to this file as Markdown.")] = None,
+    plots: Annotated[bool, typer.Option(help="Write plots and one HTML page beside the runs.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Run every method of one or more run files on the same data and seeds, and show them side by side."""
+    """Run every method of one or more run files on the same data and seeds, and print the comparison.
+
+    Runs that are already there are not repeated.
+    """
     from fedquilt.experiment.compare import Job
     from fedquilt.experiment.compare import compare as run_all
     from fedquilt.experiment.compare import jobs as jobs_of
@@ -59,7 +62,9 @@ def compare(
             folders = run_all(jobs, workers=workers, progress=progress, told=told)
     except KeyboardInterrupt:
         out.print(
-            "stopped; what has been run is kept: the same command goes on from there", highlight=False, soft_wrap=True
+            "stopped; finished rounds are kept, and the same command continues from there",
+            highlight=False,
+            soft_wrap=True,
         )
         raise typer.Exit(130) from None
     groups = {label: [read_run(folder) for folder in places] for label, places in folders.items()}
@@ -78,7 +83,7 @@ def show(
     save: Path | None = None,
     as_json: bool = False,
 ) -> None:
-    """Print the comparison of groups of runs, and write it as markdown if a file is given."""
+    """Print the comparison of groups of runs, and write it as Markdown if a file is given."""
     for reference in references:
         if reference not in groups:
             raise ConfigError(f"--reference '{reference}': no such label; allowed: {', '.join(groups)}")

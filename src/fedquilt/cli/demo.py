@@ -17,15 +17,15 @@ from fedquilt.report.runs import read_run
 
 WORDS = """\
 Twelve clients hold two or three classes each of scikit-learn's 1,797 handwritten digits. A third of them can train the
-adapters of 6 of the model's 12 blocks, a third 9, a third all 12. Four ways to let them work together:
+adapters of 6 of the model's 12 blocks, a third 9, and a third all 12. Four methods are compared:
 """
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the runs, the plots and the page.")] = Path("runs"),
-    workers: Annotated[int, typer.Option(help="Runs side by side, each in a process of its own.")] = 2,
+    output: Annotated[Path, typer.Option(help="Folder for runs, plots and the HTML page.")] = Path("runs"),
+    workers: Annotated[int, typer.Option(help="Number of runs in parallel, each in its own process.")] = 2,
 ) -> None:
-    """Fine-tune a small shipped vision transformer across twelve unlike clients; no download, about a minute."""
+    """Fine-tune a bundled vision transformer across twelve heterogeneous clients; no download, about a minute."""
     from fedquilt.experiment.compare import Job
     from fedquilt.experiment.compare import compare as run_all
     from fedquilt.experiment.compare import jobs as jobs_of
@@ -41,7 +41,7 @@ def demo(
 
             folders = run_all(jobs, workers=workers, progress=progress, told=told)
     except KeyboardInterrupt:
-        out.print("stopped; `fedquilt demo` goes on from there", highlight=False)
+        out.print("stopped; `fedquilt demo` continues from there", highlight=False)
         raise typer.Exit(130) from None
     groups = {label: [read_run(folder) for folder in places] for label, places in folders.items()}
     show(groups, None, ())
@@ -51,13 +51,13 @@ def demo(
     hello = jobs[0].folder
     out.print(
         f"""
-One seed and few rounds: a look, not a result. Plots: {place / "plots"}; all on one page: {page}
+One seed and few rounds: a demonstration, not a result. Plots: {place / "plots"}; all on one page: {page}
 
 Next:
-  fedquilt methods fed-hello              what it does, its settings, its equations
+  fedquilt methods fed-hello              its settings, paper and equations
   fedquilt plot {hello} --out plots
   fedquilt export {hello} --out adapter   the adapter, for PeftModel.from_pretrained
-  fedquilt doctor                         what this machine has""",
+  fedquilt doctor                         what this machine offers""",
         highlight=False,
         markup=False,
         soft_wrap=True,

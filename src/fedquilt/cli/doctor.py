@@ -12,7 +12,7 @@ from fedquilt.cli.screen import out, show_json, show_table
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Tell what this machine has, and whether fedquilt can work here."""
+    """Show versions, device and disk space of this machine, and any problem."""
     from fedquilt.core.errors import FedquiltError
     from fedquilt.core.rng import Rng
     from fedquilt.experiment.models import device_of
@@ -36,7 +36,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         "processors": f"{around['cpus']}, torch uses {around['threads']} threads",
         "device": str(device_of("auto")),
         "disk free here": f"{free / 1e9:.1f} GB",
-        "shipped model": model,
+        "bundled model": model,
         "FEDQUILT_DATA": os.environ.get("FEDQUILT_DATA", "not set (only the experiments on MNIST and SST-2 need it)"),
         "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "not set"),
     }

@@ -12,16 +12,16 @@ from fedquilt.cli.screen import out
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    folder: Annotated[Path, typer.Option("--out", help="The folder to write.")],
-    group: Annotated[str | None, typer.Option(help="The group whose global adapter is exported, by its label.")] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    group: Annotated[str | None, typer.Option(help="Export the global adapter of this group (its label).")] = None,
     client: Annotated[
         int | None, typer.Option(help="Export this client's own adapter instead of the global one.")
     ] = None,
 ) -> None:
-    """Write a run's adapter as a folder: PEFT's, which `PeftModel.from_pretrained` loads, or a mixture's own.
+    """Export a run's trained adapter as a folder.
 
-    The latter is read by `fedquilt.load_adapter`. Where the weights were trained (`adapter.kind = "full"`), the folder
-    holds the model.
+    LoRA adapters are written in PEFT's format, for `PeftModel.from_pretrained`; mixtures of adapters in fedquilt's own,
+    for `fedquilt.load_adapter`; after full fine-tuning (`adapter.kind = "full"`) the folder holds the model.
     """
     from fedquilt.experiment.export import export as exported
 

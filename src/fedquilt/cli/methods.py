@@ -16,14 +16,14 @@ from fedquilt.core.errors import ConfigError, suggestion
 
 
 def methods(
-    name: Annotated[str | None, typer.Argument(help="A method, for its settings and equations.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show this method's settings, paper and equations.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the methods, or show one: its settings with their defaults, its paper and the paper's equations."""
+    """List the methods, or show one method's settings with defaults, paper and equations."""
     from fedquilt.methods import METHODS
 
     if name is not None and name not in METHODS:
-        raise ConfigError(f"'{name}' is no method{suggestion(name, [*METHODS])}; there are: {', '.join(METHODS)}")
+        raise ConfigError(f"'{name}' is not a method{suggestion(name, [*METHODS])}; allowed: {', '.join(METHODS)}")
     found = {one: described(one, METHODS[one]) for one in ([name] if name else METHODS)}
     if as_json:
         show_json(found[name] if name else list(found.values()))
@@ -35,7 +35,7 @@ def methods(
 
 
 def described(name: str, factory: Any) -> dict[str, Any]:
-    """A method's name, summary, docstring, settings and paper, as values that JSON can hold."""
+    """Return a method's name, summary, docstring, settings and paper as JSON values."""
     from fedquilt.config.arguments import kind_in_words
 
     text = inspect.getdoc(factory) or ""
@@ -55,7 +55,7 @@ def described(name: str, factory: Any) -> dict[str, Any]:
 
 
 def papers() -> dict[str, dict[str, Any]]:
-    """The papers that fedquilt implements, by key, from ``papers.toml``."""
+    """Return the papers that fedquilt implements, by key, from ``papers.toml``."""
     inside = resources.files(fedquilt) / "assets" / "papers.toml"
     # an editable install reads the checkout's own file
     text = inside.read_text() if inside.is_file() else (Path(fedquilt.__file__).parents[2] / "papers.toml").read_text()

@@ -11,10 +11,12 @@ from fedquilt.cli.screen import out
 
 
 def new(
-    folder: Annotated[Path, typer.Argument(help="The folder to make.")],
-    config: Annotated[Path | None, typer.Option("--run-file", help="A run file to put in; a small one else.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder of the app.")],
+    config: Annotated[
+        Path | None, typer.Option("--run-file", help="Run file of the app; a small example if left out.")
+    ] = None,
 ) -> None:
-    """Make a Flower app of a run file, for Flower's own `flwr run`."""
+    """Turn a run file into a Flower app, for `flwr run`."""
     from fedquilt.experiment.flower_app import RUN_FILE, write_app
 
     text = RUN_FILE
@@ -24,4 +26,6 @@ def new(
         load(config)  # says what is wrong with it
         text = config.read_text(encoding="utf-8")
     made = write_app(folder, text)
-    out.print(f"{made}: change it as you like; then `flwr run {folder} --stream`", highlight=False, soft_wrap=True)
+    out.print(
+        f"{made}: written; edit it, then start it with `flwr run {folder} --stream`", highlight=False, soft_wrap=True
+    )

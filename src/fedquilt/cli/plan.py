@@ -14,23 +14,25 @@ from fedquilt.report.table import human_bytes
 
 def plan(
     config: Annotated[Path, typer.Argument(help="The run file (TOML).")],
-    changes: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Keys to set.")] = None,
+    changes: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Keys to override.")] = None,
     memory: Annotated[
         list[float] | None,
         typer.Option(
-            "--memory", help="Gigabytes of a client of each group, weakest first: finds layers and rank for them."
+            "--memory",
+            help="Gigabytes per client of one capability group; repeat for each group, lowest budget first.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a round costs each client, without weights or data: layers, parameters, bytes, memory.
+    """Show what one round costs each client: layers, parameters, communication and memory.
 
-    With --memory, once for each capability group, find the layers and the rank that fit.
+    Neither weights nor data are loaded. With --memory, once per capability group, find the number of layers and the
+    rank that fit.
     """
     from fedquilt.config.load import load
 
     settings, _ = load(config, changes or [])
-    # takes seconds, so what is wrong with the file is said first
+    # importing takes seconds, so errors of the run file come first
     from fedquilt.experiment.memory import afforded, budget_lines, budgeted
     from fedquilt.experiment.plan import plan as planned
 
@@ -60,15 +62,15 @@ def plan(
         moved[-1] += [human_bytes(one.bytes_down), human_bytes(one.bytes_up), f"{one.saving:.2%}"]
         parts = (one.weight_bytes, one.gradient_bytes, one.optimizer_bytes, one.activation_bytes, one.peak_bytes)
         needed.append([str(one.client), *(human_bytes(part) for part in parts)])
-    show_table(moved, "What a client trains and moves in one round")
-    show_table(needed, "The memory it needs")
+    show_table(moved, "Trained and sent by each client in one round")
+    show_table(needed, "Memory of each client")
     classes = list(dict.fromkeys(one.num_classes for one in plans if one.num_classes))
-    head = f" A head of {' or '.join(map(str, classes))} classes is counted." if classes else ""
+    head = f" A head of {' or '.join(map(str, classes))} classes is included." if classes else ""
     whole = " or ".join(human_bytes(size) for size in dict.fromkeys(one.model_bytes for one in plans))
     out.print(
-        "down and up: adapters and head as raw tensors of network.dtype. saved: against sending the whole model both "
-        f"ways ({whole} each way). peak: weights, gradients, optimiser and activations of "
-        f"one forward pass; an estimate, without the temporary buffers of single operations.{head}",
+        "down, up: bytes of adapters and head in network.dtype. saved: communication saved against sending the whole "
+        f"model both ways ({whole} each way). peak: estimated sum of weights, gradients, optimiser state and "
+        f"activations of one forward pass; temporary buffers of single operations are not included.{head}",
         highlight=False,
         soft_wrap=not out.is_terminal,
     )
@@ -78,8 +80,11 @@ def plan(
             rank = "-" if group.rank is None else str(group.rank)
             fits = human_bytes(group.memory_bytes), str(group.layers), rank, human_bytes(group.peak_bytes)
             fitted.append([str(number), *fits])
-        show_table(fitted, "What fits into the memory of each group")
-        out.print("Put this into the run file; leave room for what the estimate does not hold.\n", highlight=False)
+        show_table(fitted, "Layers and rank that fit into the memory of each capability group")
+        out.print(
+            "Put this into the run file; leave a margin for memory that the estimate does not include.\n",
+            highlight=False,
+        )
         out.print(budget_lines(groups), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""``fedquilt pretrain``: base models that are made, not downloaded."""
+"""``fedquilt pretrain``: recipes that pretrain the bundled base models."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import typer
 
 from fedquilt.cli.screen import out, step_bar
 
-app = typer.Typer(help="Make a base model from generated data.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Pretrain a small base model on generated data.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
 def _frame() -> None:
-    """Make a base model from generated data."""
+    """Pretrain a small base model on generated data."""
 
 
 @app.command()
 def glyphs(
-    folder: Annotated[Path, typer.Option("--out", help="The folder to write the model to.")],
-    size: Annotated[str, typer.Option(help="Blocks x width: 4x32, 8x48 or 12x64.")] = "12x64",
+    folder: Annotated[Path, typer.Option("--out", help="Folder to write the model to.")],
+    size: Annotated[str, typer.Option(help="Number of blocks x width: 4x32, 8x48 or 12x64.")] = "12x64",
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 5000,
-    seed: Annotated[int, typer.Option(help="Where all randomness starts.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or mps.")] = "cpu",
 ) -> None:
     """Pretrain a small vision transformer on letters and symbols drawn from several fonts."""
     from fedquilt.core.rng import Rng
@@ -34,8 +34,8 @@ def glyphs(
     with step_bar("pretraining") as progress:
         made = pretrain_glyphs(folder, rng=Rng(seed), size=size, steps=steps, device=place, progress=progress)
     out.print(
-        f"{made.folder}: {made.accuracy_new_fonts:.1%} of glyphs from fonts it never saw, "
-        f"{made.accuracy_new_drawings:.1%} of new drawings, {made.seconds:.0f} s",
+        f"{made.folder}: accuracy {made.accuracy_new_fonts:.1%} on held-out fonts, "
+        f"{made.accuracy_new_drawings:.1%} on held-out drawings, {made.seconds:.0f} s",
         highlight=False,
         soft_wrap=True,
     )
@@ -43,13 +43,15 @@ def glyphs(
 
 @app.command()
 def arithmetic(
-    folder: Annotated[Path, typer.Option("--out", help="The folder; every model gets one of its own in it.")],
-    only: Annotated[str | None, typer.Option(help="llama, gemma or qwen; all three where it is not given.")] = None,
+    folder: Annotated[
+        Path, typer.Option("--out", help="Folder to write to; each model gets a folder of its own in it.")
+    ],
+    only: Annotated[str | None, typer.Option(help="Pretrain only llama, gemma or qwen; all three if left out.")] = None,
     steps: Annotated[int, typer.Option(help="Optimiser steps of each model.")] = 2500,
-    seed: Annotated[int, typer.Option(help="Where all randomness starts.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
+    device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or mps.")] = "cpu",
 ) -> None:
-    """Pretrain three small causal language models of unlike architecture on drawn text about quantities."""
+    """Pretrain three small causal language models of different architectures on generated arithmetic text."""
     from fedquilt.core.errors import ConfigError, suggestion
     from fedquilt.core.rng import Rng
     from fedquilt.experiment.models import device_of
@@ -67,8 +69,8 @@ def arithmetic(
             made = pretrain_arithmetic(family, target, rng=Rng(seed), steps=steps, device=place, progress=progress)
         sums = ", ".join(f"{kind} {share:.0%}" for kind, share in made.new.items())
         out.print(
-            f"{made.folder}: {made.num_weights:,} weights, loss {made.fresh_loss:.3f} on new text; "
-            f"sums with numbers it never saw: {sums}; {made.seconds:.0f} s",
+            f"{made.folder}: {made.num_weights:,} weights, loss {made.fresh_loss:.3f} on held-out text; "
+            f"accuracy of sums with held-out numbers: {sums}; {made.seconds:.0f} s",
             highlight=False,
             soft_wrap=True,
         )

@@ -1,4 +1,4 @@
-"""``fedquilt report`` and ``fedquilt plot``: they read run folders and nothing else."""
+"""``fedquilt report`` and ``fedquilt plot``, which read only run folders."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
     last: Annotated[
         int | None,
-        typer.Option(help="Evaluated rounds at the end that are averaged; evaluation.last of each run if left out."),
+        typer.Option(help="Average over this many last evaluated rounds; evaluation.last of each run if left out."),
     ] = None,
     reference: Annotated[list[str] | None, typer.Option(help=REFERENCE)] = None,
-    save: Annotated[Path | None, typer.Option(help="Write the tables to this file as markdown.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write one self-contained HTML page with tables and plots.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the tables to this file as Markdown.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write tables and plots as one self-contained HTML page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the results of runs as tables."""
+    """Print the results of runs as tables."""
     groups = group_runs([read_run(run) for run in runs])
     show(groups, last, reference or (), save, as_json)
     if html is not None:
@@ -34,8 +34,8 @@ def report(
 
 def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
-    folder: Annotated[Path, typer.Option("--out", help="Where the pictures go.")] = Path("plots"),
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the plots.")] = Path("plots"),
 ) -> None:
-    """Draw accuracy over rounds and bytes, who trained which layers, and who holds which classes."""
+    """Plot accuracy over rounds and over communication, layers per client, and classes per client."""
     for path in save_plots(group_runs([read_run(run) for run in runs]), folder):
         out.print(str(path), highlight=False, soft_wrap=True)

@@ -18,36 +18,37 @@ ENGINES = ("embedded", "flower-sim", "flower")
 
 def run(
     config: Annotated[Path | None, typer.Argument(help="The run file (TOML).")] = None,
-    changes: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Keys to set.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
-    folder: Annotated[
-        Path | None, typer.Option(help="The run's folder; OUTPUT/NAME of the run file if left out.")
-    ] = None,
+    changes: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Keys to override.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the interrupted run in this folder.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Run folder; OUTPUT/NAME of the run file if left out.")] = None,
     back_to: Annotated[
         int | None,
         typer.Option(
             "--from",
             metavar="ROUND",
             min=0,
-            help="With --resume: go back to the state after so many rounds and forget what came after. The last "
-            "checkpoints are kept, see checkpoints.keep in the run file; 0 begins anew.",
+            help="With --resume: continue from the state after this many rounds, and discard later rounds. Which "
+            "checkpoints exist depends on checkpoints.keep in the run file; 0 starts again.",
         ),
     ] = None,
     engine: Annotated[
         str,
         typer.Option(
-            help="What carries the run: embedded (this process), flower-sim (Flower's simulation), or flower (a "
+            help="Execution engine: embedded (this process), flower-sim (Flower's simulation), or flower (a "
             "federation, see --superlink)."
         ),
     ] = "embedded",
     superlink: Annotated[
-        str | None, typer.Option(help="With flower: the name of the SuperLink's connection in Flower's configuration.")
+        str | None,
+        typer.Option(help="With --engine flower: name of the SuperLink connection in Flower's configuration."),
     ] = None,
-    cpus: Annotated[float, typer.Option(help="Processors of a simulated client, with flower-sim.")] = 1.0,
-    gpus: Annotated[float, typer.Option(help="Graphics cards of a simulated client; may be a part of one.")] = 0.0,
+    cpus: Annotated[float, typer.Option(help="CPUs per simulated client (--engine flower-sim).")] = 1.0,
+    gpus: Annotated[
+        float, typer.Option(help="GPUs per simulated client, fractions allowed (--engine flower-sim).")
+    ] = 0.0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
-    """Run one federation, or go on with a run that stopped."""
+    """Run one federation, or continue an interrupted run."""
     from fedquilt.config.load import load
 
     if engine not in ENGINES:
@@ -60,11 +61,13 @@ def run(
             "(`flwr config list`)"
         )
     if (config is None) == (resume is None):
-        raise ConfigError("give a run file, as in `fedquilt run my.toml`, or a stopped run, as in `--resume runs/my`")
+        raise ConfigError(
+            "give a run file, as in `fedquilt run my.toml`, or an interrupted run, as in `--resume runs/my`"
+        )
     if back_to is not None and (resume is None or engine == "flower"):
         raise ConfigError(
-            f"--from {back_to}: goes with --resume RUN, and not with --engine flower, whose clients keep on their own "
-            "disks what they have become"
+            f"--from {back_to}: needs --resume RUN, and does not work with --engine flower, whose clients keep their "
+            "state on their own disks"
         )
     place = resume
     try:
@@ -72,7 +75,7 @@ def run(
         if settings is not None:
             place = folder or Path(settings.output) / settings.name
             Record.refuse(place)
-        # takes seconds, so what is wrong with the words above is said first
+        # importing takes seconds, so errors of the command line and the run file come first
         from fedquilt.experiment import run as embedded
         from fedquilt.experiment.flower import simulate
         from fedquilt.experiment.flower_app import deploy
@@ -93,18 +96,18 @@ def run(
             if engine == "flower-sim":  # threads of Flower's simulation may wait for workers that are gone
                 sys.stdout.flush()
                 os._exit(130)
-    out.print(f"{place}: finished; see it with `fedquilt report {place}`", highlight=False, soft_wrap=True)
+    out.print(f"{place}: finished; show it with `fedquilt report {place}`", highlight=False, soft_wrap=True)
 
 
 def _stopped(place: Path | None) -> None:
-    """Say where the run can go on after Ctrl-C."""
+    """Say how to continue the run after Ctrl-C."""
     if place is None or not (place / "config.json").exists():
-        text = "stopped before the run began; nothing was kept"
+        text = "stopped before the run started; nothing was saved"
     else:
-        text = f"stopped before the first round was finished; {place} holds no checkpoint yet"
+        text = f"stopped before the first round was finished; {place} has no checkpoint yet"
         record = Record.open(place)
         if record.has_checkpoint:
             text = f"stopped; {place / 'checkpoint.json'} holds the first {record.next_round} rounds"
-        text += f"; go on with `fedquilt run --resume {place}`"
+        text += f"; continue with `fedquilt run --resume {place}`"
     out.print(text, highlight=False, soft_wrap=True)
     raise typer.Exit(130)

@@ -1,4 +1,4 @@
-"""What the command shows: progress bars on a terminal, plain lines elsewhere, and tables."""
+"""Terminal output: progress bars on a terminal, plain lines elsewhere, and tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ errors = Console(stderr=True)
 
 
 class Shown:
-    """A run's Progress: rounds, clients, steps and time left on a terminal; a line a round where output is piped."""
+    """Progress of a run: rounds, clients, steps and time left on a terminal; one line per round if piped."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.live = errors.is_terminal and not quiet
@@ -70,13 +70,13 @@ class Shown:
             self.say(f"{self.name}: round {line['round'] + 1}/{self.total}: {round_text(line)}")
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a permanent line above the bars."""
         self.bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def step_bar(name: str) -> Iterator[Callable[[int, int, float], None]]:
-    """``told(step, steps, loss)``: a bar of one long training on a terminal; a line every 200 steps elsewhere."""
+    """Yield ``told(step, steps, loss)``: a bar of one long training on a terminal, a line every 200 steps elsewhere."""
     with Bars(*Bars.get_default_columns(), console=errors, disable=not errors.is_terminal) as bars:
         task = bars.add_task(name, total=None)
 
@@ -89,7 +89,7 @@ def step_bar(name: str) -> Iterator[Callable[[int, int, float], None]]:
 
 
 def show_table(rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """A table whose first row is its heading; numbers stand to the right. Piped, it is as wide as it needs to be."""
+    """Print a table whose first row is its heading; numbers are right-aligned, and a piped table is never folded."""
     heading, *body = rows
     table = Table(
         title=None if title is None else Text(title),
@@ -109,5 +109,5 @@ def show_table(rows: Sequence[Sequence[str]], title: str | None = None) -> None:
 
 
 def show_json(value: Any) -> None:
-    """The value as JSON on standard output, and nothing else."""
+    """Print the value as JSON on standard output."""
     print(json.dumps(value, indent=2))

@@ -1,4 +1,4 @@
-"""``fedquilt site``: keys and certificates of a federation between real sites, and one on this machine to try."""
+"""``fedquilt site``: keys and certificates of a federation between real sites, and a trial on this machine."""
 
 from __future__ import annotations
 
@@ -16,50 +16,52 @@ from fedquilt.cli.screen import out, show_json
 from fedquilt.core.errors import ConfigError, FedquiltError
 
 app = typer.Typer(
-    help="Run between real sites on Flower, or try it on this machine.", no_args_is_help=True, rich_markup_mode=None
+    help="Set up a federation of real sites on Flower, or a trial on this machine.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 
 @app.callback()
 def _frame() -> None:
-    """Run between real sites on Flower, or try it on this machine."""
+    """Set up a federation of real sites on Flower, or a trial on this machine."""
 
 
 @app.command()
 def certs(
-    folder: Annotated[Path, typer.Option("--out", help="The folder for keys and certificates.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder for keys and certificates.")],
     host: Annotated[
-        list[str] | None, typer.Option(help="Name or address by which nodes call the server; may come again.")
+        list[str] | None, typer.Option(help="Host name or address of the server as nodes use it; may be repeated.")
     ] = None,
-    node: Annotated[list[str] | None, typer.Option(help="Name of a node that gets a key; may come again.")] = None,
-    nodes: Annotated[int, typer.Option(help="Make keys for node-0, node-1, ... (for a trial).")] = 0,
+    node: Annotated[list[str] | None, typer.Option(help="Name of a node to make a key for; may be repeated.")] = None,
+    nodes: Annotated[int, typer.Option(help="Make keys for this many nodes node-0, node-1, ... (for a trial).")] = 0,
     renew: Annotated[bool, typer.Option("--renew", help="Replace the server's certificate and key.")] = False,
 ) -> None:
-    """Make an authority and a server certificate (--host, the operator does), a node's key (--node, each site does)."""
+    """Make the certificates of the server (--host, by the operator) or the key of a node (--node, by each site)."""
     _require("certs")
     from fedquilt.engine.flower import certs as made
 
     names = [*(node or []), *(f"node-{number}" for number in range(nodes))]
     if not host and not names:
-        raise ConfigError("give --host (the operator's part), or --node or --nodes (each organisation's part)")
+        raise ConfigError("give --host (for the operator), or --node or --nodes (for each organisation)")
     if renew and not host:
-        raise ConfigError("--renew: give every --host that the new server certificate is for")
+        raise ConfigError("--renew: give every --host of the new server certificate")
     if host:
         known = (folder / "ca.crt").exists()
         if not known:
             made.authority(folder)
         server = made.server_certificate(folder, host, renew=renew)
-        _say(f"{folder / 'ca.key'}: {'as it was; ' if known else ''}stays with the operator, best offline")
+        _say(f"{folder / 'ca.key'}: {'unchanged; ' if known else ''}stays with the operator, best offline")
         _say(f"{folder / 'ca.crt'}: goes to every organisation (until {made.valid_until(folder / 'ca.crt'):%Y-%m-%d})")
         until = made.valid_until(server.public)
         _say(f"{server.key}, {server.public}: on the SuperLink's machine (until {until:%Y-%m-%d})")
     for name in names:
         key = made.node_key(folder, name)
-        _say(f"{key.key}: stays with the organisation that runs {name}; who has it is that node")
+        _say(f"{key.key}: stays with the organisation that runs {name}; whoever has it can act as that node")
         _say(f"{key.public}: goes to the operator, who registers it")
     if host:
         ca, crt, key_file = (shlex.quote(str(folder / name)) for name in ("ca.crt", "server.crt", "server.key"))
-        _say("\nnext, on the SuperLink's machine (docs/guide/flower.md says what must stand before it):")
+        _say("\nnext, on the SuperLink's machine (docs/guide/flower.md explains the filter that must protect it):")
         _say(
             f"  flower-superlink --ssl-ca-certfile {ca} --ssl-certfile {crt} --ssl-keyfile {key_file} "
             "--enable-supernode-auth --database state.db --disable-runtime-dependency-installation"
@@ -76,14 +78,14 @@ def certs(
 
 @app.command()
 def up(
-    nodes: Annotated[int, typer.Option(help="How many SuperNodes; node i gets partition i.")] = 3,
-    folder: Annotated[Path, typer.Option(help="Where keys, logs and the clients' memories lie.")] = Path("site"),
-    insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS and node authentication.")] = False,
+    nodes: Annotated[int, typer.Option(help="Number of SuperNodes; node i gets partition i.")] = 3,
+    folder: Annotated[Path, typer.Option(help="Folder for keys, logs and client memories.")] = Path("site"),
+    insecure: Annotated[bool, typer.Option("--insecure", help="Run without TLS and node authentication.")] = False,
     epsilon: Annotated[
-        float | None, typer.Option(help="What each client may give away in all under local privacy.")
+        float | None, typer.Option(help="Total epsilon that each client may spend under local privacy.")
     ] = None,
 ) -> None:
-    """Start a federation on this machine, over TLS with node authentication, until Ctrl-C ends it."""
+    """Start a federation on this machine, over TLS with node authentication; Ctrl-C ends it."""
     _require("up")
     from fedquilt.engine.flower.compat import QUIET
     from fedquilt.engine.flower.local_config import CONNECTION
@@ -105,7 +107,7 @@ def up(
             _say(f"  export FLWR_HOME={shlex.quote(str(trial.home))} {quiet}")
             _say(f"  flwr run APP {CONNECTION} --stream")
             _say(f"  flwr supernode list {CONNECTION}")
-            _say(f"logs: {trial.folder / 'logs'}; Ctrl-C ends it")
+            _say(f"logs: {trial.folder / 'logs'}; press Ctrl-C to end it")
             told: set[str] = set()
             while True:
                 time.sleep(1)
@@ -116,23 +118,25 @@ def up(
                         told.add(process.name)
                         _say(f"{process.name} ended: {tail(process)}")
     except KeyboardInterrupt:
-        _say(f"ended; everything is still in {folder}, and `fedquilt site up --folder {folder}` goes on with it")
+        _say(f"ended; everything is kept in {folder}, and `fedquilt site up --folder {folder}` continues with it")
         raise typer.Exit(130) from None
 
 
 @app.command()
 def status(
     memories: Annotated[
-        Path | None, typer.Option(help="The node's folder of memories; ~/.fedquilt/sites if left out.")
+        Path | None, typer.Option(help="The node's folder of client memories; ~/.fedquilt/sites if left out.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what each client of this site has given away under local privacy, and how much it may."""
+    """Show the epsilon that each client of this site has spent under local privacy, and its allowance."""
     from fedquilt.privacy.ledger import ledgers
 
     folder = memories or Path.home() / ".fedquilt" / "sites"
     if not folder.is_dir():
-        raise ConfigError(f"--memories {folder}: no such folder; give the one that the node's config names as memories")
+        raise ConfigError(
+            f"--memories {folder}: no such folder; give the folder that the node's config sets as memories"
+        )
     found = ledgers(folder)
     if as_json:
         show_json({"memories": str(folder), "clients": found})
@@ -144,16 +148,16 @@ def status(
 
 
 def _spent(told: dict[str, Any]) -> str:
-    """What a client has given away in words."""
+    """Return the epsilon that a client has spent, in words."""
     runs, replies = told["runs"], told["releases"]
     said = f"{replies} repl{'y' if replies == 1 else 'ies'} in {runs} run{'' if runs == 1 else 's'}"
-    spent = "no bound (a reply without noise)" if told["spent"] is None else f"epsilon {told['spent']:.4g}"
+    spent = "unbounded (a reply without noise)" if told["spent"] is None else f"epsilon {told['spent']:.4g}"
     if told["epsilon"] is None:
-        return f"{said}, {spent}; no allowance (the run file had no noise); set one: epsilon=... in the node's config"
+        return (
+            f"{said}, {spent}; no allowance (the run file had no noise); set one with epsilon=... in the node's config"
+        )
     left = "" if told["spent"] is None else f", {max(0.0, told['epsilon'] - told['spent']):.4g} left"
-    origin = (
-        "set by the site" if told["by"] == "site" else "fixed by the first run's file; the node's config may set it"
-    )
+    origin = "set by the site" if told["by"] == "site" else "set by the first run file; the node's config can set it"
     return f"{said}, {spent} of {told['epsilon']:.4g} at delta {told['delta']:g}{left} ({origin})"
 
 
