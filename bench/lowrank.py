@@ -1,13 +1,13 @@
-"""Seconds of cutting the mean of many adapters to one rank, against the dense way, in one process and one run.
+"""Time of truncating the mean of many adapters to one rank, against a dense SVD, in one process and one run.
 
-Ten clients of unlike rank (160 in all) hold an adapter of a d x d weight. The dense way forms the mean of the products
+Ten clients of different rank (160 in all) hold an adapter of a d x d weight. The dense way forms the mean of products
 and takes ``torch.linalg.svd`` of it, in float32 as the released code does; ours stacks the factors and decomposes the
 160 x 160 core, in float64. Both end with the best factors of rank 16. Targets: 10 times faster at d = 768, 50 times at
 d = 4096.
 
-At 768 both alternate, and the median of the ratios of neighbours is judged. At 4096 the dense way is run once (a minute
-or more) and ours several times around it. The two must agree, and no ratio is told if they do not. Ends with status 1
-if a target is missed.
+At 768 both alternate, and the target is on the median of the ratios of adjacent runs. At 4096 the dense way is run once
+(a minute or more) and ours several times around it. If the two results disagree, no ratio is reported. Exits with 1 if
+a target is missed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ AGREE = 1e-4
 
 
 def clients_of(size: int, ranks: tuple[int, ...] = RANKS) -> list[Factors]:
-    """Adapters as after some training: a direction in common, and noise; alpha 16 at every rank, unlike weights."""
+    """Return adapters as after some training: a common direction and noise; alpha 16, different weights."""
     generator = Rng(1, ("bench", size)).torch()
     shared_b, shared_a = (
         torch.randn(size, max(ranks), generator=generator),
@@ -52,12 +52,12 @@ def clients_of(size: int, ranks: tuple[int, ...] = RANKS) -> list[Factors]:
 
 
 def ours(clients: list[Factors]) -> Product:
-    """The best factors of rank ``KEPT`` by the low-rank kernel."""
+    """Return the best factors of rank ``KEPT`` by the low-rank kernel."""
     return redistributed(svd(stacked(clients, keep_wide=True), KEPT), KEPT).to(torch.float32)
 
 
 def by_dense_svd(clients: list[Factors]) -> Product:
-    """The same by way of the d x d matrix."""
+    """Return the same by an SVD of the d x d matrix."""
     total = sum(client.weight for client in clients)
     mean: Tensor = sum(c.weight * c.scale / total * (c.B @ c.A) for c in clients)  # type: ignore[assignment]
     u, s, vh = torch.linalg.svd(mean, full_matrices=False)
@@ -71,7 +71,7 @@ def seconds_of(work: Callable[[list[Factors]], Product], clients: list[Factors])
 
 
 def compared(size: int, repeats: int, dense_repeats: int) -> dict[str, Any]:
-    """Seconds of both ways at one size, their ratios, and how far apart their results are."""
+    """Measure both ways at one size: seconds, ratios and the distance of the results."""
     clients = clients_of(size)
     ours(clients)  # warm-up
     fast, slow, results = [], [], {}
@@ -97,7 +97,7 @@ def compared(size: int, repeats: int, dense_repeats: int) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """What was measured, for people."""
+    """Format the measurements as a table."""
     lines = [
         f"{len(RANKS)} adapters, stacked rank {sum(RANKS)}, to rank {KEPT}; {result['settings']['threads']} thread(s)",
         "",
@@ -114,11 +114,11 @@ def table(result: dict[str, Any]) -> str:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add: Callable[..., Any] = parser.add_argument
-    add("--sizes", type=int, nargs="+", default=list(TARGETS), help="d, one or more")
-    add("--repeats", type=int, default=5, help="runs of ours for each of the dense way; their median counts")
-    add("--dense-repeats", type=int, default=7, help="runs of the dense way below d = 2048; one from there on")
-    add("--threads", type=int, default=1, help="of torch")
-    add("--json", action="store_true", help="print the numbers as JSON")
+    add("--sizes", type=int, nargs="+", default=list(TARGETS), help="values of d")
+    add("--repeats", type=int, default=5, help="runs of ours per run of the dense way; their median counts")
+    add("--dense-repeats", type=int, default=7, help="runs of the dense way below d = 2048; one run from there on")
+    add("--threads", type=int, default=1, help="number of torch threads")
+    add("--json", action="store_true", help="print JSON")
     return parser.parse_args()
 
 

@@ -1,14 +1,14 @@
-"""Peak memory of one local step of a LLaMA-shaped model, by what is trained, each way in a fresh process.
+"""Peak memory of one local step of a LLaMA-shaped model by trained parameters, each case in a fresh process.
 
-Ways: full fine-tuning; LoRA on query and value; mixtures of adapters (DeMA) after attention and feed-forward of every
-block; and of the top half of the blocks, where backward stops half-way. The model is random, in float32, with no
-pretrained weights; the step is forward, backward and one of AdamW on one batch of token ids. On the CPU the peak is
-that of the process's resident memory (VmHWM, so on Linux), from its start; with ``--device cuda`` it is what PyTorch
-had allocated on the device.
+Cases: full fine-tuning; LoRA on query and value; mixtures of adapters (DeMA) after attention and feed-forward of every
+block; and of the top half of the blocks, where the backward pass stops half-way. The model has random weights in
+float32; the step is forward, backward and one AdamW step on one batch of token ids. On the CPU the peak is that of the
+process's resident memory from its start (VmHWM, so on Linux); with ``--device cuda`` it is PyTorch's peak allocation on
+the device.
 
-Target: mixtures take at most half of full fine-tuning's peak. Ends with status 1 if it is missed. ``--bytes-per-weight
+Target: mixtures take at most half of full fine-tuning's peak. Exits with 1 if it is missed. ``--bytes-per-weight
 2`` holds the frozen base, and for full fine-tuning weights and gradients, in bfloat16; AdamW's state is then in
-bfloat16 too, so the peer is as small as it can be made.
+bfloat16 too, so the baseline is as small as possible.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SMALL = {
 
 
 def measured(way: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One step of one way in this process: its peak in bytes, what was trained, and seconds of the step."""
+    """Measure one step of one case in this process: peak bytes, trained parameters and seconds."""
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     if way == "imports":
@@ -85,7 +85,7 @@ def measured(way: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def prepared(model: Any, way: str, options: argparse.Namespace) -> list[torch.nn.Parameter]:
-    """The parameters that this way trains, switched on; adapters stand in the model then."""
+    """Inject adapters and return the parameters that this case trains."""
     if way == "full":
         return list(model.requires_grad_(True).parameters())
     blocks = find_blocks(model)
@@ -105,7 +105,7 @@ def prepared(model: Any, way: str, options: argparse.Namespace) -> list[torch.nn
 
 
 def peak(device: torch.device) -> int:
-    """The most bytes held so far."""
+    """Return the peak memory so far in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # not getrusage, whose peak a process takes over from the one that started it
@@ -114,7 +114,7 @@ def peak(device: torch.device) -> int:
 
 
 def compared(options: argparse.Namespace) -> dict[str, Any]:
-    """Every way in a process of its own, and its peak as a share of full fine-tuning's."""
+    """Measure every case in its own process, with its peak relative to full fine-tuning."""
     found = {}
     for way in WAYS:
         run = subprocess.run(
@@ -131,7 +131,7 @@ def compared(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any], options: argparse.Namespace) -> str:
-    """What was measured, for people."""
+    """Format the measurements as a table."""
     weights = f"{found['full']['weights'] / 1e6:.0f} million weights of {options.bytes_per_weight} bytes"
     lines = [
         f"{options.shape}: {weights}; {options.rows} x {options.tokens} tokens, rank {options.rank}, {options.device}",
@@ -157,8 +157,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", action="store_true", help="print the numbers")
-    parser.add_argument("--way", choices=tuple(WAYS), help="measure this one in this process, and nothing else")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--way", choices=tuple(WAYS), help="measure only this case, in this process")
     options = parser.parse_args()
     if options.way:
         print(json.dumps(measured(options.way, options)))

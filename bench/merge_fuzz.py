@@ -1,11 +1,11 @@
-"""Hostile but well-formed replies against every method, rule and wrapper: what the merges do, in figures.
+"""Malicious but well-formed replies against every method, rule and wrapper.
 
-Clients send what a reply to their order may look like, filled with numbers that are chosen to do harm: zeros, subnormal
-and huge ones, updates turned round, weights and metrics at the ends of their ranges and beyond. Nothing is trained. A
-merge that raises, or leaves a number that is not finite in the server's state, is a failure and is named. At the end,
-two of five clients attack each robust rule, and the result is compared with what the honest ones sent.
+Clients send well-formed replies to their orders with harmful numbers: zeros, subnormal and huge ones, reversed updates,
+weights and metrics at the ends of their ranges and beyond. Nothing is trained. A merge that raises, or leaves a number
+that is not finite in the server's state, is reported as a failure. At the end, two of five clients attack each robust
+rule, and the result is compared with the replies of the honest clients.
 
-Ends with status 1 if anything failed. The same table in small is a test: ``tests/contract/test_hostile.py``.
+Exits with 1 if anything failed. A smaller version of this table is a test: ``tests/contract/test_hostile.py``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fedquilt.core.bounds import Bounds
 
 
 def fuzzed(num_replies: int, bounds: Bounds) -> dict[str, Any]:
-    """The counts of an attack with at least so many hostile replies, spread evenly over the table, and what failed."""
+    """Attack with at least so many replies, spread evenly over the table; return counts and failures."""
     counts, failed, share = Counter[str](), dict[str, str](), -(-num_replies // len(TABLE))
     for name, build in TABLE.items():
         own, seed = Counter[str](), 0
@@ -43,7 +43,7 @@ def fuzzed(num_replies: int, bounds: Bounds) -> dict[str, Any]:
 
 
 def outside(rule: str, bounds: Bounds, num_seeds: int) -> float:
-    """By how much a coordinate leaves the range of the honest clients at most, in widths of that range."""
+    """Return the largest distance of a coordinate from the range of the honest clients, in widths of that range."""
     worst = 0.0
     for seed in range(num_seeds):
         _, _, fair, after = outcome(ruled(rule), bounds, seed)
@@ -56,11 +56,11 @@ def outside(rule: str, bounds: Bounds, num_seeds: int) -> float:
 
 
 def main() -> int:
-    """Prints the figures; 1 if anything failed."""
+    """Print the figures; return 1 if anything failed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--replies", type=int, default=20_000, help="hostile replies, at least")
+    parser.add_argument("--replies", type=int, default=20_000, help="smallest number of malicious replies")
     parser.add_argument("--seeds", type=int, default=25, help="attacks on each robust rule")
-    parser.add_argument("--json", action="store_true", help="the numbers alone")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     began = time.perf_counter()
     found: dict[str, Any] = {
@@ -82,7 +82,7 @@ def main() -> int:
 
 
 def told(found: dict[str, Any]) -> None:
-    """Prints the figures in words."""
+    """Print the figures in words."""
     print(f"{found['rows']} methods, rules and wrappers, {found['seconds']} s")
     for kind in ("default bounds", "without bounds"):
         own = found[kind]

@@ -1,4 +1,4 @@
-"""Seconds and memory of local training, as ratios measured in one process and one run.
+"""Time and memory of local training, as ratios measured in one process and one run.
 
 1. Overhead: a round of ``fedquilt run`` (the embedded engine with its record and checkpoint, without evaluation)
    against a plain PyTorch loop that makes the same optimiser steps on the same batches of rows from the same start.
@@ -6,8 +6,8 @@
 2. Depth: a client that trains the top third of the layers against the same client, same steps, all layers.
    Target: 0.75 of the seconds; peak memory of both is reported.
 
-What is compared alternates (round by round, client by client), each ratio is of neighbours in time, and the median of
-the ratios is judged. Ends with status 1 if a target is missed.
+Compared measurements alternate (round by round, client by client), each ratio is of adjacent measurements, and the
+target is on the median of the ratios. Exits with 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _sentences(path: Path, rows: int = 1200) -> Path:
 
 
 class Loop:
-    """A hand-written PyTorch loop: its own copy of the model, its trainable tensors, and nothing around the steps."""
+    """A hand-written PyTorch loop with its own copy of the model and nothing but the training steps."""
 
     def __init__(self, name: str, model: nn.Module, tensors: Mapping[str, nn.Parameter], learning_rate: float) -> None:
         self.name, self.model, self.tensors, self.learning_rate = name, model.train(), dict(tensors), learning_rate
@@ -237,7 +237,7 @@ def overhead(options: argparse.Namespace, config: Config, folder: Path) -> dict[
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, least and greatest of the values."""
+    """Return median, minimum and maximum of the values."""
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
@@ -367,16 +367,16 @@ def parsed() -> argparse.Namespace:
     add: Callable[..., Any] = parser.add_argument
     add("--model", default="glyph-vit", help="glyph-vit, tiny:llama?layers=12 (and the like), or a local folder")
     add("--task", help="image-classification, sequence-classification or causal-lm; by the model's name if left out")
-    add("--clients", type=int, default=6, help="clients a round")
-    add("--steps", type=int, default=10, help="optimiser steps of a client in a round")
+    add("--clients", type=int, default=6, help="clients per round")
+    add("--steps", type=int, default=10, help="optimiser steps per client and round")
     add("--batch-size", type=int, default=16)
-    add("--rounds", type=int, default=12, help="rounds that count, in each repeat")
+    add("--rounds", type=int, default=12, help="measured rounds in each repeat")
     add("--repeats", type=int, default=4)
-    add("--threads", type=int, default=1, help="of torch")
-    add("--folder", default=".", help="where the run folders are made for the time; a real disk, as a run has")
-    add("--ready", action="store_true", help="give the loops batches that were made before their clock starts")
-    add("--peft", action="store_true", help="measure a loop on PEFT's LoRA modules too; shown, not judged")
-    add("--json", action="store_true", help="print the numbers as JSON")
+    add("--threads", type=int, default=1, help="number of torch threads")
+    add("--folder", default=".", help="parent of the temporary run folders; use a real disk")
+    add("--ready", action="store_true", help="give the loops batches that were built before the measured time")
+    add("--peft", action="store_true", help="also measure a loop on PEFT's LoRA modules, without a target")
+    add("--json", action="store_true", help="print JSON")
     add("--only-resident", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peft and not find_spec("peft"):

@@ -3,7 +3,7 @@
     python bench/payload.py                       # 100 MB of adapter, two nodes
     python bench/payload.py --megabytes 500 --no-database
 
-It prints the seconds of a round against the same round in one process, the bytes that crossed, and the largest resident
+It prints the seconds of a round against the same round in one process, the bytes that were sent, and the peak resident
 memory of each kind of process.
 """
 
@@ -76,7 +76,7 @@ class Watched:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=100, help="of adapter, each way")
+    parser.add_argument("--megabytes", type=int, default=100, help="size of the adapter, each way")
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dtype", default="float32", help="[network] dtype")

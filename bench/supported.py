@@ -1,13 +1,13 @@
-"""Which of transformers' architectures fedquilt fine-tunes and exports, tried one by one.
+"""Try each of transformers' architectures: load, fine-tune, export, compare with PEFT.
 
-    python bench/supported.py --work DIR                    # all that DIR holds no answer for yet, then the table
+    python bench/supported.py --work DIR                    # all that DIR has no result for yet, then the table
     python bench/supported.py --work DIR --only bert vit    # these again
-    python bench/supported.py --work DIR --seconds 300      # go on another time
+    python bench/supported.py --work DIR --seconds 300      # continue another time
 
 For every architecture that transformers offers for a task: a tiny model with random weights is saved in a folder, and a
 run of one round over two clients is built, trained and exported; PEFT then reads the folder, and its logits are
-compared with those of the run's own global model. An architecture is either right in all of this, or refused when the
-run is built. Whatever else happens is a fault, and the exit code is 1.
+compared with those of the run's own global model. An architecture either passes all of this or is rejected when the
+run is built. Anything else is a fault, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -261,8 +261,8 @@ def table(answers: Iterable[Answer]) -> str:
         "",
         f"Made by `python bench/supported.py` with transformers {transformers.__version__}; do not edit. Of every",
         "architecture that transformers offers for a task, a tiny model with random weights is loaded, fine-tuned with",
-        "LoRA over two clients, exported, and read by plain PEFT. What is not right in all of it is refused when the",
-        "run is built, before anything is trained, with the reason that stands here.",
+        "LoRA over two clients, exported, and loaded by plain PEFT. Architectures that fail this are rejected when the",
+        "run is built, before anything is trained, with the reason given here.",
     ]
     for task in OFFERED:
         mine = [answer for answer in told.values() if answer.task == task]
@@ -289,10 +289,10 @@ def read_answers(path: Path) -> dict[tuple[str, str], Answer]:
 def main(arguments: list[str] | None = None) -> int:
     """Tries what is wanted, writes the table once all is there; 1 if anything is a fault."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="where the answers lie")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the results")
     parser.add_argument("--only", nargs="*", help="try these model types again")
-    parser.add_argument("--task", choices=OFFERED, help="of this task alone")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no other one after so many")
+    parser.add_argument("--task", choices=OFFERED, help="only this task")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no other one after this time")
     parser.add_argument("--out", type=Path, default=TABLE)
     wanted = parser.parse_args(arguments)
     wanted.work.mkdir(parents=True, exist_ok=True)

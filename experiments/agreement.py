@@ -1,10 +1,10 @@
-"""Do clients want the same of what they share? Cosines of what they change in one round, from last checkpoints.
+"""Cosine similarity of clients' updates of shared tensors in one round, from the last checkpoints of runs.
 
     python experiments/agreement.py RUN [RUN ...]
 
-For every two clients, over what both have of H2Tune's bank or of HeteroTune's branches: the cosine of their changes;
-printed as mean and largest magnitude, for pairs of one architecture and of two. Directions that have nothing to do with
-each other would have a cosine of about 1 / sqrt(numbers compared), which is printed beside.
+For every pair of clients, over the entries of H2Tune's bank or of HeteroTune's branches that both hold: the cosine of
+their updates, printed as mean and largest magnitude, for pairs of the same and of different architectures. Unrelated
+directions have a cosine of about 1 / sqrt(numbers compared), which is printed too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fedquilt.record import Record
 
 
 def changes(folder: Path) -> tuple[dict[int, Params], dict[int, str]]:
-    """By client what one more round changes of its part of what is shared, by name; and its architecture."""
+    """Return each client's update of its shared tensors in one more round, by name, and its architecture."""
     record = Record.open(folder)
     experiment = build(parse(record.config))
     torch.set_num_threads(1)
@@ -58,7 +58,7 @@ def changes(folder: Path) -> tuple[dict[int, Params], dict[int, str]]:
 
 
 def shared(params: Params) -> Params:
-    """Branches of mixtures by name; or by site the slots of a bank, (num_slots, r, r)."""
+    """Return the branches of mixtures by name, or the slots of a bank by site, (num_slots, r, r)."""
     bank = slots_in(params)
     if not bank:
         return {name: tensor for name, tensor in params.items() if is_shared(name)}
@@ -67,7 +67,7 @@ def shared(params: Params) -> Params:
 
 
 def cosine(one: Params, other: Params) -> tuple[float, int] | None:
-    """The cosine over what both clients have (of unlike ranks the leading rows and columns), and how many numbers."""
+    """Return the cosine over common entries (of different ranks the leading rows and columns), and their number."""
     names = sorted(one.keys() & other.keys())
     if not names:
         return None

@@ -1,4 +1,4 @@
-"""Draws docs/methods/h2tune-convergence.svg: loss against rounds on the convex toy of the tests, beside 1/sqrt(T).
+"""Plot docs/methods/h2tune-convergence.svg: loss over rounds on the convex toy problem of the tests, with 1/sqrt(T).
 
 python experiments/h2tune/convergence.py
 """

@@ -1,11 +1,11 @@
-"""What do the shared branches carry? Each group's accuracy with others in their place, from runs' last checkpoints.
+"""Contribution of the shared branches: each group's accuracy with other branches, from the last checkpoints of runs.
 
     python experiments/heterotune/branches.py RUN [RUN ...]
 
-Nothing is trained again. In the place of the trained branches come: none (zeros), those that training started from,
-and normal numbers as large as the trained ones (mean of three draws). Where all score alike, ends, gates and head alone
-carry what was learned. Beside it the mean cosine, over rounds and pairs, between what architectures wanted of the
-branches, as the server recorded it.
+Nothing is trained. The trained branches are replaced by zeros, by their initial values, and by normal noise of the same
+norm (mean of three draws). If all accuracies are equal, projections, gates and head carry everything that was learned.
+It also prints the mean cosine, over rounds and pairs, between the architectures' updates of the branches, as the server
+recorded it.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ DRAWS = 3
 
 
 def as_large(branches: Params, rng: Rng) -> Params:
-    """Normal numbers, each tensor as large as that of ``branches``."""
+    """Return normal noise, each tensor of the same norm as that of ``branches``."""
     drawn = {name: torch.randn(value.shape, generator=rng.child(name).torch()) for name, value in branches.items()}
     return {name: value * (branches[name].norm() / value.norm()) for name, value in drawn.items()}
 
 
 def accuracies(folder: Path) -> dict[str, dict[str, float]]:
-    """By group: the accuracy with the branches as trained, and with what stands in their place."""
+    """Return by group the accuracy with the trained branches and with each replacement."""
     record = Record.open(folder)
     experiment = build(parse(record.config))
     torch.set_num_threads(1)
