@@ -112,7 +112,7 @@ def test_the_command_prints_what_fits_and_the_lines_for_the_run_file(command):
     said = command(*words)
     assert said.code == 0, said.err
     assert said.out.endswith("[clients]\nbudgets = [3, 3, 3]\nranks = [2, 2, 2]\n")
-    assert "Layers and rank that fit into the memory of each capability group" in said.out
+    assert "Layers and rank per group" in said.out
     told = json.loads(command(*words, "--json").out)
     assert [(group["memory_bytes"], group["layers"], group["rank"]) for group in told["groups"]] == [
         (1_000_000_000, 3, 2),

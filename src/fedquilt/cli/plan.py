@@ -80,7 +80,7 @@ def plan(
             rank = "-" if group.rank is None else str(group.rank)
             fits = human_bytes(group.memory_bytes), str(group.layers), rank, human_bytes(group.peak_bytes)
             fitted.append([str(number), *fits])
-        show_table(fitted, "Layers and rank that fit into the memory of each capability group")
+        show_table(fitted, "Layers and rank per group")
         out.print(
             "Put this into the run file; leave a margin for memory that the estimate does not include.\n",
             highlight=False,
