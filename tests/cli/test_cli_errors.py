@@ -185,8 +185,8 @@ def test_a_folder_that_cannot_be_written_is_named(command):
 
 
 def test_report_plot_and_export_name_what_is_no_run(command):
-    check_error(command("report", "runs/none"), "runs/none: no such folder")
-    check_error(command("plot", "runs/none"), "runs/none: no such folder")
+    check_error(command("report", "runs/none"), "runs/none: no such run folder")
+    check_error(command("plot", "runs/none"), "runs/none: no such run folder")
     check_error(command("export", "runs/none", "--out", "x"), "runs/none: no such run folder")
     Path("empty").mkdir()
     check_error(command("report", "empty"), "empty: not a run folder, config.json is missing")

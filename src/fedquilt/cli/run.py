@@ -40,12 +40,10 @@ def run(
     ] = "embedded",
     superlink: Annotated[
         str | None,
-        typer.Option(help="With --engine flower: name of the SuperLink connection in Flower's configuration."),
+        typer.Option(help="With flower: name of the SuperLink connection in Flower's config.toml."),
     ] = None,
-    cpus: Annotated[float, typer.Option(help="CPUs per simulated client (--engine flower-sim).")] = 1.0,
-    gpus: Annotated[
-        float, typer.Option(help="GPUs per simulated client, fractions allowed (--engine flower-sim).")
-    ] = 0.0,
+    cpus: Annotated[float, typer.Option(help="CPUs per simulated client (flower-sim).")] = 1.0,
+    gpus: Annotated[float, typer.Option(help="GPUs per simulated client, may be fractional (flower-sim).")] = 0.0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Run one federation, or continue an interrupted run."""
