@@ -189,7 +189,7 @@ def test_report_plot_and_export_name_what_is_no_run(command):
     check_error(command("plot", "runs/none"), "runs/none: no such run folder")
     check_error(command("export", "runs/none", "--out", "x"), "runs/none: no such run folder")
     Path("empty").mkdir()
-    check_error(command("report", "empty"), "empty: not a run folder, config.json is missing")
+    check_error(command("report", "empty"), "empty: not a run folder, it has no config.json")
     check_error(command("export", "empty", "--out", "x"), "empty: not a run folder, it has no config.json")
 
 
