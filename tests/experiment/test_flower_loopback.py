@@ -18,7 +18,7 @@ from fedquilt.engine.flower.local_federation import Trial
 from fedquilt.engine.flower.processes import patience, tail
 from fedquilt.experiment.flower_app import write_app
 from fedquilt.experiment.run import run
-from fedquilt.methods import ACROSS, METHODS
+from fedquilt.methods import METHODS, traits_of
 from fedquilt.record import Record, read_rounds
 from fedquilt.record.tree import tree_to_bytes
 
@@ -130,7 +130,7 @@ def test_every_method_ends_in_the_same_bits_as_embedded(trial, tiny, tmp_path, m
     print(f"{method}: rounds of {', '.join(f'{one:.1f}' for one in seconds)} s over TLS")
 
 
-@pytest.mark.parametrize("method", sorted({"fedit", *ACROSS}))
+@pytest.mark.parametrize("method", sorted({"fedit", *(name for name in METHODS if traits_of(name).across)}))
 def test_clients_of_unlike_models_end_in_the_same_bits_as_embedded(trial, tmp_path, method):
     words = tmp_path / "words.tsv"
     rows = [f"thing {row % 5} is\t{'good' if row % 2 else 'bad'}" for row in range(40)]

@@ -189,11 +189,20 @@ def test_what_is_exported_is_a_model_that_transformers_loads_and_scores_as_the_r
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (("method.name=heterotune",), r"adapter.kind = 'full': method.name = 'heterotune' shares .* weights have no"),
-        (("method.name=flora",), r"method.name = 'flora': is made of LoRA factors, and adapter.kind = 'full' has none"),
-        (("method.name=h2tune",), r"method.name = 'h2tune': is made of LoRA factors"),
+        (
+            ("method.name=heterotune",),
+            r"'full': method.name = 'heterotune' needs mixtures of adapters, and",
+        ),
+        (
+            ("method.name=flora",),
+            r"'full': method.name = 'flora' needs LoRA factors, and this kind has",
+        ),
+        (("method.name=h2tune",), r"adapter.kind = 'full': method.name = 'h2tune' needs LoRA factors"),
         (("aggregation.rule=flexlora",), r"aggregation.rule = 'flexlora': combines LoRA factors, and adapter.kind"),
-        (("method.name=fed-hello", "data.proxy=5"), r"method.allocation = 'fim': scores LoRA factors"),
+        (
+            ("method.name=fed-hello", "data.proxy=5"),
+            r"'fim' needs LoRA .*, or set method.allocation = 'gd' or 'rgd'",
+        ),
         (("adapter.rank=4",), r"rank is of kind = 'lora' or 'mixture' alone, and this is 'full'; leave it out"),
     ],
 )

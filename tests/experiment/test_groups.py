@@ -15,6 +15,9 @@ from fedquilt.experiment.export import export
 from fedquilt.experiment.memory import afforded
 from fedquilt.experiment.plan import plan
 from fedquilt.experiment.run import resume, run
+from fedquilt.methods.by_architecture import by_architecture
+from fedquilt.methods.registry import ENTRIES, METHODS, Entry
+from fedquilt.methods.traits import Traits
 from fedquilt.record import Record, read_environment, read_partition, read_rounds
 
 build_module = importlib.import_module("fedquilt.experiment.build")
@@ -241,7 +244,7 @@ WRONG = [
     ("rank = 3}", "rank = 3}\nrank = 2", ConfigError,
      r"groups\[1\].rank holds 2 and adapter.rank is 3.*leave groups\[1\].rank out"),
     ('[method]\nname = "fedit"', '[privacy]\nmode = "central"\n[method]\nname = "fedit"\nweighting = "uniform"',
-     ConfigError, r"privacy.mode = 'central': with groups of unlike architecture"),
+     ConfigError, r"privacy.mode = 'central': with groups of heterogeneous architectures"),
     ('"sklearn:digits"', '"sklearn:digit"', DataError, r"^data.source = 'sklearn:digit'"),
     ("{rank = 3}", '{targets = ["nope"]}', ModelError, r"groups\[1\].adapter.targets holds 'nope'"),
 ]  # fmt: skip
@@ -270,10 +273,9 @@ def test_a_method_that_shares_across_architectures_gets_the_whole_federation(gro
 
     def across(federation):
         given.append(federation)
-        return build_module.by_architecture(build_module.METHODS["fedit"], federation)
+        return by_architecture(METHODS["fedit"], federation)
 
-    monkeypatch.setitem(build_module.METHODS, "across", across)
-    monkeypatch.setattr(build_module, "ACROSS", frozenset({"across"}))
+    monkeypatch.setitem(ENTRIES, "across", Entry(across, Traits(across=True)))
     experiment = build(grouped(HEAD + SMALL + WIDE + WORDS, "method.name=across"))
     assert {len(federation.layouts) for federation in given} == {3}
     assert isinstance(experiment.federation.profiles[0], Profile)

@@ -179,8 +179,11 @@ def test_short_numbers_and_local_privacy_go_with_it(config, tmp_path, changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (("aggregation.rule=median",), r"aggregation.rule = 'median': 'h2tune' merges its bank entry by entry"),
-        (("training.proximal=0.1",), r"training.proximal = 0.1: what 'h2tune' trains is not what travels"),
+        (("aggregation.rule=median",), r"aggregation.rule = 'median': method.name = 'h2tune' merges in its own way"),
+        (
+            ("training.proximal=0.1",),
+            r"what clients train with method.name = 'h2tune' is not what",
+        ),
         (("method.widht=1.0",), r"method.widht = 1.0: unknown key \(did you mean 'width'"),
         (("method.private_steps=0",), r"method.private_steps = 0: must be at least 1"),
         (("method.max_bytes=30",), r"30 bytes are too few for 8 matrices"),
@@ -190,8 +193,14 @@ def test_short_numbers_and_local_privacy_go_with_it(config, tmp_path, changes):
         ),
         (("aggregation.align_per=tensor",), r"aggregation.align_per = 'tensor': is of aggregation.align, which is 'no"),
         (("method.align=mean",), r"method.align = 'mean': .*none.*projection.*reference.*soft"),
-        (("method.align=soft", "privacy.mode=central"), r"privacy.mode = 'central': with 'h2tune' clients of unlike"),
-        (("method.align=soft", "aggregation.rule=median"), r"aggregation.rule = 'median': 'h2tune' merges its bank"),
+        (
+            ("method.align=soft", "privacy.mode=central"),
+            r"'central': method.name = 'h2tune' needs to know whose",
+        ),
+        (
+            ("method.align=soft", "aggregation.rule=median"),
+            r"aggregation.rule = 'median': method.name = 'h2tune' merges",
+        ),
     ],
 )
 def test_what_does_not_go_with_it_is_told_before_weights_are_loaded(config, changes, message):
@@ -200,7 +209,7 @@ def test_what_does_not_go_with_it_is_told_before_weights_are_loaded(config, chan
 
 
 def test_central_privacy_is_refused_among_unlike_models_and_in_one(config):
-    with pytest.raises(ConfigError, match="there is no one sum"):
+    with pytest.raises(ConfigError, match="needs to know whose update is whose"):
         build(config("privacy.mode=central"))
 
 

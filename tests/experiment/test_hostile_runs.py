@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedquilt.engine.local import LocalEngine
-from fedquilt.experiment.protect import bounds_of
+from fedquilt.experiment.defence import bounds_of
 from fedquilt.experiment.run import run
 from fedquilt.record import Record, read_rounds
 

@@ -171,11 +171,11 @@ def test_in_the_first_form_a_control_trains_its_architectures_branch_alone(sizes
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (("adapter.kind=lora",), r"adapter.kind = 'lora': method.name = 'heterotune' shares the branches of mixtures"),
-        (("method.name=flora",), r"method.name = 'flora': is made of LoRA factors, and adapter.kind = 'mixture' has"),
-        (("method.name=fedsa-lora",), r"method.name = 'fedsa-lora': is made of LoRA factors"),
+        (("adapter.kind=lora",), r"adapter.kind = 'lora': method.name = 'heterotune' needs mixtures of adapters"),
+        (("method.name=flora",), r"adapter.kind = 'mixture': method.name = 'flora' needs LoRA factors, and"),
+        (("method.name=fedsa-lora",), r"method.name = 'fedsa-lora' needs LoRA factors"),
         (("method.name=fedit", "aggregation.rule=flexlora"), r"aggregation.rule = 'flexlora': combines LoRA factors"),
-        (("method.name=fed-hello", "data.proxy=5"), r"method.allocation = 'fim': scores LoRA factors"),
+        (("method.name=fed-hello", "data.proxy=5"), r"method.allocation = 'fim' needs LoRA factors"),
         (("method.name=fedra",), r"method.drop_layers = true: with adapter.kind = 'mixture' blocks share branches"),
         (("aggregation.rule=median",), r"aggregation.rule = 'median': method.name = 'heterotune' aligns"),
         (("aggregation.align=soft",), r"aggregation.align = 'soft': method.name = 'heterotune' has a rule of its own"),

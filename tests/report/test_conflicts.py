@@ -50,11 +50,13 @@ def test_groups_that_never_met_have_no_cosine():
 
 def test_a_method_that_ran_apart_has_one_for_each_architecture_named_by_clients_or_groups():
     state = {"conflicts": {"vit-2": 3, "bert-6": 0}, "cosines": {"vit-2": [1, 0.1, 0.1, 1], "bert-6": [1.0]}}
-    found = alignments(made([state], "fedit", align_groups="client"))
+    found = alignments(made([state], "fedit", align="soft", align_groups="client"))
     assert found["vit-2"].names == ("client 0", "client 2")
     assert found["bert-6"].names == ("0",), "numbers, where the record does not tell"
     assert len(alignment_map(made([state], "fedit")).axes) == 2 * 2 + 2  # and two scales
-    by_group = alignments(made([{"conflicts": 1, "cosines": [1, 0, 0, 1]}], "fedit", align_groups="group"))
+    by_group = alignments(
+        made([{"conflicts": 1, "cosines": [1, 0, 0, 1]}], "fedit", align="soft", align_groups="group")
+    )
     assert by_group[""].names == ("l", "s")
 
 

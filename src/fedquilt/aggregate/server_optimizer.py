@@ -26,16 +26,6 @@ KINDS = ("momentum", "adam", "yogi")
 LEARNING_RATES = {"momentum": 1.0, "adam": 1e-3, "yogi": 1e-3}
 """Server learning rates that are used if none is given: momentum starts from the plain mean."""
 
-NOT_BY_FACTORS = {
-    "flexlora": "its factors are cut anew from a product in every round, each time split in another way",
-    "flora": "its factors go into the base in every round and begin anew",
-    "fedex-lora": "what the factors' mean leaves out goes into the base, and that is exact for the mean alone",
-    "lora-fair": "its B is fitted to its A in every round, and would not fit to one that has moved on",
-    "hetlora": "it counts ranks that a client lacks as zeros, so factors shrink that no client has moved",
-}
-"""Rules, and methods of the same names, with which no server optimiser goes, and why: it adds up how the factors move
-over rounds, and a product can be split into factors in many ways."""
-
 Kind = Literal["momentum", "adam", "yogi"]
 _Step = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Tree], tuple[Params, Tree]]
 

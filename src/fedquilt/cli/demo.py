@@ -54,7 +54,7 @@ def demo(
 One seed and few rounds: a demonstration, not a result. Plots: {place / "plots"}; all on one page: {page}
 
 Next:
-  fedquilt methods fed-hello              its settings, paper and equations
+  fedquilt methods {read_run(hello).method:<22} its settings, paper and equations
   fedquilt plot {hello} --out plots
   fedquilt export {hello} --out adapter   the adapter, for PeftModel.from_pretrained
   fedquilt doctor                         what this machine offers""",

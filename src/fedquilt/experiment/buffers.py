@@ -24,8 +24,10 @@ def kept_by_clients(config: Config, layouts: Iterable[Layout]) -> frozenset[str]
     return kept
 
 
-def refuse_buffers(config: Config, groups: Sequence[Any]) -> None:
-    """Nothing, if what is done to the buffers of these groups, which have ``config`` and ``layout``, can be done.
+def refuse_layouts(config: Config, groups: Sequence[Any]) -> None:
+    """Raise ConfigError if what the config asks for cannot be had with the layouts of these groups.
+
+    ``groups`` have ``config``, ``architecture`` and ``layout``.
 
     Raises
     ------
@@ -33,6 +35,11 @@ def refuse_buffers(config: Config, groups: Sequence[Any]) -> None:
         with everything that cannot.
     """
     problems = []
+    if config.privacy.mode == "central" and len({group.architecture for group in groups}) > 1:
+        problems.append(
+            "privacy.mode = 'central': with groups of heterogeneous architectures there is no one sum of all clients "
+            "to put noise on; set privacy.mode = 'local', or let all groups have one model, head and adapter"
+        )
     for group in groups:
         policy, buffers = group.config.adapter.buffers, group.layout.buffers
         if policy == "local" and not buffers:

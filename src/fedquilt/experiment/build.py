@@ -10,19 +10,14 @@ from typing import Any
 import torch
 
 from fedquilt.client.client import Client
-from fedquilt.config.arguments import arguments
 from fedquilt.config.groups import Part, parts
 from fedquilt.config.schema import Config
-from fedquilt.core.errors import ConfigError, suggestion
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId, Federation, Layout, Profile
-from fedquilt.core.wire import with_wire_dtype
-from fedquilt.core.wrap import with_local, with_received_scores
 from fedquilt.data.table import Table
-from fedquilt.experiment.adapter import refuse_adapter
-from fedquilt.experiment.buffers import buffers_of, kept_by_clients, refuse_buffers
-from fedquilt.experiment.changes import changed, refuse_changes
+from fedquilt.experiment.buffers import refuse_layouts
+from fedquilt.experiment.compatibility import refuse_contradictions
 from fedquilt.experiment.data import Dealt, classes_here, read
 from fedquilt.experiment.data_of_groups import Source, sources, told_of
 from fedquilt.experiment.groups import (
@@ -37,6 +32,7 @@ from fedquilt.experiment.groups import (
     work_of,
 )
 from fedquilt.experiment.inputs_record import announced_record, record_of
+from fedquilt.experiment.method import Chosen, chosen, wrapped
 from fedquilt.experiment.models import (
     Classes,
     architectures,
@@ -45,10 +41,8 @@ from fedquilt.experiment.models import (
     kind_of,
     load_all,
 )
-from fedquilt.experiment.protect import protected, refuse_across, refuse_contradictions
 from fedquilt.experiment.trial_pass import try_blocks
-from fedquilt.methods import ACROSS, METHODS
-from fedquilt.methods.by_architecture import by_architecture
+from fedquilt.methods.traits import Traits
 from fedquilt.models.hf import Loaded
 
 
@@ -65,6 +59,7 @@ class Experiment:
     federation: Federation
     make_method: Callable[[Federation], Method]
     method: Method
+    traits: Traits
     clients: dict[ClientId, Client]
     groups: tuple[BuiltGroup, ...]
     partition: dict[str, Any]
@@ -132,9 +127,10 @@ def build(config: Config, here: Collection[ClientId] | None = None) -> Experimen
     FedquiltError
         of the kind that fits: ConfigError, DataError or ModelError.
     """
-    method = method_arguments(config)
+    method, groups = chosen(config), parts(config)
+    refuse_contradictions(config, groups, method)
     device_of(config.device)
-    rng, groups = Rng(config.seed), parts(config)
+    rng = Rng(config.seed)
     dealt: list[tuple[Source, Dealt]] = []
     for source in sources(config, groups):
         with told_of(*source.parts):
@@ -157,8 +153,9 @@ def tables_of(source: Source, rng: Rng, here: Collection[ClientId] | None) -> tu
 
 def shaped(config: Config) -> Experiment:
     """The experiment on the meta device: shapes only, for a plan. The data, if it is here, tells how many classes."""
-    method = method_arguments(config)
-    rng, groups = Rng(config.seed), parts(config)
+    method, groups = chosen(config), parts(config)
+    refuse_contradictions(config, groups, method)
+    rng = Rng(config.seed)
     classes = {part.place: classes_here(part.config) for part in groups}
     shapes = load_all(groups, classes, rng, meta=True)
     for part, shape in zip(groups, shapes, strict=True):
@@ -166,26 +163,9 @@ def shaped(config: Config) -> Experiment:
     return joined(config, method, groups, classes, shapes, rng)
 
 
-def method_arguments(config: Config) -> tuple[Callable[..., Method], dict[str, Any]]:
-    """The factory of the config's method, and all its settings.
-
-    Raises
-    ------
-    ConfigError
-        if there is no such method, with every setting that is wrong otherwise.
-    """
-    name = config.method.name
-    if name not in METHODS:
-        raise ConfigError(
-            f"method.name = '{name}': unknown method{suggestion(name, [*METHODS])}; allowed: {', '.join(METHODS)}"
-        )
-    factory = METHODS[name]
-    return factory, arguments(factory, config.method.settings, prefix="method")
-
-
 def joined(
     config: Config,
-    wanted: tuple[Callable[..., Method], dict[str, Any]],
+    wanted: Chosen,
     parts: Sequence[Part],
     classes: Mapping[int, Classes],
     loaded: Sequence[Loaded],
@@ -196,7 +176,6 @@ def joined(
     """Models, clients, federation and method put together; without ``dealt`` all is shapes, on the meta device."""
     device, shape = device_of(config.device) if dealt else torch.device("meta"), torch.device("meta")
     names = architectures(parts, [kind_of(part, classes[part.place]) for part in parts], loaded)
-    refuse_adapter(config, parts, wanted[1])
     depths = {name: model.blocks.num_layers for name, model in zip(names, loaded, strict=True)}
     rows_of = Rows(dealt)
     works: dict[str, Work] = {}
@@ -218,11 +197,8 @@ def joined(
             for id, budget in zip(part.ids, own, strict=True)
         ]
     federation = federated(config, tuple(profiles), works, groups)
-    refuse_contradictions(config, wanted[1])
-    refuse_changes(config, wanted[1])
-    refuse_across(config, groups)
-    refuse_buffers(config, groups)
-    make_method = partial(_method, config, wanted, tuple(parts), names)
+    refuse_layouts(config, groups)
+    make_method = partial(wrapped, config, wanted, tuple(parts), names)
     method = make_method(federation)
     if any(exchange.partial for exchange in method.exchanges):
         for group in groups:
@@ -232,33 +208,4 @@ def joined(
     record: dict[str, Any] = {}
     if dealt is not None and len(clients) == len(profiles):
         record = record_of(dealt, groups, profiles)
-    return Experiment(config, federation, make_method, method, clients, tuple(groups), record).modelled()
-
-
-def _method(
-    config: Config,
-    wanted: tuple[Callable[..., Method], dict[str, Any]],
-    parts: Sequence[Part],
-    names: Sequence[str],
-    federation: Federation,
-) -> Method:
-    """The method of the config with all that the config changes of it; apart by architecture, if it shares nothing."""
-    factory, settings = wanted
-    owners = {name: tuple(part for part, own in zip(parts, names, strict=True) if own == name) for name in names}
-
-    def plain(federation: Federation) -> Method:
-        own = [part for name in federation.layouts for part in owners[name]]
-        with told_of(*own):
-            method = changed(config, factory(federation, **settings), federation, settings)
-        kept = kept_by_clients(own[0].config, federation.layouts.values())
-        return with_local(method, kept) if kept else method
-
-    method = plain(federation) if config.method.name in ACROSS else by_architecture(plain, federation)
-    if config.evaluation.clients == "received":
-        method = with_received_scores(method)
-    method = protected(config, method)  # outermost but for rounding, which makes something of its output alone
-    if config.network.dtype == "float32":
-        return method
-    # with secret cohorts, epsilon is of clients whose updates do not depend on earlier cohorts
-    exact = buffers_of(federation.layouts.values())
-    return with_wire_dtype(method, config.network.dtype, feedback=config.privacy.mode != "central", exact=exact)
+    return Experiment(config, federation, make_method, method, wanted.traits, clients, tuple(groups), record).modelled()

@@ -14,15 +14,14 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId
 from fedquilt.data.partition import settings_problems
 from fedquilt.data.table import Table
-from fedquilt.experiment.adapter import refuse_adapter
-from fedquilt.experiment.build import joined, method_arguments, tables_of
-from fedquilt.experiment.changes import refuse_changes
+from fedquilt.experiment.build import joined, tables_of
+from fedquilt.experiment.compatibility import refuse_contradictions
 from fedquilt.experiment.cut_rows import notes_on
 from fedquilt.experiment.data import NODE, SITES
 from fedquilt.experiment.data_of_groups import Source, sources, told_of
 from fedquilt.experiment.groups import budgets_of, check_part
+from fedquilt.experiment.method import chosen
 from fedquilt.experiment.models import Classes, classes_of, device_of, load, load_all, most_written
-from fedquilt.experiment.protect import refuse_contradictions
 
 Known = dict[Hashable, tuple[Any, FedquiltError | None]]
 """What was read or tried already, with what came of it."""
@@ -65,7 +64,7 @@ def check(
     comes of them, nothing is said.
     """
     found, rng, spoilt, known = _Found(), Rng(config.seed), config.spoilt, {} if known is None else known
-    method = None if spoilt.touches("method.name") else found.attempt(lambda: method_arguments(config))
+    method = None if spoilt.touches("method.name") else found.attempt(lambda: chosen(config))
     unsure = bool(config.groups) and spoilt.touches(*_OF_GROUPS)
     groups = () if unsure else found.attempt(lambda: parts(config)) or ()
     classes: dict[int, Classes] = {}
@@ -76,6 +75,7 @@ def check(
         rows |= dict.fromkeys((part.place for part in source.parts), table)
     found.attempt(lambda: device_of(config.device))
     fitting: dict[int, tuple[Budget, ...]] = {}
+    contradictory = False
     for part in groups:
         budgets = None
         if not spoilt.touches("clients.shares", "clients.budgets", "clients.ranks", "partition.num_clients"):
@@ -97,10 +97,10 @@ def check(
             depth = shape.blocks.num_layers  # with budgets that fit: whatever else the method minds is told too
             fitting[part.place] = tuple(replace(budget, layers=min(budget.layers, depth)) for budget in budgets)
     if method and groups and not spoilt.touches(*_RULES):
-        for refuse in (refuse_contradictions, refuse_changes):
-            found.attempt(partial(refuse, config, method[1]))
-        found.attempt(lambda: refuse_adapter(config, groups, method[1]))
-    if method and groups and len(fitting) == len(groups) and not spoilt:
+        said = len(found.problems)
+        found.attempt(lambda: refuse_contradictions(config, groups, method))
+        contradictory = len(found.problems) > said  # such a method cannot be made
+    if method and groups and len(fitting) == len(groups) and not spoilt and not contradictory:
         shapes = load_all(groups, classes, rng, meta=True)
         found.attempt(lambda: joined(config, method, groups, classes, shapes, rng, budgets=fitting))
     return list(found.problems)
@@ -130,7 +130,7 @@ def method_problems(config: Config) -> list[str]:
     """What is wrong with a config's method by itself."""
     found = _Found()
     if not config.spoilt.touches("method.name"):
-        found.attempt(lambda: method_arguments(config))
+        found.attempt(lambda: chosen(config))
     return list(found.problems)
 
 

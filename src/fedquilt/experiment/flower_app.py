@@ -10,9 +10,11 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import fedquilt
 from fedquilt import __version__
 from fedquilt.adapters.folders import replace_folder
 from fedquilt.config.load import resolved
@@ -23,34 +25,8 @@ from fedquilt.engine.flower.processes import tool
 from fedquilt.experiment.flower import FAILED, require
 from fedquilt.record import Record, read_config, read_result
 
-RUN_FILE = """\
-# Both sides read this file. Every key is in docs/run-file.md of fedquilt; `fedquilt check run.toml` names mistakes.
-rounds = 3
-
-[model]
-name = "glyph-vit"          # a folder or a name on the Hugging Face hub, too
-task = "image-classification"
-
-[data]
-source = "sklearn:digits"   # between real sites: source = "node", the classes, and scheme = "sites"
-limit = 400
-
-[partition]
-scheme = "pathological"
-num_clients = 2             # as many as there are SuperNodes; `flwr run` simulates 2 if nobody says otherwise
-classes_per_client = 5
-
-[clients]
-budgets = [6, 12]           # layers that each group of clients can train: here one weak and one strong client
-shares = "1-1"
-
-[training]
-steps = 5
-
-[method]
-name = "fed-hello"
-allocation = "rgd"
-"""
+RUN_FILE = (resources.files(fedquilt) / "assets" / "flower-app.toml").read_text(encoding="utf-8")
+"""The run file of a new app."""
 
 _PYPROJECT = """\
 [build-system]

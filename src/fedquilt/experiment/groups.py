@@ -28,8 +28,8 @@ from fedquilt.experiment.buffers import buffers_of
 from fedquilt.experiment.cut_rows import lost_of
 from fedquilt.experiment.data import Dealt
 from fedquilt.experiment.data_of_groups import Source, told_of
+from fedquilt.experiment.method import lowrank_rule, tensor_rule
 from fedquilt.experiment.prompt_checks import answering_of
-from fedquilt.experiment.protect import family_of, rule_of
 from fedquilt.experiment.trial_pass import try_out
 from fedquilt.models.hf import Loaded
 from fedquilt.models.trial_batch import example
@@ -201,9 +201,9 @@ def federated(
         {name: work.put.start for name, work in works.items()},
         config.rounds,
         None if alone is None else servers.get(alone),
-        rule_of(config, buffers_of(work.bench.layout for work in works.values())),
+        tensor_rule(config, buffers_of(work.bench.layout for work in works.values())),
         _no_scaling if alone is None else scalings[alone],
-        family_of(config),
+        lowrank_rule(config),
         {} if alone is not None else servers,
         {} if alone is not None else scalings,
         {name: work.put.frozen for name, work in works.items() if work.put.frozen},

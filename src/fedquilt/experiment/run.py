@@ -19,12 +19,12 @@ from fedquilt.engine.cohort import uniform_cohorts
 from fedquilt.engine.flower.handshake import run_key
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment.build import Experiment, build
+from fedquilt.experiment.defence import bounds_of, check_of
 from fedquilt.experiment.engine import EMBEDDED, Connect, Engine, Progress, Silent
 from fedquilt.experiment.export import save_adapters
 from fedquilt.experiment.inputs_record import outputs_record, rows_digest, weights_digest
-from fedquilt.experiment.protect import bounds_of, check_of, cohort_key, cohort_stream, hides_cohorts, spending
 from fedquilt.experiment.round_record import are_finite, final_record, round_line
-from fedquilt.methods import ACROSS
+from fedquilt.privacy.spending import cohort_key, cohort_stream, hides_cohorts, spending
 from fedquilt.record import Record, environment, hold, read_environment, read_partition, read_result, read_rounds
 from fedquilt.record.folder import ADAPTERS
 
@@ -61,7 +61,7 @@ def run(
             rows=_rows(experiment),
             architecture=", ".join(dict.fromkeys(group.architecture for group in experiment.groups)),
         )
-        if len(experiment.federation.layouts) > 1 and config.method.name not in ACROSS:
+        if len(experiment.federation.layouts) > 1 and not experiment.traits.across:
             around["apart"] = [*experiment.federation.layouts]  # the method ran in each of them, and nothing between
         progress = progress or Silent()
         key = run_key()
@@ -207,7 +207,7 @@ def _go_on(
         bounds=bounds_of(config),
     )
     heads = {group.config.head.policy for group in experiment.groups}
-    hidden = hides_cohorts(config, experiment.federation, heads, hiding)
+    hidden = hides_cohorts(experiment.federation, heads, hiding, stateless=experiment.traits.stateless)
     spent = spending(config, cohorts, len(experiment.method.exchanges), hidden)
     since = _counter(engine)
     try:

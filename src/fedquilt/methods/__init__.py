@@ -1,50 +1,49 @@
-"""One paper, one file. ``METHODS`` maps a method's name in a run file to its factory.
+"""One paper, one file: what a method is, and beside its factory its traits, which say what it can be combined with.
 
 A factory is ``factory(federation, *, settings...) -> Method``; its keyword-only arguments are the keys that
-``[method]`` may hold, with their types and defaults.
+``[method]`` may hold, with their types and defaults. ``METHODS`` maps the name of every method to its factory.
 """
 
-from collections.abc import Callable
+from fedquilt.methods import (
+    exclusive,
+    fed_hello,
+    fedex_lora,
+    fedit,
+    fedra,
+    fedsa_lora,
+    ffa_lora,
+    flexlora,
+    flora,
+    full,
+    h2tune,
+    heterotune,
+    hetlora,
+    local_only,
+    lora_fair,
+    rolora,
+    straggler,
+)
+from fedquilt.methods.registry import ENTRIES, METHODS, Entry, register, traits_of
+from fedquilt.methods.traits import Traits
 
-from fedquilt.core.method import Method
-from fedquilt.methods.exclusive import exclusive
-from fedquilt.methods.fed_hello import fed_hello
-from fedquilt.methods.fedex_lora import fedex_lora
-from fedquilt.methods.fedit import fedit
-from fedquilt.methods.fedra import fedra
-from fedquilt.methods.fedsa_lora import fedsa_lora
-from fedquilt.methods.ffa_lora import ffa_lora
-from fedquilt.methods.flexlora import flexlora
-from fedquilt.methods.flora import flora
-from fedquilt.methods.full import full
-from fedquilt.methods.h2tune import h2tune
-from fedquilt.methods.heterotune import heterotune
-from fedquilt.methods.hetlora import hetlora
-from fedquilt.methods.local_only import local_only
-from fedquilt.methods.lora_fair import lora_fair
-from fedquilt.methods.rolora import rolora
-from fedquilt.methods.straggler import straggler
+__all__ = ["METHODS", "Entry", "Traits", "register", "traits_of"]
 
-METHODS: dict[str, Callable[..., Method]] = {
-    "fed-hello": fed_hello,
-    "fedit": fedit,
-    "ffa-lora": ffa_lora,
-    "rolora": rolora,
-    "fedsa-lora": fedsa_lora,
-    "hetlora": hetlora,
-    "flexlora": flexlora,
-    "flora": flora,
-    "fedex-lora": fedex_lora,
-    "lora-fair": lora_fair,
-    "h2tune": h2tune,
-    "fedra": fedra,
-    "exclusive": exclusive,
-    "straggler": straggler,
-    "local-only": local_only,
-    "full": full,
-    "heterotune": heterotune,
+ENTRIES |= {
+    "fed-hello": Entry(fed_hello.fed_hello, fed_hello.traits),
+    "fedit": Entry(fedit.fedit, fedit.TRAITS),
+    "ffa-lora": Entry(ffa_lora.ffa_lora, ffa_lora.TRAITS),
+    "rolora": Entry(rolora.rolora, rolora.TRAITS),
+    "fedsa-lora": Entry(fedsa_lora.fedsa_lora, fedsa_lora.TRAITS),
+    "hetlora": Entry(hetlora.hetlora, hetlora.TRAITS),
+    "flexlora": Entry(flexlora.flexlora, flexlora.TRAITS),
+    "flora": Entry(flora.flora, flora.TRAITS),
+    "fedex-lora": Entry(fedex_lora.fedex_lora, fedex_lora.traits),
+    "lora-fair": Entry(lora_fair.lora_fair, lora_fair.TRAITS),
+    "h2tune": Entry(h2tune.h2tune, h2tune.traits),
+    "fedra": Entry(fedra.fedra, fedra.traits),
+    "exclusive": Entry(exclusive.exclusive, exclusive.TRAITS),
+    "straggler": Entry(straggler.straggler, straggler.TRAITS),
+    "local-only": Entry(local_only.local_only, local_only.TRAITS),
+    "full": Entry(full.full, full.TRAITS),
+    "heterotune": Entry(heterotune.heterotune, heterotune.traits),
 }
-
-ACROSS = frozenset({"h2tune", "heterotune"})
-"""Methods that take a federation of several architectures as it is, because they share something across them. Any other
-runs in each architecture apart, see ``by_architecture``."""

@@ -6,6 +6,9 @@ from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Method
 from fedquilt.core.types import ClientId, Federation, Tree, Turn
 from fedquilt.methods.layered import Weighting, layered
+from fedquilt.methods.traits import Traits
+
+TRAITS = Traits(stateless=True)
 
 
 def exclusive(federation: Federation, *, weighting: Weighting = "examples") -> Method:

@@ -16,6 +16,7 @@ from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Federation, Memory, Order, Range, Reply, Tree, Turn
 from fedquilt.methods.layered import Weighting, layered
+from fedquilt.methods.traits import Traits
 
 _TRIANGLE = With("shape", ("triangle", "inverted-triangle"))
 _DRAWN = With("allocation", ("rgd", "fim"))
@@ -160,6 +161,16 @@ def _report(state: Tree) -> dict[str, Any]:
     """The layers' scores and odds in force, and the round before which they were made; none while there are none."""
     kept = ("scores", "probabilities", "refreshed")
     return {key: state[key] for key in kept if state[key] is not None}
+
+
+def traits(settings: Mapping[str, Any]) -> Traits:
+    """Any tensors can be trained; the Fisher scores are of low-rank factors."""
+    scored = settings["allocation"] == "fim"
+    return Traits(
+        needs="factors" if scored else "tensors",
+        sends_scores=scored and settings["scores_from"] == "clients",
+        stateless=True,
+    )
 
 
 def _mean_scores(sent: Sequence[tuple[float, Sequence[float]]]) -> list[float]:

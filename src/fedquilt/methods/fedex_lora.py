@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from fedquilt.aggregate.lowrank.rules import residual_rule
 from fedquilt.allocate.layers import Shape
 from fedquilt.config.value_types import RankOrZero
@@ -9,6 +12,7 @@ from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Method
 from fedquilt.core.types import Federation
 from fedquilt.methods.layered import Weighting, common_layers, everyone, layered
+from fedquilt.methods.traits import Traits
 
 
 def fedex_lora(
@@ -43,3 +47,8 @@ def fedex_lora(
         weighting=weighting,
         rule=residual_rule(residual_rank),
     )
+
+
+def traits(settings: Mapping[str, Any]) -> Traits:
+    """The rule, which changes the base if any of the residual is sent."""
+    return Traits(needs="factors", rule=residual_rule(settings["residual_rank"]))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from fedquilt.allocate.layers import cover, draw, odds
 from fedquilt.core.method import Method
 from fedquilt.core.types import ClientId, Federation, Tree, Turn
 from fedquilt.methods.layered import Weighting, layered
+from fedquilt.methods.traits import Traits
 
 
 def fedra(
@@ -31,3 +35,8 @@ def fedra(
         return cover(chosen, layout.num_layers, turn.rng.child("coverage")) if coverage else chosen
 
     return layered("fedra", federation, allocate, weighting=weighting, drop_layers=drop_layers)
+
+
+def traits(settings: Mapping[str, Any]) -> Traits:
+    """Averaging of any tensors, by clients that may run the drawn blocks alone."""
+    return Traits(drops_layers=settings["drop_layers"], stateless=True)

@@ -7,6 +7,9 @@ from fedquilt.core.method import Method
 from fedquilt.core.types import Federation
 from fedquilt.core.wrap import with_local
 from fedquilt.methods.layered import Weighting, common_layers, everyone, factors_named, layered
+from fedquilt.methods.traits import Traits
+
+TRAITS = Traits(needs="factors", sends="A")
 
 
 def fedsa_lora(

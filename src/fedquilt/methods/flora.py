@@ -7,6 +7,9 @@ from fedquilt.allocate.layers import Shape
 from fedquilt.core.method import Method
 from fedquilt.core.types import Federation
 from fedquilt.methods.layered import Weighting, common_layers, everyone, layered
+from fedquilt.methods.traits import Traits
+
+TRAITS = Traits(needs="factors", rule=stack_rule())
 
 
 def flora(

@@ -38,6 +38,7 @@ from fedquilt.core.params import select, without
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Federation, Layout, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
 from fedquilt.core.worker import Extra, Phase
+from fedquilt.methods.traits import Traits
 
 
 def h2tune(
@@ -263,6 +264,11 @@ def h2tune(
     fit = Exchange("fit", ask, work, merge, expects, metrics=lambda order: METRICS, ranges=ranges)
     report = reports_nothing if align == "none" else reported
     return Method("h2tune", init, (fit,), order, model=model, report=report)
+
+
+def traits(settings: Mapping[str, Any]) -> Traits:
+    """What travels is the bank, across architectures; clients train the factors and cores that they make of it."""
+    return Traits(needs="factors", trains="own", merge="own", across=True, alignment=settings["align"])
 
 
 def _check_ranks(federation: Federation) -> None:

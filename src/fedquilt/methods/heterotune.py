@@ -22,6 +22,7 @@ from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Federation, Memory, Order, Params, Profile, Reply, Tree, Turn
+from fedquilt.methods.traits import Traits
 
 _SHARED = With("share", (True,))
 _ALIGNED = With("align", (None, "projection", "reference", "soft", "mean"))
@@ -126,6 +127,12 @@ def heterotune(
     settings = AlignSettings(rule, per, equalise, sharpness, server_learning_rate)
     steps = federation.local_steps
     return with_alignment(method, federation.profiles, is_shared, settings, weighting=weighting, local_steps=steps)
+
+
+def traits(settings: Mapping[str, Any]) -> Traits:
+    """Mixtures of adapters, whose branches are shared across architectures, and aligned if that is wanted."""
+    aligned = settings["align"] or "auto"
+    return Traits(needs="mixture", across=True, alignment=aligned if settings["share"] else "none")
 
 
 def _rule(federation: Federation, share: bool, align: str | None, penalties: tuple[float, float]) -> str:

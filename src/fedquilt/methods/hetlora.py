@@ -22,6 +22,9 @@ from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Federation, Memory, Order, Params, Profile, Range, Reply, Tree
 from fedquilt.methods.layered import Weighting, common_layers, everyone, layered
+from fedquilt.methods.traits import Traits
+
+TRAITS = Traits(needs="factors", rule=segment_rule())
 
 
 def hetlora(

@@ -7,6 +7,9 @@ from fedquilt.core.method import Method
 from fedquilt.core.types import ClientId, Federation, Tree, Turn
 from fedquilt.core.wrap import with_local
 from fedquilt.methods.layered import layered
+from fedquilt.methods.traits import Traits
+
+TRAITS = Traits(sends="nothing")
 
 
 def local_only(

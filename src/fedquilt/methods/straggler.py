@@ -5,6 +5,9 @@ from __future__ import annotations
 from fedquilt.core.method import Method
 from fedquilt.core.types import Federation
 from fedquilt.methods.layered import Weighting, common_layers, everyone, layered
+from fedquilt.methods.traits import Traits
+
+TRAITS = Traits(stateless=True)
 
 
 def straggler(federation: Federation, *, weighting: Weighting = "examples") -> Method:

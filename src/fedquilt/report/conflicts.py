@@ -52,7 +52,7 @@ def _names(run: Run, architecture: str, size: int) -> tuple[str, ...]:
     groups = run.partition.get("groups") or []
     clients: list[Mapping[str, Any]] = run.partition.get("clients") or []
     rule = run.config.get("aggregation") or {}
-    if run.method in ("heterotune", "h2tune"):  # theirs is between architectures
+    if rule.get("align", "none") == "none":  # the method's own alignment, which is between architectures
         told = sorted({group["architecture"] for group in groups})
     elif rule.get("align_groups") == "group":
         told = sorted(group["label"] for group in groups if architecture in ("", group["architecture"]))

@@ -47,6 +47,7 @@ class Rule(NamedTuple):
 
     ``one_rank``: clients may not differ in rank. ``fresh``: clients begin every round with a fresh adapter and are sent
     none. ``changes_base``: there may be a ``change``. ``weigh``, of the clients' modules, takes the place of examples.
+    ``unsteady`` is why a server optimiser cannot add up how its factors move over rounds.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Rule(NamedTuple):
     fresh: bool = False
     changes_base: bool = False
     weigh: Callable[[Sequence[Sequence[Factors]]], list[float]] | None = None
+    unsteady: str = ""
 
 
 class Outcome(NamedTuple):
@@ -75,7 +77,8 @@ def svd_rule(split: Literal["left", "even"] = "left") -> Rule:
         whole = svd(stacked(clients, keep_wide=True), base.A.shape[0])
         return Combined(redistributed(whole, base.A.shape[0], base.scale, split=split, spare=base.A))
 
-    return Rule("flexlora", combine)
+    unsteady = "its factors are cut anew from a product in every round, each time split in another way"
+    return Rule("flexlora", combine, unsteady=unsteady)
 
 
 def segment_rule(normalize: Literal["all", "segment"] = "all") -> Rule:
@@ -86,7 +89,11 @@ def segment_rule(normalize: Literal["all", "segment"] = "all") -> Rule:
         mean = segment_mean(Product(base.B * base.scale, base.A), clients, normalize)
         return Combined(_at(mean, base.scale))
 
-    return Rule("hetlora", combine, weigh=lambda clients: limited(sparsity_weights(clients)))
+    def weigh(clients: Sequence[Sequence[Factors]]) -> list[float]:
+        return limited(sparsity_weights(clients))
+
+    unsteady = "it counts ranks that a client lacks as zeros, so factors shrink that no client has moved"
+    return Rule("hetlora", combine, weigh=weigh, unsteady=unsteady)
 
 
 def stack_rule() -> Rule:
@@ -95,21 +102,25 @@ def stack_rule() -> Rule:
     def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
         return Combined(None, stacked(clients))
 
-    return Rule("flora", combine, fresh=True, changes_base=True)
+    unsteady = "its factors go into the base in every round and begin anew"
+    return Rule("flora", combine, fresh=True, changes_base=True, unsteady=unsteady)
 
 
-def residual_rule(rank: int | None = None) -> Rule:
+def residual_rule(residual_rank: int | None = None) -> Rule:
     """FedEx-LoRA's: the mean of factors, and what it loses goes into the base: all of it (None), or each round the best
     part of this rank, the rest being carried over. At rank 0 nothing is sent or carried, which is FedIT."""
 
     def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
         mean = _at(mean_factors(clients), base.scale)
-        if rank == 0:
+        if residual_rank == 0:
             return Combined(mean)
         lost = residual(clients)
-        return Combined(mean, lost) if rank is None else Combined(mean, *rationed(lost, rank, carried))
+        return (
+            Combined(mean, lost) if residual_rank is None else Combined(mean, *rationed(lost, residual_rank, carried))
+        )
 
-    return Rule("fedex-lora", combine, one_rank=True, changes_base=rank != 0)
+    unsteady = "what the factors' mean leaves out goes into the base, and that is exact for the mean alone"
+    return Rule("fedex-lora", combine, one_rank=True, changes_base=residual_rank != 0, unsteady=unsteady)
 
 
 def refined_rule(strength: float = 0.01) -> Rule:
@@ -118,7 +129,8 @@ def refined_rule(strength: float = 0.01) -> Rule:
     def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
         return Combined(_at(refined(clients, strength), base.scale))
 
-    return Rule("lora-fair", combine, one_rank=True)
+    unsteady = "its B is fitted to its A in every round, and would not fit to one that has moved on"
+    return Rule("lora-fair", combine, one_rank=True, unsteady=unsteady)
 
 
 RULES: dict[str, Callable[..., Rule]] = {
@@ -128,7 +140,7 @@ RULES: dict[str, Callable[..., Rule]] = {
     "fedex-lora": residual_rule,
     "lora-fair": refined_rule,
 }
-"""The rules by the name that they have in a run file."""
+"""The rules by the name that they have in a run file; their arguments are keys of its [aggregation]."""
 
 
 # One round ------------------------------------------------------------

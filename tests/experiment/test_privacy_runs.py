@@ -20,14 +20,14 @@ from fedquilt.core.types import Reply, Turn
 from fedquilt.core.wire import WIRE, lengthened, lowered, raised
 from fedquilt.engine.cohort import uniform_cohorts
 from fedquilt.engine.local import LocalEngine
-from fedquilt.experiment import protect
 from fedquilt.experiment.build import build
 from fedquilt.experiment.check import check
 from fedquilt.experiment.plan import plan
-from fedquilt.experiment.protect import cohort_key, hides_cohorts, spending
 from fedquilt.experiment.run import resume, run
+from fedquilt.methods import METHODS, traits_of
 from fedquilt.privacy.account import gaussian_epsilon, sampled_epsilon
 from fedquilt.privacy.ledger import ledgers
+from fedquilt.privacy.spending import cohort_key, hides_cohorts, spending
 from fedquilt.record import Record, read_environment, read_rounds
 
 build_module = importlib.import_module("fedquilt.experiment.build")
@@ -54,7 +54,7 @@ def test_a_run_combines_replies_by_the_rule_of_its_file(config, tmp_path, record
 def test_every_layered_method_takes_the_federations_rule(config, monkeypatch, method):
     asked = []
     monkeypatch.setattr(
-        groups_module, "rule_of", lambda config, buffers: lambda base, replies, weighting: asked.append(1) or base
+        groups_module, "tensor_rule", lambda config, buffers: lambda base, replies, weighting: asked.append(1) or base
     )
     changes = [f"method.name={method}"] + (["method.allocation=rgd"] if method == "fed-hello" else [])
     made = build(config(*changes)).method
@@ -90,7 +90,7 @@ class Spoiled(LocalEngine):
 )
 def test_bad_replies_are_dropped_in_a_real_run_and_recorded(config, tmp_path, monkeypatch, spoil, settings, reason):
     monkeypatch.setattr(Spoiled, "spoil", staticmethod(spoil))
-    monkeypatch.setattr(importlib.import_module("fedquilt.experiment.run"), "LocalEngine", Spoiled)
+    monkeypatch.setattr(importlib.import_module("fedquilt.experiment.engine"), "LocalEngine", Spoiled)
     wanted = config("clients.cohort=6", "rounds=2", *settings)
     folder = tmp_path / "spoiled"
     if "max_reply_bytes" in str(settings):  # nobody's reply is as small
@@ -118,7 +118,7 @@ def test_no_honest_client_of_any_method_is_refused(config, tmp_path):
 
 def test_a_round_below_the_minimum_cohort_stops_the_run(config, tmp_path, monkeypatch):
     monkeypatch.setattr(Spoiled, "spoil", staticmethod(lambda reply: replace(reply, params={})))
-    monkeypatch.setattr(importlib.import_module("fedquilt.experiment.run"), "LocalEngine", Spoiled)
+    monkeypatch.setattr(importlib.import_module("fedquilt.experiment.engine"), "LocalEngine", Spoiled)
     wanted = config("clients.cohort=6", "rounds=1", "defence.min_cohort=6")
     with pytest.raises(RoundError, match=r"5 of 6 clients sent a usable reply and 6 are needed \(client 0: tensor"):
         run(wanted, tmp_path / "few")
@@ -187,12 +187,14 @@ def test_cohorts_that_show_make_no_epsilon_smaller(config, changes):
     experiment, key = build(wanted), cohort_key(wanted)
     assert (key is None) == (wanted.privacy.test_key is not None)
     heads = {group.config.head.policy for group in experiment.groups}
-    assert not hides_cohorts(wanted, experiment.federation, heads, key)
-    assert hides_cohorts(config(*CENTRAL), build(config(*CENTRAL, *ALL_LAYERS)).federation, {"aggregate"}, "ab")
+    assert not hides_cohorts(experiment.federation, heads, key, stateless=experiment.traits.stateless)
+    whole = build(config(*CENTRAL, *ALL_LAYERS)).federation
+    assert hides_cohorts(whole, {"aggregate"}, "ab", stateless=True)
+    assert not hides_cohorts(whole, {"aggregate"}, "ab", stateless=False)
 
 
-def test_methods_that_are_called_forgetful_leave_nothing_with_their_clients(config, tmp_path):
-    names = sorted(protect._FORGETFUL)
+def test_methods_that_are_called_stateless_leave_nothing_with_their_clients(config, tmp_path):
+    names = [name for name in METHODS if traits_of(name).stateless]
     assert len(names) > 5
     for name in names:
         changes = (f"method.name={name}", "rounds=1", "clients.cohort=1", "privacy.noise_multiplier=0.1")

@@ -5,16 +5,18 @@ import importlib
 import pytest
 import torch
 
-from fedquilt.aggregate.server_optimizer import MOMENTS, NOT_BY_FACTORS
+from fedquilt.aggregate.lowrank.rules import RULES
+from fedquilt.aggregate.server_optimizer import MOMENTS
+from fedquilt.config.groups import parts
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.types import Turn
 from fedquilt.experiment.build import build
-from fedquilt.experiment.changes import changed, server_optimizer_problems
 from fedquilt.experiment.check import check
+from fedquilt.experiment.compatibility import refuse_contradictions
 from fedquilt.experiment.engine import Progress
+from fedquilt.experiment.method import changed, chosen
 from fedquilt.experiment.plan import plan
 from fedquilt.experiment.run import resume, run
-from fedquilt.methods import METHODS
 from fedquilt.record import Record
 
 run_module = importlib.import_module("fedquilt.experiment.run")
@@ -97,22 +99,24 @@ def test_what_does_not_go_together_is_refused_by_name(config):
     assert check(wanted) == [held, stepped]
 
 
-@pytest.mark.parametrize("name", NOT_BY_FACTORS)
-def test_rules_whose_factors_are_split_anew_are_refused_with_the_reason(name):
-    (as_method,) = server_optimizer_problems("adam", name, "mean")
-    (as_rule,) = server_optimizer_problems("adam", "fed-hello", name)
+@pytest.mark.parametrize("name", RULES)
+def test_rules_whose_factors_are_split_anew_are_refused_with_the_reason(config, name):
+    (as_method,) = check(config(f"method={{name='{name}'}}", "aggregation.server_optimizer=adam"))
+    (as_rule,) = check(config(f"aggregation.rule={name}", "aggregation.server_optimizer=adam"))
     assert as_method.startswith(f"aggregation.server_optimizer = 'adam' does not go with method.name = '{name}': ")
     assert as_rule.startswith(f"aggregation.server_optimizer = 'adam' does not go with aggregation.rule = '{name}': ")
     for problem in (as_method, as_rule):
+        assert RULES[name]().unsteady in problem
         assert problem.endswith("not gauge invariant; set aggregation.server_optimizer = 'none'")
-    assert server_optimizer_problems("none", name, name) == []
 
 
-def test_methods_that_average_factors_and_robust_rules_are_taken():
-    for name in METHODS:
-        for rule in ("mean", "median", "trimmed-mean", "clipped-mean"):
-            refused = name in NOT_BY_FACTORS or name == "local-only"
-            assert bool(server_optimizer_problems("yogi", name, rule)) == refused
+@pytest.mark.parametrize("rule", ["mean", "median", "trimmed-mean", "clipped-mean"])
+def test_methods_that_average_factors_and_robust_rules_are_taken(config, rule):
+    wanted = (f"aggregation.rule={rule}", "aggregation.server_optimizer=yogi")
+    for name in ("fedit", "fed-hello", "fedra", "exclusive", "straggler", "full", "ffa-lora", "rolora", "fedsa-lora"):
+        method = f"method={{name='{name}'}}"
+        asked = config(method, *wanted)
+        refuse_contradictions(asked, parts(asked), chosen(asked))
 
 
 def test_it_steps_on_what_central_privacy_lets_through(config):

@@ -1,0 +1,201 @@
+"""A row of the table of contradictions, what it is held against, and its message with what could be done instead."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+
+from fedquilt.aggregate.lowrank.rules import RULES, Rule
+from fedquilt.config.error_text import shown
+from fedquilt.config.groups import Part
+from fedquilt.config.schema import Config
+from fedquilt.experiment.method import Chosen, lowrank_rule
+from fedquilt.methods.registry import ENTRIES, Factory, defaults, traits_of
+from fedquilt.methods.traits import Traits
+
+MOST = 6
+"""Other methods that a message names; where more of them fit, it names none."""
+
+_SENT = {
+    "A": "A alone is sent",
+    "B": "B alone is sent",
+    "alternating": "one factor is sent in each round",
+    "nothing": "nothing is sent",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a row of the table is held against: a config, its groups, and its method."""
+
+    config: Config
+    parts: Sequence[Part]
+    method: Chosen
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of adapter of all groups."""
+        return frozenset(part.config.adapter.kind for part in self.parts)
+
+    @property
+    def rule(self) -> Rule | None:
+        """The low-rank rule in force: the method's own, or that of the config."""
+        return self.method.traits.rule or lowrank_rule(self.config)
+
+    @property
+    def ruled(self) -> bool:
+        """Whether another rule of aggregation than the mean is asked for."""
+        return self.config.aggregation.rule != "mean"
+
+    @property
+    def combined(self) -> bool:
+        """Whether a rule of aggregation that combines low-rank factors is asked for."""
+        return self.config.aggregation.rule in RULES
+
+    @property
+    def aligned(self) -> bool:
+        """Whether alignment around the method is asked for."""
+        return self.config.aggregation.align != "none"
+
+    @property
+    def stepped(self) -> bool:
+        """Whether a server optimiser is asked for."""
+        return self.config.aggregation.server_optimizer != "none"
+
+    @property
+    def private(self) -> bool:
+        """Whether differential privacy is asked for."""
+        return self.config.privacy.mode != "none"
+
+    @property
+    def central(self) -> bool:
+        """Whether noise on the sum of all updates is asked for."""
+        return self.config.privacy.mode == "central"
+
+    def differs(self, section: str, key: str) -> bool:
+        """Whether a key of [adapter] or [head] has not the same value in all groups."""
+        return len({getattr(getattr(part.config, section), key) for part in self.parts}) > 1
+
+    def changed(self, section: str, key: str) -> bool:
+        """Whether a key of a section has another value than its default."""
+        table = getattr(self.config, section)
+        return bool(getattr(table, key) != type(table).model_fields[key].default)
+
+
+class Row(NamedTuple):
+    """One contradiction: the config asks for something (``asked``) that a method of such ``traits`` cannot do.
+
+    Without ``traits`` it is one of the config with itself. In the ``message``, ``{name}``, ``{config...}`` and
+    ``{rule...}`` are those of the case; ``{culprit}`` is the method, or those of its settings that give it these
+    traits, and ``{instead}`` the settings or methods that have others; see ``words``.
+    """
+
+    asked: Callable[[Case], Any]
+    traits: Callable[[Traits], Any] | None
+    message: str
+
+    def holds(self, case: Case) -> bool:
+        """Whether this contradiction is there."""
+        return bool(self.asked(case)) and (self.traits is None or bool(self.traits(case.method.traits)))
+
+    def told(self, case: Case) -> str:
+        """The contradiction as a message."""
+        method, rule = case.method, case.config.aggregation
+        return self.message.format(
+            name=method.name,
+            config=case.config,
+            mode=f"privacy.mode = '{case.config.privacy.mode}'",
+            given=f"aggregation.rule = '{rule.rule}'",
+            align=f"aggregation.align = '{rule.align}'",
+            step=f"aggregation.server_optimizer = '{rule.server_optimizer}'",
+            rule=case.rule,
+            sent=_SENT.get(method.traits.sends),
+            by_group=_ByGroup(case.parts),
+            leave=_Leave(method.settings),
+            **_blamed(self, method),
+        )
+
+
+def odd_ranks(parts: Sequence[Part]) -> list[str]:
+    """Ranks of clients whose adapters have one rank for all, or none."""
+    problems = []
+    for part in parts:
+        adapter, ranks = part.config.adapter, part.config.clients.ranks or ()
+        odd = sorted({rank for rank in ranks if adapter.kind == "full" or rank != adapter.rank})
+        if adapter.kind == "lora" or not odd:
+            continue
+        key = "clients.ranks" if not part.label else f"groups[{part.place}].rank"
+        told = f"{key} holds {', '.join(map(str, odd))} and "
+        problems.append(
+            f"{told}adapter.kind = 'full' has no adapters that could have a rank; leave {key} out"
+            if adapter.kind == "full"
+            else f"{told}adapter.rank is {adapter.rank}: the branches of adapter.kind = 'mixture' have one rank; leave "
+            f"{key} out"
+        )
+    return problems
+
+
+def _blamed(row: Row, method: Chosen) -> dict[str, str]:
+    """What gives the method its traits, and what could stand in its place: other settings, or else other methods."""
+    if row.traits is None:
+        return {}
+    clashes = row.traits
+    fixes = dict(_fixes(clashes, method))
+    if fixes:
+        culprits = [f"method.{key} = {shown(method.settings[key])}" for key in fixes]
+        changes = [f"method.{key} = {' or '.join(map(shown, values))}" for key, values in fixes.items()]
+        return {"culprit": " and ".join(culprits), "instead": f"set {', or '.join(changes)}"}
+    others = [
+        name
+        for name, entry in ENTRIES.items()
+        if len(defaults(entry.factory)) == len(_settings(entry.factory)) and not clashes(traits_of(name))
+    ]
+    which = f"take one of {', '.join(others)}" if len(others) <= MOST else "take another method"
+    return {"culprit": f"method.name = '{method.name}'", "instead": which}
+
+
+def _fixes(clashes: Callable[[Traits], Any], method: Chosen) -> Iterator[tuple[str, list[Any]]]:
+    """Settings of the method, each with those of its other values with which nothing clashes."""
+    for key, annotation in _settings(method.factory).items():
+        others = [value for value in _choices(annotation) if value != method.settings[key]]
+        fits = [other for other in others if not clashes(traits_of(method.name, {**method.settings, key: other}))]
+        if fits:
+            yield key, fits
+
+
+def _settings(factory: Factory) -> dict[str, Any]:
+    """The types of a factory's settings by name."""
+    parameters = inspect.signature(factory, eval_str=True).parameters.values()
+    return {one.name: one.annotation for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    """The values of a type that has a few: those of a ``Literal``, and the two of a switch."""
+    if annotation is bool:
+        return (True, False)
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    inner = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
+    return tuple(choice for one in inner for choice in _choices(one))
+
+
+class _ByGroup:
+    """The value of a key of [adapter] in each group: ``{by_group[rank]}`` in a message."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = parts
+
+    def __getitem__(self, key: str) -> str:
+        return ", ".join(f"{part.label} {getattr(part.config.adapter, key)!r}" for part in self.parts)
+
+
+class _Leave:
+    """What to do about a key that is a setting of the method itself, or nobody's: ``{leave[split]}`` in a message."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = settings
+
+    def __getitem__(self, key: str) -> str:
+        return f"set method.{key}" if key in self.settings else "leave it out"

@@ -1,0 +1,172 @@
+"""The method of a run file: its factory and settings, and what the run file wraps around it."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from fedquilt.aggregate.alignment.gradients import AlignSettings
+from fedquilt.aggregate.alignment.wrapper import with_alignment
+from fedquilt.aggregate.lowrank.rules import RULES, Rule
+from fedquilt.aggregate.robust import aggregate_rule, apart
+from fedquilt.aggregate.server_optimizer import with_server_optimizer
+from fedquilt.client.penalty import with_proximal
+from fedquilt.config.arguments import arguments
+from fedquilt.config.groups import Part
+from fedquilt.config.schema import Config
+from fedquilt.core.errors import ConfigError
+from fedquilt.core.method import Method
+from fedquilt.core.types import Aggregate, Federation
+from fedquilt.core.wire import with_wire_dtype
+from fedquilt.core.wrap import with_local, with_received_scores
+from fedquilt.experiment.buffers import buffers_of, kept_by_clients
+from fedquilt.experiment.data_of_groups import told_of
+from fedquilt.methods.by_architecture import by_architecture
+from fedquilt.methods.registry import METHODS, Factory, known, traits_of
+from fedquilt.methods.traits import Traits
+from fedquilt.privacy.account import gaussian_epsilon
+from fedquilt.privacy.noise import with_central_dp, with_local_dp
+
+
+class Chosen(NamedTuple):
+    """The method that a run file names: its factory, all of its settings, and the traits that it has with these."""
+
+    name: str
+    factory: Factory
+    settings: Mapping[str, Any]
+    traits: Traits
+
+
+def chosen(config: Config) -> Chosen:
+    """The method of a config.
+
+    Raises
+    ------
+    ConfigError
+        if there is no such method, or with every setting of it that is wrong.
+    """
+    name = known(config.method.name)
+    factory = METHODS[name]
+    settings = arguments(factory, config.method.settings, prefix="method")
+    return Chosen(name, factory, settings, traits_of(name, settings))
+
+
+def wrapped(
+    config: Config, method: Chosen, parts: Sequence[Part], names: Sequence[str], federation: Federation
+) -> Method:
+    """The method for a federation, with all that the config wraps around it; apart by architecture, if it shares none.
+
+    ``names`` are the architectures of the ``parts``, one for each.
+    """
+    owners = {name: tuple(part for part, own in zip(parts, names, strict=True) if own == name) for name in names}
+
+    def plain(federation: Federation) -> Method:
+        own = [part for name in federation.layouts for part in owners[name]]
+        with told_of(*own):
+            made = changed(config, method.factory(federation, **method.settings), federation, method.settings)
+        kept = kept_by_clients(own[0].config, federation.layouts.values())
+        return with_local(made, kept) if kept else made
+
+    made = plain(federation) if method.traits.across else by_architecture(plain, federation)
+    if config.evaluation.clients == "received":
+        made = with_received_scores(made)
+    made = protected(config, made)  # outermost but for rounding, which makes something of its output alone
+    if config.network.dtype == "float32":
+        return made
+    # with secret cohorts, epsilon is of clients whose updates do not depend on earlier cohorts
+    exact = buffers_of(federation.layouts.values())
+    return with_wire_dtype(made, config.network.dtype, feedback=config.privacy.mode != "central", exact=exact)
+
+
+def changed(config: Config, method: Method, federation: Federation, settings: Mapping[str, Any]) -> Method:
+    """The method with the proximal penalty, the alignment and the server optimiser that the config asks for.
+
+    ``settings`` are the method's arguments, defaults and all.
+    """
+    method, wanted = with_proximal(method, config.training.proximal), config.aggregation
+    if wanted.align != "none":
+        layouts = federation.layouts.values()
+        adapted = frozenset[str]().union(*(frozenset(one.depth) - one.head - one.buffers for one in layouts))
+        method = with_alignment(
+            method,
+            federation.profiles,
+            adapted.__contains__,
+            AlignSettings(wanted.align, wanted.align_per, wanted.align_equalise, wanted.align_sharpness),
+            groups=wanted.align_groups,
+            weighting=settings.get("weighting", "examples"),
+            local_steps=federation.local_steps,
+        )
+    if wanted.server_optimizer == "none":
+        return method
+    return with_server_optimizer(
+        method,
+        wanted.server_optimizer,
+        learning_rate=wanted.server_learning_rate,
+        momentum=wanted.server_momentum,
+        beta2=wanted.server_beta2,
+        tau=wanted.server_tau,
+        apart=buffers_of(federation.layouts.values()),
+    )
+
+
+def protected(config: Config, method: Method) -> Method:
+    """The method with the clipping and the noise that the config asks for.
+
+    Raises
+    ------
+    ConfigError
+        if the method has several exchanges (in mode ``central``), or clients could not answer every round for what they
+        may give away (in mode ``local``).
+    """
+    wanted = config.privacy
+    if wanted.mode == "none":
+        return method
+    wrapper: Callable[..., Method] = with_central_dp
+    if wanted.mode == "local":
+        wrapper = partial(with_local_dp, epsilon=_of_a_client(config, method), delta=wanted.delta)
+    return wrapper(
+        method, clip_norm=wanted.clip_norm, noise_multiplier=wanted.noise_multiplier, test_key=wanted.test_key
+    )
+
+
+def _of_a_client(config: Config, method: Method) -> float | None:
+    """The epsilon that a client gives away before it refuses: what the file says, or else what all rounds cost."""
+    wanted, exchanges = config.privacy, len(method.exchanges)
+    if wanted.client_epsilon is None:
+        every = gaussian_epsilon(wanted.noise_multiplier, config.rounds * exchanges, wanted.delta)
+        return every if math.isfinite(every) else None
+    always = config.cohort == config.partition.num_clients
+    rounds = config.rounds if always else 1
+    cost = gaussian_epsilon(wanted.noise_multiplier, rounds * exchanges, wanted.delta)
+    if cost > wanted.client_epsilon * (1 + 1e-9):
+        raise ConfigError(
+            f"privacy.client_epsilon = {wanted.client_epsilon:g}: {rounds} round{'s' * (rounds > 1)} cost a client "
+            f"epsilon {cost:.4g}, so it would refuse before; raise privacy.noise_multiplier "
+            f"({wanted.noise_multiplier:g}) or client_epsilon, or take fewer rounds"
+        )
+    return wanted.client_epsilon
+
+
+def tensor_rule(config: Config, buffers: Collection[str] = ()) -> Aggregate:
+    """The rule by which layered methods combine tensors, each by itself; ``buffers`` are those that hold statistics."""
+    wanted = config.aggregation
+    rule = aggregate_rule(
+        "mean" if wanted.rule in RULES else wanted.rule, trim_share=wanted.trim_share, clip_norm=wanted.clip_norm
+    )
+    return apart(rule, buffers) if wanted.rule == "clipped-mean" else rule
+
+
+def lowrank_rule(config: Config) -> Rule | None:
+    """The rule by which layered methods combine pairs of factors, None if it is that of all tensors."""
+    wanted = config.aggregation
+    if wanted.rule not in RULES:
+        return None
+    return RULES[wanted.rule](**{key: getattr(wanted, key) for key in keys_of(wanted.rule)})
+
+
+def keys_of(rule: str) -> tuple[str, ...]:
+    """The keys of [aggregation] that are a low-rank rule's own: the arguments that it is made of."""
+    return tuple(inspect.signature(RULES[rule]).parameters)

@@ -1,0 +1,181 @@
+"""Which methods there are: fedquilt's own, those that a program registers, and those of installed packages.
+
+A package offers methods in the entry point group ``fedquilt.methods``: the entry point's name is the method's, and its
+object is an ``Entry``, or a bare factory, whose traits are then ``Traits()``. Names are read when a method is first
+looked up, and the code of a package is imported when its own method is.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, NamedTuple
+
+from fedquilt.core.errors import ConfigError, suggestion
+from fedquilt.core.method import Method
+from fedquilt.methods.traits import GivenTraits, Traits
+
+GROUP = "fedquilt.methods"
+"""The entry point group in which installed packages offer methods."""
+
+Factory = Callable[..., Method]
+"""``factory(federation, *, settings...) -> Method``; its keyword-only arguments are the keys of ``[method]``."""
+
+
+class Entry(NamedTuple):
+    """A method as it is registered: its factory and its traits, a value or a function of all of its settings."""
+
+    factory: Factory
+    traits: GivenTraits = Traits()
+
+
+ENTRIES: dict[str, Entry] = {}
+"""What is registered in this process, by name."""
+
+
+class _Factories(Mapping[str, Factory]):
+    """The factories of all methods by name; packages' own are imported when they are asked for."""
+
+    def __getitem__(self, name: str) -> Factory:
+        return entry_of(name).factory
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**ENTRIES, **_offered()})
+
+    def __len__(self) -> int:
+        return len({**ENTRIES, **_offered()})
+
+    def __contains__(self, name: object) -> bool:
+        return name in ENTRIES or name in _offered()
+
+
+METHODS: Mapping[str, Factory] = _Factories()
+"""The factory of every method, by the name that it has in a run file."""
+
+
+def register(name: str, factory: Factory, traits: GivenTraits | None = None) -> None:
+    """Make a method known under a name, for ``method.name`` of a run file.
+
+    Parameters
+    ----------
+    name : the method's name.
+    factory : ``factory(federation, *, settings...) -> Method``; its keyword-only arguments, with their types and
+        defaults, are the keys that ``[method]`` may hold.
+    traits : what the method can be combined with, a value or a function of all of its settings; ``Traits()`` if left
+        out, which is right for federated averaging.
+
+    Raises
+    ------
+    ConfigError
+        if there is another method of this name. The same function may be registered again, as a notebook does.
+    """
+    there = ENTRIES.get(name)
+    if name in _offered() or (there is not None and _address(there.factory) != _address(factory)):
+        raise ConfigError(f"method '{name}': there is another method of this name already; give yours another one")
+    ENTRIES[name] = Entry(factory, Traits() if traits is None else traits)
+
+
+def entry_of(name: str) -> Entry:
+    """The method of this name, its package's code imported.
+
+    Raises
+    ------
+    KeyError
+        if there is none.
+    ConfigError
+        if the installed package that offers it cannot be imported, or offers something else than a method.
+    """
+    offered = _offered()
+    if name not in ENTRIES and name in offered:
+        ENTRIES[name] = _loaded(offered[name])
+    return ENTRIES[name]
+
+
+def known(name: str, key: str = "method.name") -> str:
+    """The name, if there is a method of this name.
+
+    Raises
+    ------
+    ConfigError
+        if there is none: ``key`` is where the name stands.
+    """
+    if name not in METHODS:
+        raise ConfigError(
+            f"{key} = '{name}': unknown method{suggestion(name, [*METHODS])}; allowed: {', '.join(METHODS)}"
+        )
+    return name
+
+
+def traits_of(name: str, settings: Mapping[str, Any] | None = None) -> Traits:
+    """The traits of a method with these settings; what is left out of them has its default.
+
+    Raises
+    ------
+    KeyError
+        if there is no such method.
+    """
+    factory, traits = entry_of(name)
+    if isinstance(traits, Traits):
+        return traits
+    return traits({**defaults(factory), **(settings or {})})
+
+
+def defaults(factory: Factory) -> dict[str, Any]:
+    """The settings of a factory that have a default, and these."""
+    parameters = inspect.signature(factory).parameters.values()
+    return {
+        one.name: one.default
+        for one in parameters
+        if one.kind is inspect.Parameter.KEYWORD_ONLY and one.default is not one.empty
+    }
+
+
+@cache
+def _offered() -> Mapping[str, EntryPoint]:
+    """What installed packages offer, by name.
+
+    Raises
+    ------
+    ConfigError
+        if a name is offered twice, or is that of a method that there is already.
+    """
+    found: dict[str, EntryPoint] = {}
+    problems = []
+    for point in entry_points(group=GROUP):
+        if point.name in ENTRIES:
+            problems.append(f"{_whose(point)} offers a method '{point.name}', and there is one of this name already")
+        elif point.name in found and found[point.name].value != point.value:
+            problems.append(f"{_whose(found[point.name])} and {_whose(point)} both offer a method '{point.name}'")
+        found[point.name] = point
+    if problems:
+        raise ConfigError([f"{problem}; uninstall it, or let its authors rename the method" for problem in problems])
+    return found
+
+
+def _loaded(point: EntryPoint) -> Entry:
+    """What an entry point offers, its code imported."""
+    try:
+        offer = point.load()
+    except Exception as error:  # whatever another package's code raises as it is imported
+        raise ConfigError(
+            f"method '{point.name}': {_whose(point)} offers it as '{point.value}', which cannot be imported "
+            f"({type(error).__name__}: {error}); repair or uninstall the package"
+        ) from error
+    entry = offer if isinstance(offer, Entry) else Entry(offer)
+    if not callable(entry.factory):
+        raise ConfigError(
+            f"method '{point.name}': {_whose(point)} offers '{point.value}', which is a {type(offer).__name__}; it "
+            "must be a fedquilt.methods.registry.Entry, or a method's factory"
+        )
+    return entry
+
+
+def _address(factory: Factory) -> tuple[str, str]:
+    return factory.__module__, factory.__qualname__
+
+
+def _whose(point: EntryPoint) -> str:
+    """The package that an entry point is of, as a message names it."""
+    return f"the installed package '{point.dist.name}'" if point.dist is not None else "an installed package"
