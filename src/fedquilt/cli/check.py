@@ -20,7 +20,10 @@ def check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Report every problem of a run file, without loading weights or training."""
+    """Report every problem of a run file, without training.
+
+    No weights are loaded.
+    """
     from fedquilt.config.load import base_of, examine
     from fedquilt.experiment.check import check as checked
     from fedquilt.experiment.check import method_problems

@@ -36,9 +36,9 @@ def compare(
     plots: Annotated[bool, typer.Option(help="Write plots and one HTML page beside the runs.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Run every method of one or more run files on the same data and seeds, and print the comparison.
+    """Run the methods of one or more run files and compare them.
 
-    Runs that are already there are not repeated.
+    All methods meet the same data partitions, cohorts and seeds. Runs that are already there are not repeated.
     """
     from fedquilt.experiment.compare import Job
     from fedquilt.experiment.compare import compare as run_all

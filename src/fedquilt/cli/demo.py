@@ -25,7 +25,10 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for runs, plots and the HTML page.")] = Path("runs"),
     workers: Annotated[int, typer.Option(help="Number of runs in parallel, each in its own process.")] = 2,
 ) -> None:
-    """Fine-tune a bundled vision transformer across twelve heterogeneous clients; no download, about a minute."""
+    """Fine-tune a small ViT across twelve heterogeneous clients.
+
+    Nothing is downloaded; it takes about a minute.
+    """
     from fedquilt.experiment.compare import Job
     from fedquilt.experiment.compare import compare as run_all
     from fedquilt.experiment.compare import jobs as jobs_of

@@ -12,7 +12,7 @@ from fedquilt.cli.screen import out, show_json, show_table
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show versions, device and disk space of this machine, and any problem."""
+    """Show what this machine offers, and any problem."""
     from fedquilt.core.errors import FedquiltError
     from fedquilt.core.rng import Rng
     from fedquilt.experiment.models import device_of

@@ -19,7 +19,7 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="Show this method's settings, paper and equations.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the methods, or show one method's settings with defaults, paper and equations."""
+    """List the methods, or show settings, paper and equations of one."""
     from fedquilt.methods import METHODS
 
     if name is not None and name not in METHODS:

@@ -24,7 +24,7 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what one round costs each client: layers, parameters, communication and memory.
+    """Show layers, communication and memory of each client.
 
     Neither weights nor data are loaded. With --memory, once per capability group, find the number of layers and the
     rank that fit.

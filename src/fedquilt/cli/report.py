@@ -36,6 +36,6 @@ def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
     folder: Annotated[Path, typer.Option("--out", help="Folder for the plots.")] = Path("plots"),
 ) -> None:
-    """Plot accuracy over rounds and over communication, layers per client, and classes per client."""
+    """Plot accuracy, communication, layers and classes per client."""
     for path in save_plots(group_runs([read_run(run) for run in runs]), folder):
         out.print(str(path), highlight=False, soft_wrap=True)

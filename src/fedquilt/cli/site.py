@@ -16,7 +16,7 @@ from fedquilt.cli.screen import out, show_json
 from fedquilt.core.errors import ConfigError, FedquiltError
 
 app = typer.Typer(
-    help="Set up a federation of real sites on Flower, or a trial on this machine.",
+    help="Set up a federation of real sites on Flower, or a trial.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -24,7 +24,7 @@ app = typer.Typer(
 
 @app.callback()
 def _frame() -> None:
-    """Set up a federation of real sites on Flower, or a trial on this machine."""
+    """Set up a federation of real sites on Flower, or a trial."""
 
 
 @app.command()
