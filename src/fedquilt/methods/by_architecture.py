@@ -38,9 +38,6 @@ def by_architecture(factory: Callable[[Federation], Method], federation: Federat
         if [_about(exchange) for exchange in method.exchanges] != [_about(exchange) for exchange in first.exchanges]:
             raise ValueError(f"'{method.name}' has other exchanges for {name} than for the other architectures")
     owners = {profile.id: profile.architecture for profile in federation.profiles}
-    places = {name: place for place, name in enumerate(methods)}
-    in_order = [owners[client] for client in sorted(owners)]
-    neighbours = len(list(groupby(in_order))) == len(set(in_order))
 
     def init(rng: Rng) -> Tree:
         return {APART: {name: method.init(rng.child("architecture", name)) for name, method in methods.items()}}
@@ -59,6 +56,19 @@ def by_architecture(factory: Callable[[Federation], Method], federation: Federat
                 reported.setdefault(key, {})[name] = value
         return reported
 
+    exchanges = tuple(
+        _joined({name: method.exchanges[number] for name, method in methods.items()}, owners)
+        for number in range(len(first.exchanges))
+    )
+    return Method(first.name, init, exchanges, view, model=model, report=report)
+
+
+def _joined(exchanges: Mapping[str, Exchange], owners: Mapping[ClientId, str]) -> Exchange:
+    """The exchanges of all architectures as one; ``owners`` is the architecture of each client."""
+    places = {name: place for place, name in enumerate(exchanges)}
+    in_order = [owners[client] for client in sorted(owners)]
+    neighbours = len(list(groupby(in_order))) == len(set(in_order))
+
     def owner(reply: Reply) -> str:
         return owners[reply.client]
 
@@ -66,55 +76,49 @@ def by_architecture(factory: Callable[[Federation], Method], federation: Federat
         name: str = order.settings["architecture"]
         return name
 
-    def joined(number: int) -> Exchange:
-        exchanges = {name: method.exchanges[number] for name, method in methods.items()}
+    def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+        orders = {}
+        for name, exchange in exchanges.items():
+            cohort = tuple(profile for profile in turn.cohort if profile.architecture == name)
+            if cohort:
+                own = replace(turn, cohort=cohort, rng=turn.rng.child("architecture", name))
+                for client, order in exchange.ask(state[APART][name], own).items():
+                    orders[client] = replace(order, settings={**order.settings, "architecture": name})
+        return orders
 
-        def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
-            orders = {}
-            for name, exchange in exchanges.items():
-                cohort = tuple(profile for profile in turn.cohort if profile.architecture == name)
-                if cohort:
-                    own = replace(turn, cohort=cohort, rng=turn.rng.child("architecture", name))
-                    for client, order in exchange.ask(state[APART][name], own).items():
-                        orders[client] = replace(order, settings={**order.settings, "architecture": name})
-            return orders
+    def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+        return exchanges[owner_of(order)].work(client, order, memory)
 
-        def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
-            return exchanges[owner_of(order)].work(client, order, memory)
+    def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+        # sorting holds all replies; it is stable, so those of an architecture stay in client order
+        sequence = replies if neighbours else sorted(replies, key=lambda reply: places[owner(reply)])
+        states = dict(state[APART])
+        for name, own in _runs(sequence, owner):
+            states[name] = exchanges[name].merge(states[name], own)
+        return {**state, APART: states}
 
-        def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
-            # sorting holds all replies; it is stable, so those of an architecture stay in client order
-            sequence = replies if neighbours else sorted(replies, key=lambda reply: places[owner(reply)])
-            states = dict(state[APART])
-            for name, own in _runs(sequence, owner):
-                states[name] = exchanges[name].merge(states[name], own)
-            return {**state, APART: states}
+    def expects(order: Order) -> Params:
+        expected = exchanges[owner_of(order)].expects
+        return {} if expected is None else expected(order)
 
-        def expects(order: Order) -> Params:
-            expected = exchanges[owner_of(order)].expects
-            return {} if expected is None else expected(order)
+    def metrics(order: Order) -> Mapping[str, Range]:
+        wanted = exchanges[owner_of(order)].metrics
+        return {} if wanted is None else wanted(order)
 
-        def metrics(order: Order) -> Mapping[str, Range]:
-            wanted = exchanges[owner_of(order)].metrics
-            return {} if wanted is None else wanted(order)
+    def ranges(order: Order) -> Mapping[str, Range]:
+        within = exchanges[owner_of(order)].ranges
+        return {} if within is None else within(order)
 
-        def ranges(order: Order) -> Mapping[str, Range]:
-            within = exchanges[owner_of(order)].ranges
-            return {} if within is None else within(order)
-
-        exchange = first.exchanges[number]
-        return exchange._replace(
-            ask=ask,
-            work=work,
-            merge=merge,
-            expects=None if exchange.expects is None else expects,
-            metrics=None if exchange.metrics is None else metrics,
-            ranges=ranges if any(own.ranges for own in exchanges.values()) else None,
-            peers=owner_of,
-        )
-
-    exchanges = tuple(joined(number) for number in range(len(first.exchanges)))
-    return Method(first.name, init, exchanges, view, model=model, report=report)
+    exchange = next(iter(exchanges.values()))
+    return exchange._replace(
+        ask=ask,
+        work=work,
+        merge=merge,
+        expects=None if exchange.expects is None else expects,
+        metrics=None if exchange.metrics is None else metrics,
+        ranges=ranges if any(own.ranges for own in exchanges.values()) else None,
+        peers=owner_of,
+    )
 
 
 def _runs(replies: Iterable[Reply], owner: Callable[[Reply], str]) -> Iterator[tuple[str, Iterator[Reply]]]:
