@@ -14,6 +14,6 @@ if TYPE_CHECKING:
 
 def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     """The model, in which the adapter of a folder that a run wrote now is; see ``models.adapter.load_adapter``."""
-    from fedquilt.models.adapter import load_adapter as load  # takes seconds: it needs torch
+    from fedquilt.models.saved_adapter import load_adapter as load  # takes seconds: it needs torch
 
     return load(model, folder)

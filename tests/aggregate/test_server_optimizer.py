@@ -17,7 +17,7 @@ from fedquilt.core.method import Exchange, Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, Order, Profile, Reply
 from fedquilt.engine.local import LocalEngine
-from fedquilt.record.tree import tree_from_bytes, tree_to_bytes
+from fedquilt.record.tree_bytes import tree_from_bytes, tree_to_bytes
 
 PROFILES = tuple(Profile(k, k + 1, "toy", Budget(1), "toy") for k in range(3))
 every_kind = pytest.mark.parametrize("kind", KINDS)

@@ -20,7 +20,7 @@ from fedquilt.experiment.flower_app import write_app
 from fedquilt.experiment.run import run
 from fedquilt.methods import METHODS, traits_of
 from fedquilt.record import Record, read_rounds
-from fedquilt.record.tree import tree_to_bytes
+from fedquilt.record.tree_bytes import tree_to_bytes
 
 pytestmark = pytest.mark.slow
 

@@ -23,7 +23,7 @@ from fedquilt.core.params import num_bytes
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, Layout, Order, Profile, Reply, Turn
 from fedquilt.methods.h2tune import h2tune
-from fedquilt.record.tree import tree_from_bytes, tree_to_bytes
+from fedquilt.record.tree_bytes import tree_from_bytes, tree_to_bytes
 
 MODELS = (VIT, WIDE, LLAMA, BERT)
 TRAINING = Training(steps=5, epochs=None, batch_size=4, learning_rate=0.05)

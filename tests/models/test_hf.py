@@ -10,10 +10,10 @@ from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.rng import Rng
 from fedquilt.data.table import Table
 from fedquilt.models import locate as source_module
-from fedquilt.models.digest import digest
 from fedquilt.models.hf import load_model
 from fedquilt.models.hf_files import config_from, read_tokenizer
 from fedquilt.models.locate import Source, find_source
+from fedquilt.models.weights_digest import digest
 
 IMAGES, SENTENCES, CAUSAL = "image-classification", "sequence-classification", "causal-lm"
 TINY = [

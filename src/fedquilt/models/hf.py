@@ -19,7 +19,6 @@ from fedquilt.core.types import Blocks
 from fedquilt.data.load import with_classes
 from fedquilt.data.table import Columns, Table
 from fedquilt.models import text
-from fedquilt.models.digest import digest
 from fedquilt.models.head import check_body, draw, head_of, outside_base, sized_by_classes
 from fedquilt.models.hf_files import (
     PREPROCESSOR,
@@ -39,6 +38,7 @@ from fedquilt.models.layers import default_targets, find_blocks
 from fedquilt.models.locate import Source, find_source, refuse_idle
 from fedquilt.models.reading import Reading, greedy, text_reading, unread
 from fedquilt.models.stand_in import make_decoder, stand_in
+from fedquilt.models.weights_digest import digest
 from fedquilt.models.whole_files import UNCHANGED, AsItCame, as_it_came
 
 

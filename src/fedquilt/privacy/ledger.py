@@ -35,7 +35,7 @@ from fedquilt.privacy.ledger_book import (
     noise_multipliers,
 )
 from fedquilt.record.files import explained, read_bytes, write_json
-from fedquilt.record.tree import tree_from_bytes, tree_to_bytes
+from fedquilt.record.tree_bytes import tree_from_bytes, tree_to_bytes
 
 FOLDER = "ledger"
 """Where the ledgers of a site lie, beside the memories of its runs."""

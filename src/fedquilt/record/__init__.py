@@ -5,7 +5,7 @@ from fedquilt.record.folder import Record
 from fedquilt.record.lock import Hold, hold, holder
 from fedquilt.record.read import read_config, read_environment, read_partition, read_result, read_rounds
 from fedquilt.record.software_versions import environment
-from fedquilt.record.tree import tree_from_bytes, tree_to_bytes
+from fedquilt.record.tree_bytes import tree_from_bytes, tree_to_bytes
 
 __all__ = [
     "Hold",

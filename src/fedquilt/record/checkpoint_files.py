@@ -11,7 +11,7 @@ from fedquilt.core.disk import private_folder, sync_folder, write_bytes
 from fedquilt.core.errors import RunError
 from fedquilt.record.files import read_bytes
 from fedquilt.record.manifest import FILES, RESTORE, Entry, Kept
-from fedquilt.record.tree import tree_from_bytes, tree_to_bytes
+from fedquilt.record.tree_bytes import tree_from_bytes, tree_to_bytes
 
 if TYPE_CHECKING:
     from fedquilt.core.types import ClientId, Memory, Tree

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from fedquilt.core.disk import sync_folder, write_bytes
 from fedquilt.core.errors import RunError
 from fedquilt.record.checkpoint_files import CheckpointFiles
+from fedquilt.record.config_differences import check_same
 from fedquilt.record.files import explained, to_json
-from fedquilt.record.lines import RoundLines
 from fedquilt.record.lock import Hold
 from fedquilt.record.manifest import (
     FILES,
@@ -38,7 +38,7 @@ from fedquilt.record.read import (
     read_config,
     read_lines,
 )
-from fedquilt.record.same import check_same
+from fedquilt.record.round_lines import RoundLines
 
 if TYPE_CHECKING:
     from fedquilt.core.types import ClientId, Memory, Tree

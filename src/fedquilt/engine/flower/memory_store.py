@@ -17,7 +17,7 @@ from fedquilt.core.errors import RunError
 from fedquilt.core.types import Memory
 from fedquilt.record.files import explained, read_bytes, write_json
 from fedquilt.record.read import read_json
-from fedquilt.record.tree import tree_from_bytes, tree_to_bytes
+from fedquilt.record.tree_bytes import tree_from_bytes, tree_to_bytes
 
 Step = tuple[int, int]
 """A round and the number of an exchange in it; steps are in order as tuples are."""

@@ -1,4 +1,4 @@
-"""Whether two resolved configs are the same."""
+"""In which keys two resolved configs differ."""
 
 from __future__ import annotations
 
