@@ -1,0 +1,1 @@
+"""The contract between a server, its clients and a method, and what every package builds on."""
