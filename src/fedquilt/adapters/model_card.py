@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from fedquilt.core.types import IN_MEMORY
+
 LABELS, CARD = "labels.json", "README.md"
 
 _AUTO = {
@@ -51,6 +53,8 @@ def _cut(base: str, options: str, layers: int) -> list[str]:
 
 
 def _card(base_name: str, task: str, names: Sequence[str], peft: bool, options: str, layers: int | None) -> str:
+    if base_name.startswith(IN_MEMORY):
+        return _card_of_object(base_name, task, names)
     base, auto = json.dumps(base_name, ensure_ascii=False), _AUTO[task]
     sized = f", num_labels={len(names)}" if names else ""
     loose = ", ignore_mismatched_sizes=True" if names else ""
@@ -97,10 +101,39 @@ def _card(base_name: str, task: str, names: Sequence[str], peft: bool, options: 
         f"model = {'PeftModel.from_pretrained' if peft else 'load_adapter'}(base, folder)",
         "```",
     ]
-    if names:
-        lines += ["", "| output | class |", "|---|---|"]
-        lines += [f"| {place} | {_cell(name)} |" for place, name in enumerate(names)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_listed(names)]) + "\n"
+
+
+def _card_of_object(base_name: str, task: str, names: Sequence[str]) -> str:
+    """The card where the base was an object of a Python program, which has no name to load it by."""
+    lines = [
+        "---",
+        "tags: [fedquilt]",
+        "---",
+        "",
+        "# Adapter",
+        "",
+        f"Trained with fedquilt for {task} on a model in the memory of a Python program, noted as `{base_name}`.",
+        "With that model, as it was before, in `base`:",
+        "",
+        "```python",
+        "from fedquilt import load_adapter",
+        "",
+        'model = load_adapter(base, ".")  # this folder',
+        "```",
+    ]
+    return "\n".join([*lines, *_listed(names)]) + "\n"
+
+
+def _listed(names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    return [
+        "",
+        "| output | class |",
+        "|---|---|",
+        *(f"| {place} | {_cell(name)} |" for place, name in enumerate(names)),
+    ]
 
 
 def _cell(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -24,29 +24,10 @@ def check(
 
     No weights are loaded.
     """
-    from fedquilt.config.load import base_of, examine
-    from fedquilt.experiment.check import check as checked
-    from fedquilt.experiment.check import method_problems
+    from fedquilt.experiment.check_all import check_all
 
-    try:
-        problems, made = examine(config, changes or [])
-        base = base_of(config, changes or [])
-    except ConfigError as error:
-        problems, made, base = list(error.problems), [], None
-    if base is not None:  # what the entries of [[compare]] have in its place hides it from them
-        problems += [problem for problem in method_problems(base) if problem not in problems]
-    known: dict[Any, Any] = {}
-    notes: list[str] = []
-    here = None if partition is None else (partition,)
-    found = {label: checked(one, known, here, notes) for label, one in made}
-    notes = list(dict.fromkeys(notes))
-    for label, texts in found.items():
-        for text in texts:
-            everywhere = all(text in others for others in found.values())
-            said = text if everywhere else f"compare '{label}': {text}"
-            # what ends the first sentence is advice, which the reader of the file and the reader of the data word apart
-            if not any(problem.startswith(said.partition(";")[0]) for problem in problems):
-                problems.append(said)
+    found = check_all(config, changes or [], None if partition is None else (partition,))
+    problems, notes = found.problems, found.notes
     if as_json:
         show_json({"config": str(config), "problems": problems, "notes": notes})
         raise typer.Exit(1 if problems else 0)

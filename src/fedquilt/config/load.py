@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,14 @@ NOT_DETERMINING = (
 _PATHS = (("data", "source"), ("data", "test"), ("model", "name"))
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, dict[str, Any]]:
+Source = str | Path | Mapping[str, Any]
+"""A run file, or tables as it would hold them; paths in these are relative to the working folder."""
+
+Overrides = Sequence[str] | Mapping[str, Any]
+"""Each ``key=value``; or tables, of which every key stands for one of these."""
+
+
+def load(source: Source, overrides: Overrides = ()) -> tuple[Config, dict[str, Any]]:
     """The checked config of a run file, and its raw tables after the overrides, from which ``variants`` are made.
 
     An override is ``key=value`` with a value as TOML writes it; a bare word is a string. Setting ``training.steps``
@@ -43,13 +51,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, dict[
     ConfigError
         with every problem of the file, its overrides and its [[compare]] entries.
     """
-    raw, _, problems = _examined(Path(path), overrides)
+    raw, _, problems = _examined(source, overrides)
     if problems:
         raise ConfigError(problems)
     return parse(raw), raw
 
 
-def examine(path: str | Path, overrides: Sequence[str] = ()) -> tuple[list[str], list[tuple[str, Config]]]:
+def examine(source: Source, overrides: Overrides = ()) -> tuple[list[str], list[tuple[str, Config]]]:
     """Every problem of a run file, and its variants by label as far as they can be made: what is wrong is ``spoilt``.
 
     So that what is right can still be checked against the data and the model.
@@ -59,13 +67,13 @@ def examine(path: str | Path, overrides: Sequence[str] = ()) -> tuple[list[str],
     ConfigError
         if the file cannot be read.
     """
-    _, entries, problems = _examined(Path(path), overrides)
+    _, entries, problems = _examined(source, overrides)
     return problems, [(label, repaired(variant)[0]) for label, variant in entries]
 
 
-def base_of(path: str | Path, overrides: Sequence[str] = ()) -> Config | None:
+def base_of(source: Source, overrides: Overrides = ()) -> Config | None:
     """What the entries of [[compare]] differ from, where there are entries and a [method] of the file's own."""
-    raw = _examined(Path(path), overrides)[0]
+    raw = _examined(source, overrides)[0]
     return repaired(raw)[0] if raw.get("compare") and "method" in raw else None
 
 
@@ -123,19 +131,24 @@ def digest(config: Config) -> str:
 
 
 def _examined(
-    path: Path, overrides: Sequence[str]
+    source: Source, overrides: Overrides
 ) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any]]], list[str]]:
     """The raw tables after the overrides, the variants' raw tables by label, and every problem of both."""
-    changes, problems = changes_of(overrides)
-    raw, lost = with_changes(read_toml(path), changes)
-    raw.setdefault("name", path.stem)
-    problems += [*lost, *_place(raw, path.parent), *_judged(raw)[1]]
+    changes, problems = (deepcopy(dict(overrides)), []) if isinstance(overrides, Mapping) else changes_of(overrides)
+    told, folder = (deepcopy(dict(source)), Path()) if isinstance(source, Mapping) else _of_file(Path(source))
+    raw, lost = with_changes(told, changes)
+    problems += [*lost, *_place(raw, folder), *_judged(raw)[1]]
     entries, found = entries_of(raw)
     problems += found
     said = set(problems)
     for label, variant in entries if raw.get("compare") else ():
         problems += [f"compare '{label}': {problem}" for problem in _judged(variant)[1] if problem not in said]
     return raw, entries, problems
+
+
+def _of_file(path: Path) -> tuple[dict[str, Any], Path]:
+    """The raw tables of a run file, which is named after the file if it has no name, and the folder it lies in."""
+    return {"name": path.stem, **read_toml(path)}, path.parent
 
 
 def _place(raw: dict[str, Any], folder: Path) -> list[str]:

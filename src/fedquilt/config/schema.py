@@ -7,6 +7,7 @@ method. They are checked later against the signature of what they are for (``fed
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
@@ -313,6 +314,7 @@ class Config(BaseModel):
     """What ``fedquilt compare`` runs: each entry has a ``label`` and the sections in which it differs."""
 
     _spoilt: Spoilt = PrivateAttr(default=Spoilt())
+    _objects: Mapping[str, Any] = PrivateAttr(default_factory=dict)
 
     @property
     def spoilt(self) -> Spoilt:
@@ -323,6 +325,17 @@ class Config(BaseModel):
         """The same config, of which these keys are spoilt."""
         made = self.model_copy()
         made._spoilt = spoilt
+        return made
+
+    @property
+    def objects(self) -> Mapping[str, Any]:
+        """What the calling program gave in place of a path, by the name that stands here for it; never written."""
+        return self._objects
+
+    def with_objects(self, objects: Mapping[str, Any]) -> Config:
+        """The same config, in which these names stand for objects of the calling program."""
+        made = self.model_copy()
+        made._objects = {**self._objects, **objects}
         return made
 
     @property

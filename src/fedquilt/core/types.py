@@ -210,3 +210,7 @@ class Federation:
         """
         (layout,) = self.layouts.values()
         return layout
+
+
+IN_MEMORY = "in-memory:"
+"""How the name begins that stands in a config for an object of the calling program."""

@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +41,7 @@ def load_table(
     words: Mapping[str, str] | None = None,
     limit: int | None = None,
     rng: Rng | None = None,
+    objects: Mapping[str, Any] = MappingProxyType({}),
 ) -> Table:
     """The rows of ``source`` as a table of images or of text.
 
@@ -54,6 +57,9 @@ def load_table(
     with an ``s`` behind it. A column ``is_train`` is the published split; an ``.npz`` field ``client`` is the group
     where ``group`` is not set. Labels are numbered in ascending order of their values unless the source names its
     classes. ``limit`` keeps that many rows in their order: drawn by ``rng``, or the first ones without it.
+
+    ``objects`` holds the columns of each split (as ``readers.in_memory`` makes them) of sources that are objects of the
+    calling program.
 
     ``format``, ``prompt`` and ``words`` say how rows are posed to a language model, see ``fedquilt.data.prompts``: the
     layout of the columns, a prompt with columns in braces, and the completion for each class.
@@ -73,7 +79,7 @@ def load_table(
         place, _, named = place.partition("@")
         split = split or named or None
     wanted = {text, pair, label, target, image, group, *(placeholders(prompt) if prompt else ())} - {None}
-    splits = read_place(place, source, {str(name) for name in wanted})
+    splits = objects[source] if source in objects else read_place(place, source, {str(name) for name in wanted})
     raw, is_train = _chosen(splits, split, label, source)
     if raw.num_rows == 0:
         Troubles(raw.origin, raw.troubles).refuse(f"data.source = '{source}'")

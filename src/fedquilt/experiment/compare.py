@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
-from fedquilt.config.load import NOT_DETERMINING, digest, load, parse, resolved, variants
+from fedquilt.config.load import NOT_DETERMINING, Overrides, Source, digest, load, parse, resolved, variants
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, FedquiltError
 from fedquilt.experiment.engine import Progress
@@ -41,19 +43,22 @@ class Job:
         return read_result(self.folder) is not None
 
 
-def jobs(path: Path, overrides: Sequence[str] = ()) -> list[Job]:
+def jobs(source: Source, overrides: Overrides = (), objects: Mapping[str, Any] = MappingProxyType({})) -> list[Job]:
     """Every run that the comparison of a run file consists of, label by label, seed by seed.
 
+    ``objects`` are ``Config.objects`` of each.
     A folder's name ends in the digest of what determines the run's result, so a changed config is another run.
     """
-    config, raw = load(path, overrides)
-    lost = [override for override in overrides if override.partition("=")[0].strip() == "seed"]
-    if lost and config.seeds:
-        raise ConfigError(f"override '{lost[-1]}': the comparison runs seeds = {list(config.seeds)}; set seeds instead")
+    config, raw = load(source, overrides)
+    changed = [key.partition("=")[0].strip() for key in overrides]
+    if "seed" in changed and config.seeds:
+        raise ConfigError(
+            f"override 'seed={config.seed}': the comparison runs seeds = {list(config.seeds)}; set seeds instead"
+        )
     found = []
     for label, variant in variants(raw):
         for seed in config.seeds or (config.seed,):
-            one = parse({**variant, "seed": seed, "seeds": [], "name": config.name})
+            one = parse({**variant, "seed": seed, "seeds": [], "name": config.name}).with_objects(objects)
             slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
             folder = Path(config.output) / config.name / f"{slug}-seed{seed}-{digest(one)[:8]}"
             found.append(Job(label, seed, one, folder))
@@ -84,6 +89,8 @@ def compare(
             if told:
                 told(job, number, len(missing))
     elif missing:
+        if held := [name for job in missing for name in job.config.objects]:
+            raise ConfigError(f"workers = {workers}: '{held[0]}' is in the memory of this process; leave workers out")
         _side_by_side(missing, workers, told)
     folders: dict[str, list[Path]] = {}
     for job in wanted:

@@ -130,7 +130,7 @@ def _as_named(config: Config, table: Table, source: str) -> Table:
 
 def _columns(config: Config) -> dict[str, Any]:
     keys = {"text", "pair", "label", "target", "image", "group", "format", "prompt", "words"}
-    return config.data.model_dump(include=keys)
+    return config.data.model_dump(include=keys) | {"objects": config.objects}
 
 
 def check_kind(config: Config, table: Table, key: str, source: str) -> None:

@@ -7,8 +7,11 @@ PEFT loads them where they are LoRA or fold into it; a mixture that does not has
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -25,6 +28,7 @@ from fedquilt.models.locate import whole_of
 from fedquilt.record import Record, hold, read_config, read_partition, read_result
 from fedquilt.record.folder import ADAPTERS
 
+NO_OBJECTS: Mapping[str, Any] = MappingProxyType({})
 _OURS = {name for kind in KINDS.values() for name in kind.files}  # the files of an adapter, in every format
 _FIRST = {kind.files[0] for kind in KINDS.values() if kind.files}  # of which each adapter has one
 
@@ -79,7 +83,7 @@ def export(run: Path, out: Path, client: ClientId | None = None, group: str | No
         if the run has no checkpoint, or no global model because its parts stay with the clients, or no such client or
         group, or ``out`` holds something that is no adapter, which would be lost.
     """
-    record = Record.open(run)
+    Record.open(run)
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out}: is a file; give a new folder")
     # a whole model there may be somebody's base: it is never written over
@@ -87,12 +91,46 @@ def export(run: Path, out: Path, client: ClientId | None = None, group: str | No
     begun = bool(there & _OURS) and there <= _OURS | {"README.md"}  # of an export that was stopped
     if there and not there & _FIRST and not begun:
         raise RunError(f"--out {out}: this folder is not empty and holds no adapter; give a new folder")
+    with _ready(run, client, group) as made:
+
+        def fill(fresh: Path) -> None:
+            if out.is_dir():  # what somebody wrote beside the adapter stays
+                shutil.copytree(out, fresh, ignore=lambda folder, names: _OURS, dirs_exist_ok=True)
+            shutil.copytree(made, fresh, dirs_exist_ok=True)
+
+        replace_folder(out.resolve(), fill)
+    return out
+
+
+def adapter_folder(
+    run: Path, client: ClientId | None = None, group: str | None = None, objects: Mapping[str, Any] = NO_OBJECTS
+) -> Path:
+    """The folder in a run's own that holds the adapter of its last checkpoint; arguments as for ``export``.
+
+    Those of a finished run are there; of an unfinished one all adapters are made. ``objects`` are ``Config.objects``.
+
+    Raises
+    ------
+    RunError
+        as ``export`` does.
+    """
+    with _ready(run, client, group, objects) as made:
+        return made
+
+
+@contextmanager
+def _ready(
+    run: Path, client: ClientId | None, group: str | None, objects: Mapping[str, Any] = NO_OBJECTS
+) -> Iterator[Path]:
+    """The folder of ``adapter_folder``, which nothing writes as long as the context lasts."""
+    record = Record.open(run)
     clients = read_partition(run)["clients"]
     if client is not None and not 0 <= client < len(clients):
         raise RunError(f"--client {client}: {run} has the clients 0 to {len(clients) - 1}")
     label = _label(run, [one.get("group", "") for one in clients], client, group)
     if read_result(run) is not None:
-        return _copied(record, label, client, out)
+        yield _chosen(record, label, client)
+        return
     with hold(run) as held:  # what is read is not written meanwhile
         record = Record.open(run, held=held)
         record.check()
@@ -100,14 +138,14 @@ def export(run: Path, out: Path, client: ClientId | None = None, group: str | No
             raise RunError(
                 f"{run} has no finished round to export; let it finish one with `fedquilt run --resume {run}`"
             )
-        experiment = build(parse(read_config(run)))
+        experiment = build(parse(read_config(run)).with_objects(objects))
         _, state, memories = record.load_checkpoint()
         replace_folder(run / ADAPTERS, lambda fresh: save_adapters(experiment, state, memories, fresh))
-        return _copied(record, label, client, out)
+        yield _chosen(record, label, client)
 
 
-def _copied(record: Record, label: str, client: ClientId | None, out: Path) -> Path:
-    """``out``, now holding the wanted adapter of those in the run's folder, whole, and what else was in it."""
+def _chosen(record: Record, label: str, client: ClientId | None) -> Path:
+    """The folder of the wanted adapter of those in the run's folder, whole."""
     run = record.folder
     own = None if client is None else _client_folder(client)
     # a client without a part of its own uses the global model
@@ -120,14 +158,7 @@ def _copied(record: Record, label: str, client: ClientId | None, out: Path) -> P
             if client is None
             else f"{run}: client {client} has not trained, and there is no global model; choose another --client"
         )
-
-    def fill(fresh: Path) -> None:
-        if out.is_dir():  # what somebody wrote beside the adapter stays
-            shutil.copytree(out, fresh, ignore=lambda folder, names: _OURS, dirs_exist_ok=True)
-        shutil.copytree(run / ADAPTERS / name, fresh, dirs_exist_ok=True)
-
-    replace_folder(out.resolve(), fill)
-    return out
+    return run / ADAPTERS / name
 
 
 def _label(run: Path, groups: list[str], client: ClientId | None, wanted: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 
 import torch
 
@@ -17,6 +18,7 @@ from fedquilt.experiment.data import classes_here
 from fedquilt.experiment.data_of_groups import told_of
 from fedquilt.models.hf import Loaded, load_model
 from fedquilt.models.labels import refuse_foreign
+from fedquilt.models.load_own import load_own
 
 
 def device_of(name: str) -> torch.device:
@@ -110,7 +112,8 @@ def load(
 ) -> Loaded:
     """The model of a config, with an output for each class; with ``meta`` its shapes, ``trial`` tries them."""
     model = config.model
-    loaded = load_model(
+    own = config.objects.get(model.name)
+    loaded = (load_model if own is None else partial(load_own, own))(
         model.name,
         model.task,
         num_classes=len(classes) or None,

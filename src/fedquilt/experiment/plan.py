@@ -97,7 +97,7 @@ def client_plan(experiment: Experiment, id: ClientId, order: Order, measured: Me
         group=group.label,
         budget=client.profile.budget.layers,
         layers=tuple(order.settings.get("layers", ())),
-        num_classes=model.config.num_labels if group.loaded.head else 0,
+        num_classes=getattr(model.config, "num_labels", 0) if group.loaded.head else 0,
         trained_parameters=sum(tensor.numel() for tensor in trained.values()),
         bytes_down=num_wire_bytes(order.params, exchange.wire),
         bytes_up=num_wire_bytes(reply.params, exchange.wire),
@@ -247,7 +247,7 @@ def _inputs(model: Any, rows: int, max_length: int) -> dict[str, Tensor]:
     if model.main_input_name == "pixel_values":
         size = getattr(config, "image_size", None) or 224  # a convolutional network takes any; its data's is not known
         height, width = (size, size) if isinstance(size, int) else size
-        return {"pixel_values": torch.zeros(rows, config.num_channels, height, width, device=device)}
+        return {"pixel_values": torch.zeros(rows, getattr(config, "num_channels", 3), height, width, device=device)}
     tokens = min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
     # a mask of four dimensions is taken as it is; from one of two, transformers would want to see numbers
     mask = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool, device=device)

@@ -101,7 +101,8 @@ def resume(
         if back_to is None and _finished(record):  # by the process that held it until now
             return folder
         record.check()
-        around, config = read_environment(folder), parse(record.config)
+        objects = {} if config is None else config.objects
+        around, config = read_environment(folder), parse(record.config).with_objects(objects)
         began_on = around.get("engine", EMBEDDED.name)
         if began_on != connect.name:  # the clients' memories are where the run began
             raise RunError(f"{folder}: began with --engine {began_on}; go on with the same one, not {connect.name}")

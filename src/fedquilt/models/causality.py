@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedquilt.client.shallow import only_blocks
 from fedquilt.core.errors import ModelError
@@ -75,6 +75,9 @@ def ordinary_tokens(model: Any, count: int) -> list[int]:
         size = table.weight.shape[0]
     except NotImplementedError:  # of a model that makes its embeddings of characters, any numbers will do
         table, size = None, 128
+    except AttributeError:  # a module of no library
+        table = next((one for one in model.modules() if isinstance(one, nn.Embedding)), None)
+        size = 128 if table is None else table.num_embeddings
     settings = {**vars(model.config), **vars(getattr(model.config, "text_config", None) or model.config)}
     special = {
         value for key, value in settings.items() if key.endswith(("token_id", "token_index")) and isinstance(value, int)

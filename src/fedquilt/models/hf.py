@@ -89,17 +89,18 @@ def load_model(
     new_tokens: int = 0,
     as_decoder: bool = False,
     dtype: torch.dtype = torch.float32,
+    source: Source | None = None,
 ) -> Loaded:
     """The model called ``name`` for ``task``, frozen, with its blocks, head, default targets, encoder and preparer.
 
-    ``name``: what ``locate.find_source`` takes.
-    ``task``: image-classification, sequence-classification or causal-lm. ``num_classes`` None keeps the head as it is;
-    a head of another number of classes, or none, is drawn from ``rng.child("head")``. ``classes`` are the data's names
-    of them, and join the data with the base's own names: see ``labels.outputs_of``, with ``stated`` and ``labels`` (its
-    ``told``). ``meta`` builds shapes without weights: it reads the config only; with ``trial`` also the
-    tokenizer, and a small random model is tried in the real one's place. ``max_length`` is in tokens, and at most
-    ``new_tokens`` will be written behind a prompt. What the model can take is tried; see ``reading.text_reading``.
-    An encoder that can be a decoder is turned into one with ``as_decoder``. Weights are read from safetensors only.
+    ``name``: what ``locate.find_source`` takes, unless ``source`` is where the model is. ``task``:
+    image-classification, sequence-classification or causal-lm. ``num_classes`` None keeps the head as it is; one of
+    another number of classes, or none, is drawn from ``rng.child("head")``. ``classes`` are the data's names of them,
+    and join the data with the base's own names: see ``labels.outputs_of``, with ``stated`` and ``labels`` (its
+    ``told``). ``meta`` builds shapes without weights from the config alone; with ``trial`` also the tokenizer is read,
+    and a small random model tried in the real one's place. ``max_length`` is in tokens, and at most ``new_tokens`` are
+    written behind a prompt. What the model can take is tried: ``reading.text_reading``. ``as_decoder`` turns an encoder
+    that can be one into a decoder. Weights are read from safetensors only.
 
     Raises
     ------
@@ -107,8 +108,7 @@ def load_model(
         if the name, its files or its architecture will not do; one line that says why and what to do.
     """
     _refuse_wanted(name, task, num_classes)
-    source = find_source(name, meta, max_length)
-    refuse_idle(source, revision, trust_remote_code)
+    refuse_idle(source := source or find_source(name, meta, max_length), revision, trust_remote_code)
     options = {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
     with quiet(), explained(source):
         config = read_config(source, task, options)

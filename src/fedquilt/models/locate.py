@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 from fedquilt.core.errors import ConfigError, ModelError
+from fedquilt.core.types import IN_MEMORY
 from fedquilt.models.shapes import Values, published, tiny
 from fedquilt.models.text import NUM_TOKENS
 
@@ -50,6 +51,11 @@ def find_source(name: str, meta: bool, max_length: int) -> Source:
     ModelError
         if the name has no such form, or what it names is not there.
     """
+    if name.startswith(IN_MEMORY):
+        raise ModelError(
+            f"model '{name}': is an object of the Python program that began the run; give it again: "
+            "fedquilt.open_run(folder, model=...)"
+        )
     whole, layers = whole_of(name)
     if layers is not None:
         return replace(find_source(whole, meta, max_length), name=name, layers=layers)

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from torch import nn
 
 from fedquilt.adapters.registry import KINDS
 from fedquilt.core.errors import ModelError
+from fedquilt.core.types import Blocks
 from fedquilt.models.layers import find_blocks
 
 
-def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
+def load_adapter(model: nn.Module, folder: str | Path, *, blocks: Blocks | str | None = None) -> nn.Module:
     """The model, in which the adapter of the folder and its head now are; it is changed in place.
 
     ``model`` is the bare one that was fine-tuned, with a head of as many classes. The folder is one that a run wrote:
     a mixture of adapters (``fedquilt_adapter.json``) or plain LoRA in PEFT's format (``adapter_config.json``). No
-    parameter requires a gradient afterwards.
+    parameter requires a gradient afterwards. ``blocks`` is the path of the model's list of blocks; found if left out.
 
     Raises
     ------
     ModelError
         if the folder is damaged or of another format, or its tensors' names and shapes are not those of the model.
     """
-    folder, blocks = Path(folder), find_blocks(model)
+    folder = Path(folder)
+    if isinstance(blocks, str):
+        blocks = Blocks(blocks, len(cast(nn.ModuleList, model.get_submodule(blocks))))
+    blocks = blocks or find_blocks(model)
     if not folder.is_dir():
         raise ModelError(f"there is no adapter folder {folder}")
     loads = {kind.files[0]: kind.load for kind in KINDS.values() if kind.load is not None}

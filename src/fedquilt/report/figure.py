@@ -40,9 +40,16 @@ DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1.2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
+class _Shown(Figure):
+    """A figure that a notebook shows as PNG, whether or not it has loaded pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of ``width`` x ``height`` inches."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure = _Shown(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -15,6 +14,7 @@ from fedquilt.report.caveats import notes
 from fedquilt.report.comparison import meaning, paired
 from fedquilt.report.figure import png
 from fedquilt.report.groups import group_rows
+from fedquilt.report.html import picture_html, table_html
 from fedquilt.report.paired_differences import HONEST, alone
 from fedquilt.report.plot import figures
 from fedquilt.report.runs import client_names, dropped
@@ -57,7 +57,7 @@ def page(groups: Groups, last: int | None = None, references: Sequence[str] = ()
         parts += [f"<p>{escape(remark)}</p>" for remark in (HONEST, *alone(groups, references))]
     parts += ["<h2>Runs</h2>", _table([summary(run, last) for run in runs])]
     parts.append("<h2>Plots</h2>")
-    parts += [_picture(name, png(figure)) for name, figure in figures(groups)]
+    parts += [picture_html(name, png(figure)) for name, figure in figures(groups)]
     losses = [
         [label, str(run.seed), str(loss["round"] + 1), loss["exchange"], names[loss["client"]], loss["reason"]]
         for label in groups
@@ -67,7 +67,7 @@ def page(groups: Groups, last: int | None = None, references: Sequence[str] = ()
     ]
     if losses:
         head = ["method", "seed", "round", "exchange", "client", "reason"]
-        parts += ["<h2>Dropped replies</h2>", _cells([head, *losses])]
+        parts += ["<h2>Dropped replies</h2>", table_html([head, *losses])]
     parts.append("<h2>How it was made</h2>")
     for label, members in groups.items():
         for run in members:
@@ -101,20 +101,7 @@ def write_page(
 
 
 def _table(rows: Sequence[Row]) -> str:
-    return _cells(cells(rows))
-
-
-def _cells(table: Sequence[Sequence[str]]) -> str:
-    head, *lines = table
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    rest = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
-    return f'<div class="wide"><table>\n<tr>{top}</tr>\n{rest}\n</table></div>'
-
-
-def _picture(name: str, content: bytes) -> str:
-    data = base64.b64encode(content).decode("ascii")
-    text = escape(name.replace("-", " "))
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    return table_html(cells(rows))
 
 
 def _details(title: str, value: Mapping[str, Any]) -> str:

@@ -245,7 +245,11 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
 
 def as_text(rows: Sequence[Row]) -> str:
     """The rows as plain text in aligned columns."""
-    table = cells(rows)
+    return aligned(cells(rows))
+
+
+def aligned(table: Sequence[Sequence[str]]) -> str:
+    """Lines of texts as plain text in aligned columns."""
     widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
     return "\n".join(line.rstrip() for line in lines)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedquilt.core.errors import DataError, suggestion
+from fedquilt.core.types import IN_MEMORY
 from fedquilt.data.readers import delimited, files, hub
 from fedquilt.data.readers.raw_columns import Origin, Raw, from_columns, joined
 
@@ -30,6 +31,11 @@ def read_place(place: str, source: str, wanted: set[str]) -> dict[str, Raw]:
     if place.startswith("hub:"):
         name, _, configuration = place.removeprefix("hub:").partition(":")
         return hub.read_hub(name, configuration or None)
+    if place.startswith(IN_MEMORY):
+        raise DataError(
+            f"data.source = '{source}': is an object of the Python program that began the run; give it again: "
+            "fedquilt.open_run(folder, data=...)"
+        )
     path = Path(place)
     if path.is_dir():
         return hub.read_saved(path) if hub.is_saved(path) else _folder(path, source, wanted)

@@ -151,7 +151,7 @@ def read_saved(path: Path) -> dict[str, Raw]:
         loaded = datasets.load_from_disk(str(path))
         for dataset in loaded.values() if isinstance(loaded, Mapping) else [loaded]:
             dataset.data.table.validate(full=True)  # its files are mapped as they are
-        return _splits(loaded, str(path))
+        return splits_of(loaded, str(path))
     except Exception as error:  # what the library raises here depends on which of its files is broken
         raise DataError(
             f"{path}: the saved dataset cannot be read ({_first_line(error)}); write the folder again"
@@ -169,7 +169,7 @@ def read_hub(name: str, configuration: str | None = None) -> dict[str, Raw]:
     import datasets
 
     try:
-        return _splits(datasets.load_dataset(name, configuration), f"hub:{name}")
+        return splits_of(datasets.load_dataset(name, configuration), f"hub:{name}")
     except Exception as error:  # http client, hub client and builders each have exceptions of their own
         raise DataError(
             f"data.source = 'hub:{name}{':' + configuration if configuration else ''}': cannot be loaded "
@@ -244,7 +244,8 @@ def _parts(partitioner: Any, columns: Mapping[str, np.ndarray]) -> list[np.ndarr
     return [np.asarray(part["index"][:], dtype=np.int64) for part in parts]
 
 
-def _splits(loaded: Any, where: str) -> dict[str, Raw]:
+def splits_of(loaded: Any, where: str) -> dict[str, Raw]:
+    """The columns of each split of a dataset that the library has loaded; ``""`` where it has no splits."""
     if isinstance(loaded, Mapping):
         return {str(name): _raw(dataset, f"{where} ({name})") for name, dataset in loaded.items()}
     return {"": _raw(loaded, where)}

@@ -1,0 +1,149 @@
+"""Several methods on the same data, split and seeds, side by side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedquilt.api.progress import Watcher, progress_of
+from fedquilt.api.rows import Rows
+from fedquilt.api.run import Run
+from fedquilt.api.settings import ConfigLike, asked
+from fedquilt.core.errors import ConfigError
+from fedquilt.report.caveats import notes
+from fedquilt.report.comparison import comparison, meaning
+from fedquilt.report.page import write_page
+from fedquilt.report.paired_differences import paired_rows
+from fedquilt.report.table import Groups, cells, compare_rows, shared_metric
+
+if TYPE_CHECKING:
+    from fedquilt.experiment.compare import Job
+    from fedquilt.report.figure import Figure
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """Finished runs by label, those of one label differing in their seed alone.
+
+    Printed, it is its table and what to keep in mind about it.
+    """
+
+    runs: Mapping[str, tuple[Run, ...]]
+
+    @property
+    def _groups(self) -> Groups:
+        return {label: [run.files for run in own] for label, own in self.runs.items()}
+
+    def table(self, last: int | None = None) -> Rows:
+        """Return a row for each label: means over its seeds, each with the sample deviation over them.
+
+        ``last`` evaluated rounds of each run are averaged, ``evaluation.last`` of its config if left out. The keys are
+        those of ``report.table.compare_rows``.
+        """
+        rows = compare_rows(self._groups, last)
+        return Rows(rows, cells(rows))
+
+    def differences(self, reference: str, measure: str = "global", last: int | None = None) -> Rows:
+        """Return how each other label differs from ``reference``, seed by seed, with an interval of confidence.
+
+        ``measure`` is ``"global"`` or ``"personalised"``.
+        """
+        if reference not in self.runs:
+            raise ConfigError(f"reference = {reference!r}: no such label; allowed: {', '.join(self.runs)}")
+        rows = paired_rows(self._groups, [reference], measure, last)
+        return Rows(rows, cells(rows))
+
+    def plot(self, kind: str = "rounds", who: str | None = None) -> Figure:
+        """Return a picture with a line for each label, as ``Run.plot`` does; bands are one deviation over seeds."""
+        from fedquilt.report.pictures import draw
+
+        return draw(self._groups, kind, who)
+
+    def page(self, path: str | Path, references: Sequence[str] = ()) -> Path:
+        """Write tables and plots as one HTML file, and return its path."""
+        return write_page(self._groups, path, references=references)
+
+    def __repr__(self) -> str:
+        return comparison(self._groups)
+
+    def _repr_html_(self) -> str:
+        groups = self._groups
+        remarks = [meaning(shared_metric(groups)), *notes(groups)]
+        return self.table()._repr_html_() + "".join(f"<p>{escape(remark)}</p>" for remark in remarks)
+
+
+def compare(
+    configs: ConfigLike | Sequence[ConfigLike] = None,
+    *,
+    methods: Sequence[str | Mapping[str, Any]] = (),
+    seeds: Sequence[int] = (),
+    workers: int = 1,
+    progress: Watcher = None,
+    **sections: Any,
+) -> Comparison:
+    """Run several configs or methods on the same data, split and seeds, and return them side by side.
+
+    Runs lie in ``OUTPUT/NAME`` of their config. What is already there, finished, is not run again; what stopped is
+    resumed.
+
+    Parameters
+    ----------
+    configs
+        One or several configs, each as ``run`` takes it; the entries of their [[compare]] are run apart.
+    methods
+        Methods that each config is run with, by name or as tables: ``["fedit", {"name": "fedra", "drop_layers":
+        False}]``.
+    seeds
+        Each config and method is run with each of these; with those of its config if left out.
+    workers
+        Runs side by side, each in a process of its own. With more than one, ``progress`` hears nothing. A script that
+        uses it needs ``if __name__ == "__main__":``, as all of Python's processes do.
+    progress
+        As for ``run``.
+    sections
+        As for ``run``; they hold for all configs.
+
+    Raises
+    ------
+    FedquiltError
+        as for ``run``; what has finished by then stays.
+    """
+    from fedquilt.experiment.compare import compare as run_all
+    from fedquilt.experiment.compare import jobs
+
+    several: Sequence[Any] = configs if isinstance(configs, list | tuple) else [configs]
+    told = dict(sections)
+    if methods:
+        told["compare"] = [{"method": method} for method in methods]
+    if seeds:
+        told["seeds"] = seeds
+    wanted = _apart([jobs(*asked(config, told)) for config in several])
+    folders = run_all(wanted, workers=workers, progress=progress_of(progress))
+    objects = {job.label: job.config.objects for job in wanted}
+    return Comparison({label: tuple(Run(place, objects[label]) for place in own) for label, own in folders.items()})
+
+
+def _apart(found: Sequence[Sequence[Job]]) -> list[Job]:
+    """The runs of all configs; a label that several configs have is told apart by the name of the config.
+
+    Raises
+    ------
+    ConfigError
+        if two of these have the same name, too.
+    """
+    often = Counter(label for own in found for label in {job.label for job in own})
+    wanted = [
+        replace(job, label=f"{job.config.name}: {job.label}") if often[job.label] > 1 else job
+        for own in found
+        for job in own
+    ]
+    twice = Counter((job.label, job.seed) for job in wanted)
+    if same := [label for (label, _), count in twice.items() if count > 1]:
+        raise ConfigError(
+            f"two configs give runs of the same label, '{same[0]}'; give each a name of its own: name = 'first'"
+        )
+    return wanted

@@ -1,0 +1,57 @@
+"""What can be said of a config before anything is trained: its problems, and its costs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from fedquilt.api.rows import Rows
+from fedquilt.api.settings import ConfigLike, asked, settled
+from fedquilt.report.table import human_bytes
+
+_SHOWN = {
+    "client": "client",
+    "group": "group",
+    "budget": "budget",
+    "layers": "layers trained",
+    "trained_parameters": "parameters",
+    "bytes_down": "down",
+    "bytes_up": "up",
+    "peak_bytes": "peak memory",
+}
+
+
+def check(config: ConfigLike = None, **sections: Any) -> list[str]:
+    """Return every problem of a config, found without loading weights or training; an empty list if there is none.
+
+    ``config`` and ``sections`` are those of ``run``. No exception is raised for what is wrong with them.
+    """
+    from fedquilt.experiment.check_all import check_all
+
+    wanted = asked(config, sections)
+    return check_all(wanted.source, wanted.sections, objects=wanted.objects).problems
+
+
+def plan(config: ConfigLike = None, **sections: Any) -> Rows:
+    """Return what one round would cost each client: layers, parameters, bytes each way and memory; needs no weights.
+
+    ``config`` and ``sections`` are those of ``run``. Each row has the fields of ``experiment.plan.ClientPlan``, with
+    ``peak_bytes``, the estimated memory, and ``saving``, the share of traffic saved against sending the whole model.
+
+    Raises
+    ------
+    ConfigError
+        with every problem of the config.
+    """
+    settings = settled(config, sections)
+    from fedquilt.experiment.plan import plan as planned
+
+    rows = [asdict(one) | {"peak_bytes": one.peak_bytes, "saving": one.saving} for one in planned(settings)]
+    shown = [key for key in _SHOWN if key != "group" or any(row["group"] for row in rows)]
+    return Rows(rows, [[_SHOWN[key] for key in shown], *([_text(key, row[key]) for key in shown] for row in rows)])
+
+
+def _text(key: str, value: Any) -> str:
+    if key.endswith(("bytes", "bytes_up", "bytes_down")):
+        return human_bytes(value)
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else f"{value:,}" if key != "group" else str(value)

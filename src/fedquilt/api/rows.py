@@ -1,0 +1,27 @@
+"""A list of dictionaries that shows itself as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedquilt.report.html import table_html
+from fedquilt.report.table import aligned
+
+
+class Rows(list[Mapping[str, Any]]):
+    """The rows of a table, one dictionary each; ``pandas.DataFrame(rows)`` takes them as they are.
+
+    Printed, or as the last value of a notebook's cell, they are a table of rounded numbers, ``cells``: the texts of its
+    heading and of each row.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], cells: Sequence[Sequence[str]]) -> None:
+        super().__init__(rows)
+        self.cells = [list(line) for line in cells]
+
+    def __repr__(self) -> str:
+        return aligned(self.cells)
+
+    def _repr_html_(self) -> str:
+        return table_html(self.cells) if self.cells else "<p>no rows</p>"

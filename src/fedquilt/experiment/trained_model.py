@@ -1,0 +1,62 @@
+"""A run's model with a trained adapter in it, made anew from the base and the run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import nn
+
+from fedquilt.adapters.registry import KINDS
+from fedquilt.config.groups import Part, parts
+from fedquilt.config.load import parse
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import ClientId
+from fedquilt.experiment.export import adapter_folder
+from fedquilt.experiment.models import load
+from fedquilt.models.own import WEIGHTS, undressed
+from fedquilt.models.saved_adapter import load_adapter
+from fedquilt.record import read_config, read_environment
+
+
+def trained_model(
+    run: Path,
+    client: ClientId | None = None,
+    group: str | None = None,
+    objects: Mapping[str, Any] = MappingProxyType({}),
+) -> nn.Module:
+    """The model of a run's group, or of one client of it, with the adapter of the last checkpoint in it.
+
+    Neither the data nor a checkpoint of a finished run is read. ``objects`` are ``Config.objects``: a model that the
+    calling program holds is copied.
+
+    Raises
+    ------
+    FedquiltError
+        RunError as ``export.export`` does, ModelError if the base is not where it was.
+    """
+    folder = adapter_folder(run, client, group, objects)
+    whole = parse(read_config(run)).with_objects(objects)
+    part = _part_of(parts(whole), client, group)
+    # in the order of the outputs, as the model knew them
+    classes = tuple(read_environment(run).get("outputs", {}).get(part.label, {}).get("classes", ()))
+    config, rng = part.config, Rng(whole.seed)
+    if not KINDS[config.adapter.kind].trains_base:
+        loaded = load(config, classes, rng)
+        return undressed(load_adapter(loaded.model, folder, blocks=loaded.blocks).eval())
+    if (folder / "config.json").exists():  # the folder is a model of transformers
+        name = {"name": str(folder), "revision": None}
+        saved = config.model_copy(update={"model": config.model.model_copy(update=name)})
+        return load(saved, classes, rng).model
+    model = undressed(load(config, classes, rng).model)
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    return model
+
+
+def _part_of(groups: Sequence[Part], client: ClientId | None, label: str | None) -> Part:
+    if client is not None:
+        return next(part for part in groups if client in part.ids)
+    return next((part for part in groups if part.label == label), groups[0])

@@ -1,0 +1,82 @@
+"""A module of the calling program, made ready to be adapted as a model by name is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from fedquilt.core.errors import ModelError
+from fedquilt.data.load import with_classes
+from fedquilt.data.table import Columns, Table
+from fedquilt.models import text, text_limits
+from fedquilt.models.hf import Loaded, load_model
+from fedquilt.models.image import Pixels, encode_images, image_preparer
+from fedquilt.models.labels import UNNAMED, outputs_of
+from fedquilt.models.layers import default_targets
+from fedquilt.models.locate import Source
+from fedquilt.models.own import OwnModel, dressed, padded, save_weights
+from fedquilt.models.reading import Reading
+from fedquilt.models.weights_digest import digest
+
+
+def load_own(own: OwnModel, name: str, task: str, **options: Any) -> Loaded:
+    """The model that ``name`` stands for, made ready as ``hf.load_model`` does it; ``options`` are its keywords.
+
+    Raises
+    ------
+    ModelError
+        as ``hf.load_model`` does; and of a module that is none of transformers, if it is no classifier, or its blocks,
+        its head or its tokenizer are not known.
+    """
+    if own.is_pretrained:
+        return load_model(name, task, source=Source(name, location=str(own.folder()), local=True), **options)
+    meta, max_length, num_classes = options["meta"], options["max_length"], options["num_classes"]
+    classes: Sequence[str] = options["classes"]
+    if task == "causal-lm":
+        raise ModelError(
+            f"model '{name}': a language model in memory must be one of transformers, and {type(own.module).__name__} "
+            "is none; build it from a config of transformers"
+        )
+    model = own.copied(meta).requires_grad_(False).eval()
+    blocks = own.found_blocks(model)
+    head = own.found_head(model, blocks, num_classes)
+    outputs = outputs_of(classes, (), told=options["labels"], stated=options["stated"]) if classes else UNNAMED
+    about = {"num_labels": num_classes or 0}
+    if task == "image-classification":
+        pixels = Pixels(own.image_size, own.num_channels(), own.mean, own.std)
+        dressed(model, ("pixel_values",), **about, num_channels=pixels.num_channels, image_size=own.image_size)
+        reading = Reading(partial(encode_images, size=own.image_size), image_preparer(pixels))
+    else:
+        dressed(model, ("input_ids", "attention_mask"), **about, max_position_embeddings=max_length)
+        reading = _text_reading(model, padded(own.tokenizer, name), name, max_length, meta)
+    return Loaded(
+        model=model,
+        blocks=blocks,
+        architecture=f"{type(model).__name__.lower()}-{blocks.num_layers}",
+        head=head,
+        targets=default_targets(model, blocks),
+        encode=partial(_numbered, reading.encode, outputs.classes) if outputs.classes else reading.encode,
+        prepare=reading.prepare,
+        reading=reading,
+        digest="" if meta else digest(model),
+        fresh_head=False,
+        save=partial(save_weights, model),
+        outputs=outputs,
+    )
+
+
+def _text_reading(model: Any, tokenizer: Any, name: str, max_length: int, meta: bool) -> Reading:
+    width = min(max_length, tokenizer.model_max_length)
+    size = max((one.num_embeddings for one in model.modules() if isinstance(one, nn.Embedding)), default=None)
+    encode = text.classification_encoder(tokenizer, width, size)
+    if not meta:
+        text_limits.refuse_moved_by_padding(model, encode, text.prepare_text, name)
+    return Reading(encode, text.prepare_text, width, text.lost_tokens(tokenizer, False))
+
+
+def _numbered(encode: Any, classes: Sequence[str], table: Table) -> Columns:
+    columns: Columns = encode(with_classes(table, classes, "the data", "the model's outputs do not have"))
+    return columns

@@ -1,0 +1,39 @@
+"""Figures by what they show."""
+
+from __future__ import annotations
+
+from fedquilt.core.errors import ConfigError, suggestion
+from fedquilt.report.figure import Figure
+from fedquilt.report.maps import allocation_map, partition_picture, probability_map
+from fedquilt.report.plot import over_bytes, over_rounds
+from fedquilt.report.scores import WHO, curve, main_metric
+from fedquilt.report.table import Groups
+
+LINES = {"rounds": over_rounds, "bytes": over_bytes}
+"""Figures with a line for each label."""
+
+MAPS = {"partition": partition_picture, "allocation": allocation_map, "probabilities": probability_map}
+"""Figures of one run."""
+
+
+def draw(groups: Groups, kind: str = "rounds", who: str | None = None) -> Figure:
+    """A picture of runs by label: scores over ``"rounds"`` or ``"bytes"``; or of the first run its ``"partition"``
+    (which client holds which classes), ``"allocation"`` (who trained which layers) or ``"probabilities"`` (of layers).
+
+    ``who`` is as for ``runs.curve``; the first that was measured if left out.
+
+    Raises
+    ------
+    ConfigError
+        if there is no such kind.
+    RunError
+        if the run kept nothing that it could show.
+    """
+    allowed = (*LINES, *MAPS)
+    if kind not in allowed:
+        raise ConfigError(f"kind = {kind!r}: no such picture{suggestion(kind, allowed)}; allowed: {', '.join(allowed)}")
+    runs = [run for members in groups.values() for run in members]
+    if kind in MAPS:
+        return MAPS[kind](runs[0])
+    measured = (one for one in WHO if any(curve(run, main_metric(run), one)[0] for run in runs))
+    return LINES[kind](groups, who or next(measured, "global"))
