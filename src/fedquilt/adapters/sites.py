@@ -59,7 +59,7 @@ def places_in(layout: Layout, sites: Mapping[str, Sequence[str]] = SITES) -> dic
 def _placed(depths: Mapping[str, int | None], num_layers: int, sites: Mapping[str, Sequence[str]]) -> dict[str, Place]:
     found: dict[str, Place] = {}
     for module, layer in depths.items():
-        site = next((site for site, ends in sites.items() if ends_in(module, *ends)), None)
+        site = site_of(module, sites)
         if site is None or layer is None:
             raise ModelError(
                 f"module '{module}' has no place among the sites {', '.join(sites)}; choose other adapter.targets"
@@ -74,6 +74,11 @@ def _placed(depths: Mapping[str, int | None], num_layers: int, sites: Mapping[st
                 f"the site '{site}' is in {len(held)} of {num_layers} blocks; a site must be in every block"
             )
     return found
+
+
+def site_of(module: str, sites: Mapping[str, Sequence[str]] = SITES) -> str | None:
+    """The site of the module at this path, or None."""
+    return next((site for site, ends in sites.items() if ends_in(module, *ends)), None)
 
 
 def sites_of(places: Mapping[str, Place]) -> tuple[str, ...]:
@@ -105,7 +110,7 @@ def output_projections(
     linears = {name: blocks.depth(name) for name, module in model.named_modules() if is_linear(module)}
     found: dict[str, Place] = {}
     for layer in wanted:
-        inside = {name: _part(name) for name, depth in linears.items() if depth == layer}
+        inside = {name: site_of(name, OUTPUTS) for name, depth in linears.items() if depth == layer}
         for part in OUTPUTS:
             names = [name for name, its_part in inside.items() if its_part == part]
             if part in parts and len(names) != 1:
@@ -145,10 +150,6 @@ def slots_of(num_layers: int, num_slots: int, rule: str = "relative") -> tuple[i
     raise ConfigError(
         f"adapter.slot_rule is '{rule}'{suggestion(rule, SLOT_RULES)}; it must be one of {', '.join(SLOT_RULES)}"
     )
-
-
-def _part(name: str) -> str | None:
-    return next((part for part, ends in OUTPUTS.items() if ends_in(name, *ends)), None)
 
 
 def _refusal(
