@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from fedquilt.adapters.registry import KINDS
 from fedquilt.aggregate.lowrank.rules import RULES
-from fedquilt.config.adapter import OF_KIND
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError
@@ -54,8 +54,11 @@ def _is_of_another(key: str, rule: str | None = None) -> Callable[[Case], bool]:
     return asked
 
 
-_NEEDED = {"factors": ("LoRA factors", "lora"), "mixture": ("mixtures of adapters", "mixture")}
-"""What a method may need of adapters, in words, and the one kind that has it."""
+_FACTORS = tuple(name for name, kind in KINDS.items() if kind.has_factors)
+_SHARED = tuple(name for name, kind in KINDS.items() if kind.shares_branches)
+
+_NEEDED = {"factors": ("LoRA factors", _FACTORS), "mixture": ("mixtures of adapters", _SHARED)}
+"""What a method may need of adapters, in words, and the kinds that have it."""
 
 _OF_BRANCHES = ("kind", "rank", "sites", "trained", "num_slots", "branches")
 """Keys of [adapter] that must be the same in all groups for their branches to be shared."""
@@ -68,11 +71,11 @@ _ADAPTERS = (
             _has_kind(other),
             _needs(needs),
             f"adapter.kind = '{other}': {{culprit}} needs {what}, and this kind has none; set adapter.kind = "
-            f"'{kind}', or {{instead}}",
+            f"'{fitting[0]}', or {{instead}}",
         )
-        for needs, (what, kind) in _NEEDED.items()
-        for other in OF_KIND
-        if other != kind
+        for needs, (what, fitting) in _NEEDED.items()
+        for other in KINDS
+        if other not in fitting
     ),
     *(
         Row(
@@ -80,14 +83,17 @@ _ADAPTERS = (
             None,
             f"{{given}}: combines LoRA factors, and adapter.kind = '{kind}' has none; set aggregation.rule = 'mean'",
         )
-        for kind in OF_KIND
-        if kind != "lora"
+        for kind in KINDS
+        if kind not in _FACTORS
     ),
-    Row(
-        lambda case: "mixture" in case.kinds,
-        lambda traits: traits.drops_layers,
-        "{culprit}: with adapter.kind = 'mixture' blocks share branches, which would be lost with one of them; "
-        "{instead}",
+    *(
+        Row(
+            _has_kind(kind),
+            lambda traits: traits.drops_layers,
+            f"{{culprit}}: with adapter.kind = '{kind}' blocks share branches, which would be lost with one of them; "
+            "{instead}",
+        )
+        for kind in _SHARED
     ),
     *(
         Row(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
+from fedquilt.adapters.registry import KINDS
 from fedquilt.aggregate.lowrank.rules import RULES, Rule
 from fedquilt.config.error_text import shown
 from fedquilt.config.groups import Part
@@ -123,16 +124,17 @@ def odd_ranks(parts: Sequence[Part]) -> list[str]:
     problems = []
     for part in parts:
         adapter, ranks = part.config.adapter, part.config.clients.ranks or ()
-        odd = sorted({rank for rank in ranks if adapter.kind == "full" or rank != adapter.rank})
-        if adapter.kind == "lora" or not odd:
+        allowed = KINDS[adapter.kind].ranks
+        odd = sorted({rank for rank in ranks if allowed == "none" or rank != adapter.rank})
+        if allowed == "own" or not odd:
             continue
         key = "clients.ranks" if not part.label else f"groups[{part.place}].rank"
         told = f"{key} holds {', '.join(map(str, odd))} and "
         problems.append(
-            f"{told}adapter.kind = 'full' has no adapters that could have a rank; leave {key} out"
-            if adapter.kind == "full"
-            else f"{told}adapter.rank is {adapter.rank}: the branches of adapter.kind = 'mixture' have one rank; leave "
-            f"{key} out"
+            f"{told}adapter.kind = '{adapter.kind}' has no adapters that could have a rank; leave {key} out"
+            if allowed == "none"
+            else f"{told}adapter.rank is {adapter.rank}: the branches of adapter.kind = '{adapter.kind}' have one "
+            f"rank; leave {key} out"
         )
     return problems
 
