@@ -54,9 +54,8 @@ def _is_of_another(key: str, rule: str | None = None) -> Callable[[Case], bool]:
     return asked
 
 
-_FACTORS = tuple(name for name, kind in KINDS.items() if kind.has_factors)
-_SHARED = tuple(name for name, kind in KINDS.items() if kind.shares_branches)
-
+_FACTORS = [name for name, kind in KINDS.items() if kind.has_factors]
+_SHARED = [name for name, kind in KINDS.items() if kind.shares_branches]
 _NEEDED = {"factors": ("LoRA factors", _FACTORS), "mixture": ("mixtures of adapters", _SHARED)}
 """What a method may need of adapters, in words, and the kinds that have it."""
 
@@ -74,8 +73,7 @@ _ADAPTERS = (
             f"'{fitting[0]}', or {{instead}}",
         )
         for needs, (what, fitting) in _NEEDED.items()
-        for other in KINDS
-        if other not in fitting
+        for other in (name for name in KINDS if name not in fitting)
     ),
     *(
         Row(
@@ -83,17 +81,13 @@ _ADAPTERS = (
             None,
             f"{{given}}: combines LoRA factors, and adapter.kind = '{kind}' has none; set aggregation.rule = 'mean'",
         )
-        for kind in KINDS
-        if kind not in _FACTORS
+        for kind in (name for name in KINDS if name not in _FACTORS)
     ),
-    *(
-        Row(
-            _has_kind(kind),
-            lambda traits: traits.drops_layers,
-            f"{{culprit}}: with adapter.kind = '{kind}' blocks share branches, which would be lost with one of them; "
-            "{instead}",
-        )
-        for kind in _SHARED
+    Row(
+        lambda case: not case.kinds.isdisjoint(_SHARED),
+        lambda traits: traits.drops_layers,
+        "{culprit}: with adapter.kind = 'mixture' blocks share branches, which would be lost with one of them; "
+        "{instead}",
     ),
     *(
         Row(
