@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.types import Memory, Order, Reply
+from fedquilt.core.worker import Worker
 
 
 def proximal(trained: Mapping[str, Tensor], start: Mapping[str, Tensor], names: Collection[str], mu: float) -> Tensor:
@@ -42,7 +42,7 @@ def with_proximal(method: Method, mu: float) -> Method:
         return method
 
     def holding(exchange: Exchange) -> Exchange:
-        def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+        def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
             asked_for = order.params if exchange.expects is None else exchange.expects(order)
             held = asked_for.keys() - memory.get("params", {}).keys()
 

@@ -21,6 +21,7 @@ from fedquilt.core.params import not_finite, num_bytes
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Profile, Reply, Tree, Turn
 from fedquilt.core.wire import WIRE, lowered, packed, raised, unpacked
+from fedquilt.core.worker import Worker
 
 Send = Callable[[Exchange, Mapping[ClientId, Order]], Iterable[Reply | Failure]]
 
@@ -216,7 +217,7 @@ def _chain(first: Reply, rest: Iterator[Reply]) -> Iterator[Reply]:
 
 
 def perform(
-    exchange: Exchange, client: Any, client_id: ClientId, order: Order, memory: Memory
+    exchange: Exchange, client: Worker, client_id: ClientId, order: Order, memory: Memory
 ) -> tuple[Reply | Failure, Memory]:
     """The client's side of an exchange: its reply and new memory, or a Failure and the memory it had.
 

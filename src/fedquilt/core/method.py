@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
+from fedquilt.core.worker import Worker
 
 
 class Wire(NamedTuple):
@@ -58,7 +59,7 @@ class Exchange(NamedTuple):
 
     name: str
     ask: Callable[[Tree, Turn], Mapping[ClientId, Order]]
-    work: Callable[[Any, Order, Memory], tuple[Reply, Memory]]
+    work: Callable[[Worker, Order, Memory], tuple[Reply, Memory]]
     merge: Callable[[Tree, Iterable[Reply]], Tree]
     expects: Callable[[Order], Params] | None = None
     wire: Wire | None = None

@@ -9,6 +9,7 @@ from typing import Any
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select, without
 from fedquilt.core.types import ClientId, Memory, Order, Profile, Range, Reply, Tree, Turn
+from fedquilt.core.worker import Worker
 
 SCORES = {
     "loss": Range(0.0, 1e30),
@@ -29,7 +30,7 @@ def with_local(method: Method, names: Collection[str]) -> Method:
         def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
             return {client: _stripped(order) for client, order in exchange.ask(state, turn).items()}
 
-        def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+        def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
             reply, memory = exchange.work(client, order, memory)
             own = {**memory.get("params", {}), **select(reply.params, kept)}
             return replace(reply, params=without(reply.params, kept)), {**memory, "params": own}
@@ -55,7 +56,7 @@ def with_received_scores(method: Method) -> Method:
     inner, *rest = method.exchanges
     asked = inner.metrics
 
-    def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+    def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
         scores = client.evaluate(order, memory)
         reply, memory = inner.work(client, order, memory)
         return replace(reply, metrics={**reply.metrics, **_received(scores)}), memory
@@ -77,7 +78,7 @@ def _scoring(view: Callable[[Tree, Profile], Order]) -> Exchange:
     def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
         return {profile.id: view(state, profile) for profile in turn.cohort}
 
-    def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+    def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
         return Reply(client.id, {}, 1.0, client.evaluate(order, memory)), memory
 
     def merge(state: Tree, replies: Iterable[Reply]) -> Tree:

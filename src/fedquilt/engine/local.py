@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from fedquilt.core.method import Exchange
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply
+from fedquilt.core.worker import Worker
 from fedquilt.privacy.ledger import Ledger, answered, ledger_folder
 
 
@@ -24,7 +24,7 @@ class LocalEngine:
 
     def __init__(
         self,
-        clients: Mapping[ClientId, Any],
+        clients: Mapping[ClientId, Worker],
         memories: Mapping[ClientId, Memory] | None = None,
         watch: Callable[[str, int, int], None] | None = None,
         *,

@@ -10,6 +10,7 @@ from typing import Any
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Federation, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
+from fedquilt.core.worker import Worker
 
 APART = "apart"
 """The key of the server's state under which lie the states by architecture."""
@@ -86,7 +87,7 @@ def _joined(exchanges: Mapping[str, Exchange], owners: Mapping[ClientId, str]) -
                     orders[client] = replace(order, settings={**order.settings, "architecture": name})
         return orders
 
-    def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+    def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
         return exchanges[owner_of(order)].work(client, order, memory)
 
     def merge(state: Tree, replies: Iterable[Reply]) -> Tree:

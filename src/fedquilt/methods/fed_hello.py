@@ -15,6 +15,7 @@ from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Federation, Memory, Order, Range, Reply, Tree, Turn
+from fedquilt.core.worker import Worker
 from fedquilt.methods.layered import Weighting, layered
 from fedquilt.methods.traits import Traits
 
@@ -115,7 +116,7 @@ def fed_hello(
         orders = train.ask(state, turn)
         return {k: Order(o.params, {**o.settings, "score": wanted}) for k, o in orders.items()}
 
-    def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+    def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
         reply, memory = train.work(client, order, memory)
         if not order.settings["score"]:
             return reply, memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from torch import Tensor
 
@@ -37,7 +37,7 @@ from fedquilt.core.method import Exchange, Method, reports_nothing
 from fedquilt.core.params import select, without
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Federation, Layout, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
-from fedquilt.core.worker import Extra, Phase
+from fedquilt.core.worker import Extra, Phase, Worker
 from fedquilt.methods.traits import Traits
 
 
@@ -184,7 +184,7 @@ def h2tune(
     def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
         return {profile.id: order(state, profile) for profile in turn.cohort}
 
-    def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+    def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
         layers, layout = order.settings["layers"], layouts[client.profile.architecture]
         # (ii) the cores, from the slots by the relation
         middle = middle_of(order, memory, layout, _rank(layout, client.profile.budget.rank))

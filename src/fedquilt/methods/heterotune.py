@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Federation, Memory, Order, Params, Profile, Reply, Tree, Turn
+from fedquilt.core.worker import Worker
 from fedquilt.methods.traits import Traits
 
 _SHARED = With("share", (True,))
@@ -97,7 +98,7 @@ def heterotune(
             orders[profile.id] = replace(view(state, profile), settings=settings)
         return orders
 
-    def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+    def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
         def penalty(trained: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor:
             return shared_penalty(trained, start, mu, decay)
 

@@ -21,6 +21,7 @@ from fedquilt.core.factors import factors, named
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Federation, Memory, Order, Params, Profile, Range, Reply, Tree
+from fedquilt.core.worker import Worker
 from fedquilt.methods.layered import Weighting, common_layers, everyone, layered
 from fedquilt.methods.traits import Traits
 
@@ -77,7 +78,7 @@ def hetlora(
         pairs, left = factors(trained), _left(gamma, _rank(trained))
         return tail_penalty * torch.stack([tail(Product(*pair), left) for pair in pairs.values()]).sum()
 
-    def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+    def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
         if tail_penalty:
             client = client.penalised(penalty)
         reply, memory = fit.work(client, order, memory)

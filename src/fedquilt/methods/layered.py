@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from fedquilt.adapters.buffers import VARIANCES
 from fedquilt.adapters.lora.inject import fresh
@@ -24,6 +24,7 @@ from fedquilt.core.method import Exchange, Method, overlay
 from fedquilt.core.params import select, without
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Federation, Layout, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
+from fedquilt.core.worker import Worker
 
 Allocation = Callable[[Tree, Turn], Mapping[ClientId, tuple[int, ...]]]
 Weighting = Literal["examples", "uniform"]
@@ -107,7 +108,7 @@ def layered(
             orders[client] = Order(params, settings)
         return orders
 
-    def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+    def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
         layers, version = order.settings["layers"], order.settings.get("base")
         if version is not None:
             params, base = incoming(order.params, memory.get("base"))

@@ -20,6 +20,7 @@ from fedquilt.core.errors import FedquiltError, RunError
 from fedquilt.core.loop import perform
 from fedquilt.core.method import Exchange, Release
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply
+from fedquilt.core.worker import Worker
 from fedquilt.privacy.account import composed_epsilon
 from fedquilt.privacy.ledger_book import (
     BOOK,
@@ -206,7 +207,7 @@ def answered(
     ledger: Ledger,
     run: str,
     exchange: Exchange,
-    client: Any,
+    client: Worker,
     client_id: ClientId,
     order: Order,
     memory: Callable[[], Memory],

@@ -22,6 +22,7 @@ from fedquilt.core.method import Exchange, Method, Release
 from fedquilt.core.params import moved
 from fedquilt.core.rng import Rng, secret
 from fedquilt.core.types import ClientId, Memory, Order, Params, Range, Reply, Tree
+from fedquilt.core.worker import Worker
 
 RELEASES = "releases"
 """The key of the server's state under which the releases so far are counted."""
@@ -68,7 +69,7 @@ def with_central_dp(
         return {**state, RELEASES: 0}
 
     def noisy(exchange: Exchange) -> Exchange:
-        def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+        def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
             reply, memory = exchange.work(client, order, memory)
             return _bare(reply), memory
 
@@ -108,7 +109,7 @@ def with_local_dp(
     release = Release(noise_multiplier, epsilon, delta)
 
     def noisy(exchange: Exchange) -> Exchange:
-        def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+        def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
             reply, memory = exchange.work(client, order, memory)
             if any(tensor.is_meta for tensor in reply.params.values()):  # planning: shapes without numbers
                 return _bare(reply), memory

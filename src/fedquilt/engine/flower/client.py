@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 from fedquilt.core.errors import FedquiltError
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.types import ClientId, Failure
+from fedquilt.core.worker import Worker
 from fedquilt.engine.flower.codec import read_order, reply_content
 from fedquilt.engine.flower.handshake import Card
 from fedquilt.engine.flower.memory_store import Shelf
@@ -31,7 +32,7 @@ class Site:
     """One client where it lives: what the method's ``work`` is given, the method, and what the client announces."""
 
     id: ClientId
-    client: Any
+    client: Worker
     method: Method
     card: Card
     rows: str = ""
