@@ -16,6 +16,7 @@ from fedquilt.bank.merge import BankUpdate, exchange_bytes, merged_bank, offered
 from fedquilt.bank.relation import lowered, relation
 from fedquilt.bank.selection import leading
 from fedquilt.client import Training
+from fedquilt.config.arguments import arguments
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.loop import perform
 from fedquilt.core.method import overlay
@@ -201,7 +202,7 @@ def test_h2_6_the_part_that_a_client_has_is_the_same_all_through_a_round_and_at_
 def test_the_strongest_entries_are_those_that_grew_and_are_kept_between_choices():
     setup = scene((VIT, WIDE), ranks=(2, 4), selection="strongest", deviation=0.05, reselect=2)
     played = play(setup, num_rounds=3)
-    scores = [state["scores"]["query"] for state in played.states]
+    scores = [state["selection"]["query"] for state in played.states]
     assert torch.equal(scores[0], scores[1])
     assert not torch.equal(scores[1], scores[2])
     assert torch.equal(scores[2], scores[3])
@@ -434,15 +435,15 @@ def test_noise_in_place_of_the_bank_is_aligned_too():
         ({"shared_steps": 0}, "method.shared_steps = 0: must be at least 1"),
         ({"private_steps": -1}, "method.private_steps = -1: must be at least 1"),
         ({"slots": 0}, "method.slots = 0: must be at least 1"),
-        ({"width": 0.0}, "method.width = 0.0: must be above 0"),
-        ({"temperature": -1.0}, "method.temperature = -1.0: must be above 0"),
+        ({"width": 0.0}, "method.width = 0.0: must be at least 1e-06"),
+        ({"temperature": -1.0}, "method.temperature = -1.0: must be at least 1e-06"),
         ({"agreement": -0.5}, "method.agreement = -0.5: must be at least 0"),
         ({"joint_rounds": -1}, "method.joint_rounds = -1: must be at least 0"),
     ],
 )
 def test_numbers_out_of_range_are_refused(settings, words):
     with pytest.raises(ConfigError, match=words):
-        h2tune(small().federation, **settings)
+        arguments(h2tune, settings, prefix="method")
 
 
 def test_adapters_of_unlike_ranks_in_one_model_and_modules_without_a_place_are_refused():

@@ -7,17 +7,20 @@ not have. They are what clients would have, weighed by examples and coverage, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import compress
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedquilt.aggregate.alignment.gradients import Aligned, AlignSettings, combined, cosines, num_conflicts
-from fedquilt.bank.merge import BankUpdate, RunningBank
+from fedquilt.aggregate.alignment.wrapper import draws_of, first_record, next_record, reported
+from fedquilt.bank.merge import BankUpdate, RunningBank, merged_bank
+from fedquilt.core.method import reports_nothing
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import Params
+from fedquilt.core.types import Params, Tree
 
 
 def aligned_bank(
@@ -82,3 +85,39 @@ def _parts(groups: Mapping[str, RunningBank], damping: float) -> Iterator[tuple[
             for number, holds in enumerate(kinds.unbind(1)):
                 if bool(holds.any()):
                     yield site, slot, tuple(compress(there, holds.tolist())), (kind == number).nonzero()[:, 0]
+
+
+# As a method uses it ------------------------------------------------------------
+
+Align = Literal["none", "projection", "reference", "soft"]
+
+
+class BankMerge(NamedTuple):
+    """How a server merges updates into ``state["params"]``, the bank, and what its state holds besides for it.
+
+    ``init(rng)`` gives that at first, and ``merge(state, updates)`` gives it after a round together with the new bank,
+    under ``params``; ``updates`` are pairs of architecture and update. ``report`` is as of a method.
+    """
+
+    init: Callable[[Rng], dict[str, Any]]
+    merge: Callable[[Tree, Iterable[tuple[str, BankUpdate]]], dict[str, Any]]
+    report: Callable[[Tree], Mapping[str, Any]]
+
+
+def bank_merge(align: Align, architectures: Sequence[str], *, step: float, damping: float) -> BankMerge:
+    """The merge of updates as they are (``none``), or with architectures' pulls aligned by this rule (CMGA)."""
+
+    def plain(state: Tree, updates: Iterable[tuple[str, BankUpdate]]) -> dict[str, Any]:
+        unnamed = (update for _, update in updates)
+        return {"params": merged_bank(state["params"], unnamed, step=step, damping=damping)}
+
+    if align == "none":
+        return BankMerge(lambda rng: {}, plain, reports_nothing)
+    settings = AlignSettings(align)
+
+    def aligned(state: Tree, updates: Iterable[tuple[str, BankUpdate]]) -> dict[str, Any]:
+        draws = draws_of(state)
+        bank, made = aligned_bank(state["params"], updates, settings, draws, step=step, damping=damping)
+        return {"params": bank, **next_record(state, made, architectures)}
+
+    return BankMerge(lambda rng: first_record(architectures, rng.child("align")), aligned, reported)

@@ -9,6 +9,7 @@ that have grown most, wherever they are. The server chooses, so that no index tr
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from fedquilt.bank.entries import grid
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.rng import Rng
+from fedquilt.core.types import ClientId, Params, Tree
 
 
 class Lines(NamedTuple):
@@ -26,6 +28,7 @@ class Lines(NamedTuple):
     columns: Tensor
 
     def entries(self, size: int) -> Tensor:
+        """The numbers of the entries in these rows and columns of a (size, size) matrix, (r^2,)."""
         return grid(self.rows, self.columns, size)
 
 
@@ -98,3 +101,53 @@ def _check(rank: int, size: int) -> None:
         raise ConfigError(
             f"a client's rank is {rank}; the server's matrices have {size} rows, so it must be from 1 to {size}"
         )
+
+
+# As a method uses it ------------------------------------------------------------
+
+
+class Selection(NamedTuple):
+    """Which entries of the bank each client works with, and what the server keeps in its state to know it.
+
+    ``init(rng, bank)`` gives what is kept at first, a tree; ``after(kept, bank, number)`` what is kept once ``number``
+    rounds are over. ``entries(kept, client, width, sites)`` are the client's ``width * width`` entries, by site.
+    """
+
+    init: Callable[[Rng, Mapping[str, Tensor]], Tree]
+    entries: Callable[[Tree, ClientId, int, Sequence[str]], dict[str, Tensor]]
+    after: Callable[[Tree, Mapping[str, Tensor], int], Tree] = lambda kept, bank, number: kept
+
+
+def selection_of(kind: str, size: int, reselect: int = 1) -> Selection:
+    """The selection named ``leading``, ``drawn`` or ``strongest``, of matrices of this size.
+
+    The strongest entries are chosen anew every ``reselect`` rounds.
+    """
+
+    def by_lines(lines: Callable[[Tree, ClientId, int], Lines]) -> Callable[..., dict[str, Tensor]]:
+        def entries(kept: Tree, client: ClientId, width: int, sites: Sequence[str]) -> dict[str, Tensor]:
+            return dict.fromkeys(sites, lines(kept, client, width).entries(size))
+
+        return entries
+
+    def grown(kept: Tree, client: ClientId, width: int, sites: Sequence[str]) -> dict[str, Tensor]:
+        return {site: strongest(kept[site], width * width) for site in sites}
+
+    kinds = {
+        "leading": Selection(lambda rng, bank: None, by_lines(lambda kept, client, width: leading(width, size))),
+        "drawn": Selection(
+            lambda rng, bank: rng.child("draws").integer(),
+            by_lines(lambda kept, client, width: drawn(width, size, Rng(kept).child(client))),
+        ),
+        "strongest": Selection(
+            lambda rng, bank: _magnitudes(bank),
+            grown,
+            lambda kept, bank, number: kept if number % reselect else _magnitudes(bank),
+        ),
+    }
+    return kinds[kind]
+
+
+def _magnitudes(bank: Mapping[str, Tensor]) -> Params:
+    """How large each entry of the bank is, over its slots: (R, R) by site."""
+    return {site: matrices.square().sum(0).sqrt() for site, matrices in bank.items()}

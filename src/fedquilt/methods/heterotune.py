@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from fedquilt.core.params import select
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Federation, Memory, Order, Params, Profile, Reply, Tree, Turn
 from fedquilt.core.worker import Worker
+from fedquilt.methods.per_architecture import placed
 from fedquilt.methods.traits import Traits
 
 _SHARED = With("share", (True,))
@@ -78,7 +79,7 @@ def heterotune(
 
     def place(architecture: str, name: str) -> str:
         """Under which name the server keeps a tensor of an architecture: a branch once, all else for each."""
-        return name if share and is_shared(name) else f"{architecture}/{name}"
+        return name if share and is_shared(name) else placed(architecture, name)
 
     def init(rng: Rng) -> Tree:
         # branches depend on their names and this stream alone: the same from every architecture

@@ -1,0 +1,55 @@
+"""Controls around a method that shares a bank: the same training, with nothing to be learned from other clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from fedquilt.bank.merge import COVERAGE, as_large
+from fedquilt.core.method import Exchange, Method
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import ClientId, Order, Params, Profile, Reply, Tree, Turn
+
+NOISE = "noise"
+"""The key of the server's state under which the noise lies."""
+
+
+def with_noise(method: Method, profiles: Iterable[Profile], drawn: Callable[[Rng], Params]) -> Method:
+    """The method whose clients are sent noise matrices of the same Frobenius norms in place of the bank's own.
+
+    ``drawn(rng)`` draws them, once, in the shapes of ``state["params"]``, which is the bank. Since a client sends what
+    it was sent with what it learned added, its change on top of the noise is merged as one on top of the bank. Clients
+    that gain as much from noise as from the bank learned nothing from one another.
+    """
+    by_client = {profile.id: profile for profile in profiles}
+
+    def init(rng: Rng) -> Tree:
+        return {**method.init(rng), NOISE: drawn(rng.child("noise"))}
+
+    def hidden(state: Tree) -> Tree:
+        return {**state, "params": as_large(state[NOISE], state["params"])}
+
+    def view(state: Tree, profile: Profile) -> Order:
+        return method.view(hidden(state), profile)
+
+    def noisy(exchange: Exchange) -> Exchange:
+        def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+            return exchange.ask(hidden(state), turn)
+
+        def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+            sent = hidden(state)
+
+            def on_the_bank() -> Iterator[Reply]:
+                for reply in replies:
+                    profile = by_client[reply.client]
+                    noise, bank = method.view(sent, profile).params, method.view(state, profile).params
+                    slots = {name: slot for name, slot in reply.params.items() if name in noise and name != COVERAGE}
+                    moved = {name: bank[name] + (slot - noise[name]) for name, slot in slots.items()}
+                    yield replace(reply, params={**reply.params, **moved})
+
+            return exchange.merge(state, on_the_bank())
+
+        return exchange._replace(ask=ask, merge=merge)
+
+    exchanges = tuple(noisy(exchange) for exchange in method.exchanges)
+    return method._replace(init=init, exchanges=exchanges, view=view)

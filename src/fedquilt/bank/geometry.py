@@ -1,0 +1,85 @@
+"""How large the bank of a federation is, and how much of it each client works with."""
+
+from __future__ import annotations
+
+from fedquilt.adapters.sites import places_in, sites_of
+from fedquilt.bank.merge import exchange_bytes
+from fedquilt.bank.selection import rank_within
+from fedquilt.core.errors import ConfigError
+from fedquilt.core.factors import at_rank
+from fedquilt.core.types import Federation, Layout, Profile
+
+
+class Geometry:
+    """The bank's sites, ``num_slots`` and ``size`` (its matrices are size x size), and every client's part of it.
+
+    There are as many slots as the deepest client has layers unless ``slots`` says otherwise, and the bank is as wide as
+    the widest client's cores: its rank, or less where more would take above ``max_bytes`` in an exchange.
+
+    Raises
+    ------
+    ModelError
+        if an adapted module has no place among the sites that models have in common.
+    ConfigError
+        if a client's adapters differ in rank, or ``max_bytes`` is too small for rank 1.
+    """
+
+    def __init__(self, federation: Federation, slots: int | None = None, max_bytes: int | None = None) -> None:
+        self.layouts = federation.layouts
+        self._max_bytes = max_bytes
+        self._sites = {name: tuple(sites_of(places_in(layout))) for name, layout in self.layouts.items()}
+        self.every_site = tuple(dict.fromkeys(site for own in self._sites.values() for site in own))
+        self.num_slots = slots or max(layout.num_layers for layout in self.layouts.values())
+        self.size = max(self.width(profile) for profile in federation.profiles)
+
+    def layout(self, profile: Profile) -> Layout:
+        """Where the client's tensors sit."""
+        return self.layouts[profile.architecture]
+
+    def sites(self, profile: Profile) -> tuple[str, ...]:
+        """The sites at which the client has adapters."""
+        return self._sites[profile.architecture]
+
+    def rank(self, profile: Profile) -> int:
+        """The one rank of the client's adapters."""
+        return rank_of(self.layout(profile), profile.budget.rank)
+
+    def width(self, profile: Profile) -> int:
+        """How many rows and columns of the bank's matrices the client works with."""
+        if self._max_bytes is None:
+            return self.rank(profile)
+        num_matrices = self.num_slots * len(self.sites(profile))
+        extra = exchange_bytes(self.num_slots, 0, 0)
+        return rank_within(self._max_bytes, num_matrices, self.rank(profile), extra_bytes=extra)
+
+    def trained_layers(self, profile: Profile) -> list[int]:
+        """The layers that the client trains: the last ones, as many as its budget affords."""
+        depth = self.layout(profile).num_layers
+        return list(range(depth - min(depth, profile.budget.layers), depth))
+
+    def refuse_deep(self, setting: str) -> None:
+        """Raise ConfigError, about ``setting``, if a client has more layers than the bank has slots."""
+        deepest = max(self.layouts.values(), key=lambda layout: layout.num_layers)
+        if deepest.num_layers > self.num_slots:
+            raise ConfigError(
+                f"{setting}: {deepest.architecture} has {deepest.num_layers} layers and the bank {self.num_slots} "
+                "slots; leave method.slots out, or take 'slots' or 'learned'"
+            )
+
+
+def rank_of(layout: Layout, rank: int | None) -> int:
+    """The one rank of the adapters of a client of this rank; None is the layout's.
+
+    Raises
+    ------
+    ConfigError
+        if its modules differ in rank.
+    """
+    shapes = at_rank(layout, rank).shapes
+    ranks = sorted({shape[0] for name, shape in shapes.items() if name.endswith(".lora_A")})
+    if len(ranks) > 1:
+        raise ConfigError(
+            f"adapter.rank_pattern: {layout.architecture} has adapters of the ranks {', '.join(map(str, ranks))}, and "
+            "'h2tune' needs one for all modules of a client, as wide as its cores; leave rank_pattern out"
+        )
+    return ranks[0]

@@ -1,0 +1,81 @@
+"""Tensors that the server keeps for each architecture: under what name, and their mean over its clients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from fedquilt.aggregate.mean import RunningMean
+from fedquilt.core.method import Exchange, Method
+from fedquilt.core.params import select, without
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import ClientId, Federation, Layout, Memory, Order, Params, Profile, Reply, Tree, Turn
+from fedquilt.core.worker import Worker
+
+ENDS = "ends"
+"""The key of the server's state under which lies what the clients of each architecture average."""
+
+
+def placed(architecture: str, name: str) -> str:
+    """Under which name the server keeps an architecture's own tensor."""
+    return f"{architecture}/{name}"
+
+
+def with_common_ends(method: Method, federation: Federation) -> Method:
+    """The method in which clients of one architecture average the tensors of their layout that each would keep.
+
+    It undoes ``core.wrap.with_local``: what a client trained of its layout leaves ``memory["params"]`` for the reply,
+    and every order brings the architecture's mean, weighted by examples. Orders say in ``settings["layers"]`` which
+    layers are trained; all clients of an architecture have its rank.
+    """
+    layouts = federation.layouts
+    owners = {profile.id: profile.architecture for profile in federation.profiles}
+
+    def layout_of(client: ClientId) -> Layout:
+        return layouts[owners[client]]
+
+    def init(rng: Rng) -> Tree:
+        made = {own: start(rng) for own, start in federation.initial.items()}
+        ends = {placed(own, name): tensor for own, params in made.items() for name, tensor in params.items()}
+        return {**method.init(rng), ENDS: ends}
+
+    def joined(state: Tree, order: Order, own: str) -> Order:
+        ends = {name: state[ENDS][placed(own, name)] for name in layouts[own].depth}
+        return replace(order, params={**order.params, **ends})
+
+    def view(state: Tree, profile: Profile) -> Order:
+        return joined(state, method.view(state, profile), profile.architecture)
+
+    def averaging(exchange: Exchange) -> Exchange:
+        def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+            orders = exchange.ask(state, turn)
+            return {client: joined(state, order, owners[client]) for client, order in orders.items()}
+
+        def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+            reply, after = exchange.work(client, order, memory)
+            trained = select(after.get("params", {}), layout_of(client.id).depth)
+            kept = without(after.get("params", {}), trained)
+            return replace(reply, params={**reply.params, **trained}), {**after, "params": kept}
+
+        def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+            mean = RunningMean(state[ENDS])
+
+            def without_ends() -> Iterator[Reply]:
+                for reply in replies:
+                    ends = select(reply.params, layout_of(reply.client).depth)
+                    named = {placed(owners[reply.client], name): tensor for name, tensor in ends.items()}
+                    mean.add(replace(reply, params=named))
+                    yield replace(reply, params=without(reply.params, ends))
+
+            return {**exchange.merge(state, without_ends()), ENDS: mean.result()}
+
+        def expects(order: Order) -> Params:
+            layout = layouts[order.settings["architecture"]]
+            trained = {*layout.names(order.settings["layers"]), *layout.head}
+            inner = {} if exchange.expects is None else exchange.expects(order)
+            return {**inner, **select(order.params, trained)}
+
+        return exchange._replace(ask=ask, work=work, merge=merge, expects=expects)
+
+    exchanges = tuple(averaging(exchange) for exchange in method.exchanges)
+    return method._replace(init=init, exchanges=exchanges, view=view)
