@@ -27,7 +27,7 @@ def test_create_writes_the_folder_that_reports_read(tmp_path):
     made = create(tmp_path / "runs" / "toy")
     assert read_config(made.folder) == CONFIG
     assert read_partition(made.folder) == {"digest": "d", "clients": []}
-    assert read_environment(made.folder) == {"versions": {}, "format": 2}
+    assert read_environment(made.folder) == {"versions": {}, "format": 3}
     assert read_rounds(made.folder) == []
     assert read_result(made.folder) is None
     assert not made.has_checkpoint
@@ -149,7 +149,7 @@ def test_a_manifest_of_another_format_or_a_damaged_one_is_refused(tmp_path, monk
     monkeypatch.setattr(manifest, "FORMAT", 99)
     manifest.write_manifest(made.folder, manifest.Manifest({}))
     monkeypatch.undo()
-    with pytest.raises(RunError, match="format 99, but this version of fedquilt reads format 2; take a newer one"):
+    with pytest.raises(RunError, match="format 99, but this version of fedquilt reads format 3; take a newer one"):
         Record.open(made.folder)
 
 

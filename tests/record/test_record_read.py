@@ -10,7 +10,17 @@ import torch
 from run_folders import CONFIG, create, finish, make_old
 
 from fedquilt.core.errors import RunError
-from fedquilt.record import Record, read_config, read_environment, read_partition, read_result, read_rounds
+from fedquilt.record import (
+    Record,
+    folder,
+    manifest,
+    new_folder,
+    read_config,
+    read_environment,
+    read_partition,
+    read_result,
+    read_rounds,
+)
 
 
 def test_rounds_are_lines_and_nan_is_null(tmp_path):
@@ -86,6 +96,18 @@ def test_a_lost_manifest_is_noticed_and_runs_of_earlier_versions_are_read_but_no
         Record.open(made.folder).check()
     with pytest.raises(RunError, match="made by an earlier version"):
         Record.open(made.folder).save_checkpoint(1, {}, {})
+
+
+def test_a_run_of_the_format_before_is_read_and_not_gone_on_with(tmp_path, monkeypatch):
+    for module in (folder, manifest, new_folder):
+        monkeypatch.setattr(module, "FORMAT", 2)
+    made = create(tmp_path / "toy")
+    finish(made, {"round": 0})
+    monkeypatch.undo()
+    assert read_config(made.folder) == CONFIG
+    assert read_rounds(made.folder) == [{"round": 0}]
+    with pytest.raises(RunError, match="an earlier version of fedquilt, whose checkpoints this one cannot take"):
+        Record.open(made.folder).load_checkpoint()
 
 
 def test_the_result_is_read_back_and_readers_want_a_run(tmp_path):

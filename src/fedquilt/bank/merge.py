@@ -65,7 +65,7 @@ def as_large(noise: Mapping[str, Tensor], bank: Mapping[str, Tensor]) -> Params:
     """
 
     def scaled(drawn: Tensor, matrices: Tensor) -> Tensor:
-        norms = wide(matrices).flatten(1).norm(dim=1) / wide(drawn).flatten(1).norm(dim=1)
+        norms: Tensor = wide(matrices).flatten(1).norm(dim=1) / wide(drawn).flatten(1).norm(dim=1)
         return (wide(drawn) * norms[:, None, None]).to(matrices.dtype)
 
     return {site: scaled(noise[site], matrices) for site, matrices in bank.items()}

@@ -83,7 +83,8 @@ def lowered(slots: Tensor, relation: Tensor) -> Tensor:
 
     Paper: h2tune, lower
     """
-    return torch.tensordot(relation.T, slots, dims=1)
+    layers: Tensor = torch.tensordot(relation.T, slots, dims=1)
+    return layers
 
 
 def lifted(layers: Tensor, relation: Tensor, covered: Tensor | None = None) -> Tensor:

@@ -10,9 +10,10 @@ import typer
 
 import fedquilt
 from fedquilt.cli.compare import show
-from fedquilt.cli.screen import Shown, errors, out, round_text
+from fedquilt.cli.screen import Shown, errors, out
 from fedquilt.report.page import write_page
 from fedquilt.report.plot import save_plots
+from fedquilt.report.round_text import round_text
 from fedquilt.report.runs import read_run
 
 WORDS = """\

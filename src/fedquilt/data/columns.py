@@ -38,7 +38,8 @@ def column(raw: Raw, key: str, name: str, source: str) -> Sequence[Any]:
             f"data.{key} = '{name}': '{source}' has no such column{suggestion(name, raw.names)}; columns: "
             f"{', '.join(raw.names)}"
         )
-    return raw.read(there)
+    values: Sequence[Any] = raw.read(there)
+    return values
 
 
 def fault_of_text(value: Any) -> str | None:

@@ -199,7 +199,7 @@ def _owned_classes(labels: np.ndarray, num_clients: int, classes_per_client: int
             "belong to nobody; "
             "raise partition.num_clients or partition.classes_per_client"
         )
-    return classes
+    return list(classes)
 
 
 def _smallest(labels: np.ndarray) -> tuple[int, int]:

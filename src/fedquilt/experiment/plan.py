@@ -229,7 +229,8 @@ def _fused_attention(
     if attn_mask is not None:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return fused(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
+    output: Tensor = fused(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
+    return output
 
 
 def _base_bytes(client: Client, adapted: bool) -> int:

@@ -15,7 +15,7 @@ import huggingface_hub.utils
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from fedquilt.core.errors import FedquiltError, ModelError
 from fedquilt.models import text

@@ -20,10 +20,12 @@ def new_vit(architecture: Mapping[str, Any], classes: Sequence[str], rng: Rng) -
     values: Values = {"model_type": "vit", **architecture, "id2label": dict(enumerate(classes))}
     values["label2id"] = {name: number for number, name in enumerate(classes)}
     with rng.scope():
-        return model_from(config_from(values), "image-classification")
+        model: nn.Module = model_from(config_from(values), "image-classification")
+    return model
 
 
 def new_causal_lm(values: Values, rng: Rng) -> nn.Module:
     """A causal language model of these config values with random weights drawn from ``rng``, all of them trainable."""
     with rng.scope():
-        return model_from(config_from(values), "causal-lm")
+        model: nn.Module = model_from(config_from(values), "causal-lm")
+    return model

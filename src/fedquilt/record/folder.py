@@ -23,6 +23,7 @@ from fedquilt.record.files import explained, to_json
 from fedquilt.record.lock import Hold
 from fedquilt.record.manifest import (
     FILES,
+    FORMAT,
     MANIFEST,
     Kept,
     Manifest,
@@ -58,7 +59,7 @@ class Record:
         self.config = config
         self._held = held
         manifest = manifest_of(folder)
-        self._of_another_version = manifest is None
+        self._of_another_version = manifest is None or manifest.format != FORMAT
         self._manifest = manifest or Manifest({})
         self._lines = RoundLines(folder, self._manifest.lines, self.next_round)
         self._checkpoints = CheckpointFiles(folder)
@@ -272,9 +273,8 @@ class Record:
     def _refuse_other_versions(self) -> None:
         if self._of_another_version:
             raise RunError(
-                f"{self.folder}: was made by an earlier version of fedquilt, whose checkpoints cannot be checked, so "
-                f"this one does not take them; go on with the version named in {ENVIRONMENT}, or start the run again "
-                "in another folder"
+                f"{self.folder}: was made by an earlier version of fedquilt, whose checkpoints this one cannot take; "
+                f"go on with the version named in {ENVIRONMENT}, or start the run again in another folder"
             )
 
     def _still_ours(self) -> None:

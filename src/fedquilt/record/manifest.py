@@ -1,13 +1,13 @@
 """``checkpoint.json``: what a run folder holds, with the sha256 of each file, and of itself.
 
-    format    2
+    format    3
     files     the sha256 of files that do not change, by path: config, environment, partition; adapters and result
               once the run is finished
     kept      the checkpoints from which the run can go on, oldest first (see ``Kept``)
     sha256    of everything above, as ``_digest`` writes it
 
-It is replaced in one step, so a folder holds what it says or was changed by somebody else. Folders made before format 2
-have none that can be checked; they can be read, but not gone on with.
+It is replaced in one step, so a folder holds what it says or was changed by somebody else. Folders made before format 3
+can be read, but not gone on with: methods kept other things in their state, and before format 2 nothing can be checked.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from fedquilt.core.errors import RunError
 from fedquilt.record.files import to_json
 
 MANIFEST, FILES = "checkpoint.json", "checkpoint"
-FORMAT = 2
+FORMAT = 3
+_READ = (2, FORMAT)
 _OLD_KEYS = {"format", "next_round", "seed", "config", "state", "memories"}  # of format 1
 
 RESTORE = "restore it from a copy, or start the run again in another folder"
@@ -72,6 +73,7 @@ class Manifest:
 
     files: dict[str, str]
     kept: tuple[Kept, ...] = ()
+    format: int = FORMAT
 
     @property
     def lines(self) -> Lines:
@@ -114,7 +116,7 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Put the manifest into the folder in one step; it is safe once the folder is synced too."""
-    value = {"format": FORMAT, **asdict(manifest)}
+    value = {**asdict(manifest), "format": FORMAT}
     write_bytes(folder / MANIFEST, to_json({**value, "sha256": _digest(value)}, indent=1).encode() + b"\n")
 
 
@@ -138,8 +140,8 @@ def read_manifest(folder: Path) -> Manifest | None:
         if value.keys() == _OLD_KEYS and value["format"] == 1:
             return None
         noted = value.pop("sha256")
-        if noted == _digest(value) and value["format"] == FORMAT:
-            return Manifest(value["files"], tuple(_kept(one) for one in value["kept"]))
+        if noted == _digest(value) and value["format"] in _READ:
+            return Manifest(value["files"], tuple(_kept(one) for one in value["kept"]), value["format"])
         found = value["format"] if noted == _digest(value) else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{path}: damaged, it is no list of what the run holds; {RESTORE}") from error

@@ -102,7 +102,8 @@ def over_bytes(groups: Groups, who: str = "global") -> Figure:
             total = {index: u + d for index, u, d in zip(at, up, down, strict=True)}
             if all(index in total for index in rounds):
                 tables.append([total[index] / size for index in rounds])
-        return np.mean(tables, axis=0)
+        mean: np.ndarray = np.mean(tables, axis=0)
+        return mean
 
     return _lines(groups, who, sent, f"sent so far by all clients, up and down ({unit})")
 

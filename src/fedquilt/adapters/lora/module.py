@@ -149,7 +149,7 @@ class LoraLinear(nn.Module):
 
         Paper: lora, delta
         """
-        y = self.base(x)
+        y: Tensor = self.base(x)
         if self.shift is not None:
             y = y + F.linear(self._own(x), self.shift).to(y.dtype)
         if not self.active:

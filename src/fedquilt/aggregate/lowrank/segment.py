@@ -106,7 +106,8 @@ def tail(product: Product, rank: int) -> Tensor:
 
     Paper: hetlora, tail
     """
-    return product.B[:, rank:].norm() * product.A[rank:].norm()
+    beyond: Tensor = product.B[:, rank:].norm() * product.A[rank:].norm()
+    return beyond
 
 
 def pruned_rank(rank: int, before: float, after: float, *, gamma: float = 0.99, min_rank: int = 1) -> int:

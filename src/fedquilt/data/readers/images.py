@@ -169,7 +169,8 @@ def _picture(value: Any) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype == object:
         raise ValueError(f"{type(value).__name__} holds no pixels")
-    return _numbers(array[None])[0]
+    first: np.ndarray = _numbers(array[None])[0]
+    return first
 
 
 def _refuse_bomb(picture: Image.Image, num_bytes: int) -> None:
@@ -189,7 +190,8 @@ def _pixels(picture: Image.Image) -> np.ndarray:
         deep = np.asarray(picture).astype(np.int64)
         return ((deep + 128) // 257).astype(np.uint8)  # 0..65535 to 0..255, rounded
     if picture.mode in ("I", "F"):
-        return _numbers(np.asarray(picture)[None])[0]
+        first: np.ndarray = _numbers(np.asarray(picture)[None])[0]
+        return first
     if picture.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in picture.info:
         grey = picture.mode in ("L", "LA", "La", "1")
         laid = Image.new("RGBA", picture.size, "white")

@@ -114,7 +114,8 @@ class Shelf:
         if entry["file"] is None:
             return {}
         advice = "restore this client's memory from a copy, or start a new run"
-        return tree_from_bytes(read_bytes(self.folder / entry["file"], entry["sha256"], advice))
+        memory: Memory = tree_from_bytes(read_bytes(self.folder / entry["file"], entry["sha256"], advice))
+        return memory
 
 
 def _entry(step: Step) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from fedquilt.core.checks import Check
 from fedquilt.core.errors import FedquiltError
-from fedquilt.core.loop import Check, Round, needed, rounds
+from fedquilt.core.loop import Round, needed, rounds
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Params, Profile, Tree
