@@ -80,6 +80,6 @@ def rank_of(layout: Layout, rank: int | None) -> int:
     if len(ranks) > 1:
         raise ConfigError(
             f"adapter.rank_pattern: {layout.architecture} has adapters of the ranks {', '.join(map(str, ranks))}, and "
-            "'h2tune' needs one for all modules of a client, as wide as its cores; leave rank_pattern out"
+            "a client's cores need one for all of its modules; leave rank_pattern out"
         )
     return ranks[0]
