@@ -110,7 +110,7 @@ def test_validation_does_not_move_the_test_rows_and_clients_do_not_move_each_oth
     [
         ({"test_fraction": 1.0}, r"partition\.test_fraction = 1\.0: must be at least 0 and below 1"),
         ({"validation_fraction": -0.1}, r"partition\.validation_fraction = -0\.1: must be"),
-        ({"test_fraction": 0.5, "validation_fraction": 0.5}, r"leave nothing for training; their sum must be below 1"),
+        ({"test_fraction": 0.5, "validation_fraction": 0.5}, r"leave no rows for training; their sum must be below 1"),
     ],
 )
 def test_impossible_fractions(fractions: dict[str, float], said: str) -> None:

@@ -120,7 +120,7 @@ def test_a_folder_of_other_files_is_one_after_the_other(tmp_path: Path) -> None:
     assert table.inputs == TEXTS + TEXTS
     assert table.is_train is None
     (tmp_path / "part-3.csv").write_text("text,stars\na,5\n")
-    with pytest.raises(DataError, match=r"unlike columns \(label, stars\)"):
+    with pytest.raises(DataError, match=r"different columns \(label, stars\)"):
         load_table(str(tmp_path))
 
 

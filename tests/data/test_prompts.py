@@ -134,12 +134,16 @@ def test_a_prompt_also_names_the_columns_of_a_tsv_file(tmp_path):
         (
             SENTENCES,
             {"prompt": "{sentence"},
-            r"data.prompt = '\{sentence': .*write a brace that is meant as such twice",
+            r"data.prompt = '\{sentence': .*write a literal brace twice",
         ),
-        (SENTENCES, {"prompt": "{sentence!r}"}, r"in braces stands the name of a column and nothing else"),
-        (SENTENCES, {"prompt": "{}"}, r"in braces stands the name of a column"),
-        (SENTENCES, {"prompt": "Sentiment:"}, r"holds no column, so all rows are alike; write it as '\{text\}'"),
-        (SENTENCES, {"prompt": "{sentence}", "words": {"0": "no"}}, r"data.words: has nothing for the class '1'"),
+        (SENTENCES, {"prompt": "{sentence!r}"}, r"braces must hold the name of a column and nothing else"),
+        (SENTENCES, {"prompt": "{}"}, r"braces must hold the name of a column"),
+        (
+            SENTENCES,
+            {"prompt": "Sentiment:"},
+            r"holds no column, so all rows would be equal; insert a column as in '\{text\}'",
+        ),
+        (SENTENCES, {"prompt": "{sentence}", "words": {"0": "no"}}, r"data.words: has no word for the class '1'"),
         (SENTENCES, {"format": "messages"}, r"data.format = 'messages': .* has no column 'messages'"),
         (CHAT, {"format": "instruction"}, r"has no column 'instruction', 'output'; columns: messages"),
         (
@@ -153,9 +157,9 @@ def test_a_prompt_also_names_the_columns_of_a_tsv_file(tmp_path):
         (
             [CHAT[0], {"messages": CHAT[0]["messages"][:1]}],
             {},
-            r"'messages': speakers are user; the last must .*: 1 row: .*, line 2$",
+            r"'messages': the roles are user; the last must .*: 1 row: .*, line 2$",
         ),
-        ([{"messages": []}], {}, r"speakers are nobody; the last must be the assistant"),
+        ([{"messages": []}], {}, r"the roles are none; the last must be the assistant"),
         ([{"instruction": "Go", "output": 5}], {}, r"column 'output': not text \(5\): 1 row: .*, line 1$"),
         ([{"instruction": None, "output": "5"}], {}, r"column 'instruction': not text \(None\): 1 row: .*, line 1$"),
     ],
@@ -184,7 +188,7 @@ def test_one_list_or_one_object_a_line_and_nothing_else_is_a_json_file(tmp_path,
     assert load_table(str(tmp_path / "lines.json")).targets == ["The answer is 5", "print(20)"]
     for text, message in (
         ("{", r"line 1: not JSON"),
-        ('{"data": []}', r"holds one dict; a \.json file must be one list of objects"),
+        ('{"data": []}', r"holds one dict; a \.json file must be a list of objects"),
         ("[1]", r"int found; every row must be a JSON object: 1 row: .*, row 1$"),
         ("[]", r"holds no rows"),
     ):

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from fedquilt.cli.pretrain import app
 from fedquilt.core.errors import ConfigError, RunError
 from fedquilt.core.rng import Rng
-from fedquilt.data.synthetic.arithmetic import KINDS, arithmetic_table, is_held_out
+from fedquilt.data.synthetic.arithmetic import arithmetic_table, is_held_out
+from fedquilt.data.synthetic.arithmetic_kinds import KINDS
 from fedquilt.models.hf import load_model
 from fedquilt.models.small_tokenizers import MARKS, new_tokenizer
 from fedquilt.pretrain.arithmetic import FAMILIES, packed, pretrain_arithmetic

@@ -1,1 +1,1 @@
-"""Reading data, and cutting it into clients."""
+"""Reading data sets, and partitioning them over clients."""

@@ -1,4 +1,4 @@
-"""What is wrong with single rows of a source: collected, and told all at once with file, line and count."""
+"""Rows of a source that cannot be used: collected, then reported together with file, line and count."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from fedquilt.core.errors import DataError
 from fedquilt.data.readers.raw_columns import Origin, Place, Trouble
 
-_FEW = 5  # places that are named of each kind of trouble
+_FEW = 5  # rows that are listed for each problem
 
 
 class Troubles:
-    """The rows of a source that cannot be used, by what is wrong with them."""
+    """The rows of a source that cannot be used, grouped by problem."""
 
     def __init__(self, origin: Origin, found: Sequence[Trouble] = ()) -> None:
         self._origin = origin
@@ -21,31 +21,31 @@ class Troubles:
             self._found.setdefault(what, {}).setdefault(place, "")
 
     def add(self, what: str, row: int, value: object = None, *, show: bool = False) -> None:
-        """Note that the row numbered ``row`` cannot be used; with ``show`` the first such ``value`` is told."""
+        """Note that row number ``row`` cannot be used; with ``show`` the report quotes the first such ``value``."""
         example = f" ({short(value)})" if show else ""
         self._found.setdefault(what, {}).setdefault(self._origin.place(row), example)
 
     def refuse(self, source: str) -> None:
-        """Nothing, if all rows can be used.
+        """Raise DataError if any row cannot be used.
 
         Raises
         ------
         DataError
-            with every kind of trouble, how many rows have it, and where they stand; ``source`` names the data.
+            lists every problem, the number of rows that have it, and where they stand; ``source`` names the data.
         """
         if not self._found:
             return
         places = {place for rows in self._found.values() for place in rows}
         lines = [
-            f"  {what}{next(iter(rows.values()))}: {_rows(len(rows))}: {told(list(rows))}"
+            f"  {what}{next(iter(rows.values()))}: {_rows(len(rows))}: {listed(list(rows))}"
             for what, rows in self._found.items()
         ]
         them = "it" if len(places) == 1 else "them"
-        raise DataError(f"{source}: {_rows(len(places))} cannot be used; mend or remove {them}\n" + "\n".join(lines))
+        raise DataError(f"{source}: {_rows(len(places))} cannot be used; repair or remove {them}\n" + "\n".join(lines))
 
 
-def told(places: Sequence[Place]) -> str:
-    """The places in words, by file: ``"rows.csv, lines 4, 7 and 353"``; of many, the first ones and how many more."""
+def listed(places: Sequence[Place]) -> str:
+    """List rows by file: ``"rows.csv, lines 4, 7 and 353"``; of many rows the first few and the number of others."""
     by_file: dict[tuple[str, str], list[int]] = {}
     for file, unit, number in sorted(places, key=lambda place: (place.file, place.number))[:_FEW]:
         by_file.setdefault((file, unit), []).append(number)
@@ -59,12 +59,12 @@ def told(places: Sequence[Place]) -> str:
 
 
 def short(value: object) -> str:
-    """The value as Python writes it, cut to what fits in a message, however long or deep it is."""
+    """The ``repr`` of a value, shortened to at most 120 characters for a message."""
     form = reprlib.Repr()
     form.maxstring = form.maxother = 100
     try:
         text = form.repr(value)
-    except ValueError:  # an integer of more digits than Python writes
+    except ValueError:  # an integer with more digits than Python converts to text
         text = type(value).__name__
     return text if len(text) <= 120 else text[:117] + "..."
 

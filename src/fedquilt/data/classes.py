@@ -1,4 +1,4 @@
-"""Names of classes that mean the same, wherever they come from: the rows, the run file, the base model's own config."""
+"""Matching class names from different origins: the data, the run file and the config of the base model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _WORDS = {"true": "1", "false": "0"}
 
 
 def places(names: Sequence[str], classes: Sequence[str]) -> list[int | None]:
-    """The place of each name among ``classes``, which holds it at most once; None for one that is not there.
+    """The index in ``classes`` of each name, or None for a name that has no match there.
 
-    What is alike to the letter is joined first; of the rest what is alike but for case and spaces around it; of the
-    rest what is the same number, where ``true`` is 1, ``false`` is 0 and ``LABEL_3`` is 3. Names that become alike in
-    such a reading are not joined by it: that would be a guess.
+    Exactly equal names are matched first; of the remaining names those that are equal except for case and white space;
+    then those that are the same number, where ``true`` is 1, ``false`` is 0 and ``LABEL_3`` is 3. A step is skipped if
+    it would make two names of one side equal, because the match would then be a guess.
     """
     found: list[int | None] = [None] * len(names)
     readings: tuple[Callable[[str], str], ...] = (str, _folded, _number)
@@ -29,7 +29,7 @@ def places(names: Sequence[str], classes: Sequence[str]) -> list[int | None]:
 
 
 def numbered(names: Sequence[str]) -> bool:
-    """Whether each name says nothing but its own place: ``LABEL_0``, ``LABEL_1``, or ``0``, ``1``."""
+    """Whether each name is only its own index: ``LABEL_0``, ``LABEL_1``, or ``0``, ``1``."""
     return all(_number(name) == str(place) and not _is_word(name) for place, name in enumerate(names))
 
 

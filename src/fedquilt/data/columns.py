@@ -1,4 +1,4 @@
-"""What the columns of a source mean: text, classes, client ids, the published split. Rows that do not fit are noted."""
+"""Interpreting the columns of a source: text, classes, client ids and the published split."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fedquilt.core.errors import DataError, suggestion
 from fedquilt.data.bad_rows import Troubles
 from fedquilt.data.readers.raw_columns import Raw
 
-_WHOLE = re.compile(r"-?[0-9]{1,4000}")  # longer ones are no numbers to Python either
+_WHOLE = re.compile(r"-?[0-9]{1,4000}")  # Python does not convert longer ones to int either
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def found(raw: Raw, name: str) -> str | None:
-    """The column of this name, or with an ``s`` behind it, or None."""
+    """The name of the column called ``name``, or ``name`` with an ``s`` appended, or None if there is neither."""
     return next((candidate for candidate in (name, name + "s") if candidate in raw.names), None)
 
 
@@ -30,7 +30,7 @@ def column(raw: Raw, key: str, name: str, source: str) -> Sequence[Any]:
     Raises
     ------
     DataError
-        if there is none.
+        if there is no such column.
     """
     there = found(raw, name)
     if there is None:
@@ -43,18 +43,18 @@ def column(raw: Raw, key: str, name: str, source: str) -> Sequence[Any]:
 
 
 def fault_of_text(value: Any) -> str | None:
-    """What is wrong with a value that should be text, or None."""
+    """The problem with a value that should be text, or None if there is none."""
     if not isinstance(value, str):
         return "not text"
     try:
         value.encode()
     except UnicodeEncodeError:
-        return "half of a surrogate pair, which is no text"
+        return "half of a surrogate pair, which is not valid text"
     return None
 
 
 def strings(raw: Raw, key: str, name: str, source: str, troubles: Troubles) -> list[str]:
-    """The texts of the column that ``data.<key>`` names."""
+    """The texts of the column that ``data.<key>`` names; values that are not text are noted in ``troubles``."""
     made = []
     for row, value in enumerate(column(raw, key, name, source)):
         fault = fault_of_text(value)
@@ -65,16 +65,16 @@ def strings(raw: Raw, key: str, name: str, source: str, troubles: Troubles) -> l
 
 
 def classes(raw: Raw, name: str, source: str, troubles: Troubles) -> tuple[Tensor | None, tuple[str, ...]]:
-    """The class of each row, int64 (n,), and the classes' names in order; no classes where all labels are hidden.
+    """The class of each row, int64 (n,), and the class names in order; ``(None, ())`` where all labels are hidden.
 
-    The names are what the source calls its classes or else the labels as they are written, in ascending order: of
-    numbers, where all of them are whole numbers, and else of text. ``07`` and ``7`` are two classes; the number 7.0 is
-    the class ``7``; the truth values are ``False`` and ``True``.
+    The names are those that the source declares, or else the labels as text: in numerical order if all are whole
+    numbers, otherwise in alphabetical order. ``07`` and ``7`` are two classes; the number 7.0 is the class ``7``; the
+    truth values are ``False`` and ``True``. Rows without a usable label are noted in ``troubles``.
     """
-    told = column(raw, "label", name, source)
-    values = told.tolist() if isinstance(told, np.ndarray) else list(told)
+    given = column(raw, "label", name, source)
+    values = given.tolist() if isinstance(given, np.ndarray) else list(given)
     names = raw.class_names.get(found(raw, name) or name)
-    if names is not None and all(value == -1 for value in values):  # benchmarks hide the answers of their test split
+    if names is not None and all(value == -1 for value in values):  # benchmarks hide the labels of their test split
         return None, ()
     where = f"data.label = '{name}'"
     for row, value in enumerate(values):
@@ -102,9 +102,10 @@ def classes(raw: Raw, name: str, source: str, troubles: Troubles) -> tuple[Tenso
 
 
 def groups(raw: Raw, name: str, source: str, troubles: Troubles) -> tuple[Tensor, tuple[str, ...]]:
-    """The natural client id of each row, int64 (n,), and the ids' names.
+    """The natural client id of each row, int64 (n,), and the names of the ids.
 
-    A column of whole numbers is taken as it is, and its numbers are the only names; any other is numbered.
+    A column of whole numbers is used as it is, and there are no names; other ids are numbered in sorted order. Rows
+    without a usable id are noted in ``troubles``.
     """
     values = column(raw, "group", name, source)
     array = values if isinstance(values, np.ndarray) else None
@@ -115,8 +116,8 @@ def groups(raw: Raw, name: str, source: str, troubles: Troubles) -> tuple[Tensor
         missing = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
         odd = not isinstance(value, str | int | float | np.generic)
         if missing or odd:
-            told = "no client id" if missing else "a client id that is neither text nor number"
-            troubles.add(f"data.group = '{name}': {told}", row, value, show=True)
+            fault = "no client id" if missing else "a client id that is neither text nor number"
+            troubles.add(f"data.group = '{name}': {fault}", row, value, show=True)
         ids.append(0 if missing or odd else value)
     if all(type(value) is int and abs(value) < 2**63 for value in ids):
         return torch.tensor(ids, dtype=torch.int64), ()
@@ -125,7 +126,7 @@ def groups(raw: Raw, name: str, source: str, troubles: Troubles) -> tuple[Tensor
 
 
 def published(raw: Raw, troubles: Troubles) -> Tensor | None:
-    """Which rows the column ``is_train`` puts among the training rows, or None if there is no such column."""
+    """Whether each row is a training row by the column ``is_train``, bool (n,); None if there is no such column."""
     if "is_train" not in raw.names:
         return None
     made = []
@@ -142,7 +143,7 @@ def _fault_of_label(value: Any, num_names: int | None) -> str | None:
         return "no label"
     if num_names is not None:
         fits = isinstance(value, int) and 0 <= value < num_names
-        return None if fits else f"no number of a class from 0 to {num_names - 1}"
+        return None if fits else f"not a class number from 0 to {num_names - 1}"
     if isinstance(value, str):
         return fault_of_text(value)
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
@@ -151,7 +152,7 @@ def _fault_of_label(value: Any, num_names: int | None) -> str | None:
 
 
 def _written(value: Any) -> str:
-    """A label or an id as text; too long a number for Python to write in tens is written in sixteens."""
+    """A label or an id as text; an integer too long for Python to write in decimal is written in hexadecimal."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     try:

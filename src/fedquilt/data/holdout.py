@@ -1,4 +1,4 @@
-"""Rows kept by the server, and every client's rows for training, validation and test."""
+"""The server's proxy rows, and the split of each client's rows into training, validation and test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedquilt.data.partition import digest
 
 @dataclass(frozen=True)
 class Shares:
-    """One client's row numbers, ascending; no row is in two of the three."""
+    """The row numbers of one client, each array ascending; the three are disjoint."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -22,10 +22,10 @@ class Shares:
 
 
 def stratified(indices: np.ndarray, labels: np.ndarray | None, count: int, rng: Rng) -> np.ndarray:
-    """``count`` of the row numbers ``indices``, ascending, drawn so that every class keeps its share to within one row.
+    """Draw ``count`` of the row numbers ``indices``, stratified by class to within one row; ascending.
 
-    Systematic sampling: the rows in random order are sorted by label, and every ``n / count``-th is taken from a random
-    start. ``labels`` are those of the whole data; None draws without regard to class.
+    Systematic sampling: the shuffled rows are sorted by label, and every ``n / count``-th row is taken from a random
+    start. ``labels`` are those of the whole data; with None the draw ignores classes.
     """
     if count == 0:
         return np.empty(0, dtype=np.int64)
@@ -40,27 +40,26 @@ def stratified(indices: np.ndarray, labels: np.ndarray | None, count: int, rng: 
 def carve_proxy(
     parts: Sequence[np.ndarray], labels: np.ndarray | None, num_proxy: int, rng: Rng
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """The server's proxy rows, and the clients' rows without them.
+    """Take the server's proxy rows from the clients: the proxy rows, and each client's remaining rows.
 
-    The rows come from all clients together, stratified by class; a client always keeps one row. Taking them out after
-    the partition leaves every other row with the client that had it.
+    The rows are drawn from all clients together, stratified by class; every client keeps at least one row. Because the
+    proxy is taken after the partition, every other row stays with its client.
 
     Raises
     ------
     DataError
-        if there are not enough rows.
+        if ``num_proxy`` is negative or there are not enough rows.
     """
     if num_proxy < 0:
         raise DataError(f"data.proxy = {num_proxy}: must be 0 (the server keeps no rows) or more")
-    # the first row that a client happens to hold is as good as any other to be kept
+    # one row of each client, the first of a random order, is never drawn
     spare = np.concatenate(
         [rng.child("spare", client).numpy().permutation(part)[1:] for client, part in enumerate(parts)]
     )
     if num_proxy > len(spare):
         raise DataError(
             f"data.proxy = {num_proxy}: the server can keep at most {len(spare)} rows of {sum(map(len, parts))}, "
-            "because each of "
-            f"{len(parts)} clients keeps one; lower data.proxy or raise data.limit"
+            f"because each of {len(parts)} clients keeps one; lower data.proxy or raise data.limit"
         )
     proxy = stratified(spare, labels, num_proxy, rng.child("proxy"))
     return proxy, tuple(np.setdiff1d(part, proxy) for part in parts)
@@ -74,15 +73,26 @@ def split_client(
     test_fraction: float = 0.0,
     validation_fraction: float = 0.0,
 ) -> Shares:
-    """One client's rows for training, validation and test, stratified by class.
+    """Split the rows of one client into training, validation and test, stratified by class.
 
-    A share is ``round(n * fraction)`` rows, at least one where its fraction is above 0; but one row is always kept for
-    training, then test comes before validation. The test rows do not depend on ``validation_fraction``.
+    A share is ``round(n * fraction)`` rows, and at least one row if its fraction is above 0. With too few rows,
+    training gets one row first, then test, then validation. The test rows do not depend on ``validation_fraction``.
+
+    Parameters
+    ----------
+    indices
+        The client's row numbers.
+    labels
+        The labels of the whole data; with None the split ignores classes.
+    rng
+        The client's random stream.
+    test_fraction, validation_fraction
+        The shares of the rows, in [0, 1); their sum must be below 1.
 
     Raises
     ------
     DataError
-        if a fraction is not in [0, 1) or the two leave nothing for training.
+        if a fraction is not in [0, 1), the two leave no rows for training, or the client has no rows.
     """
     for key, fraction in (("test_fraction", test_fraction), ("validation_fraction", validation_fraction)):
         if not 0 <= fraction < 1:
@@ -90,8 +100,7 @@ def split_client(
     if test_fraction + validation_fraction >= 1:
         raise DataError(
             f"partition.test_fraction = {test_fraction} and partition.validation_fraction = {validation_fraction} "
-            "leave nothing "
-            "for training; their sum must be below 1"
+            "leave no rows for training; their sum must be below 1"
         )
     if len(indices) == 0:
         raise DataError("a client has no examples; lower partition.num_clients or raise data.limit")
@@ -111,8 +120,17 @@ def split_clients(
     test_fraction: float = 0.0,
     validation_fraction: float = 0.0,
 ) -> dict[int, Shares]:
-    """``split_client`` for every client, each on its own stream ``rng.child("client", i)``: who else there is, and
-    where a client's rows stand among others, changes nothing."""
+    """Apply ``split_client`` to every client, each with its own stream ``rng.child("client", i)``.
+
+    The split of a client therefore depends neither on the other clients nor on where its rows stand in the data.
+
+    Parameters
+    ----------
+    parts
+        The row numbers of each client.
+    labels, rng, test_fraction, validation_fraction
+        As in ``split_client``.
+    """
     return {
         client: split_client(
             part,
@@ -128,7 +146,7 @@ def split_clients(
 def label_counts(
     parts: Sequence[np.ndarray], labels: np.ndarray | None, classes: Sequence[str]
 ) -> list[dict[str, int]]:
-    """For every client the number of its rows by class name; classes it has no row of are left out."""
+    """The number of rows by class name, for every client; classes without rows are left out."""
     if labels is None:
         return [{} for _ in parts]
     counts = [np.bincount(labels[part], minlength=len(classes)) for part in parts]
@@ -136,7 +154,7 @@ def label_counts(
 
 
 def split_digest(shares: Sequence[Shares], proxy: np.ndarray) -> str:
-    """The sha256 (hex) of the whole split: the server's rows and every client's three shares."""
+    """The sha256 (hex) of the whole split: the server's proxy rows and the three shares of every client."""
     return digest([proxy, *(part for share in shares for part in (share.train, share.validation, share.test))])
 
 

@@ -1,4 +1,4 @@
-"""Bounds on what a file may make of itself in memory: nothing that a file says of its own size is trusted."""
+"""Bounds on the memory that an untrusted file may take when it is read."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from pathlib import Path
 from fedquilt.core.errors import DataError
 
 MOST_PIXELS = 120_000_000
-"""Pixels of one picture: more than any common camera has."""
+"""Most pixels of one picture; more than any common camera produces."""
 
 MOST_SIDE = 1024
-"""Pixels of the shorter side that are kept of a picture; no common model looks at more."""
+"""Most pixels of the shorter side of a picture; larger pictures are scaled down, as no common model uses more."""
 
 MOST_ROWS = 1 << 28
+"""Most rows of one file."""
 
-_SMALL = 1 << 28  # bytes that no machine minds, however tightly they were packed
-_TIGHTEST = 250  # bytes out of one packed byte; data of use stay far below it
+_SMALL = 1 << 28  # unpacked bytes that are accepted whatever the compression ratio
+_TIGHTEST = 250  # the highest compression ratio; real data stay far below it
 
 
 def memory_bytes() -> int:
-    """The bytes of memory of this machine; 16 GiB where it does not say."""
+    """The memory of this machine in bytes; 16 GiB if it cannot be determined."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -28,12 +29,12 @@ def memory_bytes() -> int:
 
 
 def refuse_large(path: Path, num_bytes: int, share: float = 0.5) -> None:
-    """Nothing, if ``num_bytes`` fit in a share of this machine's memory.
+    """Raise DataError if ``num_bytes`` exceed a share of this machine's memory.
 
     Raises
     ------
     DataError
-        if they do not; names the file.
+        names the file, the size and the limit.
     """
     most = int(memory_bytes() * share)
     if num_bytes > most:
@@ -44,16 +45,19 @@ def refuse_large(path: Path, num_bytes: int, share: float = 0.5) -> None:
 
 
 def refuse_bomb(path: Path, packed: int, unpacked: int) -> None:
-    """Nothing, if ``packed`` bytes of a file may become ``unpacked`` ones.
+    """Raise DataError if a compressed file looks like a decompression bomb.
+
+    ``packed`` and ``unpacked`` are its size in bytes before and after decompression.
 
     Raises
     ------
     DataError
-        if they would fill the memory, or are packed tighter than data are; names the file.
+        if the unpacked data exceed half of the memory, or the compression ratio is above that of real data; names the
+        file.
     """
     if unpacked > _SMALL and unpacked > _TIGHTEST * max(packed, 1):
         raise DataError(
-            f"{path}: {packed:,} bytes unpack to {unpacked:,}, which no data do but a decompression bomb; "
-            "write it from its source again"
+            f"{path}: {packed:,} bytes unpack to {unpacked:,}, as only a decompression bomb does; write the file again "
+            "from its source"
         )
     refuse_large(path, unpacked)

@@ -1,11 +1,13 @@
-"""How a row of a text source becomes a prompt and a completion for a language model.
+"""Turning rows of a text source into prompts and completions for a language model.
 
-    plain         columns of text: a prompt and perhaps a completion
-    instruction   ``instruction``, perhaps ``input``, and ``output``
-    messages      a list of ``role`` and ``content``; the last one, the assistant's, is the completion
+The layouts of the columns:
 
-What comes before the completion of the last two is a conversation. A tokenizer with a chat template writes it as it was
-taught to; where there is none it is written as ``rendered`` does.
+    plain         columns of text: a prompt and optionally a completion
+    instruction   columns ``instruction``, ``output`` and optionally ``input``
+    messages      a list of ``role`` and ``content``; the last message, the assistant's, is the completion
+
+In the last two, what precedes the completion is a conversation. It is formatted by the tokenizer's chat template, or by
+``rendered`` if the tokenizer has none.
 """
 
 from __future__ import annotations
@@ -20,23 +22,23 @@ from fedquilt.data.columns import fault_of_text
 from fedquilt.data.readers.raw_columns import Raw
 
 Turns = tuple[tuple[str, str], ...]
-"""A conversation: who speaks, and what is said."""
+"""A conversation: pairs of role and content."""
 
 NEEDED = {"plain": (), "instruction": ("instruction", "output"), "messages": ("messages",)}
-"""The columns of each layout that have a fixed name."""
+"""The columns that each layout requires."""
 
 
 class Conversations(NamedTuple):
-    """Of every row, what was said before the completion, and the completion."""
+    """The conversation before the completion, and the completion, of every row."""
 
     turns: list[Turns]
     completions: list[str]
 
 
 def layout_of(raw: Raw, wanted: str, text: str, source: str) -> str:
-    """The layout of a source's rows: the one that is wanted, or for ``auto`` the one that its columns tell.
+    """The layout of a source: ``wanted``, or for ``auto`` the one that its column names suggest.
 
-    It is plain where the column of the text is named by the user or has its usual name.
+    ``auto`` gives ``plain`` if the user names the text column or there is a column ``text``.
 
     Raises
     ------
@@ -44,7 +46,7 @@ def layout_of(raw: Raw, wanted: str, text: str, source: str) -> str:
         if a column of the wanted layout is missing.
     """
     if wanted == "auto":
-        if text != "text" or {"text", "texts"} & set(raw.names):  # a column that the user named must be there
+        if text != "text" or {"text", "texts"} & set(raw.names):  # a column that the user named must exist
             return "plain"
         return next((name for name in ("messages", "instruction") if set(NEEDED[name]) <= set(raw.names)), "plain")
     missing = [name for name in NEEDED[wanted] if name not in raw.names]
@@ -57,9 +59,9 @@ def layout_of(raw: Raw, wanted: str, text: str, source: str) -> str:
 
 
 def conversations(raw: Raw, layout: str, troubles: Troubles) -> Conversations:
-    """The conversations of a source laid out as ``instruction`` or ``messages``.
+    """The conversations of a source with the layout ``instruction`` or ``messages``.
 
-    Rows that are no conversation with an answer of the assistant at its end are noted in ``troubles``.
+    Rows that do not end with an answer of the assistant are noted in ``troubles``.
     """
     if layout == "messages":
         rows = [_messages(row, value, troubles) for row, value in enumerate(raw.read("messages"))]
@@ -75,8 +77,8 @@ def conversations(raw: Raw, layout: str, troubles: Troubles) -> Conversations:
 def rendered(turns: Turns) -> str:
     """A conversation as plain text, for models without a chat template.
 
-    Every turn is the speaker's name with a colon, a line end, what is said and an empty line; behind them stands
-    ``Assistant:`` and a line end.
+    Every turn is its role with a colon, a line break, its content and an empty line; the text ends with ``Assistant:``
+    and a line break.
     """
     said = "".join(f"{role.capitalize()}:\n{content.strip()}\n\n" for role, content in turns)
     return f"{said}Assistant:\n"
@@ -88,36 +90,49 @@ def placeholders(prompt: str) -> tuple[str, ...]:
     Raises
     ------
     DataError
-        if a brace is not closed, or there is more than a name in it, or nothing is in braces.
+        if a brace is not closed, braces hold more than a column's name, or there is no placeholder.
     """
     try:
         parts = list(Formatter().parse(prompt))
     except ValueError as error:
-        raise DataError(f"data.prompt = {prompt!r}: {error}; write a brace that is meant as such twice") from error
+        raise DataError(f"data.prompt = {prompt!r}: {error}; write a literal brace twice") from error
     names = []
     for _, name, form, conversion in parts:
         if name is None:
             continue
         if not name or form or conversion:
             raise DataError(
-                f"data.prompt = {prompt!r}: in braces stands the name of a column and nothing else, as in "
-                "'{text}'; write a brace that is meant as such twice"
+                f"data.prompt = {prompt!r}: braces must hold the name of a column and nothing else, as in "
+                "'{text}'; write a literal brace twice"
             )
         names.append(name)
     if not names:
-        raise DataError(f"data.prompt = {prompt!r}: holds no column, so all rows are alike; write it as '{{text}}'")
+        raise DataError(
+            f"data.prompt = {prompt!r}: holds no column, so all rows would be equal; insert a column as in '{{text}}'"
+        )
     return tuple(dict.fromkeys(names))
 
 
 def filled(prompt: str, raw: Raw, named: Mapping[str, str], source: str, troubles: Troubles) -> list[str]:
-    """The prompt of every row; ``named`` are the columns that ``{text}`` and the like stand for.
+    """The prompt of every row, with its placeholders filled in.
 
-    Rows that hold neither text nor a number there are noted in ``troubles``.
+    Parameters
+    ----------
+    prompt
+        The prompt with column names in braces.
+    raw
+        The columns of the source.
+    named
+        The columns that placeholders such as ``{text}`` stand for, by placeholder; others stand for themselves.
+    source
+        The source as the user wrote it, for messages.
+    troubles
+        Receives the rows in which a placeholder's value is neither text nor a number.
 
     Raises
     ------
     DataError
-        if there is no such column, or a column that the user named is in no place of the prompt.
+        if a placeholder has no column, or the user named a column that the prompt does not use.
     """
     columns: dict[str, list[str]] = {}
     taken = set()
@@ -135,8 +150,8 @@ def filled(prompt: str, raw: Raw, named: Mapping[str, str], source: str, trouble
     for key, own in named.items():
         if own != key and own not in taken and own + "s" not in taken:
             raise DataError(
-                f"data.{key} = '{own}': data.prompt = {prompt!r} has no place for it; write {{{key}}} where it "
-                f"belongs, or leave data.{key} out"
+                f"data.{key} = '{own}': data.prompt = {prompt!r} does not use it; insert {{{key}}} into the "
+                f"prompt, or leave data.{key} out"
             )
     parts = list(Formatter().parse(prompt))
     return [
@@ -146,17 +161,17 @@ def filled(prompt: str, raw: Raw, named: Mapping[str, str], source: str, trouble
 
 
 def class_words(labels: Sequence[int], classes: Sequence[str], words: Mapping[str, str] | None) -> list[str]:
-    """What is written for the class of every row: its name, or its word.
+    """The completion for the class of every row: its word in ``words``, or its name if ``words`` is None.
 
     Raises
     ------
     DataError
-        if there are words, and a class has none.
+        if ``words`` lacks a class.
     """
     lacking = [name for name in classes if words is not None and name not in words]
     if words is not None and lacking:
         raise DataError(
-            f"data.words: has nothing for the class '{lacking[0]}'{suggestion(lacking[0], list(words))}; give a word "
+            f"data.words: has no word for the class '{lacking[0]}'{suggestion(lacking[0], list(words))}; give a word "
             f"for each of {', '.join(classes)}"
         )
     written = [name if words is None else words[name] for name in classes]
@@ -176,10 +191,10 @@ def _messages(row: int, value: Any, troubles: Troubles) -> tuple[Turns, str]:
             return nothing
         said.append((role, content))
     if len(said) < 2 or said[-1][0] != "assistant":
-        roles = ", ".join(short(role)[1:-1] for role, _ in said[:8]) or "nobody"
+        roles = ", ".join(short(role)[1:-1] for role, _ in said[:8]) or "none"
         troubles.add(
-            f"'messages': speakers are {roles}; the last must be the assistant, whose words are learned, after at "
-            "least one other",
+            f"'messages': the roles are {roles}; the last must be the assistant, whose message is the completion, "
+            "after at least one other",
             row,
         )
         return nothing
@@ -187,7 +202,7 @@ def _messages(row: int, value: Any, troubles: Troubles) -> tuple[Turns, str]:
 
 
 def _texts(raw: Raw, column: str, troubles: Troubles, *, empty: bool = False) -> list[str]:
-    """The texts of a column; with ``empty`` it may also hold nothing."""
+    """The texts of a column; with ``empty`` a value may also be None."""
     made = []
     for row, value in enumerate(raw.read(column)):
         fault = None if empty and value is None else fault_of_text(value)

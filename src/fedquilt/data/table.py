@@ -1,4 +1,4 @@
-"""Rows: as they were read (``Table``) and as a model takes them (``Columns``)."""
+"""Rows as they were read (``Table``), and as a model takes them (``Columns``)."""
 
 from __future__ import annotations
 
@@ -27,15 +27,35 @@ Indices = Sequence[int] | np.ndarray | Tensor
 
 @dataclass(frozen=True)
 class Table:
-    """Data as it was read, before any model is known.
+    """Data as it was read, independent of any model.
 
-    ``kind`` is ``"image"`` or ``"text"``. ``inputs`` are uint8 images ``(n, H, W)`` or ``(n, H, W, 3)``, or of unlike
-    sizes, or ``n`` strings (a sentence, or the prompt of a causal language model). ``labels`` are int64 ``(n,)`` and
-    number ``classes``; None where the source has none. ``pairs`` are second sentences, ``targets`` the completions of a
-    causal language model; ``turns`` what was said before them, by role, where the source holds conversations
-    (``inputs`` is then the same as plain text). ``groups`` (int64) is the natural client id of every row, an index of
-    ``group_names`` where the ids have names, ``is_train`` (bool) the published split. ``columns`` are the names of all
-    columns of the source, read or not; ``origin`` says where each row stands.
+    Attributes
+    ----------
+    kind
+        ``"image"`` or ``"text"``.
+    inputs
+        uint8 images ``(n, H, W)`` or ``(n, H, W, 3)``, ``Pictures`` of different sizes, or ``n`` strings: sentences, or
+        the prompts of a causal language model.
+    labels
+        Class numbers, int64 ``(n,)``; None if the source has none.
+    classes
+        The class names, in the order of their numbers.
+    pairs
+        The second sentence of every row.
+    targets
+        The completions of a causal language model.
+    turns
+        The conversation before each completion, if the source holds conversations; ``inputs`` holds the same as text.
+    groups
+        The natural client id of every row, int64 ``(n,)``.
+    group_names
+        The names of the ids, in the order of their numbers; () if the ids are only numbers.
+    is_train
+        The published split, bool ``(n,)``.
+    columns
+        The names of all columns of the source, read or not.
+    origin
+        The file and line of every row.
     """
 
     kind: str
@@ -55,7 +75,7 @@ class Table:
         return len(self.inputs)
 
     def rows(self, indices: Indices) -> Table:
-        """The table of the rows numbered ``indices``, in that order; the classes stay."""
+        """The rows numbered ``indices``, in that order, as a table with the same classes."""
         chosen = as_index(indices)
         inputs: Tensor | Pictures | list[str]
         if isinstance(self.inputs, Tensor):
@@ -85,12 +105,12 @@ class Table:
 
 
 def concatenated(tables: Sequence[Table]) -> Table:
-    """The rows of all tables, one table after another; of the first one's kind and classes, without group and split.
+    """The rows of all tables, one table after another, with the classes of the first; without groups and split.
 
     Raises
     ------
     DataError
-        if the tables differ in kind or in which columns they have.
+        if the tables differ in kind or in the columns that they have.
     """
     first, *others = tables
     for number, other in enumerate(others, start=1):
@@ -126,14 +146,14 @@ def _joined_inputs(inputs: Sequence[Tensor | Pictures | list[str]]) -> Tensor | 
 
 
 def _form(table: Table) -> str:
-    """What must be alike in tables that are put together, in words."""
+    """A description of the kind and columns of a table, which must be equal in tables that are concatenated."""
     kinds = {"labels": table.labels, "second texts": table.pairs, "completions": table.targets}
     extra = [name for name, column in (kinds | {"conversations": table.turns}).items() if column is not None]
     return f"{table.kind}{' with ' if extra else ''}{', '.join(extra)}"
 
 
 def as_index(indices: Indices) -> Tensor:
-    """The row numbers as an int64 tensor of one dimension."""
+    """The row numbers as a one-dimensional int64 tensor."""
     return torch.as_tensor(np.asarray(indices, dtype=np.int64))
 
 
@@ -152,7 +172,7 @@ def num_rows(columns: Mapping[str, Tensor]) -> int:
 
 
 def digest(columns: Iterable[Columns]) -> str:
-    """The sha256 (hex) of model-ready rows: of names, types, shapes and every value."""
+    """The sha256 (hex) of model-ready rows: names, types, shapes and all values."""
     made = hashlib.sha256()
     for own in columns:
         for name, column in sorted(own.items()):

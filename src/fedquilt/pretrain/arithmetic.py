@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from fedquilt.core.errors import RunError
 from fedquilt.core.rng import Rng
-from fedquilt.data.synthetic.arithmetic import KINDS, is_held_out
-from fedquilt.data.synthetic.arithmetic_text import passages, told
+from fedquilt.data.synthetic.arithmetic import is_held_out
+from fedquilt.data.synthetic.arithmetic_kinds import KINDS
+from fedquilt.data.synthetic.arithmetic_text import passages, quantities
 from fedquilt.models.hf import save_model
 from fedquilt.models.small_tokenizers import MARKS, new_tokenizer, save_tokenizer
 from fedquilt.models.tiny import new_causal_lm
@@ -188,7 +189,7 @@ def _accuracy(model: nn.Module, tokenizer: Tokenizer, kind: str, held_out: bool,
     while len(pairs) < _NUM_SUMS:
         operands = KINDS[kind].draw(draws)
         if is_held_out(kind, operands) == held_out:
-            left, sign, answer = KINDS[kind].says.format(**told(kind, operands)).partition(" = ")
+            left, sign, answer = KINDS[kind].says.format(**quantities(kind, operands)).partition(" = ")
             # digits and the space before them are tokens of their own, so a sum may be cut there
             wanted = tokenizer.encode(answer, add_special_tokens=False).ids
             pairs.append((tokenizer.encode(left + sign).ids, wanted))

@@ -81,7 +81,7 @@ def test_capital_letters_hide_no_split(tmp_path: Path) -> None:
 
 def test_a_file_that_would_be_of_two_splits_is_refused(tmp_path: Path) -> None:
     lay(tmp_path, ["train_test.csv", "test.csv", "dev.csv"])
-    with pytest.raises(DataError, match=r"train_test\.csv: by its name its rows are train and test"):
+    with pytest.raises(DataError, match=r"train_test\.csv: its name fits the splits train and test"):
         ours(tmp_path)
 
 

@@ -130,7 +130,7 @@ def test_the_separator_is_what_cuts_the_line_of_names(tmp_path: Path, text: str,
 
 @pytest.mark.parametrize("read", [read_csv, lambda path: read_tsv(path, {"text"})])
 def test_a_name_that_stands_twice_is_refused(tmp_path: Path, read: Callable[[Path], Raw]) -> None:
-    with pytest.raises(DataError, match=r"a\.csv, line 1: the column 'label' stands twice"):
+    with pytest.raises(DataError, match=r"a\.csv, line 1: the column 'label' occurs twice"):
         read(write(tmp_path / "a.csv", "text\tlabel\tlabel\na\t1\t2\n"))
 
 
@@ -155,10 +155,10 @@ def test_tsv_quotes_have_meaning_only_where_all_are_written_as_writers_do(tmp_pa
 
 
 @pytest.mark.parametrize("header", [("sentence", "class"), ("Text", "Label"), ("review", "sentiment")])
-def test_names_that_nobody_asked_for_are_no_row(tmp_path: Path, header: tuple[str, str]) -> None:
+def test_a_header_without_a_wanted_column_is_not_read_as_a_row(tmp_path: Path, header: tuple[str, str]) -> None:
     rows = [header, ("a fine film", "good"), ("dull", "bad"), ("so so", "bad")]
     path = write(tmp_path / "a.tsv", "".join("\t".join(row) + "\n" for row in rows))
-    with pytest.raises(DataError, match=f"line 1: holds '{header[0]}', '{header[1]}', .*these look like names"):
+    with pytest.raises(DataError, match=f"line 1: holds '{header[0]}', '{header[1]}', .*it looks like a header"):
         read_tsv(path, {"text", "label"})
     assert read_tsv(path, set(header)).num_rows == 3
     path.write_text("\n".join("\t".join(row) for row in [("great", "good"), *rows[1:]]))

@@ -27,7 +27,7 @@ def test_jsonl_fills_missing_keys_with_none(tmp_path: Path) -> None:
     [
         ('{"a"', "not JSON (Expecting ':' delimiter)"),
         ("[1]", "not JSON (list found)"),
-        ('{"a": 1, "b": 2, "a": 3}', "the key 'a' stands twice"),
+        ('{"a": 1, "b": 2, "a": 3}', "the key 'a' occurs twice"),
         ("[" * 100_000, "nested too deep"),
         ('{"a": ' + "9" * 5_000 + "}", "Exceeds the limit"),
     ],
@@ -60,7 +60,7 @@ def test_npz_gives_its_arrays(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"not a zip file", b"PK\x03\x04 broken"])
 def test_npz_that_is_damaged_is_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(
-        DataError, match=r"a\.npz: is not an \.npz archive or is damaged .* fetch or write the file again"
+        DataError, match=r"a\.npz: is not an \.npz archive or is damaged .* download or write the file again"
     ):
         read_npz(write(tmp_path / "a.npz", content))
 

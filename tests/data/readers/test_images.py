@@ -153,7 +153,7 @@ def test_other_colours_become_rgb() -> None:
 def test_more_than_one_picture_in_a_row_is_refused(form: str) -> None:
     frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (10, 200)]
     film = encoded(frames[0], form, save_all=True, append_images=frames[1:])
-    with pytest.raises(DataError, match=r"more than one picture, as in an animation.*: 1 row: f, row 1$"):
+    with pytest.raises(DataError, match=r"more than one picture, as an animation does.*: 1 row: f, row 1$"):
         stacked([film], "x")
 
 

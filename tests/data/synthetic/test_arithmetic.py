@@ -10,7 +10,6 @@ from fedquilt.core.errors import DataError
 from fedquilt.core.rng import Rng
 from fedquilt.data.synthetic.arithmetic import (
     FORMATS,
-    KINDS,
     LETTERS,
     SPLITS,
     arithmetic_table,
@@ -19,6 +18,7 @@ from fedquilt.data.synthetic.arithmetic import (
     problems,
     statements,
 )
+from fedquilt.data.synthetic.arithmetic_kinds import KINDS
 
 laws = settings(max_examples=40, deadline=None)
 

@@ -6,7 +6,8 @@ import torch
 from fedquilt.core.errors import DataError
 from fedquilt.core.rng import Rng
 from fedquilt.data.load import load_table, published_split
-from fedquilt.data.synthetic.arithmetic import FORMATS, KINDS
+from fedquilt.data.synthetic.arithmetic import FORMATS
+from fedquilt.data.synthetic.arithmetic_kinds import KINDS
 from fedquilt.data.synthetic.arithmetic_source import HELD_OUT, arithmetic_source
 
 
@@ -63,9 +64,9 @@ def test_either_side_of_the_split_can_be_asked_for():
         ("arithmetic:blanc", r"there is no format 'blanc' \(did you mean 'blank'\?\); allowed: arithmetic:blank"),
         ("arithmetic:", r"there is no format ''"),
         ("arithmetic:blank?trian=5", r"there is no key 'trian' \(did you mean 'train'\?\)"),
-        ("arithmetic:blank?train=many", r"train = 'many' is no number of rows"),
-        ("arithmetic:blank?train=-5", r"train = '-5' is no number of rows"),
-        ("arithmetic:blank?test", r"test = '' is no number of rows"),
+        ("arithmetic:blank?train=many", r"train = 'many' is not a number of rows"),
+        ("arithmetic:blank?train=-5", r"train = '-5' is not a number of rows"),
+        ("arithmetic:blank?test", r"test = '' is not a number of rows"),
         ("arithmetic:blank?split=new-word", r"no held-out split 'new-word' \(did you mean 'new-words'\?\)"),
         ("arithmetic:blank?split=train", r"no held-out split 'train'"),
         ("arithmetic:blank?train=0&test=0", r"asks for no rows"),

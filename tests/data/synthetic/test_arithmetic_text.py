@@ -9,8 +9,9 @@ from itertools import pairwise
 import pytest
 
 from fedquilt.core.rng import Rng
-from fedquilt.data.synthetic.arithmetic import KINDS, NAMES, THINGS, is_held_out, posed, problems
-from fedquilt.data.synthetic.arithmetic_text import QUESTIONS, SAID, SENTENCES, TALK, passages, told
+from fedquilt.data.synthetic.arithmetic import is_held_out, posed, problems
+from fedquilt.data.synthetic.arithmetic_kinds import KINDS, NAMES, THINGS
+from fedquilt.data.synthetic.arithmetic_text import QUESTIONS, SAID, SENTENCES, TALK, passages, quantities
 
 FIGURES = {
     "add": r"(\d+) \+ (\d+)",
@@ -56,7 +57,7 @@ def test_every_tale_is_right_and_tells_nothing_that_is_held_out(kind):
         for groups in found:
             numbers = {name: int(value) for name, value in groups.items()}
             operands = tuple(numbers[letter] for letter in "abc" if letter in numbers)
-            assert numbers == {name: value for name, value in told(kind, operands).items() if name in numbers}
+            assert numbers == {name: value for name, value in quantities(kind, operands).items() if name in numbers}
             assert not is_held_out(kind, operands), (template, numbers)
             if "d" in numbers:
                 first, second = {"sum-less": ("add", "subtract"), "product-more": ("multiply", "add")}[kind]
@@ -87,7 +88,7 @@ def test_what_is_said_to_a_question_is_right_and_not_held_out(kind):
                 assert re.search(r"(\d+)\.?$", rest)[1] == str(answer)
             elif rest.count("\n") == 1:
                 told_as["sum"] += 1
-                says = KINDS[kind].says.format(**told(kind, operands))
+                says = KINDS[kind].says.format(**quantities(kind, operands))
                 assert rest == f"\n{says}"
             else:
                 told_as["assignments"] += 1

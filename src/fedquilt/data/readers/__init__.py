@@ -1,1 +1,1 @@
-"""Readers: from a location to columns."""
+"""Readers: the columns of a file, a folder or a data set of the hub."""

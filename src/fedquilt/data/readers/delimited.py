@@ -1,4 +1,4 @@
-"""Readers of text with one row on a line: ``.csv`` and ``.tsv``. Python's csv module takes them apart."""
+"""Readers of delimited text, ``.csv`` and ``.tsv``, on top of Python's csv module."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fedquilt.data.limits import refuse_large
 from fedquilt.data.readers.raw_columns import Place, Raw, Trouble, from_columns
 
 SEPARATORS = ",;\t|"
-"""What may stand between the cells of a ``.csv`` file."""
+"""The characters that may separate the cells of a ``.csv`` file."""
 
-_LONGEST = 2**31 - 1  # characters of a cell; the module's own bound is less than one long document
+_LONGEST = 2**31 - 1  # most characters of a cell; the default of the csv module is less than one long document
 _PLAIN = {2: ["text", "label"], 3: ["text", "pair", "label"]}
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
 
 
 class _Rows(NamedTuple):
-    """The first line of each row and its cells, and the lines that could not be taken apart."""
+    """The rows, each with the number of its first line and its cells, and the lines that could not be parsed."""
 
     cells: list[tuple[int, list[str]]]
     troubles: list[Trouble]
@@ -31,14 +31,14 @@ class _Rows(NamedTuple):
 def read_csv(path: Path) -> Raw:
     """The columns of a file whose first line holds their names.
 
-    Cells are separated by commas, or by the semicolons, tabs or bars that the first line has in their place. A cell
-    in double quotes may hold any of them, line ends, and quotes written twice.
+    Cells are separated by commas, or by the semicolons, tabs or bars that the first line has instead. A cell in double
+    quotes may contain any of them, line breaks, and quotes written twice.
 
     Raises
     ------
     DataError
-        if the file is no UTF-8 text or its line of names holds one twice. Rows with too few or too many cells and
-        broken quotes are the result's ``troubles``.
+        if the file is not UTF-8 text or its header names a column twice. Rows with too few or too many cells or with
+        broken quotes are the ``troubles`` of the result.
     """
     text = read_text(path)
     rows = _taken_apart(path, text, _separator(path, text), quotes=True)
@@ -49,18 +49,18 @@ def read_csv(path: Path) -> Raw:
 
 
 def read_tsv(path: Path, wanted: Collection[str]) -> Raw:
-    """The columns of a tab-separated file, with or without a line of names.
+    """The columns of a tab-separated file, with or without a header.
 
-    The first line holds names if one of its cells is a column in ``wanted``. Without names, the columns are text and
-    label (two cells) or text, pair and label (three cells); that the first line is a row is seen from its last cell,
-    which is a number or a class that another line has too. Where every cell in quotes is written as csv writers do, it
-    is read so; otherwise quotes have no meaning.
+    The first line is a header if one of its cells is a column in ``wanted``. Without a header the columns are text and
+    label (two cells) or text, pair and label (three cells); the first line then counts as a row if its last cell is a
+    number or a class that occurs in another line. Quotes have their csv meaning if the whole file parses with them;
+    otherwise they are ordinary characters.
 
     Raises
     ------
     DataError
-        if the file is no UTF-8 text, or it cannot be told whether the first line holds names. Rows with too few or too
-        many cells are the result's ``troubles``.
+        if the file is not UTF-8 text, or it is unclear whether the first line is a header. Rows with too few or too
+        many cells are the ``troubles`` of the result.
     """
     text = read_text(path)
     rows = _taken_apart(path, text, "\t", quotes=True)
@@ -78,12 +78,12 @@ def read_tsv(path: Path, wanted: Collection[str]) -> Raw:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, line ends as they are, without the mark that spreadsheets put in front.
+    """The text of a UTF-8 file with unchanged line ends and without a byte order mark.
 
     Raises
     ------
     DataError
-        if it is not UTF-8, or more than fits in memory; names the line.
+        if it is not UTF-8 (names the line), or larger than fits in memory.
     """
     try:
         refuse_large(path, path.stat().st_size, share=0.125)  # a character may take four bytes, its list cells more
@@ -101,8 +101,8 @@ def read_text(path: Path) -> str:
 
 def _taken_apart(path: Path, text: str, separator: str, *, quotes: bool) -> _Rows:
     csv.field_size_limit(_LONGEST)
-    # newline="" leaves line ends to the reader, which alone knows those inside quotes; strict, since a quote that is
-    # never closed would make one cell of all the rows behind it
+    # newline="" leaves line ends to the reader, which knows the ones inside quotes; strict, because a quote that is
+    # never closed would turn all following rows into one cell
     reader = csv.reader(
         io.StringIO(text, newline=""),
         delimiter=separator,
@@ -118,15 +118,15 @@ def _taken_apart(path: Path, text: str, separator: str, *, quotes: bool) -> _Row
         except StopIteration:
             return _Rows(rows, troubles)
         except csv.Error as error:
-            told = "a quote is never closed" if "end of data" in str(error) else f"its quotes are broken, {error}"
-            troubles.append(Trouble(told, Place(str(path), "line", number)))
+            fault = "a quote is never closed" if "end of data" in str(error) else f"its quotes are broken, {error}"
+            troubles.append(Trouble(fault, Place(str(path), "line", number)))
             continue
         if cells:
             rows.append((number, cells))
 
 
 def _separator(path: Path, text: str) -> str:
-    """What separates the cells: what cuts the line of names, and if several do, all other lines as it does."""
+    """The separator that splits the header; if several do, the first that gives all lines equally many cells."""
     head = text.lstrip("\r\n")[:100_000]
 
     def width(separator: str) -> int:
@@ -144,11 +144,13 @@ def _separator(path: Path, text: str) -> str:
 
 
 def _named(path: Path, number: int, cells: Sequence[str]) -> list[str]:
-    """The names of columns; one without a name, as of an index that pandas wrote, is numbered."""
+    """The column names; an empty one, as pandas writes for an index, is numbered."""
     names = [cell.strip() or f"Unnamed: {place}" for place, cell in enumerate(cells)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"{path}, line {number}: the column '{twice}' stands twice; give every column its own name")
+        raise DataError(
+            f"{path}, line {number}: the column '{twice}' occurs twice; give every column a name of its own"
+        )
     return names
 
 
@@ -156,15 +158,15 @@ def _refuse_names(path: Path, first: Sequence[str], classes: Sequence[str], want
     asked = ", ".join(sorted(wanted))
     if len(first) not in _PLAIN:
         raise DataError(
-            f"{path}: the first line has {len(first)} cells separated by tabs and none of them is a column name "
-            f"you asked for ({asked}); without a line of names a file must have 2 columns (text, label) "
-            "or 3 (text, second text, label)"
+            f"{path}: the first line has {len(first)} cells separated by tabs and none of them is a column that "
+            f"was asked for ({asked}); without a header a file must have 2 columns (text, label) or 3 (text, second "
+            "text, label)"
         )
     if not _NUMBER.fullmatch(first[-1]) and first[-1] not in classes:
         raise DataError(
-            f"{path}, line 1: holds {', '.join(map(repr, first))}, none of which is a column you asked for ({asked}), "
-            f"and no other line is of a class {first[-1]!r}, so these look like names; give them in data.text and "
-            "data.label, or put a line with the names of the columns before it"
+            f"{path}, line 1: holds {', '.join(map(repr, first))}, none of which is a column that was asked for "
+            f"({asked}), and no other line has the class {first[-1]!r}, so it looks like a header; name its columns in "
+            "data.text and data.label, or insert a header line before it"
         )
 
 

@@ -1,4 +1,4 @@
-"""Readers of ``.npz``, ``.json`` and ``.jsonl`` files. Each gives a file's columns."""
+"""Readers of the columns of ``.npz``, ``.json`` and ``.jsonl`` files."""
 
 from __future__ import annotations
 
@@ -32,36 +32,36 @@ def read_npz(path: Path) -> Raw:
             columns = {name: arrays[name] for name in arrays.files}
     except DataError:
         raise
-    except Exception as error:  # numpy, zipfile, zlib and ast each have exceptions of their own for broken files
+    except Exception as error:  # numpy, zipfile, zlib and ast each raise exceptions of their own for broken files
         if "allow_pickle" in str(error):
             raise DataError(
                 f"{path}: holds pickled Python objects, which fedquilt does not load because a pickle can run code; "
                 "save plain arrays (numbers or fixed-width strings) with numpy.savez"
             ) from error
         raise DataError(
-            f"{path}: is not an .npz archive or is damaged ({str(error).strip() or type(error).__name__}); fetch or "
-            "write the file again"
+            f"{path}: is not an .npz archive or is damaged ({str(error).strip() or type(error).__name__}); download "
+            "or write the file again"
         ) from error
     odd = next((name for name, column in columns.items() if not isinstance(column, np.ndarray)), None)
     if odd is not None:
-        raise DataError(f"{path}: holds '{odd}', which is no array; save arrays alone with numpy.savez")
+        raise DataError(f"{path}: holds '{odd}', which is not an array; save only arrays with numpy.savez")
     lengths = {name: len(column) if column.ndim else 0 for name, column in columns.items()}
     if len(set(lengths.values())) != 1:
         listing = ", ".join(f"{name} has {length}" for name, length in lengths.items()) or "it is empty"
         raise DataError(f"{path}: every array must have one row for each example ({listing})")
     empty = next((name for name, column in columns.items() if column.nbytes < len(column)), None)
-    if empty is not None:  # any number of rows takes no bytes of the file
-        raise DataError(f"{path}: the rows of '{empty}' hold nothing; save arrays of numbers or text")
+    if empty is not None:  # such arrays can claim any number of rows at no cost
+        raise DataError(f"{path}: the rows of '{empty}' are empty; save arrays of numbers or text")
     return from_columns(columns, str(path))
 
 
 def read_jsonl(path: Path) -> Raw:
-    """The keys of a file that has one JSON object on every line; a key that a line lacks is None there.
+    """The keys of a file with one JSON object on every line, as columns; a missing key is None in that row.
 
     Raises
     ------
     DataError
-        if the file is no UTF-8 text. Lines that are no JSON object are the result's ``troubles``.
+        if the file is not UTF-8 text. Lines that are not a JSON object are the ``troubles`` of the result.
     """
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
@@ -74,8 +74,8 @@ def read_jsonl(path: Path) -> Raw:
             if not isinstance(row, dict):
                 raise ValueError(f"{type(row).__name__} found")
         except (ValueError, RecursionError) as error:
-            told = f"not JSON ({_told(error)}); every line must be one JSON object"
-            troubles.append(Trouble(told, Place(str(path), "line", number)))
+            fault = f"not JSON ({_reason(error)}); every line must be one JSON object"
+            troubles.append(Trouble(fault, Place(str(path), "line", number)))
             continue
         rows.append(row)
         numbers.append(number)
@@ -83,24 +83,24 @@ def read_jsonl(path: Path) -> Raw:
 
 
 def read_json(path: Path) -> Raw:
-    """The keys of a file that is one JSON list of objects, or has one object on every line; see ``read_jsonl``.
+    """The keys of a JSON list of objects, or of a file with one object on every line (``read_jsonl``), as columns.
 
     Raises
     ------
     DataError
-        if it is neither. Members of the list that are no objects are the result's ``troubles``, counted from 1.
+        if it is neither. Elements of the list that are not objects are the ``troubles`` of the result, counted from 1.
     """
     try:
         rows = _parsed(read_text(path))
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # a second line with an object of its own
+        if error.msg == "Extra data":  # one object on every line
             return read_jsonl(path)
         raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg}); it must be a list of objects") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({_told(error)}); it must be a list of objects") from error
+        raise DataError(f"{path}: not JSON ({_reason(error)}); it must be a list of objects") from error
     if not isinstance(rows, list):
         raise DataError(
-            f"{path}: holds one {type(rows).__name__}; a .json file must be one list of objects, or one object a line"
+            f"{path}: holds one {type(rows).__name__}; a .json file must be a list of objects, or one object per line"
         )
     kept = [(number, row) for number, row in enumerate(rows, start=1) if isinstance(row, dict)]
     troubles = [
@@ -117,7 +117,9 @@ def _of_objects(
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
     if rows and not names:
-        raise DataError(f"{path}: its objects have no keys; every row must be a JSON object with the columns' names")
+        raise DataError(
+            f"{path}: its objects have no keys; every row must be a JSON object with the column names as keys"
+        )
     return from_columns(columns, str(path), unit, numbers, troubles)
 
 
@@ -129,11 +131,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' stands twice")
+        raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' occurs twice")
     return made
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deep"
     return error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(";")[0]

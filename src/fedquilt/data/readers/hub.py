@@ -1,6 +1,7 @@
-"""Hugging Face datasets and Flower's partitioners: the only file that imports ``datasets`` and ``flwr_datasets``.
+"""Hugging Face data sets and Flower's partitioners.
 
-Both are imported inside the functions, so that a run on local files does not wait for them.
+Only this module imports ``datasets`` and ``flwr_datasets``, and only inside its functions, so that a run on local files
+starts without them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fedquilt.core.errors import DataError
 from fedquilt.data.limits import MOST_ROWS, refuse_bomb, refuse_large
 from fedquilt.data.readers.raw_columns import Raw, of_one_file
 
-_BATCH = 1024  # rows unpacked at once: a few bytes of a file may stand for any number of long ones
+_BATCH = 1024  # rows unpacked at once, since a few bytes of a file may unpack to any size
 
 
 def read_parquet(path: Path) -> Raw:
@@ -28,7 +29,7 @@ def read_parquet(path: Path) -> Raw:
     Raises
     ------
     DataError
-        if the file is no parquet file, is damaged, or unpacks to more than fits in memory.
+        if the file is not a parquet file, is damaged, or unpacks to more than fits in memory.
     """
     import datasets
     import pyarrow
@@ -40,7 +41,7 @@ def read_parquet(path: Path) -> Raw:
             groups = [about.row_group(number) for number in range(about.num_row_groups)]
             refuse_bomb(path, path.stat().st_size, sum(group.total_byte_size for group in groups))
             if about.num_rows > MOST_ROWS:
-                raise DataError(f"{path}: has {about.num_rows:,} rows, and {MOST_ROWS:,} are the most; cut it")
+                raise DataError(f"{path}: has {about.num_rows:,} rows; at most {MOST_ROWS:,} are allowed; split it")
             batches, num_bytes = [], 0
             for batch in file.iter_batches(_BATCH):
                 num_bytes += batch.nbytes
@@ -51,24 +52,24 @@ def read_parquet(path: Path) -> Raw:
         return _raw(datasets.Dataset(table), str(path))
     except DataError:
         raise
-    except Exception as error:  # pyarrow and datasets each have exceptions of their own for broken files
+    except Exception as error:  # pyarrow and datasets each raise exceptions of their own for broken files
         raise DataError(
-            f"{path}: is not a parquet file or is damaged ({_first_line(error)}); fetch or write the file again"
+            f"{path}: is not a parquet file or is damaged ({_first_line(error)}); download or write the file again"
         ) from error
 
 
 def by_split(folder: Path, names: Sequence[str]) -> dict[str, list[str]]:
-    """The files of a folder, relative to it, by split, as ``datasets.load_dataset`` tells them apart.
+    """The files of a folder, relative to it, by split; by the rules of ``datasets.load_dataset``.
 
-    What the front matter of a ``README.md`` says comes first, then ``data/NAME-00000-of-00001.*``, then names of
-    folders, then names of files (``train``, ``test``, ``validation`` and their other words, beside a sign that ends a
-    word). If none of them holds, all files are one train split; else files of no split are left out. Unlike there,
-    ``Train`` is ``train``.
+    The first of these that applies decides: the front matter of ``README.md``, names of the form
+    ``data/NAME-00000-of-00001.*``, the names of folders, the names of files (``train``, ``test``, ``validation`` and
+    their synonyms as whole words). Files without a split are then left out. If none applies, all files are the train
+    split. Different from ``load_dataset``, case is ignored: ``Train`` is ``train``.
 
     Raises
     ------
     DataError
-        if a file would be of two splits, or the folder's card names several configurations.
+        if a file would belong to two splits, or the dataset card names several configurations.
     """
     from datasets import data_files as rules
 
@@ -77,34 +78,36 @@ def by_split(folder: Path, names: Sequence[str]) -> dict[str, list[str]]:
     for name in names:
         if match := shards.fullmatch(name):
             found.setdefault(match[1], []).append(name)
-    told = _of_card(folder)
-    every = [told] if told else [] if found else [*rules.ALL_DEFAULT_PATTERNS]
+    stated = _of_card(folder)
+    every = [stated] if stated else [] if found else [*rules.ALL_DEFAULT_PATTERNS]
     for patterns in every:
         found = {}
         for split, wanted in patterns.items():
-            signs = [_sign(pattern if told else pattern.lower()) for pattern in wanted]
-            if own := [name for name in names if any(sign.fullmatch(name if told else name.lower()) for sign in signs)]:
+            signs = [_sign(pattern if stated else pattern.lower()) for pattern in wanted]
+            if own := [
+                name for name in names if any(sign.fullmatch(name if stated else name.lower()) for sign in signs)
+            ]:
                 found[str(split)] = own
         if found:
             break
     for name in names:
         if len(splits := [split for split, own in found.items() if name in own]) > 1:
             raise DataError(
-                f"{folder / name}: by its name its rows are {' and '.join(splits)}; give it a name that says one of "
-                "them, or name one file in data.source and another in data.test"
+                f"{folder / name}: its name fits the splits {' and '.join(splits)}; give it a name that fits only one, "
+                "or name one file in data.source and another in data.test"
             )
     return found
 
 
 def _sign(pattern: str) -> re.Pattern[str]:
-    """What a pattern of the datasets library matches: ``**`` any path, ``*`` any name, brackets one of some signs."""
+    """A glob pattern of the datasets library as a regular expression; ``**`` matches any path."""
     words = {"**/": "(?:.+/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern)
     return re.compile("".join(words.get(part) or (part if part[:1] == "[" else re.escape(part)) for part in parts))
 
 
 def _of_card(folder: Path) -> dict[str, list[str]]:
-    """The patterns of each split that the folder's README.md gives, empty if none."""
+    """The file patterns of each split in the front matter of the folder's README.md; empty if there are none."""
     card = folder / "README.md"
     if not card.is_file():
         return {}
@@ -113,15 +116,17 @@ def _of_card(folder: Path) -> dict[str, list[str]]:
 
     try:
         configs = MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data)
-    except Exception as error:  # a README that is no dataset's card
-        raise DataError(f"{card}: its front matter cannot be read ({_first_line(error)}); mend or remove it") from error
-    told = {name: config["data_files"] for name, config in configs.items() if config.get("data_files")}
-    if len(told) > 1:
+    except Exception as error:  # a README that is not a dataset card
         raise DataError(
-            f"{card}: names the configurations {', '.join(told)}; name the files of one in data.source, or a folder "
-            "that holds them alone"
+            f"{card}: its front matter cannot be read ({_first_line(error)}); repair or remove it"
+        ) from error
+    by_name = {name: config["data_files"] for name, config in configs.items() if config.get("data_files")}
+    if len(by_name) > 1:
+        raise DataError(
+            f"{card}: names the configurations {', '.join(by_name)}; give the files of one of them as data.source, or "
+            "a folder that holds only these"
         )
-    (files,) = told.values() or ({},)
+    (files,) = by_name.values() or ({},)
     if isinstance(files, str):
         files = [{"split": "train", "path": files}]
     if isinstance(files, list):
@@ -150,27 +155,27 @@ def read_saved(path: Path) -> dict[str, Raw]:
     try:
         loaded = datasets.load_from_disk(str(path))
         for dataset in loaded.values() if isinstance(loaded, Mapping) else [loaded]:
-            dataset.data.table.validate(full=True)  # its files are mapped as they are
+            dataset.data.table.validate(full=True)  # the files are memory-mapped without a check
         return splits_of(loaded, str(path))
-    except Exception as error:  # what the library raises here depends on which of its files is broken
+    except Exception as error:  # the exception depends on which file is broken
         raise DataError(
             f"{path}: the saved dataset cannot be read ({_first_line(error)}); write the folder again"
         ) from error
 
 
 def read_hub(name: str, configuration: str | None = None) -> dict[str, Raw]:
-    """The splits of a dataset on the Hugging Face hub, by split name. Code from the hub is never run.
+    """The splits of a data set on the Hugging Face hub, by name; code from the hub is never run.
 
     Raises
     ------
     DataError
-        if there is no such dataset, it needs a configuration, or the hub cannot be reached.
+        if there is no such data set, it needs a configuration, or the hub cannot be reached.
     """
     import datasets
 
     try:
         return splits_of(datasets.load_dataset(name, configuration), f"hub:{name}")
-    except Exception as error:  # http client, hub client and builders each have exceptions of their own
+    except Exception as error:  # the http client, the hub client and the builders each raise exceptions of their own
         raise DataError(
             f"data.source = 'hub:{name}{':' + configuration if configuration else ''}': cannot be loaded "
             f"({type(error).__name__}: {_first_line(error)}); check the name (hub:owner/name or "
@@ -180,19 +185,32 @@ def read_hub(name: str, configuration: str | None = None) -> dict[str, Raw]:
 
 
 def iid_parts(order: np.ndarray, num_clients: int) -> list[np.ndarray]:
-    """``order`` cut into ``num_clients`` consecutive parts of equal size (to one), by ``IidPartitioner``."""
+    """``order`` cut into ``num_clients`` consecutive parts whose sizes differ by at most 1, by ``IidPartitioner``."""
     from flwr_datasets.partitioner import IidPartitioner
 
     return _parts(IidPartitioner(num_clients), {"index": order})
 
 
 def dirichlet_parts(labels: np.ndarray, num_clients: int, alpha: float, min_size: int, seed: int) -> list[np.ndarray]:
-    """Row numbers of every client by ``DirichletPartitioner``.
+    """The row numbers of every client by ``DirichletPartitioner``.
+
+    Parameters
+    ----------
+    labels
+        The class of every row, int64 (n,).
+    num_clients
+        The number of clients.
+    alpha
+        The concentration of the symmetric Dirichlet distribution; the lower, the more skewed the labels.
+    min_size
+        The fewest rows that a client may have.
+    seed
+        The seed of the partitioner.
 
     Raises
     ------
     ValueError
-        if ten draws all left some client with fewer than ``min_size`` rows.
+        if each of ten draws left some client with fewer than ``min_size`` rows.
     """
     from flwr_datasets.partitioner import DirichletPartitioner
 
@@ -203,14 +221,14 @@ def dirichlet_parts(labels: np.ndarray, num_clients: int, alpha: float, min_size
 
 
 def pathological_parts(labels: np.ndarray, num_clients: int, classes_per_client: int, seed: int) -> list[np.ndarray]:
-    """Row numbers of every client by ``PathologicalPartitioner``.
+    """The row numbers of every client by ``PathologicalPartitioner``.
 
-    Client ``i`` owns class ``i mod classes``; its other classes are drawn.
+    Client ``i`` has class ``i mod classes``; its other classes are drawn.
 
     Raises
     ------
     ValueError
-        if a class has fewer rows than owners.
+        if a class has fewer rows than clients that share it.
     """
     from flwr_datasets.partitioner import PathologicalPartitioner
 
@@ -226,7 +244,7 @@ def pathological_parts(labels: np.ndarray, num_clients: int, classes_per_client:
 
 
 def natural_parts(groups: np.ndarray) -> list[np.ndarray]:
-    """Row numbers of every group in ascending order of group id, by ``NaturalIdPartitioner``."""
+    """The row numbers of every group in ascending order of group ids, by ``NaturalIdPartitioner``."""
     from flwr_datasets.partitioner import NaturalIdPartitioner
 
     return _parts(NaturalIdPartitioner("group"), {"index": np.arange(len(groups)), "group": groups})
@@ -237,7 +255,7 @@ def _parts(partitioner: Any, columns: Mapping[str, np.ndarray]) -> list[np.ndarr
 
     # the partitioner sees labels and row numbers only, never the examples
     partitioner.dataset = datasets.Dataset.from_dict({name: column.tolist() for name, column in columns.items()})
-    # every failed draw warns and the natural partitioner shows a bar; what matters reaches the user as an error
+    # failed draws warn and the natural partitioner shows a progress bar; what matters is raised as an error
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         parts = [partitioner.load_partition(client) for client in range(partitioner.num_partitions)]
@@ -256,7 +274,7 @@ def _raw(dataset: Any, where: str) -> Raw:
 
     columns = dataset.column_names
     if twice := next((name for name in columns if columns.count(name) > 1), None):
-        raise DataError(f"{where}: the column '{twice}' stands twice; give every column its own name")
+        raise DataError(f"{where}: the column '{twice}' occurs twice; give every column a name of its own")
     names = {
         name: tuple(feature.names)
         for name, feature in dataset.features.items()
@@ -266,7 +284,7 @@ def _raw(dataset: Any, where: str) -> Raw:
     def read(name: str) -> list[Any]:
         try:
             if isinstance(dataset.features[name], datasets.Image):
-                # kept encoded, so that a damaged image is met where its row can be named
+                # kept encoded, so that a damaged image is found where its row can be named
                 return list(dataset.cast_column(name, datasets.Image(decode=False))[name])
             return list(dataset[name])
         except Exception as error:  # each kind of column has a decoder with exceptions of its own

@@ -1,4 +1,4 @@
-"""Pictures of any source as bytes of grey or colour."""
+"""Decoding pictures to uint8 pixels, grey or colour."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from fedquilt.data.bad_rows import Troubles
 from fedquilt.data.limits import MOST_PIXELS, MOST_SIDE, memory_bytes
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000")
-"""What is decoded; not what runs a program to be seen, as PostScript does."""
+"""The formats that are decoded; none that executes a program to be displayed, as PostScript does."""
 
 _NONE = np.zeros((1, 1), dtype=np.uint8)
-_SMALL = 1 << 24  # pixels that are decoded however few bytes hold them
-_TIGHTEST = 500  # pixels out of one byte of a file; a photograph has fewer than 100
+_SMALL = 1 << 24  # pixels that are decoded whatever the compression ratio
+_TIGHTEST = 500  # most pixels per byte of a file; a photograph has fewer than 100
 
 
 class Pictures(tuple[Tensor, ...]):
-    """Pictures of unlike sizes, each uint8 (height, width) or (height, width, 3)."""
+    """Pictures of different sizes, each uint8 (height, width) or (height, width, 3)."""
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """``(n, None, None)``, or ``(n, None, None, 3)`` where there is colour."""
+        """``(n, None, None)``, or ``(n, None, None, 3)`` if any picture has colour."""
         colour = (3,) if any(picture.dim() == 3 for picture in self) else ()
         return (len(self), None, None, *colour)
 
@@ -40,21 +40,20 @@ class Pictures(tuple[Tensor, ...]):
 def decoded(
     values: Sequence[Any] | np.ndarray, column: str, troubles: Troubles, source: str = "the data"
 ) -> Tensor | Pictures:
-    """The pictures as uint8 ``(n, H, W)``, or ``(n, H, W, 3)`` if any has colour; of unlike sizes, ``Pictures``.
+    """The pictures as uint8 ``(n, H, W)``, or ``(n, H, W, 3)`` if any has colour; ``Pictures`` if sizes differ.
 
-    ``values`` is one array, or a list of pillow images, arrays or encoded files. A picture stands as its EXIF data
-    says; 16 bits become 8 by their highest value; what is transparent is laid on white; palettes, CMYK and other
-    colours become RGB. Numbers in arrays, and pictures of 32 bits or of floats, are fractions in 0..1, which are
-    multiplied by 255, or whole numbers in 0..255. Of a picture whose shorter side has more than 1024 pixels, so many
-    are kept.
+    ``values`` is one array, or a list of pillow images, arrays or encoded files. EXIF orientation is applied; 16-bit
+    pixels are scaled to 8 bits; transparent pixels are blended with white; palettes, CMYK and other colour modes become
+    RGB. Pixels in arrays, and in pictures of 32 bits or of floats, are either fractions in 0..1, which are multiplied
+    by 255, or numbers in 0..255. Pictures whose shorter side has more than 1024 pixels are scaled down to 1024.
 
-    What is no picture is noted in ``troubles``: damaged files, animations, decompression bombs. ``source`` and
-    ``column`` say where the values are from.
+    Values that are not a usable picture are noted in ``troubles``: damaged files, animations, decompression bombs.
+    ``source`` and ``column`` say where the values are from.
 
     Raises
     ------
     DataError
-        if one array is no stack of images, or the pictures do not fit in memory.
+        if ``values`` is one array that is not a stack of images, or the pictures do not fit in memory.
     """
     if isinstance(values, np.ndarray) and values.dtype != object:
         return torch.from_numpy(_stack(values, f"{source}, {column}"))
@@ -66,17 +65,17 @@ def decoded(
         except UnidentifiedImageError:
             troubles.add(f"{column}: is not an image of the formats {', '.join(FORMATS)}", row)
             pictures.append(_NONE)
-        except Exception as error:  # pillow raises what its plugins chose, down to struct.error and SyntaxError
-            told = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            troubles.add(f"{column}: is not an image that can be used", row, told, show=True)
+        except Exception as error:  # pillow's plugins raise anything, down to struct.error and SyntaxError
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            troubles.add(f"{column}: is not an image that can be used", row, reason, show=True)
             pictures.append(_NONE)
         num_bytes += pictures[-1].nbytes
         if num_bytes > most:
             raise DataError(
                 f"{source}, {column}: the first {row + 1} of {len(values)} pictures take {num_bytes >> 30} GiB of "
-                "memory; make them smaller, or give fewer"
+                "memory; scale them down, or use fewer"
             )
-    # one dark picture alone cannot tell whether white is 1 or 255
+    # decided over all pictures: a dark one alone does not show whether white is 1 or 255
     fractions = all(_may_be_fractions(picture) for picture in pictures if picture.dtype != np.uint8)
     pictures = [_scaled(picture, fractions) for picture in pictures]
     if len({picture.shape[:2] for picture in pictures}) > 1:
@@ -86,9 +85,9 @@ def decoded(
 
 
 def of_one_size(pictures: Pictures, size: tuple[int, int] | None) -> Tensor:
-    """The pictures brought to one size (height, width), uint8 (n, H, W), or (n, H, W, 3) if any of them has colour.
+    """The pictures resized to one ``size`` (height, width): uint8 (n, H, W), or (n, H, W, 3) if any has colour.
 
-    Without a ``size``, it is the one that most of them have, of several the largest. Bilinear with antialiasing.
+    Without ``size``, the most frequent size is used, and of several the largest. Bilinear with antialiasing.
     """
     if size is None:
         counts = Counter((picture.shape[0], picture.shape[1]) for picture in pictures)
@@ -113,13 +112,13 @@ def _stack(array: np.ndarray, where: str) -> np.ndarray:
         return np.ascontiguousarray(numbers)
     made = np.empty(numbers.shape, dtype=np.uint8)
     fractions = _may_be_fractions(numbers)
-    for row, picture in enumerate(numbers):  # one after another: all as float64 would take eight times the memory
+    for row, picture in enumerate(numbers):  # one by one: all as float64 would take eight times the memory
         made[row] = _scaled(picture, fractions)
     return made
 
 
 def _numbers(array: np.ndarray) -> np.ndarray:
-    """A stack of pictures as numbers that can be scaled to bytes, (n, H, W) or (n, H, W, 3)."""
+    """A stack of pictures, checked to be scalable to bytes: (n, H, W) or (n, H, W, 3)."""
     if array.ndim == 4 and array.shape[3] == 1:
         array = array[..., 0]
     if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] != 3) or 0 in array.shape[1:]:
@@ -132,7 +131,7 @@ def _numbers(array: np.ndarray) -> np.ndarray:
     if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
         raise ValueError(f"{array.dtype} values are not pixels; allowed are numbers in 0..255 or fractions in 0..1")
     low, high = float(array.min(initial=0)), float(array.max(initial=0))
-    if not (low >= 0 and high <= 255):  # also refuses NaN
+    if not (low >= 0 and high <= 255):  # also rejects NaN
         raise ValueError(f"pixels run from {low:g} to {high:g}; allowed are 0..255 or fractions in 0..1")
     return array
 
@@ -149,7 +148,7 @@ def _scaled(array: np.ndarray, fractions: bool) -> np.ndarray:
 
 
 def _picture(value: Any) -> np.ndarray:
-    """One picture, (height, width) or (height, width, 3): uint8, or numbers that are still to be scaled."""
+    """One picture, (height, width) or (height, width, 3): uint8, or numbers that have yet to be scaled."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes | str):
@@ -158,14 +157,14 @@ def _picture(value: Any) -> np.ndarray:
         size = len(value) if isinstance(value, bytes) else Path(value).stat().st_size
         file = io.BytesIO(value) if isinstance(value, bytes) else value
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pillow, on what is refused or mended here
+            warnings.simplefilter("ignore")  # pillow warns about what is rejected or repaired here
             with Image.open(file, formats=FORMATS) as opened:
                 _refuse_bomb(opened, size)
                 return _pixels(opened)
     if isinstance(value, Image.Image):
         return _pixels(value)
     if value is None:
-        raise ValueError("nothing is there")
+        raise ValueError("the value is missing")
     array = np.asarray(value)
     if array.dtype == object:
         raise ValueError(f"{type(value).__name__} holds no pixels")
@@ -180,9 +179,9 @@ def _refuse_bomb(picture: Image.Image, num_bytes: int) -> None:
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:
-    # an MPO file, which cameras write, holds a preview behind the picture
+    # an MPO file, which cameras write, holds a preview after the picture
     if picture.format != "MPO" and getattr(picture, "is_animated", False):
-        raise ValueError("more than one picture, as in an animation; keep one of them")
+        raise ValueError("holds more than one picture, as an animation does; keep one of them")
     form = picture.format
     picture.load()
     picture = ImageOps.exif_transpose(picture)

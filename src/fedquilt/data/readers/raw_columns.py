@@ -1,4 +1,4 @@
-"""A source as a set of named columns, before it is known which of them are inputs and labels."""
+"""A source as named columns, before any of them is interpreted as inputs or labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedquilt.core.errors import DataError
 
 
 class Place(NamedTuple):
-    """Where a row stands: a file, ``"line"`` or ``"row"``, and its number there from 1; a line of names counts."""
+    """The location of a row: a file, the unit ``"line"`` or ``"row"``, and its number from 1; a header line counts."""
 
     file: str
     unit: str
@@ -20,7 +20,7 @@ class Place(NamedTuple):
 
 
 class Trouble(NamedTuple):
-    """What is wrong with one row, and where it stands."""
+    """A problem with one row, and the location of the row."""
 
     what: str
     place: Place
@@ -28,10 +28,10 @@ class Trouble(NamedTuple):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where each row of a table stands: ``origin.place(row)``.
+    """The location of each row of a table: ``origin.place(row)``.
 
-    ``files`` are pairs of a file and its unit, ``"line"`` or ``"row"``; ``file`` (n,) counts them, ``number`` (n,) is
-    the row's number in its file, from 1.
+    ``files`` are pairs of a file and its unit, ``"line"`` or ``"row"``; ``file`` (n,) holds the index into ``files``,
+    ``number`` (n,) the row's number in its file, from 1.
     """
 
     files: tuple[tuple[str, str], ...]
@@ -39,22 +39,22 @@ class Origin:
     number: np.ndarray
 
     def place(self, row: int) -> Place:
-        """The place of the row numbered ``row``, from 0."""
+        """The location of row number ``row``, from 0."""
         file, unit = self.files[self.file[row]]
         return Place(file, unit, int(self.number[row]))
 
     def rows(self, indices: np.ndarray) -> Origin:
-        """The places of the rows numbered ``indices``, in that order."""
+        """The locations of the rows numbered ``indices``, in that order."""
         return Origin(self.files, self.file[indices], self.number[indices])
 
 
 def of_one_file(file: str, unit: str, numbers: Sequence[int] | np.ndarray) -> Origin:
-    """The places of rows of one file."""
+    """The locations of rows of one file; ``numbers`` are their numbers in it."""
     return Origin(((file, unit),), np.zeros(len(numbers), dtype=np.int32), np.asarray(numbers, dtype=np.int64))
 
 
 def joined_origins(parts: Sequence[Origin]) -> Origin:
-    """The places of the rows of all parts, one part after another."""
+    """The locations of the rows of all parts, one part after another."""
     starts = np.cumsum([0, *(len(part.files) for part in parts)])
     return Origin(
         tuple(file for part in parts for file in part.files),
@@ -65,10 +65,22 @@ def joined_origins(parts: Sequence[Origin]) -> Origin:
 
 @dataclass(frozen=True)
 class Raw:
-    """Named columns of one length. ``read(name)`` gives a column, a list or a numpy array, and decodes nothing before.
+    """Named columns of one length, read on demand.
 
-    ``class_names[name]`` are the names that the integers of a label column stand for, where the source says so.
-    ``origin`` says where each row stands. ``troubles`` are rows that could not be read at all; they are not counted.
+    Attributes
+    ----------
+    names
+        The column names.
+    num_rows
+        The number of rows that could be read.
+    read
+        ``read(name)`` gives a column as a list or a numpy array; nothing is decoded before.
+    origin
+        The location of each row.
+    class_names
+        For label columns of integers: the class names, if the source declares them.
+    troubles
+        Rows that could not be read; they are not counted in ``num_rows``.
     """
 
     names: tuple[str, ...]
@@ -86,7 +98,17 @@ def from_columns(
     numbers: Sequence[int] | None = None,
     troubles: Sequence[Trouble] = (),
 ) -> Raw:
-    """The columns, which are already in memory, as a ``Raw``; ``numbers`` are those of the rows in ``file``."""
+    """Columns in memory as a ``Raw``.
+
+    Parameters
+    ----------
+    columns
+        The columns by name, all of one length.
+    file, unit, numbers
+        The locations of the rows: the file, ``"line"`` or ``"row"``, and the row numbers in the file (from 1 if None).
+    troubles
+        Rows of the file that could not be read.
+    """
     length = len(next(iter(columns.values()))) if columns else 0
     origin = of_one_file(file, unit, np.arange(1, length + 1) if numbers is None else numbers)
     return Raw(tuple(columns), length, columns.__getitem__, origin, troubles=tuple(troubles))
@@ -98,7 +120,7 @@ def joined(parts: Sequence[Raw], source: str) -> Raw:
     Raises
     ------
     DataError
-        if the parts have unlike columns, or number their classes in unlike ways.
+        if the parts differ in their columns or in the numbering of their classes.
     """
     first = parts[0]
     if len(parts) == 1:
@@ -106,7 +128,9 @@ def joined(parts: Sequence[Raw], source: str) -> Raw:
     for part in parts[1:]:
         if set(part.names) != set(first.names):
             odd = ", ".join(sorted(set(part.names) ^ set(first.names)))
-            raise DataError(f"data.source = '{source}': its files have unlike columns ({odd}); name one file instead")
+            raise DataError(
+                f"data.source = '{source}': its files have different columns ({odd}); name one file instead"
+            )
         if dict(part.class_names) != dict(first.class_names):
             raise DataError(
                 f"data.source = '{source}': its files number the classes differently; name one file instead"
@@ -117,7 +141,7 @@ def joined(parts: Sequence[Raw], source: str) -> Raw:
         if all(isinstance(column, np.ndarray) for column in columns):
             if len({column.shape[1:] for column in columns}) == 1:
                 return np.concatenate(columns)
-            columns = [list(column) for column in columns]  # pictures of unlike sizes
+            columns = [list(column) for column in columns]  # pictures of different sizes
         return [value for column in columns for value in column]
 
     return Raw(

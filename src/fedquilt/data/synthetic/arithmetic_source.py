@@ -1,4 +1,4 @@
-"""The source ``arithmetic:<format>``: word problems drawn where they are needed, the same ones for everybody."""
+"""The source ``arithmetic:<format>``: generated word problems, the same in every run."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _FORM = "arithmetic:blank, arithmetic:choice or arithmetic:program, perhaps foll
 
 
 def arithmetic_source(source: str) -> Table:
-    """The word problems that ``arithmetic:<format>?train=<rows>&test=<rows>&split=<held-out split>`` names.
+    """The word problems of the source ``arithmetic:<format>?train=<rows>&test=<rows>&split=<held-out split>``.
 
-    First the rows of the split ``train``, then those of the held-out split, told apart by ``is_train``. The rows are a
-    data set: what they are depends on the source alone, not on a run's seed, and fewer rows are the first ones of more.
+    The rows of the split ``train`` come first, then those of the held-out split; ``is_train`` marks the former. The
+    rows depend on the source alone, not on the seed of a run; fewer rows are a prefix of more rows.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def arithmetic_source(source: str) -> Table:
 
 def _complaint(key: str, value: str) -> str:
     if key in _NUM_ROWS:
-        return f"{key} = '{value}' is no number of rows"
+        return f"{key} = '{value}' is not a number of rows"
     if key == "split":
         return f"there is no held-out split '{value}'{suggestion(value, HELD_OUT)} (there are: {', '.join(HELD_OUT)})"
     return f"there is no key '{key}'{suggestion(key, (*_NUM_ROWS, 'split'))}"

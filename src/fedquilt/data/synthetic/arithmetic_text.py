@@ -1,8 +1,8 @@
-"""Short passages about quantities, drawn for the pretraining of small language models; nothing is stored.
+"""Generated passages about quantities, for the pretraining of small language models.
 
-Sums in figures and in words, short tales that tell their result, questions and what is said to them, order and lists,
-and a few assignments. The names, things and numbers are those of the word problems, but no sentence of theirs occurs,
-and none of the task formats; and no sum is told whose operands are held out for tests.
+Calculations in figures and in words, stories with their result, questions with answers, comparisons and lists, and a
+few assignments. Names, things and numbers are those of the word problems, but no sentence and no task format of theirs
+occurs, and no calculation with held-out operands.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from fedquilt.core.rng import Rng
-from fedquilt.data.synthetic.arithmetic import KINDS, NAMES, THINGS, is_held_out
+from fedquilt.data.synthetic.arithmetic import is_held_out
+from fedquilt.data.synthetic.arithmetic_kinds import KINDS, NAMES, THINGS
 
 SENTENCES: dict[str, tuple[str, ...]] = {
     "add": (
@@ -64,7 +65,7 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "{a} * {b} = {d}\n{d} + {c} = {answer}\n{a} * {b} + {c} = {answer}",
     ),
 }
-"""Tales, by kind of sum; ``d`` is what the first two operands come to."""
+"""Stories, by kind of calculation; ``d`` is the result of the first two operands."""
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "add": (
@@ -106,7 +107,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
         "There are {c} {things} here. Then come {a} bags of {b}. How many now?",
     ),
 }
-"""By kind of sum; what is said to them is in ``SAID``, or a sum, assignments, or a place in a list."""
+"""Questions, by kind; answered by ``SAID``, a line of arithmetic, assignments, or a position in a list."""
 
 SAID: tuple[str, ...] = (
     " {answer}",
@@ -131,7 +132,7 @@ TALK: tuple[str, ...] = (
     "The right answer for {name} is {n}, for {other} it is {m}.",
     "{name} shares {things} with {other} and gets both of the other bags.",
 )
-"""Sentences that tell no sum: the words of quantities."""
+"""Sentences about quantities without a calculation."""
 
 _ODDS = {"add": 4, "subtract": 4, "multiply": 3, "divide": 2, "sum-less": 2, "product-more": 2}
 _DRAWN_KINDS = tuple(kind for kind, odds in _ODDS.items() for _ in range(odds))
@@ -143,13 +144,13 @@ _SECOND_STEP = {"sum-less": "subtract", "product-more": "add"}
 
 
 def passages(count: int, rng: Rng) -> list[str]:
-    """``count`` passages of one to six lines each; the same for the same stream."""
+    """Draw ``count`` passages of one to six lines each."""
     draws = rng.numpy()
     return [_passage(draws) for _ in range(count)]
 
 
-def told(kind: str, operands: tuple[int, ...]) -> dict[str, int]:
-    """What a sentence of this kind names: the operands by letter, ``answer``, and ``d`` where two steps lead to it."""
+def quantities(kind: str, operands: tuple[int, ...]) -> dict[str, int]:
+    """The numbers for a sentence: the operands by letter, ``answer``, and for two steps the intermediate ``d``."""
     known = dict(zip("abc", operands, strict=False)) | {"answer": KINDS[kind].answer(*operands)}
     if kind in _FIRST_STEP:
         known["d"] = KINDS[_FIRST_STEP[kind]].answer(*operands[:2])
@@ -170,13 +171,13 @@ def _passage(draws: np.random.Generator) -> str:
     if form < 0.96:
         kind = _one(_DRAWN_KINDS, draws)
         operands = _operands(kind, draws)
-        return f"{_assigned(kind, operands, draws)} is {told(kind, operands)['answer']}"
+        return f"{_assigned(kind, operands, draws)} is {quantities(kind, operands)['answer']}"
     return _filled(_one(TALK, draws), draws, {"n": _number(draws), "m": _number(draws)})
 
 
 def _figures(draws: np.random.Generator) -> str:
     kind = _one(_DRAWN_KINDS, draws)
-    line = KINDS[kind].says.format(**told(kind, _operands(kind, draws)))
+    line = KINDS[kind].says.format(**quantities(kind, _operands(kind, draws)))
     if draws.random() < 0.1:
         left, _, right = line.partition(" = ")
         return f"{right} = {left}"
@@ -186,11 +187,11 @@ def _figures(draws: np.random.Generator) -> str:
 def _tale(draws: np.random.Generator) -> str:
     kind = _one(_DRAWN_KINDS, draws)
     sentence = _one(SENTENCES[kind], draws)
-    return _filled(sentence, draws, told(kind, _operands(kind, draws, in_steps="{d}" in sentence)))
+    return _filled(sentence, draws, quantities(kind, _operands(kind, draws, in_steps="{d}" in sentence)))
 
 
 def _ordered(draws: np.random.Generator) -> str:
-    """Counting, comparing, tens and ones, and finding a number's place."""
+    """A passage on counting, comparing, tens and ones, or the position of a number in a list."""
     form = int(draws.integers(6))
     if form == 0:
         start, step, length = _number(draws), int(draws.choice([1, 2, 5, 10])), int(draws.integers(4, 8))
@@ -214,7 +215,7 @@ def _ordered(draws: np.random.Generator) -> str:
 
 
 def _listed(number: int, draws: np.random.Generator) -> tuple[str, str]:
-    """A list of four unlike numbers under letters, ``number`` one of them, and its letter; the others are near it."""
+    """A list of four different numbers with letters, and the letter of ``number``; the others are near it."""
     near = [number + step for step in (-20, -10, -3, -2, -1, 1, 2, 3, 10, 20) if number + step >= 0]
     numbers = [number, *(near[place] for place in draws.permutation(len(near))[:3])]
     labels = [_LABELS[place] for place in draws.permutation(len(_LABELS))[:4]]
@@ -223,10 +224,10 @@ def _listed(number: int, draws: np.random.Generator) -> tuple[str, str]:
 
 
 def _asked(draws: np.random.Generator) -> str:
-    """A question, and what is said to it."""
+    """A question with its answer."""
     kind = _one(_DRAWN_KINDS, draws)
     operands = _operands(kind, draws)
-    known = told(kind, operands)
+    known = quantities(kind, operands)
     form = draws.random()
     if form < 0.45:
         return _filled(_one(QUESTIONS[kind], draws) + _one(SAID, draws), draws, known)
@@ -240,7 +241,7 @@ def _asked(draws: np.random.Generator) -> str:
 
 
 def _assigned(kind: str, operands: tuple[int, ...], draws: np.random.Generator) -> str:
-    """The operands as assignments, those of the steps to the result, and the result's variable in a line of its own."""
+    """Assignments of the operands and of the steps, then the variable of the result on a line of its own."""
     x, y, z, w, v = (_VARIABLES[place] for place in draws.permutation(len(_VARIABLES))[:5])
     lines = [f"{letter} = {operand}" for letter, operand in zip((x, y, z), operands, strict=False)]
     if kind in _FIRST_STEP:
@@ -251,14 +252,14 @@ def _assigned(kind: str, operands: tuple[int, ...], draws: np.random.Generator) 
 
 
 def _operands(kind: str, draws: np.random.Generator, in_steps: bool = False) -> tuple[int, ...]:
-    """Operands of which nothing is held out, not even between the steps where these are told."""
+    """Draw operands that are not held out; with ``in_steps`` those of each single step are not held out either."""
     while True:
         operands = KINDS[kind].draw(draws)
         if is_held_out(kind, operands):
             continue
         if in_steps:
             first, second = _FIRST_STEP[kind], _SECOND_STEP[kind]
-            between = told(kind, operands)["d"]
+            between = quantities(kind, operands)["d"]
             if is_held_out(first, operands[:2]) or is_held_out(second, (between, operands[2])):
                 continue
         return operands

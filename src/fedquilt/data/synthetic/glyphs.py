@@ -1,4 +1,4 @@
-"""Letters and symbols drawn from fonts, and no digits: the data that the built-in glyph model is pretrained on.
+"""Images of letters and symbols, without digits: the pretraining data of the built-in glyph models.
 
 The fonts are the TrueType files that ship inside the matplotlib package; the package itself is not imported.
 """
@@ -21,8 +21,8 @@ from fedquilt.core.errors import DataError
 from fedquilt.core.rng import Rng
 from fedquilt.data.table import Table
 
-# One word, one class; its first character names the class. Every glyph is scaled to one box, so characters that differ
-# by little but their size (c and C, theta and its capital) cannot be told apart and are drawn for one common class.
+# One word is one class, named by its first character. Every glyph is scaled to one box, so characters that differ in
+# little but size (c and C, theta and its capital) are indistinguishable and form one class.
 _LATIN = "A B Cc D E F G H Il| J K L M N Oo P Q R Ss T Uu Vv Ww Xx Y Zz a b d e f g h i j k m n p q r t y"
 _GREEK = "Γ Δ Θθ Λ Ξ Π Σ Φφ Ψψ Ω α β γ δ ε ζ η λ μ ξ π σ τ ω ς"  # noqa: RUF001
 # Capitals only: italic small Cyrillic letters borrow Latin shapes. Ze, che and small be are left out because they are
@@ -33,7 +33,7 @@ _SYMBOLS = (
 )
 CLASSES: tuple[str, ...] = tuple(f"{_LATIN} {_GREEK} {_CYRILLIC} {_SYMBOLS}".split())
 
-# The Computer Modern files keep other glyphs (figures too) under the codes of symbols, so only their letters are safe.
+# The Computer Modern files store other glyphs (also digits) under the codes of symbols; only their letters are usable.
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _CAPITALS = _LETTERS[:26]
 _ALL = "".join(CLASSES)
@@ -78,7 +78,7 @@ def font_folder() -> Path:
 
 @cache
 def glyph_pool(fonts: tuple[str, ...] = FONTS) -> Pool:
-    """Every character of every class, once for each of ``fonts`` that has it.
+    """The undistorted glyphs of every character, one for each of ``fonts`` that has the character.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def glyph_pool(fonts: tuple[str, ...] = FONTS) -> Pool:
         if not path.is_file():
             raise DataError(f"font file {path} is missing; reinstall matplotlib, or leave the font '{name}' out")
         font = ImageFont.truetype(str(path), 96)
-        empty = _drawn(font, "\uffff")  # no font has this character: what is drawn is the box for missing glyphs
+        empty = _drawn(font, "\uffff")  # no font has this character, so this is the box for missing glyphs
         for label, characters in enumerate(CLASSES):
             for character in characters:
                 image = _drawn(font, character) if character in _FONTS[name] else None
@@ -106,7 +106,7 @@ def glyph_pool(fonts: tuple[str, ...] = FONTS) -> Pool:
 
 
 def _drawn(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray | None:
-    """The glyph scaled to the box and set in the middle of the canvas; None where the font leaves the place blank."""
+    """The glyph scaled to the box and centred on the canvas; None if the font draws nothing."""
     left, top, right, bottom = (int(edge) for edge in font.getbbox(character))
     width, height = right - left, bottom - top
     if width <= 0 or height <= 0:
@@ -121,10 +121,10 @@ def _drawn(font: ImageFont.FreeTypeFont, character: str) -> np.ndarray | None:
 
 
 def distorted(glyphs: Tensor, generator: torch.Generator) -> Tensor:
-    """New drawings of ``glyphs`` (n, 56, 56) uint8: float (n, 28, 28) in [0, 1].
+    """Random distortions of ``glyphs``, uint8 (n, 56, 56): float (n, 28, 28) in [0, 1].
 
-    Stroke thickness; rotation, scale, shear, shift and a smooth warp; for four in ten a grid of 6 to 14 pixels and
-    back; blur; contrast; noise. Every image has its own numbers from ``generator``, which lives on the CPU.
+    Stroke thickness; rotation, scale, shear, shift and a smooth warp; for 40 % of the images a reduction to 6 to 14
+    pixels and back; blur; contrast; noise. Each image has parameters of its own from ``generator``, a CPU generator.
     """
     count, device = len(glyphs), glyphs.device
 
@@ -176,14 +176,14 @@ def _grid(uniform: Callable[..., Tensor], count: int) -> Tensor:
 
 
 def draw(pool: Pool, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``size`` fresh drawings, float (size, 28, 28) in [0, 1], and their labels: classes alike, then fonts alike."""
+    """Draw ``size`` distorted images, float (size, 28, 28) in [0, 1], and labels; uniform over classes, then fonts."""
     share = 1.0 / torch.bincount(pool.labels, minlength=len(CLASSES)).clamp(min=1)
     chosen = torch.multinomial(share[pool.labels], size, replacement=True, generator=generator)
     return distorted(pool.images[chosen], generator), pool.labels[chosen]
 
 
 def glyph_table(size: int, rng: Rng, *, fonts: Sequence[str] = FONTS) -> Table:
-    """``size`` labelled drawings, uint8 (size, 28, 28), the same for the same ``rng``.
+    """``size`` labelled drawings, uint8 (size, 28, 28), drawn with ``rng``.
 
     Raises
     ------
