@@ -118,7 +118,7 @@ def loops(config: Config, experiment: Experiment, with_peft: bool) -> list[Loop]
     if with_peft:
         import peft
 
-        loaded, lora = _loaded(config, experiment), experiment.only.adapter
+        loaded, lora = _loaded(config, experiment), experiment.only.put.settings
         settings = peft.LoraConfig(r=lora.rank, lora_alpha=int(lora.alpha), target_modules=list(lora.targets))
         model = peft.get_peft_model(loaded.model, settings)
         parameters = dict(model.named_parameters())

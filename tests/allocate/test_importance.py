@@ -1,5 +1,4 @@
 import math
-from collections import Counter
 from itertools import combinations
 
 import numpy as np
@@ -9,8 +8,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from fedquilt.allocate.importance import layer_weights, smoothed, three_means
-from fedquilt.core.errors import ConfigError, RoundError
-from fedquilt.core.rng import Rng
+from fedquilt.core.errors import RoundError
 
 scores_of = st.lists(st.floats(0, 1e6), min_size=1, max_size=9)
 
@@ -105,24 +103,6 @@ def test_logarithms_of_zero_scores():
         layer_weights([-1.0, 2.0], log=True)
     with pytest.raises(RoundError, match="layer 1 is nan"):
         layer_weights([1.0, math.nan], log=True)
-
-
-def test_arbitrary_labels_keep_the_clusters_and_lose_the_order():
-    scores = [0.1, 0.2, 5.0, 5.1, 9.0]
-    seen = Counter(layer_weights(scores, label_order="arbitrary", rng=Rng(seed)) for seed in range(600))
-    assert len(seen) == 6
-    assert all(a == b and c == d and len({a, c, e}) == 3 for a, b, c, d, e in seen)
-    assert all(abs(number - 100) < 40 for number in seen.values())
-    assert layer_weights(scores, label_order="arbitrary", rng=Rng(5)) == layer_weights(
-        scores, label_order="arbitrary", rng=Rng(5)
-    )
-
-
-def test_label_order_is_checked():
-    with pytest.raises(ConfigError, match=r"method\.label_order is 'rank'.*did you mean 'ranked'"):
-        layer_weights([1.0], label_order="rank")
-    with pytest.raises(ValueError, match="needs an rng"):
-        layer_weights([1.0], label_order="arbitrary")
 
 
 def test_smoothing():

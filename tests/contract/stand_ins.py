@@ -40,7 +40,9 @@ class StandIn:
         moved = {name: tensor + 1 for name, tensor in order.params.items() if name in names}
         return Fitted(moved, self.profile.num_examples, {"loss": 1.0})
 
-    def layer_scores(self, order: Order, memory: Memory | None = None, *, kind: str, objective: str) -> list[float]:
+    def layer_scores(
+        self, order: Order, memory: Memory | None = None, *, kind: str, objective: str = "log-prob"
+    ) -> list[float]:
         self.scorings.append((kind, objective))
         return list(self.scores(len(self.scorings) - 1))
 

@@ -33,8 +33,9 @@ from fedquilt.core.method import Exchange
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Order, Reply, Turn
 from fedquilt.core.wrap import with_local
-from fedquilt.methods import METHODS
+from fedquilt.methods import METHODS, register, registry, traits_of
 from fedquilt.methods.by_architecture import by_architecture
+from fedquilt.methods.layered import everyone, layered
 
 
 class Row(NamedTuple):
@@ -135,6 +136,20 @@ def across(name: str, models=(VIT, WIDE), *, mixed: bool = False, **settings) ->
     return build
 
 
+def default_row(name: str) -> Row:
+    """The row of a method that has none of its own: its default settings, in the scene that its traits ask for."""
+    traits = traits_of(name)
+    at_once = ALL_AT_ONCE if traits.rule is not None else {}
+    if traits.needs == "mixture":
+        return Row(shared(name=name), at_once)
+    return Row(across(name) if traits.across else real(name, proxy=3), at_once)
+
+
+def method_of(row: str) -> str:
+    """The method of a row: the longest name that the row's begins with."""
+    return max((name for name in METHODS if f"{row}-".startswith(f"{name}-")), key=len)
+
+
 ALL_AT_ONCE = {"merge_lets_replies_go": "a module's factors are combined when those of all clients are there"}
 SOON = {"warmup": 1, "refresh": 1}  # so that every kind of round comes in three
 REAL = {
@@ -143,14 +158,13 @@ REAL = {
     "fed-hello-fim-server": Row(real("fed-hello", proxy=3, **SOON)),
     "fed-hello-fim-clients": Row(real("fed-hello", scores_from="clients", **SOON)),
     "fed-hello-local-head": Row(real("fed-hello", scores_from="clients", local_head=True, **SOON)),
-    "fedit": Row(real("fedit")),
+    "fed-hello-released": Row(real("fed-hello-released", proxy=3, **SOON)),
     "h2tune": Row(across("h2tune", (VIT, LLAMA), private_steps=1)),
     "h2tune-mixed-drawn": Row(across("h2tune", mixed=True, selection="drawn", alignment="slots", joint_rounds=0)),
     "h2tune-alone-strongest": Row(real("h2tune", selection="strongest", deviation=0.1, reselect=2)),
     "h2tune-common-ends": Row(across("h2tune", (VIT, LLAMA), mixed=True, ends="architecture", private_steps=1)),
     "h2tune-aligned": Row(across("h2tune", mixed=True, align="projection", deviation=0.1)),
     "h2tune-noise": Row(across("h2tune", deviation=0.1, bank="noise", joint_rounds=9)),
-    "ffa-lora": Row(real("ffa-lora")),
     "rolora": Row(real("rolora", model=LLAMA, budgets=(1, 2, 3))),
     "fedsa-lora": Row(real("fedsa-lora")),
     "fedsa-lora-common-head": Row(real("fedsa-lora", local_head=False)),
@@ -162,7 +176,6 @@ REAL = {
     "fedex-lora": Row(real("fedex-lora"), ALL_AT_ONCE),
     "fedex-lora-1": Row(real("fedex-lora", model=LLAMA, budgets=(1, 2, 3), residual_rank=1), ALL_AT_ONCE),
     "fedex-lora-0": Row(real("fedex-lora", residual_rank=0), ALL_AT_ONCE),
-    "lora-fair": Row(real("lora-fair"), ALL_AT_ONCE),
     "fed-hello-flora": Row(real("fed-hello", proxy=3, ranks=(2, 4, 3), rule=stack_rule(), **SOON), ALL_AT_ONCE),
     "fed-hello-fedex-clients": Row(
         real("fed-hello", scores_from="clients", rule=residual_rule(2), **SOON), ALL_AT_ONCE
@@ -172,9 +185,6 @@ REAL = {
     "fedra": Row(real("fedra")),
     "fedra-whole": Row(real("fedra", drop_layers=False)),
     "exclusive": Row(real("exclusive", budgets=(4, 2, 4))),
-    "straggler": Row(real("straggler")),
-    "local-only": Row(real("local-only")),
-    "full": Row(real("full")),
 }
 HETEROTUNE = {
     "heterotune": Row(shared()),
@@ -186,6 +196,7 @@ HETEROTUNE = {
     "heterotune-one": Row(shared((BERT,), align="soft")),
 }
 REAL |= HETEROTUNE
+REAL |= {name: default_row(name) for name in sorted({*METHODS} - {method_of(row) for row in REAL})}
 APART = {
     "fedit-apart": Row(apart("fedit")),
     "fedit-llama-bert": Row(apart("fedit", (LLAMA, BERT))),
@@ -237,6 +248,27 @@ def test_promise(row, promise):
 
 def test_every_method_of_the_library_is_in_the_table():
     assert {row.build().method.name for row in REAL.values()} == set(METHODS)
+
+
+def scaled(federation, *, step: float = 0.5):
+    """A method as another package may bring it: it goes only part of the way to the clients' mean."""
+    trunk = layered("scaled", federation, everyone(tuple(range(federation.layout.num_layers))))
+    (fit,) = trunk.exchanges
+
+    def merge(state, replies):
+        after = fit.merge(state, replies)["params"]
+        return {**state, "params": {n: torch.lerp(old, after[n], step) for n, old in state["params"].items()}}
+
+    return trunk._replace(exchanges=(fit._replace(merge=merge),))
+
+
+def test_a_method_that_was_registered_gets_a_row_and_keeps_every_promise(monkeypatch):
+    monkeypatch.setattr(registry, "ENTRIES", dict(registry.ENTRIES))
+    register("scaled", scaled)
+    row = default_row("scaled")
+    assert method_of("scaled") == row.build().method.name == "scaled"
+    for promise in PROMISES.keys() - row.exempt:
+        PROMISES[promise](row.build)
 
 
 def test_the_table_is_whole():

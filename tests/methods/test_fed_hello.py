@@ -1,4 +1,4 @@
-"""Fed-HeLLo: the schedule, where scores come from, and the switches for what the released code does."""
+"""Fed-HeLLo: the schedule, and where scores come from."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from stand_ins import Cast, cast, layers_of, run
 
 from fedquilt.allocate.importance import layer_weights
 from fedquilt.allocate.layers import counts, draw, gd_set, madow, odds
+from fedquilt.config.arguments import arguments
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Order
@@ -51,7 +52,7 @@ def test_gd_gives_every_client_the_set_of_its_budget_in_every_round(shape, base)
     done = run(fed_hello(scene.federation, allocation="gd", shape=shape, base=base), scene, num_rounds=3)
     sets = {client: gd_set(shape, 12, budget, base) for client, budget in BUDGETS.items()}
     assert [layers_of(one) for one in done] == [sets] * 3
-    assert all(one.state["probabilities"] is None for one in done)
+    assert all(one.state.keys() == {"params"} for one in done)
 
 
 @pytest.mark.parametrize("shape", ["triangle", "bottleneck"])
@@ -235,12 +236,12 @@ def test_the_servers_scores_are_those_of_the_round_before():
     ] == [True] * 4
 
 
-def test_score_and_objective_are_handed_on():
-    for source in ("server", "clients"):
-        scene = cast(server=told, scores=lambda client, call: SCORES[call])
-        run(fim(scene, score="norm", objective="logit", scores_from=source), scene)
-        asked = scene.federation.server.scorings if source == "server" else scene.clients[1].scorings
-        assert asked == [("norm", "logit")] * 4
+@pytest.mark.parametrize("source", ["server", "clients"])
+def test_the_kind_of_score_is_handed_on_and_it_is_of_log_probabilities(source):
+    scene = cast(server=told, scores=lambda client, call: SCORES[call])
+    run(fim(scene, score="norm", scores_from=source), scene)
+    asked = scene.federation.server.scorings if source == "server" else scene.clients[1].scorings
+    assert asked == [("norm", "log-prob")] * 4
 
 
 def test_in_real_clients_the_odds_follow_the_servers_fisher_scores():
@@ -250,48 +251,6 @@ def test_in_real_clients_the_odds_follow_the_servers_fisher_scores():
     for state in played.states[1:]:
         assert state["scores"] == scene.federation.server.layer_scores(Order(state["params"]))
         assert state["probabilities"] == list(odds(layer_weights(state["scores"])))
-
-
-# The switches ------------------------------------------------------------
-
-
-def test_t11_reuse_hold_keeps_the_drawn_layers_between_refreshes():
-    """T11, the fork's behaviour"""
-    scene = cast(server=told)
-    sets = [layers_of(done) for done in run(fim(scene, reuse="hold"), scene)]
-    plain = [layers_of(done) for done in run(fim(cast(server=told)), cast(server=told))]
-    assert sets[:4] == plain[:4]
-    for first, stop in ((4, 9), (9, 14), (14, 19)):
-        assert all(one == sets[first] for one in sets[first:stop])
-    assert len({one[0] for one in sets[4::5]}) > 1
-    assert all(len(one[k]) == budget for one in sets for k, budget in BUDGETS.items())
-
-
-def test_t11_reuse_reference_falls_back_to_the_prior_between_refreshes():
-    """T11, the released code's behaviour"""
-    scene = cast(server=told)
-    done = run(fim(scene, reuse="reference"), scene)
-    for number, one in enumerate(done):
-        fresh = number in (4, 9, 14, 19)
-        assert layers_of(one) == expected(done[number - 1].state["probabilities"] if fresh else PRIOR, number)
-
-
-def test_label_order_arbitrary_keeps_the_clusters_and_shuffles_their_weights():
-    scores = [1.0] * 4 + [5.0] * 4 + [9.0] * 4
-    seen = set()
-    for seed in range(12):
-        scene = cast(server=lambda call: scores)
-        (*_, last) = run(fim(scene, label_order="arbitrary"), scene, num_rounds=5, seed=seed)
-        found = last.state["probabilities"]
-        weights = tuple(round(found[layer] * 24) for layer in (0, 4, 8))
-        assert sorted(weights) == [1, 2, 3]
-        assert found == [weight / 24 for weight in weights for _ in range(4)]
-        seen.add(weights)
-        again = run(fim(cast(server=lambda call: scores), label_order="arbitrary"), scene, num_rounds=5, seed=seed)
-        assert again[-1].state["probabilities"] == found
-    assert len(seen) > 2
-    ranked = run(fim(cast(server=lambda call: scores)), cast(), num_rounds=5)[-1].state["probabilities"]
-    assert [round(ranked[layer] * 24) for layer in (0, 4, 8)] == [1, 2, 3]
 
 
 # Scores from clients ------------------------------------------------------------
@@ -374,34 +333,23 @@ def test_scores_from_a_server_without_rows_are_refused_with_both_ways_out():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"warmup": -1}, "method.warmup = -1: must be at least 0 rounds"),
-        ({"refresh": 0}, "method.refresh = 0: must be at least 1 round"),
-        ({"smoothing": 1.0}, "method.smoothing = 1.0: must be at least 0 and below 1"),
-        ({"smoothing": -0.1}, "method.smoothing = -0.1: must be at least 0 and below 1"),
+        ({"warmup": -1}, "method.warmup = -1: must be at least 0"),
+        ({"refresh": 0}, "method.refresh = 0: must be at least 1"),
+        ({"smoothing": 1.0}, "method.smoothing = 1.0: must be below 1.0"),
+        ({"smoothing": -0.1}, "method.smoothing = -0.1: must be at least 0.0"),
     ],
 )
-def test_numbers_out_of_range_are_refused(settings, message):
+def test_the_signature_says_which_numbers_are_allowed(settings, message):
     with pytest.raises(ConfigError) as caught:
-        fed_hello(cast(server=told).federation, **settings)
+        arguments(fed_hello, settings, prefix="method")
     assert caught.value.problems == (message,)
-
-
-def test_all_problems_are_told_at_once():
-    with pytest.raises(ConfigError) as caught:
-        fed_hello(cast().federation, warmup=-1, refresh=0, smoothing=2)
-    assert len(caught.value.problems) == 4
 
 
 # State ------------------------------------------------------------
 
 
 def test_the_state_resumes_in_the_middle_of_an_interval():
-    for settings in (
-        {"scores_from": "clients"},
-        {"reuse": "hold"},
-        {"label_order": "arbitrary"},
-        {"reuse": "reference"},
-    ):
+    for settings in ({"scores_from": "clients"}, {"scores_from": "server"}):
         scene = cast(server=lambda call: SCORES[1], scores=lambda client, call: SCORES[client])
         whole = run(fim(scene, **settings), scene)
         half = run(fim(scene, **settings), scene, num_rounds=7)

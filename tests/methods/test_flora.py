@@ -53,7 +53,7 @@ def test_every_client_begins_every_round_with_a_fresh_adapter_of_its_own_rank():
         def __getattr__(self, name):
             return getattr(self.client, name)
 
-        def fit(self, order, memory, layers):
+        def fit(self, order, memory, layers, *, blocks=None):
             fits.append((order.round, self.client.id, factors(self.client.params(order, memory))))
             return self.client.fit(order, memory, layers)
 

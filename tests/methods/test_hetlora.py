@@ -78,7 +78,7 @@ class Shrinks:
     def __getattr__(self, name):
         return getattr(self.client, name)
 
-    def fit(self, order, memory, layers):
+    def fit(self, order, memory, layers, *, blocks=None):
         fitted = self.client.fit(order, memory, layers)
         pairs = factors(self.client.params(order, memory))
         smaller = named(shrunk(pairs, max(1, len(next(iter(pairs.values())).A) - 1)))

@@ -41,7 +41,10 @@ CATALOGUE = {
     "T8 Fisher is one backward per row": ("client/test_probe.py::T8",),
     "T9 Fisher is blind to a shift of all classes": ("client/test_probe.py::T9",),
     "T10 with B zero only B scores": ("client/test_probe.py::T10",),
-    "T11 Fisher odds stay in force between refreshes": ("methods/test_fed_hello.py::T11",),
+    "T11 Fisher odds stay in force between refreshes": (
+        "methods/test_fed_hello.py::T11",
+        "methods/test_released.py::T11",
+    ),
     "T12 every proxy row is used once": ("client/test_probe.py::T12",),
     "T13 untrained layers: no gradient, no optimiser state, not in the upload": (
         "client/test_fit.py::T13",

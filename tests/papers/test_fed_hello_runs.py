@@ -14,6 +14,7 @@ from fedquilt.allocate.layers import counts, draw, odds
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, Profile, Turn
 from fedquilt.methods.fed_hello import fed_hello
+from fedquilt.methods.released import fed_hello_released
 
 PRIOR = odds(counts("bottleneck", 12, [6, 9, 12]))
 
@@ -29,7 +30,7 @@ def test_s50_e50_of_500_rounds_has_nine_refreshes(reuse, expected):
         scene.federation,
         profiles=tuple(Profile(id, 1, "stand-in", Budget(budget), "toy") for id, budget in enumerate((6, 9, 12))),
     )
-    method = fed_hello(federation, reuse=reuse, smoothing=0.0, coverage=False)
+    method = fed_hello_released(federation, reuse=reuse, label_order="ranked", smoothing=0.0, coverage=False)
     done = run(method, scene, cohort=lambda number: federation.profiles[:1])
     refreshed = sorted({one.state["refreshed"] for one in done} - {None})
     assert refreshed == list(range(50, 500, 50))

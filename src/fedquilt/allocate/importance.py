@@ -6,10 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from fedquilt.core.errors import ConfigError, RoundError, suggestion
-from fedquilt.core.rng import Rng
-
-LABEL_ORDERS = ("ranked", "arbitrary")
+from fedquilt.core.errors import RoundError
 
 
 def three_means(scores: Sequence[float], k: int = 3) -> tuple[int, ...]:
@@ -66,37 +63,19 @@ def _best_starts(values: Sequence[float], sizes: Sequence[int], num_clusters: in
     return best[num_values][1]
 
 
-def layer_weights(
-    scores: Sequence[float], log: bool = False, label_order: str = "ranked", rng: Rng | None = None
-) -> tuple[int, ...]:
+def layer_weights(scores: Sequence[float], log: bool = False) -> tuple[int, ...]:
     """The weight of every layer in the odds: 3 in the most important cluster of layers, then 2, then 1.
 
     ``log`` clusters ``log(score)``, for scores with a long tail; scores below ``1e-12`` of the largest count as that.
 
-    ``label_order = "arbitrary"`` is what the authors' released code does (the labels of a KMeans, whose order is
-    random, serve as ranks): the clusters are the same, but which of them gets 3, 2 and 1 is drawn from ``rng``.
-
     Raises
     ------
-    ConfigError
-        if ``label_order`` is unknown.
     RoundError
         if a score is not finite.
     ValueError
-        if ``log`` meets a negative score, or ``label_order`` is ``"arbitrary"`` and there is no ``rng``.
+        if ``log`` meets a negative score.
     """
-    if label_order not in LABEL_ORDERS:
-        raise ConfigError(
-            f"method.label_order is '{label_order}'; it must be one of {', '.join(LABEL_ORDERS)}"
-            f"{suggestion(label_order, LABEL_ORDERS)}"
-        )
-    ranks = three_means(_logarithms(scores) if log else scores)
-    if label_order == "ranked":
-        return tuple(rank + 1 for rank in ranks)
-    if rng is None:
-        raise ValueError("label_order = 'arbitrary' draws the labels, so it needs an rng")
-    labels = rng.numpy().permutation(3).tolist()
-    return tuple(labels[rank] + 1 for rank in ranks)
+    return tuple(rank + 1 for rank in three_means(_logarithms(scores) if log else scores))
 
 
 def _logarithms(scores: Sequence[float]) -> list[float]:

@@ -17,8 +17,9 @@ class Data(BaseModel):
 
     source: Text
     """``sklearn:digits``, ``arithmetic:blank`` (or ``choice``, ``program``), ``hub:owner/name``, or a file or folder
-    (npz, tsv, csv, jsonl, json, parquet). With the scheme ``sites``: one source a client with ``{client}`` for its
-    number, or ``node``: what each node was started with."""
+    of rows (csv, jsonl, parquet, npz and others: what cannot be read is refused with a list of what can). With the
+    scheme ``sites``: one source a client with ``{client}`` for its number, or ``node``: what each node was started
+    with."""
     test: Text | None = None
     """Source of a separate test set for the global evaluation."""
     text: str = "text"

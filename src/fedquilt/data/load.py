@@ -45,10 +45,10 @@ def load_table(
 ) -> Table:
     """The rows of ``source`` as a table of images or of text.
 
-    ``source`` is ``"sklearn:digits"``; ``"arithmetic:blank"`` (see ``arithmetic_source``); a path to a ``.npz``,
-    ``.tsv``, ``.csv``, ``.jsonl``, ``.json`` or ``.parquet`` file, to a folder of such files or to a folder written by
-    ``save_to_disk``; or ``"hub:owner/name"``, ``"hub:owner/name:configuration"``, either with ``"@split"`` behind it.
-    ``$NAME`` in it is the environment variable.
+    ``source`` is ``"sklearn:digits"``; ``"arithmetic:blank"`` (see ``arithmetic_source``); a path to a file of a type
+    in ``readers.by_location.READERS``, to a folder of such files or to a folder written by ``save_to_disk``; or
+    ``"hub:owner/name"``, ``"hub:owner/name:configuration"``, either with ``"@split"`` behind it. ``$NAME`` in it is the
+    environment variable.
 
     ``split`` picks one split. Without it, a source that has a train split and a test split (or, where the test split is
     missing or has no labels, a validation split) gives the rows of both, told apart by ``is_train``.

@@ -20,6 +20,7 @@ from fedquilt.methods import (
     hetlora,
     local_only,
     lora_fair,
+    released,
     rolora,
     straggler,
 )
@@ -46,4 +47,5 @@ ENTRIES |= {
     "local-only": Entry(local_only.local_only, local_only.TRAITS),
     "full": Entry(full.full, full.TRAITS),
     "heterotune": Entry(heterotune.heterotune, heterotune.traits),
+    "fed-hello-released": Entry(released.fed_hello_released, fed_hello.traits),
 }

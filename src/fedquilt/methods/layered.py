@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from fedquilt.adapters.buffers import VARIANCES
@@ -20,7 +21,7 @@ from fedquilt.allocate.layers import gd_set
 from fedquilt.client.fit import METRICS
 from fedquilt.core.checks import reach
 from fedquilt.core.errors import ConfigError, RoundError
-from fedquilt.core.method import Exchange, Method, overlay
+from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select, without
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Federation, Layout, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
@@ -70,64 +71,120 @@ def layered(
     frozen = federation.frozen.get(layout.architecture, frozenset())
     _check_ranks(federation, rule)
 
-    def policy(round: int) -> dict[str, list[str]]:
-        return {} if factors is None else {"factors": sorted(factors(round))}
-
     def left_alone(order: Order) -> set[str]:
         """What the order's round does not train, whatever its layers: factors, and what nobody here ever trains."""
         trained = order.settings.get("factors")
         return {*frozen} if trained is None else {*adapted, *frozen} - {*factors_named(layout, trained)}
 
-    def drawn(order: Order, rank: int) -> Params:
-        """The adapters that a client of a rule with fresh ones begins from: the server can draw them, too."""
-        return fresh(layout, rank, order.rng.child("fresh"))
-
     def init(rng: Rng) -> Tree:
-        state = {"params": federation.initial[layout.architecture](rng)}
-        if rule is None or not rule.changes_base:
-            return state
-        return {**state, "base": first_base(), "carried": {}}
-
-    def sent(state: Tree, profile: Profile) -> Params:
-        """The server's tensors as this client gets them, the base aside."""
-        if rule is not None and rule.fresh:
-            return without(state["params"], adapted)
-        return dispatched(state["params"], ranks(state, profile), federation.scaling)
+        return {"params": federation.initial[layout.architecture](rng)}
 
     def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+        policy = {} if factors is None else {"factors": sorted(factors(turn.round))}
         orders = {}
         for client, layers in allocation(state, turn).items():
-            params, settings = sent(state, profiles[client]), {"layers": list(layers), **policy(turn.round)}
+            params = dispatched(state["params"], ranks(state, profiles[client]), federation.scaling)
             if drop_layers:
                 params = select(params, {*layout.names(layers), *layout.head})
-            if "base" in state:
-                params |= outgoing(state["base"], client)
-                settings["base"] = state["base"]["log"]["version"]
-            if rule is not None and rule.fresh:
-                settings["rank"] = ranks(state, profiles[client]) or server_rank(layout)
-            orders[client] = Order(params, settings)
+            orders[client] = Order(params, {"layers": list(layers), **policy})
         return orders
 
     def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
-        layers, version = order.settings["layers"], order.settings.get("base")
-        if version is not None:
-            params, base = incoming(order.params, memory.get("base"))
-            if base["version"] != version:
-                raise RoundError(
-                    f"the client's base is version {base['version']} and the server's {version}; what lies between was "
-                    "not sent: the client lost its memory, or it is of another run"
-                )
-            memory, order = {**memory, "base": base}, replace(order, params=params)
-        if rank := order.settings.get("rank"):
-            order = replace(order, params={**order.params, **drawn(order, rank)})
+        layers = order.settings["layers"]
         if resting := left_alone(order):
             client = client.freezing(resting)
-        fitted = client.fit(order, memory, layers, **({"blocks": layers} if drop_layers else {}))
+        fitted = client.fit(order, memory, layers, blocks=layers if drop_layers else None)
         return Reply(client.id, fitted.params, fitted.num_examples, fitted.metrics), memory
 
     def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
         if rule is None:
             return {**state, "params": aggregate(state["params"], replies, weighting)}
+        return {**state, "params": merged(rule, state["params"], replies, weighting, federation.scaling).params}
+
+    def expects(order: Order) -> Params:
+        return select(order.params, {*layout.names(order.settings["layers"]), *layout.head} - left_alone(order))
+
+    def view(state: Tree, profile: Profile) -> Order:
+        return Order({**state["params"], **dispatched(state["params"], ranks(state, profile), federation.scaling)})
+
+    ranges = partial(_statistics, layout) if layout.buffers else None
+    fit = Exchange("fit", ask, work, merge, expects, partial=drop_layers, metrics=lambda order: METRICS, ranges=ranges)
+    method = Method(name, init, (fit,), view)
+    if rule is not None and rule.fresh:
+        method = _with_fresh_adapters(method, federation, ranks)
+    if rule is not None and rule.changes_base:
+        method = _on_a_changing_base(method, federation, rule, weighting)
+    return method
+
+
+def _statistics(layout: Layout, order: Order) -> dict[str, Range]:
+    """What training writes down is no update of weights: it is held to where it may lie, and to no length."""
+    within = {name: reach(order.params[name]) for name in layout.buffers & order.params.keys()}
+    return {name: one._replace(low=0.0) if name.endswith(VARIANCES) else one for name, one in within.items()}
+
+
+def _with_fresh_adapters(method: Method, federation: Federation, ranks: RankPolicy) -> Method:
+    """The method, whose clients begin every round from adapters of their own, drawn from their order's stream.
+
+    The server can draw them too, so they do not travel: an order says the rank in their place.
+    """
+    layout = federation.layout
+    profiles = {profile.id: profile for profile in federation.profiles}
+    adapted = frozenset(layout.depth) - layout.head
+    (fit,) = method.exchanges
+    expected = fit.expects
+    assert expected is not None  # layered's own exchange says it
+
+    def drawn(order: Order) -> Order:
+        own = fresh(layout, order.settings["rank"], order.rng.child("fresh"))
+        return replace(order, params={**order.params, **own})
+
+    def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+        return {
+            client: Order(
+                without(order.params, adapted),
+                {**order.settings, "rank": ranks(state, profiles[client]) or server_rank(layout)},
+            )
+            for client, order in fit.ask(state, turn).items()
+        }
+
+    def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+        return fit.work(client, drawn(order), memory)
+
+    def expects(order: Order) -> Params:
+        return expected(drawn(order))
+
+    def view(state: Tree, profile: Profile) -> Order:
+        return Order(dict(state["params"]))
+
+    return method._replace(exchanges=(fit._replace(ask=ask, work=work, expects=expects),), view=view)
+
+
+def _on_a_changing_base(method: Method, federation: Federation, rule: Rule, weighting: Weighting) -> Method:
+    """The method, whose rule also changes the frozen weights: by version, in the state and in every client's memory."""
+    profiles = {profile.id: profile for profile in federation.profiles}
+    (fit,) = method.exchanges
+
+    def init(rng: Rng) -> Tree:
+        return {**method.init(rng), "base": first_base(), "carried": {}}
+
+    def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+        version = state["base"]["log"]["version"]
+        return {
+            client: Order(order.params | outgoing(state["base"], client), {**order.settings, "base": version})
+            for client, order in fit.ask(state, turn).items()
+        }
+
+    def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+        params, base = incoming(order.params, memory.get("base"))
+        if base["version"] != (version := order.settings["base"]):
+            raise RoundError(
+                f"the client's base is version {base['version']} and the server's {version}; what lies between was "
+                "not sent: the client lost its memory, or it is of another run"
+            )
+        return fit.work(client, replace(order, params=params), {**memory, "base": base})
+
+    def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
         answered: list[ClientId] = []
 
         def noted() -> Iterator[Reply]:
@@ -135,31 +192,15 @@ def layered(
                 answered.append(reply.client)
                 yield reply
 
-        made = merged(rule, state["params"], noted(), weighting, federation.scaling, state.get("carried"))
-        if "base" not in state:
-            return {**state, "params": made.params}
+        made = merged(rule, state["params"], noted(), weighting, federation.scaling, state["carried"])
         base = advanced(state["base"], made.change, answered, profiles)
         return {**state, "params": made.params, "base": base, "carried": made.carried}
 
-    def expects(order: Order) -> Params:
-        names = {*layout.names(order.settings["layers"]), *layout.head} - left_alone(order)
-        if rank := order.settings.get("rank"):
-            return select({**drawn(order, rank), **order.params}, names)
-        return select(order.params, names)
-
     def view(state: Tree, profile: Profile) -> Order:
-        params = {**state["params"], **sent(state, profile)}
-        return Order(params | shifts(state["base"]) if "base" in state else params)
+        return Order(method.view(state, profile).params | shifts(state["base"]))
 
-    def statistics(order: Order) -> dict[str, Range]:
-        """What training writes down is no update of weights: it is held to where it may lie, and to no length."""
-        within = {name: reach(order.params[name]) for name in layout.buffers & order.params.keys()}
-        return {name: one._replace(low=0.0) if name.endswith(VARIANCES) else one for name, one in within.items()}
-
-    ranges = statistics if layout.buffers else None
-    fit = Exchange("fit", ask, work, merge, expects, partial=drop_layers, metrics=lambda order: METRICS, ranges=ranges)
-    model = model_on_base if rule is not None and rule.changes_base else overlay
-    return Method(name, init, (fit,), view, model=model)
+    exchange = fit._replace(ask=ask, work=work, merge=merge)
+    return method._replace(init=init, exchanges=(exchange,), view=view, model=model_on_base)
 
 
 def _check_ranks(federation: Federation, rule: Rule | None) -> None:

@@ -12,6 +12,9 @@ from fedquilt.core.errors import DataError
 from fedquilt.data.load import load_table
 from fedquilt.data.readers.by_location import read_place
 
+# the datasets library, which these tests compare with, leaves the files that it reads open
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
 ROWS = {"train": "text,label\na,x\nb,y\nc,x\n", "test": "text,label\nd,y\n", "validation": "text,label\ne,x\nf,y\n"}
 
 LAYOUTS = {

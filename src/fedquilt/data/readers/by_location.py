@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,20 @@ from fedquilt.core.types import IN_MEMORY
 from fedquilt.data.readers import delimited, files, hub
 from fedquilt.data.readers.raw_columns import Origin, Raw, from_columns, joined
 
-FILE_TYPES = (".npz", ".tsv", ".csv", ".jsonl", ".parquet", ".json")
+Reader = Callable[[Path, set[str]], Raw]
+"""``reader(path, wanted)``: a file's columns; ``wanted`` are those that may be asked for."""
+
+READERS: dict[str, Reader] = {
+    ".npz": lambda path, wanted: files.read_npz(path),
+    ".tsv": delimited.read_tsv,
+    ".csv": lambda path, wanted: delimited.read_csv(path),
+    ".jsonl": lambda path, wanted: files.read_jsonl(path),
+    ".parquet": lambda path, wanted: hub.read_parquet(path),
+    ".json": lambda path, wanted: files.read_json(path),
+}
+"""The types of file that can be read, by the ends of their names. A new format is a row here."""
+
+FILE_TYPES = tuple(READERS)
 SKLEARN_TABLES = ("breast_cancer", "diabetes", "iris", "linnerud", "wine")  # bundled, but rows of plain numbers
 PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
 
@@ -51,21 +65,10 @@ def _neighbours(path: Path) -> str:
 
 
 def _file(path: Path, wanted: set[str]) -> Raw:
-    match path.suffix.lower():
-        case ".npz":
-            return files.read_npz(path)
-        case ".tsv":
-            return delimited.read_tsv(path, wanted)
-        case ".csv":
-            return delimited.read_csv(path)
-        case ".jsonl":
-            return files.read_jsonl(path)
-        case ".json":
-            return files.read_json(path)
-        case ".parquet":
-            return hub.read_parquet(path)
-        case suffix:
-            raise DataError(f"{path}: files of type '{suffix}' cannot be read; allowed are {', '.join(FILE_TYPES)}")
+    kind = path.suffix.lower()
+    if kind not in READERS:
+        raise DataError(f"{path}: files of type '{kind}' cannot be read; allowed are {', '.join(FILE_TYPES)}")
+    return READERS[kind](path, wanted)
 
 
 def _folder(path: Path, source: str, wanted: set[str]) -> dict[str, Raw]:
