@@ -44,10 +44,10 @@ BAD = {
     "a tensor is missing": (replace(GOOD, params={"a": GOOD.params["a"]}), "tensor 'b' is missing"),
     "nothing at all": (replace(GOOD, params={}), "tensor 'a' is missing"),
     "a tensor not asked for": (held(frozen=torch.zeros(5)), "tensor 'frozen' was not asked for"),
-    "a norm of a million": (held(a=torch.full((2, 3), 1e6)), "the update's norm is 2.449e+06; at most 10 is taken"),
+    "a norm of a million": (held(a=torch.full((2, 3), 1e6)), "the update's norm is 2.449e+06; at most 10 is allowed"),
     "200 MB of junk": (
         held(junk=torch.zeros(1).expand(50_000_000)),
-        "200000032 bytes of tensors; at most 1000 are taken",
+        "200000032 bytes of tensors; at most 1000 are allowed",
     ),
     "an old reply": (replace(GOOD, round=2), "answers round 3, but this is round 4"),
     "a reply of the future": (replace(GOOD, round=4), "answers round 5, but this is round 4"),
@@ -55,7 +55,7 @@ BAD = {
     "no weight": (replace(GOOD, weight=math.nan), "weight is nan, not a number above 0"),
     "a weight beyond all floats": (replace(GOOD, weight=10**400), "weight is an integer of 1329 bits, but the client"),
     "a weight of thousands of digits": (replace(GOOD, weight=-(10**5000)), "weight is an integer of 16610 bits, not a"),
-    "a subnormal weight": (replace(GOOD, weight=5e-324), "weight is 5e-324; at least 9.54e-07 examples are taken"),
+    "a subnormal weight": (replace(GOOD, weight=5e-324), "weight is 5e-324; it must be at least 9.54e-07 examples"),
     "weight true": (replace(GOOD, weight=True), "weight is True, not a number"),
     "weight -0": (replace(GOOD, weight=-0.0), "weight is -0.0, not a number above 0"),
     "a metric beyond all floats": (replace(GOOD, metrics={"loss": 10**400}), "loss is an integer of 1329 bits"),
@@ -65,9 +65,9 @@ BAD = {
     "weight in words": (replace(GOOD, weight="many"), "weight is 'many', not a number"),
     "metric": (replace(GOOD, metrics={"loss": math.inf}), "loss is inf"),
     "metric in words": (replace(GOOD, metrics={"loss": "low"}), "metric 'loss' is 'low', not a number"),
-    "metrics": (replace(GOOD, metrics={str(n): 0.0 for n in range(1001)}), "1001 metrics; at most 1000 are taken"),
+    "metrics": (replace(GOOD, metrics={str(n): 0.0 for n in range(1001)}), "1001 metrics; at most 1000 are allowed"),
     "long metric": (replace(GOOD, metrics={"x" * 101: 0.0}), "is not text of at most 100 characters"),
-    "a stranger": (replace(GOOD, client=9), "client 9 is not of this federation"),
+    "a stranger": (replace(GOOD, client=9), "client 9 is not part of this federation"),
 }
 
 

@@ -398,7 +398,7 @@ def test_the_largest_reply_is_counted_as_it_travelled():
         if not dropped:
             assert not played(with_wire_dtype(toy(), "int8"), 1, check=check)[0].traffic[0].dropped
             continue
-        with pytest.raises(Exception, match="client 2: 40 bytes of tensors; at most 39 are taken"):
+        with pytest.raises(Exception, match="client 2: 40 bytes of tensors; at most 39 are allowed"):
             played(with_wire_dtype(toy(), "int8"), 1, check=check)
 
 

@@ -85,7 +85,7 @@ class Spoiled(LocalEngine):
             ("defence.max_update_norm=100.0",),
             "the update's norm is",
         ),
-        (lambda r: r, ("defence.max_reply_bytes=1000", "method.weighting=uniform"), "at most 1000 are taken"),
+        (lambda r: r, ("defence.max_reply_bytes=1000", "method.weighting=uniform"), "at most 1000 are allowed"),
     ],
 )
 def test_bad_replies_are_dropped_in_a_real_run_and_recorded(config, tmp_path, monkeypatch, spoil, settings, reason):
@@ -94,7 +94,7 @@ def test_bad_replies_are_dropped_in_a_real_run_and_recorded(config, tmp_path, mo
     wanted = config("clients.cohort=6", "rounds=2", *settings)
     folder = tmp_path / "spoiled"
     if "max_reply_bytes" in str(settings):  # nobody's reply is as small
-        with pytest.raises(RoundError, match=r"client 5: .* bytes of tensors; at most 1000 are taken"):
+        with pytest.raises(RoundError, match=r"client 5: .* bytes of tensors; at most 1000 are allowed"):
             run(wanted, folder)
         return
     for line in read_rounds(run(wanted, folder)):
@@ -408,5 +408,5 @@ def test_defences_and_robust_rules_go_with_fewer_bits(config, tmp_path, dtype):
     changes = ("aggregation.rule=median", "defence.max_update_norm=100.0", "rounds=2", f"network.dtype={dtype}")
     lines = read_rounds(run(config(*changes), tmp_path / dtype))
     assert all(not line["exchanges"][0]["dropped"] for line in lines)
-    with pytest.raises(RoundError, match=r"the update's norm is .*; at most 1e-05 is taken"):
+    with pytest.raises(RoundError, match=r"the update's norm is .*; at most 1e-05 is allowed"):
         run(config(*changes, "defence.max_update_norm=1e-5"), tmp_path / "far")

@@ -1,8 +1,9 @@
-"""What one reply may move and weigh, compared with the others of its exchange.
+"""Bounds on the update norm and the weight of one reply, relative to the other replies of its exchange.
 
-A single reply cannot show whether it is too long or too heavy: its peers can. So the replies of an exchange are held
-until the last has come, an update that is much longer than the cohort's median is scaled down to a multiple of it, and
-a weight that is too large a share of all is lowered. All other replies are the same objects.
+Whether an update is too large or a weight too high shows only in comparison with the other clients. The replies of an
+exchange are therefore held until the last one has arrived. An update whose norm is far above the cohort's median is
+scaled down to a multiple of that median, and a weight that is too large a share of the sum is lowered. All other
+replies are passed on as the same objects.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from fedquilt.core.params import wide
 from fedquilt.core.types import ClientId, Order, Params, Reply
 
 RATIO = 10.0
-"""How many times the median of its peers anything that one client sent may count, unless a setting says otherwise."""
+"""Largest ratio of a client's value to the median of its peers, unless a setting says otherwise."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds on one reply among those of its exchange; None is no bound.
+    """Bounds on one reply relative to the others of its exchange; None is no bound.
 
-    ``max_norm_ratio`` bounds an update's length, for each number that it holds, by so many times its peers' median;
-    ``max_weight_share`` a client's share of the weights, wherever enough clients send the same tensor.
+    ``max_norm_ratio`` bounds the root mean square of an update by this multiple of the median over its peers.
+    ``max_weight_share`` bounds a client's share of the weights, wherever enough clients send the same tensor.
     """
 
     max_norm_ratio: float | None = None
@@ -37,7 +38,7 @@ class Bounds:
 
     @property
     def any(self) -> bool:
-        """Whether anything is bounded, so that replies must be held."""
+        """Whether any bound is set, so that replies must be held."""
         return self.max_norm_ratio is not None or self.max_weight_share is not None
 
 
@@ -45,34 +46,37 @@ UNBOUNDED = Bounds()
 
 
 class Bounded(NamedTuple):
-    """The replies as they may be merged, and by client what was made of those that were bounded: its update was scaled
-    by ``scale``, its ``weight`` lowered from ``sent_weight``."""
+    """The replies as they may be merged, and by client what was changed in those that were bounded.
+
+    ``notes[client]`` holds ``scale`` if its update was scaled by this factor, and ``sent_weight`` if its weight was
+    lowered from this value.
+    """
 
     replies: list[Reply]
     notes: dict[ClientId, dict[str, float]]
 
 
 class Move(NamedTuple):
-    """The norm of an update, and how many numbers it holds."""
+    """The norm of an update, and the number of its elements."""
 
     norm: float
     size: int
 
     @property
     def rms(self) -> float:
-        """The root of the mean of squares: clients that train few layers compare with those that train many."""
+        """The root mean square, comparable between clients that train few layers and clients that train many."""
         return self.norm / math.sqrt(self.size) if self.size else 0.0
 
 
 def starts(exchange: Exchange, order: Order) -> Params:
-    """What the client of this order began from, of all that its reply may hold an update of."""
+    """The start values of all tensors of which a reply to this order may hold an update."""
     began = order.params if exchange.expects is None else exchange.expects(order)
     valued = {} if exchange.ranges is None else exchange.ranges(order)
     return {name: tensor for name, tensor in began.items() if name not in valued}
 
 
 def moved_far(exchange: Exchange, order: Order, reply: Reply) -> Move:
-    """How far a reply is from where its client began, over the tensors of which it holds an update."""
+    """The norm and size of a reply's update, over the tensors of which it holds an update."""
     began, squares, size = starts(exchange, order), 0.0, 0
     for name in _updated(began, reply):
         tensor = reply.params[name].detach()
@@ -82,10 +86,10 @@ def moved_far(exchange: Exchange, order: Order, reply: Reply) -> Move:
 
 
 def bounded(exchange: Exchange, orders: Mapping[ClientId, Order], replies: Sequence[Reply], bounds: Bounds) -> Bounded:
-    """The replies within the bounds, and what was made of which.
+    """The replies within the bounds, and a note on each reply that was changed.
 
-    An exchange that does not say what it expects sends no updates, so that none is too long. A client without peers has
-    nobody to be compared with.
+    An exchange without ``expects`` has no known start values, so that its updates are not bounded. Neither is the
+    update of a client without peers.
     """
     notes: dict[ClientId, dict[str, float]] = {}
     scales = _scales(exchange, orders, replies, bounds.max_norm_ratio)
@@ -103,18 +107,19 @@ def bounded(exchange: Exchange, orders: Mapping[ClientId, Order], replies: Seque
 
 
 def limited(sizes: Sequence[float], ratio: float = RATIO) -> list[float]:
-    """The sizes, none above ``ratio`` times the median of those that are not 0.
+    """The sizes, each at most ``ratio`` times the median of those that are not 0.
 
-    Of an even number the lower of the middle two: half of the clients cannot raise it as they like.
+    For an even number of sizes the median is the lower of the middle two: half of the clients cannot raise it at will.
     """
     there = [size for size in sizes if size > 0]
     return [min(size, ratio * median_low(there)) for size in sizes] if there else list(sizes)
 
 
 def fair_weight(weights: Collection[float], share: float) -> float:
-    """The largest weight so that, with all above it lowered to it, none is more than ``share`` of the sum.
+    """The largest cap on the weights with which no weight is more than ``share`` of their sum.
 
-    Infinity if none is as it is; the least of the weights, so that all are equal, where they are too few for any other.
+    Infinity if the weights satisfy this without a cap. The smallest weight, so that all become equal, if there are too
+    few weights for any other solution.
     """
     falling = sorted(weights, reverse=True)
     if share * len(falling) <= 1:
@@ -122,7 +127,7 @@ def fair_weight(weights: Collection[float], share: float) -> float:
     if falling[0] <= share * math.fsum(falling):
         return math.inf
     for capped in range(1, len(falling)):
-        # capped of them at the level x, the others as they are:  x = share (capped x + rest)
+        # `capped` of them are at the level x, the others unchanged:  x = share (capped x + rest)
         if share * capped >= 1:
             break
         level = share * math.fsum(falling[capped:]) / (1 - share * capped)
@@ -134,7 +139,7 @@ def fair_weight(weights: Collection[float], share: float) -> float:
 def _scales(
     exchange: Exchange, orders: Mapping[ClientId, Order], replies: Iterable[Reply], ratio: float | None
 ) -> dict[ClientId, float]:
-    """What each client's update is multiplied with."""
+    """The factor of each client's update."""
     if ratio is None or exchange.expects is None:
         return {}
     apart: dict[str, dict[ClientId, float]] = defaultdict(dict)
@@ -150,10 +155,10 @@ def _scales(
 
 
 def _most_weight(orders: Mapping[ClientId, Order], replies: Sequence[Reply], share: float | None) -> float:
-    """The largest weight with which no client is more than the share of those who sent a tensor, of any tensor.
+    """The largest weight with which no client exceeds ``share`` among the senders of any tensor.
 
-    A level that holds for some senders holds for all who are more, and a lower one holds too: the least over all sets
-    of senders does for every tensor. Who is alone with a tensor is all of it, whatever it weighs.
+    A cap that is low enough for one set of senders is low enough for every larger set, and so is every lower cap: the
+    minimum over all sets of senders suits every tensor. A tensor with one sender is left out: its share is always 1.
     """
     if share is None:
         return math.inf

@@ -1,4 +1,4 @@
-"""What a reply is held to before it reaches ``merge``, whoever sent it."""
+"""Checks of every reply before it reaches ``merge``; replies are untrusted."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Check = Callable[[Exchange, Order, Reply], str | None]
 """Why a reply to an order must not reach ``merge``, or None if it may; ``reply_check`` makes one."""
 
 MAX_METRICS, MAX_METRIC_NAME = 1000, 100
-"""Numbers that a reply may hold besides its tensors where the exchange names none, and characters of their names."""
+"""Most metrics of a reply where the exchange declares none, and most characters of a metric's name."""
 
 MIN_WEIGHT = 2.0**-20
-"""What a reply weighs at the least, in examples: shares of weights that small still are numbers of full precision."""
+"""Smallest weight of a reply, in examples: quotients of weights this small still have full precision."""
 
 MAX_GROWTH = 1e6
-"""How much larger than what was sent, or than 1, a number in a reply may be."""
+"""Largest ratio of a number in a reply to the largest start value, or to 1 if that is larger."""
 
 MAX_VALUE = 1e12
-"""The largest number in a reply: products of two, and their squares, still are numbers of float32."""
+"""Largest number in a reply: products of two such numbers, and their squares, do not overflow float32."""
 
 _FINITE = Range(-sys.float_info.max, sys.float_info.max)
 
@@ -39,8 +39,8 @@ _FINITE = Range(-sys.float_info.max, sys.float_info.max)
 class Limits:
     """Bounds on one reply; None is no bound.
 
-    ``max_update_norm`` bounds ``||theta - what the client began from||`` over all tensors of the reply that have such a
-    start, ``max_reply_bytes`` the raw bytes of its tensors as they travelled.
+    ``max_update_norm`` bounds the norm of the update, the trained tensors less their start values, over all tensors of
+    the reply that have a start value. ``max_reply_bytes`` bounds the raw bytes of its tensors as they travelled.
     """
 
     max_update_norm: float | None = None
@@ -48,12 +48,16 @@ class Limits:
 
 
 def reply_check(profiles: Iterable[Profile], limits: Limits = Limits()) -> Check:
-    """``check(exchange, order, reply)``: why a reply must be dropped, or None; what costs least is looked at first.
+    """Return ``check(exchange, order, reply)``, which gives the reason to drop a reply, or None.
 
-    It must answer this round's order, weigh no more than the examples its client announced, hold few and finite
-    metrics, each where its exchange says that it may lie, stay within ``limits``, hold exactly the tensors that the
-    exchange expects, in shape and dtype as they were sent (where the exchange says what it expects), and be finite and
-    not beyond all measure: ``MAX_GROWTH``, ``MAX_VALUE``, and the ranges of the exchange.
+    The cheapest checks come first. A reply must
+
+    - answer this round's order;
+    - have a weight of at most the number of examples that its client announced;
+    - hold few and finite metrics, each within the range that its exchange declares;
+    - stay within ``limits``;
+    - hold exactly the tensors that the exchange expects, with their shapes and dtypes, if the exchange has ``expects``;
+    - hold finite numbers within ``MAX_GROWTH``, ``MAX_VALUE`` and the ranges of the exchange.
     """
     examples = {profile.id: profile.num_examples for profile in profiles}
 
@@ -73,11 +77,11 @@ def reply_check(profiles: Iterable[Profile], limits: Limits = Limits()) -> Check
 
 
 def refusal(reply: Reply) -> str | None:
-    """Why a reply must not reach ``merge``, or None if it may: weight, metrics and tensors must be finite numbers."""
+    """The reason why a reply must not reach ``merge``, or None: weight, metrics and tensors must be finite."""
     if _problem(reply.weight) or not reply.weight > 0:
         return f"weight is {shown(reply.weight)}, not a number above 0"
     if reply.weight < MIN_WEIGHT:
-        return f"weight is {shown(reply.weight)}; at least {MIN_WEIGHT:.3g} examples are taken"
+        return f"weight is {shown(reply.weight)}; it must be at least {MIN_WEIGHT:.3g} examples"
     for name, value in reply.metrics.items():
         if _problem(value):
             return f"{shown(name, bare=True)} is {shown(value)}"
@@ -86,7 +90,7 @@ def refusal(reply: Reply) -> str | None:
 
 
 def declared(exchange: Exchange, order: Order, reply: Reply) -> Reply:
-    """The reply with those of its metrics that the exchange asks for, all if it does not say."""
+    """The reply with only the metrics that its exchange declares; with all of them if it declares none."""
     if exchange.metrics is None:
         return reply
     wanted = exchange.metrics(order)
@@ -94,15 +98,16 @@ def declared(exchange: Exchange, order: Order, reply: Reply) -> Reply:
 
 
 def shown(value: Any, *, bare: bool = False) -> str:
-    """A stranger's value, short enough for a line; text without quotes if ``bare``."""
+    """An untrusted value as text of at most about 40 characters; strings without quotes if ``bare``."""
     text = value if bare and isinstance(value, str) else written(value)
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def _problem(value: Any, within: Range = _FINITE) -> str | None:
-    """What is wrong with a number that a stranger sent, in words; None if nothing.
+    """The problem with an untrusted number, in words, or None.
 
-    The one place that judges numbers: booleans, text, NaN, infinities and integers beyond all floats are none.
+    Booleans, text, NaN, infinities and integers beyond the range of floats are rejected. All checks of numbers are
+    done here.
     """
     if not isinstance(value, int | float) or isinstance(value, bool):
         return f"is {shown(value)}, not a number"
@@ -122,7 +127,7 @@ def _stale(order: Order, reply: Reply) -> str | None:
 
 def _odd_weight(reply: Reply, examples: int | None) -> str | None:
     if examples is None:
-        return f"client {reply.client} is not of this federation"
+        return f"client {reply.client} is not part of this federation"
     if not isinstance(reply.weight, int | float) or isinstance(reply.weight, bool):
         return f"weight is {shown(reply.weight)}, not a number"
     if reply.weight > examples:
@@ -134,7 +139,7 @@ def _odd_weight(reply: Reply, examples: int | None) -> str | None:
 def _odd_metrics(exchange: Exchange, order: Order, reply: Reply) -> str | None:
     wanted = None if exchange.metrics is None else exchange.metrics(order)
     if wanted is None and len(reply.metrics) > MAX_METRICS:
-        return f"{len(reply.metrics)} metrics; at most {MAX_METRICS} are taken"
+        return f"{len(reply.metrics)} metrics; at most {MAX_METRICS} are allowed"
     for name, value in reply.metrics.items():
         if not isinstance(name, str) or len(name) > MAX_METRIC_NAME:
             return f"metric name {shown(name)} is not text of at most {MAX_METRIC_NAME} characters"
@@ -151,7 +156,7 @@ def _too_large(exchange: Exchange, reply: Reply, bound: int | None) -> str | Non
     if bound is None:
         return None
     size = num_wire_bytes(reply.params, exchange.wire)
-    return None if size <= bound else f"{size} bytes of tensors; at most {bound} are taken"
+    return None if size <= bound else f"{size} bytes of tensors; at most {bound} are allowed"
 
 
 def _unlike(exchange: Exchange, order: Order, reply: Reply) -> str | None:
@@ -176,8 +181,8 @@ def _too_far(exchange: Exchange, order: Order, reply: Reply, bound: float | None
     if bound is None:
         return None
     norm = moved_far(exchange, order, reply).norm
-    # written so that a norm which overflowed to NaN is refused too
-    return None if norm <= bound else f"the update's norm is {norm:.4g}; at most {bound:g} is taken"
+    # written so that a norm which overflowed to NaN is rejected too
+    return None if norm <= bound else f"the update's norm is {norm:.4g}; at most {bound:g} is allowed"
 
 
 def _out_of_range(exchange: Exchange, order: Order, reply: Reply) -> str | None:
@@ -195,9 +200,9 @@ def _out_of_range(exchange: Exchange, order: Order, reply: Reply) -> str | None:
 
 
 def reach(began: Tensor | None) -> Range:
-    """Where the numbers of a tensor may lie that a client made of this one."""
+    """The allowed range of a tensor in a reply, given the tensor that training started from (None: not sent)."""
     known = began is not None and began.numel() and not began.is_meta and began.is_floating_point()
     first = max(abs(float(end)) for end in torch.aminmax(began.detach())) if began is not None and known else 1.0
     high = min(MAX_VALUE, MAX_GROWTH * max(1.0, first)) if began is not None else MAX_VALUE
-    high = max(high, 2 * first)  # who changes little of what was sent is never beyond it
+    high = max(high, 2 * first)  # a small change of what was sent is always allowed
     return Range(-high, high)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and stay so when the power goes."""
+"""Atomic and durable writes: after a crash or a power failure a file is complete or absent."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from contextlib import suppress
 from pathlib import Path
 
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
-"""Rights of what nobody but its owner may read."""
+"""Permissions of files and folders that only their owner may read."""
 
 
 def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
-    """Put ``content`` at ``path`` in one step; its name is safe once the folder is synced too.
+    """Write ``content`` to ``path`` atomically; the name is durable once the folder is synced too.
 
-    ``private`` files may be read by their owner alone, from their first byte on.
+    A ``private`` file is readable only by its owner, from its first byte on.
     """
     part = path.with_name(path.name + ".part")
     try:
         if private:
-            part.unlink(missing_ok=True)  # one that was left behind may have other rights
+            part.unlink(missing_ok=True)  # one that was left behind may have other permissions
         with open(part, "wb", opener=_private if private else None) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        with suppress(OSError):  # what went wrong first is what the user must hear
+        with suppress(OSError):  # the first error is the one to report
             part.unlink(missing_ok=True)
         if error.filename == str(part):
-            error.filename = str(path)  # the one that the user knows
+            error.filename = str(path)  # the file that the user knows
         raise
 
 
 def append_bytes(path: Path, content: bytes) -> None:
-    """Put ``content`` at the end of the file; it is on the disk when this returns."""
+    """Append ``content`` to the file and sync it to the disk."""
     with open(path, "ab") as file:
         file.write(content)
         file.flush()
@@ -41,7 +41,7 @@ def append_bytes(path: Path, content: bytes) -> None:
 
 
 def cut_bytes(path: Path, size: int) -> None:
-    """Cut the file off behind ``size`` bytes, on the disk when this returns."""
+    """Truncate the file to ``size`` bytes and sync it to the disk."""
     with open(path, "r+b") as file:
         file.truncate(size)
         file.flush()
@@ -49,7 +49,7 @@ def cut_bytes(path: Path, size: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names of the files in ``folder`` safe on the disk."""
+    """Sync the folder itself, so that the names of its files are durable."""
     if os.name == "nt":  # Windows has no handle on a folder to sync
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -60,7 +60,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Make everything in ``folder`` safe on the disk, contents and names."""
+    """Sync everything in ``folder`` to the disk, contents and names."""
     for place, _, names in os.walk(folder):
         for name in names:
             with open(Path(place) / name, "r+b" if os.name == "nt" else "rb") as file:
@@ -69,9 +69,9 @@ def sync_tree(folder: Path) -> None:
 
 
 def private_folder(folder: Path) -> None:
-    """Make the folder, and its parents, if it is not there; nobody but its owner may look into it, and into those made.
+    """Create the folder and its missing parents, readable only by their owner.
 
-    A folder that is there already is closed to others.
+    If the folder exists, its permissions are restricted to its owner.
     """
     for missing in reversed([one for one in (folder, *folder.parents) if not one.exists()]):
         missing.mkdir(exist_ok=True, mode=PRIVATE_FOLDER)

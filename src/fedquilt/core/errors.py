@@ -1,7 +1,7 @@
-"""What fedquilt tells the user when something cannot go on.
+"""Errors whose text is meant for the user.
 
-An error of this family is a finished message: it names the key or file, shows the value, says what is allowed
-and what to do next. The command prints it and exits non-zero; a traceback is shown only with ``--debug``.
+The message of such an error is complete: it names the key or file, shows the value, says what is allowed and what to
+do next. The command prints it and exits with a non-zero code; a traceback is shown only with ``--debug``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class FedquiltError(Exception):
 
 
 class ConfigError(FedquiltError):
-    """The run file is wrong; carries every problem that was found, not only the first."""
+    """The run file is invalid; ``problems`` holds every problem that was found, not only the first."""
 
     def __init__(self, problems: Sequence[str] | str) -> None:
         self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
@@ -23,23 +23,23 @@ class ConfigError(FedquiltError):
 
 
 class DataError(FedquiltError):
-    """The data cannot be read, or cannot be split as asked."""
+    """The data cannot be read, or cannot be partitioned as requested."""
 
 
 class ModelError(FedquiltError):
-    """The model cannot be loaded, or has no shape that fedquilt can work with."""
+    """The model cannot be loaded, or its structure is not supported."""
 
 
 class RunError(FedquiltError):
-    """The run folder cannot be made, written, read or resumed."""
+    """The run folder cannot be created, written, read or resumed."""
 
 
 class TrainingError(FedquiltError):
-    """One client's local training went wrong; the client's update is dropped and the round goes on."""
+    """One client's local training failed; its update is dropped and the round goes on."""
 
 
 class WireError(FedquiltError):
-    """The tensors of a message are not in the form in which they should have travelled."""
+    """The tensors of a message do not have the form that the exchange's ``wire`` prescribes."""
 
 
 class RoundError(FedquiltError):
@@ -47,7 +47,7 @@ class RoundError(FedquiltError):
 
 
 def suggestion(word: str, allowed: Sequence[str]) -> str:
-    """``" (did you mean 'x'?)"`` for the allowed word nearest to ``word``, or an empty string."""
+    """The text ``" (did you mean 'x'?)"`` for the allowed word nearest to ``word``, or an empty string."""
     if len(word) > 100:
         return ""
     near = get_close_matches(word, list(allowed), n=1, cutoff=0.6)
@@ -55,7 +55,7 @@ def suggestion(word: str, allowed: Sequence[str]) -> str:
 
 
 def written(value: object) -> str:
-    """``repr``, also of integers of thousands of digits and of what holds one, which Python does not write."""
+    """The ``repr`` of a value, or a description where Python refuses to write an integer of thousands of digits."""
     if isinstance(value, int) and value.bit_length() > 256:
         return f"an integer of {value.bit_length()} bits"
     try:

@@ -1,4 +1,4 @@
-"""Sets of tensors read as adapters: which are the two factors of which module, and the same at another rank."""
+"""LoRA factors in sets of named tensors: the pair of each module, and truncation to another rank."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fedquilt.core.types import Layout, Params
 
 FACTORS = ("lora_A", "lora_B")
 SHIFT = "shift"
-"""The last part of the name of what was merged into a module's base, (d_out, d_in), with no scale."""
+"""Last part of the name of a change that was merged into a module's base: (d_out, d_in), unscaled."""
 CORE = "core"
-"""The last part of the name of what is between a module's factors, T (r, r) in ``B (I + T) A``."""
+"""Last part of the name of the matrix between a module's factors: T (r, r) in ``B (I + T) A``."""
 
 _RANK_AXIS = {"lora_A": 0, "lora_B": 1}
 
@@ -27,7 +27,7 @@ class Pair(NamedTuple):
 
 
 def factors(params: Mapping[str, Tensor]) -> dict[str, Pair]:
-    """The factors by module path, of the modules that have both."""
+    """The factors by module path, for the modules that have both."""
     a, b = FACTORS
     modules = [name.removesuffix(f".{a}") for name in params if name.endswith(f".{a}")]
     return {
@@ -38,15 +38,15 @@ def factors(params: Mapping[str, Tensor]) -> dict[str, Pair]:
 
 
 def named(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Params:
-    """The tensors of ``factors``, (B, A) by module path, by name again."""
+    """The tensors by name, from (B, A) by module path: the inverse of ``factors``."""
     a, b = FACTORS
     return {f"{module}.{part}": value for module, (B, A) in pairs.items() for part, value in ((a, A), (b, B))}
 
 
 def cut(params: Mapping[str, Tensor], rank: int | None) -> Params:
-    """The first ``rank`` columns of every B and rows of every A, or as many as there are.
+    """Truncate every pair of factors to ``rank``: the first columns of B and the first rows of A.
 
-    Other tensors, and for None all, are as they were.
+    Factors of a lower rank and all other tensors are unchanged; with None, everything is.
     """
     if rank is None:
         return dict(params)
@@ -54,14 +54,14 @@ def cut(params: Mapping[str, Tensor], rank: int | None) -> Params:
 
 
 def at_rank(layout: Layout, rank: int | None) -> Layout:
-    """The layout of a client whose adapters have this rank, or the module's own where that is lower."""
+    """The layout of a client whose adapters have this rank, or the module's own rank where that is lower."""
     if rank is None:
         return layout
     return replace(layout, shapes={name: _shape(name, shape, rank) for name, shape in layout.shapes.items()})
 
 
 def same_but_rank(name: str, shape: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether two shapes of a tensor are alike, or differ only in the rank of an adapter (which is at least 1)."""
+    """Whether two shapes of a tensor are equal, or differ only in the rank of an adapter (which is at least 1)."""
     axis = _RANK_AXIS.get(_factor(name))
     if axis is None or len(shape) != 2 or len(other) != 2:
         return tuple(shape) == tuple(other)
@@ -69,7 +69,7 @@ def same_but_rank(name: str, shape: Sequence[int], other: Sequence[int]) -> bool
 
 
 def modules_of(names: Iterable[str]) -> tuple[str, ...]:
-    """The module paths of the factors among ``names``, each once, in their order."""
+    """The module paths of the factors among ``names``, without duplicates, in their order."""
     return tuple(dict.fromkeys(name.rpartition(".")[0] for name in names if _factor(name) in FACTORS))
 
 

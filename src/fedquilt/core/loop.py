@@ -1,6 +1,7 @@
 """The loop of every federated method: ask, send, merge; round after round.
 
-``send`` is the only effect. A round that fails leaves nothing behind: state is a value, and the caller keeps the last.
+``send`` is the only side effect. A round that fails leaves nothing behind: the state is a value, and the caller keeps
+the last one.
 """
 
 from __future__ import annotations
@@ -28,8 +29,23 @@ Send = Callable[[Exchange, Mapping[ClientId, Order]], Iterable[Reply | Failure]]
 
 @dataclass
 class Traffic:
-    """What one exchange moved and brought: bytes each way, metrics and weights by client, who was dropped and why, and
-    whose update or weight was bounded, see ``core.bounds``."""
+    """Record of one exchange; everything but its name is by client.
+
+    Attributes
+    ----------
+    exchange
+        Name of the exchange.
+    bytes_down, bytes_up
+        Bytes of the tensors of the order and of the usable reply, as they travelled.
+    settings
+        Settings of the order.
+    metrics, weights
+        Metrics and weight of each usable reply.
+    dropped
+        Reason why there is no usable reply.
+    bounded
+        What was changed in an update or a weight above its bound, see ``core.bounds``.
+    """
 
     exchange: str
     bytes_down: dict[ClientId, int] = field(default_factory=dict)
@@ -65,20 +81,36 @@ def rounds(
     check: Check | None = None,
     bounds: Bounds = UNBOUNDED,
 ) -> Iterator[Round]:
-    """The finished rounds of ``method``, one after another, from ``start`` up to ``num_rounds``.
+    """Run ``method`` and yield each finished round, from ``start`` up to ``num_rounds``.
 
-    ``cohorts(t)`` gives the clients of round ``t``. ``state`` None means the method's own first state. An exchange that
-    asks nobody (no client of the cohort is eligible) leaves the state as it is. ``quorum`` is the share of the asked
-    clients, in [0, 1], that must send a usable reply, and ``min_replies`` (at least 1) their number. Metrics that an
-    exchange did not ask for are dropped, and so is a reply that ``check`` (``refusal``, if left out) has a reason
-    against. With any of ``bounds`` the replies of an exchange are held until the last is there; without, ``merge`` gets
-    each as it comes.
+    An exchange that asks nobody (no client of the cohort is eligible) leaves the state unchanged. Metrics that an
+    exchange does not declare are removed from its replies.
+
+    Parameters
+    ----------
+    method, rng
+        The method to run, and the random stream of the run.
+    cohorts
+        ``cohorts(t)`` gives the clients of round ``t``.
+    send
+        Delivers the orders of an exchange and yields replies and failures in client order.
+    num_rounds, start
+        Number of rounds, counted from 0, and the first round to run.
+    state
+        State to continue from; None for the method's initial state.
+    quorum, min_replies
+        Share, in [0, 1], and number, at least 1, of the asked clients that must send a usable reply.
+    check
+        Gives the reason to drop a reply, or None; ``refusal`` if left out.
+    bounds
+        Bounds relative to the other replies. With any, the replies of an exchange are held until the last one has
+        arrived; without, ``merge`` reads each one as it arrives.
 
     Raises
     ------
     RoundError
-        when the cohort is empty, or too few usable replies came (names the round, the exchange and each client's
-        reason), or a merge made a number that is not finite.
+        if the cohort is empty, if too few usable replies arrive (names the round, the exchange and each client's
+        reason), or if a merge produces a number that is not finite.
     """
     if state is None:
         state = method.init(rng.child("init"))
@@ -105,9 +137,19 @@ def closed(
     num_rounds: int,
     check: Check | None = None,
 ) -> tuple[Traffic, ...]:
-    """What the closing exchanges of ``method`` brought after ``num_rounds`` rounds; a client that is gone only misses.
+    """Run the closing exchanges of ``method`` after its last round, and return their records.
 
-    They are of round ``num_rounds``, one behind the last, with all of ``profiles``, and leave the state as it is.
+    They involve all of ``profiles`` and do not change the state; their orders bear the round ``num_rounds``, one after
+    the last. A client that does not answer is recorded as dropped; no quorum is needed.
+
+    Parameters
+    ----------
+    method, send, rng, num_rounds, check
+        As for ``rounds``.
+    state
+        The state after the last round.
+    profiles
+        The clients to ask.
     """
     turn = Turn(num_rounds, tuple(profiles), rng.child("closing"))
     return tuple(_exchanged(exchange, state, turn, send, check, UNBOUNDED)[1] for exchange in method.closing)
@@ -128,7 +170,7 @@ def _exchanged(
         moved.bytes_down[client] = num_bytes(order.params)
         moved.settings[client] = dict(order.settings)
 
-    def judged(reply: Reply) -> Reply | Failure:
+    def checked(reply: Reply) -> Reply | Failure:
         order = orders[reply.client]
         try:
             reply = reply if exchange.wire is None else unpacked(order, reply, exchange.wire)
@@ -138,7 +180,7 @@ def _exchanged(
         reason = refusal(reply) if check is None else check(exchange, order, reply)
         return reply if reason is None else Failure(reply.client, reason)
 
-    usable = _usable(send(exchange, sent), moved, judged)
+    usable = _usable(send(exchange, sent), moved, checked)
     if bounds.any:
         replies, moved.bounded = bounded(exchange, orders, list(usable), bounds)
         moved.weights |= {reply.client: float(reply.weight) for reply in replies}
@@ -146,11 +188,11 @@ def _exchanged(
     first = next(usable, None)
     if first is not None:
         merged = exchange.merge(state, _chain(first, usable))
-        for _ in usable:  # a merge that stopped early: the other clients still work and are counted
+        for _ in usable:  # if the merge stopped early, the other clients still work and are counted
             pass
         if (broken := _broken(merged, state)) is not None:
             where = f"round {turn.round + 1}, exchange '{exchange.name}'"
-            raise RoundError(f"{where}: after the merge, {broken} is not finite; what was before is kept")
+            raise RoundError(f"{where}: after the merge, {broken} is not finite; the previous state is kept")
         state = merged
     for client in orders.keys() - moved.bytes_up.keys() - moved.dropped.keys():
         moved.dropped[client] = "sent no reply"
@@ -158,7 +200,7 @@ def _exchanged(
 
 
 def _require(moved: Traffic, number: int, quorum: float, min_replies: int) -> None:
-    """Nothing, if enough of those who were asked sent a usable reply, or nobody was asked."""
+    """Raise RoundError if clients were asked and too few of them sent a usable reply."""
     asked, usable = len(moved.bytes_down), len(moved.bytes_up)
     if asked and usable < (wanted := needed(asked, quorum, min_replies)):
         causes = "; ".join(f"client {client}: {reason}" for client, reason in sorted(moved.dropped.items()))
@@ -169,7 +211,7 @@ def _require(moved: Traffic, number: int, quorum: float, min_replies: int) -> No
 
 
 def _broken(tree: Tree, before: Tree, path: str = "") -> str | None:
-    """Where a tree that a merge made holds what is not finite, and is not the same as before; or None."""
+    """The path of the first changed value of a merged tree that is not finite, or None."""
     if tree is before:
         return None
     if isinstance(tree, float):
@@ -185,23 +227,23 @@ def _broken(tree: Tree, before: Tree, path: str = "") -> str | None:
 
 
 def needed(orders: int, quorum: float, min_replies: int) -> int:
-    """How many usable replies an exchange with so many orders needs: the larger of both bounds, at least one."""
+    """The number of usable replies that an exchange with this many orders needs: the larger bound, at least one."""
     return max(1, min_replies, math.ceil(quorum * orders - 1e-9))  # 0.07 * 100 is a little more than 7 in binary
 
 
 def _usable(
-    replies: Iterable[Reply | Failure], moved: Traffic, judged: Callable[[Reply], Reply | Failure]
+    replies: Iterable[Reply | Failure], moved: Traffic, checked: Callable[[Reply], Reply | Failure]
 ) -> Iterator[Reply]:
     last = -1
     for reply in replies:
         if reply.client not in moved.bytes_down or reply.client <= last:
-            # an engine's mistake, not a client's: it would be counted twice or change the order of the sums
+            # a defect of the engine, not of a client: a reply would be counted twice or change the order of the sums
             raise ValueError(f"the engine gave a reply of client {reply.client} unasked, twice or out of order")
         last = reply.client
         size = 0
         if isinstance(reply, Reply):
             size = num_bytes(reply.params)  # as it travelled
-            reply = judged(reply)
+            reply = checked(reply)
         if isinstance(reply, Failure):
             moved.dropped[reply.client] = reply.reason
         else:
@@ -219,13 +261,22 @@ def _chain(first: Reply, rest: Iterator[Reply]) -> Iterator[Reply]:
 def perform(
     exchange: Exchange, client: Worker, client_id: ClientId, order: Order, memory: Memory
 ) -> tuple[Reply | Failure, Memory]:
-    """The client's side of an exchange: its reply and new memory, or a Failure and the memory it had.
+    """Run the client's side of an exchange: its reply and new memory, or a Failure and the old memory.
 
-    ``order`` is as it travelled, and so is the reply that comes of it. A client whose work fails, or whose result is
-    not finite, keeps its old memory: what broke does not stay.
+    ``order`` and the returned reply have the form in which they travel. A client whose work fails, or whose result is
+    not finite, keeps its old memory.
+
+    Parameters
+    ----------
+    exchange, order
+        The exchange and the client's order.
+    client, client_id
+        The client that ``exchange.work`` is called with, see ``core.worker``, and its number.
+    memory
+        The client's memory before the exchange.
     """
     wire = exchange.wire
-    # what the client owes is kept from the method: to a method, a memory without anything of its own is empty
+    # the error-feedback residual is hidden from the method, to which a memory without its own entries is empty
     own = memory if wire is None else {key: value for key, value in memory.items() if key != WIRE}
     try:
         taken = order if wire is None else raised(order, wire)
@@ -241,7 +292,7 @@ def perform(
     if reason is None and wire is not None:
         owed = memory.get(WIRE, {})
         reply, owing = packed(taken, reply, owed.get(exchange.name, {}), wire)
-        reason = refusal(reply)  # too large a number has no short form
+        reason = refusal(reply)  # a number may be too large for the short dtype
         if owed or owing:
             new_memory = {**new_memory, WIRE: {**owed, exchange.name: owing}}
     return (reply, new_memory) if reason is None else (Failure(client_id, reason), memory)

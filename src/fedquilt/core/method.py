@@ -1,4 +1,4 @@
-"""A federated method: a value made of plain functions."""
+"""A federated method as a value made of plain functions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fedquilt.core.worker import Worker
 class Wire(NamedTuple):
     """How the tensors of an exchange travel, see ``core.wire``: as ``dtype``, ``"bfloat16"`` or ``"int8"``.
 
-    With ``feedback``, what rounding takes from a client's update is added to its next. Tensors named in ``exact``
-    travel as they are.
+    With ``feedback``, a client's rounding error is added to its next update (error feedback). Tensors named in
+    ``exact`` are not rounded.
     """
 
     dtype: str
@@ -23,10 +23,10 @@ class Wire(NamedTuple):
 
 
 class Release(NamedTuple):
-    """What every reply of an exchange gives away of its client, under local privacy.
+    """The privacy cost of every reply of an exchange under local differential privacy.
 
-    Gaussian noise lies on it, ``noise_multiplier`` times the bound on the update's norm. ``epsilon`` at ``delta`` is
-    all that a client gives away unless its site says other; None for no bound.
+    Each reply carries Gaussian noise with a standard deviation of ``noise_multiplier`` times the bound on the update's
+    norm. ``epsilon`` at ``delta`` is the total that a client may spend unless its site sets another; None for no limit.
     """
 
     noise_multiplier: float
@@ -37,24 +37,38 @@ class Release(NamedTuple):
 class Exchange(NamedTuple):
     """One ask -> work -> merge between the server and the clients of a cohort.
 
-    ``ask(state, turn)`` gives the orders by client and reads only. ``work(client, order, memory)`` runs on the client
-    and gives its reply and its new memory. ``merge(state, replies)`` reads the replies once, in client order, and is
-    the only maker of state. A client that ``ask`` leaves out sits this exchange out.
-
-    ``expects(order)``, if given, are the tensors that a reply to it must hold, and no others, in shape and dtype, with
-    the values from which the client began: what a reply changes of them is its update. ``metrics(order)``, if given,
-    are the numbers that a reply may hold besides, by name, and where each may lie: all others are dropped from it.
-    ``ranges(order)``, if given, are tensors of which a reply holds values and no update, and where these may lie. A
-    wrapper that changes what is sent up must say so here.
-
-    ``peers(order)``, if given, names those whose replies are merged together and may be compared; else all are.
-
-    ``wire``, if given, is how tensors travel. All functions here and all checks are of full tensors before and after.
-
-    ``partial`` says that an order may lack a part of what its client would use (FedRA sends the drawn blocks alone).
-
-    ``release``, if given, is what a reply costs in privacy: engines let ``privacy.ledger`` count it, and give the same
-    reply again where the same is asked again.
+    Attributes
+    ----------
+    name
+        The exchange's name, unique within its method.
+    ask
+        ``ask(state, turn)`` gives the orders by client. It only reads the state. A client without an order does not
+        take part in this exchange.
+    work
+        ``work(client, order, memory)`` runs on the client, a ``core.worker.Worker``, and gives its reply and its new
+        memory.
+    merge
+        ``merge(state, replies)`` gives the new state. It reads the replies once, in client order; nothing else makes
+        a state.
+    expects
+        ``expects(order)`` gives exactly the tensors that a reply must hold, in shape and dtype, with the values that
+        training started from. The difference from these values is the reply's update. A wrapper that changes what
+        clients send must change this field too, and so for ``metrics`` and ``ranges``.
+    wire
+        How tensors travel. The functions of the exchange and all checks see full tensors.
+    partial
+        Whether an order may hold only a part of the client's model (FedRA sends only the drawn blocks).
+    metrics
+        ``metrics(order)`` gives the numbers that a reply may hold besides its tensors, by name, and their ranges. All
+        others are dropped.
+    ranges
+        ``ranges(order)`` gives the tensors of which a reply holds plain values instead of an update, and their ranges.
+    peers
+        ``peers(order)`` names the set of clients whose replies are merged together and may be compared. If left out,
+        all clients of the exchange are peers.
+    release
+        The privacy cost of a reply. Engines account for it in ``privacy.ledger``, and answer a repeated order with the
+        same reply.
     """
 
     name: str
@@ -71,30 +85,39 @@ class Exchange(NamedTuple):
 
 
 def overlay(profile: Profile, initial: Params, order: Order, memory: Memory) -> Params:
-    """A client's own tensors over the order's over the initial ones: the default of ``Method.model``."""
+    """Each tensor from the client's memory, else the order, else ``initial``: the default of ``Method.model``."""
     return {**initial, **order.params, **memory.get("params", {})}
 
 
 def reports_nothing(state: Tree) -> Mapping[str, Any]:
-    """Nothing of the state, for the record: the default of ``Method.report``."""
+    """An empty report of the state: the default of ``Method.report``."""
     return {}
 
 
 class Method(NamedTuple):
-    """A federated method as a value: five functions and the exchanges of a round.
+    """A federated method: its functions and the exchanges of a round.
 
-    ``init(rng)`` gives the first state; ``view(state, profile)`` an Order that holds what this client would use.
-
-    ``exchanges`` make up a round. ``closing`` are done once, with every client, when the last round is over; what they
-    merge is not kept: they measure.
-
-    ``model(profile, initial, order, memory)`` says how an order becomes a model: every tensor of the client's layout by
-    name, and beside them ``<module>.shift`` (what was merged into the base) and ``<module>.core`` (what lies between
-    the factors), for training, scores and export alike. ``initial`` is what the client's training started from. The
-    default, ``overlay``, takes each tensor from the client's memory, else the order, else ``initial``.
-
-    ``report(state)`` is what of the state a round's line of the record holds: numbers and lists of numbers, or tables
-    of them by name. A wrapper that keeps state of its own adds to it.
+    Attributes
+    ----------
+    name
+        The method's name in run files.
+    init
+        ``init(rng)`` gives the initial state.
+    exchanges
+        The exchanges that make up a round.
+    view
+        ``view(state, profile)`` gives an order that holds the model this client would use now.
+    closing
+        Exchanges that are done once, with every client, after the last round. They measure: their merges are not kept.
+    model
+        ``model(profile, initial, order, memory)`` says how an order becomes a model, for training, evaluation and
+        export alike: every tensor of the client's layout by name, ``<module>.shift`` (a change that was merged into the
+        base) and ``<module>.core`` (the matrix between the factors). ``initial`` holds the client's tensors before the
+        first round. The default, ``overlay``, takes each tensor from the client's memory, else the order, else
+        ``initial``.
+    report
+        ``report(state)`` gives the part of the state that a round's line of the record holds: numbers and lists of
+        numbers, or tables of them by name. A wrapper that keeps state of its own adds to it.
     """
 
     name: str

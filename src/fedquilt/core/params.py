@@ -1,4 +1,4 @@
-"""Arithmetic on name -> tensor maps. No function changes its arguments."""
+"""Arithmetic on named tensors; no function changes its arguments."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def scale(params: Mapping[str, torch.Tensor], factor: float) -> Params:
 
 
 def select(params: Mapping[str, torch.Tensor], names: Collection[str]) -> Params:
-    """The tensors that bear one of ``names``, in the order of ``params``."""
+    """The tensors with one of these ``names``, in the order of ``params``."""
     wanted = set(names)
     return {name: tensor for name, tensor in params.items() if name in wanted}
 
 
 def without(params: Mapping[str, torch.Tensor], names: Collection[str]) -> Params:
-    """The tensors that bear none of ``names``, in the order of ``params``."""
+    """The tensors with none of these ``names``, in the order of ``params``."""
     unwanted = set(names)
     return {name: tensor for name, tensor in params.items() if name not in unwanted}
 
@@ -50,15 +50,20 @@ def wide(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def narrow(value: torch.Tensor, base: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """A wide value in the dtype of ``base`` (or this one); where it equals ``base``, its bits, even those of -0."""
+    """A wide value in the dtype of ``base``, or in ``dtype``; where it equals ``base``, with the exact bits of it.
+
+    The sign of a zero is kept too.
+    """
     base = base.detach()
     dtype = base.dtype if dtype is None else dtype
     return torch.where(value == wide(base), base.to(dtype), value.to(dtype))
 
 
 def moved(base: torch.Tensor, step: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """``base + step``, summed ``wide``, in the dtype of ``base`` (or this one); where nothing moved, the bits of
-    ``base``."""
+    """``base + step``, summed in the widest type, in the dtype of ``base``, or in ``dtype``.
+
+    Where the sum equals ``base``, it is bit-identical to it.
+    """
     return narrow(wide(base.detach()) + step, base, dtype)
 
 
@@ -76,7 +81,7 @@ def not_finite(params: Mapping[str, torch.Tensor]) -> str | None:
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    # NaN and infinity stay in a sum, which takes a tenth of the time; a sum can also overflow, so look again
+    # NaN and infinity survive a sum, which takes a tenth of the time; as a sum can also overflow, check the elements
     return math.isfinite(float(tensor.detach().sum())) or bool(torch.isfinite(tensor).all())
 
 
@@ -84,7 +89,7 @@ def _same_layout(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Ten
     if left.keys() != right.keys():
         odd = sorted(left.keys() ^ right.keys())
         raise ValueError(f"the two sides hold different tensors: {odd[:5]}{' and more' if len(odd) > 5 else ''}")
-    for name in left:  # torch would broadcast rank 1 over rank 8 without a word
+    for name in left:  # torch would silently broadcast rank 1 over rank 8
         if left[name].shape != right[name].shape:
             shapes = f"{tuple(left[name].shape)} on the left and {tuple(right[name].shape)} on the right"
             raise ValueError(f"tensor '{name}' is {shapes}")

@@ -1,8 +1,8 @@
-"""All randomness of fedquilt: one seed, and named child streams that never disturb each other.
+"""All randomness of fedquilt: one seed and independent, named child streams.
 
 A stream is a value: a seed and a path of names. ``rng.child("round", 3, "client", 7)`` is the same stream wherever and
-whenever it is made, so the order of clients, the number of workers and the features switched on change no other draw.
-This module is the only one that touches a random generator of torch or numpy.
+whenever it is made. The order of clients, the number of workers and the enabled features therefore change no other
+draw. No other module creates a random generator of torch or numpy.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Rng:
     path: tuple[str | int, ...] = ()
 
     def __post_init__(self) -> None:
-        # a numpy integer (as partitions and cohorts hold) or a path read from JSON must be the very same stream
+        # a numpy integer (from a partition or cohort) or a path read from JSON must give the very same stream
         names = (str(name) if isinstance(name, str) else int(operator.index(name)) for name in self.path)
         object.__setattr__(self, "seed", int(operator.index(self.seed)))
         object.__setattr__(self, "path", tuple(names))
 
     def child(self, *names: str | int) -> Rng:
-        """The stream below this one that bears ``names``."""
+        """The child stream with these ``names``."""
         return Rng(self.seed, self.path + names)
 
     def integer(self, bits: int = 63) -> int:
@@ -42,10 +42,10 @@ class Rng:
         return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "big") % (1 << bits)
 
     def sealed(self) -> Rng:
-        """A stream that is this one's alone, and tells nothing of this one's seed or path: it may be given away.
+        """A stream derived from this one that does not reveal this one's seed or path, to be sent to a client.
 
-        Its own seed is a one-way function of both. Whoever can guess the seed, as one of a run file that is known, can
-        try the guess.
+        Its seed is a one-way function of both. A seed that can be guessed, such as that of a known run file, can still
+        be confirmed by trying it.
         """
         text = repr(("sealed", self.seed, self.path)).encode()
         return Rng(int.from_bytes(hashlib.blake2b(text, digest_size=32).digest(), "big"))
@@ -62,7 +62,7 @@ class Rng:
     def scope(self) -> Iterator[None]:
         """Run library code that draws from torch's global generators (dropout, weight initialisation) on this stream.
 
-        The global generators are left as they were found, so nothing outside the block sees a draw from inside it.
+        The state of the global generators is restored afterwards, so that nothing outside the block is affected.
         """
         device_type = "mps" if torch.backends.mps.is_available() and not torch.cuda.is_available() else "cuda"
         with torch.random.fork_rng(device_type=device_type):
@@ -71,8 +71,8 @@ class Rng:
 
 
 def secret() -> Rng:
-    """A stream that nobody can draw again: its seed comes from the operating system, never from a run's seed.
+    """A stream that cannot be reproduced: its seed comes from the operating system, never from a run's seed.
 
-    For noise that hides something, and for nothing else: what is made with it cannot be reproduced.
+    Only for noise that protects privacy.
     """
     return Rng(int.from_bytes(os.urandom(32), "big"))

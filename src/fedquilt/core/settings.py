@@ -1,10 +1,10 @@
-"""Types of settings: numbers with a lowest and a highest value, and texts that an operating system takes.
+"""Types of settings: numbers with bounds, and texts that are valid for the operating system.
 
 A setting is defined once, where it is used: as a field of a frozen dataclass or an argument of a method's factory,
 with its type, bounds, default and meaning. The run file's sections are these dataclasses, and ``fedquilt.config``
-checks what a user wrote against them. The bounds are those of ``annotated_types``; nothing here needs pydantic.
+checks the user's values against them. The bounds are those of ``annotated_types``; nothing here needs pydantic.
 
-Upper ends are far above what anybody wants, and low enough for whatever counts, multiplies or lists them.
+Upper bounds are far above any sensible value, and low enough for all code that counts, multiplies or allocates by them.
 """
 
 from __future__ import annotations
@@ -33,31 +33,30 @@ Rate = Annotated[float, Gt(0), Le(LARGEST)]
 Strength = Annotated[float, Ge(0), Le(LARGEST)]
 Share = Annotated[float, Ge(0), Lt(1)]
 Part = Annotated[float, Ge(0), Le(1)]
-# of settings that multiply or divide something whose size is not known beforehand, far from a float's own ends: the
-# square of 1e-200 is 0
+# settings that multiply or divide values of unknown size: far from the limits of floats, as the square of 1e-200 is 0
 Factor = Annotated[float, Ge(1e-6), Le(MOST)]
 Penalty = Annotated[float, Ge(0), Le(MOST)]
 Kept = Annotated[float, Gt(0), Le(1)]
 
 
 class Matches(NamedTuple):
-    """In the type of a text: a regular expression that it matches, in the syntax that ECMAScript and Rust share."""
+    """Bound on a text: a regular expression that it must match, in the syntax common to ECMAScript and Rust."""
 
     pattern: str
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """Tell pydantic, which asks for this method by its name."""
+        """Pass the pattern to pydantic, which looks for a method of this name."""
         return {**handler(source), "pattern": self.pattern}
 
 
-# a null byte ends a text for the operating system, and opens no file
+# to the operating system a null byte ends a text, so that no file name may contain one
 _NO_NULL = Matches(r"^[^\x00]*$")
 Written = Annotated[str, MaxLen(4096), _NO_NULL]
 Text = Annotated[str, MinLen(1), MaxLen(4096), _NO_NULL]
 
 
 class With(NamedTuple):
-    """In the type of a setting: it has an effect only where another one, ``key``, has one of these ``values``."""
+    """Condition on a setting: it has an effect only where another setting, ``key``, has one of these ``values``."""
 
     key: str
     values: tuple[Any, ...]

@@ -1,4 +1,4 @@
-"""The words of the contract between a server, its clients and a method."""
+"""The data types that a server, its clients and a method share."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from torch import Tensor
 from fedquilt.core.rng import Rng
 
 Params = dict[str, Tensor]
-"""Trainable tensors by name; never the frozen base."""
+"""Trainable tensors by name, without the frozen base."""
 
 ClientId = int
-"""Partition number ``0..n-1``; never a transport's node number."""
+"""Partition number ``0..n-1``, which is not the node number of a transport."""
 
 Tree = Any
-"""Nested dicts (with string keys) and lists of tensors, numbers, strings, booleans and None. A server's state and a
-client's memory are trees, so that one checkpoint format serves every method."""
+"""Nested dicts (with string keys) and lists of tensors, numbers, strings, booleans and None.
+
+A server's state and a client's memory are trees, so that one checkpoint format serves every method."""
 
 Memory = dict[str, Any]
-"""A client's private tree. It never travels. By convention ``memory["params"]`` holds the client's own part of the
-model, which lies over whatever the server sends, in training and in evaluation, and ``memory["base"]`` what methods
-that change the base have merged into it."""
+"""A client's private tree, which never travels.
+
+By convention ``memory["params"]`` holds the client's own part of the model, which takes precedence over the tensors of
+an order in training and in evaluation, and ``memory["base"]`` the changes that a method has merged into the base."""
 
 
 class Range(NamedTuple):
-    """The numbers from ``low`` to ``high``, both ends among them; only integers if ``whole``."""
+    """The numbers from ``low`` to ``high``, both included; only integers if ``whole``."""
 
     low: float
     high: float
@@ -36,8 +38,11 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class Budget:
-    """What a client can afford: ``layers``, the number of blocks whose adapters it can train, and the ``rank`` of its
-    adapters, None for the layout's."""
+    """What a client can afford.
+
+    ``layers`` is the number of blocks whose adapters it can train, ``rank`` the rank of its adapters (None: that of
+    the layout).
+    """
 
     layers: int
     rank: int | None = None
@@ -45,10 +50,22 @@ class Budget:
 
 @dataclass(frozen=True)
 class Profile:
-    """What the server may know of a client.
+    """What the server may know about a client.
 
-    Clients of one ``architecture`` have the same tensors: its name stands for one layout on one base. ``group`` is the
-    label of the client's group, if the federation has groups.
+    Attributes
+    ----------
+    id
+        The client's number.
+    num_examples
+        Number of its training rows.
+    architecture
+        Name of its architecture: clients of one architecture have the same layout on the same base.
+    budget
+        What it can afford to train.
+    task
+        Name of its task.
+    group
+        Label of its group, if the federation has groups.
     """
 
     id: ClientId
@@ -61,9 +78,9 @@ class Profile:
 
 @dataclass(frozen=True)
 class Order:
-    """What the server sends to one client.
+    """The message from the server to one client.
 
-    A method fills ``params`` and ``settings`` (numbers, strings, lists of them); the loop stamps ``round`` and ``rng``.
+    A method fills ``params`` and ``settings`` (numbers, strings, lists of them); the loop sets ``round`` and ``rng``.
     """
 
     params: Params
@@ -74,9 +91,20 @@ class Order:
 
 @dataclass(frozen=True)
 class Reply:
-    """What one client sends back; everything in it crosses the network. ``weight`` is in examples, above zero.
+    """The message from one client to the server; everything in it crosses the network.
 
-    The loop stamps ``round``, that of the order which is answered: an old reply that is sent again shows.
+    Attributes
+    ----------
+    client
+        The client's number.
+    params
+        The tensors that it sends.
+    weight
+        Its weight in examples, above 0.
+    metrics
+        Numbers that it measured, by name.
+    round
+        The round of the order that it answers, set by the loop, so that a replayed reply is recognised.
     """
 
     client: ClientId
@@ -88,7 +116,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Failure:
-    """A client that sent no usable reply, and why."""
+    """A client without a usable reply, and the reason."""
 
     client: ClientId
     reason: str
@@ -96,9 +124,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class Turn:
-    """What ``ask`` may look at besides the state: the round's number, its cohort and its random stream.
+    """What ``ask`` is given besides the state: the round's number, its cohort and its random stream.
 
-    ``rng`` is the same for every exchange of a round; a method takes a named child for each thing it draws.
+    ``rng`` is the same for every exchange of a round; a method takes a child with a name of its own for every draw.
     """
 
     round: int
@@ -108,13 +136,13 @@ class Turn:
 
 @dataclass(frozen=True)
 class Blocks:
-    """The list of transformer blocks of a model: its module path (``"vit.layers"``) and its length."""
+    """The module list of a model's transformer blocks: its module path (``"vit.layers"``) and its length."""
 
     path: str
     num_layers: int
 
     def depth(self, name: str) -> int | None:
-        """The index of the block that the module or tensor ``name`` lies in, or None; layer 1 is never layer 10."""
+        """The index of the block that contains the module or tensor ``name``, or None."""
         prefix = self.path + "."
         index = name[len(prefix) :].split(".", 1)[0] if name.startswith(prefix) else ""
         return int(index) if index.isdecimal() else None
@@ -122,11 +150,21 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the trainable tensors of one architecture sit.
+    """The names, shapes and block numbers of one architecture's trainable tensors.
 
-    ``depth`` maps the name of every trainable tensor to the index of its transformer block, or None for the head.
-    ``shapes`` maps the same names to shapes. ``buffers`` are those of them that no optimiser moves: what a forward pass
-    in training writes down, such as the running statistics of a normalisation.
+    Attributes
+    ----------
+    architecture
+        The architecture's name.
+    num_layers
+        Number of transformer blocks.
+    depth
+        Index of the transformer block by name of the tensor, None for the head.
+    shapes
+        Shape by name of the tensor.
+    buffers
+        Names of those tensors that forward passes of training update instead of the optimiser, such as the running
+        statistics of a normalisation.
     """
 
     architecture: str
@@ -137,11 +175,11 @@ class Layout:
 
     @property
     def head(self) -> frozenset[str]:
-        """Names of the tensors that belong to no block."""
+        """Names of the tensors outside all blocks."""
         return frozenset(name for name, layer in self.depth.items() if layer is None)
 
     def names(self, layers: Collection[int]) -> tuple[str, ...]:
-        """Names of the tensors in the given blocks, in the layout's order; the head is not among them."""
+        """Names of the tensors in the given blocks, in the layout's order, without the head."""
         chosen = set(layers)
         return tuple(name for name, layer in self.depth.items() if layer is not None and layer in chosen)
 
@@ -151,18 +189,32 @@ Aggregate = Callable[[Mapping[str, Tensor], Iterable[Reply], str], Params]
 
 @dataclass(frozen=True)
 class Federation:
-    """What a method's factory is given: the server's side of one federation.
+    """The argument of a method's factory: the server's view of one federation.
 
-    ``layouts`` and ``initial`` are by architecture; ``initial[architecture](rng)`` makes the adapters and head that
-    training starts from. ``server`` is a client of the server's own (a model with a proxy set as its data), or None.
-    ``aggregate(base, replies, weighting)`` is the rule by which layered methods make one set of tensors of many, if it
-    is not the plain layer-wise mean; ``rule`` is the one by which they combine adapters, a value of
-    ``aggregate.lowrank.rules``, if it is not that of other tensors. ``scaling(module, rank)`` is the factor of the
-    product
-    ``B A`` of an adapter at this module path with this rank. Where there are several architectures, ``servers`` and
-    ``scalings`` hold the server's clients and these factors by architecture, as far as there are any; see ``of``.
-    ``frozen`` are, by architecture, tensors of its layout that its clients use and never train.
-    ``local_steps(profile)``, if given, is the number of optimiser steps of one training of a client of this profile.
+    Attributes
+    ----------
+    profiles
+        The profiles of all clients.
+    layouts
+        Layout by architecture.
+    initial
+        ``initial[architecture](rng)`` makes the adapters and the head that training starts from.
+    rounds
+        Number of rounds of the run.
+    server
+        A client of the server's own, whose data are the proxy set, or None.
+    aggregate
+        ``aggregate(base, replies, weighting)`` combines the replies of layered methods; None for the layer-wise mean.
+    scaling
+        ``scaling(module, rank)`` is the factor of the product ``B A`` of the adapter at this module path.
+    rule
+        How layered methods combine adapters, a value of ``aggregate.lowrank.rules``; None: like other tensors.
+    servers, scalings
+        ``server`` and ``scaling`` by architecture, where there are several architectures, as far as there are any.
+    frozen
+        Names of the tensors of a layout that its clients use and never train, by architecture.
+    local_steps
+        ``local_steps(profile)`` is the number of optimiser steps of one local training of this client.
     """
 
     profiles: tuple[Profile, ...]
@@ -179,7 +231,7 @@ class Federation:
     local_steps: Callable[[Profile], int] | None = None
 
     def of(self, architecture: str) -> Federation:
-        """The part of the federation that has this architecture, as if there were no other clients.
+        """The federation of the clients of this architecture alone.
 
         Raises
         ------
@@ -201,7 +253,7 @@ class Federation:
 
     @property
     def layout(self) -> Layout:
-        """The layout, where all clients share one architecture.
+        """The layout of a federation with one architecture.
 
         Raises
         ------
@@ -213,4 +265,4 @@ class Federation:
 
 
 IN_MEMORY = "in-memory:"
-"""How the name begins that stands in a config for an object of the calling program."""
+"""Prefix of the name that represents an object in memory in a config."""

@@ -1,18 +1,18 @@
-"""Tensors in fewer bits between server and clients: ``bfloat16``, or ``int8`` with one scale for each tensor.
+"""Compressed messages: ``bfloat16``, or ``int8`` with one scale per tensor, with error feedback.
 
-With Q the rounding, theta the server's tensor and e what the client still owes (0 at first):
+With Q the rounding, theta the server's tensor and e the client's residual (0 at first):
 
     down    the client trains from ``d = Q(theta)`` and ends at ``theta'``
     up      it sends ``q = Q(theta' - d + e)`` and keeps ``e <- theta' - d + e - q`` in its memory
-    server  takes the reply for ``theta + q``: its own theta, which no rounding ever touches
+    server  reads the reply as ``theta + q``, with its own unrounded theta
 
-So the updates that arrive sum up to those that were made, less the last ``e``, and who changes nothing sends 0. Going
-down nothing is owed: that would take a memory of every client on the server. Rounding is to the nearest, never drawn.
+The sum of the updates that arrive is therefore the sum of the updates that were made, less the last ``e``, and a client
+that changes nothing sends 0. There is no error feedback for orders: it would require a residual of every client on the
+server. Rounding is to the nearest, not stochastic.
 
-A tensor that the client was not sent under its name (or in another shape) is rounded as it is, and nothing is owed. One
-that holds no floating-point numbers, or that the wire names ``exact``, travels as it is. A tensor bears its name and
-its own dtype (``head.weight:float32``), so that the other side can give it back in it, and its scale
-``head.weight:scale``.
+A tensor that was not part of the order (under its name and in its shape) is rounded itself, without error feedback. A
+tensor without floating-point numbers, or one named in ``exact``, is not rounded. Tensors travel under their name and
+dtype (``head.weight:float32``), so that the other side can restore the dtype; a scale is named ``head.weight:scale``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fedquilt.core.params import moved, num_bytes, wide
 from fedquilt.core.types import ClientId, Order, Params, Reply
 
 WIRE = "wire"
-"""The key of a client's memory under which lies, by exchange, what it owes. ``work`` does not see it."""
+"""Key of the error-feedback residuals, by exchange, in a client's memory; hidden from ``work``."""
 
 _SHORT = {"bfloat16": torch.bfloat16, "int8": torch.int8}
 _ROUNDED = {str(dtype): dtype for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
@@ -40,9 +40,9 @@ _SCALE = "scale"
 def with_wire_dtype(method: Method, dtype: str, *, feedback: bool = True, exact: Collection[str] = ()) -> Method:
     """The method whose tensors travel as ``dtype``, ``"bfloat16"`` or ``"int8"``, in all exchanges and both directions.
 
-    Its ``ask``, ``work`` and ``merge`` see full tensors as ever, so it is the outermost change whatever it is joined
-    with. Without ``feedback`` a client owes nothing: what rounding takes from its updates is lost. Tensors named in
-    ``exact`` are not rounded: running variances are few, and the smallest of them would become 0 or less.
+    Its ``ask``, ``work`` and ``merge`` still see full tensors, so that this is the outermost of all wrappers. Without
+    ``feedback`` the rounding errors of a client's updates are lost. Tensors named in ``exact`` are not rounded, such as
+    running variances: they are few, and the smallest of them would become 0 or less.
 
     Raises
     ------
@@ -63,10 +63,10 @@ def with_wire_dtype(method: Method, dtype: str, *, feedback: bool = True, exact:
 
 
 def shortened(tensor: Tensor, dtype: str) -> tuple[Tensor, Tensor | None]:
-    """The tensor in ``dtype``, and its scale if that is int8.
+    """The tensor rounded to ``dtype``, and its scale if that is int8.
 
-    For int8 ``round(x / s)`` with ``s = max |x| / 127``, one float32 for the whole tensor: off by at most ``s / 2``.
-    For bfloat16 the nearest, off by at most ``2^-8 |x|``. 0 stays 0.
+    For int8 this is ``round(x / s)`` with one float32 scale ``s = max |x| / 127``, and the error is at most ``s / 2``.
+    For bfloat16 it is the nearest number, and the error is at most ``2^-8 |x|``. 0 stays 0.
     """
     exact = wide(tensor.detach())
     if dtype == "bfloat16":
@@ -78,7 +78,7 @@ def shortened(tensor: Tensor, dtype: str) -> tuple[Tensor, Tensor | None]:
 
 
 def lengthened(short: Tensor, scale: Tensor | None) -> Tensor:
-    """What ``shortened`` made, as the numbers it stands for, in the widest type of the device."""
+    """The numbers that a result of ``shortened`` stands for, in the widest type of the device."""
     return wide(short) if scale is None else wide(short) * scale
 
 
@@ -86,8 +86,8 @@ def lengthened(short: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def lowered(orders: Mapping[ClientId, Order], wire: Wire) -> dict[ClientId, Order]:
-    """The orders as they travel."""
-    made: dict[tuple[str, int], Params] = {}  # most clients are sent the same tensors: each is rounded once
+    """The orders in the form in which they travel."""
+    made: dict[tuple[str, int], Params] = {}  # most clients are sent the same tensors, which are rounded only once
 
     def form(name: str, tensor: Tensor) -> Params:
         key = name, id(tensor)
@@ -102,7 +102,7 @@ def lowered(orders: Mapping[ClientId, Order], wire: Wire) -> dict[ClientId, Orde
 
 
 def raised(order: Order, wire: Wire) -> Order:
-    """An order that travelled, as the client takes it: full tensors, rounded.
+    """An order that travelled, as the client's work receives it: tensors in their own dtype, with rounded values.
 
     Raises
     ------
@@ -116,7 +116,9 @@ def raised(order: Order, wire: Wire) -> Order:
 
 
 def packed(order: Order, reply: Reply, owed: Mapping[str, Tensor], wire: Wire) -> tuple[Reply, Params]:
-    """A reply as it travels, and what is owed after it; ``order`` is as the client took it, ``owed`` as of before.
+    """A reply in the form in which it travels, and the new residuals.
+
+    ``order`` is as the client's work received it, ``owed`` holds the residuals of the previous replies.
 
     Paper: error-feedback, residual
     """
@@ -140,7 +142,7 @@ def packed(order: Order, reply: Reply, owed: Mapping[str, Tensor], wire: Wire) -
 
 
 def unpacked(order: Order, reply: Reply, wire: Wire) -> Reply:
-    """A reply that travelled, as ``merge`` takes it; ``order`` is as the server made it, before any rounding.
+    """A reply that travelled, as ``merge`` receives it; ``order`` is as the server made it, before any rounding.
 
     Raises
     ------
@@ -161,18 +163,18 @@ def unpacked(order: Order, reply: Reply, wire: Wire) -> Reply:
 
 
 def travelling(params: Mapping[str, Tensor], wire: Wire | None) -> Params:
-    """Names, dtypes and shapes that ``params`` would have on the wire: tensors without numbers, on the meta device."""
+    """The tensors that would travel for ``params``, on the meta device: names, dtypes and shapes without values."""
     bare = {name: tensor.detach().to("meta") for name, tensor in params.items()}
     return bare if wire is None else _joined(_form(name, tensor, tensor, wire) for name, tensor in bare.items())
 
 
 def num_wire_bytes(params: Mapping[str, Tensor], wire: Wire | None) -> int:
-    """Bytes that the raw tensors have on the wire; None is full tensors."""
+    """Bytes of the raw tensors as they travel; with ``wire`` None they are not rounded."""
     return num_bytes(travelling(params, wire))
 
 
 class _Entry(NamedTuple):
-    """One tensor that travelled: its name, its numbers, and the dtype it had."""
+    """One tensor that travelled: its name, its numbers, and its original dtype."""
 
     name: str
     value: Tensor
@@ -180,7 +182,7 @@ class _Entry(NamedTuple):
 
 
 def _form(name: str, tensor: Tensor, numbers: Tensor, wire: Wire) -> Params:
-    """How ``numbers`` (the tensor, or a change of it) travel under the tensor's name and dtype."""
+    """The tensors in which ``numbers`` (the tensor, or its update) travel under the tensor's name and dtype."""
     label = f"{name}:{str(tensor.dtype).removeprefix('torch.')}"
     if name in wire.exact or not _is_rounded(tensor):
         return {label: numbers}
@@ -189,7 +191,7 @@ def _form(name: str, tensor: Tensor, numbers: Tensor, wire: Wire) -> Params:
 
 
 def _entries(params: Mapping[str, Tensor], wire: Wire) -> Iterator[_Entry]:
-    """The tensors of a message, which is not trusted, one by one."""
+    """Yield the tensors of an untrusted message one by one."""
     seen: set[str] = set()
     for label, tensor in params.items():
         name, _, tag = label.rpartition(":")
@@ -220,7 +222,7 @@ def _entries(params: Mapping[str, Tensor], wire: Wire) -> Iterator[_Entry]:
 
 
 def _base(order: Order, name: str, tensor: Tensor, wire: Wire) -> Tensor | None:
-    """The tensor that ``tensor`` is an update of, or None."""
+    """The order's tensor from which the update of ``tensor`` is computed, or None."""
     base = None if name in wire.exact else order.params.get(name)
     fits = base is not None and base.shape == tensor.shape and _is_rounded(base) and _is_rounded(tensor)
     return base if fits else None

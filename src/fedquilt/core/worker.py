@@ -1,4 +1,4 @@
-"""What a method's ``work`` may call on a client, and what local training takes and gives."""
+"""The interface of a client for a method's ``work``: training, evaluation and layer scores."""
 
 from __future__ import annotations
 
@@ -11,16 +11,28 @@ from torch import Tensor
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile
 
 Penalty = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
-"""``penalty(trained, start)``, a scalar: of the tensors that are trained, by name, and of all as training began."""
+"""``penalty(trained, start)``, a scalar term of the loss: the trained tensors by name, and all tensors at the start."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """``steps`` optimiser steps (None: all there are) on the tensors ``names``, which have an optimiser of their own.
+    """One phase of alternating training: which tensors are trained, for how long and with which loss.
 
-    ``rate`` scales the learning rate. What ``penalties`` give is added to the loss of each step. With ``agreement``
-    above 0, that times the disagreement with the model as it was when this turn of the phase began is added, too: see
-    ``client.agreement``, with its ``temperature``, over what has a label. The model of then answers without dropout.
+    Attributes
+    ----------
+    names
+        Names of the trained tensors, which have an optimiser of their own.
+    steps
+        Number of optimiser steps before the next phase; None for all steps.
+    rate
+        Factor of the learning rate.
+    penalties
+        Terms that are added to the loss of each step.
+    agreement
+        Weight of the disagreement with the model as it was when this turn of the phase began, see
+        ``client.agreement``. It is computed over labelled positions; that model is evaluated without dropout.
+    temperature
+        Temperature of the disagreement.
     """
 
     names: frozenset[str]
@@ -32,7 +44,7 @@ class Phase:
 
 
 class Extra(NamedTuple):
-    """Tensors that are trained beside the model's own, by name, and the adapters' cores that are made of them.
+    """Tensors that are trained besides the model's own, and the cores of the adapters that are computed from them.
 
     ``cores(tensors)`` gives the core of each adapted module, (r, r), by module path; gradients flow through it.
     """
@@ -43,7 +55,7 @@ class Extra(NamedTuple):
 
 @dataclass(frozen=True)
 class Fitted:
-    """The trained tensors and buffers (and no others), the number of rows of the client, and what training measured."""
+    """The result of local training: only the trained tensors and buffers, the client's number of rows, and metrics."""
 
     params: Params
     num_examples: int
@@ -51,34 +63,33 @@ class Fitted:
 
 
 class Worker(Protocol):
-    """One client as a method's ``work`` sees it: it trains and scores its own rows, and hands out neither.
+    """One client as a method's ``work`` sees it: it trains and evaluates models on its own rows, which stay private.
 
-    ``client.client.Client`` is one; the server's own client, with proxy rows, is another. An order and a memory stand
-    for a model, see ``core.method.Method.model``. Nothing here changes the worker: ``freezing`` and ``penalised`` give
-    another one.
+    ``client.client.Client`` implements it. The server's own client holds the proxy set. An order and a memory stand
+    for a model, see ``core.method.Method.model``. A worker is immutable: ``freezing`` and ``penalised`` return another.
     """
 
     @property
     def id(self) -> ClientId:
-        """The client's number, which its replies bear."""
+        """The client's number, for its replies."""
         ...
 
     @property
     def profile(self) -> Profile:
-        """What the server knows of the client, too."""
+        """The client's profile, which the server knows too."""
         ...
 
     def params(self, order: Order, memory: Memory | None = None) -> Params:
-        """Every tensor of the client's layout as it would be used now, and shifts and cores beside them."""
+        """Every tensor of the client's layout under this order and memory, with shifts and cores."""
         ...
 
     def fit(
         self, order: Order, memory: Memory | None, layers: Collection[int], *, blocks: Collection[int] | None = None
     ) -> Fitted:
-        """Train the tensors of ``layers`` and the head on the client's rows, for as many steps as it is set to.
+        """Train the tensors of ``layers`` and the head on the client's rows for its configured number of steps.
 
-        ``blocks``, if given, are the only transformer blocks that are run. The learning rate is that of the order's
-        round, and all draws are from the order's stream.
+        If ``blocks`` is given, only these transformer blocks are part of the model. The learning rate is that of the
+        order's round, and all draws are from the order's stream.
 
         Raises
         ------
@@ -96,23 +107,43 @@ class Worker(Protocol):
         blocks: Collection[int] | None = None,
         extra: Extra | None = None,
     ) -> Fitted:
-        """Train as ``fit`` does, in phases that take turns; they may name tensors of ``extra`` besides the model's."""
+        """Train as ``fit`` does, in phases that take turns.
+
+        Parameters
+        ----------
+        order, memory
+            They stand for the model that training starts from.
+        phases
+            The phases of one cycle; they may name tensors of ``extra`` besides the model's.
+        blocks
+            If given, only these transformer blocks are part of the model.
+        extra
+            Further tensors to train.
+        """
         ...
 
     def freezing(self, names: Collection[str]) -> Self:
-        """The client, which leaves the tensors ``names`` as they are when it trains, and does not give them back."""
+        """The client with the tensors ``names`` frozen: they are not trained, and not part of a result of ``fit``."""
         ...
 
     def penalised(self, penalty: Penalty) -> Self:
-        """The client, whose loss has the penalty added, once to each optimiser step; the loss it reports has not."""
+        """The client with the penalty added to the loss of each optimiser step; the loss it reports is without it."""
         ...
 
     def layer_scores(
         self, order: Order, memory: Memory | None = None, *, kind: str = "trace", objective: str = "log-prob"
     ) -> list[float]:
-        """The Fisher score of every transformer block on the client's training rows, see ``client.probe``."""
+        """The Fisher score of every transformer block on the client's training rows, see ``client.probe``.
+
+        Parameters
+        ----------
+        order, memory
+            They stand for the model that is scored.
+        kind, objective
+            The score and the function that is differentiated, see ``client.probe``.
+        """
         ...
 
     def evaluate(self, order: Order, memory: Memory | None = None, split: str = "test") -> dict[str, float]:
-        """Loss, accuracy and number of examples on held-out rows of the client; empty if it has no such rows."""
+        """Loss, accuracy and number of examples on the client's rows of this split; empty if it has none."""
         ...

@@ -1,4 +1,4 @@
-"""Changes of one behaviour of any method: functions Method -> Method."""
+"""Wrappers, which change one behaviour of any method: local tensors, and scores of received models."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SCORES = {
     "accuracy": Range(0.0, 1.0),
     "examples": Range(0.0, 2.0**48, whole=True),
 }
-"""What clients tell that score a model on their own test rows, and where it may lie."""
+"""Metrics of a client that evaluates a model on its own test rows, and their ranges."""
 
 
 def with_local(method: Method, names: Collection[str]) -> Method:
-    """The method with the tensors ``names`` kept by each client: they are trained, and never travel either way.
+    """The method with the tensors ``names`` local to each client: they are trained, and never travel either way.
 
-    A client's own copy lies in ``memory["params"]``; until it has trained, it uses the one training starts from.
+    A client's own copy is in ``memory["params"]``; before its first training it uses the initial tensors.
     """
     kept = frozenset(names)
 
@@ -47,11 +47,11 @@ def with_local(method: Method, names: Collection[str]) -> Method:
 
 
 def with_received_scores(method: Method) -> Method:
-    """The method whose clients score what they receive on their own test rows before they train on it.
+    """The method whose clients evaluate each received model on their own test rows before they train it.
 
-    Loss, accuracy and examples ride in the first exchange's reply, as ``received_loss`` and so on; training is as ever.
-    Orders of a ``partial`` exchange are nobody's model and are not scored. When the last round is over, every client
-    scores the model that it ends with, in a closing exchange.
+    Loss, accuracy and examples are metrics of the first exchange's reply, as ``received_loss`` and so on; training is
+    unchanged. Orders of a ``partial`` exchange are not a whole model and are not evaluated. After the last round every
+    client evaluates its final model in a closing exchange.
     """
     inner, *rest = method.exchanges
     asked = inner.metrics
@@ -73,7 +73,7 @@ def _received(scores: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scoring(view: Callable[[Tree, Profile], Order]) -> Exchange:
-    """The exchange in which each client scores the model that it would use on its own test rows; nothing changes."""
+    """The exchange in which each client evaluates its current model on its own test rows; the state is unchanged."""
 
     def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
         return {profile.id: view(state, profile) for profile in turn.cohort}
