@@ -23,6 +23,7 @@ TREE = (
     "docs",
     "experiments",
     "bench",
+    "examples",
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
