@@ -1,8 +1,8 @@
 """The run folder, open for writing.
 
 A checkpoint is an entry of the manifest (``checkpoint.json``, see ``record.manifest``) and the files it names in
-``checkpoint/``. Those files never change once written; the manifest is replaced in one step when all of them are safely
-on the disk, so whatever stops a run, the manifest that is there names whole checkpoints.
+``checkpoint/``. Those files never change once written. The manifest is replaced atomically after all of them are synced
+to disk, so whatever stops a run, the manifest names only complete checkpoints.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ if TYPE_CHECKING:
     from fedquilt.core.types import ClientId, Memory, Tree
 
 ADAPTERS = "adapters"
-"""The folder of what a finished run leaves."""
+"""The subfolder for the adapters that a finished run exports."""
 
 
 class Record:
-    """One run folder, open for writing. Made by ``Record.create`` or ``Record.open``.
+    """One run folder, open for writing; made by ``Record.create`` or ``Record.open``.
 
-    Who writes gives the ``Hold`` on the folder, too; a Record without one is for reading, and for tests.
+    A writer also passes the ``Hold`` (lock) on the folder; a Record without one is for reading, and for tests.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], held: Hold | None = None) -> None:
@@ -73,7 +73,7 @@ class Record:
         partition: Mapping[str, Any],
         held: Hold | None = None,
     ) -> Record:
-        """A new run folder that holds the config, the environment and the partition; it appears whole or not at all.
+        """Make a run folder with the config, the environment and the partition; it appears complete or not at all.
 
         Raises
         ------
@@ -94,15 +94,15 @@ class Record:
         ignored: Collection[str] = (),
         held: Hold | None = None,
     ) -> Record:
-        """The run in an existing folder.
+        """Open the run in an existing folder.
 
-        ``config`` is what the caller wants to run; its keys (``"training.steps"``), but those in ``ignored``, must have
-        the values that the run was started with.
+        If ``config`` is given, its keys (``"training.steps"``) other than those in ``ignored`` must have the values
+        that the run was started with.
 
         Raises
         ------
         RunError
-            if there is no run in the folder, it was started from another config, or something in it was changed.
+            if there is no run in the folder, it was started from another config, or a file in it was changed.
         """
         folder = Path(folder)
         own = read_config(folder)
@@ -112,54 +112,50 @@ class Record:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint to resume from; a run stopped in its first round has none."""
+        """Whether there is a checkpoint to resume from; a run that stopped in its first round has none."""
         return bool(self._manifest.kept)
 
     @property
     def next_round(self) -> int:
-        """The round with which the run goes on."""
+        """The round with which the run continues."""
         return self._manifest.kept[-1].next_round if self._manifest.kept else 0
 
     @property
     def kept(self) -> dict[int, bool | None]:
-        """The rounds to which the run can go back, and whether the scores before were finite (None: no scores)."""
+        """The rounds that the run can go back to, and whether the last scores were finite then (None: no scores)."""
         return {one.next_round: one.finite for one in self._manifest.kept}
 
     def check(self) -> None:
-        """Nothing, if everything that the run wrote is there and as it was written; checkpoints are held to their
-        sha256 when they are loaded.
+        """Raise RunError if a file that the run wrote is missing or was changed; the error names the file.
 
-        Raises
-        ------
-        RunError
-            naming the file that is not.
+        Of checkpoint files only the length is checked here; their sha256 is checked on loading.
         """
         self._refuse_other_versions()
         if self._held is not None:
             self._held.check()
         files, finished = self._manifest.files, (self.folder / RESULT).exists()
-        # a run that stopped while it finished names what will be written anew
+        # if the run stopped while finishing, the manifest names files that will be rewritten
         check_files(self.folder, [path for path in files if finished or path in BEGUN], self._manifest)
         read_lines(self.folder, self._lines.written)
         for kept in self._manifest.kept:
             self._checkpoints.check_lengths(kept.entries)
 
     def append_round(self, line: Mapping[str, Any]) -> None:
-        """Write one finished round to the disk. To be called before the round's ``save_checkpoint``.
+        """Append a finished round to ``rounds.jsonl``; call it before the round's ``save_checkpoint``.
 
         Raises
         ------
         RunError
-            if the disk refuses, or somebody else has changed the lines before.
+            if the disk refuses, or another process has changed the earlier lines.
         ValueError
-            if it is not the round that comes next: no round stands twice.
+            if it is not the next round: no round is recorded twice.
         """
         self._still_ours()
         with self._writing(self._lines.path):
             self._lines.append(line)
 
     def truncate_rounds(self) -> None:
-        """Drop what stands behind the lines that the checkpoint holds: these rounds will be run again."""
+        """Delete the lines of rounds after the checkpoint: these rounds will be run again."""
         with self._writing(self._lines.path):
             self._lines.cut(self._manifest.lines, self.next_round)
 
@@ -170,31 +166,33 @@ class Record:
         memories: Mapping[ClientId, Memory],
         finite: bool | None = None,
     ) -> None:
-        """Make this the run's checkpoint: the server's state and all clients' memories, before ``next_round``.
+        """Save a checkpoint: the server's state and all clients' memories, before ``next_round``.
 
-        A memory that is the same object as at the last call is not written again, so a memory must be replaced, not
-        changed in place. Until the new checkpoint is whole, the old one stays, and ``checkpoints.keep`` of them are
-        kept, with the last one whose scores were ``finite``.
+        A memory that is the same object as in the last checkpoint is not written again, so memories must be replaced,
+        never changed in place. The last ``checkpoints.keep`` checkpoints are kept, and the last one whose scores were
+        ``finite``.
 
         Raises
         ------
         RunError
-            if the disk is full or the folder cannot be written, or a file that is still needed is gone.
+            if the disk is full, the folder cannot be written, or a file that is still needed is missing.
         TypeError
             if the state or a memory is not a tree.
         """
         self._refuse_other_versions()
         self._still_ours()
         with self._writing(self.folder / FILES):
-            of_state, of_memories = self._checkpoints.save(state, memories)
-            new = Kept(next_round, of_state, of_memories, self._lines.written, finite)
+            saved = self._checkpoints.save(state, memories)
+            new = Kept(next_round, saved.state, saved.memory_entries, self._lines.written, finite)
             self._replace(self._manifest.after(new, self._keep))
+            self._checkpoints.confirm(saved)
             self._lines.next_round = next_round
             self._checkpoints.delete_all_but(self._manifest.kept)
 
     def load_checkpoint(self, next_round: int | None = None) -> tuple[int, Tree, dict[ClientId, Memory]]:
-        """The next round to run, the server's state and the clients' memories, tensors on the CPU: of the last
-        checkpoint, or of the kept one with this ``next_round``.
+        """Load the last checkpoint, or the kept one with this ``next_round``; tensors are on the CPU.
+
+        Returns the next round to run, the server's state and the clients' memories.
 
         Raises
         ------
@@ -208,7 +206,7 @@ class Record:
         return kept.next_round, *self._checkpoints.load(kept)
 
     def go_back(self, next_round: int) -> int:
-        """Forget all that came after a kept checkpoint, result and lines too; gives how many rounds that were.
+        """Delete everything after a kept checkpoint, the result included; returns the number of rounds deleted.
 
         Raises
         ------
@@ -216,10 +214,10 @@ class Record:
             if that checkpoint is not kept, or the disk refuses.
         """
         if next_round not in (0, *self.kept):
-            self.load_checkpoint(next_round)  # says what is kept
+            self.load_checkpoint(next_round)  # raises, listing the kept checkpoints
         lost = self.next_round - next_round
         with self._writing(self.folder / MANIFEST):
-            (self.folder / RESULT).unlink(missing_ok=True)  # first: a result that is named and not there is no result
+            (self.folder / RESULT).unlink(missing_ok=True)  # first: a result that is named but absent does not count
             sync_folder(self.folder)
             self._replace(self._manifest.before(next_round))
             self._checkpoints.delete_all_but(self._manifest.kept)
@@ -229,12 +227,12 @@ class Record:
         return lost
 
     def save_result(self, result: Mapping[str, Any]) -> None:
-        """Note every file of ``adapters/`` and write ``result.json``, the sign that the run is finished.
+        """Record the hash of every file in ``adapters/`` and write ``result.json``, which marks the run as finished.
 
         Raises
         ------
         RunError
-            if the disk refuses, or the folder is no longer what this run made it.
+            if the disk refuses, or a file of the run folder was changed.
         """
         content = to_json(result, indent=1).encode() + b"\n"
         self.check()
@@ -247,12 +245,12 @@ class Record:
         self._still_ours()
 
     def has_adapter(self, name: str) -> bool:
-        """Whether there is ``adapters/NAME``, as the run left it if it finished.
+        """Whether ``adapters/NAME`` exists; in a finished run, its files are checked too.
 
         Raises
         ------
         RunError
-            naming the file that is missing, unknown or has changed.
+            if a file is missing, unknown or was changed; the error names it.
         """
         there = (self.folder / ADAPTERS / name).exists()
         if RESULT not in self._manifest.files or not (self.folder / RESULT).exists():
@@ -273,8 +271,8 @@ class Record:
     def _refuse_other_versions(self) -> None:
         if self._of_another_version:
             raise RunError(
-                f"{self.folder}: was made by an earlier version of fedquilt, whose checkpoints this one cannot take; "
-                f"go on with the version named in {ENVIRONMENT}, or start the run again in another folder"
+                f"{self.folder}: was made by an earlier version of fedquilt, whose checkpoints this version cannot "
+                f"check; resume with the version named in {ENVIRONMENT}, or start the run again in another folder"
             )
 
     def _still_ours(self) -> None:
@@ -284,7 +282,7 @@ class Record:
             raise RunError(f"{self.folder}: was deleted or moved while this run was writing it, so the run ends")
 
     def _replace(self, manifest: Manifest) -> None:
-        """Make this the manifest, on the disk before anything that the old one names is deleted."""
+        """Replace the manifest; it is on disk before any file that only the old one names is deleted."""
         write_manifest(self.folder, manifest)
         self._manifest = manifest
         sync_folder(self.folder)
@@ -297,4 +295,4 @@ class Record:
     def _what_is_safe(self) -> str:
         if not self.has_checkpoint:
             return "there is no checkpoint yet"
-        return f"the checkpoint of round {self.next_round} is whole"
+        return f"the checkpoint of round {self.next_round} is intact"
