@@ -43,7 +43,7 @@ def real(
 
 
 def apart(name: str, models, **settings) -> Setup:
-    """A method of the library among clients of unlike architectures, two of each."""
+    """A method of the library among clients of different architectures, two of each."""
     training = Training(steps=2, epochs=None, batch_size=4, learning_rate=0.05)
     scene = several(models, training=training)
     method = by_architecture(lambda federation: METHODS[name](federation, **settings), scene.federation)
@@ -51,13 +51,13 @@ def apart(name: str, models, **settings) -> Setup:
 
 
 def shared(models, trained: str = "all", **settings) -> Setup:
-    """HeteroTune among clients of unlike architectures with mixtures of adapters."""
+    """HeteroTune among clients of different architectures with mixtures of adapters."""
     scene = mixtures(models, trained=trained)
     return Setup(METHODS["heterotune"](scene.federation, **settings), scene.federation.profiles, scene.clients)
 
 
 def across(models, **settings) -> Setup:
-    """H2Tune among clients of unlike architectures, two of each."""
+    """H2Tune among clients of different architectures, two of each."""
     training = Training(steps=5, epochs=None, batch_size=4, learning_rate=0.05)
     scene = several(models, training=training)
     method = METHODS["h2tune"](scene.federation, private_steps=2, **settings)
@@ -111,6 +111,7 @@ TABLE |= {
 
 def play_on_flower(setup: Setup, folder: Path, num_rounds: int = 3) -> tuple[Played, InProcessGrid, MethodStrategy]:
     """The same run as ``promises.play``, over a Grid; the memories are read back from the clients' disks."""
+    setup = setup.bound()
     grid = InProcessGrid(app_of(setup.method, setup.profiles, setup.clients, folder), len(setup.profiles))
     cards = cards_of(setup.method, setup.profiles)
     strategy = MethodStrategy(setup.method, setup.profiles, cards, Rng(5), run=RUN)
@@ -158,8 +159,8 @@ def test_memory_is_really_on_the_clients_disk(tmp_path):
 
 @pytest.mark.parametrize("name", ["flora-ranks", "fedex-lora", "fedex-lora-1"])
 def test_t34_who_was_away_on_flower_catches_up_to_the_same_bits(name, tmp_path):
-    """T34 over a Grid: what a client lacks crosses Flower's serialisation, and its base lies on its disk."""
-    setup = TABLE[name]()
+    """T34 over a Grid: a client that was absent is sent what it lacks, and its base lies on its disk."""
+    setup = TABLE[name]().bound()
 
     def cohort(number):
         return [profile for profile in setup.profiles if profile.id != 3 or number == 4]
