@@ -310,7 +310,7 @@ def test_a_disk_that_refuses_leaves_the_last_checkpoint_whole(
     assert 1 <= done < 3
     text = str(caught.value)
     assert os.strerror(code) in text
-    assert f"the checkpoint of round {done} is whole" in text
+    assert f"the checkpoint of round {done} is intact" in text
     assert f"{advice}" in text
     assert f"continue with: fedquilt run --resume {folder}" in text
     assert fingerprint(resume(folder)) == fingerprint(finished)

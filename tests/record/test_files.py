@@ -29,7 +29,7 @@ def test_json_files_are_replaced_whole(tmp_path, monkeypatch):
         (errno.ENOSPC, "No space left on device", "free some space"),
         (errno.EROFS, "Read-only file system", "make the folder writable"),
         (errno.EACCES, "Permission denied", "make the folder writable"),
-        (errno.EIO, "Input/output error", "see to the disk"),
+        (errno.EIO, "Input/output error", "check the disk"),
     ],
 )
 def test_a_disk_that_refuses_gives_one_clear_message(tmp_path, monkeypatch, code, reason, advice):
@@ -45,7 +45,7 @@ def test_a_disk_that_refuses_gives_one_clear_message(tmp_path, monkeypatch, code
     made.save_checkpoint(4, {}, {})
     finish(made, {"round": 4})
     monkeypatch.setattr(disk, "open", refuse, raising=False)
-    tail = f"cannot be written ({reason}); the checkpoint of round 5 is whole; {advice}, then continue with: "
+    tail = f"cannot be written ({reason}); the checkpoint of round 5 is intact; {advice}, then continue with: "
     for act, name in (
         (lambda: made.append_round({"round": 5}), "rounds.jsonl"),
         (lambda: made.save_checkpoint(6, {}, {}), "checkpoint"),

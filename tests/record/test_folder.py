@@ -172,7 +172,7 @@ def test_whatever_step_fails_the_old_or_the_new_checkpoint_is_there_and_never_a_
         resumed = Record.open(folder)
         next_round, state, own = resumed.load_checkpoint()
         outcomes.add(next_round)
-        assert f"the checkpoint of round {next_round} is whole" in message or not message
+        assert f"the checkpoint of round {next_round} is intact" in message or not message
         assert same(state, states[next_round])
         assert own.keys() == {0, 1}
         assert all(same(own[c], memories[next_round][c]) for c in own)
@@ -229,7 +229,7 @@ def test_no_round_stands_twice(tmp_path):
     other = Record.open(made.folder)  # as another process would
     finish(other, {"round": 1})
     with pytest.raises(
-        RunError, match=r"rounds\.jsonl: has 26 bytes where this run had written 13; somebody else chang"
+        RunError, match=r"rounds\.jsonl: has 26 bytes, but this run has written 13; another process has changed"
     ):
         made.append_round({"round": 1})
     assert [line["round"] for line in read_rounds(made.folder)] == [0, 1]
@@ -326,7 +326,9 @@ def test_a_finished_run_answers_for_its_adapters(tmp_path):
     assert Record.open(made.folder).has_adapter("global")
     assert not Record.open(made.folder).has_adapter("client-001")
     (inside / "b").write_text("strange")
-    with pytest.raises(RunError, match=r"adapters/global/b: is not of this run, checkpoint.json does not name it"):
+    with pytest.raises(
+        RunError, match=r"adapters/global/b: does not belong to this run, checkpoint.json does not list it"
+    ):
         Record.open(made.folder).has_adapter("global")
     (inside / "b").unlink()
     (inside / "a").write_text("")

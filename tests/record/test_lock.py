@@ -142,6 +142,6 @@ def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    message = r"keeps no locks \(No locks available\).*set output or --folder"
+    message = r"does not support file locks \(No locks available\).*set output or --folder"
     with pytest.raises(RunError, match=message), hold(tmp_path / "toy"):
         pass

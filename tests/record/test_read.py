@@ -85,13 +85,13 @@ def test_a_lost_manifest_is_noticed_and_runs_of_earlier_versions_are_read_but_no
     made = create(tmp_path / "toy")
     finish(made, {"round": 0})
     (made.folder / "checkpoint.json").unlink()
-    with pytest.raises(RunError, match=r"checkpoint\.json: is lost, or is not this run's; restore it from a copy"):
+    with pytest.raises(RunError, match=r"checkpoint\.json: is lost, or belongs to another run; restore it from a copy"):
         read_config(made.folder)
     make_old(made.folder)
     assert read_config(made.folder) == CONFIG
     assert read_rounds(made.folder) == [{"round": 0}]
     with pytest.raises(
-        RunError, match=r"made by an earlier version of fedquilt.*go on with the version named in envir"
+        RunError, match=r"made by an earlier version of fedquilt.*resume with the version named in envir"
     ):
         Record.open(made.folder).check()
     with pytest.raises(RunError, match="made by an earlier version"):

@@ -92,7 +92,7 @@ def test_a_folder_of_runs_names_the_runs_in_it(make_run, round_line, tmp_path):
     make_run([round_line(0, 0.5)], folder="first")
     make_run([round_line(0, 0.5)], folder="second")
     make_run([round_line(0, 0.5)], folder=".third.creating")
-    with pytest.raises(RunError, match=r"has no config\.json; it holds runs, give one of them: first, second$"):
+    with pytest.raises(RunError, match=r"has no config\.json; it contains runs, give one of them: first, second$"):
         read_run(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The run folder: what a run writes while it goes, what it is resumed from, and what reports read."""
+"""The run folder: what a run writes as it progresses, what it resumes from, and what reports read."""
 
 from fedquilt.record.files import write_json
 from fedquilt.record.folder import Record

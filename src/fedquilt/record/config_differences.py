@@ -1,4 +1,4 @@
-"""In which keys two resolved configs differ."""
+"""The keys in which two resolved configs differ."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from fedquilt.record.files import plain
 
 
 def check_same(folder: Path, own: Mapping[str, Any], other: Mapping[str, Any], ignored: Collection[str]) -> None:
-    """Nothing, if both configs have the same values in all keys but those in ``ignored``.
+    """Raise RunError if two configs differ in a key that is not in ``ignored``; the error lists the keys.
 
-    Raises
-    ------
-    RunError
-        naming the keys that differ.
+    ``folder`` is the run folder of ``own``; ``ignored`` holds dotted keys, each with everything below it.
     """
     left, right = _flat(plain(own)), _flat(plain(other))
     different = [

@@ -1,4 +1,4 @@
-"""JSON and checked files, and what the disk refused in words."""
+"""JSON files, files checked by hash, and error messages for failed writes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fedquilt.core.errors import RunError
 
 
 def read_bytes(path: Path, sha256: str, advice: str) -> bytes:
-    """The file's content, if it is the one whose ``sha256`` (hex) was noted when it was written.
+    """Read a file and check it against the ``sha256`` (hex) that was recorded when it was written.
 
     Raises
     ------
     RunError
-        if the file is missing or has changed; ``advice`` says what to do then.
+        if the file is missing or has changed; the message ends with ``advice``, what to do then.
     """
     try:
         content = path.read_bytes()
@@ -33,18 +33,18 @@ def read_bytes(path: Path, sha256: str, advice: str) -> bytes:
 
 
 def write_json(path: Path, value: Any, *, private: bool = False) -> None:
-    """Write ``value`` so that the file is the old one or the new one, never a part; NaN and infinities become null."""
+    """Write ``value`` as JSON, replacing the file atomically; NaN and infinities become null."""
     write_bytes(path, to_json(value, indent=1).encode() + b"\n", private=private)
     sync_folder(path.parent)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """``value`` as JSON, after ``plain``."""
+    """Return ``value``, converted by ``plain``, as JSON text."""
     return json.dumps(plain(value), indent=indent, allow_nan=False)
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON knows it: tuples and tensors as lists, keys as text, NaN and infinities as None."""
+    """Convert ``value`` to JSON types: tuples and tensors to lists, keys to strings, NaN and infinities to None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -56,7 +56,11 @@ def plain(value: Any) -> Any:
 
 @contextmanager
 def explained(path: Path, what_is_safe: Callable[[], str], then: str) -> Iterator[None]:
-    """Turn what the disk refused into a message: what, why, what is safe, and what to do."""
+    """Turn an OSError inside the block into a RunError for the user.
+
+    The message names ``path`` and the reason, then ``what_is_safe()``, and ends with what to do about the disk and
+    ``then``.
+    """
     try:
         yield
     except OSError as error:
@@ -65,6 +69,6 @@ def explained(path: Path, what_is_safe: Callable[[], str], then: str) -> Iterato
         elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             advice = "make the folder writable"
         else:
-            advice = "see to the disk"
+            advice = "check the disk"
         reason = error.strerror or str(error)
         raise RunError(f"{path}: cannot be written ({reason}); {what_is_safe()}; {advice}, then {then}") from error

@@ -1,7 +1,7 @@
-"""One process at a time writes a run folder.
+"""The lock on a run folder: one process at a time writes it.
 
-The lock is the operating system's own on a file in the folder, so it ends with the process that holds it, however
-that process ends. While a new run is being built it lies in the draft beside the folder, which takes its name later.
+It is the operating system's lock on a file in the folder, so it ends with the process that holds it, however that
+process ends. While a new run is being made, the lock is in the draft folder, which is later renamed to the run folder.
 """
 
 from __future__ import annotations
@@ -22,27 +22,21 @@ from fedquilt.record.read import is_run
 
 LOCK = ".lock"
 PATIENCE = 2.0
-"""Seconds to wait for a holder that may be ending just now."""
+"""Seconds to wait for a holder that may be about to end."""
 
-_FAR = 1 << 30  # Windows locks bytes, and nobody could read the holder's name in locked ones
+_FAR = 1 << 30  # Windows locks bytes, and locked bytes cannot be read; the holder's name is at the beginning
 _OPEN: set[int] = set()
 
 
 class Hold:
-    """The right to write ``folder``, or what will be a run there; valid inside ``hold``."""
+    """A held lock on the run ``folder``, or on its draft at ``place``; valid inside ``hold``."""
 
     def __init__(self, folder: Path, place: Path) -> None:
         self.folder, self.place = folder, place
-        self._handle = _taken(folder, place / LOCK)
+        self._handle = _acquire(folder, place / LOCK)
 
     def check(self) -> None:
-        """Nothing, if the folder is still the one that was locked.
-
-        Raises
-        ------
-        RunError
-            if it was deleted, moved or replaced meanwhile.
-        """
+        """Raise RunError if the locked folder has been deleted, moved or replaced."""
         if not _same(self._handle, self.place / LOCK):
             raise RunError(
                 f"{self.place}: was deleted, moved or replaced while this run was writing it, so the run ends; what it "
@@ -50,16 +44,16 @@ class Hold:
             )
 
     def move(self, folder: Path) -> None:
-        """Give the locked draft the name ``folder``."""
+        """Rename the locked draft to ``folder``."""
         if os.name == "nt":  # a folder that holds an open file cannot be renamed there
             self.free(keep=True)
         os.replace(self.place, folder)
         self.place = folder
         if os.name == "nt":
-            self._handle = _taken(folder, folder / LOCK)
+            self._handle = _acquire(folder, folder / LOCK)
 
     def free(self, keep: bool = False) -> None:
-        """End the lock. Its file goes too, if it is still ours, unless ``keep``."""
+        """Release the lock; its file is deleted if it is still this one, unless ``keep``."""
         if not keep and os.name != "nt" and _same(self._handle, self.place / LOCK):
             with suppress(OSError):
                 (self.place / LOCK).unlink()
@@ -69,12 +63,12 @@ class Hold:
 
 @contextmanager
 def hold(folder: Path) -> Iterator[Hold]:
-    """Hold a run folder, or the name of one that will be made, so that no other process writes it meanwhile.
+    """Lock a run folder, or the name of a new one, so that no other process writes it inside the block.
 
     Raises
     ------
     RunError
-        if another process holds it; names the process and its machine. Also if its file system keeps no locks.
+        if another process holds the lock (the error names it and its machine), or the file system has no locks.
     """
     place = folder if is_run(folder) else draft_of(folder)
     made = [parent for parent in place.parents if not parent.exists()]
@@ -82,7 +76,7 @@ def hold(folder: Path) -> Iterator[Hold]:
         place.mkdir(parents=True, exist_ok=True)
         try:
             held = Hold(folder, place)
-        except FileNotFoundError as error:  # the draft has taken its name between the two steps
+        except FileNotFoundError as error:  # another process renamed the draft between the two steps
             raise RunError(f"{folder}: another process has just begun a run there; choose another name") from error
     try:
         yield held
@@ -91,45 +85,45 @@ def hold(folder: Path) -> Iterator[Hold]:
         held.free()
         if unused:
             shutil.rmtree(held.place, ignore_errors=True)
-            with suppress(OSError):  # others may have put something there
+            with suppress(OSError):  # they may hold other files by now
                 for parent in made:
                     parent.rmdir()
 
 
 def draft_of(folder: Path) -> Path:
-    """Where a new run is made before it takes the name ``folder``."""
+    """The path at which a new run is made before it is renamed to ``folder``."""
     return folder.parent / f".{folder.name}.creating"
 
 
 def holder(folder: Path) -> str | None:
-    """Who writes a run folder now, in words; None if nobody does."""
+    """The process that holds the lock on a run folder, as text; None if no process does."""
     path = folder / LOCK
     try:
         handle = os.open(path, os.O_RDWR)
-    except OSError:  # no such file: nobody ever did
+    except OSError:  # no such file: the folder was never locked
         return None
     try:
-        return None if _lock(handle) else _named(path)
+        return None if _lock(handle) else _holder_text(path)
     finally:
         os.close(handle)
 
 
-def _taken(folder: Path, path: Path) -> int:
-    """The handle of the locked file at ``path``."""
+def _acquire(folder: Path, path: Path) -> int:
+    """Lock the file at ``path``, made where missing; returns its handle."""
     end = time.monotonic() + PATIENCE
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            if _lock(handle) and _same(handle, path):  # else it was unlinked or renamed between the two steps
+            if _lock(handle) and _same(handle, path):  # not same: it was unlinked or renamed between the two steps
                 os.ftruncate(handle, 0)
-                words = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat()}
-                os.write(handle, json.dumps(words).encode())
+                owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat()}
+                os.write(handle, json.dumps(owner).encode())
                 _OPEN.add(handle)
                 return handle
             if time.monotonic() > end:
                 raise RunError(
-                    f"{folder}: is being written by {_named(path)}; one process at a time may write a run; wait until "
-                    "it has ended, or end it, then try again"
+                    f"{folder}: is being written by {_holder_text(path)}; one process at a time may write a run; wait "
+                    "until it has ended, or end it, then try again"
                 )
         except BaseException:
             os.close(handle)
@@ -139,7 +133,7 @@ def _taken(folder: Path, path: Path) -> int:
 
 
 def _lock(handle: int) -> bool:
-    """Whether the file is now locked for this handle; False if it is for another."""
+    """Try to lock the file for this handle; False if another handle holds the lock."""
     try:
         if os.name == "nt":
             import msvcrt
@@ -155,34 +149,34 @@ def _lock(handle: int) -> bool:
         return False
     except OSError as error:
         raise RunError(
-            f"this file system keeps no locks ({error.strerror}), so two processes could write one run; "
-            "put the run on another one: set output or --folder"
+            f"this file system does not support file locks ({error.strerror}), so two processes could write one run; "
+            "put the run on another file system: set output or --folder"
         ) from error
     return True
 
 
 def _same(handle: int, path: Path) -> bool:
-    """Whether an open file is the one that has this name now."""
+    """Whether an open file is the one at this path now."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except OSError:
         return False
 
 
-def _named(path: Path) -> str:
+def _holder_text(path: Path) -> str:
     try:
-        words = json.loads(path.read_bytes())
-        return f"process {int(words['pid'])} on {words['host']} (since {words['since']})"
+        owner = json.loads(path.read_bytes())
+        return f"process {int(owner['pid'])} on {owner['host']} (since {owner['since']})"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
 
 
-def _let_go() -> None:
-    """A process that is forked shares its parent's locks, which must end with the parent."""
+def _close_inherited() -> None:
+    """Close the lock files that a forked child shares with its parent, so that the locks end with the parent."""
     for handle in _OPEN:
         os.close(handle)
     _OPEN.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(after_in_child=_close_inherited)

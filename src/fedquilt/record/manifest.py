@@ -1,13 +1,13 @@
-"""``checkpoint.json``: what a run folder holds, with the sha256 of each file, and of itself.
+"""``checkpoint.json``, the manifest: the files of a run folder with the sha256 of each, and its own.
 
     format    3
     files     the sha256 of files that do not change, by path: config, environment, partition; adapters and result
               once the run is finished
-    kept      the checkpoints from which the run can go on, oldest first (see ``Kept``)
-    sha256    of everything above, as ``_digest`` writes it
+    kept      the checkpoints that the run can continue from, oldest first (see ``Kept``)
+    sha256    of everything above, as ``_digest`` computes it
 
-It is replaced in one step, so a folder holds what it says or was changed by somebody else. Folders made before format 3
-can be read, but not gone on with: methods kept other things in their state, and before format 2 nothing can be checked.
+It is replaced atomically, so a folder that does not agree with it was changed by something else. Run folders made
+before format 3 can be read, but not resumed: methods had other states, and before format 2 nothing could be checked.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RESTORE = "restore it from a copy, or start the run again in another folder"
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of ``checkpoint/``."""
+    """A file in ``checkpoint/``, with its sha256 and its length in bytes."""
 
     file: str
     sha256: str
@@ -42,7 +42,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Lines:
-    """The beginning of ``rounds.jsonl``: as many bytes, and their sha256."""
+    """The first ``bytes`` bytes of ``rounds.jsonl``, and their sha256."""
 
     bytes: int = 0
     sha256: str = hashlib.sha256().hexdigest()
@@ -50,9 +50,20 @@ class Lines:
 
 @dataclass(frozen=True)
 class Kept:
-    """One checkpoint: the round that comes next, the server's state, the clients' memories, the lines until then.
+    """One checkpoint that is kept.
 
-    ``finite`` says whether all scores of the round before were finite numbers, None where nothing was scored.
+    Attributes
+    ----------
+    next_round
+        The round that comes next.
+    state
+        The file of the server's state.
+    memories
+        The files of the clients' memories, by client.
+    lines
+        The lines of the rounds until then.
+    finite
+        Whether all scores of the last round were finite numbers; None where nothing was scored.
     """
 
     next_round: int
@@ -63,13 +74,13 @@ class Kept:
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """Everything it is made of."""
+        """All files of the checkpoint."""
         return self.state, *self.memories.values()
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a run folder holds."""
+    """The content of a run folder: the sha256 of its files by path, and its checkpoints, oldest first."""
 
     files: dict[str, str]
     kept: tuple[Kept, ...] = ()
@@ -77,23 +88,17 @@ class Manifest:
 
     @property
     def lines(self) -> Lines:
-        """The lines of finished rounds."""
+        """The lines of the rounds that the last checkpoint includes."""
         return self.kept[-1].lines if self.kept else Lines()
 
     def after(self, new: Kept, keep: int) -> Manifest:
-        """With a new checkpoint: the last ``keep`` of them stay, and the last one whose scores were finite."""
+        """Add a checkpoint; the last ``keep`` checkpoints stay, and the last one whose scores were finite."""
         kept = (*(one for one in self.kept if one.next_round < new.next_round), new)
         finite = [one for one in kept if one.finite][-1:]
         return replace(self, kept=tuple(one for one in kept if one in kept[-keep:] or one in finite))
 
     def checkpoint(self, folder: Path, next_round: int | None) -> Kept:
-        """The last checkpoint, or the one before ``next_round``.
-
-        Raises
-        ------
-        RunError
-            if it is not kept; names ``folder``.
-        """
+        """Return the last checkpoint, or the one before ``next_round``; RunError, naming ``folder``, if not kept."""
         if not self.kept:
             raise RunError(
                 f"{folder}: no checkpoint, because the run ended before its first round was complete; start it again "
@@ -109,19 +114,24 @@ class Manifest:
         return wanted[-1]
 
     def before(self, next_round: int) -> Manifest:
-        """As it was before a round, as far as that is still known."""
+        """Drop the checkpoints after a round, and the files that only a finished run has."""
         files = {path: sha256 for path, sha256 in self.files.items() if "/" not in path and path != "result.json"}
         return Manifest(files, tuple(one for one in self.kept if one.next_round <= next_round))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
+<<<<<<< HEAD
     """Put the manifest into the folder in one step; it is safe once the folder is synced too."""
     value = {**asdict(manifest), "format": FORMAT}
+=======
+    """Replace the manifest of a folder atomically; it is durable once the folder is synced too."""
+    value = {"format": FORMAT, **asdict(manifest)}
+>>>>>>> 6e78b86 (The record package in plain words: numpydoc docstrings, clearer messages, tests under mirrored names)
     write_bytes(folder / MANIFEST, to_json({**value, "sha256": _digest(value)}, indent=1).encode() + b"\n")
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """What the folder holds; None if it was made by a version that did not say, or is no run.
+    """Read the manifest of a folder; None if the folder is not a run, or was made before there were manifests.
 
     Raises
     ------
@@ -151,29 +161,17 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def check_bytes(path: Path, content: bytes, sha256: str) -> None:
-    """Nothing, if ``content``, read from ``path``, has this sha256.
-
-    Raises
-    ------
-    RunError
-        if it has another.
-    """
+    """Raise RunError if ``content``, read from ``path``, has another sha256."""
     if hashlib.sha256(content).hexdigest() != sha256:
         raise RunError(f"{path}: damaged, its sha256 is not the one that was noted in {MANIFEST}; {RESTORE}")
 
 
 def check_files(folder: Path, names: Iterable[str], manifest: Manifest) -> None:
-    """Nothing, if these files of the folder are as they were written.
-
-    Raises
-    ------
-    RunError
-        naming the first that is missing, unknown or has changed.
-    """
+    """Raise RunError for the first of these files that is missing, unknown to the manifest or changed."""
     for name in names:
         path = folder / name
         if name not in manifest.files:
-            raise RunError(f"{path}: is not of this run, {MANIFEST} does not name it; take it away")
+            raise RunError(f"{path}: does not belong to this run, {MANIFEST} does not list it; delete or move it")
         try:
             found = file_digest(path)
         except OSError as error:
@@ -183,7 +181,7 @@ def check_files(folder: Path, names: Iterable[str], manifest: Manifest) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """The sha256 of a file, which need not fit into memory."""
+    """Return the sha256 (hex) of a file without reading it into memory at once."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""A new run folder: whether one can be made, and making it whole or not at all."""
+"""Creation of a run folder, complete or not at all."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fedquilt.record.manifest import FILES, FORMAT, Manifest, file_digest, write
 from fedquilt.record.read import CONFIG, ENVIRONMENT, PARTITION, is_run
 
 BEGUN = (CONFIG, ENVIRONMENT, PARTITION)
-"""The files that a run holds from its first moment on."""
+"""The files that every run folder holds from the start."""
 
 
 def refuse_folder(folder: Path) -> None:
-    """Raise RunError if no new run can be made in ``folder``: it is a file, or a folder that holds anything."""
+    """Raise RunError if no new run can be made in ``folder``: it is a file, or a folder that is not empty."""
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder}: is a file, not a folder; choose another output")
     if folder.is_dir() and any(folder.iterdir()):
@@ -42,11 +42,11 @@ def make_folder(
     Parameters
     ----------
     folder
-        Where the run shall be; its draft lies beside it until it is whole.
+        The path of the run folder; until it is complete, a draft beside it is written.
     config, environment, partition
-        What its JSON files hold.
+        The contents of its JSON files.
     held
-        The lock on the draft, which moves with it.
+        The lock on the draft, which is renamed with it.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def make_folder(
         for left in draft.iterdir():
             if left.name != LOCK:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-        private_folder(draft / FILES)  # clients' memories are nobody else's
+        private_folder(draft / FILES)  # clients' memories are private: only the owner may read them
         for name, value in zip(BEGUN, (config, {**environment, "format": FORMAT}, partition), strict=True):
             write_json(draft / name, value)
         write_manifest(draft, Manifest({name: file_digest(draft / name) for name in BEGUN}))

@@ -1,4 +1,4 @@
-"""What is in a run folder, read back. Nothing here needs torch."""
+"""Readers of a run folder, which check what they read; they need no torch."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ ROUNDS = "rounds.jsonl"
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The resolved config that the run was started with.
+    """Read the resolved config that the run was started with.
 
-    This and the other readers hold what they read to the sha256 that the run noted.
+    This and the other readers check each file against the sha256 in the run's manifest.
 
     Raises
     ------
@@ -35,31 +35,31 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def read_environment(folder: str | Path) -> dict[str, Any]:
-    """Versions, device and time of the run."""
+    """Read the versions, device and time of the run."""
     return _read_checked(Path(folder), ENVIRONMENT)
 
 
 def read_partition(folder: str | Path) -> dict[str, Any]:
-    """Which rows each client had, and its labels, budget and architecture."""
+    """Read which rows each client had, and its labels, budget and architecture."""
     return _read_checked(Path(folder), PARTITION)
 
 
 def read_result(folder: str | Path) -> dict[str, Any] | None:
-    """The run's result, or None if it is not finished."""
+    """Read the run's result; None if the run is not finished."""
     folder = Path(folder)
-    read_config(folder)  # an unfinished run is one thing, a folder without a run another
+    read_config(folder)  # raises where there is no run at all
     manifest = manifest_of(folder)
-    # the manifest names the result before it is there, and a run that went back has none
+    # the manifest names the result before the file exists, and a run that went back to a checkpoint has none
     if not (folder / RESULT).exists() or (manifest is not None and RESULT not in manifest.files):
         return None
     return _read_checked(folder, RESULT)
 
 
 def read_rounds(folder: str | Path) -> list[dict[str, Any]]:
-    """One entry for each finished round, in order.
+    """Read the finished rounds, in order.
 
-    What the checkpoint does not hold yet is left out: the line of a round that was being finished when the run stopped,
-    and a last line that was cut short. In runs of earlier versions a round may stand twice; the later line counts.
+    Lines that the last checkpoint does not include are left out: a round that was being finished when the run stopped,
+    and a truncated last line. In runs of earlier versions a round may occur twice; the later line counts.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def read_rounds(folder: str | Path) -> list[dict[str, Any]]:
     path, manifest = folder / ROUNDS, manifest_of(folder)
     content = read_lines(folder, None if manifest is None else manifest.lines)
     finished: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):  # what follows the last break was cut off
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):  # after the last break: a truncated line
         try:
             entry = json.loads(line)
             if not isinstance(entry, dict) or not isinstance(entry.get("round"), int):
@@ -83,12 +83,12 @@ def read_rounds(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def read_lines(folder: Path, lines: Lines | None) -> bytes:
-    """The lines that a manifest speaks of, as they were written; all that are there without one.
+    """Read and check the lines of ``rounds.jsonl`` that a manifest records; all lines if ``lines`` is None.
 
     Raises
     ------
     RunError
-        if some are lost or were changed.
+        if lines are lost or were changed.
     """
     path = folder / ROUNDS
     try:
@@ -108,21 +108,21 @@ def read_lines(folder: Path, lines: Lines | None) -> bytes:
 
 
 def manifest_of(folder: Path) -> Manifest | None:
-    """What the run in a folder holds; None of a run that was made before there were manifests.
+    """Read the manifest of the run in a folder; None for a run that was made before there were manifests.
 
     Raises
     ------
     RunError
-        if it is damaged or lost.
+        if the manifest is damaged or lost.
     """
     manifest = read_manifest(folder)
     if manifest is None and "format" in read_json(folder, ENVIRONMENT):
-        raise RunError(f"{folder / MANIFEST}: is lost, or is not this run's; {RESTORE}")
+        raise RunError(f"{folder / MANIFEST}: is lost, or belongs to another run; {RESTORE}")
     return manifest
 
 
 def _read_checked(folder: Path, name: str) -> dict[str, Any]:
-    value = read_json(folder, name)  # its words are clearer where something is no run at all
+    value = read_json(folder, name)  # first: its error is the clearer one where the folder is not a run
     manifest = manifest_of(folder)
     if manifest is not None:
         check_files(folder, [name], manifest)
@@ -130,12 +130,12 @@ def _read_checked(folder: Path, name: str) -> dict[str, Any]:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """The JSON object in the file ``name`` of a run folder.
+    """Read the JSON object in the file ``name`` of a run folder.
 
     Raises
     ------
     RunError
-        if the folder or the file is not there, or cannot be read, or is damaged.
+        if the folder or the file does not exist, cannot be read, or is damaged.
     """
     path = folder / name
     try:
@@ -154,10 +154,10 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _runs_inside(folder: Path) -> str:
-    inside = sorted(path.parent.name for path in folder.glob(f"[!.]*/{CONFIG}"))  # not one still being made
+    inside = sorted(path.parent.name for path in folder.glob(f"[!.]*/{CONFIG}"))  # drafts begin with a dot
     if not inside:
         return "give a folder that fedquilt run made"
-    return f"it holds runs, give one of them: {', '.join(inside[:8])}{', ...' if len(inside) > 8 else ''}"
+    return f"it contains runs, give one of them: {', '.join(inside[:8])}{', ...' if len(inside) > 8 else ''}"
 
 
 def is_run(folder: Path) -> bool:

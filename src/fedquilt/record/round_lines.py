@@ -1,4 +1,4 @@
-"""``rounds.jsonl``, open for writing: one line for each finished round, and none twice."""
+"""``rounds.jsonl``, open for writing: exactly one line for each finished round."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from fedquilt.record.read import ROUNDS, read_lines
 
 
 class RoundLines:
-    """The lines of a run that this process writes; ``written`` are those that the run holds so far."""
+    """The lines of a run that this process writes; ``written`` covers the lines so far."""
 
     def __init__(self, folder: Path, written: Lines, next_round: int) -> None:
         self.path = folder / ROUNDS
         self.written = written
         self.next_round = next_round
-        self._running: Any = None  # the sha256 of what is written, once it has been read
+        self._running: Any = None  # the running sha256 of the written lines, once they have been read
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Put the line of the next round on the disk.
+        """Write the line of the next round to disk.
 
         Raises
         ------
         RunError
-            if somebody else has changed the file.
+            if another process has changed the file.
         ValueError
-            if it is not the round that comes next.
+            if it is not the next round.
         OSError
             if the disk refuses.
         """
@@ -41,8 +41,8 @@ class RoundLines:
         size = self.path.stat().st_size if self.path.exists() else 0
         if size != self.written.bytes:
             raise RunError(
-                f"{self.path}: has {size} bytes where this run had written {self.written.bytes}; somebody else changed "
-                f"it; {RESTORE}"
+                f"{self.path}: has {size} bytes, but this run has written {self.written.bytes}; another process has "
+                f"changed it; {RESTORE}"
             )
         if self._running is None:
             self._running = hashlib.sha256(read_lines(self.path.parent, self.written))
@@ -50,7 +50,7 @@ class RoundLines:
         try:
             append_bytes(self.path, content)
         except OSError:
-            with suppress(OSError):  # half a line would be dropped later, too
+            with suppress(OSError):  # if this fails too, half a line remains, which is dropped on resuming
                 cut_bytes(self.path, self.written.bytes)
             raise
         self._running.update(content)
@@ -58,12 +58,12 @@ class RoundLines:
         self.next_round += 1
 
     def cut(self, lines: Lines, next_round: int) -> None:
-        """Drop what stands behind these lines, which must be as they were written.
+        """Delete everything after these lines, which must be unchanged.
 
         Raises
         ------
         RunError
-            if they are not.
+            if they were changed.
         OSError
             if the disk refuses.
         """

@@ -1,4 +1,4 @@
-"""What a run ran on."""
+"""The software versions and the machine that a run used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PACKAGES = ("fedquilt", "torch", "transformers", "datasets", "safetensors", "nu
 
 
 def environment(**more: Any) -> dict[str, Any]:
-    """Versions, platform, processors, torch's threads and the time (UTC), and whatever else is worth keeping."""
+    """Collect versions, platform, processors, torch's threads and the time (UTC), and add the entries of ``more``."""
     import torch
 
     versions = {"python": platform.python_version()}

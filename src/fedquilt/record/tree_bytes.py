@@ -1,6 +1,6 @@
-"""Trees of tensors, numbers and text as the bytes of a safetensors file, and back, to the bit.
+"""Trees of tensors, numbers and text as the bytes of a safetensors file, and back, bit-identical.
 
-torch is imported by the functions that need it: reports read a run without it.
+torch is imported only by the functions that need it, because reports read a run without it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from fedquilt.core.types import Tree
 
-# safetensors writes some of the newest dtypes but does not read them back; those not listed go as bytes
+# safetensors writes some newer dtypes but cannot read them back; dtypes not listed here are stored as bytes
 _STORED_AS_THEY_ARE = (
     *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
     *("int64", "int32", "int16", "int8", "uint8", "bool"),
@@ -23,15 +23,15 @@ _STORED_AS_THEY_ARE = (
 
 
 def tree_to_bytes(tree: Tree, name: str = "tree") -> bytes:
-    """A safetensors file that holds every tensor of a tree, with the tree's shape as JSON in its header.
+    """Encode a tree as a safetensors file: its tensors, and the tree's structure as JSON in the header.
 
-    Exact for every dtype, for tensors without dimensions or elements, and for views. Device,
-    ``requires_grad`` and shared memory are not kept. ``name`` is the tree's name in messages.
+    Exact for every dtype, for tensors without dimensions or elements, and for views. Device, ``requires_grad`` and
+    memory sharing are not kept. ``name`` is the tree's name in error messages.
 
     Raises
     ------
     TypeError
-        if something in it is not a dict with string keys, list, tensor, number, string, boolean or None (a tuple).
+        if the tree holds anything but dicts with string keys, lists, tensors, numbers, strings, booleans and None.
     """
     from safetensors.torch import save
 
@@ -41,7 +41,7 @@ def tree_to_bytes(tree: Tree, name: str = "tree") -> bytes:
 
 
 def tree_from_bytes(content: bytes) -> Tree:
-    """The tree of which ``content`` is the file."""
+    """Decode the bytes that ``tree_to_bytes`` made."""
     from safetensors.torch import load
 
     length = int.from_bytes(content[:8], "little")
@@ -50,7 +50,7 @@ def tree_from_bytes(content: bytes) -> Tree:
 
 
 def _packed(tree: Tree, where: str, tensors: dict[str, Tensor]) -> Any:
-    """The tree as JSON: the one key of a JSON object, "dict", "tensor", "bytes" or "float", says what it stands for."""
+    """Describe the tree in JSON types: the one key of each object ("dict", "tensor", "bytes", "float") is its type."""
     from torch import Tensor, contiguous_format, strided, uint8
 
     if tree is None or isinstance(tree, (bool, int, str)):
