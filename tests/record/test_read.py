@@ -98,7 +98,7 @@ def test_a_lost_manifest_is_noticed_and_runs_of_earlier_versions_are_read_but_no
         Record.open(made.folder).save_checkpoint(1, {}, {})
 
 
-def test_a_run_of_the_format_before_is_read_and_not_gone_on_with(tmp_path, monkeypatch):
+def test_a_run_of_the_format_before_is_read_and_not_resumed(tmp_path, monkeypatch):
     for module in (folder, manifest, new_folder):
         monkeypatch.setattr(module, "FORMAT", 2)
     made = create(tmp_path / "toy")
@@ -106,7 +106,7 @@ def test_a_run_of_the_format_before_is_read_and_not_gone_on_with(tmp_path, monke
     monkeypatch.undo()
     assert read_config(made.folder) == CONFIG
     assert read_rounds(made.folder) == [{"round": 0}]
-    with pytest.raises(RunError, match="an earlier version of fedquilt, whose checkpoints this one cannot take"):
+    with pytest.raises(RunError, match="an earlier version of fedquilt, whose checkpoints this version cannot use"):
         Record.open(made.folder).load_checkpoint()
 
 

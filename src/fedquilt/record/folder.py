@@ -272,7 +272,7 @@ class Record:
         if self._of_another_version:
             raise RunError(
                 f"{self.folder}: was made by an earlier version of fedquilt, whose checkpoints this version cannot "
-                f"check; resume with the version named in {ENVIRONMENT}, or start the run again in another folder"
+                f"use; resume with the version named in {ENVIRONMENT}, or start the run again in another folder"
             )
 
     def _still_ours(self) -> None:

@@ -120,13 +120,8 @@ class Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-<<<<<<< HEAD
-    """Put the manifest into the folder in one step; it is safe once the folder is synced too."""
-    value = {**asdict(manifest), "format": FORMAT}
-=======
     """Replace the manifest of a folder atomically; it is durable once the folder is synced too."""
-    value = {"format": FORMAT, **asdict(manifest)}
->>>>>>> 6e78b86 (The record package in plain words: numpydoc docstrings, clearer messages, tests under mirrored names)
+    value = {**asdict(manifest), "format": FORMAT}
     write_bytes(folder / MANIFEST, to_json({**value, "sha256": _digest(value)}, indent=1).encode() + b"\n")
 
 
