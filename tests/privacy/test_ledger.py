@@ -74,9 +74,9 @@ def test_what_is_asked_again_is_answered_by_the_same_bytes_and_counts_once(fresh
     assert first[0].weight == 1.0
     assert first[0].metrics == {}
     assert first[1] == {"visits": 1}
-    told = fresh().told()
-    assert (told["releases"], told["runs"]) == (1, 1)
-    assert told["spent"] == pytest.approx(gaussian_epsilon(2.0, 1, DELTA))
+    summary = fresh().summary()
+    assert (summary["releases"], summary["runs"]) == (1, 1)
+    assert summary["spent"] == pytest.approx(gaussian_epsilon(2.0, 1, DELTA))
 
 
 def test_another_run_round_or_exchange_is_another_release(fresh):
@@ -88,8 +88,8 @@ def test_another_run_round_or_exchange_is_another_release(fresh):
         asked(fresh(), exchange._replace(name="other")),
     )
     assert all(not torch.equal(first[0].params["a"], other[0].params["a"]) for other in others)
-    assert fresh().told()["releases"] == 4
-    assert fresh().told()["runs"] == 2
+    assert fresh().summary()["releases"] == 4
+    assert fresh().summary()["runs"] == 2
 
 
 def test_a_client_refuses_what_would_exceed_its_allowance_whatever_the_order_says(fresh):
@@ -110,13 +110,13 @@ def test_a_client_refuses_what_would_exceed_its_allowance_whatever_the_order_say
             continue
         assert isinstance(reply, Failure)
         assert memory is None
-        assert reply.reason.startswith("this client's privacy allowance is spent: 3 releases are worth epsilon 8.385 ")
-        assert "its site alone can raise that" in reply.reason
+        assert reply.reason.startswith("this client's privacy allowance is spent: 3 releases have cost epsilon 8.385 ")
+        assert "only its site can raise the allowance" in reply.reason
     assert isinstance(asked(fresh(own), exchange, 2)[0], Reply), "what was released may be sent again"
-    assert fresh(own).told()["releases"] == 3
+    assert fresh(own).summary()["releases"] == 3
     more = Allowance(100.0, DELTA)
     assert isinstance(asked(fresh(more), exchange, 3)[0], Reply)
-    assert fresh(more).told() | {"spent": 0} == {
+    assert fresh(more).summary() | {"spent": 0} == {
         **{"releases": 4, "runs": 1, "spent": 0, "epsilon": 100.0, "delta": DELTA, "by": "site"}
     }
 
@@ -129,15 +129,15 @@ def test_without_a_word_of_the_site_the_first_run_file_fixes_the_allowance_for_g
     generous = exchange_of(epsilon=1e6)
     assert isinstance(asked(fresh(), generous, 0, "beef")[0], Failure)
     assert isinstance(asked(fresh(), exchange_of(epsilon=None), 0, "beef")[0], Failure)
-    assert fresh().told()["by"] == "run file"
-    assert fresh().told()["epsilon"] == pytest.approx(gaussian_epsilon(2.0, 2, DELTA))
+    assert fresh().summary()["by"] == "run file"
+    assert fresh().summary()["epsilon"] == pytest.approx(gaussian_epsilon(2.0, 2, DELTA))
 
 
 def test_a_reply_without_noise_is_beyond_every_allowance(fresh):
     assert isinstance(asked(fresh(Allowance(1e9, DELTA)), exchange_of(noise=0.0))[0], Failure)
     # where the run file itself promises nothing, clipping alone can be tried out, and the ledger says what it is worth
     assert isinstance(asked(fresh(), exchange_of(noise=0.0))[0], Reply)
-    assert fresh().told() == {
+    assert fresh().summary() == {
         **{"releases": 1, "runs": 1, "spent": None, "epsilon": None, "delta": DELTA, "by": "run file"}
     }
     assert isinstance(asked(fresh(Allowance(1e9, DELTA)), exchange_of(), 1)[0], Failure)
@@ -150,11 +150,11 @@ def test_a_failed_client_has_released_nothing(fresh):
     reply, memory = asked(fresh(), exchange_of(work=broken), memory={"visits": 2})
     assert isinstance(reply, Failure)
     assert memory == {"visits": 2}
-    assert fresh().told()["releases"] == 0
+    assert fresh().summary()["releases"] == 0
     assert isinstance(asked(fresh(), exchange_of())[0], Reply)
 
 
-def test_rounds_long_gone_are_not_answered_anew(fresh):
+def test_rounds_long_past_are_not_answered_again(fresh):
     exchange = exchange_of()
     replies = [asked(fresh(), exchange, number) for number in range(KEPT_ROUNDS + 2)]
     for number, before in enumerate(replies):
@@ -163,10 +163,10 @@ def test_rounds_long_gone_are_not_answered_anew(fresh):
             assert f"round {number + 1} was answered before, and its reply is no longer kept" in again[0].reason
         else:
             assert same(again, before)
-    assert fresh().told()["releases"] == KEPT_ROUNDS + 2
+    assert fresh().summary()["releases"] == KEPT_ROUNDS + 2
 
 
-def test_releases_of_unlike_noise_add_up_as_the_accountant_says():
+def test_releases_of_different_noise_add_up_as_the_accountant_says():
     """Its losses of composed Gaussians are worked out numerically, ours by the formula of one."""
     dp = accountant()
     noises = [4.0, 9.0, 9.0, 30.0]
@@ -204,13 +204,13 @@ def test_a_damaged_ledger_or_reply_releases_nothing(tmp_path):
     kept.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert "damaged, its sha256 is not the one" in asked(ledger, exchange)[0].reason
     kept.unlink()
-    assert "is not answered anew" in asked(ledger, exchange)[0].reason
+    assert "is not answered again" in asked(ledger, exchange)[0].reason
     for bad in ("", "[]", "{}", good[:-20], "[" * 100_000, good.replace("2.0", "-2.0"), good.replace("1e-05", '"x"')):
         assert bad != good
         (tmp_path / "ledger.json").write_text(bad)
         assert "so nothing is released" in asked(ledger, exchange, 1)[0].reason
         with pytest.raises(RunError, match="damaged"):
-            Ledger(tmp_path).told()
+            Ledger(tmp_path).summary()
 
 
 @pytest.mark.parametrize("step", ["release", "book"])
@@ -225,7 +225,7 @@ def test_a_crash_on_the_way_releases_nothing_or_the_same_again(tmp_path, monkeyp
         patched.setattr(f"fedquilt.privacy.ledger.{name}", killed)
         with pytest.raises(KeyboardInterrupt):
             asked(Ledger(tmp_path), exchange)
-    assert Ledger(tmp_path).told()["releases"] == 0
+    assert Ledger(tmp_path).summary()["releases"] == 0
     first = asked(Ledger(tmp_path), exchange)
     assert same(asked(Ledger(tmp_path), exchange), first)
     assert len([*tmp_path.glob("*.safetensors")]) == 1
@@ -254,7 +254,7 @@ def test_four_at_once_release_one_answer(tmp_path):
         waiting = [pool.submit(asked, Ledger(tmp_path / "c"), exchange_of(work=work)) for _ in range(4)]
         replies = [one.result(60) for one in waiting]
     assert all(same(reply, replies[0]) for reply in replies)
-    assert Ledger(tmp_path / "c").told()["releases"] == 1
+    assert Ledger(tmp_path / "c").summary()["releases"] == 1
 
 
 def test_the_ledgers_of_a_site_are_listed_by_client(tmp_path):
@@ -275,7 +275,7 @@ def test_the_embedded_engine_answers_once_too(tmp_path):
         first, again = (next(engine.send(exchange, orders)) for _ in range(2))
         assert torch.equal(first.params["a"], again.params["a"])
         assert engine.memories == {4: {"visits": 1}}
-        assert engine.ledgers[4].told()["releases"] == 1
+        assert engine.ledgers[4].summary()["releases"] == 1
     replies = []
     for _ in range(2):  # and a process that goes on with what is on the disk
         engine = LocalEngine({4: 4}, run="ab12")

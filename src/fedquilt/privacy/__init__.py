@@ -1,1 +1,1 @@
-"""Differential privacy of whole clients: noise as a change of any method, and what it is worth."""
+"""Client-level differential privacy: noise as a wrapper of any method, and its epsilon."""

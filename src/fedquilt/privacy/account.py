@@ -1,7 +1,8 @@
-"""What noise is worth: epsilon of whole clients, by Google's dp-accounting.
+"""Privacy accounting: the client-level epsilon of Gaussian noise, by Google's dp-accounting.
 
-Two federations are neighbours if they differ in the data of one client (all of it, replaced by any other). A clipped
-update then moves by at most ``2 C``, so noise of standard deviation ``z C`` has the ratio ``z / 2`` to the sensitivity.
+Two federations are neighbouring if the data of one client are replaced by any other data. A clipped update then changes
+by at most ``2 C`` (C: the clipping norm), so noise of standard deviation ``z C`` has the ratio ``z / 2`` to the
+sensitivity (z: the noise multiplier).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from fedquilt.core.errors import ConfigError
 
 
 def accountant() -> Any:
-    """The module ``dp_accounting``.
+    """Import and return the module ``dp_accounting``.
 
     Raises
     ------
@@ -25,16 +26,16 @@ def accountant() -> Any:
         import dp_accounting
     except ImportError as error:
         raise ConfigError(
-            "privacy.mode: the spent epsilon is worked out by dp-accounting, which is not installed; install it with: "
+            "privacy.mode: the spent epsilon is computed by dp-accounting, which is not installed; install it with: "
             "pip install 'fedquilt[privacy]'"
         ) from error
     return dp_accounting
 
 
 def gaussian_epsilon(noise_multiplier: float, releases: int, delta: float) -> float:
-    """Epsilon of one client whose clipped update went into ``releases`` noisy sums or replies; infinite without noise.
+    """Epsilon of a client whose clipped update went into ``releases`` noisy sums or replies; infinite without noise.
 
-    Nothing is assumed to be secret: it holds whoever knows which rounds the client took part in.
+    Nothing is assumed to be secret: it holds even against those who know which rounds the client took part in.
 
     Paper: analytic-gaussian, epsilon
     """
@@ -42,15 +43,15 @@ def gaussian_epsilon(noise_multiplier: float, releases: int, delta: float) -> fl
         return 0.0
     if noise_multiplier == 0:
         return math.inf
-    # n releases of ratio z are exactly one of ratio z / sqrt(n)
+    # n releases of ratio z are exactly equivalent to one of ratio z / sqrt(n)
     return _of_ratio(noise_multiplier / 2 / math.sqrt(releases), delta)
 
 
 def composed_epsilon(noise_multipliers: Iterable[float], delta: float) -> float:
-    """Epsilon of one client whose clipped update went into a noisy reply for each of these noise multipliers.
+    """Epsilon of a client whose clipped update went into one noisy reply for each of these noise multipliers.
 
-    Infinite if one of them is 0. It holds also if whoever asks chooses each noise by what the replies before it were: a
-    client that stops at a bound of it has spent no more than that.
+    Infinite if one of them is 0. It also holds if the server chooses each noise multiplier adaptively, after seeing the
+    earlier replies: a client that stops at a bound on this epsilon has spent no more than the bound.
 
     Paper: adaptive-gaussian, filter
     """
@@ -67,10 +68,21 @@ def _of_ratio(ratio: float, delta: float) -> float:
 
 
 def sampled_epsilon(noise_multiplier: float, cohort: int, clients: int, releases: int, delta: float) -> float:
-    """Epsilon of any client after ``releases`` noisy sums, each over ``cohort`` of ``clients`` clients drawn without
-    replacement, if nobody learns who was drawn; infinite without noise.
+    """Epsilon of any client after ``releases`` noisy sums over secretly drawn cohorts; infinite without noise.
 
-    Never more than if the client had taken part every time.
+    Each cohort is ``cohort`` of ``clients`` clients, drawn without replacement, and nobody learns who was drawn. The
+    result is never more than if the client had taken part every time.
+
+    Parameters
+    ----------
+    noise_multiplier
+        Standard deviation of the noise in a sum, in units of the clipping norm.
+    cohort, clients
+        Number of clients in a cohort, and in all.
+    releases
+        Number of noisy sums.
+    delta
+        The delta at which epsilon is computed.
 
     Paper: subsampled-rdp, without-replacement
     """

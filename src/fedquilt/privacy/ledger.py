@@ -1,8 +1,8 @@
-"""What a client has given away under local privacy: each noisy reply once, and an allowance over all of them.
+"""The privacy ledger: a client's own record of its noisy replies, and its allowance of epsilon over all of them.
 
-The ledger is the client's own. A run, a round in it and an exchange are answered once: whoever asks again gets the same
-bytes, noise and all, or nothing. What is asked under another run's key or another round's number is a release of its
-own, and costs; no order can change what the allowance is.
+Under local differential privacy, each combination of run, round and exchange is answered once: a repeated request gets
+the same bytes, noise included, or nothing. A request under another run key or round number is a release of its own and
+counts against the allowance, which no order can change.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from fedquilt.record.files import explained, read_bytes, write_json
 from fedquilt.record.tree_bytes import tree_from_bytes, tree_to_bytes
 
 FOLDER = "ledger"
-"""Where the ledgers of a site lie, beside the memories of its runs."""
+"""The folder of a site's ledgers, beside the memories of its runs."""
 
-_SLACK = 1 + 1e-9  # sums of the same cost in another order differ in their last digits
+_SLACK = 1 + 1e-9  # floating-point sums of equal costs in another order differ in their last digits
 
 
 class Ledger:
-    """The releases of one client, in ``folder``, which is made with the first; without one they end with the process.
+    """The releases of one client, kept in ``folder`` (made with the first release) or, without one, in memory.
 
-    ``own`` is the allowance that the client's site has set. Without it, the first release fixes the allowance at what
-    the run file then says, and no later run file changes it.
+    ``own`` is the allowance that the client's site has set. Without it, the first release fixes the allowance at the
+    value in the run file, and no later run file changes it.
     """
 
     def __init__(self, folder: Path | None = None, own: Allowance | None = None) -> None:
@@ -57,12 +57,12 @@ class Ledger:
         self._kept: dict[str, bytes] = {}
 
     def given(self, asked: Asked) -> tuple[Reply, Memory] | None:
-        """What was answered when this was asked before: the reply and the memory that it left; None if it is new.
+        """Return the earlier answer to this request: the reply and the new memory; None if the request is new.
 
         Raises
         ------
         RunError
-            if it was answered, and the reply is no longer kept or is damaged; or if the ledger cannot be read.
+            if the earlier reply is no longer kept or is damaged, or the ledger cannot be read.
         """
         found = [one for one in self._read()["releases"] if asked_of(one) == asked]
         if not found:
@@ -76,13 +76,7 @@ class Ledger:
         return from_tree(tree_from_bytes(self._fetch(entry)))
 
     def refuse(self, release: Release) -> None:
-        """Nothing, if one more such release stays within the allowance.
-
-        Raises
-        ------
-        RunError
-            if it does not; says what was spent and of how much.
-        """
+        """Raise RunError if one more such release would exceed the allowance; the error states both figures."""
         book = self._read()
         allowed = self._allowance(book, release)
         if allowed.epsilon is None:
@@ -91,21 +85,21 @@ class Ledger:
         after = composed_epsilon([*noises, release.noise_multiplier], allowed.delta)
         if not after <= allowed.epsilon * _SLACK:
             raise RunError(
-                f"this client's privacy allowance is spent: {len(noises)} releases are worth epsilon "
+                f"this client's privacy allowance is spent: {len(noises)} releases have cost epsilon "
                 f"{composed_epsilon(noises, allowed.delta):.4g} at delta {allowed.delta:g}, one more would make it "
-                f"{after:.4g}, and {allowed.epsilon:.4g} is allowed; its site alone can raise that"
+                f"{after:.4g}, and {allowed.epsilon:.4g} is allowed; only its site can raise the allowance"
             )
 
     def release(self, asked: Asked, release: Release, reply: Reply, memory: Memory) -> tuple[Reply, Memory]:
-        """Note the release, safely on the disk when this returns; gives what may leave: the reply, and the new memory.
+        """Record a release on disk; returns the reply that may be sent, and the new memory.
 
         Raises
         ------
         RunError
-            if the allowance does not reach, or the disk refuses: then nothing may leave.
+            if the allowance would be exceeded, or the disk refuses: then nothing may be sent.
         """
         with self._writing():
-            before = self.given(asked)  # another process of this node may have been quicker
+            before = self.given(asked)  # another process of this node may have answered meanwhile
             if before is not None:
                 return before
             self.refuse(release)
@@ -124,9 +118,12 @@ class Ledger:
                 self._drop(name)
         return reply, memory
 
-    def told(self) -> dict[str, Any]:
-        """What was spent, of how much: ``releases``, ``runs``, ``spent`` and ``epsilon`` (None for no bound), ``delta``
-        and ``by``, who set the allowance."""
+    def summary(self) -> dict[str, Any]:
+        """Summarise the ledger: what was spent, and of which allowance.
+
+        The keys are the counts ``releases`` and ``runs``, the epsilon ``spent`` (None: infinite), the allowed
+        ``epsilon`` (None: no bound), ``delta``, and ``by``, who set the allowance.
+        """
         book = self._read()
         noises, kept = noise_multipliers(book), book["allowance"]
         if self.own is not None:
@@ -189,7 +186,7 @@ class Ledger:
     def _fetch(self, entry: Mapping[str, Any]) -> bytes:
         if self.folder is None:
             return self._kept[entry["file"]]
-        advice = "the round was answered, and is not answered anew; restore the file from a copy"
+        advice = "the round was answered before and is not answered again; restore the file from a copy"
         return read_bytes(self.folder / entry["file"], entry["sha256"], advice)
 
     @contextmanager
@@ -212,9 +209,26 @@ def answered(
     order: Order,
     memory: Callable[[], Memory],
 ) -> tuple[Reply | Failure, Memory | None]:
-    """``core.loop.perform``, of which under local privacy nothing comes but what the ledger has noted.
+    """Run ``core.loop.perform``; under local privacy, return only replies that the ledger has recorded.
 
-    ``memory()`` is what the work starts from. The new memory is None where nothing was done.
+    Parameters
+    ----------
+    ledger
+        The client's ledger.
+    run
+        The key of the run.
+    exchange
+        The exchange to perform; its ``release`` says whether, and with how much noise, it is private.
+    client, client_id
+        What the exchange's ``work`` is called with, and the client's number.
+    order
+        The order to the client.
+    memory
+        Gives the client's memory before the exchange.
+
+    Returns
+    -------
+    The reply and the new memory, or a Failure; the memory is None where no work was done.
     """
     if exchange.release is None:
         return perform(exchange, client, client_id, order, memory())
@@ -231,16 +245,16 @@ def answered(
 
 
 def ledger_folder(root: Path, client: ClientId) -> Path:
-    """Where the ledger of a client lies, below the folder of its site's memories."""
+    """The folder of a client's ledger, below the folder of its site's memories."""
     return root / FOLDER / f"client-{client:03d}"
 
 
 def ledgers(root: Path) -> dict[str, dict[str, Any]]:
-    """What every client of a site has spent, by name; empty if there is no ledger.
+    """Summarise the ledger of every client of a site, by name; empty if there is none.
 
     Raises
     ------
     RunError
         if a ledger cannot be read.
     """
-    return {path.parent.name: Ledger(path.parent).told() for path in sorted(root.glob(f"{FOLDER}/*/{BOOK}"))}
+    return {path.parent.name: Ledger(path.parent).summary() for path in sorted(root.glob(f"{FOLDER}/*/{BOOK}"))}

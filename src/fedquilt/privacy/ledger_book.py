@@ -1,4 +1,4 @@
-"""The file in which a client notes what it has given away: its entries, reading it checked, and the lock on it."""
+"""The file of a privacy ledger: its entries, a checked reader, and its lock."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from fedquilt.core.errors import RunError
 from fedquilt.core.types import Memory, Reply, Tree
 
 KEPT_ROUNDS = 3
-"""Rounds of a run whose replies are kept to be sent again; older ones are not answered a second time."""
-
+"""Number of last rounds of a run whose replies are kept for repeated requests; older rounds are not answered again."""
 
 BOOK, _FORMAT = "ledger.json", 1
 
 
 class Asked(NamedTuple):
-    """What is answered once."""
+    """A request that is answered once: run key, round and exchange."""
 
     run: str
     round: int
@@ -29,29 +28,29 @@ class Asked(NamedTuple):
 
 
 class Allowance(NamedTuple):
-    """All that a client gives away: ``epsilon`` at ``delta``, None for no bound."""
+    """The bound on what a client may spend: ``epsilon`` at ``delta``, None for no bound."""
 
     epsilon: float | None
     delta: float
 
 
 def empty_book() -> dict[str, Any]:
-    """A ledger without releases."""
+    """Return a ledger without releases."""
     return {"format": _FORMAT, "allowance": None, "releases": []}
 
 
 def noise_multipliers(book: Mapping[str, Any]) -> list[float]:
-    """The noise multiplier of every release."""
+    """Return the noise multiplier of every release."""
     return [float(entry["noise_multiplier"]) for entry in book["releases"]]
 
 
 def asked_of(entry: Mapping[str, Any]) -> Asked:
-    """What was asked when this release was made."""
+    """Return the request that this release answered."""
     return Asked(entry["run"], entry["round"], entry["exchange"])
 
 
 def forget_old(releases: list[dict[str, Any]], run: str) -> list[str]:
-    """The files of this run's rounds that are kept no longer; their entries stay, without a file."""
+    """Take the files of a run's older rounds out of their entries, and return the names of these files."""
     own = [entry for entry in releases if entry["run"] == run and entry["file"] is not None]
     rounds = {entry["round"] for entry in own}
     kept = {*sorted(rounds)[-KEPT_ROUNDS:]}
@@ -63,7 +62,7 @@ def forget_old(releases: list[dict[str, Any]], run: str) -> list[str]:
 
 
 def as_tree(reply: Reply, memory: Memory) -> Tree:
-    """A release as it is kept on the disk."""
+    """Return a release as the tree that is written to disk."""
     return {
         "client": reply.client,
         "params": dict(reply.params),
@@ -75,12 +74,12 @@ def as_tree(reply: Reply, memory: Memory) -> Tree:
 
 
 def from_tree(tree: Tree) -> tuple[Reply, Memory]:
-    """The reply and the memory of a release that was kept."""
+    """Return the reply and the memory of a release that was written to disk."""
     return Reply(tree["client"], tree["params"], tree["weight"], tree["metrics"], tree["round"]), tree["memory"]
 
 
 def checked_book(text: str, path: Path) -> dict[str, Any]:
-    """The ledger in a file; without one that can be read nothing may be released."""
+    """Parse and check the text of a ledger file; RunError if it is damaged, because then nothing may be released."""
     try:
         book = json.loads(text)
         if book["format"] != _FORMAT:
@@ -92,18 +91,18 @@ def checked_book(text: str, path: Path) -> dict[str, Any]:
             Allowance(book["allowance"]["epsilon"], float(book["allowance"]["delta"]))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(
-            f"{path}: damaged ({error}); what this client has given away is not known, so nothing is released; restore "
-            "the file from a copy"
+            f"{path}: damaged ({error}); the epsilon that this client has spent is unknown, so nothing is released; "
+            "restore the file from a copy"
         ) from error
     return dict(book)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Nobody else in this block: two processes of a node may work for two runs at a time."""
+    """Keep other processes out of this block: a node may work for several runs at the same time."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        if os.name != "nt":  # Windows has no flock; a node there works for one run at a time
+        if os.name != "nt":  # Windows has no flock; a node there must work for one run at a time
             import fcntl
 
             fcntl.flock(handle, fcntl.LOCK_EX)

@@ -1,10 +1,11 @@
 """Clipping and noise around any method: functions Method -> Method.
 
-Both keep a reply's metrics and number of examples back, which say something of the client's rows, and so do the scores
-of closing exchanges, which are left out. Put them outermost: what stays with the clients (``core.wrap.with_local``)
-then has left the reply already.
+Both wrappers remove metrics and numbers of examples from replies, and closing exchanges with their scores, because
+these reveal something about the client's rows. Apply them outermost, so that tensors that stay with the clients
+(``core.wrap.with_local``) have already been taken out of the reply.
 
-The noise is of 64-bit floating-point numbers from an ordinary generator; it is not hardened against attacks on either.
+The noise is drawn as 64-bit floating-point numbers from an ordinary generator; it is not hardened against attacks on
+floating-point arithmetic or on the generator.
 """
 
 from __future__ import annotations
@@ -25,24 +26,24 @@ from fedquilt.core.types import ClientId, Memory, Order, Params, Range, Reply, T
 from fedquilt.core.worker import Worker
 
 RELEASES = "releases"
-"""The key of the server's state under which the releases so far are counted."""
+"""The key of the server's state that counts the releases so far."""
 
 ALL: ClientId = -1
-"""The sender of the one reply that stands for all."""
+"""The client number of the one reply that represents the whole cohort."""
 
 
 def with_central_dp(
     method: Method, *, clip_norm: float, noise_multiplier: float, test_key: int | None = None
 ) -> Method:
-    """The method whose server sees the clients' updates only as one noisy sum.
+    """Wrap a method so that its ``merge`` sees the clients' updates only as one noisy mean (central DP).
 
-    ``(sum_k clip(u_k) + N(0, (z C)^2)) / m``, with C = ``clip_norm`` for the norm over all tensors that a client sent,
-    z = ``noise_multiplier`` and m, tensor by tensor, the number of clients that sent it; every client counts once. The
-    method's own ``merge`` is given this mean as if one client had sent it, so all that it makes of it is
-    post-processing. When the data of one client are replaced by others, the sum moves by at most ``2 C``.
+    The mean is ``(sum_k clip(u_k) + N(0, (z C)^2)) / m``, with C = ``clip_norm`` for the norm over all tensors that a
+    client sent, z = ``noise_multiplier`` and m, for each tensor, the number of clients that sent it; clients are not
+    weighted. The method's own ``merge`` receives this mean as if one client had sent it, so everything after it is
+    post-processing. When the data of one client are replaced, the sum changes by at most ``2 C``.
 
-    The state must hold ``params``, which the clients' updates are updates of, and gets ``releases``, a count. The noise
-    is drawn from the operating system's entropy, or, with ``test_key``, from the key and the count.
+    The state must hold ``params``, the tensors that clients update, and gets the counter ``releases``. The noise is
+    drawn from the operating system's entropy, or, with ``test_key``, from the key and the counter.
 
     Raises
     ------
@@ -97,14 +98,25 @@ def with_local_dp(
     delta: float = 1e-5,
     test_key: int | None = None,
 ) -> Method:
-    """The method whose clients send ``what they received + clip(u_k) + N(0, (z C)^2)`` in place of their tensors.
+    """Wrap a method so that clients clip their updates and add noise before they reply (local DP).
 
-    C = ``clip_norm`` for the norm over all tensors of the reply, z = ``noise_multiplier``. The noise is drawn on the
-    client from the operating system's entropy, afresh for every reply and never from the order's stream, which the
-    server knows; with ``test_key``, from the key, the client and the round. A reply may only hold tensors of its order.
+    A client sends ``received + clip(u_k) + N(0, (z C)^2)`` in place of its tensors. A reply may only hold tensors of
+    its order. Each exchange states in ``release`` the noise of a reply and the client's allowance, which
+    ``privacy.ledger.answered`` enforces; repeated requests get the same noise.
 
-    The exchanges say in ``release`` what a reply costs, and that a client is to spend no more than ``epsilon`` at
-    ``delta``: ``privacy.ledger.answered`` holds engines to it, and gives the same noise to whoever asks again.
+    Parameters
+    ----------
+    method
+        The method to wrap.
+    clip_norm
+        C, for the norm over all tensors of the reply.
+    noise_multiplier
+        z, the standard deviation of the noise in units of C.
+    epsilon, delta
+        The allowance of a client over all its replies; None for no bound.
+    test_key
+        For tests: draw the noise from this key, the client and the round. Otherwise it is drawn on the client from the
+        operating system's entropy for every reply, never from the order's random stream, which the server knows.
     """
     release = Release(noise_multiplier, epsilon, delta)
 
@@ -121,7 +133,7 @@ def with_local_dp(
             }
             return replace(_bare(reply), params=params), memory
 
-        # noise knows no range
+        # noise is unbounded, so a range on replies no longer holds
         return exchange._replace(work=work, metrics=_no_metrics, ranges=None, release=release)
 
     return method._replace(exchanges=tuple(noisy(exchange) for exchange in method.exchanges), closing=())

@@ -1,4 +1,4 @@
-"""What the rounds of a run have cost in privacy, and whether it can be kept secret who took part in them."""
+"""The epsilon that a run has spent, and whether its cohorts can be kept secret."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ from fedquilt.privacy.account import gaussian_epsilon, sampled_epsilon
 
 
 def cohort_stream(config: Config, key: str | None) -> Rng:
-    """The stream that cohorts are drawn from: of a key that the server alone has, if there is one, or the run's seed.
+    """Return the random stream that cohorts are drawn from: of the server's secret key if given, else of the seed.
 
-    Clients have the seed, in the run file and in what their orders come from.
+    The seed is no secret: clients know it from the run file and from the random streams of their orders.
     """
     return Rng(config.seed) if key is None else Rng(int(key, 16))
 
 
 def cohort_key(config: Config) -> str | None:
-    """A new key for ``cohort_stream`` where who took part is to be hidden, as hexadecimal; None elsewhere."""
+    """Draw a new key (hexadecimal) for ``cohort_stream`` where cohorts are to be secret; None elsewhere."""
     hidden = config.privacy.mode == "central" and config.privacy.test_key is None
     return f"{secret().integer(128):032x}" if hidden else None
 
 
 def hides_cohorts(federation: Federation, heads: Collection[str], key: str | None, *, stateless: bool) -> bool:
-    """Whether the models that a run gives out can leave open who took part in a round.
+    """Whether the models that a run publishes do not reveal who took part in a round.
 
-    ``heads`` are head policies; ``stateless`` says that the method's clients remember nothing between rounds.
-
-    Not if cohorts can be listed from the seed; nor if which tensors moved, or how much noise they got, tells who
-    trained them; nor if a client's update depends, by what it remembers, on the cohorts that it was in before.
+    They do reveal it if cohorts can be derived from the seed; if the set of tensors that changed, or the amount of
+    noise on them, shows who trained them; or if a client's update depends, through its memory, on its earlier cohorts.
+    ``heads`` are head policies; ``stateless`` says that clients keep no memory between rounds.
     """
     whole = all(
         profile.budget.layers >= federation.layouts[profile.architecture].num_layers
@@ -46,12 +45,13 @@ def hides_cohorts(federation: Federation, heads: Collection[str], key: str | Non
 def spending(
     config: Config, cohorts: Callable[[int], Sequence[Profile]], num_exchanges: int, hidden: bool = False
 ) -> Callable[[int], dict[str, Any] | None]:
-    """``spent(t)``: what rounds 0 to t have cost any one client, for the record; None without privacy.
+    """Return ``spent(t)``: what rounds 0 to t have cost any one client, for the record; None without privacy.
 
-    ``epsilon`` is at ``delta``, None if there is no bound. It counts on no secret, and is that of the client that took
-    part most often; ``epsilon_known_cohorts`` is the same. ``epsilon_secret_cohorts``, in mode ``central`` and if they
-    are ``hidden``, counts on nobody but the server learning who took part, and holds against any one client as well.
-    ``releases`` is how many noisy sums (central) or noisy replies of this client (local) its data went into at most.
+    In the record, ``epsilon`` is at ``delta``, None if infinite. It assumes no secret, and is that of the client that
+    took part most often; ``epsilon_known_cohorts`` is the same number. ``epsilon_secret_cohorts``, in mode ``central``
+    and if cohorts are ``hidden``, assumes that only the server learns who took part; it also holds against a curious
+    client. ``releases`` is the largest number of noisy sums (central) or noisy replies (local) that used one client's
+    data.
     """
     wanted = config.privacy
     took_part: Counter[ClientId] = Counter()
@@ -68,7 +68,7 @@ def spending(
         known = gaussian_epsilon(wanted.noise_multiplier, own, wanted.delta)
         sampled = None
         if hidden and wanted.mode == "central":
-            # a client knows of itself whether it was there: the cohort is then drawn from one client less
+            # a curious client knows whether it took part itself: to it, cohorts are drawn from one client less
             others, sums = config.partition.num_clients - 1, num_exchanges * (number + 1)
             every = sampled_epsilon(wanted.noise_multiplier, config.cohort, others, sums, wanted.delta)
             sampled = _or_none(min(known, every))
