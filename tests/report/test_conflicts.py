@@ -70,7 +70,7 @@ def test_too_many_groups_for_the_record_still_have_their_conflicts():
 def test_a_run_without_alignment_has_no_picture_of_it_and_says_so():
     run = made([{"scores": [1.0]}])
     assert alignments(run) == {}
-    with pytest.raises(RunError, match=r"nothing was aligned; set method.align or aggregation.align"):
+    with pytest.raises(RunError, match=r"no alignment was recorded; set method.align or aggregation.align"):
         alignment_map(run)
 
 

@@ -65,7 +65,7 @@ def test_a_window_is_no_wider_than_the_run(made):
 def test_runs_averaged_over_unlike_windows_say_so(made):
     two, three = (made(name, 1, [0.1] * 4, evaluation={"last": last}) for name, last in (("two", 2), ("three", 3)))
     text = comparison({"two": [two], "three": [three]})
-    assert "not averaged over the same number of evaluated rounds at their end (two: 2; three: 3)" in text
+    assert "averaged over different numbers of last evaluated rounds (two: 2; three: 3)" in text
     assert "global, last 2-3" in text
 
 
@@ -142,7 +142,7 @@ def test_site_names_stand_wherever_a_client_does(make_run, round_line):
 def test_odds_are_called_odds(learning_run):
     drawn = dict(figures({"a": [read_run(learning_run("fed-hello", 1, 0.8))]}))
     words = [text.get_ylabel() for text in drawn["probabilities-a"].axes]
-    assert "odds of being drawn (a round's sum to 1)" in words
+    assert "probability of being drawn first (sum 1 per round)" in words
     assert not any("probability" in word for word in words)
 
 

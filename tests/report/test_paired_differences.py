@@ -85,7 +85,7 @@ def test_a_label_is_compared_with_the_first_reference_that_had_its_split(made):
         ("ours, odd", "plain", 1, 0.2),
     ]
     assert alone(groups, ["plain", "plain, skewed"]) == [
-        "nobody's: no reference had its split of the data, so it is compared with none."
+        "nobody's: no reference had the same partition, so it is compared with none."
     ]
     assert [row["label"] for row in paired_rows(groups, ["plain"])] == ["ours", "ours, odd"]
     assert paired_rows(groups, []) == []

@@ -61,7 +61,7 @@ def test_seeds_are_summed_up_by_the_worst_and_no_bound_is_worse_than_any(made):
         ),
         (spent(1.5, 4.0), "epsilon 4.00 at delta 1e-05. Evaluation is not covered: scores on clients' own rows are"),
         (spent(1.5, mode="local", test_key=True), "local differential privacy"),
-        (spent(1.5, test_key=True), "drawn from a test key and hides nothing from whoever knows it"),
+        (spent(1.5, test_key=True), "drawn from a test key and protects nothing against those who know the key"),
         (spent(None), "updates were clipped but no noise was added, so there is no differential privacy."),
     ],
 )

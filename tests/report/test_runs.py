@@ -110,7 +110,7 @@ def test_a_run_without_a_finished_round(make_run, written):
     (folder / "rounds.jsonl").unlink()
     if written is not None:
         (folder / "rounds.jsonl").write_text(written)
-    with pytest.raises(RunError, match=r"no round has been finished yet.*go on with: fedquilt run --resume .*run$"):
+    with pytest.raises(RunError, match=r"no round has been finished yet.*continue with: fedquilt run --resume .*run$"):
         read_run(folder)
 
 

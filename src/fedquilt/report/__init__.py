@@ -1,1 +1,1 @@
-"""Tables, plots and one page from finished or unfinished run folders; needs neither torch nor a model."""
+"""Tables, plots and an HTML page from finished or unfinished run folders; needs neither torch nor a model."""

@@ -1,4 +1,4 @@
-"""Sentences on what makes runs less comparable than their table looks, and on what went wrong on the way."""
+"""Caveats of a comparison: differences between runs that limit it, dropped clients and resumed runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedquilt.report.table import Groups, epsilon_of
 
 
 def notes(groups: Groups, last: int | None = None) -> list[str]:
-    """Sentences on what makes the labels less comparable than their table looks; empty where nothing does."""
+    """Return sentences on differences that make the labels less comparable than the table suggests, and on mishaps."""
     found = []
     seeds = {label: sorted(str(run.seed) for run in runs) for label, runs in groups.items()}
     if len({tuple(value) for value in seeds.values()}) > 1:
@@ -25,11 +25,11 @@ def notes(groups: Groups, last: int | None = None) -> list[str]:
     spans = {label: sorted({window(run, last) for run in runs}) for label, runs in groups.items()}
     if len({span for value in spans.values() for span in value}) > 1:
         listed = "; ".join(f"{label}: {', '.join(map(str, value))}" for label, value in spans.items())
-        found.append(f"The runs are not averaged over the same number of evaluated rounds at their end ({listed}).")
+        found.append(f"The runs are averaged over different numbers of last evaluated rounds ({listed}).")
     for label, runs in groups.items():
         found += apart_note(label, runs)
         if unfinished := [str(run.seed) for run in runs if not run.finished]:
-            found.append(f"{label}: unfinished at seed {', '.join(unfinished)}; its numbers are of the rounds so far.")
+            found.append(f"{label}: unfinished at seed {', '.join(unfinished)}; its numbers cover the rounds so far.")
         if runs and (spent := privacy(max(runs, key=lambda run: epsilon_of(run) or 0.0))):
             found.append(f"{label}: {_privacy_words(spent)}")
         for run in runs:
@@ -38,15 +38,15 @@ def notes(groups: Groups, last: int | None = None) -> list[str]:
     for runs in groups.values():
         for run in runs:
             digests.setdefault(str(run.seed), set()).add(str(run.partition.get("digest")))
-    if unlike := [seed for seed, values in digests.items() if len(values) > 1]:
-        found.append(f"The data were not split alike for all labels at seed {', '.join(unlike)}.")
+    if different := [seed for seed, values in digests.items() if len(values) > 1]:
+        found.append(f"The labels do not share one partition of the data at seed {', '.join(different)}.")
     return found
 
 
 def happened(run: Run, most: int = 10) -> list[str]:
-    """Sentences on what went wrong on the way: who was dropped when and why, and where the run was taken up again.
+    """Return sentences on mishaps of a run: which client was dropped, when and why, and where the run was resumed.
 
-    Rounds are counted from 1, as the progress of a run shows them. At most ``most`` pairs of client and reason.
+    Rounds are counted from 1, as in the progress output. At most ``most`` pairs of client and reason are listed.
     """
     rounds: dict[tuple[int, str], list[int]] = {}
     names = client_names(run)
@@ -57,9 +57,9 @@ def happened(run: Run, most: int = 10) -> list[str]:
         for (client, reason), when in sorted(rounds.items())
     ]
     if len(found) > most:
-        found[most:] = [f"{len(found) - most} more clients or reasons; rounds.jsonl and the HTML report have them all."]
+        found[most:] = [f"{len(found) - most} more clients or reasons; rounds.jsonl and the HTML report list them all."]
     if again := resumed(run):
-        found.append(f"stopped and taken up again before round {', '.join(str(number + 1) for number in again)}.")
+        found.append(f"stopped and resumed before round {', '.join(str(number + 1) for number in again)}.")
     return found
 
 
@@ -75,14 +75,16 @@ def _spans(numbers: Sequence[int]) -> str:
 
 
 def _privacy_words(spent: Mapping[str, Any]) -> str:
-    """A sentence on what the training has cost any one client, and under which condition."""
+    """Return a sentence on the epsilon of any one client, and on its conditions."""
     if spent["epsilon"] is None:
         return "updates were clipped but no noise was added, so there is no differential privacy."
     words = f"{spent['mode']} differential privacy of whole clients: epsilon {spent['epsilon']:.2f}"
     words += f" at delta {spent['delta']:g}"
     hidden = spent.get("epsilon_secret_cohorts")
     if hidden is not None and hidden < spent["epsilon"]:
-        words += f" ({hidden:.2f} if nobody but the server learns who took part in which round; this record tells)"
+        words += (
+            f" ({hidden:.2f} as long as only the server knows who took part in which round; this record reveals it)"
+        )
     if spent["test_key"]:
-        words += "; the noise was drawn from a test key and hides nothing from whoever knows it"
+        words += "; the noise was drawn from a test key and protects nothing against those who know the key"
     return f"{words}. Evaluation is not covered: scores on clients' own rows are exact."

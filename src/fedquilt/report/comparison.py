@@ -1,4 +1,4 @@
-"""The whole comparison of labelled runs as one text."""
+"""The complete comparison of labelled runs as one text."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ _BULLET: dict[str, Any] = {
 
 
 def comparison(groups: Groups, last: int | None = None, references: Sequence[str] = (), form: str = "text") -> str:
-    """The whole comparison as one text: table, paired differences to ``references``, and what to keep in mind.
+    """Return the comparison as one text: table, paired differences to ``references``, and caveats.
 
     ``form`` is ``text`` or ``markdown``.
 
-    Raises:
-        ConfigError: another form, or a reference that is no label.
+    Raises
+    ------
+    ConfigError
+        for another form, or a reference that is not a label.
     """
     if form not in ("text", "markdown"):
         raise ConfigError(f"form = {form!r} is not known; allowed: text, markdown.")
@@ -45,18 +47,20 @@ def comparison(groups: Groups, last: int | None = None, references: Sequence[str
 
 
 def meaning(metric: str) -> str:
-    """What the numbers of a comparison are, in words."""
+    """Explain the numbers of a comparison."""
     unit = "per cent" if metric == "accuracy" else "as measured"
     return (
-        f"{metric.capitalize()} ({unit}): means over seeds, ± the sample deviation over seeds. 'final model' is what a "
-        "run ends with and what is exported; 'last k' is the mean over the last k evaluated rounds, as are all other "
-        "scores, and 'within run' the deviation inside a run over these."
+        f"{metric.capitalize()} ({unit}): means over seeds, ± the sample standard deviation over seeds. 'final model' "
+        "is the model at the end of a run, which is exported; 'last k' is the mean over the last k evaluated rounds, "
+        "as are all other scores; 'within run' is the standard deviation over these rounds inside a run."
     )
 
 
 def paired(groups: Groups, references: Sequence[str], last: int | None = None) -> list[tuple[str, list[Row]]]:
-    """Headings and rows of paired differences: globally and personalised, of all and of the worst group; what was
-    measured at all."""
+    """Return headings and rows of the paired differences that were measured.
+
+    These are the differences in global and in personalised scores, over all clients and for the worst group.
+    """
     if not references:
         return []
     found = []

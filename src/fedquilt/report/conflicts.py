@@ -1,4 +1,4 @@
-"""What runs kept of the alignment of groups of clients: conflicts over rounds, and who pulls with whom."""
+"""Records of gradient alignment: conflicts between groups over rounds, and mean cosines between groups."""
 
 from __future__ import annotations
 
@@ -12,8 +12,20 @@ from fedquilt.report.runs import Run
 
 
 class Alignment(NamedTuple):
-    """The rounds, the conflicts in each, the mean ``cosines`` (groups, groups) over the rounds in which both groups
-    were there (NaN if in none; None where too many groups were aligned to keep them), and the groups' names."""
+    """What a run recorded of one alignment.
+
+    Attributes
+    ----------
+    rounds
+        The recorded rounds.
+    conflicts
+        The number of conflicts in each of them.
+    cosines
+        (groups, groups): the mean cosine of two groups' updates over the rounds in which both took part, NaN if there
+        is none; None where there were too many groups to record them.
+    names
+        The groups' names.
+    """
 
     rounds: list[int]
     conflicts: np.ndarray
@@ -22,7 +34,7 @@ class Alignment(NamedTuple):
 
 
 def alignments(run: Run) -> dict[str, Alignment]:
-    """What each alignment of a run kept: one under the name "", or by architecture where a method ran apart."""
+    """Return the alignments of a run by architecture; a single alignment across all clients has the name ""."""
     kept: dict[str, list[tuple[int, int, list[float]]]] = {}
     for line in run.rounds:
         state = line.get("state") or {}
@@ -40,7 +52,7 @@ def _alignment(run: Run, architecture: str, lines: list[tuple[int, int, list[flo
     if not size:
         return Alignment(rounds, conflicts, None, ())
     tables = np.array([flat for _, _, flat in lines], dtype=float).reshape(len(lines), size, size)
-    tables[tables == 0] = np.nan  # a group that was absent
+    tables[tables == 0] = np.nan  # an absent group is recorded as zeros
     there = ~np.isnan(tables)
     total = np.where(there, tables, 0).sum(axis=0)
     mean = np.divide(total, there.sum(axis=0), out=np.full((size, size), np.nan), where=there.any(axis=0))
@@ -48,15 +60,15 @@ def _alignment(run: Run, architecture: str, lines: list[tuple[int, int, list[flo
 
 
 def _names(run: Run, architecture: str, size: int) -> tuple[str, ...]:
-    """The groups' names, sorted as they were when they were aligned; numbers where the run does not tell them."""
+    """Return the groups' names in the order of the alignment; numbers where the run does not record names."""
     groups = run.partition.get("groups") or []
     clients: list[Mapping[str, Any]] = run.partition.get("clients") or []
     rule = run.config.get("aggregation") or {}
     if rule.get("align", "none") == "none":  # the method's own alignment, which is between architectures
-        told = sorted({group["architecture"] for group in groups})
+        names = sorted({group["architecture"] for group in groups})
     elif rule.get("align_groups") == "group":
-        told = sorted(group["label"] for group in groups if architecture in ("", group["architecture"]))
+        names = sorted(group["label"] for group in groups if architecture in ("", group["architecture"]))
     else:
         own = {group["label"] for group in groups if architecture in ("", group["architecture"])}
-        told = [f"client {one.get('name') or one['id']}" for one in clients if not groups or one.get("group") in own]
-    return tuple(told) if len(told) == size else tuple(str(number) for number in range(size))
+        names = [f"client {one.get('name') or one['id']}" for one in clients if not groups or one.get("group") in own]
+    return tuple(names) if len(names) == size else tuple(str(number) for number in range(size))

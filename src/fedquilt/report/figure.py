@@ -1,7 +1,7 @@
-"""Figures to draw in: size, colours, axes, PNG. No other module imports matplotlib.
+"""Matplotlib figures: size, colours, axes, PNG. No other module imports matplotlib.
 
-Figures are objects, never matplotlib's global state. Colours are Okabe and Ito's, told apart by colour-blind readers;
-every line has its own dash and marker as well.
+Figures are objects; matplotlib's global state is not used. Colours are the colour-blind safe palette of Okabe and Ito;
+lines also differ in dash pattern and marker.
 """
 
 from __future__ import annotations
@@ -29,14 +29,8 @@ __all__ = [
 ]
 
 DPI = 150
-
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")  # yellow is lost on white
-
-
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")  # without yellow: unreadable
 DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1.2)))
-
-
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -48,7 +42,7 @@ class _Shown(Figure):
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of ``width`` x ``height`` inches."""
+    """Make an empty figure of ``width`` x ``height`` inches."""
     figure = _Shown(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -62,18 +56,18 @@ def plain_axes(axes: Any) -> None:
 
 
 def scale_of(metric: str) -> tuple[float, str]:
-    """What a metric is multiplied by, and what the axis is called."""
+    """Return the factor that a metric is multiplied by in plots, and the label of its axis."""
     return (100.0, "accuracy (%)") if metric == "accuracy" else (1.0, metric)
 
 
 def named_ticks(axis: Any, names: Sequence[Any]) -> None:
-    """At most some 30 named ticks, evenly spaced."""
+    """Set at most about 30 named ticks, evenly spaced."""
     step = -(-len(names) // 30)
     axis.set_ticks(list(range(0, len(names), step)), [str(name) for name in names[::step]], fontsize=8)
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG, the same bytes for the same figure."""
+    """Render the figure as PNG; equal figures give equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()

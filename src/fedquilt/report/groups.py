@@ -1,4 +1,4 @@
-"""How each group of a federation fares: runs of clients that do not match, read group by group."""
+"""Scores of each group of a federation, and of the worst group."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Ended = dict[str, float | None]
 
 
 def group_labels(run: Run) -> list[str]:
-    """The labels of the run's groups, in their order; none of a run without groups."""
+    """Return the labels of the run's groups, in order; empty for a run without groups."""
     return [str(group["label"]) for group in run.config.get("groups") or ()]
 
 
 def group_curve(run: Run, label: str, metric: str, who: str) -> tuple[list[int], list[float]]:
-    """The evaluated rounds and the metric of one group in each; rounds in which it was not measured are left out.
+    """Return the rounds in which a group's metric was measured, and its values.
 
-    ``who``: ``global`` (the group's global model on the group's test rows) or ``clients`` (the plain mean over the
-    group's clients, each on its own test rows).
+    ``who`` is ``global`` (the group's global model on the group's test set) or ``clients`` (the unweighted mean over
+    the group's clients, each on its own test set).
     """
     members = _members(run, label)
     found = [
@@ -53,11 +53,11 @@ def _group_score(
 def group_rows(
     runs_by_label: Mapping[str, Sequence[Run]], metric: str, last: int | None = None
 ) -> list[dict[str, Any]]:
-    """One row for each label and group over its seeds, and one for the worst group; none without groups.
+    """Return one row per label and group, and one per label for the worst group; none without groups.
 
     ``global`` and ``personalised`` are means over seeds of a run's mean over its last ``last`` evaluated rounds,
-    ``final`` and ``final_personalised`` those of the model that a run ends with, each with its sample deviation over
-    seeds. The worst group is found in each run anew, by what is measured.
+    ``final`` and ``final_personalised`` those of the final model, each with its sample standard deviation over seeds.
+    The worst group is determined separately in each run and for each measure.
     """
     return [
         _row(label, name, metric, ended)
@@ -67,10 +67,10 @@ def group_rows(
 
 
 def group_values(runs: Sequence[Run], metric: str, last: int | None = None) -> dict[str, list[Ended]]:
-    """What each group of one label's runs ended with, run by run, and the worst of each run where there are several.
+    """Return the scores of each group in each run of one label, and of the worst group if there are several.
 
-    A run's ``global`` and ``personalised`` are its means over its last evaluated rounds (``last`` of them, or as many
-    as its run file says), ``final`` and ``final_personalised`` of the model that it ends with. None is not measured.
+    A run's ``global`` and ``personalised`` are means over its last evaluated rounds (``last`` of them, or as many as
+    its run file says), ``final`` and ``final_personalised`` those of its final model; None: not measured.
     """
     names = list(dict.fromkeys(name for run in runs for name in group_labels(run)))
     found = {name: [_ended(run, name, metric, last) for run in runs] for name in names}
@@ -80,11 +80,11 @@ def group_values(runs: Sequence[Run], metric: str, last: int | None = None) -> d
 
 
 def apart_note(label: str, runs: Sequence[Run]) -> list[str]:
-    """A sentence, if the label's method ran in each architecture apart; none if it did not."""
+    """Return a sentence if the label's method ran separately in each architecture; otherwise none."""
     names = next((run.environment["apart"] for run in runs if run.environment.get("apart")), None)
     if not names:
         return []
-    return [f"{label}: ran in each of {len(names)} architectures apart, and nothing was shared between them."]
+    return [f"{label}: ran separately in each of {len(names)} architectures; nothing was shared between them."]
 
 
 def _ended(run: Run, name: str, metric: str, last: int | None) -> Ended:

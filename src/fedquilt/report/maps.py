@@ -1,4 +1,4 @@
-"""Pictures of who trained what and has which rows: heat maps over layers, clients, classes and rounds."""
+"""Plots of allocation, partition, layer probabilities and alignment."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from fedquilt.report.runs import (
 
 
 def allocation_map(run: Run, label: str | None = None) -> Figure:
-    """A heat map of how often each client trained each layer: layers upwards, clients sorted by budget.
+    """Draw a heat map of how often each client trained each layer; clients are sorted by budget.
 
-    Raises:
-        RunError: the run kept no layers.
+    Raises
+    ------
+    RunError
+        if the run recorded no allocation of layers.
     """
     ids, counts = allocation(run)
     if not counts.any():
-        raise RunError(f"{run.folder}: no client was told which layers to train; there is no allocation to draw.")
+        raise RunError(f"{run.folder}: the method allocates no layers to clients; there is no allocation to draw.")
     budgets = {int(client["id"]): budget_layers(client) for client in client_table(run)}
     order = sorted(range(len(ids)), key=lambda at: (budgets.get(ids[at]) or 0, ids[at]))
     counts, ids = counts[:, order], [ids[at] for at in order]
@@ -44,7 +46,7 @@ def allocation_map(run: Run, label: str | None = None) -> Figure:
         if start:
             axes.axvline(start - 0.5, color="white", linewidth=2.5)
         name = "no budget" if groups[start] is None else f"{groups[start]} layers"
-        if stop - start == 1 and num_clients > 8:  # no room for words above one narrow column
+        if stop - start == 1 and num_clients > 8:  # the longer text does not fit above one narrow column
             name = "-" if groups[start] is None else str(groups[start])
         axes.text((start + stop - 1) / 2, num_layers - 0.4, name, ha="center", va="bottom", fontsize=8)
     names = client_names(run)
@@ -59,16 +61,18 @@ def allocation_map(run: Run, label: str | None = None) -> Figure:
 
 
 def partition_picture(run: Run) -> Figure:
-    """Which client holds how many training rows of which class: a bubble whose area is the number of rows.
+    """Draw how many training rows of each class each client holds, as bubbles whose area is the number of rows.
 
-    Without classes (language modelling) it is one bar per client.
+    Without classes (language modelling) there is one bar per client.
 
-    Raises:
-        RunError: the run kept no clients.
+    Raises
+    ------
+    RunError
+        if the run recorded no clients.
     """
     clients = client_table(run)
     if not clients:
-        raise RunError(f"{run.folder}/partition.json: no client in it; there is no partition to draw.")
+        raise RunError(f"{run.folder}/partition.json: it lists no clients; there is no partition to draw.")
     ids = [int(client["id"]) for client in clients]
     classes = [str(name) for name in run.partition.get("classes", ())]
     width = min(14.0, max(5.5, 2.2 + 0.3 * len(ids)))
@@ -101,14 +105,16 @@ def partition_picture(run: Run) -> Figure:
 
 
 def probability_map(run: Run, label: str | None = None) -> Figure:
-    """Each layer's odds of being drawn, which sum to 1 in a round, over the rounds that kept them.
+    """Draw each layer's probability of being drawn first in a round, over the rounds that recorded them.
 
-    Raises:
-        RunError: the run kept no layer probabilities.
+    Raises
+    ------
+    RunError
+        if the run recorded no layer probabilities.
     """
     found = layer_probabilities(run)
     if not found:
-        raise RunError(f"{run.folder}: no odds of layers were kept; only some methods draw layers by chance.")
+        raise RunError(f"{run.folder}: no layer probabilities were recorded; only some methods draw layers at random.")
     num_layers = max(len(values) for _, values in found.values())
     figure = new_figure(7.2, (1.0 + min(4.5, max(2.0, 0.24 * num_layers))) * min(3, len(found)) + 0.3)
     highest = max(float(np.nanmax(values)) for _, values in found.values())
@@ -122,19 +128,21 @@ def probability_map(run: Run, label: str | None = None) -> Figure:
         named_ticks(axes.yaxis, list(range(len(values))))
         axes.set_ylabel("layer (0 is nearest the input)" if len(found) == 1 else "layer")
     all_axes[-1].set_xlabel("round")
-    figure.colorbar(image, ax=list(all_axes), label="odds of being drawn (a round's sum to 1)", pad=0.02)
+    figure.colorbar(image, ax=list(all_axes), label="probability of being drawn first (sum 1 per round)", pad=0.02)
     return figure
 
 
 def alignment_map(run: Run, label: str | None = None) -> Figure:
-    """How many pairs of groups pulled the same tensors in opposing directions in each round, and who with whom.
+    """Draw the number of conflicting pairs of groups in each round, and the mean cosines between groups.
 
-    Raises:
-        RunError: the run aligned nothing.
+    Raises
+    ------
+    RunError
+        if the run recorded no alignment.
     """
     found = alignments(run)
     if not found:
-        raise RunError(f"{run.folder}: nothing was aligned; set method.align or aggregation.align in a new run.")
+        raise RunError(f"{run.folder}: no alignment was recorded; set method.align or aggregation.align in a new run.")
     figure = new_figure(8.4, 3.4 * min(3, len(found)) + 0.3)
     rows = figure.subplots(len(found), 2, squeeze=False, width_ratios=(1.5, 1.0))
     for (left, right), (name, one) in zip(rows, found.items(), strict=True):

@@ -1,4 +1,4 @@
-"""One HTML file that holds everything: tables, pictures, config and environment, with no outside reference."""
+"""The HTML report: one self-contained file with tables, plots, configs and environments."""
 
 from __future__ import annotations
 
@@ -31,22 +31,26 @@ th:first-child, td:first-child { text-align: left; } th { border-bottom: 2px sol
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; } figcaption { color: #555; font-size: 13px; }
 pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 12px; } summary { cursor: pointer; }
 """
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the browser, too, holds it to no network
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # makes the browser block network access
 
 
 def page(groups: Groups, last: int | None = None, references: Sequence[str] = (), title: str | None = None) -> str:
-    """The report of ``groups`` (runs by label) as one HTML text; every text from the runs is escaped.
+    """Return the report of ``groups`` (runs by label) as HTML; all text from the runs is escaped.
 
-    Raises:
-        RunError: no run was given.
-        ConfigError: one of ``references`` is no label.
+    Raises
+    ------
+    RunError
+        if no run was given.
+    ConfigError
+        if one of ``references`` is not a label.
     """
     runs = [run for members in groups.values() for run in members]
     if not runs:
         raise RunError("no run was given, so there is no page to write. Give at least one run folder.")
     title = title or runs[0].name
     parts = [f"<h1>{escape(title)}</h1>"]
-    parts.append(f"<p>{escape(meaning(main_metric(runs[0])))} In the table of runs ± is over these rounds.</p>")
+    inside = "In the table of runs, ± is the standard deviation over these rounds."
+    parts.append(f"<p>{escape(meaning(main_metric(runs[0])))} {inside}</p>")
     parts += ["<h2>Comparison</h2>", _table(compare_rows(groups, last))]
     if of_groups := group_rows(groups, main_metric(runs[0]), last):
         parts += ["<h2>Group by group</h2>", _table(of_groups)]
@@ -85,10 +89,25 @@ def page(groups: Groups, last: int | None = None, references: Sequence[str] = ()
 def write_page(
     groups: Groups, path: str | Path, last: int | None = None, references: Sequence[str] = (), title: str | None = None
 ) -> Path:
-    """The path of the page, written as UTF-8.
+    """Write the page (UTF-8) and return its path.
 
-    Raises:
-        RunError: the file cannot be written, or no run was given.
+    Parameters
+    ----------
+    groups
+        Runs by label.
+    path
+        The file to write.
+    last
+        The number of last evaluated rounds to average; by default ``evaluation.last`` of the run.
+    references
+        The labels that others are compared with.
+    title
+        The page's title; by default the name of the first run.
+
+    Raises
+    ------
+    RunError
+        if the file cannot be written, or no run was given.
     """
     path = Path(path)
     text = page(groups, last, references, title)

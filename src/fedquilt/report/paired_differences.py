@@ -1,4 +1,4 @@
-"""Labels against a reference, seed by seed, where both had the same split of the data."""
+"""Paired differences to a reference, seed by seed, where both had the same partition of the data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedquilt.report.table import MEASURES, Groups, Row, by_seed, deviation, mea
 
 HONEST = (
     '"separates" means: at least 3 shared seeds, and 0 outside the 95 % Student interval of the mean paired difference '
-    "(4.3 standard errors with 3 seeds, 2.8 with 5, 2.3 with 10). Of 20 equal methods one is expected to pass."
+    "(4.3 standard errors with 3 seeds, 2.8 with 5, 2.3 with 10). Of 20 equal methods, one is expected to separate."
 )
 
 
@@ -27,18 +27,36 @@ def paired_rows(
     metric: str | None = None,
     group: str | None = None,
 ) -> list[Row]:
-    """Every other label against the first of ``references`` that had the same split of the data, seed by seed.
+    """Compare every other label with the first of ``references`` that had the same partition, seed by seed.
 
-    With d_s = (last-k mean of the label) - (of the reference) at a seed s of n at which the split is the same:
-    ``difference`` = mean d, ``standard_error`` = deviation(d) / sqrt(n), ``verdict`` is ``separates`` where n >= 3 and
-    |mean d| > t standard errors (t: the 97.5 % quantile of Student's distribution with n - 1 degrees of freedom),
-    ``within noise`` where n >= 3 and it is not, ``too few seeds`` where n < 3. A label whose splits are no reference's
-    has no row. With ``group``, what is compared is that group's ``global`` or ``personalised``; ``by_group.WORST`` is
-    the worst of each run.
+    Let d_s = (last-k mean of the label) - (last-k mean of the reference) at each of the n seeds s at which both have
+    the same partition. Then ``difference`` = mean d and ``standard_error`` = deviation(d) / sqrt(n). ``verdict`` is
+    ``too few seeds`` if n < 3, ``separates`` if |mean d| > t standard errors (t: the 97.5 % quantile of Student's
+    distribution with n - 1 degrees of freedom), otherwise ``within noise``. A label that shares no partition with a
+    reference has no row.
 
-    Raises:
-        ConfigError: no such label or measure.
-        RunError: a label without a run, or with two runs of one seed.
+    Parameters
+    ----------
+    groups
+        Runs by label.
+    references
+        The labels to compare with, in order of preference.
+    measure
+        One of ``table.MEASURES``.
+    last
+        The number of last evaluated rounds to average; by default ``evaluation.last`` of the run.
+    metric
+        The metric to compare; by default the main metric of the first run.
+    group
+        Compare the scores of this group (``global`` or ``personalised``) only; ``groups.WORST`` is the worst group of
+        each run.
+
+    Raises
+    ------
+    ConfigError
+        if a reference is not a label, or there is no such measure.
+    RunError
+        if a label has no run, or two runs of one seed.
     """
     named = [("reference", word, list(groups)) for word in references]
     for what, word, allowed in (*named, ("measure", measure, list(MEASURES))):
@@ -65,7 +83,7 @@ def paired_rows(
 
 
 def verdict(gaps: Sequence[float]) -> str:
-    """What may be said of paired differences: ``separates``, ``within noise`` or ``too few seeds``."""
+    """Return the verdict on paired differences: ``separates``, ``within noise`` or ``too few seeds``."""
     if len(gaps) < 3:
         return "too few seeds"
     bound = float(stats.t.ppf(0.975, len(gaps) - 1)) * np.std(gaps, ddof=1) / math.sqrt(len(gaps))
@@ -73,13 +91,13 @@ def verdict(gaps: Sequence[float]) -> str:
 
 
 def alone(groups: Groups, references: Sequence[str]) -> list[str]:
-    """Sentences on labels that are compared with no reference, because none had their split of the data."""
+    """Return sentences on labels that are compared with no reference, because none had their partition."""
     left = [label for label in groups if label not in references and _partner(groups, label, references)[0] is None]
-    return [f"{label}: no reference had its split of the data, so it is compared with none." for label in left]
+    return [f"{label}: no reference had the same partition, so it is compared with none." for label in left]
 
 
 def _partner(groups: Groups, label: str, references: Sequence[str]) -> tuple[str | None, list[int | None]]:
-    """The first reference that had the label's split at some seed, and these seeds."""
+    """Return the first reference that had the label's partition at some seed, and these seeds."""
     ours = by_seed(label, groups[label])
     for reference in references:
         theirs = by_seed(reference, groups[reference])
@@ -97,7 +115,7 @@ def _split(run: Run) -> str | None:
 def _values(
     runs: Sequence[Run], measure: str, last: int | None, metric: str, group: str | None
 ) -> dict[int | None, float | None]:
-    """By seed what a label's runs ended with."""
+    """Return the measure of each of a label's runs, by seed."""
     if group is None:
         return {run.seed: summary(run, last, metric)[measure] for run in runs}
     ended = group_values(runs, metric, last).get(group) or [{} for _ in runs]

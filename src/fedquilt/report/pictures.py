@@ -1,4 +1,4 @@
-"""Figures by what they show."""
+"""Plots by kind: curves over rounds or bytes, and maps of one run."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from fedquilt.report.scores import WHO, curve, main_metric
 from fedquilt.report.table import Groups
 
 LINES = {"rounds": over_rounds, "bytes": over_bytes}
-"""Figures with a line for each label."""
+"""Plots with one line for each label."""
 
 MAPS = {"partition": partition_picture, "allocation": allocation_map, "probabilities": probability_map}
-"""Figures of one run."""
+"""Plots of one run."""
 
 
 def draw(groups: Groups, kind: str = "rounds", who: str | None = None) -> Figure:
-    """A picture of runs by label: scores over ``"rounds"`` or ``"bytes"``; or of the first run its ``"partition"``
-    (which client holds which classes), ``"allocation"`` (who trained which layers) or ``"probabilities"`` (of layers).
+    """Draw a plot of runs by label.
 
-    ``who`` is as for ``runs.curve``; the first that was measured if left out.
+    ``kind`` is ``rounds`` or ``bytes`` (scores over rounds or communication cost), or, for the first run only,
+    ``partition`` (classes by client), ``allocation`` (layers trained by client) or ``probabilities`` (of layers).
+    ``who`` is as for ``scores.curve``; by default the first that was measured.
 
     Raises
     ------
     ConfigError
         if there is no such kind.
     RunError
-        if the run kept nothing that it could show.
+        if the run recorded no data for it.
     """
     allowed = (*LINES, *MAPS)
     if kind not in allowed:

@@ -1,4 +1,4 @@
-"""Pictures of runs: curves over rounds and over bytes, and all of them into a folder."""
+"""Plots of runs: curves over rounds and over bytes, and all plots written into a folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BYTE_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB"), (1.0, "B"))
 
 
 def _mean_curve(runs: Sequence[Run], metric: str, who: str) -> tuple[list[int], np.ndarray, np.ndarray | None, int]:
-    """Rounds every run has measured, mean over runs, sample deviation (None for a single run), number of runs."""
+    """Return the rounds that all runs have measured, the mean and sample deviation (None for one run), and the runs."""
     curves = [dict(zip(*curve(run, metric, who), strict=True)) for run in runs]
     curves = [values for values in curves if values]
     rounds = sorted(set.intersection(*(set(values) for values in curves))) if curves else []
@@ -38,7 +38,7 @@ def _mean_curve(runs: Sequence[Run], metric: str, who: str) -> tuple[list[int], 
 
 
 def _lines(groups: Groups, who: str, across: Callable[[Sequence[Run], list[int]], np.ndarray], x_label: str) -> Figure:
-    """One line per label; the legend is sorted as the lines end, so that it reads as the picture does."""
+    """Draw one line per label; the legend is in the order in which the lines end, from top to bottom."""
     metric = next(main_metric(run) for runs in groups.values() for run in runs)
     scale, y_label = scale_of(metric)
     figure = new_figure(9.6 if len(groups) > 6 else 7.2, 4.5)
@@ -84,14 +84,14 @@ def _lines(groups: Groups, who: str, across: Callable[[Sequence[Run], list[int]]
 
 
 def over_rounds(groups: Groups, who: str = "global") -> Figure:
-    """The metric over rounds: one line per label, the mean over seeds with a band of one deviation."""
-    figure = _lines(groups, who, lambda runs, rounds: np.array(rounds) + 1, "round")  # people count from 1
+    """Draw the metric over rounds: one line per label, the mean over seeds with a band of one standard deviation."""
+    figure = _lines(groups, who, lambda runs, rounds: np.array(rounds) + 1, "round")  # readers count from 1
     figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
 def over_bytes(groups: Groups, who: str = "global") -> Figure:
-    """The metric over all bytes that crossed the network so far, up and down (mean over seeds)."""
+    """Draw the metric over the communication cost so far: bytes up and down, mean over seeds."""
     most = max(up[-1] + down[-1] for runs in groups.values() for _, up, down in map(cumulative_bytes, runs))
     size, unit = next(((size, unit) for size, unit in BYTE_UNITS if most >= size), BYTE_UNITS[-1])
 
@@ -109,9 +109,14 @@ def over_bytes(groups: Groups, who: str = "global") -> Figure:
 
 
 def figures(groups: Groups) -> Iterator[tuple[str, Figure]]:
-    """Every picture the runs have numbers for, with its file name (without ending).
+    """Yield every plot that the runs have data for, with its file name (without extension).
 
     Allocation and probabilities are drawn for the first run of each label, the partition for the first run of all.
+
+    Raises
+    ------
+    RunError
+        if no run was given.
     """
     runs = [run for members in groups.values() for run in members]
     if not runs:
@@ -122,7 +127,7 @@ def figures(groups: Groups) -> Iterator[tuple[str, Figure]]:
             yield f"{name}-over-rounds", over_rounds(groups, who)
             if sends:
                 yield f"{name}-over-bytes", over_bytes(groups, who)
-    if any("train" in client for client in client_table(runs[0])):  # sites keep to themselves which rows they have
+    if any("train" in client for client in client_table(runs[0])):  # real sites do not disclose their rows
         yield "partition", partition_picture(runs[0])
     used: set[str] = set()
     for label, members in groups.items():
@@ -139,10 +144,12 @@ def figures(groups: Groups) -> Iterator[tuple[str, Figure]]:
 
 
 def save_plots(groups: Groups, folder: str | Path) -> list[Path]:
-    """The paths of the pictures, written into ``folder`` (made where missing, older pictures of a name replaced).
+    """Write all plots into ``folder``, replacing files of the same names, and return their paths.
 
-    Raises:
-        RunError: the folder cannot be written, or no run was given.
+    Raises
+    ------
+    RunError
+        if the folder cannot be written, or no run was given.
     """
     folder = Path(folder)
     paths = []

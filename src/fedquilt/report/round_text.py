@@ -1,4 +1,4 @@
-"""A line of a run's record in words, for whoever watches it go on."""
+"""One line of text for each round, for the progress output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedquilt.report.scores import score_of
 
 
 def round_text(line: Mapping[str, Any], brief: bool = False) -> str:
-    """A round in a few words: mean loss over its clients, accuracy and epsilon if any; unless ``brief``, seconds."""
+    """Return a round's mean loss over its clients, accuracy and epsilon if any, and, unless ``brief``, its seconds."""
     losses = [
         client["metrics"]["loss"]
         for exchange in line["exchanges"]
@@ -17,7 +17,7 @@ def round_text(line: Mapping[str, Any], brief: bool = False) -> str:
         if "loss" in client["metrics"]
     ]
     replied = {client for exchange in line["exchanges"] for client in exchange["clients"]}
-    # under privacy a client keeps its loss to itself
+    # under differential privacy clients do not send their loss
     words = [f"loss {sum(losses) / len(losses):.3f}" if losses else _counted(len(replied))]
     scores = line["evaluation"] or {}
     whole, own, received = (score_of(line, "accuracy", who) for who in ("global", "clients-mean", "received-mean"))
@@ -36,7 +36,7 @@ def round_text(line: Mapping[str, Any], brief: bool = False) -> str:
 
 
 def dropped_texts(line: Mapping[str, Any]) -> list[str]:
-    """Who was dropped in a round, and why; by name where the line comes with ``names``."""
+    """Return one text for each client dropped in a round, with the reason; clients are named if the line has names."""
     names = line.get("names") or {}
     dropped = [lost for exchange in line["exchanges"] for lost in exchange["dropped"].items()]
     return [f"client {names.get(client, client)} dropped: {reason}" for client, reason in dropped]

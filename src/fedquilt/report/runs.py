@@ -1,6 +1,6 @@
-"""Runs as they lie on disk: one folder in, plain values out.
+"""Runs read from their folders as plain values.
 
-Nothing here needs the library that made the run; a folder can be read years later on a machine without torch.
+Reading needs neither torch nor a model, so a folder can be read years later on another machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,23 @@ from fedquilt.record.read import read_config, read_environment, read_partition, 
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder: the parsed files, nothing computed. ``result`` is None while the run is unfinished."""
+    """The parsed files of one run folder.
+
+    Attributes
+    ----------
+    folder
+        The run folder.
+    config
+        The resolved config.
+    environment
+        Versions, device and time.
+    partition
+        The rows, labels, budget and architecture of each client.
+    rounds
+        One record per finished round.
+    result
+        The result; None while the run is unfinished.
+    """
 
     folder: Path
     config: Mapping[str, Any]
@@ -30,12 +46,12 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run went through to its last round."""
+        """Whether the run completed its last round."""
         return self.result is not None and self.result.get("status", "finished") == "finished"
 
     @property
     def seed(self) -> int | None:
-        """The seed the run was made with."""
+        """The run's seed."""
         return self.config.get("seed")
 
     @property
@@ -45,7 +61,7 @@ class Run:
 
     @property
     def label(self) -> str | None:
-        """The label that the run had in the comparison that it was made for, None without."""
+        """The run's label in the comparison that it was made for; None if there was none."""
         label = self.environment.get("label")
         return None if label is None else str(label)
 
@@ -56,9 +72,9 @@ class Run:
 
 
 def read_run(folder: str | Path) -> Run:
-    """The run kept in ``folder``; a run without ``result.json`` is unfinished and readable.
+    """Read the run in ``folder``, which may be unfinished (no ``result.json``).
 
-    What the run's checkpoint does not hold yet is left out; see ``record.read_rounds``.
+    Rounds that the last checkpoint does not include are left out; see ``record.read_rounds``.
 
     Raises
     ------
@@ -71,18 +87,18 @@ def read_run(folder: str | Path) -> Run:
     if not rounds:
         raise RunError(
             f"{folder}: no round has been finished yet, so there is nothing to report; "
-            f"go on with: fedquilt run --resume {folder}"
+            f"continue with: fedquilt run --resume {folder}"
         )
     return Run(folder, config, environment, partition, rounds, read_result(folder))
 
 
 def as_number(value: Any) -> float:
-    """A number of the record; null was not finite and comes back as nan."""
+    """Return a number of the record as a float; null stands for a number that was not finite and becomes NaN."""
     return float("nan") if value is None else float(value)
 
 
 def cumulative_bytes(run: Run) -> tuple[list[int], list[int], list[int]]:
-    """The rounds, and the bytes sent up and down by all clients from the start through each round."""
+    """Return the rounds, and the cumulative bytes that all clients uploaded and downloaded through each round."""
     rounds, up, down = [], [0], [0]
     for line in run.rounds:
         sent_up, sent_down = _bytes(line)
@@ -93,7 +109,7 @@ def cumulative_bytes(run: Run) -> tuple[list[int], list[int], list[int]]:
 
 
 def all_bytes(run: Run) -> tuple[int, int]:
-    """The bytes sent up and down by all clients in the whole run, closing exchanges among them."""
+    """Return the bytes that all clients uploaded and downloaded in the whole run, closing exchanges included."""
     _, up, down = cumulative_bytes(run)
     closing_up, closing_down = _bytes((run.result or {}).get("closing") or {})
     return up[-1] + closing_up, down[-1] + closing_down
@@ -105,17 +121,17 @@ def _bytes(line: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def client_table(run: Run) -> list[Mapping[str, Any]]:
-    """The clients of the partition in the order of their ids."""
+    """Return the clients of the partition, sorted by id."""
     return sorted(run.partition.get("clients", ()), key=lambda client: int(client["id"]))
 
 
 def client_names(run: Run) -> dict[int, str]:
-    """What each client is called by its id: the name that the data have for it, otherwise its number."""
+    """Return the clients' names by id: the name in the data if it has one, otherwise the number."""
     return {int(client["id"]): str(client.get("name") or client["id"]) for client in client_table(run)}
 
 
 def budget_layers(client: Mapping[str, Any]) -> int | None:
-    """How many layers a client of the partition may train; None where no budget was kept."""
+    """Return how many layers a client of the partition may train; None where no budget was recorded."""
     budget = client.get("budget")
     if isinstance(budget, Mapping):
         budget = budget.get("layers")
@@ -123,10 +139,10 @@ def budget_layers(client: Mapping[str, Any]) -> int | None:
 
 
 def allocation(run: Run) -> tuple[list[int], np.ndarray]:
-    """The client ids, and in how many rounds each layer was trained by each client: int (layers, clients).
+    """Return the client ids, and in how many rounds each client trained each layer: int (layers, clients).
 
-    Counted are clients whose reply was used: a dropped reply is none, and a client that trained a layer in
-    several exchanges of a round counts once. All zero where the method hands out no ``layers``.
+    Only replies that were used count, and a client that trained a layer in several exchanges of a round counts once.
+    All counts are zero if the method allocates no ``layers``.
     """
     ids = [int(client["id"]) for client in client_table(run)]
     trained: list[tuple[int, int]] = []  # (layer, client), once per round
@@ -147,7 +163,7 @@ def allocation(run: Run) -> tuple[list[int], np.ndarray]:
 
 
 def dropped(run: Run) -> list[dict[str, Any]]:
-    """Every dropped reply: round, exchange, client and reason, in the order in which they happened."""
+    """Return every dropped reply in order: round, exchange, client and reason."""
     return [
         {"round": int(line["round"]), "exchange": exchange.get("exchange", ""), "client": int(client), "reason": reason}
         for line in run.rounds
@@ -157,7 +173,7 @@ def dropped(run: Run) -> list[dict[str, Any]]:
 
 
 def messages(run: Run) -> dict[str, int]:
-    """How many messages were sent to clients over a network, by type; empty for a run in one process."""
+    """Return how many messages were sent to clients over a network, by type; empty for a run in one process."""
     counts: dict[str, int] = {}
     for line in (*run.rounds, (run.result or {}).get("closing") or {}):
         for kind, count in (line.get("messages") or {}).items():
@@ -166,25 +182,24 @@ def messages(run: Run) -> dict[str, int]:
 
 
 def resumed(run: Run) -> list[int]:
-    """The rounds before which the run had stopped and was taken up again."""
+    """Return the rounds at which the run was resumed."""
     return [int(line["round"]) for line in run.rounds if line.get("resumed")]
 
 
 def privacy(run: Run) -> Mapping[str, Any] | None:
-    """What the run has spent by its last round, as its record says; None of a run without differential privacy.
+    """Return the privacy record of the last round; None for a run without differential privacy.
 
-    Its ``epsilon`` is the one that counts on no secret, whichever the record put first.
+    Its ``epsilon`` is the one that assumes no secret, also for runs whose record had another one under this key.
     """
     spent = run.rounds[-1].get("privacy") or None
     return None if spent is None else {**spent, "epsilon": spent.get("epsilon_known_cohorts", spent["epsilon"])}
 
 
 def layer_probabilities(run: Run) -> dict[str, tuple[list[int], np.ndarray]]:
-    """By group: the rounds that kept the layers' odds of being drawn, and these as float (layers, rounds).
+    """Return, by group, the rounds that recorded layer probabilities, and these as float (layers, rounds).
 
-    The odds of a round sum to 1: they are those of the first draw, and no layer's probability of being trained, which
-    grows with a client's budget. A method that keeps one list has one group named ``""``; one that keeps a list per
-    group keeps the names.
+    They are the probabilities of the first draw and sum to 1 in each round; a layer's probability of being trained is
+    larger and grows with a client's budget. A method that records one list has one group named ``""``.
     """
     found: dict[str, tuple[list[int], list[list[float]]]] = {}
     for line in run.rounds:
@@ -198,16 +213,16 @@ def layer_probabilities(run: Run) -> dict[str, tuple[list[int], np.ndarray]]:
 
 
 def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs by label, those that differ in nothing but the seed together, ordered by seed.
+    """Group the runs that differ only in their seed, ordered by seed; returns the groups by label.
 
-    The label is the one that the run had in its comparison, otherwise the method's name; methods of one name with
-    unlike settings get the settings too, and what still looks alike a number.
+    The label is the run's label in its comparison, otherwise the method's name. If several groups have one label, the
+    method's settings are added to it, and a number if that is not enough.
     """
-    alike: dict[str, list[Run]] = {}
+    equal: dict[str, list[Run]] = {}
     for run in runs:
         about = {key: value for key, value in run.config.items() if key not in ("seed", "seeds", "output", "compare")}
-        alike.setdefault(json.dumps([run.label, about], sort_keys=True, default=str), []).append(run)
-    members = list(alike.values())
+        equal.setdefault(json.dumps([run.label, about], sort_keys=True, default=str), []).append(run)
+    members = list(equal.values())
     short = [group[0].label or group[0].method for group in members]
     groups: dict[str, list[Run]] = {}
     for label, group in zip(short, members, strict=True):

@@ -1,4 +1,4 @@
-"""What a run scored: in each round, and with the model that it ends with."""
+"""Scores of a run: in each round, and of the final model."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ WHO = {
     "clients-deviation": "Deviation over clients on their own test sets",
     "received-mean": "Clients on their own test sets, as received (mean)",
 }
-"""Whose scores a curve can show, and its title."""
-
+"""The scores that a curve can show, with the curve's title."""
 
 LOWER_IS_BETTER = ("loss", "perplexity")
 
 
 def main_metric(run: Run) -> str:
-    """The metric to show first: accuracy where it was measured, otherwise loss."""
+    """Return the metric to show first: accuracy if it was measured, otherwise loss."""
     for line in run.rounds:
         evaluation = line.get("evaluation") or {}
         of_groups, clients = evaluation.get("groups") or {}, evaluation.get("clients") or {}
@@ -36,17 +35,22 @@ def main_metric(run: Run) -> str:
 
 
 def curve(run: Run, metric: str = "accuracy", who: str = "global") -> tuple[list[int], list[float]]:
-    """The evaluated rounds and the metric's value in each; rounds in which it was not measured are left out.
+    """Return the rounds in which a metric was measured, and its values; NaN stands for a number that was not finite.
 
-    ``who``: ``global`` (the server's model on the common test set), ``clients-mean`` (every client counts the same),
-    ``clients-weighted`` (by number of test examples), ``clients-worst`` (lowest, or highest for a loss),
-    ``clients-deviation`` (sample standard deviation over the clients, n - 1; needs two clients), ``received-mean``
-    (what the clients of a round scored on their own test rows with what they received, before they trained on it; every
-    one counts the same).
-    A value written as null was not finite and comes back as nan.
+    ``who`` is one of the following:
 
-    Raises:
-        ConfigError: ``who`` is none of these.
+    - ``global``: the server's model on the common test set;
+    - ``clients-mean``: the clients' models on their own test sets, unweighted mean;
+    - ``clients-weighted``: the same, weighted by the number of test examples;
+    - ``clients-worst``: the lowest client, or the highest for a loss;
+    - ``clients-deviation``: the sample standard deviation (n - 1) over at least two clients;
+    - ``received-mean``: the model as the clients of a round received it, before training, on their own test sets,
+      unweighted mean.
+
+    Raises
+    ------
+    ConfigError
+        if ``who`` is none of these.
     """
     if who not in WHO:
         raise ConfigError(f"who = {who!r} is not known{suggestion(who, [*WHO])}; allowed: {', '.join(WHO)}.")
@@ -60,10 +64,12 @@ def curve(run: Run, metric: str = "accuracy", who: str = "global") -> tuple[list
 
 
 def window(run: Run, last: int | None = None) -> int:
-    """Over how many evaluated rounds at its end a run is averaged: ``last``, or ``evaluation.last`` of its run file.
+    """Return over how many last evaluated rounds a run is averaged: ``last``, or ``evaluation.last`` of its run file.
 
-    Raises:
-        ConfigError: ``last`` is below 1.
+    Raises
+    ------
+    ConfigError
+        if ``last`` is below 1.
     """
     if last is not None and last < 1:
         raise ConfigError(f"last = {last!r} is not allowed; at least 1 evaluated round must be averaged.")
@@ -80,14 +86,14 @@ def final_score(run: Run, metric: str, who: str) -> float | None:
 
 
 def final_evaluation(run: Run) -> Mapping[str, Any]:
-    """The scores of the model that a finished run ends with, as its record keeps those of a round."""
+    """Return the scores of a finished run's final model, in the form of a round's evaluation."""
     if not run.finished or run.result is None:
         return {}
     return run.result.get("final") or run.rounds[-1].get("evaluation") or {}
 
 
 def score_of(line: Mapping[str, Any], metric: str, who: str) -> float | None:
-    """The metric in one round, as ``curve`` gives it; None if it was not measured."""
+    """Return the metric in one round, as in ``curve``; None if it was not measured."""
     return _received(line, metric) if who == "received-mean" else _value(line.get("evaluation") or {}, metric, who)
 
 

@@ -1,6 +1,6 @@
-"""Numbers of one run, and of several methods side by side over several seeds.
+"""Tables of one run per row, and of several methods side by side over several seeds.
 
-Every deviation here is the sample standard deviation (n - 1) and None below two values; accuracies are fractions
+Every deviation is the sample standard deviation (n - 1), and None for fewer than two values. Accuracies are fractions
 in the rows and per cent in the text.
 """
 
@@ -21,7 +21,7 @@ Row = dict[str, Any]
 Groups = Mapping[str, Sequence[Run]]
 Column = tuple[str, Callable[[Row], str]]
 
-MEASURES = {  # what a table shows -> which curve it is taken from
+MEASURES = {  # the key of a row -> the curve (``scores.WHO``) that it averages
     "global": "global",
     "personalised": "clients-mean",
     "personalised_weighted": "clients-weighted",
@@ -29,37 +29,35 @@ MEASURES = {  # what a table shows -> which curve it is taken from
     "client_spread": "clients-deviation",
     "received": "received-mean",
 }
-FINAL = {"final": "global", "final_personalised": "clients-mean"}  # of the model that a run ends with
+FINAL = {"final": "global", "final_personalised": "clients-mean"}  # scores of the final model
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean, or None of nothing."""
+    """Return the mean; None for no values."""
     return float(np.mean(values)) if len(values) else None
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """The sample standard deviation (n - 1), or None of fewer than two values."""
+    """Return the sample standard deviation (n - 1); None for fewer than two values."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def summary(run: Run, last: int | None = None, metric: str | None = None) -> Row:
-    """One run in one row: mean and deviation over its last evaluated rounds, bytes, seconds, dropped replies.
+    """Summarise a run as one row: means over its last evaluated rounds, bytes, seconds, dropped replies.
 
-    Every number of a run that a command, the page or a comparison shows is made here. ``last`` is how many evaluated
-    rounds are averaged, ``evaluation.last`` of the run's own file if left out; ``window`` how many there were.
+    All figures of a run in commands, reports and comparisons come from here. ``last`` is the number of evaluated rounds
+    to average, by default ``evaluation.last`` of the run file; ``window`` in the row is how many there were.
 
-    ``global`` is the server's model on the common test set; ``personalised`` the plain mean over the clients' own test
-    sets and ``personalised_weighted`` the mean by their number of examples; ``worst_client`` the lowest client of each
-    round (the highest where the metric is a loss); ``client_spread`` the deviation over clients; ``received`` the mean
-    of what the clients of a round scored with what they received. Each has a second key ending in ``_deviation``.
-    ``lowest_client`` is the worst single value of these rounds. ``final`` and ``final_personalised`` are the global
-    and the clients' score of the model that the run ends with, which is the one that is exported. Values that the run
-    did not measure are None.
-    ``epsilon`` is what differential privacy had cost by the last round, infinite where it had no bound, None of a run
-    without it. ``seconds`` adds up the rounds, without the time to set up.
+    The keys of ``MEASURES`` are means of the curves described in ``scores.curve``, with a ``_deviation`` over the same
+    rounds. ``lowest_client`` is the worst value of a single client in these rounds. ``final`` and
+    ``final_personalised`` are the global and the personalised score of the final model, which is exported. ``epsilon``
+    is the epsilon spent by the last round (infinite without noise, None without differential privacy). ``seconds`` is
+    the sum over rounds, without the time to set up. Values that the run did not measure are None.
 
-    Raises:
-        ConfigError: ``last`` is below 1.
+    Raises
+    ------
+    ConfigError
+        if ``last`` is below 1.
     """
     last = window(run, last)
     metric = metric or main_metric(run)
@@ -87,18 +85,23 @@ def summary(run: Run, last: int | None = None, metric: str | None = None) -> Row
 
 
 def epsilon_of(run: Run) -> float | None:
-    """The epsilon that a run has spent; None without differential privacy."""
+    """Return the epsilon that a run has spent; None without differential privacy."""
     spent = privacy(run)
     return None if spent is None else math.inf if spent["epsilon"] is None else float(spent["epsilon"])
 
 
 def compare_rows(groups: Groups, last: int | None = None, metric: str | None = None) -> list[Row]:
-    """One row per label over its seeds.
+    """Return one row per label over its seeds.
 
     Each measure of ``summary`` is the mean over seeds of the run's last-k mean; ``_deviation`` is the deviation of
     these over seeds, ``_within`` the mean over seeds of the deviation inside a run over its last k evaluated rounds.
-    Bytes, seconds and messages are means over seeds, ``epsilon`` is the highest of them, ``dropped`` and ``unfinished``
-    are counts over all of them. Raises: RunError: a label without a run, or with two runs of one seed.
+    Bytes, seconds and messages are means over seeds, ``epsilon`` is the maximum, ``dropped`` and ``unfinished`` are
+    sums.
+
+    Raises
+    ------
+    RunError
+        if a label has no run, or two runs of one seed.
     """
     metric = metric or shared_metric(groups)
     rows = []
@@ -125,7 +128,7 @@ def compare_rows(groups: Groups, last: int | None = None, metric: str | None = N
 
 
 def by_seed(label: str, runs: Sequence[Run]) -> dict[int | None, Run]:
-    """The runs of a label by their seeds. Raises: RunError: none, or two of one seed."""
+    """Return the runs of a label by seed; RunError if there is none, or two of one seed."""
     if not runs:
         raise RunError(f"{label}: no run to report. Run it first, or leave the label out.")
     found: dict[int | None, Run] = {}
@@ -139,15 +142,15 @@ def by_seed(label: str, runs: Sequence[Run]) -> dict[int | None, Run]:
 
 
 def shared_metric(groups: Groups) -> str:
-    """The main metric of the first run."""
+    """Return the main metric of the first run."""
     return next((main_metric(run) for runs in groups.values() for run in runs), "accuracy")
 
 
-# How numbers look ----------------------------------------------------------------------------------------------------
+# Formatting ----------------------------------------------------------------------------------------------------------
 
 
 def human_bytes(count: float) -> str:
-    """``1.2 MB`` for 1,234,567: powers of 1000, one decimal from a kilobyte on."""
+    """Format a number of bytes with decimal units: ``1.2 MB`` for 1,234,567."""
     if abs(count) < 1000:
         return f"{count:.0f} B"
     units = ("KB", "MB", "GB", "TB", "PB")
@@ -159,7 +162,7 @@ def human_bytes(count: float) -> str:
 
 
 def human_metric(value: float | None, metric: str, spread: float | None = None, sign: bool = False) -> str:
-    """``81.2 ± 0.9`` (per cent) for an accuracy, three decimals for anything else, ``-`` where it was not measured."""
+    """Format a metric: ``81.2 ± 0.9`` (per cent) for an accuracy, three decimals for others, ``-`` for None."""
     if value is None:
         return "-"
     scale, places = (100, 1) if metric == "accuracy" else (1, 3)
@@ -229,12 +232,12 @@ PAIRED: tuple[Column, ...] = (
 
 
 def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """The header and one line of texts per row, without the columns that no row has a value for."""
+    """Return the header and one line of texts per row, without columns that have no values."""
     if not rows:
         return []
     kinds = {"verdict": PAIRED, "group": GROUPED, "label": COMPARE}
     columns = next((kind for key, kind in kinds.items() if key in rows[0]), SUMMARY)
-    averaged = {title for title, _ in _MEASURED[:2]}  # the headlines; all that stands beside them is of the same rounds
+    averaged = {title for title, _ in _MEASURED[:2]}  # the others are averaged over the same rounds
     spans = sorted({row["window"] for row in rows if row.get("window")})
     span = f", last {spans[0]}" if len(spans) == 1 else f", last {spans[0]}-{spans[-1]}" if spans else ""
     titles = [title + span if title in averaged else title for title, _ in columns]
@@ -244,7 +247,7 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def as_text(rows: Sequence[Row]) -> str:
-    """The rows as plain text in aligned columns."""
+    """Format the rows as plain text in aligned columns."""
     return aligned(cells(rows))
 
 
@@ -256,7 +259,7 @@ def aligned(table: Sequence[Sequence[str]]) -> str:
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table."""
+    """Format the rows as a Markdown table."""
     table = [[cell.replace("|", "\\|") for cell in line] for line in cells(rows)]
     if not table:
         return ""
@@ -265,7 +268,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
 
 
 def as_json(rows: Sequence[Row]) -> str:
-    """The rows as JSON; what is not finite becomes null, because JSON has no word for it."""
+    """Format the rows as JSON; NaN and infinities become null."""
 
     def plain(value: Any) -> Any:
         return None if isinstance(value, float) and not math.isfinite(value) else value

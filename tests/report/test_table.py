@@ -90,7 +90,7 @@ def test_notes_tell_what_is_not_alike(made, groups):
     assert "not run with the same seeds (fedit: 1, 2, 3; other: 9; same: 9)" in text
     assert "same number of rounds (fedit: 2; other: 3; same: 3)" in text
     assert "other: unfinished at seed 9" in text
-    assert "not split alike for all labels at seed 9." in text
+    assert "do not share one partition of the data at seed 9." in text
 
 
 @pytest.mark.parametrize(

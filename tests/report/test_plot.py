@@ -129,9 +129,9 @@ def test_probabilities_of_groups_get_a_panel_each(make_run, round_line):
 def test_a_run_without_evaluation_or_layers_has_only_its_partition(make_run, round_line):
     run = read_run(make_run([round_line(0, None, exchanges=[])]))
     assert [name for name, _ in figures({"bare": [run]})] == ["partition"]
-    with pytest.raises(RunError, match="no client was told which layers to train"):
+    with pytest.raises(RunError, match="the method allocates no layers to clients"):
         allocation_map(run)
-    with pytest.raises(RunError, match="no odds of layers were kept"):
+    with pytest.raises(RunError, match="no layer probabilities were recorded"):
         probability_map(run)
 
 
