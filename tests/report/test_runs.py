@@ -7,6 +7,7 @@ import pytest
 
 from fedquilt.core.errors import ConfigError, RunError
 from fedquilt.record import Record
+from fedquilt.record.manifest import FORMAT
 from fedquilt.report.runs import allocation, cumulative_bytes, dropped, group_runs, layer_probabilities, read_run
 from fedquilt.report.scores import curve, main_metric
 
@@ -41,7 +42,7 @@ def test_what_the_record_writes_is_read(make_run, round_line, tmp_path):
     record.append_round(round_line(0, None, evaluation=measured))
     record.save_checkpoint(1, {}, {})
     run = read_run(tmp_path / "recorded")
-    assert (run.config, run.environment, run.partition) == (config, {**environment, "format": 2}, partition)
+    assert (run.config, run.environment, run.partition) == (config, {**environment, "format": FORMAT}, partition)
     assert not run.finished
     assert curve(run) == ([0], [0.25])
     assert np.isnan(curve(run, "loss")[1][0])  # written as null
