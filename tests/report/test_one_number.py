@@ -139,11 +139,11 @@ def test_site_names_stand_wherever_a_client_does(make_run, round_line):
         assert ticks == ["Basel", "Bern", "Chur"]
 
 
-def test_odds_are_called_odds(learning_run):
+def test_probabilities_are_labelled_as_those_of_the_first_draw(learning_run):
     drawn = dict(figures({"a": [read_run(learning_run("fed-hello", 1, 0.8))]}))
     words = [text.get_ylabel() for text in drawn["probabilities-a"].axes]
     assert "probability of being drawn first (sum 1 per round)" in words
-    assert not any("probability" in word for word in words)
+    assert all("drawn first" in word for word in words if "probability" in word)
 
 
 @pytest.mark.parametrize("who", [*WHO])

@@ -57,7 +57,7 @@ def test_seeds_are_summed_up_by_the_worst_and_no_bound_is_worse_than_any(made):
         (spent(1.5), "ours: central differential privacy of whole clients: epsilon 1.50 at delta 1e-05. Evaluation is"),
         (
             spent(4.0, epsilon_secret_cohorts=1.5),
-            "epsilon 4.00 at delta 1e-05 (1.50 if nobody but the server learns who took part in which round; this",
+            "epsilon 4.00 at delta 1e-05 (1.50 as long as only the server knows who took part in which round; this",
         ),
         (spent(1.5, 4.0), "epsilon 4.00 at delta 1e-05. Evaluation is not covered: scores on clients' own rows are"),
         (spent(1.5, mode="local", test_key=True), "local differential privacy"),

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedquilt.core.errors import ConfigError, RunError
-from fedquilt.report.caveats import notes
 from fedquilt.report.paired_differences import paired_rows
 from fedquilt.report.runs import read_run
 from fedquilt.report.table import as_json, as_markdown, as_text, cells, compare_rows, human_bytes, human_metric, summary
@@ -80,17 +79,6 @@ def test_one_seed_twice_is_refused(groups):
         compare_rows(doubled)
     with pytest.raises(RunError, match="fedit: no run to report"):
         compare_rows({"fedit": []})
-
-
-def test_notes_tell_what_is_not_alike(made, groups):
-    assert notes({"fedit": groups["fedit"], "ours": groups["ours"]}) == []
-    other = made("other", 9, [0.1, 0.2, 0.3], finished=False, digest="d2")
-    same = made("same", 9, [0.1, 0.2, 0.3])
-    text = "\n".join(notes({"fedit": groups["fedit"], "other": [other], "same": [same]}))
-    assert "not run with the same seeds (fedit: 1, 2, 3; other: 9; same: 9)" in text
-    assert "same number of rounds (fedit: 2; other: 3; same: 3)" in text
-    assert "other: unfinished at seed 9" in text
-    assert "do not share one partition of the data at seed 9." in text
 
 
 @pytest.mark.parametrize(
