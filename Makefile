@@ -2,6 +2,7 @@
 #
 #   make demo          a federated run on real digits, nothing to download but the Python packages
 #   make test          the tests
+#   make slow          the tests that take more than half a minute, and the laws on four times as many examples
 #   make check         what CI asks for besides the demo: lint, types, imports, tests
 #
 # Knobs: PYTHON=python3.12           the interpreter that makes .venv (3.11 or newer)
@@ -31,7 +32,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -m "slow or hypothesis" $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -71,10 +71,14 @@ def _table(rows: Any, where: str) -> Raw:
 
 
 def _column(values: Any) -> Sequence[Any] | np.ndarray:
-    array = values.numpy() if _is_of(values, "torch") else values
-    if not isinstance(array, np.ndarray):
-        array = array.to_numpy() if _is_of(array, "pandas") else array
-    return array.tolist() if isinstance(array, np.ndarray) and array.dtype == object else array
+    if _is_of(values, "torch"):
+        values = values.numpy()
+    elif _is_of(values, "pandas"):
+        values = values.to_numpy()
+    column: Sequence[Any] | np.ndarray = values
+    if isinstance(values, np.ndarray) and values.dtype == object:
+        column = values.tolist()
+    return column
 
 
 def _is_column(value: Any) -> bool:
