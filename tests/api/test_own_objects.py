@@ -69,8 +69,8 @@ def test_a_pair_is_train_and_test_and_a_dataset_is_read_with_its_classes():
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        (3, "int is nothing that rows can be read from"),
-        ({"text": ["a"], "label": [1, 2]}, "several lengths .'text' 1, 'label' 2"),
+        (3, "rows cannot be read from int"),
+        ({"text": ["a"], "label": [1, 2]}, "different lengths .'text' 1, 'label' 2"),
         ({"text": ["a"], "label": [object()]}, "column 'label' holds a object"),
     ],
 )
@@ -124,7 +124,7 @@ def test_text_is_read_by_a_tokenizer_beside_the_module():
     config |= {"clients": {"budgets": (1, 1, 2)}, "adapter": {"rank": 2, "targets": ["q"]}}
     run = fedquilt.run(config, rounds=1, model=Words(), tokenizer=tokenizer(), data=sentences(), method="fedit")
     assert run.table()[0]["final"] is not None
-    with pytest.raises(ModelError, match="comes without a tokenizer; give one: tokenizer="):
+    with pytest.raises(ModelError, match="has no tokenizer; give one: tokenizer="):
         fedquilt.run(config, model=Words(), data=sentences(), method="fedit")
 
 
@@ -146,7 +146,7 @@ def test_a_model_of_transformers_in_memory_is_what_it_is_in_a_folder(fingerprint
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (Pictures(classes=4), "head 'out' gives 4 outputs, and the data has 10 classes"),
+        (Pictures(classes=4), "head 'out' has 4 outputs, but the data has 10 classes"),
         (fedquilt.OwnModel(Pictures(), blocks="layer"), "blocks = 'layer': names no nn.ModuleList.*'layers'"),
         (fedquilt.OwnModel(Pictures(), head="heads"), "has no parameters below 'heads'"),
         (nn.Sequential(nn.Linear(3, 3)), "has no list of equal blocks"),

@@ -26,8 +26,8 @@ REFUSED = [
     ("image-classification", "imagegpt", "does not take these rows"),
     ("sequence-classification", "t5", "is an encoder-decoder"),
     ("sequence-classification", "albert", "has no list of equal blocks"),
-    ("sequence-classification", "xlnet", "padding changes what a xlnet model says"),
-    ("causal-lm", "electra", "sees the tokens to come"),
+    ("sequence-classification", "xlnet", "padding changes the logits of a xlnet model"),
+    ("causal-lm", "electra", "attends to later tokens"),
 ]
 
 

@@ -25,7 +25,8 @@ from fedquilt.client.workbench import Batch
 from fedquilt.core.factors import cut
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId, Federation, Layout, Params, Profile
-from fedquilt.models.hf import Loaded, load_model
+from fedquilt.models.hf import load_model
+from fedquilt.models.loaded import Loaded
 
 VIT = "tiny:vit?layers=4&width=8&image=4&patch=2"
 WIDE = "tiny:vit?layers=3&width=16&image=4&patch=2"

@@ -16,7 +16,8 @@ from fedquilt.experiment.check import check
 from fedquilt.experiment.export import export
 from fedquilt.experiment.plan import plan
 from fedquilt.experiment.run import resume, run
-from fedquilt.models.hf import digest, load_model
+from fedquilt.models.hf import load_model
+from fedquilt.models.weights_digest import digest
 from fedquilt.record import Record, read_rounds
 
 TWO = """

@@ -18,7 +18,7 @@ from fedquilt.core.types import Reply
 from fedquilt.methods.by_architecture import by_architecture
 from fedquilt.methods.fedit import fedit
 from fedquilt.methods.heterotune import heterotune
-from fedquilt.models.hf import digest
+from fedquilt.models.weights_digest import digest
 
 SGD = Training(steps=2, epochs=None, batch_size=4, learning_rate=0.1, optimizer="sgd")
 

@@ -128,7 +128,7 @@ def test_a_model_that_sees_ahead_is_refused_and_taken_as_a_decoder(tmp_path):
         return load_model(str(tmp_path / name), "causal-lm", num_classes=None, rng=Rng(0), **more).model
 
     for meta in (False, True):
-        with pytest.raises(ModelError, match=r"roberta model.*sees the tokens to come.*is_decoder to true"):
+        with pytest.raises(ModelError, match=r"roberta model.*attends to later tokens.*is_decoder to true"):
             load("False", meta=meta, trial=True)
     assert not sees_ahead(load("True"))
     turned = load("False", as_decoder=True)

@@ -231,7 +231,7 @@ class TestErrors:
             load(tmp_path)
         (tmp_path / "config.json").write_text("{")
         with pytest.raises(
-            ModelError, match=r"cannot be loaded: .*config\.json.*not a valid JSON file; look at the files"
+            ModelError, match=r"cannot be loaded: .*config\.json.*not a valid JSON file; check the files"
         ):
             load(tmp_path)
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "wonder"}))
@@ -281,7 +281,7 @@ class TestErrors:
         text = (
             r"model 'some/model' cannot be loaded: We couldn't connect to 'https://huggingface\.co' to load the files; "
         )
-        with pytest.raises(ModelError, match=text + "look at the name and the connection") as caught:
+        with pytest.raises(ModelError, match=text + "check the name and the connection") as caught:
             load("some/model")
         assert "\n" not in str(caught.value)
 
@@ -304,7 +304,7 @@ def test_the_first_blocks_alone_are_a_model_with_the_same_weights(meta):
     ("name", "message"),
     [
         ("glyph-vit?layers=13", r"'glyph-vit\?layers=13': the model has 12 blocks; take at most that many"),
-        ("glyph-vit?layers=0", r"'\?layers=0' is not known; allowed behind a name is '\?layers=N'"),
+        ("glyph-vit?layers=0", r"'\?layers=0' is not known; allowed after a name is '\?layers=N'"),
         ("glyph-vit?depth=3", r"'\?depth=3' is not known"),
     ],
 )

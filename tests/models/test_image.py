@@ -71,7 +71,7 @@ def test_what_the_model_wants_is_read_from_config_and_preprocessor():
 
 
 def test_rows_that_are_no_labelled_images_are_told():
-    with pytest.raises(DataError, match=r"looks at images, but the data holds text; set model.task and data.source"):
+    with pytest.raises(DataError, match=r"takes images, but the data holds text; set model.task and data.source"):
         encode_images(Table("text", ["a"], torch.zeros(1), ("a",)))
     with pytest.raises(
         DataError, match=r"has no labels, and a classifier needs them; name their column in data\.label"

@@ -97,7 +97,7 @@ def test_kinds_of_tokens_that_the_model_does_not_tell_apart_are_refused(tmp_path
     found = load(folder_of(tmp_path, "bert", type_vocab_size=1))
     labels = torch.zeros(1, dtype=torch.int64)
     found.encode(Table("text", ["a"], labels, ("a", "b")))
-    with pytest.raises(DataError, match="the tokens of second texts 1, but the model tells 1 kinds apart"):
+    with pytest.raises(DataError, match="the tokens of second texts 1, but the model has embeddings for 1 token types"):
         found.encode(Table("text", ["a"], labels, ("a", "b"), pairs=["b"]))
 
 
@@ -111,7 +111,7 @@ def test_a_model_that_chooses_its_attention_by_the_length_of_a_row_is_left_in_or
 @pytest.mark.parametrize("meta", [False, True])
 def test_a_model_that_padding_moves_is_refused(tmp_path, kind, meta):
     name = folder_of(tmp_path, kind)
-    with pytest.raises(ModelError, match=f"padding changes what a {kind} model says of a row"):
+    with pytest.raises(ModelError, match=f"padding changes the logits of a {kind} model"):
         load(name, meta=meta, trial=True)
 
 

@@ -1,8 +1,8 @@
 import torch
 
 from fedquilt.core.rng import Rng
-from fedquilt.models.hf import digest
 from fedquilt.models.tiny import new_vit
+from fedquilt.models.weights_digest import digest
 
 SMALL = {
     "image_size": 14,

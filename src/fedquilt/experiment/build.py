@@ -43,7 +43,7 @@ from fedquilt.experiment.models import (
 )
 from fedquilt.experiment.trial_pass import try_blocks
 from fedquilt.methods.traits import Traits
-from fedquilt.models.hf import Loaded
+from fedquilt.models.loaded import Loaded
 
 
 @dataclass(frozen=True)

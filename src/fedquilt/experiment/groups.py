@@ -31,7 +31,7 @@ from fedquilt.experiment.data_of_groups import Source, told_of
 from fedquilt.experiment.method import lowrank_rule, tensor_rule
 from fedquilt.experiment.prompt_checks import answering_of
 from fedquilt.experiment.trial_pass import try_out
-from fedquilt.models.hf import Loaded
+from fedquilt.models.loaded import Loaded
 from fedquilt.models.trial_batch import example
 
 SERVER: ClientId = -1

@@ -16,9 +16,10 @@ from fedquilt.core.rng import Rng
 from fedquilt.data.table import Table
 from fedquilt.experiment.data import classes_here
 from fedquilt.experiment.data_of_groups import told_of
-from fedquilt.models.hf import Loaded, load_model
+from fedquilt.models.hf import load_model
 from fedquilt.models.labels import refuse_foreign
 from fedquilt.models.load_own import load_own
+from fedquilt.models.loaded import Loaded
 
 
 def device_of(name: str) -> torch.device:

@@ -10,7 +10,7 @@ from fedquilt.data.readers.raw_columns import from_columns
 from fedquilt.data.table import Table
 from fedquilt.metrics.answers import program, says_something
 from fedquilt.metrics.programs import run_programs
-from fedquilt.models.hf import Loaded
+from fedquilt.models.loaded import Loaded
 
 _FEW = 16  # programs that are tried before a run
 

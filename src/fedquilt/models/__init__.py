@@ -1,1 +1,1 @@
-"""Where models come from: Hugging Face folders and hub names, tiny random ones, published shapes."""
+"""Loading models: Hugging Face folders and hub names, tiny random models, published shapes."""

@@ -1,4 +1,4 @@
-"""Whether a language model's tokens see the ones to come, found by trying."""
+"""A test by trial whether a language model attends to later tokens."""
 
 from __future__ import annotations
 
@@ -11,53 +11,56 @@ from fedquilt.client.shallow import only_blocks
 from fedquilt.core.errors import ModelError
 from fedquilt.core.types import Blocks
 
-_LONG = 256  # tokens; what attends in windows or chunks has several of them in so many
-_NOISE = 256  # in units of the dtype's own precision: what sums in another order may differ by
+_LONG = 256  # tokens; long enough to hold several windows or chunks of local attention
+_NOISE = 256  # tolerance in units of the dtype's precision, for sums in a different order
 
 
 def refuse_seeing_ahead(model: Any, name: str, blocks: Blocks | None = None, length: int = 0) -> None:
-    """Nothing, if no token of the language model called ``name`` sees a later one.
+    """Raise ModelError if the language model called ``name`` attends to later tokens.
 
-    With ``blocks`` a row of ``length`` tokens is tried, too, on the first of them.
+    With ``blocks``, a row of ``length`` tokens is also tried on the first block.
 
     Raises
     ------
     ModelError
-        if one does: trained and judged on next tokens, such a model reads the answer.
+        if changing a token changes the logits of earlier tokens: trained and evaluated on next tokens, such a model
+        sees the answer. Also if the trial itself fails.
     """
     try:
         ahead = sees_ahead(model) or (blocks is not None and sees_far_ahead(model, blocks, length))
-    except Exception as error:  # what a model raises on a few tokens is its author's choice
-        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"model '{name}': a trial with a few tokens failed ({told}); choose another model") from error
+    except Exception as error:  # a model may raise anything here
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"model '{name}': a trial with a few tokens failed ({reason}); choose another model"
+        ) from error
     if ahead:
         raise ModelError(
-            f"model '{name}': a {model.config.model_type} model as this one is set sees the tokens to come (changing a "
-            "later token changes what it says of earlier ones), so as a language model it would read the answer; "
-            "choose a model that was trained to write, or set is_decoder to true in its config.json, if it can be a "
-            "decoder (with adapter.kind = 'full' that is done for you, and what is exported says so)"
+            f"model '{name}': a {model.config.model_type} model with this configuration attends to later tokens "
+            "(changing a token changes the logits of earlier ones), so as a language model it would see the answer; "
+            "choose a model that was trained as a decoder, or set is_decoder to true in its config.json if it can be a "
+            "decoder (adapter.kind = 'full' does so by itself, and exports it)"
         )
 
 
 def sees_far_ahead(model: Any, blocks: Blocks, length: int) -> bool:
-    """Whether another token in the middle or at the end of a long row changes what the first block says before it.
+    """Whether changing a token in the middle or at the end of a long row changes earlier outputs of the first block.
 
-    Blocks of unlike kinds may not do without each other: such a model is tried as a whole.
+    A model that does not run with its first block alone is tried as a whole.
     """
     long = min(length, _LONG)
     try:
         with only_blocks(model, blocks, [0]):
             return sees_ahead(model, long, 2)
-    except Exception:  # what a model raises when it is cut is its author's choice
+    except Exception:  # a model with one block may raise anything
         return sees_ahead(model, long, 2)
 
 
 def sees_ahead(model: Any, length: int = 9, num_places: int = 8) -> bool:
-    """Whether another token at any place of a row changes the logits of earlier places.
+    """Whether changing a token of a row changes the logits at earlier positions.
 
-    ``model`` has weights and gives ``logits`` (rows, tokens, vocabulary) of ``input_ids`` and ``attention_mask``. One
-    forward pass: a row of ``length`` tokens, and the same row with one token changed, for ``num_places`` places all
-    over it.
+    ``model`` has weights and maps ``input_ids`` and ``attention_mask`` to ``logits`` (rows, tokens, vocabulary). One
+    forward pass takes a row of ``length`` tokens, and copies of it with one token changed at each of ``num_places``
+    positions spread over the row.
     """
     rows, places = _changed(ordinary_tokens(model, length + 1), length, num_places)
     rows = rows.to(next(model.parameters()).device)
@@ -69,11 +72,11 @@ def sees_ahead(model: Any, length: int = 9, num_places: int = 8) -> bool:
 
 
 def ordinary_tokens(model: Any, count: int) -> list[int]:
-    """Numbers of ``count`` tokens that the model has an embedding for, from all over the vocabulary, none special."""
+    """``count`` token numbers spread over the model's vocabulary, none of them special."""
     try:
         table = model.get_input_embeddings()
         size = table.weight.shape[0]
-    except NotImplementedError:  # of a model that makes its embeddings of characters, any numbers will do
+    except NotImplementedError:  # a model that embeds characters takes any numbers
         table, size = None, 128
     except AttributeError:  # a module of no library
         table = next((one for one in model.modules() if isinstance(one, nn.Embedding)), None)
@@ -82,14 +85,14 @@ def ordinary_tokens(model: Any, count: int) -> list[int]:
     special = {
         value for key, value in settings.items() if key.endswith(("token_id", "token_index")) and isinstance(value, int)
     }
-    own = getattr(table, "padding_idx", None)  # from it some models count their positions
+    own = getattr(table, "padding_idx", None)  # some models count their positions from it
     special |= set() if own is None else {int(own)}
     plain = [token for token in range(size) if token not in special]
     return [plain[place * len(plain) // count % len(plain)] for place in range(count)]
 
 
 def _changed(tokens: list[int], length: int, num_places: int) -> tuple[Tensor, list[int]]:
-    """A row of the first ``length`` tokens, copies of it with the last of ``tokens`` in one place, and these places."""
+    """A row of ``length`` tokens with copies that have the last of ``tokens`` at one position; and these positions."""
     places = [1 + (step + 1) * (length - 1) // num_places - 1 for step in range(num_places)]
     places = sorted({place for place in places if place > 0})
     rows = torch.tensor(tokens[:length]).repeat(1 + len(places), 1)

@@ -1,4 +1,4 @@
-"""The head of a classifier: which of a model's parameters it is, and drawing it anew."""
+"""The head of a classifier: finding its parameters, and initialising it."""
 
 from __future__ import annotations
 
@@ -15,27 +15,32 @@ from fedquilt.models.layers import find_blocks
 
 
 def outside_base(model: Any) -> list[str]:
-    """Parameters of the task's model that are not the base model's: its head."""
+    """The names of the parameters outside the base model: those of the head."""
     base = _base_of(model)
     return [name for name, _ in model.named_parameters() if not name.startswith(base + ".")]
 
 
 def _base_of(model: Any) -> str:
-    """The path of the base model in the task's model: where its class says, else the part with the blocks, if that is
-    a pretrained model of its own."""
+    """The path of the base model within the task's model.
+
+    Its class names it, or else it is the submodule with the blocks, if that is a pretrained model of its own.
+    """
     prefix = model.base_model_prefix
     if prefix and hasattr(model, prefix):
         return str(prefix)
     part = find_blocks(model).path.partition(".")[0]
     if not hasattr(model.get_submodule(part), "base_model_prefix"):
-        raise ModelError(f"{type(model).__name__} does not tell its base model from its head; use a model that does")
+        raise ModelError(
+            f"{type(model).__name__} does not separate its base model from its head; use a model that does"
+        )
     return part
 
 
 def head_of(name: str, model: Any, missing: Collection[str]) -> tuple[str, ...]:
-    """What a classifier trains beside its adapters: all outside the base model, and a pooler that the weights lack.
+    """The parameters that a classifier trains beside its adapters.
 
-    ``name`` is the model's, for an error.
+    These are all parameters outside the base model, and a pooler that is ``missing`` from the weights. ``name`` is the
+    name of the model, for messages.
     """
     outside = set(outside_base(model))
     if not outside:
@@ -46,7 +51,7 @@ def head_of(name: str, model: Any, missing: Collection[str]) -> tuple[str, ...]:
 
 
 def sized_by_classes(model: Any, head: Collection[str], build: Callable[[Any], Any]) -> set[str]:
-    """The head's parameters whose shape depends on the number of classes; ``build(config)`` is such a model."""
+    """The head's parameters whose shape depends on the number of classes; ``build(config)`` makes such a model."""
     config = deepcopy(model.config)
     config.num_labels += 1
     with torch.device("meta"):
@@ -56,12 +61,12 @@ def sized_by_classes(model: Any, head: Collection[str], build: Callable[[Any], A
 
 
 def check_body(name: str, model: nn.Module, lacking: Collection[str]) -> None:
-    """Nothing, if the weights give every parameter but those of the head; ``lacking`` are those that they do not.
+    """Raise ModelError if parameters of ``model`` are among ``lacking``, those outside the head without weights.
 
     Raises
     ------
     ModelError
-        if one is lacking.
+        gives their number and the first of them.
     """
     lost = [own for own, _ in model.named_parameters() if own in lacking]
     if lost:
@@ -72,7 +77,7 @@ def check_body(name: str, model: nn.Module, lacking: Collection[str]) -> None:
 
 
 def draw(model: Any, names: list[str], rng: Rng) -> None:
-    """Draw these parameters anew, each module from its own stream: weights N(0, initializer_range), biases 0."""
+    """Initialise these parameters, each module from its own stream: weights N(0, initializer_range), biases 0."""
     std = getattr(model.config, "initializer_range", 0.02)
     for path in dict.fromkeys(name.rpartition(".")[0] for name in names):
         module = model.get_submodule(path)

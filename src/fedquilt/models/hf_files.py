@@ -1,4 +1,4 @@
-"""What transformers reads of a model: config, weights, tokenizer, preprocessor; no other module imports it."""
+"""Reading a model's config, weights, tokenizer and preprocessor with transformers; only this module imports it."""
 
 from __future__ import annotations
 
@@ -34,17 +34,23 @@ TASKS: dict[str, Any] = {
 
 
 def config_from(values: Values) -> Any:
-    """The Hugging Face config of these values; they hold ``model_type`` and the config's keyword arguments."""
+    """The Hugging Face config with these values: ``model_type`` and the config's keyword arguments."""
     return transformers.AutoConfig.for_model(**values)
 
 
 def model_from(config: Any, task: str, trust_remote_code: bool = False) -> Any:
-    """A model of this config with weights drawn from torch's global generator, on torch's default device."""
+    """A model of this config with random weights from torch's global generator, on torch's default device."""
     return TASKS[task].from_config(config, trust_remote_code=trust_remote_code)
 
 
 def read_config(source: Source, task: str, options: dict[str, Any]) -> Any:
-    """The model's config, once its architecture is known to offer ``task``."""
+    """Read the model's config, and check that its architecture supports ``task``.
+
+    Raises
+    ------
+    ModelError
+        if the files, the architecture or its support of the task are missing.
+    """
     if source.values is not None:
         config = config_from(source.values)
     else:
@@ -81,13 +87,32 @@ def _shorten(config: Any, source: Source) -> None:
     whole = getattr(config, "num_hidden_layers", 0)
     if source.layers is None or source.layers > whole:
         raise ModelError(f"model '{source.name}': the model has {whole} blocks; take at most that many")
-    shortened(config, source.layers)  # the weights of the others are then left unread
+    shortened(config, source.layers)  # the weights of the others are then not read
 
 
 def read_weights(
     source: Source, config: Any, task: str, resized: bool, dtype: torch.dtype, options: dict[str, Any]
 ) -> tuple[Any, set[str], set[str]]:
-    """The model with its weights, and the names of the parameters that these lack, and have in another shape."""
+    """Read the model with its weights.
+
+    Parameters
+    ----------
+    source, config
+        Where the model is from, and its config.
+    task
+        A key of ``TASKS``.
+    resized
+        Whether the head has another number of outputs than in the files.
+    dtype
+        The type of the weights in memory.
+    options
+        ``trust_remote_code`` and perhaps ``revision``.
+
+    Returns
+    -------
+    model, missing, mismatched
+        The model, and the names of the parameters that the files lack or have in another shape.
+    """
     if source.local:
         folder = Path(str(source.location))
         if not any(folder.glob("*.safetensors")):
@@ -97,7 +122,7 @@ def read_weights(
                 f"model '{source.name}': {folder} holds {there}; fedquilt reads model.safetensors: "
                 "save the model again with save_pretrained"
             )
-    model, told = TASKS[task].from_pretrained(
+    model, report = TASKS[task].from_pretrained(
         source.location,
         config=config,
         dtype=dtype,
@@ -106,11 +131,11 @@ def read_weights(
         ignore_mismatched_sizes=resized,
         **options,
     )
-    return model, set(told["missing_keys"]), {entry[0] for entry in told["mismatched_keys"]}
+    return model, set(report["missing_keys"]), {entry[0] for entry in report["mismatched_keys"]}
 
 
 def read_tokenizer(source: Source, config: Any, options: dict[str, Any]) -> Any:
-    """The model's tokenizer; the byte tokenizer for a model without files."""
+    """Read the model's tokenizer; a model without files has the byte tokenizer."""
     if source.values is not None:
         bert_like = config.model_type in ("bert", "distilbert")
         inputs = ["input_ids", "attention_mask"] + (["token_type_ids"] if config.model_type == "bert" else [])
@@ -130,13 +155,13 @@ def read_tokenizer(source: Source, config: Any, options: dict[str, Any]) -> Any:
         raise ModelError(
             f"model '{source.name}' has no tokenizer that can be read ({_first_line(error)}); {advice}"
         ) from error
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes up an empty one where there is none
-        raise ModelError(f"model '{source.name}' has no tokenizer that can be read (it knows no words); {advice}")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes an empty one if there is none
+        raise ModelError(f"model '{source.name}' has no tokenizer that can be read (its vocabulary is empty); {advice}")
     return tokenizer
 
 
 def padding_token(source: Source, tokenizer: Any) -> int:
-    """The number of the tokenizer's padding token, once it pads on the right."""
+    """Make the tokenizer pad on the right, if need be with its end token; the number of its padding token."""
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
@@ -148,7 +173,7 @@ def padding_token(source: Source, tokenizer: Any) -> int:
 
 
 def read_preprocessor(source: Source, meta: bool, revision: str | None) -> dict[str, Any]:
-    """What preprocessor_config.json says, or nothing where there is none."""
+    """Read preprocessor_config.json; empty if there is none."""
     if source.location is None or meta:
         return {}
     path: str | None = str(Path(source.location) / PREPROCESSOR)
@@ -161,7 +186,7 @@ def read_preprocessor(source: Source, meta: bool, revision: str | None) -> dict[
 
 @contextmanager
 def explained(source: Source) -> Iterator[None]:
-    """Turn what transformers, the hub or safetensors raise into one line for the user."""
+    """Turn exceptions of transformers, the hub and safetensors into a ModelError of one line."""
     try:
         yield
     except FedquiltError:
@@ -172,7 +197,7 @@ def explained(source: Source) -> Iterator[None]:
             "download or save it again"
         ) from error
     except Exception as error:
-        advice = "look at the files in it" if source.local else f"look at the name and the connection; {FORMS}"
+        advice = "check the files in it" if source.local else f"check the name and the connection; {FORMS}"
         raise ModelError(f"model '{source.name}' cannot be loaded: {_first_line(error)}; {advice}") from error
 
 
@@ -183,7 +208,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars, warnings about new heads or notes on retries while a model loads."""
+    """Suppress progress bars, warnings about new heads and notes on retries while a model loads."""
     ours, hub = transformers.utils.logging, huggingface_hub.utils.logging
     before = ours.get_verbosity(), hub.get_verbosity(), ours.is_progress_bar_enabled()
     try:

@@ -1,4 +1,4 @@
-"""Images made ready for a model: bytes as long as they wait, resized and normalised where the model is."""
+"""Preparing images for a model: stored as uint8, resized and normalised on the model's device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,19 @@ from fedquilt.data.table import Columns, Table
 
 @dataclass(frozen=True)
 class Pixels:
-    """What a model wants: size (height, width) or None for any, channels, and the normalisation of each."""
+    """The images that a model takes.
+
+    Attributes
+    ----------
+    size
+        Height and width; None for any.
+    num_channels
+        The number of channels.
+    mean, std
+        The normalisation, per channel or one for all.
+    scale
+        The factor on uint8 pixels before the normalisation.
+    """
 
     size: tuple[int, int] | None
     num_channels: int
@@ -27,8 +39,8 @@ class Pixels:
 
 
 def pixels_of(config: Any, preprocessor: Mapping[str, Any]) -> Pixels:
-    """What a model of this config wants, by its own words and those of its preprocessor_config.json."""
-    config = getattr(config, "vision_config", None) or config  # a model of several parts tells it of that for images
+    """The images that a model takes, by its config and its preprocessor_config.json."""
+    config = getattr(config, "vision_config", None) or config  # multimodal models have a config of their own for images
     size = getattr(config, "image_size", None) or preprocessor.get("size")
     if isinstance(size, dict):
         size = (size["height"], size["width"]) if "height" in size else size.get("shortest_edge")
@@ -45,19 +57,17 @@ def pixels_of(config: Any, preprocessor: Mapping[str, Any]) -> Pixels:
 def encode_images(table: Table, size: tuple[int, int] | None = None) -> Columns:
     """Columns pixel_values, uint8 (rows, height, width, channels), and labels, int64 (rows,).
 
-    Images of unlike sizes are brought to ``size``, the model's (height, width), or where it takes any, to the size that
-    most of them have.
+    Images of different sizes are resized to ``size``, the model's (height, width), or to their most frequent size if
+    the model takes any.
 
     Raises
     ------
     DataError
-        if the rows are no images, or have no labels.
+        if the rows are not images, or have no labels.
     """
     images = of_one_size(table.inputs, size) if isinstance(table.inputs, Pictures) else table.inputs
     if not isinstance(images, Tensor):
-        raise DataError(
-            "the model looks at images, but the data holds text; set model.task and data.source to one kind"
-        )
+        raise DataError("the model takes images, but the data holds text; set model.task and data.source to one kind")
     if table.labels is None:
         raise DataError("the data has no labels, and a classifier needs them; name their column in data.label")
     if images.dtype != torch.uint8 or images.dim() not in (3, 4):
@@ -71,10 +81,9 @@ def encode_images(table: Table, size: tuple[int, int] | None = None) -> Columns:
 def image_preparer(pixels: Pixels) -> Callable[[Columns], dict[str, Tensor]]:
     """``prepare(columns)``: pixel_values, float32 (rows, channels, height, width), on the columns' device.
 
-    Grey becomes colour by repetition, colour grey by the mean of its channels; a fourth channel (alpha) is dropped.
+    Grey images are repeated over the channels, colour images averaged to grey; a fourth channel (alpha) is dropped.
     Resizing is bilinear with antialiasing; then ``(x * scale - mean) / std``.
     """
-
     constants: dict[torch.device, tuple[Tensor, ...]] = {}  # made once: they cost as much as normalising a small batch
 
     def prepare(columns: Columns) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Which class each output of a classifier is: the data's names joined with the base model's own."""
+"""The class of each output of a classifier: matching the data's class names with the base model's."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from fedquilt.data.classes import numbered, places
 
 
 class Outputs(NamedTuple):
-    """The classes of a model's outputs, in their order.
+    """The classes of a model's outputs, in the order of the outputs.
 
-    ``classes`` are the data's names, ``names`` what an exported model calls them. ``foreign`` says why the base's own
-    head is not one of these classes, "" if it is or there is none. ``redrawn``: it has as many outputs but of other
-    classes, so that it must be drawn anew.
+    ``classes`` are the data's names, ``names`` those in an exported model. ``foreign`` is the reason why the base's own
+    head does not classify these classes, "" if it does or there is no head. ``redrawn`` says that the base's head has
+    the same number of outputs but other classes, and must be initialised anew.
     """
 
     classes: tuple[str, ...] = ()
@@ -23,45 +23,46 @@ class Outputs(NamedTuple):
     redrawn: bool = False
 
     def where(self, has_head: bool) -> Outputs:
-        """The same where the base's weights hold a head, or hold none, which then can be of no other classes."""
+        """These outputs if the base's weights have a head; without a head, no other classes are in the way."""
         return self if has_head else self._replace(foreign="", redrawn=False)
 
     def written(self, config: Any) -> None:
-        """Puts the names into a model's config, where there are any."""
+        """Write the names into a model's config, if there are any."""
         if self.names:
             config.id2label = dict(enumerate(self.names))
             config.label2id = {name: place for place, name in enumerate(self.names)}
 
 
 UNNAMED = Outputs()
-"""Of a model whose classes nobody has named."""
+"""The outputs of a model without class names."""
 
 
 def named_by(config: Any) -> tuple[str, ...]:
-    """What a config says of its outputs, in their order; () if it has no name for each of them."""
-    told: Mapping[Any, Any] = getattr(config, "id2label", None) or {}
-    by_place = {int(key): str(name) for key, name in told.items()}
+    """The names of a config's outputs, in their order; () if not every output has one."""
+    names: Mapping[Any, Any] = getattr(config, "id2label", None) or {}
+    by_place = {int(key): str(name) for key, name in names.items()}
     return tuple(by_place[place] for place in sorted(by_place)) if set(by_place) == set(range(len(by_place))) else ()
 
 
 def outputs_of(
     classes: Sequence[str], own: Sequence[str], *, told: Sequence[str] = (), stated: bool = False
 ) -> Outputs:
-    """The outputs of a model for ``classes``, the data's, where ``own`` are the names of the base's outputs.
+    """Match the data's ``classes`` with ``own``, the names of the base's outputs.
 
-    Names decide, and the base's order is kept: where both have the same classes, output ``i`` is what the base calls
-    its output ``i``. ``told`` is what the run file says that the base's outputs are, in place of ``own``. Where the
-    base's names are numbers only, its outputs are in the data's order; ``stated`` says that the user gave that order.
+    Names decide, and the base keeps its order: if both have the same classes, output ``i`` is the class that the base
+    names for its output ``i``. ``told`` are the names of the base's outputs in the run file (``model.labels``), which
+    replace ``own``. If the base's names are only numbers, its outputs are taken in the data's order, and ``stated``
+    says that the user gave this order.
 
     Raises
     ------
     ConfigError
-        if ``told`` has not one name for each output of the base, or they are not the data's classes.
+        if ``told`` does not have one name for each output of the base, or its names are not the data's classes.
     """
     classes, own = tuple(classes), tuple(own)
     if told and len(told) != len(own):
         raise ConfigError(
-            f"model.labels names {len(told)} classes ({_listed(told)}), and the base has {len(own)} outputs; name each"
+            f"model.labels names {len(told)} classes ({_listed(told)}), but the base has {len(own)} outputs; name each"
         )
     base = tuple(told) or own
     bare = numbered(base)
@@ -86,12 +87,12 @@ def outputs_of(
 
 
 def refuse_foreign(outputs: Outputs, name: str) -> None:
-    """Nothing, if a head that nobody trains is one of these classes.
+    """Raise ConfigError if the base's head, which stays frozen, classifies other classes.
 
     Raises
     ------
     ConfigError
-        if the base's own head is of other classes.
+        gives the reason and the alternatives.
     """
     if outputs.foreign:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Where a model's transformer blocks and its query and value projections are, found from its structure."""
+"""Finding a model's transformer blocks and its query and value projections from its structure."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from fedquilt.core.types import Blocks
 
 
 def find_blocks(model: nn.Module) -> Blocks:
-    """The list of transformer blocks of ``model``: a module list of one class, as long as its config says.
+    """Find the list of transformer blocks: a module list of one class whose length is the config's number of layers.
 
-    The config is that of the part of the model that holds the list. Lists inside another such list (the experts of each
-    block) do not count, and of a model with a part for text and others only that part's do. Without a number of layers
-    in the config any module list of one class is a candidate, and there must be exactly one.
+    The config is that of the submodel that holds the list. Lists inside another such list (the experts of each block)
+    do not count; in a multimodal model only the text model's lists do. If the config has no number of layers, every
+    module list of one class is a candidate, and there must be exactly one.
 
     Raises
     ------
     ModelError
-        if there is no such list, or several; names the candidates.
+        if there is none or more than one such list; names the candidates.
     """
     lists = {
         name: module
@@ -30,7 +30,7 @@ def find_blocks(model: nn.Module) -> Blocks:
         if isinstance(module, nn.ModuleList) and _holds_blocks(module)
     }
     expected = _num_layers(_config_of(model))
-    own = {name: _told_above(model, name, expected) for name in lists}
+    own = {name: _layers_above(model, name, expected) for name in lists}
     fitting = {name: module for name, module in lists.items() if own[name] in (None, len(module))}
     outer = [name for name in fitting if not any(name.startswith(other + ".") for other in fitting)]
     outer = _of_text(model, outer) or outer
@@ -42,23 +42,23 @@ def find_blocks(model: nn.Module) -> Blocks:
     count = "" if expected is None else f" of {expected} (the config's num_hidden_layers)"
     if outer and getattr(_config_of(model), "is_encoder_decoder", False):
         raise ModelError(
-            f"{kind} is an encoder-decoder: its blocks lie in several lists ({', '.join(outer)}), and fedquilt counts "
-            "those of one; use an encoder or a decoder alone"
+            f"{kind} is an encoder-decoder: its blocks lie in several lists ({', '.join(outer)}), but fedquilt needs "
+            "one; use an encoder or a decoder alone"
         )
     if outer:
-        told = ", ".join(f"'{name}' ({len(fitting[name])})" for name in outer)
+        candidates = ", ".join(f"'{name}' ({len(fitting[name])})" for name in outer)
         raise ModelError(
-            f"{kind} has several lists of blocks{count} that cannot be told apart: {told}; use a model with one"
+            f"{kind} has several lists of blocks{count} that cannot be told apart: {candidates}; use a model with one"
         )
-    told = ", ".join(f"'{name}' ({len(module)})" for name, module in lists.items()) or "none"
+    candidates = ", ".join(f"'{name}' ({len(module)})" for name, module in lists.items()) or "none"
     raise ModelError(
-        f"{kind} has no list of equal blocks{count}; its module lists of one class are: {told}. "
+        f"{kind} has no list of equal blocks{count}; its module lists of one class are: {candidates}. "
         "fedquilt needs a transformer whose blocks lie in one nn.ModuleList"
     )
 
 
 def default_targets(model: nn.Module, blocks: Blocks) -> tuple[str, ...]:
-    """Names of the query and value projections in the blocks (GPT-2: their joint one), or () if unknown."""
+    """The names of the query and value projections in the blocks (GPT-2: the joint one), or () if unknown."""
     names = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
@@ -69,14 +69,14 @@ def default_targets(model: nn.Module, blocks: Blocks) -> tuple[str, ...]:
 
 
 def _holds_blocks(modules: nn.ModuleList) -> bool:
-    """Whether these are modules of one class, made of others: a list of norms or embeddings is no list of blocks."""
+    """Whether these are modules of one class with submodules, unlike lists of norms or embeddings."""
     return len({type(module) for module in modules}) == 1 and all(
         any(True for _ in module.children()) for module in modules
     )
 
 
-def _told_above(model: nn.Module, path: str, otherwise: int | None) -> int | None:
-    """The number of layers that the config next above this path tells: each part of a model has its own."""
+def _layers_above(model: nn.Module, path: str, otherwise: int | None) -> int | None:
+    """The number of layers in the nearest config above this path, since each submodel may have its own."""
     while path:
         path = path.rpartition(".")[0]
         number = getattr(_config_of(model.get_submodule(path)), "num_hidden_layers", None)
@@ -86,7 +86,7 @@ def _told_above(model: nn.Module, path: str, otherwise: int | None) -> int | Non
 
 
 def _of_text(model: nn.Module, paths: list[str]) -> list[str]:
-    """Of lists in several parts of a model, those in the part that is for text."""
+    """The lists that lie in the text model of a multimodal model."""
     text = getattr(_config_of(model), "text_config", None)
     parts = [name for name, module in model.named_modules() if text is not None and _config_of(module) is text]
     return [path for path in paths if any(path.startswith(f"{part}.") for part in parts)]
@@ -97,7 +97,7 @@ def _config_of(module: nn.Module) -> Any:
 
 
 def _num_layers(config: Any) -> int | None:
-    """The config's own number of hidden layers, that of its text part for a model of several, or None."""
+    """The number of hidden layers in the config, or in its text config, or None."""
     for part in (config, getattr(config, "text_config", None)):
         number = getattr(part, "num_hidden_layers", None)
         if isinstance(number, int):

@@ -1,4 +1,4 @@
-"""A module of the calling program, made ready to be adapted as a model by name is."""
+"""Loading a model object, as ``hf`` loads a model by name."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any
 from torch import nn
 
 from fedquilt.core.errors import ModelError
-from fedquilt.data.load import with_classes
-from fedquilt.data.table import Columns, Table
 from fedquilt.models import text, text_limits
-from fedquilt.models.hf import Loaded, load_model
+from fedquilt.models.hf import load_model
 from fedquilt.models.image import Pixels, encode_images, image_preparer
 from fedquilt.models.labels import UNNAMED, outputs_of
 from fedquilt.models.layers import default_targets
+from fedquilt.models.loaded import Loaded, numbered_by
 from fedquilt.models.locate import Source
 from fedquilt.models.own import OwnModel, dressed, padded, save_weights
 from fedquilt.models.reading import Reading
@@ -23,13 +22,13 @@ from fedquilt.models.weights_digest import digest
 
 
 def load_own(own: OwnModel, name: str, task: str, **options: Any) -> Loaded:
-    """The model that ``name`` stands for, made ready as ``hf.load_model`` does it; ``options`` are its keywords.
+    """Load the model object ``own``; ``name`` and ``options`` are as in ``hf.load_model``.
 
     Raises
     ------
     ModelError
-        as ``hf.load_model`` does; and of a module that is none of transformers, if it is no classifier, or its blocks,
-        its head or its tokenizer are not known.
+        as in ``hf.load_model``; and for a module that is not a model of transformers, if the task is ``"causal-lm"``,
+        or its blocks, its head or its tokenizer are unknown.
     """
     if own.is_pretrained:
         return load_model(name, task, source=Source(name, location=str(own.folder()), local=True), **options)
@@ -37,8 +36,8 @@ def load_own(own: OwnModel, name: str, task: str, **options: Any) -> Loaded:
     classes: Sequence[str] = options["classes"]
     if task == "causal-lm":
         raise ModelError(
-            f"model '{name}': a language model in memory must be one of transformers, and {type(own.module).__name__} "
-            "is none; build it from a config of transformers"
+            f"model '{name}': a language model in memory must be a model of transformers, but "
+            f"{type(own.module).__name__} is not; build it from a config of transformers"
         )
     model = own.copied(meta).requires_grad_(False).eval()
     blocks = own.found_blocks(model)
@@ -58,7 +57,7 @@ def load_own(own: OwnModel, name: str, task: str, **options: Any) -> Loaded:
         architecture=f"{type(model).__name__.lower()}-{blocks.num_layers}",
         head=head,
         targets=default_targets(model, blocks),
-        encode=partial(_numbered, reading.encode, outputs.classes) if outputs.classes else reading.encode,
+        encode=numbered_by(reading.encode, outputs.classes),
         prepare=reading.prepare,
         reading=reading,
         digest="" if meta else digest(model),
@@ -75,8 +74,3 @@ def _text_reading(model: Any, tokenizer: Any, name: str, max_length: int, meta: 
     if not meta:
         text_limits.refuse_moved_by_padding(model, encode, text.prepare_text, name)
     return Reading(encode, text.prepare_text, width, text.lost_tokens(tokenizer, False))
-
-
-def _numbered(encode: Any, classes: Sequence[str], table: Table) -> Columns:
-    columns: Columns = encode(with_classes(table, classes, "the data", "the model's outputs do not have"))
-    return columns

@@ -1,4 +1,4 @@
-"""From a model's name to the place it comes from."""
+"""Finding where a model comes from by its name."""
 
 from __future__ import annotations
 
@@ -15,20 +15,31 @@ from fedquilt.models.shapes import Values, published, tiny
 from fedquilt.models.text import NUM_TOKENS
 
 BUILTIN = ("glyph-vit", "glyph-vit-4x32", "glyph-vit-8x48", "arith-llama", "arith-gemma", "arith-qwen")
-"""Models that come with the package."""
+"""The models that are part of the package."""
 
 FORMS = (
     f"a model is a built-in name ({', '.join(BUILTIN)}), 'tiny:<architecture>', a local folder, "
-    "'package:<python package>/<folder>' or a hub name such as 'google/vit-base-patch16-224-in21k'; '?layers=N' behind "
-    "any but 'tiny:' takes the first N blocks only"
+    "'package:<python package>/<folder>' or a hub name such as 'google/vit-base-patch16-224-in21k'; '?layers=N' after "
+    "any but 'tiny:' keeps only the first N blocks"
 )
 
 
 @dataclass(frozen=True)
 class Source:
-    """The ``values`` of a config, or a ``location`` (a folder if ``local``, else a hub name).
+    """Where a model comes from.
 
-    ``layers``: only so many of its transformer blocks, the first ones; None for all.
+    Attributes
+    ----------
+    name
+        The name in the run file.
+    values
+        The values of a config, for a model without files.
+    location
+        A folder, or a name on the hub.
+    local
+        Whether ``location`` is a folder.
+    layers
+        Keep only so many transformer blocks, the first ones; None for all.
     """
 
     name: str
@@ -39,17 +50,17 @@ class Source:
 
 
 def find_source(name: str, meta: bool, max_length: int) -> Source:
-    """Where the model called ``name`` comes from.
+    """Find where the model called ``name`` comes from.
 
-    ``name``: one of ``BUILTIN`` (shipped, such as ``"glyph-vit"``), ``"tiny:<architecture>"`` (random;
-    ``"tiny:vit?layers=12&width=64"``), a local folder, ``"package:<python package>/<folder>"``, a hub name, or with
-    ``meta`` also ``"shape:<published shape>"``; ``"?layers=N"`` behind a built-in name, a folder or a hub name takes
-    the first N blocks only.
+    ``name`` is one of ``BUILTIN``, ``"tiny:<architecture>"`` (random weights, as in ``"tiny:vit?layers=12&width=64"``),
+    a local folder, ``"package:<python package>/<folder>"``, a hub name, or with ``meta`` also ``"shape:<published
+    shape>"``. ``"?layers=N"`` after a built-in name, a folder or a hub name keeps only the first N blocks.
+    ``max_length`` is the number of positions that a tiny model needs at least.
 
     Raises
     ------
     ModelError
-        if the name has no such form, or what it names is not there.
+        if the name has none of these forms, or what it names does not exist.
     """
     if name.startswith(IN_MEMORY):
         raise ModelError(
@@ -79,7 +90,7 @@ def find_source(name: str, meta: bool, max_length: int) -> Source:
     if form == "package":
         return Source(name, location=str(_folder_in_package(name, rest)), local=True)
     folder = Path(name).expanduser()
-    if os.path.isdir(folder):  # False, too, where no folder can have the name
+    if os.path.isdir(folder):  # also False if no folder can have this name
         return Source(name, location=str(folder), local=True)
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
         raise ModelError(f"model '{name}': there is no such folder; {FORMS}")
@@ -87,35 +98,34 @@ def find_source(name: str, meta: bool, max_length: int) -> Source:
 
 
 def refuse_idle(source: Source, revision: str | None, trust_remote_code: bool) -> None:
-    """Nothing, if something can come of these two where the model comes from.
+    """Raise ConfigError if ``revision`` or ``trust_remote_code`` has no effect for this source.
 
     Raises
     ------
     ConfigError
-        if there is no other revision to be had, or nothing that could bring code of its own.
+        names each of the two keys that has no effect.
     """
     problems = []
     if revision is not None and (source.local or source.values is not None):
         problems.append(
-            f"model.revision = {revision!r}: is of names on the hub, and model.name = '{source.name}' is none; leave "
-            "it out"
+            f"model.revision = {revision!r}: applies only to names on the hub, and model.name = '{source.name}' is "
+            "not one; leave it out"
         )
     if trust_remote_code and source.values is not None:
         problems.append(
-            f"model.trust_remote_code = true: model.name = '{source.name}' is made here and brings no code; leave it "
-            "out"
+            f"model.trust_remote_code = true: model.name = '{source.name}' has no code of its own; leave it out"
         )
     if problems:
         raise ConfigError(problems)
 
 
 def whole_of(name: str) -> tuple[str, int | None]:
-    """The name without its ``?layers=N``, and N; None where all blocks are meant.
+    """Split a name into the part before ``?layers=N``, and N (None for all blocks).
 
     Raises
     ------
     ModelError
-        if something else stands behind the question mark.
+        if anything else follows the question mark.
     """
     if name.partition(":")[0] in ("tiny", "shape") or "?" not in name:
         return name, None
@@ -123,7 +133,7 @@ def whole_of(name: str) -> tuple[str, int | None]:
     key, _, number = cut.partition("=")
     if key != "layers" or not re.fullmatch("[0-9]{1,9}", number) or int(number) < 1:
         raise ModelError(
-            f"model '{name}': '?{cut}' is not known; allowed behind a name is '?layers=N': the first N blocks only"
+            f"model '{name}': '?{cut}' is not known; allowed after a name is '?layers=N' for the first N blocks"
         )
     return whole, int(number)
 

@@ -1,4 +1,4 @@
-"""A model that the calling program holds, in place of a name: any ``nn.Module``, or one of transformers."""
+"""A model object in place of a name: any ``nn.Module``, or a model of transformers."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ WEIGHTS = "model.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class OwnModel:
-    """A model of your own, and what of it cannot be found by looking at it.
+    """A model of your own, with what cannot be derived from its structure.
 
-    A classifier may be any module with one ``nn.ModuleList`` of equal blocks. It is called with what its ``forward``
-    names: images (float32, rows x channels x height x width) as ``pixel_values`` or its first parameter, text as
-    ``input_ids`` and ``attention_mask`` or its first and second; and gives logits, or something with ``.logits``. It is
-    copied, and stays as it is. A language model must be one of transformers.
+    A classifier may be any module with one ``nn.ModuleList`` of equal blocks. Images (float32, rows x channels x height
+    x width) are passed as ``pixel_values`` or the first parameter of ``forward``; text as ``input_ids`` and
+    ``attention_mask`` or the first two parameters. It returns logits or an object with ``.logits``. The module is
+    copied and stays unchanged. A language model must be a model of transformers.
 
     Parameters
     ----------
     module
-        The model, with its weights and, for a classifier, an output for each class of the data, in their order.
+        The model with its weights; a classifier has one output for each class of the data, in their order.
     tokenizer
-        For models of text, one of transformers' fast tokenizers.
+        A fast tokenizer of transformers, for models of text.
     blocks
-        The path of the list of blocks, such as ``"encoder.layers"``; found where there is only one.
+        The path of the list of blocks, such as ``"encoder.layers"``; not needed if there is only one list.
     head
-        The path of the classification head; if left out, the last linear layer outside the blocks.
+        The path of the classification head; by default the last linear layer outside the blocks.
     image_size
-        Height and width of the images that it takes; those of the data if left out.
+        Height and width of the images that it takes; by default those of the data.
     channels
-        Of its images; if left out, those of its first convolution, or 3.
+        Channels of the images; by default those of the first convolution, or 3.
     mean, std
-        What is subtracted from pixels between 0 and 1, and what they are divided by.
+        The normalisation of pixels in [0, 1]: subtract ``mean``, then divide by ``std``.
     """
 
     module: nn.Module
@@ -64,9 +64,9 @@ class OwnModel:
 
     @property
     def name(self) -> str:
-        """What stands for the model in a config: its class, and a digest of its weights and of what is said here."""
-        told = [self.blocks, self.head, self.image_size, self.channels, self.mean, self.std]
-        parts = (digest(self.module), json.dumps(told), _told(self.tokenizer))
+        """The model's name in a config: its class with a digest of its weights and of the fields of this object."""
+        fields = [self.blocks, self.head, self.image_size, self.channels, self.mean, self.std]
+        parts = (digest(self.module), json.dumps(fields), _content(self.tokenizer))
         total = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         return f"{IN_MEMORY}{type(self.module).__name__}-{total[:16]}"
 
@@ -76,7 +76,7 @@ class OwnModel:
         return hasattr(self.module, "save_pretrained") and hasattr(getattr(self.module, "config", None), "model_type")
 
     def folder(self) -> Path:
-        """A folder with the files of a model of transformers, and its tokenizer; it lasts as long as this object."""
+        """A temporary folder with the files of the model and its tokenizer; it exists as long as this object."""
         if not self._saved:
             made: TemporaryDirectory[str] = TemporaryDirectory(prefix="fedquilt-model-")
             self.module.save_pretrained(made.name)  # type: ignore[operator]
@@ -86,7 +86,7 @@ class OwnModel:
         return Path(self._saved[0].name)
 
     def copied(self, meta: bool) -> Any:
-        """A copy of the module; with ``meta`` its shapes alone, without a copy of the weights in between."""
+        """A copy of the module; with ``meta`` a copy on the meta device, without copying the weights."""
         memo: dict[int, Any] = {}
         if meta:
             for parameter in self.module.parameters():
@@ -97,19 +97,19 @@ class OwnModel:
         return made if meta else made.float().cpu()
 
     def found_blocks(self, model: nn.Module) -> Blocks:
-        """Where the blocks of the module, or of a copy of it, are.
+        """The blocks of ``model``, which is the module or a copy of it.
 
         Raises
         ------
         ModelError
-            if ``blocks`` names no list of modules, or is left out and there is more than one such list.
+            if ``blocks`` does not name a list of modules, or is None and there is not exactly one such list.
         """
         if self.blocks is None:
             return find_blocks(model)
         lists = {path: one for path, one in model.named_modules() if isinstance(one, nn.ModuleList)}
         if self.blocks not in lists:
-            told = ", ".join(f"'{path}'" for path in lists) or "none"
-            raise ModelError(f"blocks = '{self.blocks}': names no nn.ModuleList of the model; there are: {told}")
+            known = ", ".join(f"'{path}'" for path in lists) or "none"
+            raise ModelError(f"blocks = '{self.blocks}': names no nn.ModuleList of the model; there are: {known}")
         return Blocks(self.blocks, len(lists[self.blocks]))
 
     def found_head(self, model: nn.Module, blocks: Blocks, num_classes: int | None) -> tuple[str, ...]:
@@ -118,7 +118,7 @@ class OwnModel:
         Raises
         ------
         ModelError
-            if there is none, or it gives another number of outputs than there are classes.
+            if there is none, or its number of outputs is not the number of classes.
         """
         linear = [
             path for path, one in model.named_modules() if isinstance(one, nn.Linear) and blocks.depth(path) is None
@@ -135,19 +135,19 @@ class OwnModel:
         outputs = model.get_submodule(inside[-1]).out_features if inside else num_classes
         if num_classes is not None and outputs != num_classes:
             raise ModelError(
-                f"{type(model).__name__}: its head '{path}' gives {outputs} outputs, and the data has {num_classes} "
-                "classes; build the model for as many, or name its head: fedquilt.OwnModel(model, head='...')"
+                f"{type(model).__name__}: its head '{path}' has {outputs} outputs, but the data has {num_classes} "
+                "classes; build the model for these, or name its head: fedquilt.OwnModel(model, head='...')"
             )
         return names
 
     def num_channels(self) -> int:
-        """The channels of its images."""
+        """The number of channels of its images."""
         convolutions = (one.in_channels for one in self.module.modules() if isinstance(one, nn.Conv2d))
         return self.channels or next(convolutions, 3)
 
 
 def own_model(model: Any, tokenizer: Any = None) -> OwnModel:
-    """The model as an ``OwnModel``, with the tokenizer if one is given beside it."""
+    """The model as an ``OwnModel``; a given tokenizer replaces its own."""
     if not isinstance(model, OwnModel):
         return OwnModel(model, tokenizer)
     return (
@@ -160,10 +160,10 @@ def own_model(model: Any, tokenizer: Any = None) -> OwnModel:
 
 
 def dressed(model: Any, inputs: Sequence[str], **config: Any) -> Any:
-    """The copied module, which now is called and answers as a model of transformers; ``undressed`` undoes it.
+    """Give the copied module the interface of a model of transformers, in place; ``undressed`` undoes it.
 
-    It takes ``inputs`` by name. What its own forward has no parameter of the same name for goes to its first ones, in
-    their order, and an input for which there is none left is dropped.
+    ``forward`` then takes ``inputs`` by name and returns an object with ``.logits``. If the module's own ``forward``
+    has parameters of these names, other inputs are dropped; otherwise the inputs go to its first parameters in order.
     """
     own = model.forward
     kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
@@ -184,7 +184,7 @@ def dressed(model: Any, inputs: Sequence[str], **config: Any) -> Any:
 
 
 def undressed(model: nn.Module) -> nn.Module:
-    """The module as its own class made it."""
+    """Remove what ``dressed`` added to the module."""
     for name in ("forward", "main_input_name"):
         vars(model).pop(name, None)
     if isinstance(vars(model).get("config"), SimpleNamespace):
@@ -193,9 +193,9 @@ def undressed(model: nn.Module) -> nn.Module:
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:
-    """Write all weights of a module as safetensors, beside a file that says of which class it is."""
-    told = {"class": type(model).__name__, "format": "fedquilt.own_model"}
-    write_folder(folder, (WEIGHTS, model.state_dict()), ("own_model.json", told))
+    """Write all weights of a module as safetensors, with a file that names its class."""
+    about = {"class": type(model).__name__, "format": "fedquilt.own_model"}
+    write_folder(folder, (WEIGHTS, model.state_dict()), ("own_model.json", about))
 
 
 def padded(tokenizer: Any, name: str) -> Any:
@@ -204,10 +204,10 @@ def padded(tokenizer: Any, name: str) -> Any:
     Raises
     ------
     ModelError
-        if there is none, or it has no token to pad with.
+        if there is no tokenizer, or it has no token to pad with.
     """
     if tokenizer is None:
-        raise ModelError(f"model '{name}': reads text and comes without a tokenizer; give one: tokenizer=...")
+        raise ModelError(f"model '{name}': reads text but has no tokenizer; give one: tokenizer=...")
     made = copy(tokenizer)
     made.padding_side = made.truncation_side = "right"
     if made.pad_token_id is None:
@@ -217,8 +217,8 @@ def padded(tokenizer: Any, name: str) -> Any:
     return made
 
 
-def _told(tokenizer: Any) -> str:
-    """All that a tokenizer's files would say, as text."""
+def _content(tokenizer: Any) -> str:
+    """The content of a tokenizer's files as text, "" for None."""
     if tokenizer is None:
         return ""
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -1,4 +1,4 @@
-"""How a model reads and writes text: its tokenizer and its own limits, put together."""
+"""How a model reads and generates text: its tokenizer together with the limits of the model."""
 
 from __future__ import annotations
 
@@ -17,12 +17,22 @@ from fedquilt.models.layers import find_blocks
 
 @dataclass(frozen=True)
 class Reading:
-    """What becomes of a table on its way into a model.
+    """How a table is turned into the inputs of a model.
 
-    ``encode`` turns a Table into columns, ``prepare`` a batch of these into the model's keyword arguments. A row has at
-    most ``width`` tokens, None for images; ``lost`` tells how many each row lost, as ``text.lost_tokens``. A prompt and
-    what is written behind it have at most ``longest`` tokens together, None where no bound is known. ``pads_left`` says
-    whether prompts of unlike lengths can be written in one batch.
+    Attributes
+    ----------
+    encode
+        Turns a table into columns.
+    prepare
+        Turns a batch of columns into the model's keyword arguments.
+    width
+        The most tokens of a row; None for images.
+    lost
+        Counts the tokens that truncation removed from each row; see ``text.lost_tokens``.
+    longest
+        The most tokens of a prompt together with its generated completion; None if no limit is known.
+    pads_left
+        Whether completions of prompts of different lengths can be generated in one batch.
     """
 
     encode: Callable[[Table], Columns]
@@ -34,24 +44,37 @@ class Reading:
 
 
 def unread(table: Table) -> Columns:
-    """What encodes a table where there is no tokenizer."""
+    """Raise ModelError: the encoder of a text model that was loaded without a tokenizer."""
     raise ModelError("a model on the meta device has no tokenizer; load it with its weights to encode text")
 
 
 def text_reading(
     model: Any, tried: Any, tokenizer: Any, name: str, task: str, max_length: int, new_tokens: int
 ) -> Reading:
-    """The reading of the model called ``name``, and all that can be wrong with it, found by trying.
+    """The reading of a text model, checked by trial forward passes.
 
-    ``model`` may have no weights; ``tried`` is the same, or a smaller one in its place, and None if there is nothing to
-    try. A row has at most ``max_length`` tokens, and fewer where the model has fewer positions or its
-    tokenizer says so. ``new_tokens`` are written behind a prompt, 0 if none ever are.
+    Parameters
+    ----------
+    model
+        The model; it may have no weights.
+    tried
+        The model for the trials: the same, or a smaller stand-in; None for no trials.
+    tokenizer
+        The model's tokenizer.
+    name
+        The model's name, for messages.
+    task
+        ``"sequence-classification"`` or ``"causal-lm"``.
+    max_length
+        The most tokens of a row; fewer are used if the model or its tokenizer has a lower limit.
+    new_tokens
+        The most tokens that are generated after a prompt; 0 if nothing is generated.
 
     Raises
     ------
     ModelError
-        if a language model sees the tokens to come, padding changes what the model says, the padding token has no
-        embedding, or a short row ends in an error.
+        if a language model attends to later tokens, padding changes the logits, the padding token has no embedding, or
+        a short row raises an error.
     """
     text_limits.refuse_padding_token(model, tokenizer, name)
     stated = stated_positions(model.config)
@@ -76,7 +99,7 @@ def text_reading(
 
 
 def stated_positions(config: Any) -> int | None:
-    """The positions that a model's config speaks of, or None for no limit."""
+    """The number of positions in a model's config, or None for no limit."""
     for part in (config, config.get_text_config()):
         number = getattr(part, "max_position_embeddings", None)
         if isinstance(number, int) and number > 0:
@@ -85,7 +108,7 @@ def stated_positions(config: Any) -> int | None:
 
 
 def greedy(own: Any, tokenizer: Any) -> Any:
-    """How a model writes: its likeliest token every time, whatever its files advise, up to an end token of either's."""
+    """A generation config for greedy decoding up to an end token of the model (``own``) or tokenizer."""
     listed = [own.eos_token_id] if isinstance(own.eos_token_id, int) else own.eos_token_id or []
     ends = sorted({*listed, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
     return type(own)(do_sample=False, use_cache=True, eos_token_id=ends or None, pad_token_id=tokenizer.pad_token_id)

@@ -1,4 +1,4 @@
-"""A saved adapter put into a model."""
+"""Loading a saved adapter into a model."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from fedquilt.models.layers import find_blocks
 
 
 def load_adapter(model: nn.Module, folder: str | Path, *, blocks: Blocks | str | None = None) -> nn.Module:
-    """The model, in which the adapter of the folder and its head now are; it is changed in place.
+    """Load the adapter and the head in ``folder`` into ``model``, in place; the model.
 
-    ``model`` is the bare one that was fine-tuned, with a head of as many classes. The folder is one that a run wrote:
-    a mixture of adapters (``fedquilt_adapter.json``) or plain LoRA in PEFT's format (``adapter_config.json``). No
-    parameter requires a gradient afterwards. ``blocks`` is the path of the model's list of blocks; found if left out.
+    ``model`` is the base model that was fine-tuned, with a head for the same number of classes. ``folder`` was written
+    by a run: a mixture of adapters (``fedquilt_adapter.json``), or plain LoRA in PEFT's format
+    (``adapter_config.json``). ``blocks`` is the path of the model's list of blocks; by default it is searched for. No
+    parameter requires a gradient afterwards.
 
     Raises
     ------
     ModelError
-        if the folder is damaged or of another format, or its tensors' names and shapes are not those of the model.
+        if the folder is damaged or has another format, or its tensors do not fit the model in name or shape.
     """
     folder = Path(folder)
     if isinstance(blocks, str):
@@ -36,6 +37,8 @@ def load_adapter(model: nn.Module, folder: str | Path, *, blocks: Blocks | str |
     if load is None and (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds a whole model and no adapter; load it with from_pretrained")
     if load is None:
-        raise ModelError(f"{folder} holds no {' or '.join(loads)}, so it is no adapter; give a folder that a run wrote")
+        raise ModelError(
+            f"{folder} holds no {' or '.join(loads)}, so it is not an adapter; give a folder that a run wrote"
+        )
     load(model, blocks, folder)
     return model

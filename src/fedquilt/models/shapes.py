@@ -1,4 +1,4 @@
-"""Configurations as plain numbers: tiny ones for tests and trials, published ones for planning without weights."""
+"""Model configurations: tiny ones for tests and trials, published ones for planning without weights."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ PUBLISHED: dict[str, Values] = {
         "max_position_embeddings": 8192, "tie_word_embeddings": True,
     },
 }  # fmt: skip
-"""The published configs' numbers, as far as they decide shapes."""
+"""The values of published configs that determine shapes."""
 
 _TINY_TYPES = {
     "vit": "vit", "bert": "bert", "distilbert": "distilbert", "llama": "llama", "gemma": "gemma", "gemma2": "gemma2",
@@ -73,12 +73,12 @@ _LARGEST = {"layers": 200, "width": 16384, "heads": 1024, "image": 4096, "patch"
 
 
 def published(name: str) -> Values:
-    """The published configuration of this name.
+    """The published configuration called ``name``.
 
     Raises
     ------
     ModelError
-        if there is none; names those there are.
+        if there is none; lists the known names.
     """
     if name not in PUBLISHED:
         raise ModelError(
@@ -88,15 +88,15 @@ def published(name: str) -> Values:
 
 
 def tiny(name: str, vocab_size: int, positions: int) -> Values:
-    """A small configuration: an architecture, with sizes behind a question mark: ``"vit?layers=12&width=64"``.
+    """A small configuration by an architecture and optional sizes, as in ``"vit?layers=12&width=64"``.
 
-    ``layers`` (2), ``width`` (32) and ``heads`` (2) hold for all; ``image`` (28), ``patch`` (7) and ``channels`` (1)
-    for ViT. Dropout is off, so that every run of it can be compared.
+    The sizes and their defaults are ``layers`` (2), ``width`` (32) and ``heads`` (2), and for ViT ``image`` (28),
+    ``patch`` (7) and ``channels`` (1). Dropout is off, so that runs can be compared.
 
     Raises
     ------
     ModelError
-        if the architecture or a size is unknown, or the sizes do not go together.
+        if the architecture or a size is unknown, or the sizes are inconsistent.
     """
     kind, _, options = name.partition("?")
     if kind not in _TINY_TYPES:

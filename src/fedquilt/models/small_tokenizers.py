@@ -1,10 +1,10 @@
-"""Small tokenizers of three families, made from text: every text comes back from its tokens letter for letter.
+"""Small tokenizers of three families, trained on text; decoding restores every text exactly.
 
-    llama   byte-pair merges of characters; what it does not know is spelt in bytes (``<0xE2>``)
-    gemma   a unigram model: the most likely way to cut a text into pieces; bytes for what it does not know
-    qwen    byte-pair merges of bytes, so that there is nothing it does not know
+    llama   byte-pair encoding of characters; unknown characters are written as bytes (``<0xE2>``)
+    gemma   a unigram model: the most likely segmentation of a text; bytes for unknown characters
+    qwen    byte-pair encoding of bytes, so that no text is unknown
 
-All of them take digits one by one, keep spaces as they are, and begin a text with their start token.
+Each takes digits one by one, keeps spaces, and starts a text with its start token.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 
 
 class Marks(NamedTuple):
-    """The special tokens of a tokenizer: padding, start and end of a text; numbers 0, 1 and 2."""
+    """The special tokens of a tokenizer, numbered 0, 1 and 2: padding, start and end of a text."""
 
     pad: str
     start: str
@@ -39,7 +39,7 @@ _WORDS = r" ?[A-Za-z]+|[0-9]| ?[^A-Za-z0-9\s]+|\s"
 
 
 def new_tokenizer(family: str, size: int, texts: Sequence[str]) -> Tokenizer:
-    """A tokenizer of this family with at most ``size`` tokens, made from ``texts``; the same for the same texts."""
+    """Train a tokenizer of a family with at most ``size`` tokens on ``texts``; deterministic."""
     tokenizer = _FAMILIES[family](size, texts)
     marks = MARKS[family]
     tokenizer.add_special_tokens(list(marks))
@@ -52,7 +52,7 @@ def new_tokenizer(family: str, size: int, texts: Sequence[str]) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, family: str, max_length: int, folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json, as Hugging Face reads them, into a folder."""
+    """Write tokenizer.json and tokenizer_config.json in the format of Hugging Face into a folder."""
     marks = MARKS[family]
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -69,7 +69,7 @@ def save_tokenizer(tokenizer: Tokenizer, family: str, max_length: int, folder: P
 
 
 def _llama(size: int, texts: Sequence[str]) -> Tokenizer:
-    """The bytes join once the merges are found; a trainer that knew them would read them in a text that spells one."""
+    """Byte-pair encoding; the byte tokens are added after training, else texts that spell one would be read as it."""
     split = pre_tokenizers.Split(Regex(_WORDS), "isolated")
     merged = Tokenizer(models.BPE())
     merged.pre_tokenizer = split
@@ -108,9 +108,10 @@ def _qwen(size: int, texts: Sequence[str]) -> Tokenizer:
 
 
 def _gemma(size: int, texts: Sequence[str]) -> Tokenizer:
-    """Pieces are the characters and the most frequent words, with the space before them; scores their log shares.
+    """A unigram model of all characters and the most frequent words with the space before them.
 
-    Counted here and not by the library's trainer, whose sums depend on the order of a hash map.
+    Scores are log frequencies. They are computed here because the sums of the library's trainer depend on the order of
+    a hash map.
     """
     words: Counter[str] = Counter()
     for text in texts:

@@ -1,4 +1,4 @@
-"""A small random model in a real one's place: of its architecture and width, two blocks deep."""
+"""A small random stand-in for a model: the same architecture and width, two blocks deep."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fedquilt.core.rng import Rng
 from fedquilt.models.causality import ordinary_tokens, sees_ahead
 
 _BLOCKS = 2
-_LARGEST = 250_000_000  # parameters, about a gigabyte; a larger model is tried when its weights are there
+_LARGEST = 250_000_000  # parameters, about 1 GB; a larger model is tried only once its weights are loaded
 
 Make = Callable[[Any], Any]
-"""A model of a config, with weights drawn from torch's generator, on torch's default device."""
+"""Makes a model of a config with random weights from torch's generator, on torch's default device."""
 
 
 def stand_in(config: Any, make: Make, rng: Rng) -> Any:
-    """A model of this config with random weights and at most two blocks, or None if even that is large."""
+    """A model of this config with random weights and at most two blocks; None if it is too large or does not run."""
     small = deepcopy(config)
     depth = getattr(small, "num_hidden_layers", None)
     if isinstance(depth, int) and depth > _BLOCKS:
@@ -30,17 +30,17 @@ def stand_in(config: Any, make: Make, rng: Rng) -> Any:
         if size > _LARGEST:
             return None
         with rng.scope(), torch.no_grad():
-            # in float32, as a real one's weights are read whatever they were saved in: padding moves half precision
+            # in float32, as real weights are read whatever their type; in half precision padding changes the logits
             model = make(small).float().requires_grad_(False).eval()
             row = torch.tensor([ordinary_tokens(model, 2)])
             model.base_model(input_ids=row, attention_mask=torch.ones_like(row))
-    except Exception:  # one of many kinds of model that cannot be cut so: the whole one is tried when it is loaded
+    except Exception:  # many kinds of models cannot be shortened so; the whole model is then tried when it is loaded
         return None
     return model
 
 
 def shortened(config: Any, num_layers: int) -> Any:
-    """The config, changed in place to one of the first ``num_layers`` blocks only."""
+    """Change the config in place to the first ``num_layers`` blocks only, and return it."""
     config.num_hidden_layers = num_layers
     if isinstance(kinds := getattr(config, "layer_types", None), list):
         config.layer_types = kinds[:num_layers]
@@ -48,10 +48,10 @@ def shortened(config: Any, num_layers: int) -> Any:
 
 
 def make_decoder(config: Any, make: Make, rng: Rng) -> None:
-    """Change the config of an encoder whose tokens see ahead, and which can be a decoder, into a decoder's, in place.
+    """Change the config of an encoder that can be a decoder into a decoder's, in place.
 
-    Such an encoder has ``is_decoder`` in its config, as some have that need it not. One that is too large to be tried
-    in small stays as it is.
+    Only a config with ``is_decoder = false`` is changed, and only if a stand-in attends to later tokens. A model that
+    is too large for a stand-in stays unchanged.
     """
     if getattr(config, "is_decoder", None) is False:
         small = stand_in(config, make, rng)

@@ -1,4 +1,4 @@
-"""Text made ready for a model: rows of token numbers, and batches without needless padding."""
+"""Preparing text for a model: rows of token numbers, and batches without needless padding."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from fedquilt.data.prompts import Turns
 from fedquilt.data.table import Columns, Table
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
-"""The byte tokenizer's own tokens: padding, start, end, unknown; numbers 0 to 3."""
+"""The special tokens of the byte tokenizer, numbered 0 to 3: padding, start, end, unknown."""
 
 NUM_TOKENS = len(SPECIAL) + 256
-"""How many tokens the byte tokenizer knows."""
+"""The vocabulary size of the byte tokenizer."""
 
 IGNORED = -100
-"""The label of a token that no loss is taken of."""
+"""The label of tokens that do not count in the loss."""
 
 
 def byte_tokenizer(*, start_and_end: bool) -> Tokenizer:
-    """A tokenizer that needs no download: one token per byte of UTF-8 text, behind the four special ones (260 in all).
+    """A tokenizer that needs no files: one token per byte of UTF-8 text after four special ones (260 in all).
 
-    ``start_and_end`` puts ``<s>`` and ``</s>`` around a sentence, and numbers the second one of a pair 1, as BERT does;
-    otherwise only ``<s>`` comes before it, as in LLaMA.
+    ``start_and_end`` puts ``<s>`` and ``</s>`` around a sentence and gives the second of a pair the token type 1, as
+    BERT does; otherwise only ``<s>`` precedes a text, as in LLaMA.
     """
     vocabulary = {
         token: number for number, token in enumerate((*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())))
@@ -48,16 +48,16 @@ def classification_encoder(
 ) -> Callable[[Table], Columns]:
     """``encode(table)``: columns input_ids, attention_mask, token_type_ids (where the model has them) and labels.
 
-    All but the labels are (rows, ``max_length``), cut or padded on the right; a second sentence goes behind the first.
-    Too long a row keeps its special tokens and loses the end of the longer of its two sentences first.
+    All but the labels are (rows, ``max_length``), truncated or padded on the right; a second sentence follows the
+    first. Truncation keeps the special tokens and removes the end of the longer sentence first.
 
     Raises
     ------
     ConfigError
         if ``max_length`` leaves no room for text.
     DataError
-        if the data holds images or no labels, or a token for which the model has none of its ``num_embeddings``, or
-        the tokenizer tells more than ``num_kinds`` kinds of tokens apart (0: any number will do).
+        if the data holds images or no labels, a token number is not below ``num_embeddings``, or a token type is not
+        below ``num_kinds`` (0: not checked).
     """
 
     def encode(table: Table) -> Columns:
@@ -80,18 +80,18 @@ def completion_encoder(
     """``encode(table)``: input_ids, attention_mask and labels, (rows, ``max_length``), for next-token training.
 
     A row is the prompt, the completion and the end token. Labels are the tokens themselves, and -100 on prompt and
-    padding. Too long a row loses the start of its prompt first, behind the special tokens that a text begins with (they
-    stay, or one token), then the end of its completion. Without completions every token of the text is a label, and too
-    long a text loses its end. A second text stands on the line below the first. A conversation is written by the
-    tokenizer's chat template up to where the assistant speaks, or as plain text where it has none.
+    padding. Truncation removes the start of the prompt first, except for the special tokens at its start (or one
+    token), then the end of the completion. Without completions every token of the text is a label, and truncation
+    removes its end. A second text follows the first on a new line. A conversation is formatted by the tokenizer's chat
+    template up to the assistant's answer, or as plain text if there is no template.
 
     Raises
     ------
     ConfigError
         if ``max_length`` leaves no room for text.
     DataError
-        if the data holds images, or the template does not take a conversation, or there is a token for which the model
-        has none of its ``num_embeddings``; names the row.
+        if the data holds images, the template rejects a conversation, or a token number is not below
+        ``num_embeddings``; names the row.
     """
 
     def encode(table: Table) -> Columns:
@@ -114,15 +114,15 @@ def completion_encoder(
 
 
 def lost_tokens(tokenizer: Any, writes: bool) -> Callable[[Table, Columns], Tensor]:
-    """``lost(table, columns)``: how many tokens each row lost as it was encoded, int64 (rows, 2).
+    """``lost(table, columns)``: how many tokens truncation removed from each row, int64 (rows, 2).
 
-    The first number is of its prompt, or its text; the second of its completion, end token and all, and 0 where the
-    model does not write (``writes``).
+    The first number counts tokens of the prompt, or of a text to classify; the second those of the completion and its
+    end token, and is 0 for a classifier (``writes`` is False).
     """
 
     def lost(table: Table, columns: Columns) -> Tensor:
         found = torch.zeros(len(table), 2, dtype=torch.int64)
-        full = columns["attention_mask"].bool().all(1).nonzero()[:, 0]  # no other row can have been too long
+        full = columns["attention_mask"].bool().all(1).nonzero()[:, 0]  # only full rows can have been truncated
         if not len(full):
             return found
         rows, kept = table.rows(full), columns["attention_mask"][full].sum(1).long()
@@ -133,13 +133,15 @@ def lost_tokens(tokenizer: Any, writes: bool) -> Callable[[Table, Columns], Tens
         labelled = (columns["labels"][full] != IGNORED).sum(1)
         sizes = torch.tensor([(len(prompt), len(answer)) for prompt, answer in _pieces(tokenizer, rows)])
         found[full] = sizes - torch.stack([kept - labelled, labelled], dim=1)
-        return found if table.targets is not None else found.flip(1)  # all of a text is label, and none an answer
+        return (
+            found if table.targets is not None else found.flip(1)
+        )  # without completions all tokens of a text are labels
 
     return lost
 
 
 def _pieces(tokenizer: Any, table: Table) -> list[tuple[list[int], list[int]]]:
-    """The tokens of each row's prompt, and of what is learned behind it; at full length."""
+    """The tokens of each row's prompt and of its completion, before truncation."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     if table.turns is not None and getattr(tokenizer, "chat_template", None):
         # the template writes the special tokens itself
@@ -163,7 +165,7 @@ def _head(tokenizer: Any) -> list[int]:
 
 
 def _shared(ids: list[int], head: list[int]) -> int:
-    """How many of the first tokens are those of ``head``."""
+    """The number of first tokens that ``ids`` and ``head`` have in common."""
     same = [own == other for own, other in zip(ids, head, strict=False)]
     return same.index(False) if False in same else len(same)
 
@@ -178,7 +180,7 @@ def _refuse_no_room(max_length: int, num_special: int, table: Table) -> None:
 
 
 def _refuse_unknown(tokenizer: Any, input_ids: Tensor, num_embeddings: int | None) -> None:
-    """Nothing, if the model has an embedding for every token of these rows."""
+    """Raise DataError if the model has no embedding for a token of these rows."""
     if num_embeddings is None or not input_ids.numel() or int(input_ids.max()) < num_embeddings:
         return
     wrong = (input_ids >= num_embeddings).nonzero()  # (found, 2)
@@ -187,24 +189,25 @@ def _refuse_unknown(tokenizer: Any, input_ids: Tensor, num_embeddings: int | Non
         f"row {row} (counted from 0) holds '{tokenizer.convert_ids_to_tokens(token)}', number {token} of the "
         f"tokenizer, but the model has embeddings for {num_embeddings} tokens, 0 to {num_embeddings - 1}; that is so "
         f"in {len(wrong[:, 0].unique())} of {len(input_ids)} rows. Give the model more embeddings "
-        f"(resize_token_embeddings({len(tokenizer)})) and save it, or take the tokenizer that it was trained with"
+        f"(resize_token_embeddings({len(tokenizer)})) and save it, or use the tokenizer that it was trained with"
     )
 
 
 def _refuse_kinds(columns: Columns, num_kinds: int) -> None:
-    """Nothing, if the model has an embedding for every kind of token in these rows; 0 where it has no kinds."""
+    """Raise DataError if the model has no embedding for a token type of these rows; 0 kinds: no check."""
     kinds = columns.get("token_type_ids")
     if num_kinds and kinds is not None and kinds.numel() and int(kinds.max()) >= num_kinds:
         raise DataError(
-            f"the tokenizer numbers the tokens of second texts {int(kinds.max())}, but the model tells {num_kinds} "
-            "kinds apart (type_vocab_size); put both texts into one column, or choose another model"
+            f"the tokenizer numbers the tokens of second texts {int(kinds.max())}, but the model has "
+            f"embeddings for {num_kinds} token types (type_vocab_size); put both texts into one column, or choose "
+            "another model"
         )
 
 
 def prepare_text(columns: Columns) -> dict[str, Tensor]:
-    """The model's inputs for these rows, int64, without the columns in which every row is padding; no labels.
+    """The model's inputs for these rows, int64, without labels and without columns that are padding in every row.
 
-    Labels of a causal language model have one column per token: cut them to the width of ``input_ids``.
+    Labels of a causal language model have one column per token; the caller cuts them to the width of ``input_ids``.
     """
     width = max(1, int(columns["attention_mask"].sum(dim=1).max()))
     return {name: columns[name][:, :width].long() for name in _INPUTS if name in columns}  # (rows, width)
@@ -214,7 +217,7 @@ _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
-    """``decode(ids)``: the text of these tokens without the special ones, spaces as they are."""
+    """``decode(ids)``: the text of these tokens without special tokens, with unchanged spaces."""
 
     def decode(ids: Sequence[int]) -> str:
         return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -223,7 +226,7 @@ def decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
 
 
 def _prompts(table: Table) -> list[str]:
-    """What a language model reads of each row: the text, and on the next line the second text, if there is one."""
+    """The text of each row, followed by its second text on a new line, if there is one."""
     texts = _texts(table)
     if table.pairs is None:
         return texts
@@ -242,7 +245,7 @@ def _by_template(tokenizer: Any, conversations: Sequence[Turns]) -> list[str]:
         said = [{"role": role, "content": content} for role, content in turns]
         try:
             texts.append(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
-        except Exception as error:  # a template raises what its author chose
+        except Exception as error:  # a template may raise anything
             roles = ", ".join(role for role, _ in turns)
             raise DataError(
                 f"row {row}: the model's chat template does not take a conversation of {roles} ({error}); change the "
@@ -256,7 +259,7 @@ def _without_end(ids: list[int], end: list[int]) -> list[int]:
 
 
 def _cut(prompt: list[int], answer: list[int], max_length: int, fixed: int) -> tuple[list[int], list[int]]:
-    """Both in ``max_length`` tokens: the prompt loses what is behind its first ``fixed``, then the answer its end."""
+    """Truncate both to ``max_length`` tokens: first the prompt after its ``fixed`` tokens, then the answer's end."""
     excess = min(len(prompt) + len(answer) - max_length, len(prompt) - max(1, fixed))
     prompt = prompt[:fixed] + prompt[fixed + max(0, excess) :]
     return prompt, answer[: max_length - len(prompt)]

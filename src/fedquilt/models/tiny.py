@@ -13,7 +13,7 @@ from fedquilt.models.shapes import Values
 
 
 def new_vit(architecture: Mapping[str, Any], classes: Sequence[str], rng: Rng) -> nn.Module:
-    """A ViT for image classification with random weights drawn from ``rng``, every one of them trainable.
+    """A ViT for image classification with random weights from ``rng``, all of them trainable.
 
     ``architecture`` holds the keyword arguments of the Hugging Face ``ViTConfig``; ``classes`` name the outputs.
     """
@@ -25,7 +25,7 @@ def new_vit(architecture: Mapping[str, Any], classes: Sequence[str], rng: Rng) -
 
 
 def new_causal_lm(values: Values, rng: Rng) -> nn.Module:
-    """A causal language model of these config values with random weights drawn from ``rng``, all of them trainable."""
+    """A causal language model of these config values with random weights from ``rng``, all of them trainable."""
     with rng.scope():
         model: nn.Module = model_from(config_from(values), "causal-lm")
     return model

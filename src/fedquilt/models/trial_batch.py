@@ -1,4 +1,4 @@
-"""A small batch that a model can be tried on, without any data."""
+"""A small batch for trial forward passes, without any data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ROWS, _TOKENS, _PIXELS = 2, 8, 64
 
 
 def example(model: Any, prepare: Callable[[Columns], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Keyword arguments of the model for two rows, on its device; ``prepare`` is that of its ``Loaded``."""
+    """The model's keyword arguments for two rows, on its device; ``prepare`` is that of its ``Loaded``."""
     device = next(model.parameters()).device
     if model.main_input_name == "pixel_values":
         ramp = torch.arange(_ROWS * _PIXELS * _PIXELS * 3, device=device) % 251
@@ -24,7 +24,7 @@ def example(model: Any, prepare: Callable[[Columns], dict[str, Tensor]]) -> dict
     end = getattr(model.config, "eos_token_id", None)
     if isinstance(end, int):
         rows[:, -1] = end  # some models classify by their end token
-    # of a mask of two dimensions, transformers would want to see numbers, which meta has not
+    # transformers reads the values of a two-dimensional mask, which a meta tensor does not have
     shape = (_ROWS, 1, _TOKENS, _TOKENS) if device.type == "meta" else (_ROWS, _TOKENS)
     mask = torch.ones(shape, dtype=torch.bool if device.type == "meta" else torch.long, device=device)
     return {"input_ids": rows, "attention_mask": mask}

@@ -1,4 +1,4 @@
-"""One number for all of a model's weights."""
+"""A digest of all weights of a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def digest(model: nn.Module) -> str:
-    """The sha256, in hex, over name, dtype, shape and bytes of all the model's tensors, ordered by name."""
+    """The sha256 (hex) over name, dtype, shape and bytes of all tensors of the model, ordered by name."""
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         total.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())

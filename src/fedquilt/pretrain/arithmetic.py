@@ -19,9 +19,9 @@ from fedquilt.core.rng import Rng
 from fedquilt.data.synthetic.arithmetic import is_held_out
 from fedquilt.data.synthetic.arithmetic_kinds import KINDS
 from fedquilt.data.synthetic.arithmetic_text import passages, quantities
-from fedquilt.models.hf import save_model
 from fedquilt.models.small_tokenizers import MARKS, new_tokenizer, save_tokenizer
 from fedquilt.models.tiny import new_causal_lm
+from fedquilt.models.whole_files import save_model
 from fedquilt.pretrain.recipe import Told, check_settings, empty_folder, recipe_text, trained
 
 POSITIONS = 512

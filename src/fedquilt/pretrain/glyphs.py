@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fedquilt.core.errors import ConfigError, RunError, suggestion
 from fedquilt.core.rng import Rng
 from fedquilt.data.synthetic.glyphs import CLASSES, FONTS, SIDE, draw, glyph_pool
-from fedquilt.models.hf import save_model
 from fedquilt.models.tiny import new_vit
+from fedquilt.models.whole_files import save_model
 from fedquilt.pretrain.recipe import Told, check_settings, empty_folder, recipe_text, trained
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -9,7 +9,8 @@ from fedquilt.adapters.lora.module import LoraSettings, is_linear
 from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks
-from fedquilt.models.hf import Loaded, load_model
+from fedquilt.models.hf import load_model
+from fedquilt.models.loaded import Loaded
 
 SETTINGS = LoraSettings(rank=2, alpha=4.0)
 TINY = [

@@ -25,7 +25,8 @@ from fedquilt.adapters.mixture.module import GATES, PLACEMENTS, MixtureSettings
 from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Layout
-from fedquilt.models.hf import digest, load_model
+from fedquilt.models.hf import load_model
+from fedquilt.models.weights_digest import digest
 
 SETTINGS = MixtureSettings(rank=4, branches=3, num_slots=2)
 TINY = [

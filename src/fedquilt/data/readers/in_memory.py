@@ -1,4 +1,4 @@
-"""Rows that the calling program holds: columns of arrays, data frames, datasets; in place of a file or folder."""
+"""Data in memory in place of a file: dictionaries of columns, data frames and data sets."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from fedquilt.data.readers import hub
 from fedquilt.data.readers.raw_columns import Raw, from_columns
 
 FORMS = (
-    "a dictionary of columns (arrays or lists), a pandas data frame or a datasets.Dataset; or of these a pair "
-    "(train, test), or a dictionary by split"
+    "a dictionary of columns (arrays or lists), a pandas data frame or a datasets.Dataset; or a pair (train, test) or "
+    "a dictionary by split of these"
 )
 
 
 def splits_in_memory(rows: Any) -> dict[str, Raw]:
-    """The columns of each split, by its name; ``""`` where there is one without a name.
+    """The columns of each split by name; data without splits have the name ``""``.
 
     Raises
     ------
     DataError
-        if ``rows`` is nothing that ``FORMS`` lists, or its columns differ in length.
+        if ``rows`` has none of the forms in ``FORMS``, or its columns differ in length.
     """
     if isinstance(rows, tuple) and len(rows) == 2 and all(map(is_rows, rows)):
         rows = dict(zip(("train", "test"), rows, strict=True))
@@ -37,14 +37,14 @@ def splits_in_memory(rows: Any) -> dict[str, Raw]:
 
 
 def is_rows(value: Any) -> bool:
-    """Whether a value is one table of rows: columns, a data frame, a dataset."""
+    """Whether a value is one table: a dictionary of columns, a data frame or a data set."""
     if isinstance(value, Mapping):
         return bool(value) and all(map(_is_column, value.values()))
     return _is_of(value, "datasets") or _is_frame(value)
 
 
 def digest(splits: Mapping[str, Raw]) -> str:
-    """The sha256, in hex, of the names and values of all columns, whatever holds them."""
+    """The sha256 (hex) of the names and values of all columns, independent of their container."""
     total = hashlib.sha256()
     for split, raw in splits.items():
         for name in sorted(raw.names):
@@ -61,12 +61,12 @@ def _table(rows: Any, where: str) -> Raw:
     if _is_frame(rows):
         rows = {name: rows[name].to_numpy() for name in rows.columns}
     if not isinstance(rows, Mapping) or not rows or not all(map(_is_column, rows.values())):
-        raise DataError(f"data: {type(rows).__name__} is nothing that rows can be read from; give {FORMS}")
+        raise DataError(f"data: rows cannot be read from {type(rows).__name__}; give {FORMS}")
     columns: dict[str, Any] = {str(name): _column(values) for name, values in rows.items()}
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"'{name}' {length}" for name, length in lengths.items())
-        raise DataError(f"data: {where} have columns of several lengths ({told}); give each row a value in every one")
+        listing = ", ".join(f"'{name}' {length}" for name, length in lengths.items())
+        raise DataError(f"data: {where} have columns of different lengths ({listing}); they must be equal")
     return from_columns(columns, where)
 
 
@@ -92,12 +92,12 @@ def _is_frame(value: Any) -> bool:
 
 
 def _is_of(value: Any, *packages: str) -> bool:
-    """Whether a value's class is of one of these packages, none of which is imported for it."""
+    """Whether a value's class belongs to one of these packages, without importing them."""
     return type(value).__module__.partition(".")[0] in packages
 
 
 def _bytes_of(value: Any, column: str) -> bytes:
-    """Bytes that two values have in common only if they are the same."""
+    """An unambiguous encoding of a value: different values have different bytes."""
     if isinstance(value, bytes):
         made = value
     elif hasattr(value, "tobytes") and hasattr(value, "size"):  # an array, or a picture
@@ -109,5 +109,7 @@ def _bytes_of(value: Any, column: str) -> bytes:
     elif value is None or isinstance(value, str | int | float):
         made = repr(value).encode("utf-8", "surrogatepass")
     else:
-        raise DataError(f"data: column '{column}' holds a {type(value).__name__}, which cannot be told from another")
+        raise DataError(
+            f"data: column '{column}' holds a {type(value).__name__}, which has no digest; give arrays, text or numbers"
+        )
     return f"{type(value).__name__} {len(made)} ".encode() + made
