@@ -173,5 +173,5 @@ def test_numbers_out_of_range_are_named(step, numbers, text):
 
 @every_step
 def test_a_proposal_of_other_tensors_is_refused(step):
-    with pytest.raises(ValueError, match=r"the proposal holds other tensors: \['y'\]"):
+    with pytest.raises(ValueError, match=r"the proposal and the server's tensors have different names: \['y'\]"):
         step({}, {"y": torch.zeros(1)}, no_moments())

@@ -1,4 +1,4 @@
-"""The mean of what clients sent, tensor by tensor, over those that sent it."""
+"""The layer-wise mean: each tensor averaged over the clients that sent it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ def layerwise_mean(base: Mapping[str, Tensor], replies: Iterable[Reply], weighti
 
     For every tensor, over the clients k whose reply holds it: ``base + sum_k w_k (theta_k - base) / sum_k w_k``, with
     ``w_k`` the number of examples, or 1 if ``weighting`` is ``"uniform"``. A tensor that nobody sent is the same object
-    as in ``base``. With replies that hold everything this is FedAvg, and FedIT on LoRA factors.
+    as in ``base``. If every reply holds every tensor, this is FedAvg, and on LoRA factors FedIT.
 
     ``replies`` is read once, and one reply is held at a time. Sums are in float64 (float32 on devices without it); the
-    result has the dtype, shape and device of ``base``. Where all clients return what they received, every bit stays.
+    result has the dtype, shape and device of ``base``. Where all clients return what they received, the result is
+    bit-identical to ``base``.
 
     Raises
     ------
     ConfigError
         if ``weighting`` is unknown.
     RoundError
-        if there are no replies, or one has a weight that is no number above 0, or holds a tensor that ``base`` does
-        not, or one of another shape or not of floating point.
+        if there are no replies, or one has a weight that is not a number above 0, or a tensor that ``base`` does not
+        have, or that has another shape or is not floating-point.
 
     Paper: fed-hello, layer-mean; fedavg, weighted-mean
     """
@@ -41,8 +42,7 @@ def layerwise_mean(base: Mapping[str, Tensor], replies: Iterable[Reply], weighti
 
 
 class RunningMean:
-    """``layerwise_mean`` for whoever reads the replies for something else besides: ``add`` each, then ask for
-    ``result``."""
+    """Accumulator of ``layerwise_mean``: ``add`` each reply, then call ``result``."""
 
     def __init__(self, base: Mapping[str, Tensor], weighting: str = "examples") -> None:
         if weighting not in WEIGHTINGS:
@@ -56,7 +56,7 @@ class RunningMean:
         self._num_replies = 0
 
     def add(self, reply: Reply) -> None:
-        """Count a reply in; it is not held."""
+        """Add a reply, which is not kept."""
         check_reply(self._base, reply)
         self._num_replies += 1
         weight = float(reply.weight) if self._weighting == "examples" else 1.0
@@ -72,7 +72,7 @@ class RunningMean:
         Raises
         ------
         RoundError
-            if there were none.
+            if there was no reply.
         """
         if not self._num_replies:
             raise RoundError("no replies to average; at least one client must answer")
@@ -83,13 +83,9 @@ class RunningMean:
 
 
 def check_reply(base: Mapping[str, Tensor], reply: Reply) -> None:
-    """Nothing, if the reply can be averaged into ``base``.
+    """Raise RoundError if the reply cannot be averaged into ``base``.
 
-    Raises
-    ------
-    RoundError
-        if its weight is no number above 0, or it holds a tensor that ``base`` does not, or one of another shape or not
-        of floating point.
+    Its weight must be a number above 0, and its tensors floating-point tensors of ``base`` with the same shapes.
     """
     if not (math.isfinite(reply.weight) and reply.weight > 0):
         raise RoundError(f"client {reply.client} sent weight {reply.weight}; it must be a number above 0")

@@ -1,9 +1,9 @@
-"""Means that a few clients, however wrong or ill-meant, cannot carry away.
+"""Robust aggregation: median, trimmed mean and clipped mean limit the influence of single clients.
 
-Each takes the place of the layer-wise mean: tensor by tensor, over those that sent it; a tensor that nobody sent is the
-same object as in ``base``; the result has the dtype, shape and device of ``base``. A median and a trimmed mean need
-all values of a tensor side by side, so all replies are held at once; a clipped mean holds one. A median and a trimmed
-mean count every client once: a weight is a client's own claim.
+Each replaces the layer-wise mean: every tensor is combined over the clients that sent it; a tensor that nobody sent is
+the same object as in ``base``; the result has the dtype, shape and device of ``base``. The median and the trimmed mean
+need all values of a tensor at once, so that all replies are held in memory; the clipped mean holds one. The median and
+the trimmed mean are unweighted, as weights are the clients' own untrusted claims.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def aggregate_rule(rule: str, *, trim_share: float, clip_norm: float) -> Aggrega
 
 
 def coordinate_median(base: Mapping[str, Tensor], replies: Iterable[Reply], weighting: str = "uniform") -> Params:
-    """Every coordinate's median over the clients that sent its tensor; of an even number, the mean of the middle two.
+    """The coordinate-wise median over the clients that sent a tensor; of an even number, the mean of the middle two.
 
-    Fewer than half of the senders of a tensor, whatever they send, cannot move a coordinate out of the range of the
-    others. ``weighting`` is taken and not used.
+    Fewer than half of the senders of a tensor cannot move a coordinate out of the range of the others, whatever they
+    send. ``weighting`` has no effect.
 
     Raises
     ------
@@ -67,10 +67,9 @@ def coordinate_median(base: Mapping[str, Tensor], replies: Iterable[Reply], weig
 def trimmed_mean(
     base: Mapping[str, Tensor], replies: Iterable[Reply], weighting: str = "uniform", *, share: float = 0.1
 ) -> Params:
-    """Every coordinate's mean over the senders of its tensor without the ``floor(share k)`` smallest and largest of k.
+    """The coordinate-wise mean over a tensor's k senders without the ``floor(share k)`` smallest and largest values.
 
-    With fewer than ``1 / share`` senders nothing is cut and this is the plain mean. ``weighting`` is taken and not
-    used.
+    With fewer than ``1 / share`` senders nothing is trimmed, and this is the plain mean. ``weighting`` has no effect.
 
     Raises
     ------
@@ -94,7 +93,7 @@ def trimmed_mean(
 def clipped_mean(
     base: Mapping[str, Tensor], replies: Iterable[Reply], weighting: str = "examples", *, bound: float = 1.0
 ) -> Params:
-    """The layer-wise mean of updates none of which is longer than ``bound``.
+    """The layer-wise mean of updates whose norms are clipped to ``bound``.
 
     Raises
     ------
@@ -109,10 +108,10 @@ def clipped_mean(
 
 
 def apart(aggregate: Aggregate, names: Collection[str]) -> Aggregate:
-    """The aggregator, but for the tensors ``names``: of these the coordinate-wise median.
+    """The aggregator for all tensors but ``names``, which are combined by the coordinate-wise median.
 
-    For running statistics beside a rule that bounds an update's length: theirs is of another kind than that of weights,
-    and a part of the way to a variance is none.
+    For running statistics next to a rule that bounds the norm of an update: their scale differs from that of weights,
+    and a clipped change of a variance is not meaningful.
     """
 
     def both(base: Mapping[str, Tensor], replies: Iterable[Reply], weighting: str) -> Params:
@@ -131,9 +130,9 @@ def apart(aggregate: Aggregate, names: Collection[str]) -> Aggregate:
 
 
 def clipped_step(base: Mapping[str, Tensor], reply: Reply, bound: float) -> Params:
-    """A client's update ``u = theta - base``, over all tensors it sent, times ``min(1, bound / ||u||)``; float64.
+    """A client's update ``u = theta - base`` times ``min(1, bound / ||u||)``, in float64.
 
-    The norm is that of all its tensors together.
+    The norm is taken over all tensors that the client sent.
 
     Raises
     ------
@@ -160,7 +159,7 @@ def _clipped(base: Mapping[str, Tensor], reply: Reply, bound: float) -> Reply:
 def _coordinatewise(
     base: Mapping[str, Tensor], replies: Iterable[Reply], middle: Callable[[Tensor, Tensor], Tensor]
 ) -> Params:
-    """Every tensor of the base replaced by ``middle(what its senders sent, sorted (senders, ...), the base's own)``."""
+    """Replace every tensor that was sent by ``middle(values, base)``, with the sorted values (senders, ...)."""
     sent: dict[str, list[Tensor]] = {}
     num_replies = 0
     for reply in replies:

@@ -1,4 +1,4 @@
-"""A server optimiser around any method: its merge proposes tensors, and the optimiser steps towards them."""
+"""A server optimiser as a wrapper of any method: it steps towards the tensors that the method's merge proposes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import Params, Reply, Tree
 
 MOMENTS = "moments"
-"""The key of the server's state under which the optimiser's running means lie."""
+"""Key of the optimiser's moments in the server's state."""
 
 STALLED = "stalled"
-"""The key under which the server's state, and so the record, has how many tensors the last step hardly moved at all."""
+"""Key of the number of tensors that the last step hardly moved, in the server's state and in the record."""
 
 KINDS = ("momentum", "adam", "yogi")
 
 LEARNING_RATES = {"momentum": 1.0, "adam": 1e-3, "yogi": 1e-3}
-"""Server learning rates that are used if none is given: momentum starts from the plain mean."""
+"""Default server learning rates; with 1 and no momentum yet, the first step is the plain mean."""
 
 Kind = Literal["momentum", "adam", "yogi"]
 _Step = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Tree], tuple[Params, Tree]]
@@ -40,19 +40,31 @@ def with_server_optimizer(
     tau: float = 1e-3,
     apart: Collection[str] = (),
 ) -> Method:
-    """The method whose server moves its ``state["params"]`` by a step of FedAvgM, FedAdam or FedYogi.
+    """The method whose server updates ``state["params"]`` by a step of FedAvgM, FedAdam or FedYogi.
 
-    The pseudo-gradient is what ``merge`` makes of ``params`` minus what they were; every merge is one step. The moments
-    lie in the state under ``moments``, so a checkpoint holds them; ``stalled`` counts the tensors that adam or yogi
-    hold back so far that they do not move, see ``server_step.num_stalled``. ``momentum`` is beta 1 of adam and yogi,
-    which alone use ``beta2`` and ``tau``; ``learning_rate`` None is 1 for momentum and 0.001 for the others.
+    The pseudo-gradient is the ``params`` after ``merge`` minus those before; every merge is one step. The moments are
+    in the state under ``moments``, so that a checkpoint holds them. ``stalled`` counts the tensors that adam or yogi
+    hardly move because their moments are too large, see ``server_step.num_stalled``.
 
-    A tensor that nobody sent (``merge`` gives the same object) stays, and so do its moments: a layer that nobody
-    trained is not moved by what is left of earlier rounds, and goes on from its moments when somebody trains it again.
-    One that was sent and came back as it was is a step with pseudo-gradient 0: no bit of a tensor changes before it has
-    moved for the first time; later, what is left of its momentum moves it. Tensors ``apart`` (running
-    statistics, which no gradient moves) are what ``merge`` makes of them. What ``merge`` itself works out from its new
-    ``params`` (a Fisher score, say) is of the proposal, before the step.
+    A tensor that nobody sent (``merge`` gives the same object) is not changed, and neither are its moments: a layer
+    that nobody trained is not moved by momentum of earlier rounds, which continues when the layer is trained again. A
+    tensor that was sent unchanged is a step with pseudo-gradient 0, in which its remaining momentum moves it. Values
+    that ``merge`` computes from its new ``params`` (a Fisher score, say) refer to the proposal, before the step.
+
+    Parameters
+    ----------
+    method
+        The method to wrap.
+    kind
+        ``"momentum"`` (FedAvgM), ``"adam"`` (FedAdam) or ``"yogi"`` (FedYogi).
+    learning_rate
+        The server's learning rate; None for 1 with momentum and 0.001 with the others.
+    momentum
+        The momentum, which is beta 1 of adam and yogi.
+    beta2, tau
+        Of adam and yogi: the decay of the second moment, and the constant in the denominator.
+    apart
+        Names of tensors that are taken from ``merge`` without a step, such as running statistics.
 
     Raises
     ------
@@ -62,7 +74,7 @@ def with_server_optimizer(
         from ``init``, if the state holds no ``params``.
     """
     step = _step(kind, LEARNING_RATES.get(kind) if learning_rate is None else learning_rate, momentum, beta2, tau)
-    step({}, {}, no_moments())  # a number out of range shows now
+    step({}, {}, no_moments())  # raises now if a number is out of range
 
     def init(rng: Rng) -> Tree:
         state = method.init(rng)

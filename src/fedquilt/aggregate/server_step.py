@@ -1,13 +1,12 @@
-"""Server optimisers: the round's mean is a direction to go in, and not yet the place to be.
+"""Server optimisers: one step of FedAvgM, FedAdam or FedYogi along a pseudo-gradient.
 
-A step takes the server's tensors, those that an aggregator proposes, and its own state, and gives the new tensors and
-the new state. The pseudo-gradient is the proposal minus what the server has. A tensor that the proposal leaves as the
-same object was sent by nobody: it stays, and so do its moments.
+A step maps the server's tensors, those that an aggregator proposes, and the optimiser's state to new tensors and a new
+state. The pseudo-gradient is the proposal minus the server's tensors. A tensor that is the same object in the proposal
+was sent by nobody: it is not changed, and neither are its moments.
 
-The state is a tree, ``{"momentum": tensors, "variance": tensors}``, empty at first; its tensors are float32 at least,
-and finite.
-On LoRA factors a step depends on how each product is split into factors; methods that sum products should step on
-these.
+The state is a tree, ``{"momentum": tensors, "variance": tensors}``, empty at first; its tensors are finite, and float32
+or wider. On LoRA factors a step depends on how each product is split into factors; methods that average products should
+apply it to the products.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from fedquilt.core.params import moved, wide
 from fedquilt.core.types import Params, Tree
 
 _Update = Callable[..., tuple[Tensor, ...]]
-"""The step and the new moments, given the pseudo-gradient and the moments."""
+"""Gives the step and the new moments from the pseudo-gradient and the moments."""
 
 
 def momentum_step(
@@ -36,8 +35,17 @@ def momentum_step(
 ) -> tuple[Params, Tree]:
     """FedAvgM: ``m <- beta m + (proposal - x)``, ``x <- x + learning_rate m``.
 
-    Heavy-ball momentum without dampening, as ``torch.optim.SGD(momentum=beta)`` has it. With rate 1 and beta 0 the
-    proposal itself.
+    Heavy-ball momentum without dampening, as in ``torch.optim.SGD(momentum=beta)``. With learning rate 1 and beta 0 the
+    result is the proposal.
+
+    Parameters
+    ----------
+    current, proposal
+        The server's tensors, and those that the aggregator proposes.
+    state
+        The optimiser's state, at first ``no_moments()``.
+    learning_rate, beta
+        Learning rate, above 0, and momentum, in [0, 1).
 
     Raises
     ------
@@ -65,10 +73,19 @@ def adam_step(
     beta2: float = 0.99,
     tau: float = 1e-3,
 ) -> tuple[Params, Tree]:
-    """FedAdam, with D the proposal minus x: ``m <- beta1 m + (1 - beta1) D``, ``v <- beta2 v + (1 - beta2) D^2``,
-    ``x <- x + learning_rate m / (sqrt(v) + tau)``.
+    """FedAdam: ``x <- x + learning_rate m / (sqrt(v) + tau)``.
 
-    Unlike ``torch.optim.Adam`` there is no bias correction, and v begins at ``tau^2`` (m at 0).
+    With D the proposal minus x: ``m <- beta1 m + (1 - beta1) D`` and ``v <- beta2 v + (1 - beta2) D^2``. In contrast to
+    ``torch.optim.Adam`` there is no bias correction, and v starts at ``tau^2`` (m at 0).
+
+    Parameters
+    ----------
+    current, proposal, state
+        As for ``momentum_step``.
+    learning_rate, tau
+        Learning rate and constant in the denominator, both above 0.
+    beta1, beta2
+        Decay of the moments, in [0, 1).
 
     Raises
     ------
@@ -99,7 +116,12 @@ def yogi_step(
 ) -> tuple[Params, Tree]:
     """FedYogi: as ``adam_step``, but ``v <- v - (1 - beta2) D^2 sign(v - D^2)``.
 
-    v then moves by the same amount up or down, whatever its size: after large steps it does not shrink all at once.
+    The change of v does not depend on the size of v, so that after large steps it shrinks slowly.
+
+    Parameters
+    ----------
+    current, proposal, state, learning_rate, beta1, beta2, tau
+        As for ``adam_step``.
 
     Raises
     ------
@@ -131,9 +153,10 @@ def _stepped(
     update: _Update,
     first: Mapping[str, float],
 ) -> tuple[Params, Tree]:
-    """``update`` on every tensor that was sent; ``first`` names the moments it takes and what they begin at."""
+    """Apply ``update`` to every tensor that was sent; ``first`` holds the initial value of each moment, by name."""
     if current.keys() != proposal.keys():
-        raise ValueError(f"the proposal holds other tensors: {sorted(current.keys() ^ proposal.keys())[:5]}")
+        odd = sorted(current.keys() ^ proposal.keys())[:5]
+        raise ValueError(f"the proposal and the server's tensors have different names: {odd}")
     moments = {kind: dict(tensors) for kind, tensors in state.items()}
     stepped: Params = {}
     for name, tensor in current.items():
@@ -146,7 +169,7 @@ def _stepped(
             for kind, value in first.items()
         ]
         kept = torch.promote_types(tensor.dtype, torch.float32)
-        most = 0.5 * math.sqrt(torch.finfo(kept).max)  # a moment that is infinite would stay so for ever
+        most = 0.5 * math.sqrt(torch.finfo(kept).max)  # an infinite moment would stay infinite
         step, *after = update((wide(proposal[name].detach()) - old).clamp(-most, most), *before)
         stepped[name] = moved(tensor, step)
         for kind, value in zip(first, after, strict=True):
@@ -157,9 +180,9 @@ def _stepped(
 def num_stalled(
     current: Mapping[str, Tensor], moved: Mapping[str, Tensor], fresh: Mapping[str, Tensor], share: float = 1e-3
 ) -> int:
-    """How many tensors ``moved`` by less than this share of how far ``fresh`` would, a step without any moments.
+    """The number of tensors that ``moved`` by less than this share of ``fresh``, a step with initial moments.
 
-    A mean of squares that was very large once holds a tensor back for hundreds of rounds, and nothing else shows it.
+    A second moment that was once very large can stall a tensor for hundreds of rounds, which no other number shows.
     """
     return sum(
         float((moved[name] - tensor).abs().amax()) < share * float((fresh[name] - tensor).abs().amax())

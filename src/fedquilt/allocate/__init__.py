@@ -1,1 +1,1 @@
-"""Who trains what: budgets of capability groups, sets of layers, importance of layers."""
+"""Allocation: budgets of capability groups, sets of layers, and importance of layers."""

@@ -1,4 +1,4 @@
-"""Capability groups: which client can afford how many layers."""
+"""Capability groups: the budget of every client."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shares(text: str) -> tuple[Fraction, ...]:
 
 
 def sizes(shares: Sequence[Fraction], num_clients: int) -> tuple[int, ...]:
-    """The number of clients in each group: ``floor(share * num_clients)``, and the last group takes what is left.
+    """The number of clients in each group: ``floor(share * num_clients)``, and the remainder in the last group.
 
     100 clients in three equal shares are 33, 33 and 34.
 
@@ -57,13 +57,23 @@ def groups(
 ) -> tuple[Budget, ...]:
     """The budget of every client, in client order: the first share of the clients has the first budget, and so on.
 
-    ``ranks`` are the ranks of the groups' adapters, if they have ranks of their own. With ``shuffle``, a random stream,
-    the same number of clients has each budget but which ones is drawn from it.
+    Parameters
+    ----------
+    shares
+        The groups' shares of the clients.
+    budgets
+        The number of layers of each group.
+    num_clients
+        The number of clients.
+    shuffle
+        If given, the random stream that assigns clients to groups; the sizes of the groups stay the same.
+    ranks
+        The rank of each group's adapters; if left out, that of the layout.
 
     Raises
     ------
     ConfigError
-        if there is not one budget for each share, or a group would have no client.
+        if there is not one budget and one rank for each share, or a group would have no client.
     """
     if len(budgets) != len(shares):
         raise ConfigError(
@@ -84,13 +94,7 @@ def groups(
 
 
 def check_budgets(budgets: Sequence[int], num_layers: int) -> None:
-    """Nothing, if every budget is a number of layers that a model of ``num_layers`` blocks has.
-
-    Raises
-    ------
-    ConfigError
-        with one problem for each budget below 1 or above ``num_layers``.
-    """
+    """Raise ConfigError if a budget is below 1 or above ``num_layers``, with one problem for each."""
     problems = [
         f"clients.budgets[{place}] is {budget}; the model has {num_layers} blocks, so a budget is a number of layers "
         f"from 1 to {num_layers}"

@@ -1,4 +1,4 @@
-"""From scores of layers to the odds they are drawn with: clusters ranked by importance, and smoothing over time."""
+"""Importance of layers: clusters of scores, from which the odds of layers are made, and smoothing over rounds."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fedquilt.core.errors import RoundError
 def three_means(scores: Sequence[float], k: int = 3) -> tuple[int, ...]:
     """For every layer, the rank of its cluster in the optimal k-means clustering: 0 is the lowest, ``k-1`` the highest.
 
-    The sorted scores are cut into the k segments of least ``sum over segments, sum over members (score - mean)^2``,
-    found exactly by dynamic programming; there is no starting point to be lucky with. A segment's place is its rank.
-    Equal scores share a cluster. With fewer than k distinct scores there are fewer clusters and ranks count down from
-    the top, so that equal scores are all of rank ``k-1``.
+    The sorted scores are cut into the k segments that minimise ``sum over segments, sum over members (score -
+    mean)^2``. Dynamic programming finds the exact optimum, without an initialisation. A cluster's rank is the position
+    of its segment. Equal scores share a cluster. With fewer than k distinct scores there are fewer clusters, and ranks
+    count down from the top: if all scores are equal, all ranks are ``k-1``.
 
     Raises
     ------
@@ -37,11 +37,11 @@ def three_means(scores: Sequence[float], k: int = 3) -> tuple[int, ...]:
 
 
 def _best_starts(values: Sequence[float], sizes: Sequence[int], num_clusters: int) -> list[int]:
-    """Where each segment of the best cut of the sorted distinct ``values`` begins; each occurs ``sizes`` times."""
+    """The first index of each segment of the best cut of the sorted distinct ``values``; each occurs ``sizes`` times."""
     num_values = len(values)
     largest = max(map(abs, values), default=0.0) or 1.0
     values = [value / largest for value in values]  # so that no square overflows
-    # best[j] = least cost of values[:j] in the segments so far, with the starts that reach it
+    # best[j] = lowest cost of values[:j] in the segments so far, with the starts that attain it
     nothing: list[int] = []
     best = [(0.0, nothing)] + [(math.inf, nothing)] * num_values
     for _ in range(num_clusters):
@@ -50,7 +50,7 @@ def _best_starts(values: Sequence[float], sizes: Sequence[int], num_clusters: in
             cost, starts = best[start]
             if cost == math.inf:
                 continue
-            # running mean and squared deviation: sums of squares would cancel for large scores that lie close together
+            # running mean and squared deviation: sums of squares would cancel for large scores that are close together
             size, mean, spread = 0, 0.0, 0.0
             for stop in range(start, num_values):
                 size += sizes[stop]
@@ -66,14 +66,14 @@ def _best_starts(values: Sequence[float], sizes: Sequence[int], num_clusters: in
 def layer_weights(scores: Sequence[float], log: bool = False) -> tuple[int, ...]:
     """The weight of every layer in the odds: 3 in the most important cluster of layers, then 2, then 1.
 
-    ``log`` clusters ``log(score)``, for scores with a long tail; scores below ``1e-12`` of the largest count as that.
+    With ``log``, ``log(score)`` is clustered, for long-tailed scores; scores are raised to ``1e-12`` of the largest.
 
     Raises
     ------
     RoundError
         if a score is not finite.
     ValueError
-        if ``log`` meets a negative score.
+        if ``log`` is set and a score is negative.
     """
     return tuple(rank + 1 for rank in three_means(_logarithms(scores) if log else scores))
 
@@ -87,7 +87,7 @@ def _logarithms(scores: Sequence[float]) -> list[float]:
 
 
 def smoothed(old: Sequence[float] | None, new: Sequence[float], beta: float) -> tuple[float, ...]:
-    """Scores averaged over time: ``beta * old + (1 - beta) * new`` layer by layer; ``new`` where there is no ``old``.
+    """Scores averaged over rounds: ``beta * old + (1 - beta) * new`` for each layer; ``new`` if there is no ``old``.
 
     Raises
     ------

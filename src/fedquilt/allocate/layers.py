@@ -1,7 +1,7 @@
-"""Which layers a client trains: geometric sets, the odds they add up to, and draws from those odds.
+"""Sets of layers for clients to train: geometric sets, the odds derived from them, and random draws.
 
-A set of layers is a sorted tuple of block indices, 0 at the input. Every draw takes a random stream of its own (the
-caller names it by round and client), so it does not depend on the other clients, their order, or other features.
+A set of layers is a sorted tuple of block indices, 0 at the input. Every draw has a random stream of its own (the
+caller names it by round and client), so that it does not depend on other clients, their order, or other features.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId
 
 Shape = Literal["triangle", "inverted-triangle", "bottleneck", "uniform"]
-"""The geometric shapes of ``gd_set``, as a setting of a method."""
+"""The shapes of ``gd_set``, as the type of a method's setting."""
 
 BASES = ("input", "output")
-"""The ends of the model at which a triangle can have its base."""
+"""The ends of the model at which a triangle may have its base."""
 
 
 def gd_set(shape: str, num_layers: int, budget: int, base: str = "input") -> tuple[int, ...]:
@@ -35,9 +35,9 @@ def gd_set(shape: str, num_layers: int, budget: int, base: str = "input") -> tup
     * ``bottleneck``: the first ``ceil(k/2)`` and the last ``floor(k/2)``;
     * ``uniform``: evenly spaced, ``floor(i L / k)`` for ``i = 0 .. k-1``.
 
-    The shape is that of the histogram of all groups' sets over depth. The authors' released configurations hold the
-    bottleneck and uniform sets; at which end a triangle stands is not told, so ``base = "output"`` turns both triangles
-    over (the other shapes stay).
+    The shape is that of the histogram of all groups' sets over depth. The authors' released configurations contain the
+    bottleneck and uniform sets, but do not say at which end a triangle has its base. ``base = "output"`` therefore
+    flips both triangles; it does not affect the other shapes.
 
     Raises
     ------
@@ -70,7 +70,7 @@ SHAPES: dict[str, Callable[[int, int], Sequence[int]]] = {
     "bottleneck": _bottleneck,
     "uniform": lambda num_layers, budget: [i * num_layers // budget for i in range(budget)],
 }
-"""Shape -> its rule, for triangles with the base at the input; ask ``gd_set``, which checks and turns."""
+"""Rules by shape, for triangles with the base at the input; use ``gd_set``, which checks its arguments."""
 
 
 def counts(
@@ -82,8 +82,17 @@ def counts(
 ) -> tuple[int | Fraction, ...]:
     """For every layer, the number of groups whose geometric set holds it: ``c_l = sum_g s_g [l in set(budget_g)]``.
 
-    ``s_g`` is 1 (the paper), or the group's share of the clients where ``shares`` is given, so that the odds follow the
-    population and not the list of budgets. One number for each layer; a layer of no group has a 0, not a gap.
+    Parameters
+    ----------
+    shape, base
+        As for ``gd_set``.
+    num_layers
+        The number of layers; the result has one count for each.
+    budgets
+        The budget of each group.
+    shares
+        ``s_g``, each group's share of the clients, so that the odds follow the population. If left out, ``s_g`` is 1,
+        as in the paper.
 
     Paper: fed-hello, counts
     """
@@ -110,11 +119,12 @@ def odds(weights: Sequence[float | Fraction]) -> tuple[float, ...]:
 
 
 def draw(probabilities: Sequence[float], budget: int, rng: Rng) -> tuple[int, ...]:
-    """``budget`` distinct layers, drawn one after another without replacement with the odds ``probabilities``.
+    """Draw ``budget`` distinct layers one after another, without replacement, with the odds ``probabilities``.
 
-    Drawn at once as the ``budget`` largest of ``log p_l + G_l`` with standard Gumbel noise G, which has the same law.
-    Layers of probability 0 come in only when all others are in, each as likely as the next. From one stream, the set of
-    a smaller budget lies in that of a larger one. Inclusion is not proportional to p; see ``madow`` where it should be.
+    Implemented as the ``budget`` largest of ``log p_l + G_l`` with standard Gumbel noise G, which has the same
+    distribution. Layers of probability 0 are drawn only after all others, with equal odds. From one stream, the set of
+    a smaller budget is a subset of that of a larger one. Inclusion probabilities are not proportional to p; for that,
+    see ``madow``.
 
     Raises
     ------
@@ -129,26 +139,26 @@ def draw(probabilities: Sequence[float], budget: int, rng: Rng) -> tuple[int, ..
 
 
 def _by_race(probabilities: Sequence[float], noise: np.ndarray) -> np.ndarray:
-    """Layers in the order in which they are drawn; ``noise`` is ``(..., num_layers)``, one race in each row."""
+    """Layers in the order in which they are drawn; ``noise`` is ``(..., num_layers)``, one draw in each row."""
     odds = np.asarray(probabilities, dtype=np.float64)
     if not (np.isfinite(odds).all() and (odds >= 0).all()):
         raise ValueError(f"probabilities must be finite and at least 0; got {odds.tolist()}")
     with np.errstate(divide="ignore"):
         keys = np.log(odds) + noise
-    # lexsort's last key is the first to count: layers of probability 0 tie there and are told apart by their noise
+    # the last key of lexsort is the primary one: layers of probability 0 tie there and are ordered by their noise
     return np.lexsort((-noise, -keys), axis=-1)
 
 
 def inclusion(weights: Sequence[float | Fraction], budget: int) -> tuple[float, ...]:
-    """Each layer's probability of being among ``budget`` layers, as near proportional to its weight as 1 allows.
+    """Inclusion probabilities of the layers for a set of ``budget``, proportional to their weights but at most 1.
 
     ``pi_l = min(1, c w_l)`` with c such that they sum to ``budget``. If fewer than ``budget`` weights are above 0,
-    those layers are certain and the others share the rest evenly.
+    those layers have probability 1, and the others share the rest evenly.
 
     Raises
     ------
     ValueError
-        if the budget is not in ``1 .. len(weights)``, or the weights are no odds.
+        if the budget is not in ``1 .. len(weights)``, or the weights are not valid for ``odds``.
     """
     _check_budget(budget, len(weights))
     values = np.array(odds(weights))
@@ -158,7 +168,7 @@ def inclusion(weights: Sequence[float | Fraction], budget: int) -> tuple[float, 
     while left:
         total = values[free].sum()
         result[free] = left * values[free] / total if total > 0 else left / free.sum()
-        # the small gap keeps rounding from leaving an interval that two sampling points could fall into
+        # the small tolerance prevents rounding from leaving an interval that two sampling points could hit
         certain = free & (result >= 1 - 1e-12)
         if not certain.any():
             break
@@ -170,16 +180,16 @@ def inclusion(weights: Sequence[float | Fraction], budget: int) -> tuple[float, 
 
 
 def madow(weights: Sequence[float | Fraction], budget: int, rng: Rng) -> tuple[int, ...]:
-    """``budget`` distinct layers by systematic sampling: each is in with exactly the probability ``inclusion`` gives.
+    """Draw ``budget`` distinct layers by systematic sampling, with exactly the probabilities of ``inclusion``.
 
-    The layers, in random order, are laid end to end as intervals of length pi; points at ``u, u+1, .. u+k-1`` with one
-    uniform u pick those they fall into (Madow, 1949). Not in the paper: an alternative to ``draw``, whose inclusion is
-    flatter than its odds.
+    The layers, in random order, form consecutive intervals of length pi; points at ``u, u+1, .. u+k-1`` with one
+    uniform u select the intervals that they fall into (Madow, 1949). Not in the paper: an alternative to ``draw``,
+    whose inclusion probabilities are flatter than its odds.
 
     Raises
     ------
     ValueError
-        as ``inclusion`` does.
+        as ``inclusion``.
     """
     chances = np.array(inclusion(weights, budget))
     certain = np.flatnonzero(chances == 1.0)
@@ -189,17 +199,18 @@ def madow(weights: Sequence[float | Fraction], budget: int, rng: Rng) -> tuple[i
     ends = np.cumsum(chances[order])
     points = generator.uniform() + np.arange(num_points)
     if num_points:
-        ends *= num_points / ends[-1]  # the last end is the number of points, whatever the rounding of the sum
+        ends *= num_points / ends[-1]  # makes the last end the exact number of points despite rounding
     picked = order[np.searchsorted(ends, points, side="right")] if num_points else order[:0]
     return tuple(sorted([*certain.tolist(), *picked.tolist()]))
 
 
 def cover(allocation: Mapping[ClientId, tuple[int, ...]], num_layers: int, rng: Rng) -> dict[ClientId, tuple[int, ...]]:
-    """The allocation, changed as little as it takes for every layer to have a client that trains it.
+    """The allocation with minimal changes such that every layer is trained by some client, if possible.
 
-    While a layer has nobody and another has more than one, a client of the layer with the most exchanges it for the one
-    with nobody. Each client keeps its number of layers; ``min(num_layers, sum of budgets)`` layers end up covered; an
-    allocation that covers all is returned as it is. Ties are drawn from ``rng``; the order of clients does not matter.
+    While one layer has no client and another has several, a client of the layer with the most clients swaps that layer
+    for the uncovered one. Each client keeps its number of layers, and ``min(num_layers, sum of budgets)`` layers are
+    covered. An allocation that covers all layers is unchanged. Ties are drawn from ``rng``; the order of clients does
+    not matter.
     """
     result = {client: allocation[client] for client in sorted(allocation)}
     holders = Counter(layer for layers in result.values() for layer in layers)

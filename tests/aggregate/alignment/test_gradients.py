@@ -421,7 +421,7 @@ def test_a_client_that_took_no_step_counts_and_one_that_lies_is_refused():
     assert (float(found["vit"].gradient["m.a"]), found["vit"].steps) == (0.5, 1.0)
     with pytest.raises(RoundError, match=r"client 3 of vit took no step, yet tensor 'm.a' has changed"):
         group_gradients(base, [("vit", Reply(3, {"m.a": torch.tensor([2.0])}, 1), 0)])
-    with pytest.raises(RoundError, match="client 3 of vit tells -1 local steps; it must be at least 0"):
+    with pytest.raises(RoundError, match="client 3 of vit reports -1 local steps; it must be at least 0"):
         group_gradients(base, [("vit", Reply(3, {"m.a": torch.tensor([2.0])}, 1), -1)])
     with pytest.raises(RoundError, match=r"client 3 of vit sent tensor 'm.a' with values that are not finite"):
         group_gradients(base, [("vit", Reply(3, {"m.a": torch.tensor([math.inf])}, 1), 1)])

@@ -410,7 +410,7 @@ def test_what_does_not_fit_is_told():
     with pytest.raises(ValueError, match=r"adapter 0: B is \(4, 2\) and A \(3, 3\)"):
         stacked([one._replace(A=torch.zeros(3, 3))])
     for weights in ([0.0, 0.0], [1.0, -1.0], [math.nan], [math.inf, 1.0]):
-        with pytest.raises(ValueError, match=r"weights are .*; they must be finite, none below 0 and one above"):
+        with pytest.raises(ValueError, match=r"weights are .*; they must be finite and at least 0, and not all 0"):
             shares(weights)
     parts = svd(Product(*one[:2]))
     with pytest.raises(ValueError, match="rank is -1; it must be at least 0"):

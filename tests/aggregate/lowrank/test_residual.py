@@ -294,7 +294,7 @@ def test_t24_with_independent_factors_hardly_anything_can_be_given_back():
 def test_what_does_not_fit_is_told():
     made = [Factors(torch.zeros(4, r), torch.zeros(r, 3)) for r in (2, 3)]
     for combined in (mean_factors, residual, refined):
-        with pytest.raises(ValueError, match=r"ranks are \[2, 3\]; factors of unlike rank have no mean"):
+        with pytest.raises(ValueError, match=r"ranks are \[2, 3\]; factors of different ranks have no mean"):
             combined(made)
         with pytest.raises(RoundError, match="no adapters to combine"):
             combined([])

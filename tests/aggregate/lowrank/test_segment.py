@@ -182,11 +182,11 @@ def test_what_does_not_fit_is_told():
             cut(base, rank)
     with pytest.raises(ValueError, match=r"scale is -1\.0; it must be above 0"):
         cut(base, 1, -1.0)
-    with pytest.raises(ValueError, match="rank is 1; padding cannot take rank 2 down"):
+    with pytest.raises(ValueError, match="rank is 1; padding cannot reduce rank 2"):
         padded(base, 1)
     with pytest.raises(ValueError, match="normalize is 'row'; it must be 'all' or 'segment'"):
         segment_mean(base, [one], "row")
-    with pytest.raises(ValueError, match=r"ranks are \[3\]; the server's is 2, and none may be above it"):
+    with pytest.raises(ValueError, match=r"ranks are \[3\]; they must be at most the server's 2"):
         segment_mean(base, [Factors(torch.zeros(4, 3), torch.zeros(3, 3))])
     with pytest.raises(ValueError, match=r"adapter 1 is for a weight of \(5, 3\), adapter 0 for one of \(4, 3\)"):
         segment_mean(base, [one._replace(B=torch.zeros(5, 2))])

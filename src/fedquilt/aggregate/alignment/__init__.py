@@ -1,1 +1,1 @@
-"""Alignment of the clients' updates before they are averaged."""
+"""Alignment: reducing conflicts between the updates of groups of clients before they are averaged."""

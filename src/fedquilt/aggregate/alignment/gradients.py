@@ -1,16 +1,16 @@
-"""Alignment of what groups of clients want (CMGA): their gradients made to agree before they are averaged.
+"""Alignment of the groups' pseudo-gradients (CMGA) before they are averaged.
 
-A group is the clients of one architecture. Its pseudo-gradient is what a step of its clients did to the tensors that
-all groups share, on the average, with the sign of a gradient. Groups whose pseudo-gradients point in opposing
-directions undo each other's work; three rules lessen that, and ``"mean"`` is the plain weighted mean:
+A group is, for example, the clients of one architecture. Its pseudo-gradient is the average change of the shared
+tensors per local step of its clients, with the sign of a gradient. Groups with conflicting pseudo-gradients (a negative
+inner product) undo each other's work. Three rules reduce such conflicts; ``"mean"`` is the plain weighted mean:
 
-    projection   from each group's gradient is taken what goes against another group's, one after the other
-    reference    from each is taken what goes against the consensus, the weighted mean of the directions
-    soft         each counts the less the further it is off the consensus
+    projection   each group's gradient is projected off each gradient that it conflicts with, one after the other
+    reference    each gradient is projected off the consensus (the weighted mean of directions) if it conflicts with it
+    soft         each gradient is weighted by its cosine similarity to the consensus
 
-Rules act part by part: on each ``"module"`` (tensors whose names differ in the last piece), each ``"tensor"``, or on
-all at once (``"global"``). A group takes part where it has tensors; one that is absent changes nothing. With two groups
-and projection the result goes against neither; with three or more, two may still be in conflict.
+Rules act separately on each ``"module"`` (tensors whose names differ only after the last dot), on each ``"tensor"``, or
+once on all tensors (``"global"``). A group takes part where it has tensors. With two groups and projection the result
+conflicts with neither; with three or more, conflicts may remain.
 """
 
 from __future__ import annotations
@@ -38,9 +38,17 @@ PARTS = ("module", "tensor", "global")
 class AlignSettings:
     """How gradients are aligned.
 
-    ``rule`` and ``per`` as above. ``equalise``: first every group's gradient is given the median length, so that a
-    large model does not overrule a small one. ``sharpness`` is kappa of the soft rule. ``learning_rate`` is the
-    server's.
+    Attributes
+    ----------
+    rule, per
+        The rule, and the parts that it acts on; see the module.
+    equalise
+        Whether every group's gradient is first scaled to the median norm, so that a large model does not outweigh a
+        small one.
+    sharpness
+        Kappa of the soft rule.
+    learning_rate
+        The server's learning rate.
     """
 
     rule: str = "projection"
@@ -64,11 +72,11 @@ class AlignSettings:
 
 
 class Aligned(NamedTuple):
-    """The common ``gradient`` by name, and what the record should know of the alignment.
+    """The common ``gradient`` by name, and statistics for the record.
 
-    The ``groups`` in order; the number of ``conflicts``: pairs of groups whose gradients of a part have an inner
-    product below 0, over all parts; and the ``cosines`` (groups, groups) between the gradients, over all tensors that
-    both groups have, 0 where one is zero. Both are of the gradients as they came.
+    ``groups`` are the groups in order. ``conflicts`` is the number of pairs of groups whose gradients of a part have a
+    negative inner product, over all parts. ``cosines`` (groups, groups) are the cosine similarities of the gradients
+    over all tensors that both groups have, 0 where a gradient is zero. Both describe the gradients before alignment.
     """
 
     gradient: Params
@@ -80,16 +88,16 @@ class Aligned(NamedTuple):
 def aligned(
     gradients: Mapping[str, Mapping[str, Tensor]], weights: Mapping[str, float], settings: AlignSettings, rng: Rng
 ) -> Aligned:
-    """The common gradient of groups, part by part by the settings' rule, and what the record should know of it.
+    """Combine the groups' gradients, part by part by the rule of the settings.
 
-    Weights are brought to sum 1 among the groups that have a part. Groups are taken in the order of their names, so
-    the order in which they come changes no bit; the projection's random orders depend on ``rng`` and the part's name.
-    Without conflicts projection and reference give the weighted mean to the bit. Every rule is positively homogeneous.
+    Weights are normalised to sum 1 over the groups that have a part. Groups are sorted by name, so that the result does
+    not depend on their order; the random orders of the projection depend on ``rng`` and the name of the part. Without
+    conflicts, projection and reference give the weighted mean bit-identically. Every rule is positively homogeneous.
 
     Raises
     ------
     RoundError
-        if there is no group, a gradient is not finite, or a weight is no number above 0.
+        if there is no group, a gradient is not finite, or a weight is not a number above 0.
     """
     groups = tuple(sorted(gradients))
     if not groups:
@@ -115,7 +123,7 @@ def aligned(
 
 
 def combined(vectors: Tensor, shares: Tensor, settings: AlignSettings, rng: Rng) -> Tensor:
-    """One vector (n,) of ``vectors`` (groups, n) whose ``shares`` (groups,) sum to 1, by the settings' rule."""
+    """Combine ``vectors`` (groups, n) into one (n,) by the rule of the settings; ``shares`` (groups,) sum to 1."""
     if settings.equalise:
         vectors = equalised(vectors)
     if settings.rule == "projection":
@@ -128,15 +136,15 @@ def combined(vectors: Tensor, shares: Tensor, settings: AlignSettings, rng: Rng)
 
 
 def num_conflicts(vectors: Tensor) -> int:
-    """How many pairs of ``vectors`` (groups, n) have an inner product below 0."""
+    """The number of pairs of ``vectors`` (groups, n) with a negative inner product."""
     return int((torch.triu(vectors @ vectors.T, 1) < 0).sum())
 
 
 def projected(vectors: Tensor, rng: Rng) -> Tensor:
-    """``vectors`` (groups, n), each less what goes against another: ``v <- v - <v, g_j> / ||g_j||^2 g_j`` where
-    ``<v, g_j> < 0``, for the other groups j in a random order; g_j are the vectors as they were.
+    """Project each of ``vectors`` (groups, n) off those that it conflicts with.
 
-    No vector gets longer. A vector in conflict with none stays the same to the bit.
+    ``v <- v - <v, g_j> / ||g_j||^2 g_j`` where ``<v, g_j> < 0``, for the other groups j in a random order; g_j are the
+    original vectors. No norm grows. A vector without conflicts is bit-identical to before.
 
     Paper: heterotune, projection
     """
@@ -154,9 +162,9 @@ def projected(vectors: Tensor, rng: Rng) -> Tensor:
 
 
 def towards_reference(vectors: Tensor, shares: Tensor) -> Tensor:
-    """``vectors`` (groups, n), each less what goes against the consensus: ``g - <g, u> / ||u||^2 u`` if ``<g, u> < 0``.
+    """Project each of ``vectors`` (groups, n) off the consensus u: ``g - <g, u> / ||u||^2 u`` if ``<g, u> < 0``.
 
-    ``u = sum_m w_m g_m / ||g_m||`` is the mean of directions, in which no length counts.
+    ``u = sum_m w_m g_m / ||g_m||`` is the mean of directions; norms have no influence.
 
     Paper: heterotune, reference
     """
@@ -166,7 +174,7 @@ def towards_reference(vectors: Tensor, shares: Tensor) -> Tensor:
 
 
 def soft_shares(vectors: Tensor, shares: Tensor, sharpness: float) -> Tensor:
-    """What each group weighs: ``w_m max(0, cos(g_m, u))^kappa``, brought to sum 1; all 0 where none goes with u.
+    """The groups' weights ``w_m max(0, cos(g_m, u))^kappa``, normalised to sum 1; all 0 if no cosine is positive.
 
     Paper: heterotune, soft-weights
     """
@@ -177,7 +185,7 @@ def soft_shares(vectors: Tensor, shares: Tensor, sharpness: float) -> Tensor:
 
 
 def equalised(vectors: Tensor) -> Tensor:
-    """``vectors`` (groups, n), each brought to the median length of those that are not zero; zeros stay.
+    """Scale ``vectors`` (groups, n) to the median norm of those that are not zero; zero vectors stay.
 
     Paper: heterotune, equal-lengths
     """
@@ -190,7 +198,7 @@ def equalised(vectors: Tensor) -> Tensor:
 
 
 def cosines(gradients: Mapping[str, Mapping[str, Tensor]], groups: Iterable[str]) -> Tensor:
-    """The cosines (groups, groups) between gradients, over the tensors that both have; 0 where one is zero there."""
+    """Cosine similarities (groups, groups) of gradients over the tensors that both have; 0 where one is zero."""
     order = tuple(groups)
     table = torch.zeros(len(order), len(order), dtype=torch.float64)
     for row, one in enumerate(order):
@@ -208,11 +216,11 @@ def cosines(gradients: Mapping[str, Mapping[str, Tensor]], groups: Iterable[str]
 def aligned_step(
     base: Mapping[str, Tensor], found: Mapping[str, GroupGradient], settings: AlignSettings, rng: Rng
 ) -> tuple[Params, Aligned]:
-    """The shared tensors after a round, ``S - learning_rate tau G``, and the alignment G with its record.
+    """The shared tensors after a round, ``S - learning_rate tau G``, and the common gradient G with its statistics.
 
-    tau is the mean over groups, by examples, of the steps that they took: with equal steps, rate 1 and no conflict the
-    result is the mean of what clients sent. A tensor that nobody sent is the same object as in ``base``; where the step
-    is 0 every bit stays.
+    tau is the groups' mean number of local steps, weighted by examples: with equal steps, learning rate 1 and no
+    conflicts the result is the mean of the tensors that clients sent. A tensor that nobody sent is the same object as
+    in ``base``; where the step is 0, the result is bit-identical to ``base``.
 
     Raises
     ------
@@ -234,14 +242,14 @@ def aligned_step(
 
 
 def _consensus(vectors: Tensor, shares: Tensor) -> Tensor:
-    """The direction of the mean of directions, of length 1; 0 where these cancel but for rounding."""
+    """The normalised mean of directions; 0 where these cancel out up to rounding."""
     mean = shares @ _directions(vectors)
     length = mean.norm()
     return mean / length if length > 1e-9 else torch.zeros_like(mean)
 
 
 def _directions(vectors: Tensor) -> Tensor:
-    """``vectors`` (groups, n), each divided by its length; zeros stay."""
+    """``vectors`` (groups, n), each divided by its norm; zero vectors stay."""
     lengths = vectors.norm(dim=1, keepdim=True)
     return torch.where(lengths > 0, vectors / torch.where(lengths > 0, lengths, 1.0), 0.0)
 
@@ -249,12 +257,12 @@ def _directions(vectors: Tensor) -> Tensor:
 def _parts(
     gradients: Mapping[str, Mapping[str, Tensor]], groups: tuple[str, ...], per: str
 ) -> dict[str, tuple[list[str], tuple[str, ...]]]:
-    """The tensors of each part and the groups that have them, by a label; groups take part with whole parts only."""
+    """The tensors of each part and the groups that have them, by a label of the part."""
     found: dict[str, tuple[list[str], tuple[str, ...]]] = {}
     for name in sorted({name for group in groups for name in gradients[group]}):
         holders = tuple(group for group in groups if name in gradients[group])
         label = {"module": name.rpartition(".")[0], "tensor": name, "global": ""}[per]
-        # where not all groups have the same tensors of a part, it falls into parts whose holders are the same
+        # a part of which groups have different tensors is split, so that all tensors of a part have the same groups
         found.setdefault(repr((label, holders)), ([], holders))[0].append(name)
     return found
 

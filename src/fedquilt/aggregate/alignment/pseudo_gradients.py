@@ -1,4 +1,4 @@
-"""What each group of clients wants: the pseudo-gradient of its replies."""
+"""The pseudo-gradient of each group of clients, from its replies."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from fedquilt.core.types import Params, Reply
 
 
 class GroupGradient(NamedTuple):
-    """What one architecture's clients want: ``gradient`` by name in float64, their ``weight`` in examples, and the
-    weighted mean of the ``steps`` that they took."""
+    """The pseudo-gradient of one group.
+
+    ``gradient`` is by name and in float64, ``weight`` the group's number of examples, and ``steps`` the weighted mean
+    of its clients' numbers of local steps.
+    """
 
     gradient: Params
     weight: float
@@ -24,11 +27,11 @@ class GroupGradient(NamedTuple):
 
 
 class Gathered:
-    """The pseudo-gradient of every group that answered: ``g = sum_k w_k (S - S_k) / tau_k`` over its clients k.
+    """Accumulator of the groups' pseudo-gradients: ``g = sum_k w_k (S - S_k) / tau_k`` over the clients k of a group.
 
-    w_k is the share of the client in the examples of its group, tensor by tensor among those that sent it, and tau_k
-    the number of its local steps: divided by them, a client that had time for few counts as much as one with many. One
-    that took no step counts, with gradient 0. Replies are taken in one by one; kept is a sum for each group and tensor.
+    w_k is the client's share of the examples of its group, for each tensor among the clients that sent it, and tau_k
+    its number of local steps: the division makes clients with few and many steps count equally. A client without steps
+    counts with gradient 0. Replies are added one by one, and only one sum is kept for each group and tensor.
 
     Paper: heterotune, pseudo-gradient
     """
@@ -40,20 +43,20 @@ class Gathered:
         self._totals: dict[str, tuple[float, float]] = {}
 
     def add(self, group: str, reply: Reply, steps: float) -> None:
-        """Takes in a reply of a client of this group that made so many steps.
+        """Add the reply of a client of this group that took this number of local steps.
 
         Raises
         ------
         RoundError
-            if it does not fit ``base`` or is not finite, its steps are no number of at least 0, or it took none and yet
-            changed something.
+            if it does not fit ``base`` or is not finite, if its steps are not a number of at least 0, or if it took
+            no steps but changed a tensor.
         """
         base = self._base
         check_reply(base, reply)
         if (bad := not_finite(reply.params)) is not None:
             raise RoundError(f"client {reply.client} of {group} sent tensor '{bad}' with values that are not finite")
         if not 0 <= steps < math.inf:
-            raise RoundError(f"client {reply.client} of {group} tells {steps} local steps; it must be at least 0")
+            raise RoundError(f"client {reply.client} of {group} reports {steps} local steps; it must be at least 0")
         own, own_weights = self._sums.setdefault(group, {}), self._weights.setdefault(group, {})
         weight = float(reply.weight)
         for name, tensor in reply.params.items():
@@ -67,12 +70,12 @@ class Gathered:
         self._totals[group] = examples + weight, taken + weight * steps
 
     def gradients(self) -> dict[str, GroupGradient]:
-        """The pseudo-gradient of every group of which there was a reply.
+        """The pseudo-gradient of every group with at least one reply.
 
         Raises
         ------
         RoundError
-            if there was none.
+            if there was no reply.
         """
         if not self._totals:
             raise RoundError("no replies to align; at least one client must answer")

@@ -1,4 +1,4 @@
-"""Alignment (CMGA) put around any method that averages some tensors over clients of several groups."""
+"""Alignment (CMGA) as a wrapper of any method that averages tensors over several groups of clients."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import Params, Profile, Reply, Tree
 
 ALIGN = "align"
-"""The key of the server's state under which lie the seed and the count of what is drawn."""
+"""Key of the alignment's random seed and counter in the server's state."""
 
 MOST = 16
-"""Groups of which the cosines between all pairs are kept for the record."""
+"""Largest number of groups for which the cosines between all pairs are recorded."""
 
 Groups = Literal["architecture", "group", "client"]
 
 
 def group_of(profile: Profile, groups: Groups) -> str:
-    """The name of the group that a client is of: its architecture, the label of its group, or the client alone."""
-    # padded: names are sorted as text
+    """The name of a client's group: its architecture, the label of its group, or the client's own number."""
+    # zero-padded, as names are sorted as text
     return {"architecture": profile.architecture, "group": profile.group, "client": f"client {profile.id:09d}"}[groups]
 
 
@@ -42,27 +42,41 @@ def with_alignment(
     weighting: str = "examples",
     local_steps: Callable[[Profile], int] | None = None,
 ) -> Method:
-    """The method whose server aligns what groups of clients want of some tensors, in place of their mean.
+    """The method whose server aligns the groups' updates of some tensors, instead of averaging them.
 
-    ``counts(name)`` says which tensors of a reply; the others go the method's own way. The method's ``merge`` is given
-    the replies without those tensors, and behind the last a reply that holds them as they are after the aligned step:
-    a mean over all who sent a tensor is then that step, whatever the method keeps where. What the server sent is taken
-    from ``method.view``. Kept are sums for each group and one reply at a time; where a client is a group of its own,
-    that is all of theirs. Steps are ``local_steps(profile)`` (``Federation.local_steps``) for as many examples as the
-    reply weighs. A client's own word on them would let it throw the shared tensors as far as it likes: the server's
-    step grows with them, and its pull shrinks. Where that is not given, they are the replies' metric ``steps``, at
-    least 1, and 1 where a client does not tell.
+    The method's ``merge`` is given the replies without these tensors, followed by one more reply that holds them after
+    the aligned step: the method's own mean of these tensors is then that step, wherever the method stores them. The
+    tensors before the step are those of ``method.view``. Memory: one sum for each group and tensor, and one reply at a
+    time.
 
-    The state has besides ``conflicts`` (their number), ``cosines`` (flat, rows and columns in the order of the groups'
-    names, 0 for one that was absent; empty for more than 16 groups) and ``align``, the seed of the projections' orders.
+    The state additionally holds ``conflicts`` (their number), ``cosines`` (flat, rows and columns in the order of the
+    groups' names, 0 for an absent group; empty for more than 16 groups) and ``align``, the seed of the projections'
+    random orders. A method whose clients send different parts of the server's tensors, such as H2Tune, must align them
+    in its own ``merge``: see ``bank.alignment``.
 
-    A method of whose server's tensors clients send unlike parts, as H2Tune's do, has to align them in its own
-    ``merge``: see ``bank.alignment``.
+    Parameters
+    ----------
+    method
+        The method to wrap.
+    profiles
+        All clients of the federation.
+    counts
+        ``counts(name)`` says whether a tensor of a reply is aligned.
+    settings
+        How to align.
+    groups
+        The groups that are aligned with each other.
+    weighting
+        ``"examples"`` or ``"uniform"``: the clients' weights within their group, and the groups'.
+    local_steps
+        ``Federation.local_steps``; a reply's steps are then computed from the number of examples that it weighs. If
+        left out, they are the replies' metric ``steps``, at least 1. A client could move the shared tensors
+        arbitrarily far by its own report of its steps: the server's step grows with them.
 
     Raises
     ------
     ConfigError
-        from ``init``, if the state is no table that the record of alignment could be put into.
+        from ``init``, if the state is not a table, to which the statistics could be added.
     """
     by_client = {profile.id: profile for profile in profiles}
     names = sorted({group_of(profile, groups) for profile in by_client.values()})
@@ -75,7 +89,7 @@ def with_alignment(
         return {**state, **first_record(names, rng)}
 
     def base_of(state: Tree) -> Params:
-        """The tensors that count, as the server has them."""
+        """The aligned tensors as they are on the server."""
         base: Params = {}
         for profile in typical.values():
             base |= {name: value for name, value in method.view(state, profile).params.items() if counts(name)}
@@ -113,23 +127,23 @@ def with_alignment(
 
 
 def _steps(reply: Reply, profile: Profile, local_steps: Callable[[Profile], int] | None) -> float:
-    """How many optimizer steps a reply is counted for."""
+    """The number of optimiser steps that a reply is counted for."""
     if local_steps is None:
         return max(1.0, reply.metrics.get("steps", 1.0))
-    # for as many examples as it weighs: it might have announced any number
+    # from the reply's weight, as the client may have announced any number of examples
     return float(local_steps(replace(profile, num_examples=math.ceil(reply.weight))))
 
 
-# What the server's state has of it ------------------------------------------------------------
+# Alignment in the server's state ------------------------------------------------------------
 
 
 def first_record(names: Sequence[str], rng: Rng) -> dict[str, Any]:
-    """What a server that aligns groups of these names has in its state as it begins, see ``with_alignment``."""
+    """The initial entries of the state of a server that aligns these groups, see ``with_alignment``."""
     return {"conflicts": 0, "cosines": _flat(None, names), ALIGN: {"seed": rng.integer(), "merges": 0}}
 
 
 def reported(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What of an alignment a round's record holds."""
+    """The statistics of an alignment for the record of a round."""
     return {"conflicts": state["conflicts"], "cosines": state["cosines"]}
 
 
@@ -139,7 +153,7 @@ def draws_of(state: Mapping[str, Any]) -> Rng:
 
 
 def next_record(state: Mapping[str, Any], made: Aligned, names: Sequence[str]) -> dict[str, Any]:
-    """What is in the state after an alignment that drew from ``draws_of(state)``."""
+    """The entries of the state after an alignment that drew from ``draws_of(state)``."""
     own = {**state[ALIGN], "merges": state[ALIGN]["merges"] + 1}
     return {"conflicts": made.conflicts, "cosines": _flat(made, names), ALIGN: own}
 

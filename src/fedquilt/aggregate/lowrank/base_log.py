@@ -1,9 +1,9 @@
-"""A log of what was merged into the base, so that a client that was away can make up for it exactly.
+"""A log of the changes that were merged into the base, from which absent clients catch up exactly.
 
-Methods that change the base (FLoRA merges the stack, FedEx-LoRA its residual) need every client to have merged every
-change. The log is a tree that a server's state can hold: the version of the base, and by version the changes, low-rank
-products by module. A client says which version it has and is sent the changes since; it merges them one after another,
-in the order in which all others did, so that it ends with the same bits: sums of rounded numbers depend on their order.
+Methods that change the base (FLoRA merges the stack, FedEx-LoRA its residual) need every client to merge every change.
+The log is a tree in the server's state: the version of the base, and for each version its change, a low-rank product by
+module. A client is sent the changes since its own version and merges them one after another, in the same order as all
+other clients. It thus ends with a bit-identical base: sums of rounded numbers depend on their order.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from fedquilt.core.method import overlay
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Tree
 
 Change = Mapping[str, Product]
-"""What one round adds to the base: a low-rank product by module."""
+"""The change of the base in one round: a low-rank product by module."""
 
 
 def empty_log() -> Tree:
-    """The log of a base that nothing was merged into: version 0."""
+    """The log of an unchanged base: version 0."""
     return {"version": 0, "oldest": 0, "changes": []}
 
 
 def logged(log: Tree, change: Change) -> Tree:
-    """The log with one change more, which makes the next version."""
+    """The log with one more change, which makes the next version."""
     entry = {module: {"B": product.B, "A": product.A} for module, product in change.items()}
     return {**log, "version": log["version"] + 1, "changes": [*log["changes"], entry]}
 
 
 def missed(log: Tree, version: int) -> list[dict[str, Product]]:
-    """The changes that turn a base of this version into the newest, in the order in which they must be merged.
+    """The changes between this version and the newest, in the order in which they must be merged.
 
     Raises
     ------
     RoundError
-        if the log does not reach back to this version, or is not yet there.
+        if the log does not reach back to this version, or has not reached it yet.
     """
     if not log["oldest"] <= version <= log["version"]:
         raise RoundError(
@@ -54,16 +54,16 @@ def missed(log: Tree, version: int) -> list[dict[str, Product]]:
 
 
 def forgotten(log: Tree, version: int) -> Tree:
-    """The log without the changes that a base of this version has, for when no client is older."""
+    """The log without the changes up to this version, for use when no client has an older base."""
     cut = min(max(version, log["oldest"]), log["version"])
     return {**log, "oldest": cut, "changes": log["changes"][cut - log["oldest"] :]}
 
 
 def caught_up(weights: Mapping[str, Tensor], changes: Sequence[Change], transposed: Collection[str] = ()) -> Params:
-    """The base weights, by module, after the changes; those that no change names are the same objects.
+    """The base weights, by module, after the changes; weights without a change are the same objects.
 
-    Each change is rounded to the weight's dtype when it is merged, so a base in half precision forgets small ones: keep
-    it in float32. ``transposed`` are the modules whose weight is (d_in, d_out), Conv1D's.
+    Each change is rounded to the weight's dtype when it is merged, so that a base in half precision loses small
+    changes: keep it in float32. ``transposed`` are the modules whose weight is (d_in, d_out), as in Conv1D.
 
     Paper: flora, merge
     """
@@ -78,17 +78,20 @@ def caught_up(weights: Mapping[str, Tensor], changes: Sequence[Change], transpos
 # The base of a federation ------------------------------------------------------------
 
 _CHANGE = ".change."
-"""Stands in the name of a tensor that is part of a change: ``<module>.change.<version it makes>.B``, or ``.A``."""
+"""Part of the name of a change's tensor: ``<module>.change.<version it makes>.B``, or ``.A``."""
 
 
 def first_base() -> Tree:
-    """What a server keeps of a base that nothing was merged into: the log, the sum of all changes by module, and by
-    client the version that it is known to have."""
+    """The server's record of an unchanged base.
+
+    It holds the log, the sum of all changes by module (``shift``), and the version that each client is known to have
+    (``confirmed``).
+    """
     return {"log": empty_log(), "shift": {}, "confirmed": {}}
 
 
 def outgoing(base: Tree, client: ClientId) -> Params:
-    """The changes that the client is not known to have, as tensors to be sent."""
+    """The changes that the client is not known to have, as tensors of an order."""
     known = base["confirmed"].get(str(client), 0)
     return {
         f"{module}{_CHANGE}{version}.{part}": tensor
@@ -99,11 +102,11 @@ def outgoing(base: Tree, client: ClientId) -> Params:
 
 
 def incoming(params: Mapping[str, Tensor], own: Tree = None) -> tuple[Params, Tree]:
-    """What is no change of what was received, and the client's base, ``{"version", "shift"}``, with those that it
-    lacked merged in; ``own`` is its base before, None for an untouched one.
+    """Split received tensors into all but the changes, and the client's base with the missing changes merged.
 
-    The shift is dense and float32, (d_out, d_in) by module, a sum in the order of the versions: to the bit the same for
-    who took the changes one by one and who took them all at once.
+    ``own`` is the client's base before, ``{"version", "shift"}``, None for an unchanged one. The shift is dense and
+    float32, (d_out, d_in) by module, and summed in the order of the versions. It is bit-identical whether the changes
+    are received one by one or all at once.
     """
     base: Tree = {"version": 0, "shift": {}} if own is None else own
     rest: Params = {}
@@ -123,9 +126,9 @@ def incoming(params: Mapping[str, Tensor], own: Tree = None) -> tuple[Params, Tr
 
 
 def advanced(base: Tree, change: Change, answered: Iterable[ClientId], everyone: Iterable[ClientId]) -> Tree:
-    """The server's base after a round: those who answered have what was sent, and ``change`` makes a version more.
+    """The server's base after a round: clients that answered have the current version, and ``change`` makes the next.
 
-    Changes that all of ``everyone`` have are forgotten, but for their sum. No version is made of nothing.
+    Changes that all of ``everyone`` have are removed from the log; their sum is kept. An empty change makes no version.
     """
     confirmed = {**base["confirmed"], **{str(client): base["log"]["version"] for client in answered}}
     log = forgotten(base["log"], min(confirmed.get(str(client), 0) for client in everyone))
@@ -135,13 +138,16 @@ def advanced(base: Tree, change: Change, answered: Iterable[ClientId], everyone:
 
 
 def shifts(base: Tree) -> Params:
-    """The sum of all changes, of a server's or a client's base, as tensors that a model loads: ``<module>.shift``."""
+    """The sum of all changes of a server's or a client's base, named as a model loads it: ``<module>.shift``."""
     return {f"{module}.{SHIFT}": tensor for module, tensor in base["shift"].items()}
 
 
 def model_on_base(profile: Profile, initial: Params, order: Order, memory: Memory) -> Params:
-    """``Method.model`` where the base changes: the client's base (``memory["base"]``) with the order's changes merged
-    into it lies beside the adapters as ``<module>.shift``."""
+    """``Method.model`` of methods that change the base.
+
+    The client's base (``memory["base"]``), with the order's changes merged, is added to the tensors of the adapters as
+    ``<module>.shift``.
+    """
     sent, base = incoming(order.params, memory.get("base"))
     return overlay(profile, {**initial, **shifts(base)}, replace(order, params=sent), memory)
 

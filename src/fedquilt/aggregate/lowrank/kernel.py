@@ -1,13 +1,13 @@
 """The low-rank kernel: weighted sums of adapters, and their best approximations of a given rank.
 
-Nothing here forms a d_out x d_in matrix, ``dense`` aside. Scales are always inside: a client's change of a weight is
-``D_k = s_k B_k A_k`` with its own ``s_k`` (alpha/r or alpha/sqrt(r)), so clients of unlike rank and alpha mix as their
-dense changes would. ``A`` is (r, d_in) and ``B`` (d_out, r) whatever the way the base keeps its weight; only ``dense``
-knows of Conv1D's.
+No function but ``dense`` forms a d_out x d_in matrix. Scales are always included: a client's change of a weight is
+``D_k = s_k B_k A_k`` with its own ``s_k`` (alpha/r or alpha/sqrt(r)), so that clients with different ranks and alphas
+are averaged like their dense changes. ``A`` is (r, d_in) and ``B`` (d_out, r), whatever the orientation of the base's
+weight; only ``dense`` handles that of Conv1D.
 
-Sums, QR and SVD are done in float64 (float32 on devices without it): the tall matrices are thin and the core small, so
-it costs little, and a direction that clients share is then told from rounding by 1e-16 and not by 1e-7. Results come
-in the dtype of what was given.
+Sums, QR and SVD are computed in float64 (float32 on devices without it). This costs little, as the tall matrices are
+thin and the core is small, and it separates real directions from rounding errors at 1e-16 instead of 1e-7. Results have
+the dtype of the arguments.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fedquilt.core.params import wide
 class Factors(NamedTuple):
     """One client's adapter of one module: ``D = scale * B @ A``, (d_out, r) and (r, d_in), and the client's weight.
 
-    Weights are relative: whatever uses them divides by their sum.
+    Weights are relative: all functions divide by their sum.
     """
 
     B: Tensor
@@ -36,23 +36,23 @@ class Factors(NamedTuple):
 
 
 class Product(NamedTuple):
-    """The matrix ``B @ A``, (d_out, R) times (R, d_in), kept as its two factors; R may be 0, which is zero."""
+    """The matrix ``B @ A``, (d_out, R) times (R, d_in), kept as its two factors; with R = 0 it is zero."""
 
     B: Tensor
     A: Tensor
 
     @property
     def rank(self) -> int:
-        """R, the number of columns of B: no less than the rank of the matrix."""
+        """R, the number of columns of B: an upper bound on the rank of the matrix."""
         return self.B.shape[1]
 
     def to(self, dtype: torch.dtype) -> Product:
-        """The same in another dtype."""
+        """The product in another dtype."""
         return Product(self.B.to(dtype), self.A.to(dtype))
 
 
 class Svd(NamedTuple):
-    """``U diag(S) Vh``, (d_out, c), (c,), (c, d_in): S falls; where it is 0 the column of U and row of Vh are 0 too."""
+    """``U diag(S) Vh``, (d_out, c), (c,), (c, d_in): S is descending; where it is 0, the vectors are 0 too."""
 
     U: Tensor
     S: Tensor
@@ -73,7 +73,7 @@ def shares(weights: Sequence[float]) -> list[float]:
         raise RoundError("no adapters to combine; at least one client must answer")
     total = math.fsum(weights)
     if not (math.isfinite(total) and min(weights) >= 0 and total > 0):
-        raise ValueError(f"weights are {list(weights)}; they must be finite, none below 0 and one above")
+        raise ValueError(f"weights are {list(weights)}; they must be finite and at least 0, and not all 0")
     return [weight / total for weight in weights]
 
 
@@ -83,7 +83,7 @@ def stacked(clients: Sequence[Factors], *, keep_wide: bool = False) -> Product:
     ``B_stack = [w_1 s_1 B_1, w_2 s_2 B_2, ...]`` is (d_out, R) and ``A_stack`` the A_k below each other, (R, d_in),
     where R is the sum of the ranks. Weight and scale are in one factor only: in both, they would be squared.
 
-    The result has the clients' dtype; with ``keep_wide`` float64, for what is decomposed next.
+    The result has the clients' dtype; with ``keep_wide`` it is in float64, for a decomposition that follows.
 
     Raises
     ------
@@ -103,9 +103,9 @@ def svd(product: Product, rank: int | None = None) -> Svd:
     """The singular value decomposition of the matrix: all ``min(R, d_out, d_in)`` values, or the first ``rank``.
 
     QR of both factors, ``B = Q_B R_B`` and ``A^T = Q_A R_A``, then the SVD of the small core ``R_B R_A^T``:
-    ``O((d_in + d_out) R^2 + R^3)``. Each pair of vectors has the sign that makes the entry of U which is largest in
-    size positive. Singular values that are rounding errors of 0 are made 0, with their vectors: these would point
-    anywhere, and elsewhere on another machine or for another order of clients.
+    ``O((d_in + d_out) R^2 + R^3)``. The sign of each pair of vectors makes the largest entry of U, by magnitude,
+    positive. Singular values that are 0 up to rounding are set to 0, with their vectors, as the directions of these
+    would be arbitrary and depend on the machine and on the order of the clients.
     """
     dtype = torch.promote_types(product.B.dtype, product.A.dtype)
     left, right = _Reflected.of(product.B), _Reflected.of(product.A.T)
@@ -120,9 +120,9 @@ def svd(product: Product, rank: int | None = None) -> Svd:
 
 
 def leading(parts: Svd, rank: int) -> Svd:
-    """The first ``rank`` singular values and vectors; zeros where there are not as many.
+    """The first ``rank`` singular values and vectors, padded with zeros if there are fewer.
 
-    The zeros keep the shapes that an adapter of this rank needs, and add nothing to the matrix.
+    The zeros give an adapter of this rank its shapes, and add nothing to the matrix.
     """
     if rank < 0:
         raise ValueError(f"rank is {rank}; it must be at least 0")
@@ -135,9 +135,9 @@ def leading(parts: Svd, rank: int) -> Svd:
 
 
 def truncated(product: Product, rank: int) -> Svd:
-    """The best approximation of the matrix of this rank, by singular values and vectors.
+    """The best approximation of the matrix with this rank, as singular values and vectors.
 
-    No matrix of this rank is nearer in the Frobenius norm: what is missing is ``sqrt(sum_{i > rank} S_i^2)``.
+    No matrix of this rank is nearer in the Frobenius norm; the distance is ``sqrt(sum_{i > rank} S_i^2)``.
 
     Paper: flexlora, best-rank
     """
@@ -149,12 +149,12 @@ def redistributed(
 ) -> Product:
     """``(B, A)`` of an adapter with this rank and scale: ``scale * B @ A`` is the best approximation of ``parts``.
 
-    ``split`` says where the singular values go: ``"left"``, ``B = U S / scale`` and ``A = Vh`` (the released code's),
-    or ``"even"``, ``sqrt(S / scale)`` on both sides. A client of lower rank gets the first columns and rows of one of
-    higher rank.
+    ``split`` says which factor takes the singular values: ``"left"``, ``B = U S / scale`` and ``A = Vh`` (as in the
+    released code), or ``"even"``, ``sqrt(S / scale)`` on both sides. The factors of a lower rank are the first columns
+    and rows of those of a higher rank.
 
-    ``spare``, (rank, d_in), are the rows of A for directions whose singular value is 0, where B is 0, as in an adapter
-    that is freshly drawn: the product is the same, but with both factors 0 no gradient would ever reach them again.
+    ``spare``, (rank, d_in), holds rows of A for directions whose singular value is 0, where B is 0, as in a fresh
+    adapter. The product is the same, but if both factors were 0, their gradients would stay 0 forever.
 
     Raises
     ------
@@ -181,16 +181,16 @@ def redistributed(
 
 
 def reprojected(client: Factors, rank: int, scale: float, *, spare: Tensor | None = None) -> Product:
-    """An adapter made over for another rank and scale: ``(B, A)`` whose change is the nearest to the client's.
+    """An adapter converted to another rank and scale: ``(B, A)`` with the change that is nearest to the client's.
 
-    Exact where ``rank`` is no less than the client's. ``spare`` as in ``redistributed``.
+    Exact if ``rank`` is at least the client's. ``spare`` as in ``redistributed``.
     """
     whole = stacked([client._replace(weight=1.0)], keep_wide=True)
     return redistributed(svd(whole, rank), rank, scale, spare=spare).to(common_dtype([client]))
 
 
 def summed(products: Sequence[Product], signs: Sequence[float] | None = None) -> Product:
-    """The sum of low-rank matrices, each times its sign if given; the ranks add up."""
+    """The sum of low-rank matrices, each times its sign if given, with the sum of their ranks."""
     signs = [1.0] * len(products) if signs is None else signs
     return Product(
         torch.cat([sign * product.B for sign, product in zip(signs, products, strict=True)], dim=1),
@@ -199,24 +199,21 @@ def summed(products: Sequence[Product], signs: Sequence[float] | None = None) ->
 
 
 def norm(product: Product) -> float:
-    """``||B A||_F``, from the small core.
+    """The Frobenius norm ``||B A||_F``, computed from the small core.
 
-    By QR and not as ``sqrt(tr((B^T B) (A A^T)))``, whose squares cancel: of a difference that is 0 it would leave 1e-8.
+    QR is used because the squares in ``sqrt(tr((B^T B) (A A^T)))`` cancel: a difference of 0 would give 1e-8.
     """
     return float((_Reflected.of(product.B).triangle() @ _Reflected.of(product.A.T).triangle().T).norm())
 
 
 def product_distance(left: Product, right: Product) -> float:
-    """``||B_1 A_1 - B_2 A_2||_F``, for any two ranks."""
+    """The distance ``||B_1 A_1 - B_2 A_2||_F``, for any two ranks."""
     wider = [Product(wide(p.B.detach()), wide(p.A.detach())) for p in (left, right)]
     return norm(summed(wider, (1.0, -1.0)))
 
 
 def dense(product: Product, *, fan_in_fan_out: bool = False) -> Tensor:
-    """The matrix itself, shaped as the base's weight: (d_out, d_in), or (d_in, d_out) for Conv1D (GPT-2).
-
-    The one place that knows of the two orientations, and the one that forms the matrix: to change a base weight.
-    """
+    """The dense matrix in the shape of the base's weight: (d_out, d_in), or (d_in, d_out) for Conv1D (GPT-2)."""
     matrix = (wide(product.B.detach()) @ wide(product.A.detach())).to(
         torch.promote_types(product.B.dtype, product.A.dtype)
     )
@@ -224,9 +221,9 @@ def dense(product: Product, *, fan_in_fan_out: bool = False) -> Tensor:
 
 
 class _Reflected(NamedTuple):
-    """The QR decomposition of a tall matrix as LAPACK leaves it: R above the reflections that Q is made of.
+    """The QR decomposition of a tall matrix in LAPACK's form: R, and Q as Householder reflections.
 
-    Only Q times a few vectors is ever wanted, which costs a fraction of Q itself.
+    Only products of Q with a few vectors are needed, which cost a fraction of Q itself.
     """
 
     packed: Tensor  # (d, R)
@@ -246,13 +243,7 @@ class _Reflected(NamedTuple):
 
 
 def check_factors(clients: Sequence[Factors]) -> None:
-    """Nothing, if the adapters are of one module.
-
-    Raises
-    ------
-    ValueError
-        if a client's B and A differ in rank, or clients in d_in or d_out.
-    """
+    """Raise ValueError if a client's B and A differ in rank, or clients differ in d_in or d_out."""
     for place, client in enumerate(clients):
         if client.B.dim() != 2 or client.A.dim() != 2 or client.B.shape[1] != client.A.shape[0]:
             raise ValueError(f"adapter {place}: B is {tuple(client.B.shape)} and A {tuple(client.A.shape)}")
@@ -262,7 +253,7 @@ def check_factors(clients: Sequence[Factors]) -> None:
 
 
 def common_dtype(clients: Sequence[Factors]) -> torch.dtype:
-    """The dtype that holds what every client sent."""
+    """The common dtype to which the dtypes of all factors promote."""
     dtype = clients[0].B.dtype
     for client in clients:
         dtype = torch.promote_types(torch.promote_types(dtype, client.B.dtype), client.A.dtype)

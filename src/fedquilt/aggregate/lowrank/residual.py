@@ -1,8 +1,8 @@
-"""What the mean of factors loses against the mean of products, and two ways to give it back.
+"""The residual between the mean of factors and the mean of products, and two ways to correct it.
 
-With ``B_k`` standing for ``s_k B_k`` and p for the weights' shares: ``sum_k p_k B_k A_k = B A + residual``, where
-``B = sum_k p_k B_k`` and ``A = sum_k p_k A_k`` are the means and the residual is the factors' cross-covariance,
-``sum_k p_k (B_k - B)(A_k - A)``. FedEx-LoRA adds it to the base; LoRA-FAIR moves B to make up for what it can.
+With ``B_k`` for ``s_k B_k`` and normalised weights p: ``sum_k p_k B_k A_k = B A + residual``, where ``B = sum_k p_k
+B_k`` and ``A = sum_k p_k A_k`` are the means, and the residual is the cross-covariance of the factors, ``sum_k p_k (B_k
+- B)(A_k - A)``. FedEx-LoRA adds it to the base; LoRA-FAIR fits B so that the residual becomes as small as possible.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fedquilt.core.params import wide
 
 
 def mean_factors(clients: Sequence[Factors]) -> Product:
-    """``B = sum_k p_k s_k B_k`` and ``A = sum_k p_k A_k``, of clients with one rank; the scale is in B.
+    """The means ``B = sum_k p_k s_k B_k`` and ``A = sum_k p_k A_k`` of clients with equal ranks; the scale is in B.
 
     Raises
     ------
@@ -38,10 +38,11 @@ def mean_factors(clients: Sequence[Factors]) -> Product:
 
 
 def residual(clients: Sequence[Factors]) -> Product:
-    """Exactly what the mean of factors loses: ``sum_k p_k s_k B_k A_k - B A``, as factors of rank ``(K - 1) r``.
+    """The exact residual ``sum_k p_k s_k B_k A_k - B A``, as factors of rank ``(K - 1) r``.
 
-    ``sum_{k < K} p_k (B_k - B)(A_k - A_K)``: deviations of B add up to 0, so the last client's need not be sent, and
-    small drifts are not the difference of two large products. One client, or one factor in common, gives exactly 0.
+    It is computed as ``sum_{k < K} p_k (B_k - B)(A_k - A_K)``: the deviations of B add up to 0, so that the last client
+    can be left out, and small residuals are not differences of two large products. For one client, or if a factor is
+    the same at all clients, it is exactly 0.
 
     Raises
     ------
@@ -61,11 +62,11 @@ def residual(clients: Sequence[Factors]) -> Product:
 def rationed(
     change: Product, rank: int, carried: Product | None = None, *, carried_rank: int | None = None
 ) -> tuple[Product, Product]:
-    """The best part of this rank of ``change`` plus what was carried over, and what is left to carry to the next round.
+    """Split ``change + carried`` into its best approximation of this rank, which is sent, and the rest to carry over.
 
-    Rank 0 sends nothing, which is FedIT; a rank of ``change.rank`` or more sends a change whole where nothing is
-    carried, which is exact FedEx-LoRA. Both parts add up to all that was to be sent. ``carried_rank`` bounds what is
-    kept, which could otherwise grow to full rank; what exceeds it is lost, smallest first.
+    Rank 0 sends nothing, which is FedIT. With a rank of ``change.rank`` or more, and nothing carried, the whole change
+    is sent, which is exact FedEx-LoRA. The two parts sum to ``change + carried``, unless ``carried_rank`` bounds the
+    rank of the rest, which could otherwise grow to full rank; its smallest singular values are then lost.
 
     Raises
     ------
@@ -87,12 +88,12 @@ def rationed(
 
 
 def refined(clients: Sequence[Factors], strength: float = 0.01) -> Product:
-    """LoRA-FAIR's factors: the mean A, and the mean B moved so that the product comes nearest to the mean of products.
+    """LoRA-FAIR's factors: the mean A, and the mean B corrected towards the mean of products.
 
     ``B + dB`` with dB the minimiser of ``||D - (B + dB) A||_F^2 + strength ||dB||_F^2`` and ``D = sum_k p_k s_k B_k
     A_k``: ``dB = sum_k p_k (B_k - B)(A_k - A) A^T (A A^T + strength I)^-1``. Only r x r systems are solved; at strength
-    0 by the pseudo-inverse. The scale is in B. The paper's distance is one minus the cosine, which has no closed form;
-    the squared distance is ours.
+    0 by the pseudo-inverse. The scale is in B. The paper's distance is one minus the cosine similarity, which has no
+    closed form; the squared distance is a choice of this implementation.
 
     Raises
     ------
@@ -117,14 +118,14 @@ def refined(clients: Sequence[Factors], strength: float = 0.01) -> Product:
 
 
 def _parts(clients: Sequence[Factors]) -> tuple[list[float], Product, list[Product]]:
-    """The weights' shares, the mean factors, and every client's with its scale in B; all in float64."""
+    """The normalised weights, the mean factors, and every client's factors with the scale in B; all in float64."""
     parts = shares([client.weight for client in clients])
     check_factors(clients)
     ranks = [client.A.shape[0] for client in clients]
     if len(set(ranks)) > 1:
-        raise ValueError(f"ranks are {ranks}; factors of unlike rank have no mean: pad them, or sum the products")
+        raise ValueError(f"ranks are {ranks}; factors of different ranks have no mean: pad them, or sum the products")
     own = [Product(wide(client.B.detach()) * client.scale, wide(client.A.detach())) for client in clients]
-    # as steps from the first client: the mean of equal clients is theirs to the bit
+    # as steps from the first client, so that the mean of equal clients is bit-identical to them
     first = own[0]
     steps_b = [part * (client.B - first.B) for part, client in zip(parts, own, strict=True)]
     steps_a = [part * (client.A - first.A) for part, client in zip(parts, own, strict=True)]

@@ -1,12 +1,12 @@
-"""Rules by which the server makes one adapter of what clients of a round sent, module by module.
+"""Rules that combine the adapters of a round's clients into the server's, module by module.
 
-A rule is a value; any of them goes with any choice of layers. The server's factors have the layout's rank R; a client
-of rank r is sent the first r columns of B, times ``s_R / s_r``, and rows of A, so that for everyone the product with
-its own scale is the server's cut to r. Rules work on products with their scales inside, see
+A rule is a value and can be combined with any choice of layers. The server's factors have the layout's rank R. A client
+of rank r is sent the first r columns of B, times ``s_R / s_r``, and the first r rows of A, so that with its own scale
+its product is the server's truncated to r. Rules work on products that include their scales, see
 ``aggregate.lowrank.kernel``.
 
-A rule needs all clients' factors of a module side by side, so they are held until the round ends; the head and other
-tensors are averaged as they come.
+A rule needs all clients' factors of a module at once, so that they are held until the round ends; the head and other
+tensors are averaged as they arrive.
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ Scaling = Callable[[str, int], float]
 
 
 class Combined(NamedTuple):
-    """What a rule makes of one module: the server's new factors, in the server's scale (None: they stay), what is added
-    to the base, and what is carried over to the next round."""
+    """The result of a rule for one module.
+
+    ``pair`` holds the server's new factors, in the server's scale (None: unchanged), ``change`` is added to the base,
+    and ``carried`` is kept for the next round.
+    """
 
     pair: Product | None
     change: Product | None = None
@@ -43,11 +46,25 @@ class Combined(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """``combine(base, clients, carried)`` is of one module: the server's factors and, as they were sent, the clients'.
+    """A rule that combines the clients' adapters.
 
-    ``one_rank``: clients may not differ in rank. ``fresh``: clients begin every round with a fresh adapter and are sent
-    none. ``changes_base``: there may be a ``change``. ``weigh``, of the clients' modules, takes the place of examples.
-    ``unsteady`` is why a server optimiser cannot add up how its factors move over rounds.
+    Attributes
+    ----------
+    name
+        The rule's name in run files.
+    combine
+        ``combine(base, clients, carried)`` combines one module: the server's factors, the clients' as they sent them,
+        and ``Combined.carried`` of the round before.
+    one_rank
+        Whether all clients must have the same rank.
+    fresh
+        Whether clients start every round with a fresh adapter and are sent none.
+    changes_base
+        Whether results may have a ``change``.
+    weigh
+        Gives the clients' weights from their modules; None for numbers of examples.
+    unsteady
+        Why a server optimiser cannot accumulate the steps of the factors over rounds; empty if it can.
     """
 
     name: str
@@ -60,7 +77,7 @@ class Rule(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The server's tensors after a round, what is added to the base by module, and what is carried over, a tree."""
+    """The server's tensors after a round, the changes of the base by module, and the tree to carry to the next."""
 
     params: Params
     change: dict[str, Product]
@@ -71,7 +88,7 @@ class Outcome(NamedTuple):
 
 
 def svd_rule(split: Literal["left", "even"] = "left") -> Rule:
-    """FlexLoRA's: the mean of the products, cut to the server's rank. ``split`` as in ``lowrank.redistributed``."""
+    """FlexLoRA's rule: the mean of the products, truncated to the server's rank; ``split`` as in ``redistributed``."""
 
     def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
         whole = svd(stacked(clients, keep_wide=True), base.A.shape[0])
@@ -82,8 +99,10 @@ def svd_rule(split: Literal["left", "even"] = "left") -> Rule:
 
 
 def segment_rule(normalize: Literal["all", "segment"] = "all") -> Rule:
-    """HETLoRA's: the mean of factors padded to the server's rank, each client weighing as its product is long, but at
-    most ``core.bounds.RATIO`` times as much as the median: how long it is, is a client's own word."""
+    """HETLoRA's rule: the mean of factors padded to the server's rank, weighted by the norms of the clients' products.
+
+    A weight is at most ``core.bounds.RATIO`` times the median, as a client can choose the norm of its product.
+    """
 
     def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
         mean = segment_mean(Product(base.B * base.scale, base.A), clients, normalize)
@@ -97,7 +116,7 @@ def segment_rule(normalize: Literal["all", "segment"] = "all") -> Rule:
 
 
 def stack_rule() -> Rule:
-    """FLoRA's: the mean of the products goes into the base, whole, and every adapter begins anew."""
+    """FLoRA's rule: the exact mean of the products is merged into the base, and every adapter starts afresh."""
 
     def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
         return Combined(None, stacked(clients))
@@ -107,8 +126,11 @@ def stack_rule() -> Rule:
 
 
 def residual_rule(residual_rank: int | None = None) -> Rule:
-    """FedEx-LoRA's: the mean of factors, and what it loses goes into the base: all of it (None), or each round the best
-    part of this rank, the rest being carried over. At rank 0 nothing is sent or carried, which is FedIT."""
+    """FedEx-LoRA's rule: the mean of factors, with the residual merged into the base.
+
+    With ``residual_rank`` None the whole residual is merged. Otherwise each round merges its best approximation of this
+    rank, and the rest is carried over. At rank 0 nothing is merged or carried, which is FedIT.
+    """
 
     def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
         mean = _at(mean_factors(clients), base.scale)
@@ -124,7 +146,7 @@ def residual_rule(residual_rank: int | None = None) -> Rule:
 
 
 def refined_rule(strength: float = 0.01) -> Rule:
-    """LoRA-FAIR's: the mean of factors with B moved towards the mean of the products."""
+    """LoRA-FAIR's rule: the mean of factors, with B corrected towards the mean of the products."""
 
     def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
         return Combined(_at(refined(clients, strength), base.scale))
@@ -140,14 +162,14 @@ RULES: dict[str, Callable[..., Rule]] = {
     "fedex-lora": residual_rule,
     "lora-fair": refined_rule,
 }
-"""The rules by the name that they have in a run file; their arguments are keys of its [aggregation]."""
+"""The rules by their names in run files; their arguments are keys of [aggregation]."""
 
 
 # One round ------------------------------------------------------------
 
 
 def dispatched(params: Mapping[str, Tensor], rank: int | None, scaling: Scaling) -> Params:
-    """The server's tensors as a client of this rank is sent them; None, or a rank that is not below: as they are."""
+    """The server's tensors as they are sent to a client of this rank; unchanged if None or not below the server's."""
     result = dict(params)
     if rank is not None:
         pairs = factors(params)
@@ -163,11 +185,25 @@ def merged(
     scaling: Scaling,
     carried: Tree = None,
 ) -> Outcome:
-    """What ``rule`` makes of a round: module by module over the clients that sent it, and the layer-wise mean for all
-    tensors that are no factors.
+    """Apply ``rule`` to the replies of a round, and the layer-wise mean to all tensors that are not factors.
 
-    What nobody sent is the same object as in ``base``, and so are the factors of a module that all returned as they
-    were dispatched. ``carried`` is that of the round before.
+    Each module is combined over the clients that sent it. A tensor that nobody sent is the same object as in ``base``,
+    and so are the factors of a module that all clients returned unchanged.
+
+    Parameters
+    ----------
+    rule
+        The rule for LoRA factors.
+    base
+        The server's tensors.
+    replies
+        The replies, which are read once.
+    weighting
+        ``"examples"`` or ``"uniform"``.
+    scaling
+        The scale of the adapter at a module path with a rank.
+    carried
+        ``Outcome.carried`` of the round before.
 
     Raises
     ------
@@ -201,7 +237,7 @@ def merged(
         clients = [one[module] for one in sent if module in one]
         if not clients or (not rule.fresh and all(_unmoved(pair, c, partial(scaling, module)) for c in clients)):
             continue
-        if not any(client.weight for client in clients):  # none of them sent anything but zeros
+        if not any(client.weight for client in clients):  # all of them sent only zeros
             clients = [client._replace(weight=1.0) for client in clients]
         server = Factors(*pair, scaling(module, pair.A.shape[0]))
         own = carry.pop(module, None)
@@ -217,7 +253,7 @@ def merged(
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """The tensor laid out as after a checkpoint or a network: sums over other strides have other last bits."""
+    """The tensor as a contiguous one, as a checkpoint gives it: with other strides, sums differ in their last bits."""
     return tensor.contiguous()
 
 
@@ -236,7 +272,7 @@ def _unmoved(pair: Pair, client: Factors, scale: Callable[[int], float]) -> bool
 
 
 def _check(reply: Reply, own: Params, base: Mapping[str, Tensor]) -> None:
-    """Nothing, if the factors among a reply's tensors are whole pairs that fit the server's."""
+    """Raise RoundError if the factors of a reply are not complete pairs that fit the server's."""
     whole = factors(own)
     if len(own) != 2 * len(whole):
         lonely = min(own.keys() - named(whole).keys())

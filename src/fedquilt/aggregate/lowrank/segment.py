@@ -1,7 +1,7 @@
-"""Factors of unlike rank averaged rank by rank (HETLoRA): cut, weigh, pad, prune.
+"""HETLoRA's average of factors with different ranks: truncation, weights, padding and rank pruning.
 
-The server's factors have the largest rank; a client of rank r holds the first r columns of B and rows of A. Scales are
-in B throughout (``s_k B_k``): the server divides by the receiver's when it sends.
+The server's factors have the largest rank; a client of rank r holds the first r columns of B and rows of A. B always
+includes the scale (``s_k B_k``); the server divides by the receiver's scale when it sends.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedquilt.core.params import wide
 
 
 def cut(product: Product, rank: int, scale: float = 1.0) -> Product:
-    """What a client of this rank and scale is sent: the first columns of B, divided by its scale, and rows of A.
+    """The factors sent to a client of this rank and scale: the first columns of B over its scale, and rows of A.
 
     Raises
     ------
@@ -36,10 +36,10 @@ def cut(product: Product, rank: int, scale: float = 1.0) -> Product:
 
 
 def padded(product: Product, rank: int) -> Product:
-    """The same matrix with zero columns and rows up to this rank."""
+    """The product padded with zero columns and rows to this rank."""
     more = rank - product.rank
     if more < 0:
-        raise ValueError(f"rank is {rank}; padding cannot take rank {product.rank} down")
+        raise ValueError(f"rank is {rank}; padding cannot reduce rank {product.rank}")
     return Product(
         torch.cat([product.B, product.B.new_zeros(len(product.B), more)], dim=1),
         torch.cat([product.A, product.A.new_zeros(more, product.A.shape[1])]),
@@ -47,9 +47,9 @@ def padded(product: Product, rank: int) -> Product:
 
 
 def sparsity_weights(clients: Sequence[Sequence[Factors]]) -> list[float]:
-    """HETLoRA's weights, which add up to 1: ``S_k / sum_j S_j`` with ``S_k^2 = sum over modules of ||s_k B_k A_k||^2``.
+    """HETLoRA's weights, which sum to 1: ``S_k / sum_j S_j`` with ``S_k^2 = sum over modules of ||s_k B_k A_k||^2``.
 
-    ``clients[k]`` are the adapters of client k, as they are and not as they changed. Where all are 0, all weigh alike.
+    ``clients[k]`` are the adapters of client k (not their changes). If all are 0, all weights are equal.
 
     Raises
     ------
@@ -65,11 +65,12 @@ def sparsity_weights(clients: Sequence[Sequence[Factors]]) -> list[float]:
 
 
 def segment_mean(base: Product, clients: Sequence[Factors], normalize: Literal["all", "segment"] = "all") -> Product:
-    """The server's factors after a round with clients of unlike rank, in the shapes and dtype of ``base``.
+    """The server's factors after a round with clients of different ranks, in the shapes and dtype of ``base``.
 
-    Of column i of B and row i of A, ``sum_{k: r_k > i} w_k (.)``, over ``sum_k w_k`` (``"all"``, the paper's: clients
-    of lower rank count as zeros, so the high ranks shrink) or over ``sum_{k: r_k > i} w_k`` (``"segment"``). What no
-    client held stays as it is in ``base``: with zeros in both factors, no gradient would ever reach it again.
+    Column i of B and row i of A become ``sum_{k: r_k > i} w_k (.)``, divided by ``sum_k w_k`` (``"all"``, as in the
+    paper: clients of lower rank count as zeros, so that high ranks shrink) or by ``sum_{k: r_k > i} w_k``
+    (``"segment"``). Ranks that no client holds are unchanged: if both factors were 0, their gradients would stay 0
+    forever.
 
     Raises
     ------
@@ -84,7 +85,7 @@ def segment_mean(base: Product, clients: Sequence[Factors], normalize: Literal["
     check_factors([Factors(*base), *clients])
     ranks = [client.A.shape[0] for client in clients]
     if max(ranks) > base.rank:
-        raise ValueError(f"ranks are {ranks}; the server's is {base.rank}, and none may be above it")
+        raise ValueError(f"ranks are {ranks}; they must be at most the server's {base.rank}")
     reach = [math.fsum(part for part, rank in zip(parts, ranks, strict=True) if rank > i) for i in range(base.rank)]
     held = wide(base.B).new_tensor(reach)  # (r,): the share of the clients that hold rank i
     own = [padded(Product(wide(c.B.detach()) * c.scale, wide(c.A.detach())), base.rank) for c in clients]
@@ -100,9 +101,10 @@ def segment_mean(base: Product, clients: Sequence[Factors], normalize: Literal["
 
 
 def tail(product: Product, rank: int) -> Tensor:
-    """``||B[:, rank:]||_F ||A[rank:]||_F``, a scalar that gradients flow through: what pruning to ``rank`` would cut.
+    """The size of the part that pruning to ``rank`` would remove: ``||B[:, rank:]||_F ||A[rank:]||_F``.
 
-    The client's loss adds lambda times this, summed over modules; 0 where nothing is beyond the rank.
+    A scalar that gradients flow through; 0 if there is no rank beyond. The client's loss includes lambda times its sum
+    over modules.
 
     Paper: hetlora, tail
     """
@@ -111,10 +113,10 @@ def tail(product: Product, rank: int) -> Tensor:
 
 
 def pruned_rank(rank: int, before: float, after: float, *, gamma: float = 0.99, min_rank: int = 1) -> int:
-    """A client's rank after a round: ``max(min_rank, floor(gamma rank))`` if its tail shrank, else what it was.
+    """A client's rank after a round: ``max(min_rank, floor(gamma rank))`` if its tail shrank, else unchanged.
 
-    ``before`` and ``after`` are ``tail`` at ``floor(gamma rank)`` of what was received and of what was trained, summed
-    over modules. Never above ``rank``.
+    ``before`` and ``after`` are the sums over modules of ``tail`` at ``floor(gamma rank)``, before and after training.
+    The result is never above ``rank``.
 
     Paper: hetlora, prune
     """
