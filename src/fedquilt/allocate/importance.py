@@ -37,7 +37,7 @@ def three_means(scores: Sequence[float], k: int = 3) -> tuple[int, ...]:
 
 
 def _best_starts(values: Sequence[float], sizes: Sequence[int], num_clusters: int) -> list[int]:
-    """The first index of each segment of the best cut of the sorted distinct ``values``; each occurs ``sizes`` times."""
+    """First index of each segment of the best cut of the sorted distinct ``values``, which occur ``sizes`` times."""
     num_values = len(values)
     largest = max(map(abs, values), default=0.0) or 1.0
     values = [value / largest for value in values]  # so that no square overflows

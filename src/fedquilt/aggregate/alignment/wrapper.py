@@ -46,37 +46,24 @@ def with_alignment(
 
     The method's ``merge`` is given the replies without these tensors, followed by one more reply that holds them after
     the aligned step: the method's own mean of these tensors is then that step, wherever the method stores them. The
-    tensors before the step are those of ``method.view``. Memory: one sum for each group and tensor, and one reply at a
-    time.
-
-    The state additionally holds ``conflicts`` (their number), ``cosines`` (flat, rows and columns in the order of the
-    groups' names, 0 for an absent group; empty for more than 16 groups) and ``align``, the seed of the projections'
-    random orders. A method whose clients send different parts of the server's tensors, such as H2Tune, must align them
+    tensors before the step are those of ``method.view``. The state additionally holds ``conflicts`` (their number),
+    ``cosines`` (flat, rows and columns in the order of the groups' names, 0 for an absent group; empty for more than 16
+    groups) and ``align``, the seed of the projections' random orders. ``init`` raises ConfigError if the method's state
+    is not a table. A method whose clients send different parts of the server's tensors, such as H2Tune, must align them
     in its own ``merge``: see ``bank.alignment``.
 
     Parameters
     ----------
-    method
-        The method to wrap.
-    profiles
-        All clients of the federation.
+    method, profiles, settings
+        The method to wrap, all clients of the federation, and how to align.
     counts
         ``counts(name)`` says whether a tensor of a reply is aligned.
-    settings
-        How to align.
-    groups
-        The groups that are aligned with each other.
-    weighting
-        ``"examples"`` or ``"uniform"``: the clients' weights within their group, and the groups'.
+    groups, weighting
+        The groups that are aligned with each other, and the clients' weights: ``"examples"`` or ``"uniform"``.
     local_steps
         ``Federation.local_steps``; a reply's steps are then computed from the number of examples that it weighs. If
-        left out, they are the replies' metric ``steps``, at least 1. A client could move the shared tensors
-        arbitrarily far by its own report of its steps: the server's step grows with them.
-
-    Raises
-    ------
-    ConfigError
-        from ``init``, if the state is not a table, to which the statistics could be added.
+        left out, they are the replies' metric ``steps``, at least 1: a client could then move the shared tensors
+        arbitrarily far, as the server's step grows with the reported steps.
     """
     by_client = {profile.id: profile for profile in profiles}
     names = sorted({group_of(profile, groups) for profile in by_client.values()})
