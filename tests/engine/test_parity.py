@@ -17,8 +17,8 @@ from fedquilt.aggregate.lowrank.rules import Rule, stack_rule
 from fedquilt.client import Training
 from fedquilt.core.rng import Rng
 from fedquilt.core.wrap import with_local
-from fedquilt.engine.flower.client import shelf_folder
-from fedquilt.engine.flower.memory_store import Shelf
+from fedquilt.engine.flower.client import memory_folder
+from fedquilt.engine.flower.memory_store import MemoryStore
 from fedquilt.engine.flower.strategy import MethodStrategy
 from fedquilt.methods import METHODS
 from fedquilt.methods.by_architecture import by_architecture
@@ -120,7 +120,7 @@ def play_on_flower(setup: Setup, folder: Path, num_rounds: int = 3) -> tuple[Pla
         played.states.append(done.state)
         played.traffic.append(done.traffic)
     for client in setup.clients:
-        played.memories[client] = Shelf(shelf_folder(folder, RUN, client)).newest
+        played.memories[client] = MemoryStore(memory_folder(folder, RUN, client)).newest
     return played, grid, strategy
 
 
@@ -170,7 +170,7 @@ def test_t34_who_was_away_on_flower_catches_up_to_the_same_bits(name, tmp_path):
     state = setup.method.init(Rng(5).child("init"))
     *_, last = strategy.rounds(InProcessGrid(app, len(setup.profiles)), 5, state=copied(state))
     assert last.traffic[0].bytes_down[3] > last.traffic[0].bytes_down[0]
-    bases = [Shelf(shelf_folder(tmp_path, RUN, client)).newest["base"] for client in setup.clients]
+    bases = [MemoryStore(memory_folder(tmp_path, RUN, client)).newest["base"] for client in setup.clients]
     assert bases[3]["version"] == 4
     assert all(same(base, bases[3]) for base in bases)
     embedded = play(TABLE[name](), num_rounds=5, cohort=cohort)

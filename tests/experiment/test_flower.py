@@ -16,7 +16,7 @@ from in_process_grid import InProcessGrid
 
 from fedquilt.core.errors import ConfigError, RoundError, RunError
 from fedquilt.engine.flower.client import client_app
-from fedquilt.engine.flower.memory_store import Shelf
+from fedquilt.engine.flower.memory_store import MemoryStore
 from fedquilt.experiment import flower, flower_site
 from fedquilt.experiment.run import resume, run
 from fedquilt.record import Record, read_environment, read_result, read_rounds
@@ -85,7 +85,7 @@ def test_private_parts_stay_with_the_clients(config, tmp_path):
     assert none == {}
     assert len(memories) >= 4
     for client, memory in memories.items():
-        own = Shelf(folder / "sites" / key / f"client-{client:03d}").newest
+        own = MemoryStore(folder / "sites" / key / f"client-{client:03d}").newest
         assert own["params"].keys() == memory["params"].keys()
         assert all(own["params"][name].equal(tensor) for name, tensor in memory["params"].items())
 
@@ -118,7 +118,7 @@ def test_a_server_that_dies_in_a_round_goes_on_to_the_same_bits(config, tmp_path
 
 def sites(folder: Path) -> list[dict]:
     (run_folder,) = (folder / "sites").iterdir()
-    found = [Shelf(client).newest for client in sorted(run_folder.iterdir())]
+    found = [MemoryStore(client).newest for client in sorted(run_folder.iterdir())]
     assert len(found) >= 4
     return found
 

@@ -1,1 +1,1 @@
-"""Engines carry orders to clients and replies back; a method does not know which one it runs on."""
+"""Engines, which carry orders to clients and replies back; methods are independent of the engine."""

@@ -1,4 +1,4 @@
-"""Who takes part in a round."""
+"""Cohorts: the clients that take part in each round."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from fedquilt.core.types import Profile
 
 
 def uniform_cohorts(profiles: Sequence[Profile], size: int, rng: Rng) -> Callable[[int], tuple[Profile, ...]]:
-    """``cohort(t)``: ``size`` distinct clients of round ``t``, each set equally likely, in client order.
+    """Return ``cohort(t)``, which gives ``size`` distinct clients for round ``t``, drawn uniformly, in client order.
 
-    The draw of a round depends on its number alone, so every method that is compared meets the same cohorts.
+    The draw depends only on the random stream and the round number, so all methods in a comparison get the same
+    cohorts.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The embedded engine: every client in this process, one after another, nothing serialised."""
+"""The embedded engine: all clients in this process, one after another, without serialisation."""
 
 from __future__ import annotations
 
@@ -13,11 +13,18 @@ from fedquilt.privacy.ledger import Ledger, answered, ledger_folder
 
 
 class LocalEngine:
-    """Gives ``send``; keeps every client's private memory, which never enters a reply.
+    """The embedded engine: provides ``send`` and keeps each client's private memory.
 
-    ``watch(exchange, number of the client in this exchange, clients in all)`` is called after each client. What clients
-    give away under local privacy is noted as of the run with key ``run``: in this process alone, or where
-    ``keep_ledgers`` says.
+    Parameters
+    ----------
+    clients
+        The clients, by number.
+    memories
+        Their memories at the start.
+    watch
+        Called after each client with the exchange's name, the number of clients done in it, and their total.
+    run
+        The key under which ledgers of local differential privacy record this run.
     """
 
     has_clients = True
@@ -34,15 +41,15 @@ class LocalEngine:
         self.ledgers = {client: Ledger() for client in clients}
         self.memories: dict[ClientId, Memory] = dict(memories or {})
         self.watch = watch
-        self.messages: dict[str, int] = {}  # nothing is sent
+        self.messages: dict[str, int] = {}  # stays empty: nothing is sent over a network
         self.announced: dict[ClientId, int] = {}
 
     def keep_ledgers(self, root: Path) -> None:
-        """Keep what clients give away under local privacy below ``root``, and go on with what is there."""
+        """Keep the clients' privacy ledgers in files below ``root``, continuing those that exist; else in memory."""
         self.ledgers = {client: Ledger(ledger_folder(root, client)) for client in self.clients}
 
     def send(self, exchange: Exchange, orders: Mapping[ClientId, Order]) -> Iterator[Reply | Failure]:
-        """The replies, in client order, each made when it is asked for."""
+        """Yield the replies in client order; each client works when its reply is requested."""
         for number, client in enumerate(sorted(orders), start=1):
             own, before = self.ledgers[client], partial(self._memory, client)
             reply, memory = answered(own, self.run, exchange, self.clients[client], client, orders[client], before)

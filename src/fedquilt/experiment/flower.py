@@ -67,7 +67,7 @@ def over(grid: Any, config: Config, *, name: str, poll: float, stop: Event | Non
             keys=dict(enumerate(network.node_keys)) if network.node_keys and name == "flower" else None,
         )
         engine.hello(network.wait)
-        for words in (*engine.refused.values(), *engine.strangers.values()):
+        for words in (*engine.refused.values(), *engine.rejected_nodes.values()):
             log.warning("fedquilt: turned away: %s", words)
         for client in sorted(engine.cards.keys() - engine.nodes.keys() - engine.refused.keys()):
             log.warning("fedquilt: client %d did not join", client)

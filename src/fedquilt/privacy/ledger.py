@@ -194,7 +194,7 @@ class Ledger:
         if self.folder is None:
             yield
             return
-        with explained(self.folder, lambda: "nothing was released", "the order may come again"):
+        with explained(self.folder, lambda: "nothing was released", "the order may be repeated"):
             private_folder(self.folder)
             with locked(self.folder / "lock"):
                 yield

@@ -126,7 +126,7 @@ def test_settings_that_would_come_back_as_something_else_are_not_sent(bad):
 
 def test_tensors_without_plain_values_are_not_sent():
     for odd in (torch.ones(2, device="meta"), torch.eye(2).to_sparse()):
-        with pytest.raises(TypeError, match="tensor 'w' cannot travel"):
+        with pytest.raises(TypeError, match="tensor 'w' cannot be sent"):
             packed({}, {"w": odd})
 
 
@@ -201,11 +201,11 @@ def test_too_many_bytes_are_refused():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"client": 3}, "sent client 3 where 2 is awaited"),
-        ({"round": 2}, "sent round 2 where 3 is awaited"),
-        ({"run": "old"}, "sent run 'old' where 'key' is awaited"),
-        ({"exchange": "embed"}, "sent exchange 'embed' where 'fit' is awaited"),
-        ({"kind": "order"}, "sent kind 'order' where 'reply' is awaited"),
+        ({"client": 3}, "sent client 3 where 2 is expected"),
+        ({"round": 2}, "sent round 2 where 3 is expected"),
+        ({"run": "old"}, "sent run 'old' where 'key' is expected"),
+        ({"exchange": "embed"}, "sent exchange 'embed' where 'fit' is expected"),
+        ({"kind": "order"}, "sent kind 'order' where 'reply' is expected"),
         ({"weight": "8"}, "the weight '8', which is not a number"),
         ({"weight": True}, "the weight True, which is not a number"),
         ({"metrics": {"loss": "low"}}, "metrics that are not numbers"),

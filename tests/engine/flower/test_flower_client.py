@@ -18,10 +18,10 @@ from toys import fedavg_setup, local_bias_setup, vertical_setup
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Order
-from fedquilt.engine.flower.client import Site, client_app, shelf_folder
+from fedquilt.engine.flower.client import Site, client_app, memory_folder
 from fedquilt.engine.flower.codec import order_content, read_reply
 from fedquilt.engine.flower.compat import identify
-from fedquilt.engine.flower.memory_store import Shelf
+from fedquilt.engine.flower.memory_store import MemoryStore
 from fedquilt.engine.flower.packing import packed, unpacked
 
 NODE = 7001
@@ -76,33 +76,33 @@ def test_a_restarted_client_goes_on_where_it_was(tmp_path):
         left = reply_of(asked(whole, setup, number), setup, number)
         right = reply_of(asked(app_for(setup, parts), setup, number), setup, number)
         assert same(left.params, right.params)
-    one, other = (Shelf(shelf_folder(tmp_path / name, RUN, 0)).newest for name in ("whole", "parts"))
+    one, other = (MemoryStore(memory_folder(tmp_path / name, RUN, 0)).newest for name in ("whole", "parts"))
     assert same(one, other)
     assert "bias" in one["params"]
 
 
 def test_an_order_that_comes_twice_gets_the_same_reply_and_leaves_the_same_memory(tmp_path):
     setup = local_bias_setup()
-    app, shelf = app_for(setup, tmp_path), Shelf(shelf_folder(tmp_path, RUN, 0))
+    app, store = app_for(setup, tmp_path), MemoryStore(memory_folder(tmp_path, RUN, 0))
     asked(app, setup, 0)
     first = reply_of(asked(app, setup, 1), setup, 1)
-    memory = shelf.newest
+    memory = store.newest
     again = reply_of(asked(app, setup, 1), setup, 1)
     assert same([first.params, first.metrics], [again.params, again.metrics])
-    assert same(memory, shelf.newest)
+    assert same(memory, store.newest)
     asked(app, setup, 2)
-    assert not same(memory, shelf.newest)
+    assert not same(memory, store.newest)
 
 
 def test_an_order_of_long_ago_is_refused_and_changes_nothing(tmp_path):
     setup = local_bias_setup()
-    app, shelf = app_for(setup, tmp_path), Shelf(shelf_folder(tmp_path, RUN, 0))
+    app, store = app_for(setup, tmp_path), MemoryStore(memory_folder(tmp_path, RUN, 0))
     for number in range(4):
         asked(app, setup, number)
-    memory = shelf.newest
+    memory = store.newest
     answer = asked(app, setup, 1)
     assert answer.error.reason.startswith("the order is of round 2, but this client has gone on to round 4")
-    assert same(memory, shelf.newest)
+    assert same(memory, store.newest)
 
 
 def test_runs_do_not_share_memory(tmp_path):
@@ -127,9 +127,9 @@ def test_work_that_fails_is_an_error_with_its_reason_and_leaves_the_memory(tmp_p
     method = setup.method._replace(exchanges=(fit._replace(work=failing),))
     app = app_for(setup._replace(method=method), tmp_path)
     asked(app, setup, 0)
-    memory = Shelf(shelf_folder(tmp_path, RUN, 0)).newest
+    memory = MemoryStore(memory_folder(tmp_path, RUN, 0)).newest
     assert asked(app, setup, 1).error.reason == "loss is nan at step 3"
-    assert same(memory, Shelf(shelf_folder(tmp_path, RUN, 0)).newest)
+    assert same(memory, MemoryStore(memory_folder(tmp_path, RUN, 0)).newest)
 
 
 @pytest.mark.parametrize("run", ["../../etc", "", "/tmp/x", "beef" * 20, "UPPER" * 4])
@@ -147,7 +147,7 @@ def test_a_run_key_that_is_no_key_never_becomes_a_path(run, tmp_path):
         ("train.fit", "2", packed({}), "node 7001 has the partition-id '2'; start it with --node-config"),
         ("train.fit", 0, RecordDict(), "the server sent a message without an index"),
         ("train.fit", 0, RecordDict({"tensors": ArrayRecord()}), "the server sent a message without an index"),
-        ("train.fit", 1, order_content(order_of(None, 0), 0, "fit", RUN), "sent client 0 where 1 is awaited"),
+        ("train.fit", 1, order_content(order_of(None, 0), 0, "fit", RUN), "sent client 0 where 1 is expected"),
         ("train.fit", 0, order_content(order_of(None, 0), 0, "embed", RUN), "sent exchange 'embed' where 'fit' is"),
         ("query.hello", 0, packed({"kind": "order"}), "the server sent a hello that is none"),
     ],

@@ -218,7 +218,7 @@ def test_a_second_node_cannot_take_a_partition_that_is_held(tmp_path):
     grid.add(2)
     engine.hello(5)  # and it cannot veto the start either
     assert engine.nodes[2] == FIRST_NODE + 1
-    assert engine.strangers == {7005: "node 7005 claims partition 2, which node 7002 holds"}
+    assert engine.rejected_nodes == {7005: "node 7005 claims partition 2, which node 7002 holds"}
     assert len(played(setup, engine)) == 3
 
 
@@ -263,7 +263,7 @@ def test_a_node_with_a_partition_that_is_none_is_refused(tmp_path):
     grid.add(9)
     engine = GridEngine(grid, cards_of(setup.method, setup.profiles), RUN, timeout=SOON)
     engine.hello(5)
-    assert engine.strangers == {7005: "node 7005 announces the partition 9; this run has the partitions 0 to 3"}
+    assert engine.rejected_nodes == {7005: "node 7005 announces the partition 9; this run has the partitions 0 to 3"}
     assert sorted(engine.nodes) == [0, 1, 2, 3]
 
 
@@ -374,8 +374,10 @@ def test_a_partition_goes_to_the_node_with_its_key_whoever_comes_first(tmp_path)
     engine, _ = keyed(setup, tmp_path, holders)
     engine.hello(60)
     assert engine.nodes == {0: 7004, 1: 7005, 2: 7006, 3: 7007}
-    assert sorted(engine.strangers) == [7001, 7002, 7003]
-    assert all("does not show the key that network.node_keys ties it to" in said for said in engine.strangers.values())
+    assert sorted(engine.rejected_nodes) == [7001, 7002, 7003]
+    assert all(
+        "does not prove possession of the key in network.node_keys" in said for said in engine.rejected_nodes.values()
+    )
     assert len(played(setup, engine)) == 3
 
 

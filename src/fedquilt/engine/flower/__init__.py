@@ -1,1 +1,1 @@
-"""Flower as the engine: the only place that imports flwr. Nothing of fedquilt needs it until a run asks for it."""
+"""The Flower engine; the only package that imports flwr, and only runs that use it load it."""

@@ -1,7 +1,7 @@
-"""What a federation over TLS with node authentication needs: an authority, a server certificate, the nodes' keys.
+"""Certificates and keys for TLS with node authentication: a certificate authority, a server certificate, node keys.
 
-The nodes check the server by its certificate, which the authority has signed. The server checks each node by its key:
-a node's private key stays where it was made, and only its public half is registered with the SuperLink.
+Nodes check the server by its certificate, which the authority has signed. The server checks each node by its key: the
+private key stays where it was made, and only the public key is registered with the SuperLink.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fedquilt.core.errors import FedquiltError
 
 AUTHORITY_DAYS = 3650
-"""How long the authority's certificate is valid: whoever trusts it must be given a new one after that."""
+"""Days that the authority's certificate is valid; after that, everyone who trusts it needs a new one."""
 SERVER_DAYS = 397
-"""How long a server certificate is valid: a year and a month, the most that browsers accept too."""
+"""Days that a server certificate is valid: a year and a month, also the most that browsers accept."""
 OWN_HOSTS = ("localhost", "127.0.0.1", "::1")
-"""In every server certificate: the SuperLink's own child processes reach it over loopback."""
+"""Hosts in every server certificate: the SuperLink's own child processes connect over loopback."""
 
-_SKEW = timedelta(hours=1)  # a node whose clock is behind accepts a new certificate at once
+_SKEW = timedelta(hours=1)  # so that nodes whose clock is behind accept a new certificate at once
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A private key's file and the file of its public half or certificate."""
+    """The file of a private key, and the file of its public key or certificate."""
 
     key: Path
     public: Path
 
 
 def authority(folder: Path, name: str = "fedquilt federation", days: int = AUTHORITY_DAYS) -> Pair:
-    """``ca.key`` and ``ca.crt``, made in ``folder``: an authority (EC P-256) of its own that signs servers only.
+    """Make a certificate authority (EC P-256) that signs servers only: ``ca.key`` and ``ca.crt`` in ``folder``.
 
     Raises
     ------
     FedquiltError
-        if one is there already, or the folder cannot be written.
+        if one of the files exists, or the folder cannot be written.
     """
     pair = Pair(folder / "ca.key", folder / "ca.crt")
     _absent(pair, "it is used as it is; a new authority belongs into another folder")
@@ -65,15 +65,15 @@ def authority(folder: Path, name: str = "fedquilt federation", days: int = AUTHO
 
 
 def server_certificate(folder: Path, hosts: Sequence[str], *, days: int = SERVER_DAYS, renew: bool = False) -> Pair:
-    """``server.key`` and ``server.crt``, signed by the authority in ``folder``, for these host names and addresses.
+    """Make ``server.key`` and ``server.crt`` for these host names and addresses, signed by the authority in ``folder``.
 
-    ``localhost``, ``127.0.0.1`` and ``::1`` are added. ``renew`` replaces both files. The certificate ends with the
-    authority's at the latest.
+    ``localhost``, ``127.0.0.1`` and ``::1`` are added. ``renew`` replaces both files. The certificate expires no later
+    than the authority's.
 
     Raises
     ------
     FedquiltError
-        if there is one and it is not to be renewed, the authority is missing, damaged or expired, or a host is no name.
+        if a file exists and ``renew`` is off, the authority is missing, damaged or expired, or a host is not valid.
     """
     pair = Pair(folder / "server.key", folder / "server.crt")
     if not renew:
@@ -102,12 +102,12 @@ def server_certificate(folder: Path, hosts: Sequence[str], *, days: int = SERVER
 
 
 def node_key(folder: Path, name: str) -> Pair:
-    """``NAME`` and ``NAME.pub``, made in ``folder``: a node's key (EC P-384) as OpenSSH writes it and Flower wants it.
+    """Make a node's key (EC P-384, in OpenSSH format as Flower requires): ``NAME`` and ``NAME.pub`` in ``folder``.
 
     Raises
     ------
     FedquiltError
-        if it is there already, the name is no file name, or the folder cannot be written.
+        if one of the files exists, the name is not a valid file name, or the folder cannot be written.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name) or name.endswith((".pub", ".key", ".crt")):
         raise FedquiltError(
@@ -126,7 +126,7 @@ def node_key(folder: Path, name: str) -> Pair:
 
 
 def valid_until(certificate: Path) -> datetime:
-    """When a certificate's time ends."""
+    """Return when a certificate expires."""
     return _certificate(certificate).not_valid_after_utc
 
 
@@ -199,14 +199,14 @@ def _absent(pair: Pair, advice: str) -> None:
 
 
 def _write(path: Path, content: bytes, mode: int, replace: bool = False) -> None:
-    """Put a file there with these rights from its first byte on; one that is there is replaced only if asked for."""
+    """Write a file that has these permissions from the start; an existing file is replaced only with ``replace``."""
     part = path.with_name(path.name + ".part") if replace else path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.unlink(missing_ok=True) if replace else None
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(content)
-        os.chmod(part, mode)  # whatever the umask says: the certificate may be read by everyone
+        os.chmod(part, mode)  # independent of the umask: everyone may read a certificate
         if replace:
             os.replace(part, path)
     except FileExistsError as error:

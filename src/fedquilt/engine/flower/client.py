@@ -1,4 +1,4 @@
-"""The client's side on Flower: a ClientApp with one train action for each exchange, and ``query.hello``."""
+"""The client side on Flower: a ClientApp with one train action per exchange, and ``query.hello``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedquilt.core.types import ClientId, Failure
 from fedquilt.core.worker import Worker
 from fedquilt.engine.flower.codec import read_order, reply_content
 from fedquilt.engine.flower.handshake import Card
-from fedquilt.engine.flower.memory_store import Shelf
+from fedquilt.engine.flower.memory_store import MemoryStore
 from fedquilt.engine.flower.packing import MAX_BYTES, DecodeError, packed, unpacked
 from fedquilt.privacy.ledger import Ledger, answered, ledger_folder
 from fedquilt.privacy.ledger_book import Allowance
@@ -29,39 +29,51 @@ _FAILED = 2  # Flower's code for a ClientApp that raised an exception
 
 @dataclass(frozen=True)
 class Site:
-    """One client where it lives: what the method's ``work`` is given, the method, and what the client announces."""
+    """One client at its site.
+
+    Attributes
+    ----------
+    id
+        The client's number.
+    client
+        The client that the method's ``work`` is called with.
+    method
+        The method.
+    card
+        What the client announces to the server.
+    rows
+        The digest of its rows, if the site has data files of its own.
+    """
 
     id: ClientId
     client: Worker
     method: Method
     card: Card
     rows: str = ""
-    """The digest of its rows, where they are its own."""
 
 
 Join = Callable[[ClientId, Mapping[str, Any]], Site]
-"""Gives the site of a partition on a node with this config; called for every message, so it keeps what is expensive."""
+"""Returns the site of a partition on a node with this config; called for every message, so it should cache."""
 
 
 def client_app(
     join: Join, memories: Path | Callable[[Context], Path], *, mods: Sequence[Any] = (), max_bytes: int = MAX_BYTES
 ) -> ClientApp:
-    """A ClientApp that works for the partition its node was started with.
+    """Make a ClientApp that works for the partition that its node was started with.
 
-    ``memories`` is the folder on the client's disk, or a function of the context that names it, in which private
-    memory is kept. ``mods`` are Flower's; those that calculate with tensors refuse fedquilt's messages, whose tensors
-    travel as bytes.
+    ``memories`` is the folder on the client's disk for private memories, or a function of the context that returns it.
+    ``mods`` are Flower's; mods that compute on tensors fail on fedquilt's messages, whose tensors are sent as bytes.
     """
     return _App(join, memories, list(mods), max_bytes)
 
 
 def action_of(exchange: Exchange | str) -> str:
-    """The name of an exchange as Flower allows it in a message type."""
+    """Return the name of an exchange in the form that Flower allows in a message type."""
     return re.sub(r"\W", "_", exchange if isinstance(exchange, str) else exchange.name)
 
 
 def partition_of(context: Context) -> ClientId:
-    """The partition that a node was started with.
+    """Return the partition that a node was started with.
 
     Raises
     ------
@@ -78,12 +90,12 @@ def partition_of(context: Context) -> ClientId:
 
 
 def allowance_of(context: Context) -> Allowance | None:
-    """What the node's own config lets its client give away: ``epsilon``, at ``delta``; None if it does not say.
+    """Return the privacy allowance in the node's own config (``epsilon`` at ``delta``); None if it sets none.
 
     Raises
     ------
     FedquiltError
-        if one of them is no number that it could be.
+        if one of them is not a number in its range.
     """
     node = context.node_config
     epsilon, delta = node.get("epsilon"), node.get("delta", 1e-5)
@@ -99,13 +111,13 @@ def allowance_of(context: Context) -> Allowance | None:
 
 
 class _App(ClientApp):
-    """A ClientApp whose train actions are known once its site is: they are the exchanges of the site's method."""
+    """A ClientApp whose train actions, the exchanges of the site's method, are registered with the first message."""
 
     def __init__(self, join: Join, memories: Path | Callable[[Context], Path], mods: list[Any], max_bytes: int) -> None:
         super().__init__(mods=mods)
         self._join, self._memories, self._max_bytes = join, memories, max_bytes
         self._actions: set[str] = set()
-        self.query("hello")(_told(self._hello))
+        self.query("hello")(_with_error_replies(self._hello))
 
     def __call__(self, message: Message, context: Context) -> Message:
         category, _, action = message.metadata.message_type.partition(".")
@@ -116,7 +128,7 @@ class _App(ClientApp):
                 return _failure(str(error), message)
             for number, exchange in enumerate((*method.exchanges, *method.closing)):
                 if action_of(exchange) not in self._actions:
-                    self.train(action_of(exchange))(_told(self._worker(number)))
+                    self.train(action_of(exchange))(_with_error_replies(self._worker(number)))
                     self._actions.add(action_of(exchange))
         return super().__call__(message, context)
 
@@ -129,7 +141,7 @@ class _App(ClientApp):
             raise DecodeError("the server sent a hello that is none")
         try:
             card: Mapping[str, Any] = self._site(context).card
-        except FedquiltError as error:  # whose partition stays empty, and why
+        except FedquiltError as error:  # the server needs to know which partition fails to join, and why
             card = {"partition": partition_of(context), "error": str(error)[:500]}
         answer: dict[str, Any] = {"kind": "card", "card": card}
         if key := context.node_config.get("key"):
@@ -147,27 +159,27 @@ class _App(ClientApp):
             if not re.fullmatch(r"[0-9a-f]{8,64}", run):  # it names a folder
                 raise DecodeError(f"the server sent the run key {run[:80]!r}, which is not a hexadecimal number")
             root = self._memories if isinstance(self._memories, Path) else self._memories(context)
-            shelf, step = Shelf(shelf_folder(root, run, site.id)), (order.round, number)
+            store, step = MemoryStore(memory_folder(root, run, site.id)), (order.round, number)
             if site.rows:
-                shelf.refuse_other_rows(site.rows)
+                store.refuse_other_rows(site.rows)
             ledger = Ledger(ledger_folder(root, site.id), allowance_of(context))
-            reply, memory = answered(ledger, run, exchange, site.client, site.id, order, lambda: shelf.before(step))
+            reply, memory = answered(ledger, run, exchange, site.client, site.id, order, lambda: store.before(step))
             if isinstance(reply, Failure):
                 return _failure(reply.reason, message)
             content = reply_content(reply, order, exchange.name, run)
-            shelf.keep(step, memory or {})  # before the reply leaves: what the server counts, the client remembers
+            store.keep(step, memory or {})  # before the reply is sent, so that no reply is counted without its memory
             return Message(content, reply_to=message)
 
         return work
 
 
-def shelf_folder(root: Path, run: str, client: ClientId) -> Path:
-    """Where the memories of one client in one run lie."""
+def memory_folder(root: Path, run: str, client: ClientId) -> Path:
+    """The folder of one client's memories in one run."""
     return root / run / f"client-{client:03d}"
 
 
-def _told(function: Callable[[Message, Context], Message]) -> Callable[[Message, Context], Message]:
-    """The function with errors meant for the user as error replies; Flower would wrap them in its own words."""
+def _with_error_replies(function: Callable[[Message, Context], Message]) -> Callable[[Message, Context], Message]:
+    """Wrap the function so that errors for the user become error replies, whose text Flower leaves as it is."""
 
     def answered(message: Message, context: Context) -> Message:
         try:

@@ -1,7 +1,7 @@
-"""Orders and replies as Flower messages, and back: exact to the bit, and never trusted.
+"""Orders and replies as Flower messages, and back: bit-identical, and checked as untrusted input.
 
-A reader checks whom a message is from and which order of which run it answers, so a reply of another round, run,
-exchange or client counts for nothing.
+Readers check the sender of a message and the order that it answers, so a reply of another round, run, exchange or
+client is rejected.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fedquilt.engine.flower.packing import MAX_BYTES, Announced, DecodeError, is
 
 
 def order_content(order: Order, client: ClientId, exchange: str, run: str) -> RecordDict:
-    """An order to ``client`` as records; ``run`` is the run's key."""
+    """Encode an order to ``client`` as records; ``run`` is the run's key."""
     head = {
         "kind": "order",
         "run": run,
@@ -32,7 +32,7 @@ def order_content(order: Order, client: ClientId, exchange: str, run: str) -> Re
 
 
 def read_order(content: RecordDict, client: ClientId, exchange: str, max_bytes: int = MAX_BYTES) -> tuple[Order, str]:
-    """The order in a message to ``client``, and the key of its run.
+    """Decode the order in a message to ``client``; returns it and the run's key.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def read_order(content: RecordDict, client: ClientId, exchange: str, max_bytes: 
 
 
 def reply_content(reply: Reply, order: Order, exchange: str, run: str) -> RecordDict:
-    """The reply to an order as records."""
+    """Encode the reply to an order as records."""
     head = {
         "kind": "reply",
         "run": run,
@@ -75,12 +75,23 @@ def read_reply(
     allowed: Announced | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Reply:
-    """The reply of ``client`` to ``order``; its numbers and tensors may still be NaN, which the loop refuses.
+    """Decode the reply of ``client`` to ``order``; numbers and tensors may still be NaN, which the loop rejects.
+
+    Parameters
+    ----------
+    content
+        The message.
+    client, order, exchange, run
+        Whom the message must be from, and the order, exchange and run that it must answer.
+    allowed
+        The tensors that the reply may hold; None for any.
+    max_bytes
+        The most bytes of tensors that are accepted.
 
     Raises
     ------
     DecodeError
-        if the message is malformed, holds what was not announced, or answers another order.
+        if the message is malformed, holds tensors that are not allowed, or answers another order.
     """
     sender = f"client {client}"
     head, params = unpacked(content, sender, allowed, max_bytes)
@@ -97,18 +108,18 @@ def read_reply(
 def _check_head(head: Mapping[str, Any], wanted: Mapping[str, Any], sender: str) -> None:
     for key, value in wanted.items():
         if head.get(key) != value or isinstance(head.get(key), bool):
-            raise DecodeError(f"{sender} sent {key} {shown(head.get(key))} where {shown(value)} is awaited")
+            raise DecodeError(f"{sender} sent {key} {shown(head.get(key))} where {shown(value)} is expected")
 
 
 def _plain(value: Any, where: str) -> Any:
-    """``value`` if JSON gives it back as it is (a tuple comes back as a list)."""
+    """Return ``value`` (tuples as lists) if JSON preserves it; else raise TypeError."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return {key: _plain(entry, f"{where}[{key!r}]") for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry, f"{where}[{number}]") for number, entry in enumerate(value)]
-    raise TypeError(f"{where} is a {type(value).__name__}; only numbers, text, lists and dicts of them travel")
+    raise TypeError(f"{where} is a {type(value).__name__}; only numbers, text, lists and dicts of them can be sent")
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -1,4 +1,4 @@
-"""Who a client says it is, and why a server would not work with it."""
+"""What clients announce before training, and the server's check of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from fedquilt.core.types import Layout, Profile
 
 Card = Mapping[str, Any]
-"""What a client announces before training starts: numbers, text, and text by name."""
+"""What a client announces before training: numbers, strings, and digests by name."""
 
 _WORDS = {
     "partition": "partition-id",
@@ -36,10 +36,20 @@ def card(
     base: str = "",
     sections: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What the client of ``profile`` announces.
+    """Return the card that the client of ``profile`` must announce.
 
-    ``base`` is the digest of the frozen weights, ``sections`` are the parts of the run file that the client's work
-    follows; they travel as digests. A profile without examples makes a card that any number of them fits.
+    Parameters
+    ----------
+    profile
+        The client's profile; with 0 examples, the card matches any number of examples.
+    exchanges
+        The names of the method's exchanges.
+    layout
+        The names and shapes of the client's trainable tensors.
+    base
+        The digest of the frozen weights.
+    sections
+        The parts of the run file that determine the client's work; the card holds their digests.
     """
     shapes = {} if layout is None else {name: list(shape) for name, shape in layout.shapes.items()}
     return {
@@ -58,7 +68,7 @@ def card(
 
 
 def mismatches(announced: Card, wanted: Card) -> list[str]:
-    """What a client announces that the run does not expect of it, in words; empty if all is well."""
+    """Return in words how a client's announcement differs from the expected card; empty if it matches."""
     found = []
     for key, words in _WORDS.items():
         if key == "num_examples" and wanted[key] is None:
@@ -75,7 +85,7 @@ def mismatches(announced: Card, wanted: Card) -> list[str]:
 
 
 def examples(announced: Card) -> int | None:
-    """How many training rows a client says it has; None if it says nothing that could be a number of rows."""
+    """Return the number of training rows that a client announces; None if it is not a valid number of rows."""
     value = announced.get("num_examples")
     return value if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1 << 48 else None
 
@@ -90,5 +100,5 @@ def _shown(value: Any) -> str:
 
 
 def run_key() -> str:
-    """A key for a new run: under it, clients keep their memories apart from those of any other run."""
+    """Return a key for a new run, which keeps clients' memories of different runs separate."""
     return hashlib.sha256(f"{time.time_ns()} {os.getpid()}".encode()).hexdigest()[:32]

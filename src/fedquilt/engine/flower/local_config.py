@@ -1,4 +1,4 @@
-"""What the processes of a federation on loopback read: keys, certificates, the connection, a node's config."""
+"""Configuration files of a local federation: keys, certificates, the connection, node configs."""
 
 from __future__ import annotations
 
@@ -10,23 +10,39 @@ from typing import Any
 from fedquilt.core.errors import FedquiltError
 
 CONNECTION = "trial"
-"""The name that ``flwr run APP trial`` knows the federation by."""
+"""The connection's name, as in ``flwr run APP trial``."""
 
 
 def config_value(value: Any) -> str:
-    """A value as Flower's config wants it; text in quotes, which it must not hold itself."""
+    """Format a value for a node's config; strings are quoted.
+
+    Raises
+    ------
+    FedquiltError
+        if a string contains a quote or a line break.
+    """
     if isinstance(value, str):
         if "'" in value or "\n" in value:
-            raise FedquiltError(f"node config {value!r}: Flower has no way to write a quote or a line break in it")
+            raise FedquiltError(f"node config {value!r}: a node config cannot hold a quote or a line break")
         return f"'{value}'"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def prepare(folder: Path, home: Path, certs: Path, keys: Sequence[Path], address: str) -> None:
-    """Write what the processes read: certificates and keys that are not there yet, and the connection to the SuperLink.
+    """Write the missing certificates and keys, and the connection to the SuperLink.
 
-    ``home`` is FLWR_HOME of the SuperLink, ``keys`` the nodes' private keys in ``certs``; without any the connection is
-    without TLS.
+    Parameters
+    ----------
+    folder
+        The folder of the local federation.
+    home
+        FLWR_HOME of the SuperLink.
+    certs
+        The folder of the certificates.
+    keys
+        The paths of the nodes' private keys; if empty, the connection is without TLS.
+    address
+        Host and port of the SuperLink.
     """
     home.mkdir(parents=True, exist_ok=True)
     (folder / ".gitignore").write_text("*\n", encoding="utf-8")  # it holds private keys

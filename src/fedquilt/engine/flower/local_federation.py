@@ -1,6 +1,6 @@
-"""A whole federation on loopback: a SuperLink and its SuperNodes as processes of their own, as between real sites.
+"""A complete local federation on loopback, for trials and tests: a SuperLink and SuperNodes in processes of their own.
 
-For trials and tests. With ``secure`` it is TLS with node authentication, as it should be between organisations.
+With ``secure`` it uses TLS with node authentication, as a federation between organisations should.
 """
 
 from __future__ import annotations
@@ -39,11 +39,22 @@ _AGAIN = 5.0  # seconds between two attempts of a node that is refused
 
 
 class Trial:
-    """A SuperLink and ``num_nodes`` SuperNodes, node ``i`` with partition ``i``; all end with the ``with`` block.
+    """A SuperLink and SuperNodes, node ``i`` with partition ``i``; all end with the ``with`` block.
 
-    Everything lies in ``folder``: ``certs``, ``flower`` (FLWR_HOME), ``sites`` (the clients' memories), ``logs``.
-    ``node_config`` adds to a node's config, for all nodes or by number. With ``database`` the SuperLink keeps its
-    state on the disk and knows the nodes again when it is restarted. ``environment`` adds to what the processes get.
+    Parameters
+    ----------
+    folder
+        Holds everything: ``certs``, ``flower`` (FLWR_HOME), ``sites`` (the clients' memories) and ``logs``.
+    num_nodes
+        The number of SuperNodes.
+    secure
+        Use TLS with node authentication.
+    node_config
+        Additions to the nodes' configs, for all nodes or as a function of the node's number.
+    database
+        Whether the SuperLink keeps its state on disk, so that it knows the nodes when it is restarted.
+    environment
+        Additions to the environment variables of the processes.
     """
 
     def __init__(
@@ -66,7 +77,7 @@ class Trial:
         self._environment = {**QUIET, **os.environ, **(environment or {})}
         self._environment["PATH"] = os.pathsep.join([str(Path(tool("flwr")).parent), os.environ.get("PATH", "")])
         self._started: dict[str, Started] = {}
-        self._wanted: dict[int, float] = {}  # the nodes that are to run, and until when a refusal is no failure
+        self._wanted: dict[int, float] = {}  # the nodes that should run, and the time until which a refusal is retried
         self._lock, self._over = threading.RLock(), threading.Event()
         self._watch = threading.Thread(target=self._supervise, name="trial", daemon=True)
 
@@ -97,7 +108,7 @@ class Trial:
     # The SuperLink ------------------------------------------------------------
 
     def start_superlink(self) -> None:
-        """Start the SuperLink, wait until it listens, and register the nodes' keys that it does not know."""
+        """Start the SuperLink, wait until it listens, and register the nodes' keys that it does not know yet."""
         words = [tool("flower-superlink"), "--port", str(self.port), "--disable-runtime-dependency-installation"]
         words += ["--database", str(self.folder / "state.db")] if self.database else []
         if self.secure:
@@ -111,19 +122,19 @@ class Trial:
             self.register(self.key(node).with_suffix(".pub"))
 
     def stop_superlink(self) -> None:
-        """End the SuperLink in good order, its ServerApp with it."""
+        """Shut down the SuperLink and its ServerApp cleanly."""
         self.kill_superlink(signal.SIGTERM)
 
     def kill_superlink(self, number: int = signal.SIGKILL) -> None:
-        """Send the SuperLink a signal and end what is left of it; its ServerApp with it."""
+        """Send the SuperLink a signal, then kill what is left of it and its ServerApp."""
         self._started["superlink"].end(number)
 
     def server_processes(self) -> list[int]:
-        """The ServerApp processes that the SuperLink has started; empty where there is no /proc."""
+        """Return the ServerApp processes that the SuperLink has started; empty on systems without /proc."""
         return marked_as(f"{self.folder}/superlink", "flwr-serverapp")
 
     def register(self, public_key: Path) -> None:
-        """Make a node's public key known to the SuperLink; one that it knows already stays."""
+        """Register a node's public key with the SuperLink, unless it is registered already."""
         done = self.flwr("supernode", "register", str(public_key), CONNECTION, check=False)
         if done.returncode != 0 and TAKEN not in done.stdout + done.stderr:
             raise FedquiltError(f"{public_key}: not registered: {(done.stdout + done.stderr).strip()}")
@@ -131,20 +142,20 @@ class Trial:
     # The SuperNodes ------------------------------------------------------------
 
     def key(self, node: int) -> Path:
-        """Where a node's private key is; the public one is beside it."""
+        """Return the path of a node's private key; the public key is beside it."""
         return self.certs / f"node-{node}"
 
     def start_node(self, node: int) -> None:
-        """Start a SuperNode; if it is refused because its old self still counts as there, again until it is accepted.
+        """Start a SuperNode, and retry while it is refused because its previous process still counts as online.
 
-        A node killed without a word counts as there for up to a minute after its last sign of life.
+        A node that was killed counts as online for up to a minute after its last heartbeat.
         """
         with self._lock:
             self._wanted[node] = time.monotonic() + patience(2 * LEASE_SECONDS)
             self._start_node(node)
 
     def kill_node(self, node: int, number: int = signal.SIGKILL) -> None:
-        """Send a SuperNode a signal and end what is left of it and of all it has started."""
+        """Send a SuperNode a signal, then kill what is left of it and its child processes."""
         with self._lock:
             self._wanted.pop(node, None)
             self._started[f"node-{node}"].end(number)
@@ -152,9 +163,9 @@ class Trial:
     def supernode(
         self, *, key: Path | None = None, secure: bool | None = None, signs: bool = False, **config: Any
     ) -> list[str]:
-        """The words that start a SuperNode of this federation with a config and, if given, a private key.
+        """Return the command that starts a SuperNode of this federation with a config and, if given, a private key.
 
-        With ``signs`` the config names the key, too: the node signs its hello with it.
+        With ``signs`` the config names the key too, so that the node signs its announcement with it.
         """
         words = [tool("flower-supernode"), "--superlink", self.address, "--port", str(free_port())]
         if self.secure if secure is None else secure:
@@ -166,24 +177,24 @@ class Trial:
         return [*words, "--node-config", " ".join(f"{name}={config_value(value)}" for name, value in config.items())]
 
     def nodes(self) -> list[dict[str, Any]]:
-        """What ``flwr supernode list`` knows of the nodes: ``node-id``, ``status`` and times."""
+        """Return the nodes as listed by ``flwr supernode list``: ``node-id``, ``status`` and times."""
         text = self.flwr("supernode", "list", CONNECTION, "--format", "json").stdout
         return list(json.loads(text[text.index("{") :])["nodes"])
 
     def node_id(self, node: int) -> str | None:
-        """The number by which Flower knows a node that runs; None until it is accepted."""
+        """Return Flower's id of a running node; None until it is accepted."""
         with self._lock:
             started = self._started.get(f"node-{node}")
-            told = ACCEPTED.findall(started.said) if started is not None and started.running else []
-        return told[-1] if told else None
+            found = ACCEPTED.findall(started.said) if started is not None and started.running else []
+        return found[-1] if found else None
 
     def ready(self, nodes: Iterable[int] | None = None, seconds: float = 180.0) -> float:
-        """Wait until the nodes (all that are to run, if left out) are accepted; gives how many seconds it took.
+        """Wait until the nodes (by default all that should run) are accepted; returns the seconds that it took.
 
         Raises
         ------
         FedquiltError
-            if a process ended for another reason than its old lease, or the seconds are over; shows its log's end.
+            if a process ended and is not restarted, or on a timeout; the message holds the end of its log.
         """
         began = time.monotonic()
         for node in sorted(self._wanted) if nodes is None else nodes:
@@ -203,19 +214,19 @@ class Trial:
 
     def start(self, name: str, *words: str) -> Started:
         """Start any process as part of the federation; it ends with the others."""
-        own = self.home if name == "superlink" else self.folder / "homes" / name  # nodes are on machines of their own
+        own = self.home if name == "superlink" else self.folder / "homes" / name  # as if nodes were separate machines
         environment = {**self._environment, "FLWR_HOME": str(own)}
         started = Started(name, words, self.log(name), environment, f"{self.folder}/{name}")
         self._started[name] = started
         return started
 
     def flwr(self, *words: str, check: bool = True, seconds: float = 180.0) -> subprocess.CompletedProcess[str]:
-        """What Flower's command says, asked with this federation's connections (``trial`` is its name).
+        """Run Flower's command with this federation's connection, which is named ``trial``.
 
         Raises
         ------
         FedquiltError
-            if it fails, unless ``check`` is off; or takes longer than ``seconds``.
+            if it fails, unless ``check`` is off, or takes longer than ``seconds``.
         """
         environment = {**self._environment, "FLWR_HOME": str(self.home)}
         try:
@@ -229,26 +240,26 @@ class Trial:
         return done
 
     def log(self, name: str) -> Path:
-        """The file of what a process (``superlink``, ``node-0``, ...) has written, in all its lives."""
+        """Return the log file of a process (``superlink``, ``node-0``, ...), which all its restarts append to."""
         return self.folder / "logs" / f"{name}.log"
 
     def logs(self, name: str) -> str:
-        """What a process has written since it was last started."""
+        """Return the output of a process since it was last started."""
         return self._started[name].said
 
     def ended(self) -> list[Started]:
-        """The processes that have ended although they should run, and will not be started again."""
+        """Return the processes that have ended unexpectedly and will not be restarted."""
         with self._lock:
             names = {f"node-{node}": node for node in self._wanted} | {"superlink": -1}
             found = [(node, self._started[name]) for name, node in names.items()]
             return [one for node, one in found if not one.running and not self._may_try_again(node, one)]
 
     def process(self, name: str) -> Started:
-        """The process that ``start`` last started under this name."""
+        """Return the process that ``start`` last started under this name."""
         return self._started[name]
 
     def close(self) -> None:
-        """End everything; nodes first, so that they can sign off."""
+        """End all processes; nodes first, so that they can sign off."""
         with uninterrupted():
             self._over.set()
             if self._watch.is_alive():
@@ -258,7 +269,7 @@ class Trial:
                 order = sorted(self._started.values(), key=lambda one: one.name == "superlink")
                 for one in order:
                     if one.running and one.name != "superlink":
-                        one.process.terminate()  # all at once: each takes seconds
+                        one.process.terminate()  # signal all before waiting, because each takes seconds
                 for one in order:
                     one.end()
 
@@ -269,11 +280,11 @@ class Trial:
         self.start(f"node-{node}", *self.supernode(key=key, signs=True, **{**config, **more}))
 
     def _may_try_again(self, node: int, ended: Started) -> bool:
-        """Whether a node ended because its old self still counts as there, which passes."""
+        """Whether a node ended because its previous process still counts as online, which is temporary."""
         return REFUSED in ended.said and time.monotonic() < self._wanted.get(node, 0.0)
 
     def _supervise(self) -> None:
-        """Start the nodes again that were refused; the others' end is for ``ready`` to tell."""
+        """Restart nodes that were refused; ``ready`` reports those that ended for another reason."""
         while not self._over.wait(_AGAIN):
             with self._lock:
                 for node in [*self._wanted]:

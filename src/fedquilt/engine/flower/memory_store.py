@@ -1,8 +1,8 @@
 """A client's private memory on its own disk.
 
-Every memory is kept under the step that made it: the round and the exchange's number in it. The memories of the last
-round and the newest one before it stay, so an order that comes twice, or again after the server went back to its last
-checkpoint, is worked on from the memory it was first worked on.
+Each memory is stored under the step that made it: the round and the number of the exchange in it. The memories of the
+last round and the newest one before it are kept, so that an order that is repeated, also after the server went back to
+its last checkpoint, starts from the same memory as the first time.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from fedquilt.record.read import read_json
 from fedquilt.record.tree_bytes import tree_from_bytes, tree_to_bytes
 
 Step = tuple[int, int]
-"""A round and the number of an exchange in it; steps are in order as tuples are."""
+"""A round and the number of an exchange in it; steps are ordered like tuples."""
 
 _INDEX = "memory.json"
 _ROWS = "rows.json"
 _NEVER: Step = (-1, -1)
 
 
-class Shelf:
-    """The memories of one client in one run, in ``folder``, which is made with the first memory."""
+class MemoryStore:
+    """The memories of one client in one run, in ``folder``, which is created with the first memory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def before(self, step: Step) -> Memory:
-        """The memory that ``step`` starts from; empty if the client never had one.
+        """Return the memory that ``step`` starts from; empty if the client has none yet.
 
         Raises
         ------
         RunError
-            if the step is so old that the memory before it is gone, or the file is missing or damaged.
+            if the memory before an old step is no longer kept, or the file is missing or damaged.
         """
         kept = self._kept()
         older = [entry for entry in kept if _step(entry) < step]
@@ -48,12 +48,12 @@ class Shelf:
         if kept:
             raise RunError(
                 f"the order is of round {step[0] + 1}, but this client has gone on to round {_step(kept[-1])[0] + 1} "
-                "and no longer has its memory of that time"
+                "and no longer has its memory of the earlier round"
             )
         return {}
 
     def keep(self, step: Step, memory: Memory) -> None:
-        """Put the memory that ``step`` made on the disk; whole, or not at all.
+        """Write the memory that ``step`` made to disk, atomically.
 
         Raises
         ------
@@ -62,11 +62,11 @@ class Shelf:
         """
         kept = self._kept()
         if not memory and not kept:
-            return  # a method without memory leaves no files behind
+            return  # a method without memory writes no files
         before = [entry for entry in kept if _step(entry) < step] or [_entry(_NEVER)]
         this_round = [entry for entry in before if _step(entry)[0] == step[0]]
         last = [entry for entry in before if _step(entry)[0] < step[0]][-1:]
-        with explained(self.folder, lambda: "the memory of the round before is whole", "the order may come again"):
+        with explained(self.folder, lambda: "the memory of the round before is intact", "the order may be repeated"):
             private_folder(self.folder)
             entry = _entry(step)
             if memory:
@@ -82,28 +82,22 @@ class Shelf:
                     path.unlink(missing_ok=True)
 
     def refuse_other_rows(self, digest: str) -> None:
-        """Nothing, if the client has the rows that it began the run with; their digest is noted at the first order.
-
-        Raises
-        ------
-        RunError
-            if it has others, or the folder cannot be written.
-        """
+        """Raise RunError if the client's rows have changed since its first order, when their digest is recorded."""
         noted = self.folder / _ROWS
         if noted.exists():
             if read_json(self.folder, _ROWS)["sha256"] != digest:
                 raise RunError(
-                    f"this client's rows are not those that it began the run with ({noted}); bring them back, or start "
-                    "a new run"
+                    f"this client's rows are not those that it began the run with ({noted}); restore them, or start a "
+                    "new run"
                 )
             return
-        with explained(self.folder, lambda: "nothing was sent", "the order may come again"):
+        with explained(self.folder, lambda: "nothing was sent", "the order may be repeated"):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(noted, {"format": 1, "sha256": digest})
 
     @property
     def newest(self) -> Memory:
-        """The memory as it is now."""
+        """The newest memory; empty if there is none."""
         kept = self._kept()
         return self._read(kept[-1]) if kept else {}
 

@@ -1,11 +1,11 @@
-"""Orders and replies as Flower records, and back: exact to the bit, and never trusted.
+"""The wire format: a JSON head and tensors as Flower records, and back, bit-identical and checked as untrusted input.
 
-A message is two records. ``index`` holds one JSON text: who, which round, settings or metrics, and the name, dtype and
-shape of every tensor. ``tensors`` holds one array of bytes: all tensors, one after another. Flower hashes and cuts
-every array of a message by itself, so one long array travels much faster than hundreds of short ones.
+A message consists of two records. ``index`` holds one JSON text: the head (sender, round, settings or metrics), and the
+name, dtype and shape of every tensor. ``tensors`` holds one array of bytes: all tensors, one after another. Flower
+hashes and splits each array of a message separately, so one long array is much faster than hundreds of short ones.
 
-What comes in is data from a stranger. Nothing is unpickled. The index is checked in full, against itself, against the
-number of bytes that are there and against what was announced, before the first tensor is allocated.
+Incoming messages are untrusted. Nothing is unpickled. The index is checked completely, for consistency, against the
+number of bytes received and against the allowed tensors, before the first tensor is allocated.
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ DTYPES: dict[str, torch.dtype] = {
         *("complex128", "complex64"),
     )
 }
-"""What may travel, by the name it has on the wire."""
+"""The dtypes that can be sent, by their name on the wire."""
 
 Announced = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 """The tensors that a message may hold, by name: dtype and shape."""
 
 MAX_BYTES = 2 << 30
-"""Bytes of tensors that are taken in one message where nobody says otherwise."""
+"""The default for the most bytes of tensors that are accepted in one message."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _INDEX, _TENSORS = "index", "tensors"
 _MAX_INDEX_CHARS, _CHARS_OF_A_TENSOR = 1 << 20, 1 << 10
 _MAX_DIMS, _MAX_ELEMENTS = 64, 1 << 48
-# a type of our own: a mod that would add noise to the raw bytes, or average them, is refused by Flower
+# a type of its own, so that Flower rejects mods that would average the raw bytes or add noise to them
 _STYPE = "fedquilt.bytes"
 
 
 class DecodeError(FedquiltError):
-    """A message that is not what it says, or not what was asked for; names who sent it."""
+    """A message is malformed or does not match the request; the error names the sender."""
 
 
 def announced(params: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Dtype and shape of every tensor, by name."""
+    """Return the dtype and shape of every tensor, by name."""
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in params.items()}
 
 
 def packed(head: Mapping[str, Any], params: Mapping[str, torch.Tensor] | None = None) -> RecordDict:
-    """The two records of a message: ``head`` and the tensors' index as JSON, and the tensors' bytes.
+    """Encode ``head`` and tensors as the two records of a message.
 
     Raises
     ------
@@ -77,15 +77,15 @@ def packed(head: Mapping[str, Any], params: Mapping[str, torch.Tensor] | None = 
 def unpacked(
     content: RecordDict, sender: str, allowed: Announced | None = None, max_bytes: int = MAX_BYTES
 ) -> tuple[dict[str, Any], Params]:
-    """The head of a message and its tensors, each with memory of its own.
+    """Decode a message into its head and its tensors, each with memory of its own.
 
-    ``sender`` is who the message is from, in words, for the error. The tensors must be among ``allowed``, if that is
-    given, with the very dtype and shape; any of them may be missing. All together hold at most ``max_bytes`` bytes.
+    ``sender`` names the sender in errors. If ``allowed`` is given, the tensors must be among them, with equal dtype and
+    shape; any may be missing. Together they hold at most ``max_bytes`` bytes.
 
     Raises
     ------
     DecodeError
-        if the message is malformed, or holds what was not announced.
+        if the message is malformed, or holds tensors that are not allowed.
     """
     limit = _MAX_INDEX_CHARS + _CHARS_OF_A_TENSOR * len(allowed or ())
     head, data = _head(content, sender, limit), _data(content, sender)
@@ -100,7 +100,7 @@ def unpacked(
         )
     if allowed is not None:
         _check_announced(table, allowed, sender)
-    # from here on, what is allocated is what has already arrived
+    # from here on, no more memory is allocated than has been received
     params, start = {}, 0
     for name, dtype, shape in table:
         size = math.prod(shape) * DTYPES[dtype].itemsize
@@ -182,7 +182,7 @@ def _check_announced(table: Iterable[tuple[str, str, tuple[int, ...]]], allowed:
 
 
 def _tensor(data: bytes, start: int, size: int, dtype: str, shape: tuple[int, ...], what: str) -> torch.Tensor:
-    # memory of torch's own, aligned as torch aligns: a view into the message could give other last bits in a product
+    # memory allocated by torch, with its alignment: on a view into the message, a matrix product may round differently
     own = torch.empty(size, dtype=torch.uint8)
     source = np.frombuffer(data, dtype=np.uint8, count=size, offset=start)
     if dtype == "bool" and size and source.max() > 1:
@@ -196,7 +196,7 @@ def _tensor(data: bytes, start: int, size: int, dtype: str, shape: tuple[int, ..
 
 def _dtype_name(name: str, tensor: torch.Tensor) -> str:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or tensor.dtype not in _NAMES:
-        raise TypeError(f"tensor '{name}' cannot travel: {tensor.dtype}, {tensor.layout}, {tensor.device}")
+        raise TypeError(f"tensor '{name}' cannot be sent: {tensor.dtype}, {tensor.layout}, {tensor.device}")
     return _NAMES[tensor.dtype]
 
 
@@ -206,12 +206,12 @@ def _raw(tensor: torch.Tensor) -> memoryview:
 
 
 def is_int(value: Any) -> TypeGuard[int]:
-    """Whether ``value`` is a whole number; true and false are none."""
+    """Whether ``value`` is an integer and not a boolean."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def shown(value: Any) -> str:
-    """A stranger's value, short enough for a line of a log."""
+    """Return the repr of an untrusted value, shortened to fit in a line of a log."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deep, or a number of thousands of digits

@@ -1,4 +1,4 @@
-"""Processes of a federation on this machine: started with a log of their own, ended with all they started."""
+"""Processes of a local federation: each has its own log and is ended with all its children."""
 
 from __future__ import annotations
 
@@ -17,16 +17,30 @@ from pathlib import Path
 from fedquilt.core.errors import FedquiltError
 
 MARK = "FEDQUILT_TRIAL"
-"""The environment variable by which a process, and whatever it starts, is known as part of one federation."""
+"""The environment variable that marks a process and its children as part of a federation."""
 
 
 class Started:
-    """A process in a session of its own, its log, and what it has written since it was started."""
+    """A process in its own session, with its log.
+
+    Parameters
+    ----------
+    name
+        The name in messages.
+    words
+        The command.
+    log
+        The file that its output is appended to.
+    environment
+        Its environment variables.
+    mark
+        The value of ``MARK`` in its environment, by which its children are found.
+    """
 
     def __init__(self, name: str, words: Sequence[str], log: Path, environment: Mapping[str, str], mark: str) -> None:
         self.name, self.log, self.mark = name, log, mark
         log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "ab") as file:  # one log for all the lives of a node
+        with open(log, "ab") as file:  # restarts of a node share one log
             self._from = file.tell()
             self.process = subprocess.Popen(
                 words,
@@ -44,13 +58,13 @@ class Started:
 
     @property
     def said(self) -> str:
-        """What it has written."""
+        """The output since the process was started."""
         with open(self.log, "rb") as file:
             file.seek(self._from)
             return file.read().decode(errors="replace")
 
     def end(self, number: int = signal.SIGTERM, seconds: float = 15.0) -> None:
-        """Send it a signal, wait for its end, then end what is left of it and of all it started."""
+        """Send the process a signal, wait until it ends, then kill what is left of it and its children."""
         was_running = self.running
         if was_running:
             if number == signal.SIGKILL:
@@ -59,7 +73,7 @@ class Started:
                 self.process.send_signal(number)
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(seconds)
-        if was_running:  # the number of one that ended long ago may be another's by now
+        if was_running:  # otherwise the process id may have been reused
             self._kill_group()
         for left in marked(self.mark):  # Flower starts some of its children in sessions of their own
             with suppress(ProcessLookupError):
@@ -73,8 +87,8 @@ class Started:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """No Ctrl-C inside: a second one, while everything is being ended after the first, would leave processes behind."""
-    if threading.current_thread() is not threading.main_thread():  # signals come to the main thread alone
+    """Ignore Ctrl-C inside: a second one during the shutdown after the first would leave processes running."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread handles signals
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -85,12 +99,12 @@ def uninterrupted() -> Iterator[None]:
 
 
 def wait_for(true: Callable[[], bool], process: Started, seconds: float, what: str) -> None:
-    """Return when ``true()``.
+    """Wait until ``true()`` holds.
 
     Raises
     ------
     FedquiltError
-        if the process ended, or the seconds (see ``patience``) are over; shows the end of its log.
+        if the process ended, or after so many seconds (see ``patience``); the message holds the end of its log.
     """
     began = time.monotonic()
     while not true():
@@ -102,23 +116,23 @@ def wait_for(true: Callable[[], bool], process: Started, seconds: float, what: s
 
 
 def patience(seconds: float) -> float:
-    """So many seconds of an idle machine: more of them where more processes want to run than there are processors."""
-    wanting = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return seconds * max(1.0, 2 * wanting / (os.cpu_count() or 1))
+    """Return the seconds multiplied by the machine's load if more processes are ready to run than it has processors."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return seconds * max(1.0, 2 * load / (os.cpu_count() or 1))
 
 
 def tail(process: Started, lines: int = 15) -> str:
-    """The end of what a process has written, and where the rest is."""
+    """Return the end of a process's log, and where the rest is."""
     return "\n".join([f"the end of {process.log} is", *process.said.strip().splitlines()[-lines:]])
 
 
 def tool(name: str) -> str:
-    """Where one of Flower's commands is: beside this Python, else on the PATH.
+    """Return the path of one of Flower's commands: beside this Python, else on the PATH.
 
     Raises
     ------
     FedquiltError
-        if it is in neither; says how to get it.
+        if it is in neither; the message says how to install it.
     """
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.is_file() else shutil.which(name)
@@ -128,12 +142,12 @@ def tool(name: str) -> str:
 
 
 def marked(mark: str) -> list[int]:
-    """The processes of this machine that carry a mark, or one below it; empty where there is no /proc."""
+    """Return the ids of processes with this mark, or one below it (``mark/...``); empty on systems without /proc."""
     return [pid for pid, words in _marked(mark)]
 
 
 def marked_as(mark: str, word: str) -> list[int]:
-    """Those of ``marked`` whose command line holds ``word``."""
+    """Return those of ``marked`` whose command line contains ``word``."""
     return [pid for pid, words in _marked(mark) if word in words]
 
 
@@ -145,21 +159,21 @@ def _marked(mark: str) -> list[tuple[int, str]]:
                 variables = (entry / "environ").read_bytes().split(b"\0")
                 words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
-                continue  # it has ended, or is another user's
+                continue  # it has ended, or belongs to another user
             if any(variable == wanted or variable.startswith(wanted + b"/") for variable in variables):
                 found.append((int(entry.name), words))
     return found
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on just now."""
+    """Return a port of loopback on which no process listens at the moment."""
     with socket.socket() as made:
         made.bind(("127.0.0.1", 0))
         return int(made.getsockname()[1])
 
 
 def listening(port: int) -> bool:
-    """Whether somebody listens on a port of loopback."""
+    """Whether a process listens on a port of loopback."""
     with socket.socket() as made:
         made.settimeout(1.0)
         return made.connect_ex(("127.0.0.1", port)) == 0

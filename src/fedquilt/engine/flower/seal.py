@@ -1,6 +1,7 @@
-"""Whose node it is: a partition is tied to a public key, and what a node announces is signed with the other half of it.
+"""Signed announcements: a partition is tied to a public key, and its node signs its card with the private key.
 
-Flower tells a server no more than the numbers of its nodes, so the key that a SuperNode is known by is shown once more.
+A ServerApp learns only the ids of its nodes from Flower, not the keys that they authenticated with, so nodes prove
+possession of the key once more.
 """
 
 from __future__ import annotations
@@ -17,17 +18,26 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedquilt.core.errors import ConfigError
 
-_WHAT = "fedquilt card 1"  # a signature of this is none of anything else that the key signs
+_PURPOSE = "fedquilt card 1"  # so that the signature cannot be used for anything else that the key signs
 _SIGNED = ec.ECDSA(hashes.SHA384())
 
 
 def signature(key: Path, card: Any, nonce: str, run: str, node: int) -> str:
-    """The signature of what a node announces to this run in answer to ``nonce``, as base64.
+    """Sign the card that a node announces to this run in answer to ``nonce``; returns the signature as base64.
+
+    Parameters
+    ----------
+    key
+        The file of the private key.
+    card
+        The card.
+    nonce, run, node
+        The server's nonce, the key of the run and the node's id, which the signature covers too.
 
     Raises
     ------
     ConfigError
-        if there is no EC private key in the file.
+        if the file holds no EC private key without a password.
     """
     try:
         private = serialization.load_ssh_private_key(key.read_bytes(), None)
@@ -36,12 +46,26 @@ def signature(key: Path, card: Any, nonce: str, run: str, node: int) -> str:
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigError(f"key = '{key}' of the node's config: no private key without a password ({error})") from error
     if not isinstance(private, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"key = '{key}' of the node's config: not an EC key, as `fedquilt site certs --node` makes")
+        raise ConfigError(
+            f"key = '{key}' of the node's config: not an EC key; make one with `fedquilt site certs --node`"
+        )
     return base64.b64encode(private.sign(_statement(card, nonce, run, node), _SIGNED)).decode()
 
 
 def is_signed(public: str, given: Any, card: Any, nonce: str, run: str, node: int) -> bool:
-    """Whether ``given`` is the signature of this by the owner of a public key (a line as in NAME.pub)."""
+    """Whether ``given`` is a valid signature of this card.
+
+    Parameters
+    ----------
+    public
+        The public key: a line as in NAME.pub.
+    given
+        The untrusted signature.
+    card
+        The announced card.
+    nonce, run, node
+        What the signature must cover too; see ``signature``.
+    """
     if not isinstance(given, str) or len(given) > 1000:
         return False
     try:
@@ -55,4 +79,4 @@ def is_signed(public: str, given: Any, card: Any, nonce: str, run: str, node: in
 
 
 def _statement(card: Any, nonce: str, run: str, node: int) -> bytes:
-    return json.dumps([_WHAT, run, nonce, node, card], sort_keys=True).encode()
+    return json.dumps([_PURPOSE, run, nonce, node, card], sort_keys=True).encode()

@@ -1,4 +1,4 @@
-"""The server's side on Flower: a ServerApp, and Flower's simulation of a whole federation on this machine."""
+"""The server side on Flower: a ServerApp, and Flower's simulation engine on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedquilt.engine.flower import compat
 
 
 def server_app(main: Callable[[Grid, Context], None]) -> ServerApp:
-    """A ServerApp that does what ``main`` does; what it raises makes Flower call the run failed."""
+    """Make a ServerApp that calls ``main``; if it raises, Flower marks the run as failed."""
     app = ServerApp()
     app.main()(main)
     return app
@@ -30,7 +30,18 @@ def simulate(
 ) -> None:
     """Run ``main`` as the server of ``num_nodes`` simulated nodes, each a ``ClientApp`` with ``cpus`` and ``gpus``.
 
-    The event given to ``main`` is set when the simulation has ended under it.
+    The event given to ``main`` is set when the simulation has ended before ``main``.
+
+    Parameters
+    ----------
+    main
+        The server's function of the Grid and the event.
+    app
+        The clients' ClientApp.
+    num_nodes
+        The number of simulated nodes.
+    cpus, gpus
+        What each client may use.
 
     Raises
     ------

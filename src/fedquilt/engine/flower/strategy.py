@@ -1,4 +1,4 @@
-"""A method of fedquilt as a Flower Strategy, for anyone's own ServerApp."""
+"""A fedquilt method as a Flower Strategy, for use in any ServerApp."""
 
 from __future__ import annotations
 
@@ -26,10 +26,26 @@ from fedquilt.engine.flower.packing import MAX_BYTES
 class MethodStrategy(Strategy):
     """Runs a method's rounds over a Grid whose nodes run ``fedquilt.engine.flower.client.client_app``.
 
-    ``cohorts(t)`` gives the clients of round ``t``; all of ``profiles`` if left out. ``cards`` are what each client
-    must announce before training (``hello.card``). ``quorum``, ``min_replies`` and ``check`` are as for the loop,
-    ``run``, ``grace``, ``allowed`` and ``max_bytes`` as for ``GridEngine``. After ``start``, ``state`` is the server's
-    state and ``engine.messages`` the count of messages by type.
+    After ``start``, ``state`` is the server's state and ``engine.messages`` the number of messages by type.
+
+    Parameters
+    ----------
+    method
+        The method.
+    profiles
+        The profiles of all clients.
+    cards
+        What each client must announce before training (``handshake.card``).
+    rng
+        The run's random stream.
+    cohorts
+        Gives the clients of round ``t``; by default all of ``profiles``.
+    quorum, min_replies, check
+        As for ``core.loop.rounds``.
+    run, grace, allowed, max_bytes
+        As for ``GridEngine``.
+    wait
+        Seconds to wait for the clients to join.
     """
 
     def __init__(
@@ -66,15 +82,26 @@ class MethodStrategy(Strategy):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Result:
-        """Run the rounds; gives the global model's tensors and, by round (from 1), the mean of the clients' metrics.
+        """Run the rounds; returns the global model's tensors and, by round (from 1), the mean of the clients' metrics.
 
-        ``evaluate_fn`` is called before the first round (as 0) and after each.
+        Parameters
+        ----------
+        grid
+            Flower's Grid.
+        num_rounds
+            The number of rounds.
+        timeout
+            Seconds that a reply may take.
+        evaluate_fn
+            Called before the first round (as 0) and after each.
+        initial_arrays, train_config, evaluate_config
+            Must be left out: a method makes its own initial tensors and gives each client its own settings.
 
         Raises
         ------
         FedquiltError
-            if the clients do not match the run, too few replies came in a round, or an argument is given that a method
-            has no use for: it makes its own first tensors and gives each client its own settings.
+            if the clients do not match the run, too few replies came in a round, or an argument is given that must be
+            left out.
         """
         for name, value in (
             ("initial_arrays", initial_arrays),
@@ -100,7 +127,20 @@ class MethodStrategy(Strategy):
     def rounds(
         self, grid: Grid, num_rounds: int, *, timeout: float = 3600, state: Tree = None, start: int = 0
     ) -> Iterator[Round]:
-        """The finished rounds one by one, as ``core.loop.rounds`` gives them, from ``state`` or the present one.
+        """Yield the finished rounds, as ``core.loop.rounds`` does, from ``state`` or the current one.
+
+        Parameters
+        ----------
+        grid
+            Flower's Grid.
+        num_rounds
+            Run the rounds from ``start`` up to this number.
+        timeout
+            Seconds that a reply may take.
+        state
+            The server's state to start from; by default the current one.
+        start
+            The first round.
 
         Raises
         ------
@@ -135,40 +175,40 @@ class MethodStrategy(Strategy):
             yield done
 
     def summary(self) -> None:
-        """Log what is about to run."""
+        """Log the method, its exchanges and the number of clients."""
         names = ", ".join(exchange.name for exchange in self.method.exchanges)
         log(INFO, "fedquilt method %s, exchanges: %s, clients: %s", self.method.name, names, len(self.profiles))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Refused: a round has as many exchanges as the method says, so ``start`` sends and merges by itself."""
+        """Raise FedquiltError: the method determines the exchanges of a round, so ``start`` sends and merges itself."""
         self._refuse("configure_train")
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Refused, as ``configure_train`` is."""
+        """Raise FedquiltError, like ``configure_train``."""
         self._refuse("aggregate_train")
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Refused, as ``configure_train`` is: the clients' evaluation rides in their training replies."""
+        """Raise FedquiltError, like ``configure_train``: clients evaluate within their training replies."""
         self._refuse("configure_evaluate")
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Refused, as ``configure_train`` is."""
+        """Raise FedquiltError, like ``configure_train``."""
         self._refuse("aggregate_evaluate")
 
     def _refuse(self, name: str) -> NoReturn:
         raise FedquiltError(
             f"{name} was called on fedquilt's strategy, which runs whole rounds itself: call start(grid). A strategy "
-            "that wraps another one (Flower's differential privacy, for one) cannot wrap this one"
+            "that wraps another one (such as Flower's differential privacy) cannot wrap this one"
         )
 
     def _arrays(self) -> ArrayRecord:
-        """What the first client would be given, as Flower's arrays."""
+        """Return the tensors that the first client would be sent, as Flower's arrays."""
         params: Params = self.method.view(self.state, self.profiles[0]).params
         return ArrayRecord({name: Array(_numpy(tensor)) for name, tensor in params.items()})
 
@@ -186,7 +226,7 @@ def _numpy(tensor: torch.Tensor) -> Any:
 
 
 def _means(done: Round) -> dict[str, MetricRecordValues]:
-    """The mean over clients of every metric that all clients of an exchange sent."""
+    """Return the mean over clients of every metric that all clients of an exchange sent."""
     means: dict[str, MetricRecordValues] = {}
     for moved in done.traffic:
         sent = [*moved.metrics.values()]
