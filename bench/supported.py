@@ -42,7 +42,7 @@ from fedquilt.core.factors import factors
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.run import run
 from fedquilt.models.causality import sees_ahead
-from fedquilt.models.hf_files import TASKS
+from fedquilt.models.hf_files import auto_class
 from fedquilt.models.text import SPECIAL, byte_tokenizer
 from fedquilt.record import Record
 
@@ -115,7 +115,7 @@ def save_base(task: str, model_type: str, base: Path) -> None:
         config = tiny_config(model_type)
         if task != "causal-lm":
             config.num_labels = 2
-        model = TASKS[task].from_config(config)
+        model = auto_class(task).from_config(config)
     except Exception:
         if can_be_built(model_type, task):
             raise
@@ -138,7 +138,7 @@ def can_be_built(model_type: str, task: str) -> bool:
     """Whether transformers makes a model here of its own default config."""
     try:
         with torch.device("meta"):
-            TASKS[task].from_config(transformers.CONFIG_MAPPING[model_type]())
+            auto_class(task).from_config(transformers.CONFIG_MAPPING[model_type]())
     except Exception:
         return False
     return True
@@ -191,7 +191,7 @@ def differences(task: str, config: Config, folder: Path) -> list[str]:
     still = sorted({module.rpartition(".")[2] for module in factors(params)} - moved)
     found = [f"nothing is learned in {', '.join(still)}"] if still else []
     own = {} if task == "causal-lm" else {"num_labels": ours.shape[-1], "ignore_mismatched_sizes": True}
-    base = TASKS[task].from_pretrained(folder / "base", **own).eval()
+    base = auto_class(task).from_pretrained(folder / "base", **own).eval()
     base.config.use_cache = False
     with torch.no_grad():
         before = base(**batch).logits

@@ -7,9 +7,10 @@ from fedquilt.adapters.lora.module import is_linear
 from fedquilt.adapters.sites import SLOT_RULES, Place, output_projections, places, slots_of
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.rng import Rng
+from fedquilt.core.tasks import TASKS
 from fedquilt.core.types import Blocks
 from fedquilt.models.hf import load_model
-from fedquilt.models.hf_files import TASKS, config_from, model_from
+from fedquilt.models.hf_files import auto_class, config_from, model_from
 from fedquilt.models.layers import find_blocks
 from fedquilt.models.shapes import tiny
 
@@ -29,7 +30,7 @@ ENDS = {
 
 def on_meta(values):
     config = config_from(values)
-    task = next(name for name in TASKS if type(config) in TASKS[name]._model_mapping)
+    task = next(name for name in TASKS if type(config) in auto_class(name)._model_mapping)
     with torch.device("meta"):
         model = model_from(config, task)
     return model, find_blocks(model)

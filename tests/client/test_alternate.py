@@ -13,7 +13,6 @@ from small_federation import BERT, LLAMA, VIT, rows, small, start_of, task_of, w
 from fedquilt.bank.client_cores import middle_of
 from fedquilt.client.agreement import disagreement
 from fedquilt.client.fit import Training, alternate, fit, num_steps
-from fedquilt.client.task import answers
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Order
@@ -133,7 +132,7 @@ def test_the_first_step_of_a_turn_agrees_with_itself_and_later_ones_are_held_bac
         for values in (start, params):
             bench.load(values)
             with torch.no_grad():
-                out.append(answers(*bench.forward(columns)))
+                out.append(bench.scoring.answers(*bench.forward(columns)))
         return float(disagreement(out[1][0], out[0][0], out[0][1]))
 
     first, alone = ended(1, 5.0), ended(1, 0.0)
@@ -155,11 +154,11 @@ def test_the_loss_with_agreement_is_the_worked_sum_however_the_rows_are_split():
         ).params
         bench.load(start)
         with torch.no_grad():
-            taught, known = answers(*bench.forward(columns))
+            taught, known = bench.scoring.answers(*bench.forward(columns))
         for _ in range(2):
             with bench.training(head) as trained:
                 logits, labels = bench.forward(columns)
-                given_, _ = answers(logits, labels)
+                given_, _ = bench.scoring.answers(logits, labels)
                 loss = torch.nn.functional.cross_entropy(given_[known], labels[:, 1:][known])
                 gradients = torch.autograd.grad(loss + 2.0 * disagreement(given_, taught, known, 1.5), trained)
             with torch.no_grad():

@@ -14,6 +14,7 @@ from fedquilt.adapters.lora.inject import inject, layout, trainable
 from fedquilt.adapters.lora.module import LoraSettings
 from fedquilt.client import Workbench
 from fedquilt.client.probe import fisher_diagonal, layer_scores
+from fedquilt.client.task import Scoring
 from fedquilt.core.types import Blocks, Layout
 from fedquilt.models.hf_files import config_from, model_from
 from fedquilt.models.layers import find_blocks
@@ -238,7 +239,9 @@ def bench_of(model: nn.Module, blocks: Blocks, targets: tuple[str, ...], prepare
     model.requires_grad_(False).eval()
     inject(model, blocks, LoraSettings(2, 4.0, targets=targets), targets, ())
     where = layout(model, blocks, "toy", ())
-    return Workbench(model, blocks, where, trainable(model, where), prepare, device=torch.device("cpu"))
+    return Workbench(
+        model, blocks, where, trainable(model, where), prepare, scoring=Scoring(), device=torch.device("cpu")
+    )
 
 
 def toy_rows(num_rows: int, width: int = 4, tokens: int = 5) -> dict[str, torch.Tensor]:

@@ -14,7 +14,9 @@ def test_the_layout_and_the_parameters_must_name_the_same_tensors():
     bench = workbench()
     fewer = dict(list(bench.parameters.items())[1:])
     with pytest.raises(ValueError, match="name different tensors"):
-        Workbench(bench.model, bench.blocks, bench.layout, fewer, bench.prepare, device=bench.device)
+        Workbench(
+            bench.model, bench.blocks, bench.layout, fewer, bench.prepare, scoring=bench.scoring, device=bench.device
+        )
 
 
 def held(bench):

@@ -21,6 +21,7 @@ from fedquilt.adapters.mixture.kind import MIXTURE
 from fedquilt.adapters.mixture.module import MixtureSettings
 from fedquilt.aggregate.lowrank.rules import Rule
 from fedquilt.client import Client, Training, Workbench
+from fedquilt.client.task import scoring_of
 from fedquilt.client.workbench import Batch
 from fedquilt.core.factors import cut
 from fedquilt.core.rng import Rng
@@ -71,7 +72,16 @@ def workbench(
     inject(own, loaded.blocks, LoraSettings(rank, 2.0 * rank, dropout), loaded.targets, loaded.head)
     where = layout(own, loaded.blocks, loaded.architecture, loaded.head)
     cpu = torch.device("cpu")
-    return Workbench(own, loaded.blocks, where, trainable(own, where), loaded.prepare, device=cpu, precision=precision)
+    return Workbench(
+        own,
+        loaded.blocks,
+        where,
+        trainable(own, where),
+        loaded.prepare,
+        scoring=scoring_of(task or task_of(model)),
+        device=cpu,
+        precision=precision,
+    )
 
 
 def start_of(bench: Workbench, *, zero: bool = False) -> Params:
@@ -210,7 +220,15 @@ def mixtures(
         )
         added = MIXTURE.put(settings, host)
         where, start = added.layout, added.start
-        bench = Workbench(own, one.blocks, where, trainable(own, where), one.prepare, device=torch.device("cpu"))
+        bench = Workbench(
+            own,
+            one.blocks,
+            where,
+            trainable(own, where),
+            one.prepare,
+            scoring=scoring_of(task),
+            device=torch.device("cpu"),
+        )
         first = start(Rng(5).child("init"))  # as the rounds of seed 5 begin
         layouts[one.architecture], makers[one.architecture] = where, start
         frozen |= {one.architecture: added.frozen} if added.frozen else {}

@@ -4,6 +4,7 @@ from torch import nn
 
 from fedquilt.adapters.lora.inject import inject, layout, trainable
 from fedquilt.adapters.lora.module import LoraSettings
+from fedquilt.client.task import Scoring
 from fedquilt.client.workbench import Workbench
 from fedquilt.core.errors import ModelError
 from fedquilt.core.types import Blocks
@@ -52,7 +53,9 @@ def bench(act):
     inject(model, blocks, LoraSettings(rank=2, alpha=2.0, targets=("query", "value")))
     where = layout(model, blocks, "toy")
     prepare = lambda batch: {"x": batch["x"]}  # noqa: E731
-    return Workbench(model.eval(), blocks, where, trainable(model, where), prepare, device=torch.device("cpu"))
+    return Workbench(
+        model.eval(), blocks, where, trainable(model, where), prepare, scoring=Scoring(), device=torch.device("cpu")
+    )
 
 
 def test_a_model_that_can_is_left_as_it_was():

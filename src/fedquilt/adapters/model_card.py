@@ -5,15 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from fedquilt.core.tasks import TASKS
 from fedquilt.core.types import IN_MEMORY
 
 LABELS, CARD = "labels.json", "README.md"
-
-_AUTO = {
-    "image-classification": "AutoModelForImageClassification",
-    "sequence-classification": "AutoModelForSequenceClassification",
-    "causal-lm": "AutoModelForCausalLM",
-}
 
 
 def beside(
@@ -55,7 +50,7 @@ def _cut(base: str, options: str, layers: int) -> list[str]:
 def _card(base_name: str, task: str, names: Sequence[str], peft: bool, options: str, layers: int | None) -> str:
     if base_name.startswith(IN_MEMORY):
         return _card_of_object(base_name, task, names)
-    base, auto = json.dumps(base_name, ensure_ascii=False), _AUTO[task]
+    base, auto = json.dumps(base_name, ensure_ascii=False), TASKS[task].auto_class
     sized = f", num_labels={len(names)}" if names else ""
     loose = ", ignore_mismatched_sizes=True" if names else ""
     given = f"{options}{sized}{loose}" if layers is None else f"{options}, config=config{loose}"

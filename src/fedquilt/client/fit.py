@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from fedquilt.client.agreement import disagreement
-from fedquilt.client.task import answers, negative_log_likelihood, num_correct, num_labels
 from fedquilt.client.workbench import Batch, Workbench
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.rng import Rng
@@ -218,21 +217,23 @@ def _backward(
     bench: Workbench, columns: Batch, parts: Sequence[Tensor], phase: Phase, earlier: Earlier | None
 ) -> tuple[float, int, int]:
     """Makes the gradients of the mean loss over all parts' labels; gives the summed loss, the hits and the labels."""
-    labels_in_step = sum(num_labels(columns["labels"][part]) for part in parts)
+    scoring = bench.scoring
+    labels_in_step = sum(scoring.num_labels(columns["labels"][part]) for part in parts)
     loss_sum, correct = 0.0, 0
     for part in parts:
         batch = {name: column[part] for name, column in columns.items()}
         logits, labels = bench.forward(batch)
-        loss = negative_log_likelihood(logits, labels).sum()
+        loss = scoring.loss(logits, labels).sum()
         whole = loss
         if earlier is not None:
-            given, known = answers(logits, labels)
-            taught, _ = answers(earlier(batch), labels)
+            given, known = scoring.answers(logits, labels)
+            taught, _ = scoring.answers(earlier(batch), labels)
             # its mean is over this part's labels; the step's is over those of all parts
-            whole = loss + phase.agreement * num_labels(labels) * disagreement(given, taught, known, phase.temperature)
+            apart = disagreement(given, taught, known, phase.temperature)
+            whole = loss + phase.agreement * scoring.num_labels(labels) * apart
         (whole / max(1, labels_in_step)).backward()
         loss_sum += float(loss.detach())
-        correct += num_correct(logits.detach(), labels)
+        correct += scoring.num_correct(logits.detach(), labels)
     return loss_sum, correct, labels_in_step
 
 

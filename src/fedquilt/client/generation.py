@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedquilt.client.task import IGNORED
 from fedquilt.client.workbench import Batch, Workbench
+from fedquilt.core.tasks import IGNORED
 from fedquilt.metrics.answers import is_right
 from fedquilt.metrics.programs import right_programs
 

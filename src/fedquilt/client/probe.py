@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from fedquilt.adapters.lora.inject import adapters
 from fedquilt.adapters.lora.module import LoraLinear
-from fedquilt.client.task import label_logit, negative_log_likelihood
+from fedquilt.client.task import Scoring
 from fedquilt.client.workbench import Batch, Workbench
 from fedquilt.core.types import Layout, Params
 
 OBJECTIVES = {
-    "log-prob": lambda logits, labels: -negative_log_likelihood(logits, labels),
+    "log-prob": lambda scoring, logits, labels: -scoring.loss(logits, labels),
     # the released code's: no Fisher information, for it changes when the same vector is added to every class row
-    "logit": label_logit,
+    "logit": Scoring.label_logit,
 }
 
 
@@ -54,7 +54,7 @@ def fisher_diagonal(
             logits, labels = bench.forward(batch)
             apart = len(labels) == 1 or _rows_lead(calls, len(labels))
             if apart:
-                squares = _squared_row_gradients(modules, calls, OBJECTIVES[objective](logits, labels))
+                squares = _squared_row_gradients(modules, calls, OBJECTIVES[objective](bench.scoring, logits, labels))
                 # the first time: as many as there are rows may still have been as many of something else
                 apart = first > 0 or len(labels) == 1 or _rows_lead(_calls_of_one_row(bench, calls, inputs), 1)
             if not apart:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from fedquilt.client.generation import Answering, right_rows
-from fedquilt.client.task import negative_log_likelihood, num_correct, num_labels
 from fedquilt.client.workbench import Batch, Workbench
 
 
@@ -31,10 +30,10 @@ def evaluation(
         for first in range(0, num_rows, batch_size):
             batch = {name: column[first : first + batch_size] for name, column in columns.items()}
             logits, labels = bench.forward(batch)
-            loss_sum += float(negative_log_likelihood(logits, labels).sum())
-            seen += num_labels(labels)
+            loss_sum += float(bench.scoring.loss(logits, labels).sum())
+            seen += bench.scoring.num_labels(labels)
             if answering is None:
-                correct += num_correct(logits, labels)
+                correct += bench.scoring.num_correct(logits, labels)
             else:
                 correct += sum(right_rows(bench, batch, logits, answering))
     judged = max(1, seen if answering is None else num_rows)

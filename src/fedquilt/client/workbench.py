@@ -17,6 +17,7 @@ from fedquilt.adapters.buffers import State, numbers
 from fedquilt.adapters.lora.core import with_cores
 from fedquilt.adapters.lora.inject import adapters
 from fedquilt.client.shallow import only_blocks
+from fedquilt.client.task import Scoring
 from fedquilt.core.factors import CORE, SHIFT, factors, same_but_rank
 from fedquilt.core.types import Blocks, Layout, Params
 
@@ -27,7 +28,8 @@ class Workbench:
     """A model with adapters in it, ready to train or score any client of its architecture.
 
     ``parameters`` maps the names of ``layout`` to the model's own parameters; ``prepare`` turns rows of a client's
-    columns into the model's keyword arguments; ``precision`` is ``"fp32"`` or ``"bf16"`` (autocast). ``state`` are the
+    columns into the model's keyword arguments; ``scoring`` is the loss and the accuracy of its task; ``precision`` is
+    ``"fp32"`` or ``"bf16"`` (autocast). ``state`` are the
     buffers of the model's modules with state, those of the layout among them: such a module is in training mode only
     while its buffers are trained, so that in a frozen model they stay as they are.
     A language model's row has at most ``longest`` tokens (None: its config says); ``pads_left`` says that padding on
@@ -42,6 +44,7 @@ class Workbench:
         parameters: Mapping[str, nn.Parameter],
         prepare: Callable[[Batch], Batch],
         *,
+        scoring: Scoring,
         device: torch.device,
         precision: str = "fp32",
         state: State = MappingProxyType({}),
@@ -61,6 +64,7 @@ class Workbench:
         self._buffers = {name: state[name] for name in layout.depth if name in layout.buffers}
         self._running: list[nn.Module] = []  # modules with state, as long as they are trained
         self.prepare = prepare
+        self.scoring = scoring
         self.device = device
         self.precision = precision
         self.longest = longest

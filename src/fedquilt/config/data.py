@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from fedquilt.config.value_types import STRICT, Count, Text
+from fedquilt.core.tasks import tasks_where
 
 
 class Data(BaseModel):
@@ -62,9 +63,10 @@ class Data(BaseModel):
     """Rows that the server keeps as its own; no client gets them."""
 
 
-_TEXT: tuple[str, ...] = ("sequence-classification", "causal-lm")
-_LANGUAGE: tuple[str, ...] = ("causal-lm",)
-_IMAGES: tuple[str, ...] = ("image-classification",)
+_TEXT = tasks_where(lambda task: task.reads == "text")
+_LANGUAGE = tasks_where(lambda task: task.writes)
+_IMAGES = tasks_where(lambda task: task.reads == "image")
+_CLASSIFIERS = tasks_where(lambda task: task.has_classes)
 _FOR = {_TEXT: "models of text", _LANGUAGE: "language models", _IMAGES: "models of images"}
 _TASKS: dict[str, tuple[str, ...]] = {
     "text": _TEXT,
@@ -101,11 +103,11 @@ def idle_keys(data: Data, tasks: Set[str], scheme: str) -> list[str]:
     laid_out = data.format in ("instruction", "messages")
     unread = {
         "format": (
-            laid_out and "causal-lm" not in tasks,
+            laid_out and tasks.isdisjoint(_LANGUAGE),
             "says where completions are, and no language model is trained",
         ),
         "classes": (
-            tasks == {"causal-lm"} and (data.answers != "label" or data.words is not None),
+            tasks.isdisjoint(_CLASSIFIERS) and (data.answers != "label" or data.words is not None),
             "of a language model's answers they matter only with answers = 'label' and without words",
         ),
         "words": (data.target is not None, "are written for classes, and data.target names the completions"),

@@ -36,6 +36,7 @@ from fedquilt.config.value_types import (
     Whole,
     Written,
 )
+from fedquilt.core.tasks import TASKS, TaskName
 
 _FREE: ConfigDict = {**STRICT, "extra": "allow"}
 
@@ -49,7 +50,7 @@ class Model(BaseModel):
     """A shipped model (``glyph-vit``, ``glyph-vit-4x32``, ``glyph-vit-8x48``, ``arith-llama``, ``arith-gemma``,
     ``arith-qwen``), ``tiny:<architecture>`` (random), a local folder, or a name on the Hugging Face hub.
     ``?layers=3`` behind it takes the first three blocks only."""
-    task: Literal["image-classification", "sequence-classification", "causal-lm"]
+    task: TaskName
     """What the model is trained to do."""
     revision: Text | None = None
     """Branch, tag or commit on the hub."""
@@ -63,8 +64,8 @@ class Model(BaseModel):
 
     @model_validator(mode="after")
     def _labels_are_a_classifiers(self) -> Model:
-        if self.labels is not None and self.task == "causal-lm":
-            raise ValueError("labels are of a classifier, and task is 'causal-lm'; leave labels out")
+        if self.labels is not None and not TASKS[self.task].has_classes:
+            raise ValueError(f"labels are of a classifier, and task is '{self.task}'; leave labels out")
         return self
 
 

@@ -8,10 +8,11 @@ from typing import Any
 from fedquilt.config.error_text import shown
 from fedquilt.config.groups import group_problems, parts
 from fedquilt.config.schema import Config, Group
+from fedquilt.core.tasks import tasks_where
 
 _ADAPTIVE = ("adam", "yogi")
 _PRIVATE = ("central", "local")
-_CLASSIFIERS = ("image-classification", "sequence-classification")
+_CLASSIFIERS = tasks_where(lambda task: task.has_classes)
 
 APPLIES: Mapping[tuple[str, str], tuple[str, tuple[str, ...]]] = {
     ("training", "momentum"): ("optimizer", ("sgd",)),

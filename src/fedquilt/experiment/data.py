@@ -12,6 +12,7 @@ import torch
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, DataError
 from fedquilt.core.rng import Rng
+from fedquilt.core.tasks import TASKS, one_of, tasks_where
 from fedquilt.core.types import ClientId
 from fedquilt.data.holdout import Shares, carve_proxy, split_clients
 from fedquilt.data.load import limited, load_table, published_split, require_labels, with_classes
@@ -63,7 +64,7 @@ def read(config: Config, rng: Rng, here: Collection[ClientId] | None = None) -> 
         test = limited(test, data.test_limit, rng.child("test data"))
         where = data.test or data.source
         check_kind(config, test, "test" if data.test else "source", where)
-        if config.model.task != "causal-lm":
+        if TASKS[config.model.task].has_classes:
             classes = data.classes or (table.classes if table else ())
             test = with_classes(test, classes, f"data.test = '{where}'")
     return table, test
@@ -77,7 +78,7 @@ def _of_sites(config: Config, rng: Rng, here: Collection[ClientId]) -> Table | N
             f"data.source = '{data.source}': partition.scheme = 'sites' needs a source for each client: a path with "
             "'{client}' in it, as in 'site-{client}.csv', or 'node' for what each node is started with"
         )
-    if data.classes is None and config.model.task != "causal-lm":
+    if data.classes is None and TASKS[config.model.task].has_classes:
         problems.append(
             "data.classes: missing; with partition.scheme = 'sites' nobody sees all classes, so name them, as in "
             "classes = ['cat', 'dog']"
@@ -123,7 +124,7 @@ def _refuse_own_sources(config: Config) -> None:
 def _as_named(config: Config, table: Table, source: str) -> Table:
     """The table with its labels numbered as ``data.classes`` says, if it says so."""
     classes = config.data.classes
-    if classes is None or config.model.task == "causal-lm":
+    if classes is None or not TASKS[config.model.task].has_classes:
         return table
     return with_classes(table, classes, f"data.source = '{source}'", "data.classes does not name")
 
@@ -135,16 +136,15 @@ def _columns(config: Config) -> dict[str, Any]:
 
 def check_kind(config: Config, table: Table, key: str, source: str) -> None:
     """Nothing, if the table holds what the task needs: images or text, labels for a classifier, answers to judge by."""
-    task = config.model.task
-    wanted = "image" if task == "image-classification" else "text"
-    if table.kind != wanted:
+    task = TASKS[config.model.task]
+    if table.kind != task.reads:
         words = {"image": "images", "text": "text"}
-        fitting = "image-classification" if table.kind == "image" else "sequence-classification' or 'causal-lm"
+        fitting = one_of(tasks_where(lambda other: other.reads == table.kind))
         raise ConfigError(
-            f"data.{key} = '{source}': holds {words[table.kind]}, and model.task = '{task}' needs {words[wanted]}; "
-            f"set model.task to '{fitting}' with a model for it, or choose other data"
+            f"data.{key} = '{source}': holds {words[table.kind]}, and model.task = '{config.model.task}' needs "
+            f"{words[task.reads]}; set model.task to {fitting} with a model for it, or choose other data"
         )
-    if task != "causal-lm":
+    if task.has_classes:
         require_labels(table, source)
     check_posing(config, table, key, source)
 
@@ -192,7 +192,7 @@ def _names(table: Table, parts: Mapping[ClientId, np.ndarray]) -> dict[ClientId,
 
 def classes_here(config: Config) -> tuple[str, ...]:
     """The classes of the data, if it is on this machine; none for a language model, or to keep a model's head."""
-    if config.model.task == "causal-lm":
+    if not TASKS[config.model.task].has_classes:
         return ()
     if config.data.classes is not None:
         return config.data.classes

@@ -13,6 +13,7 @@ from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, FedquiltError
 from fedquilt.core.rng import Rng
+from fedquilt.core.tasks import TASKS
 from fedquilt.core.types import ClientId
 from fedquilt.data.table import Table
 from fedquilt.experiment.data import SITES, Dealt, check_kind, deal
@@ -78,7 +79,7 @@ def sources(config: Config, parts: Sequence[Part]) -> tuple[Source, ...]:
     if not common:
         return tuple(own)
     # whose labels matter says how the rows are read
-    reader = next((part for part in common if part.config.model.task != "causal-lm"), common[0])
+    reader = next((part for part in common if TASKS[part.config.model.task].has_classes), common[0])
     num = sum(len(part.ids) for part in common)
     together = {"partition": config.partition.model_copy(update={"num_clients": num}), "model": reader.config.model}
     return Source(common, config.model_copy(update=together)), *own

@@ -17,6 +17,7 @@ from fedquilt.allocate.budget import check_budgets, shares
 from fedquilt.allocate.budget import groups as capability_groups
 from fedquilt.client.client import Client
 from fedquilt.client.fit import Training, num_steps
+from fedquilt.client.task import scoring_of
 from fedquilt.client.workbench import Workbench
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
@@ -131,6 +132,7 @@ def work_of(config: Config, loaded: Loaded, host: Host, device: torch.device, rn
         put.layout,
         trainable(loaded.model, put.layout),
         loaded.prepare,
+        scoring=scoring_of(config.model.task),
         device=device,
         precision=_precision(config.training.precision, device),
         state=host.state,

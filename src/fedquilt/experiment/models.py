@@ -13,6 +13,7 @@ from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.rng import Rng
+from fedquilt.core.tasks import TASKS
 from fedquilt.data.table import Table
 from fedquilt.experiment.data import classes_here
 from fedquilt.experiment.data_of_groups import told_of
@@ -97,7 +98,7 @@ def num_layers(config: Config) -> int:
 
 def classes_of(part: Part, table: Table | None) -> Classes:
     """The outputs that a classifier needs; none for a language model."""
-    if part.config.model.task == "causal-lm":
+    if not TASKS[part.config.model.task].has_classes:
         return ()
     return (part.config.data.classes or ()) if table is None else table.classes
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedquilt.client.generation import Answering
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, DataError
+from fedquilt.core.tasks import TASKS, one_of, tasks_where
 from fedquilt.data.bad_rows import Troubles
 from fedquilt.data.readers.raw_columns import from_columns
 from fedquilt.data.table import Table
@@ -26,10 +27,10 @@ def check_posing(config: Config, table: Table, key: str, source: str) -> None:
         if right answers cannot be compared as ``data.answers`` says; names the rows.
     """
     data, task = config.data, config.model.task
-    if task != "causal-lm":
+    if not TASKS[task].writes:
         problems = [
             f"data.{name} = {getattr(data, name)!r}: is for language models, and model.task = '{task}' is none; leave "
-            "it out, or set model.task to 'causal-lm'"
+            f"it out, or set model.task to {one_of(tasks_where(lambda other: other.writes))}"
             for name in ("prompt", "words", "answers")
             if getattr(data, name) is not None
         ]

@@ -10,10 +10,10 @@ import torch
 
 from fedquilt.core.errors import ConfigError, ModelError, suggestion
 from fedquilt.core.rng import Rng
+from fedquilt.core.tasks import TASKS, Task
 from fedquilt.models import text
 from fedquilt.models.head import check_body, draw, head_of, outside_base, sized_by_classes
 from fedquilt.models.hf_files import (
-    TASKS,
     explained,
     model_from,
     padding_token,
@@ -62,7 +62,7 @@ def load_model(
     name, source
         The name (see ``locate.find_source``), and where the model is if that does not follow from the name.
     task
-        ``"image-classification"``, ``"sequence-classification"`` or ``"causal-lm"``.
+        The name of a task in ``core.tasks.TASKS``.
     num_classes
         The outputs of the head; None keeps the head. A missing head is drawn from ``rng.child("head")``.
     rng
@@ -85,18 +85,18 @@ def load_model(
     ModelError
         if the name, its files or its architecture cannot be used: one line with reason and remedy.
     """
-    _refuse_wanted(name, task, num_classes)
+    wanted = _task(name, task, num_classes)
     refuse_idle(source := source or find_source(name, meta, max_length), revision, trust_remote_code)
     options = {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
     with quiet(), explained(source):
         config = read_config(source, task, options)
         make = partial(model_from, task=task, trust_remote_code=trust_remote_code)
-        if as_decoder and task == "causal-lm":
+        if as_decoder and wanted.writes:
             make_decoder(config, make, rng.child("stand-in"))
         outputs = UNNAMED
-        if task != "causal-lm" and classes:
+        if wanted.has_classes and classes:
             outputs = outputs_of(classes, () if source.values else named_by(config), told=labels, stated=stated)
-        resized = task != "causal-lm" and _resized(config, num_classes)
+        resized = wanted.has_classes and _resized(config, num_classes)
         weights = partial(read_weights, source, config, task, resized, dtype, options)
         files = _files(source, config, make, weights, task, options, rng, meta, trial)
     return _loaded(source, files, outputs, task, rng, max_length, new_tokens)
@@ -134,12 +134,12 @@ def _files(
     written_in = getattr(config, "dtype", None)
     model, absent, missing = _made(source, partial(make, config), weights, rng, meta)
     tokenizer = None
-    if task != "image-classification" and (trial or not meta):
+    if TASKS[task].reads == "text" and (trial or not meta):
         tokenizer = read_tokenizer(source, config, dict(options))
     came = as_it_came(model, task, tokenizer, written_in)
     if tokenizer is not None:
         model.config.pad_token_id = padding_token(source, tokenizer)
-    image = task == "image-classification"
+    image = TASKS[task].reads == "image"
     preprocessor = read_preprocessor(source, meta, options.get("revision")) if image else {}
     of_class = type(model).__name__ in (config.architectures or ()) if meta else None
     return _Files(model, config, make, absent, missing, of_class, tokenizer, preprocessor, came)
@@ -152,7 +152,7 @@ def _loaded(
     blocks = find_blocks(model)
     head, outputs, missing = _head(source, files, task, outputs)
     draw(model, [name for name in head if name in missing], rng.child("head"))
-    writes = task == "causal-lm" and tokenizer is not None
+    writes = TASKS[task].writes and tokenizer is not None
     _freeze(model, tokenizer if writes else None)
     meta = files.of_class is not None
     tried = partial(_tried, model, files.make, rng) if meta else lambda: model
@@ -174,13 +174,15 @@ def _loaded(
     )
 
 
-def _refuse_wanted(name: str, task: str, num_classes: int | None) -> None:
+def _task(name: str, task: str, num_classes: int | None) -> Task:
+    """The task called ``task``, once it is known that there is one and that the data has classes enough for it."""
     if task not in TASKS:
         raise ConfigError(
             f"model.task is '{task}'{suggestion(task, list(TASKS))}; it must be one of {', '.join(TASKS)}"
         )
     if num_classes is not None and num_classes < 2:
         raise ModelError(f"model '{name}': a classifier needs at least 2 classes, the data has {num_classes}")
+    return TASKS[task]
 
 
 def _resized(config: Any, num_classes: int | None) -> bool:
@@ -227,7 +229,7 @@ def _made(
 def _head(source: Source, files: _Files, task: str, outputs: Outputs) -> tuple[tuple[str, ...], Outputs, set[str]]:
     """The parameter names of the head, the classes of its outputs, and the parameters to be initialised."""
     model, missing = files.model, files.missing
-    head = () if task == "causal-lm" else head_of(source.name, model, missing)
+    head = head_of(source.name, model, missing) if TASKS[task].has_classes else ()
     if source.location is not None:
         check_body(source.name, model, missing - set(head))
     if outputs.foreign:
@@ -243,7 +245,7 @@ def _reading(
 ) -> Reading:
     """How the model reads images, or text if there is a tokenizer; ``tried()`` is the model for trials, or None."""
     model, tokenizer = files.model, files.tokenizer
-    if task == "image-classification":
+    if TASKS[task].reads == "image":
         pixels = pixels_of(model.config, files.preprocessor)
         return Reading(partial(encode_images, size=pixels.size), image_preparer(pixels))
     if tokenizer is None:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from transformers.utils.hub import cached_file
 
 from fedquilt.core.errors import FedquiltError, ModelError
+from fedquilt.core.tasks import TASKS
 from fedquilt.models import text
 from fedquilt.models.locate import FORMS, Source
 from fedquilt.models.shapes import Values
@@ -26,11 +27,9 @@ from fedquilt.models.stand_in import shortened
 PREPROCESSOR = "preprocessor_config.json"
 
 
-TASKS: dict[str, Any] = {
-    "image-classification": transformers.AutoModelForImageClassification,
-    "sequence-classification": transformers.AutoModelForSequenceClassification,
-    "causal-lm": transformers.AutoModelForCausalLM,
-}
+def auto_class(task: str) -> Any:
+    """The class of transformers that makes and loads models for a task."""
+    return getattr(transformers, TASKS[task].auto_class)
 
 
 def config_from(values: Values) -> Any:
@@ -40,7 +39,7 @@ def config_from(values: Values) -> Any:
 
 def model_from(config: Any, task: str, trust_remote_code: bool = False) -> Any:
     """A model of this config with random weights from torch's global generator, on torch's default device."""
-    return TASKS[task].from_config(config, trust_remote_code=trust_remote_code)
+    return auto_class(task).from_config(config, trust_remote_code=trust_remote_code)
 
 
 def read_config(source: Source, task: str, options: dict[str, Any]) -> Any:
@@ -74,7 +73,7 @@ def read_config(source: Source, task: str, options: dict[str, Any]) -> Any:
         config = transformers.AutoConfig.from_pretrained(location, **options)
         if source.layers is not None:
             _shorten(config, source)
-    offered = [name for name, auto in TASKS.items() if type(config) in auto._model_mapping]
+    offered = [name for name in TASKS if type(config) in auto_class(name)._model_mapping]
     if task not in offered and not options["trust_remote_code"]:
         raise ModelError(
             f"model '{source.name}': a {config.model_type} model offers no {task}; "
@@ -100,7 +99,7 @@ def read_weights(
     source, config
         Where the model is from, and its config.
     task
-        A key of ``TASKS``.
+        The name of a task.
     resized
         Whether the head has another number of outputs than in the files.
     dtype
@@ -122,7 +121,7 @@ def read_weights(
                 f"model '{source.name}': {folder} holds {there}; fedquilt reads model.safetensors: "
                 "save the model again with save_pretrained"
             )
-    model, report = TASKS[task].from_pretrained(
+    model, report = auto_class(task).from_pretrained(
         source.location,
         config=config,
         dtype=dtype,

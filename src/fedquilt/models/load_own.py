@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from fedquilt.core.errors import ModelError
+from fedquilt.core.tasks import TASKS
 from fedquilt.models import text, text_limits
 from fedquilt.models.hf import load_model
 from fedquilt.models.image import Pixels, encode_images, image_preparer
@@ -34,7 +35,7 @@ def load_own(own: OwnModel, name: str, task: str, **options: Any) -> Loaded:
         return load_model(name, task, source=Source(name, location=str(own.folder()), local=True), **options)
     meta, max_length, num_classes = options["meta"], options["max_length"], options["num_classes"]
     classes: Sequence[str] = options["classes"]
-    if task == "causal-lm":
+    if not TASKS[task].has_classes:
         raise ModelError(
             f"model '{name}': a language model in memory must be a model of transformers, but "
             f"{type(own.module).__name__} is not; build it from a config of transformers"
@@ -44,7 +45,7 @@ def load_own(own: OwnModel, name: str, task: str, **options: Any) -> Loaded:
     head = own.found_head(model, blocks, num_classes)
     outputs = outputs_of(classes, (), told=options["labels"], stated=options["stated"]) if classes else UNNAMED
     about = {"num_labels": num_classes or 0}
-    if task == "image-classification":
+    if TASKS[task].reads == "image":
         pixels = Pixels(own.image_size, own.num_channels(), own.mean, own.std)
         dressed(model, ("pixel_values",), **about, num_channels=pixels.num_channels, image_size=own.image_size)
         reading = Reading(partial(encode_images, size=own.image_size), image_preparer(pixels))

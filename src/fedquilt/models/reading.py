@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from fedquilt.core.errors import ModelError
+from fedquilt.core.tasks import TASKS
 from fedquilt.data.table import Columns, Table
 from fedquilt.models import text, text_limits
 from fedquilt.models.causality import refuse_seeing_ahead
@@ -41,6 +42,14 @@ class Reading:
     lost: Callable[[Table, Columns], Tensor] | None = None
     longest: int | None = None
     pads_left: bool = False
+
+
+ENCODERS: Mapping[str, Callable[[Any, int, int | None, int], Callable[[Table], Columns]]] = {
+    "class": text.classification_encoder,
+    "completion": lambda tokenizer, width, size, _num_kinds: text.completion_encoder(tokenizer, width, size),
+}
+"""What encodes texts with each kind of label: made of a tokenizer, the most tokens of a row, and the numbers of tokens
+and of token types for which the model has an embedding (0 for no token types)."""
 
 
 def unread(table: Table) -> Columns:
@@ -85,11 +94,9 @@ def text_reading(
         found = text_limits.longest_row(tried, blocks, name, reach)
         longest = found if found < reach else stated
         width = min(width, found)
-    writes, size = task == "causal-lm", text_limits.num_embeddings(model)
-    if writes:
-        encode = text.completion_encoder(tokenizer, width, size)
-    else:
-        encode = text.classification_encoder(tokenizer, width, size, getattr(model.config, "type_vocab_size", 0) or 0)
+    writes, size = TASKS[task].writes, text_limits.num_embeddings(model)
+    num_kinds = getattr(model.config, "type_vocab_size", 0) or 0
+    encode = ENCODERS[TASKS[task].labels](tokenizer, width, size, num_kinds)
     if tried is not None:
         if writes:
             refuse_seeing_ahead(tried, name, blocks, width)

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
 from fedquilt.core.errors import ConfigError, DataError
+from fedquilt.core.tasks import IGNORED
 from fedquilt.data.prompts import Turns
 from fedquilt.data.table import Columns, Table
 
@@ -18,9 +19,6 @@ SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
 NUM_TOKENS = len(SPECIAL) + 256
 """The vocabulary size of the byte tokenizer."""
-
-IGNORED = -100
-"""The label of tokens that do not count in the loss."""
 
 
 def byte_tokenizer(*, start_and_end: bool) -> Tokenizer:

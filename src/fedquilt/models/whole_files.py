@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedquilt.core.tasks import TASKS
 from fedquilt.models.hf_files import PREPROCESSOR, quiet
 
 _CONFIG = ("use_cache", "pad_token_id", "problem_type")
@@ -69,7 +70,7 @@ def as_it_came(model: Any, task: str, tokenizer: Any, dtype: Any) -> AsItCame:
     """
     config = {key: getattr(model.config, key) for key in _CONFIG if hasattr(model.config, key)}
     tokens = {} if tokenizer is None else {key: getattr(tokenizer, key) for key in _TOKENIZER}
-    if task != "causal-lm":
+    if TASKS[task].has_classes:
         # a classifier needs its padding token for batches; and it was trained for one class per row
         for keys, key in ((config, "pad_token_id"), (tokens, "pad_token")):
             keys.pop(key, None)

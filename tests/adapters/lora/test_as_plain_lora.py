@@ -13,6 +13,7 @@ from fedquilt.adapters.lora.as_plain_lora import plain
 from fedquilt.adapters.lora.inject import initial, inject, layout, trainable
 from fedquilt.adapters.lora.module import LoraSettings
 from fedquilt.adapters.lora.peft_files import save_peft
+from fedquilt.client.task import scoring_of
 from fedquilt.client.workbench import Workbench
 from fedquilt.core.factors import cut, factors
 from fedquilt.core.rng import Rng
@@ -43,7 +44,13 @@ def scene(name, **values):
         for name, value in initial(where, found.model)(Rng(1)).items()
     }
     bench = Workbench(
-        found.model, found.blocks, where, trainable(found.model, where), found.prepare, device=torch.device("cpu")
+        found.model,
+        found.blocks,
+        where,
+        trainable(found.model, where),
+        found.prepare,
+        scoring=scoring_of(task),
+        device=torch.device("cpu"),
     )
     return base, bench, where, params, settings, task
 

@@ -12,9 +12,7 @@ from fedquilt.adapters.lora.module import LoraLinear, is_transposed
 from fedquilt.adapters.mixture.inject import BANK
 from fedquilt.adapters.mixture.module import MixtureLinear
 from fedquilt.core.errors import ModelError
-
-TASK_TYPES = {"sequence-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM", "image-classification": None}
-"""PEFT's word for each task; it has none for images."""
+from fedquilt.core.tasks import TASKS
 
 _ROOT = "base_model.model."  # where a PeftModel keeps the model
 _ALWAYS = ("classifier", "score")  # what PEFT saves besides with SEQ_CLS
@@ -52,7 +50,7 @@ def peft_names(
     """
     modules = bare_modules(model)
     wanted = _whole_modules(modules, head)
-    saved, task_type = _saved(modules, wanted, TASK_TYPES[task])
+    saved, task_type = _saved(modules, wanted, TASKS[task].peft_type)
     found = {path for path in modules if ends_in(path, *endings)}
     targets = tuple(sorted(endings)) if endings and found == set(adapted) else tuple(sorted(adapted))
     caught = {path for path in modules if ends_in(path, *targets)} - set(adapted)

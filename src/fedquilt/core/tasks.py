@@ -1,0 +1,67 @@
+"""The tasks that a model can be fine-tuned for, each as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+IGNORED = -100
+"""The label of tokens that do not count in the loss."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is fine-tuned for; whatever differs between tasks is asked of this value, never of a task's name.
+
+    Attributes
+    ----------
+    reads
+        What a row's input is.
+    labels
+        What is learned of a row. ``"class"``: its class, by a model with a head that has one output for each class.
+        ``"completion"``: the next tokens of a text that the model can also write. ``models.reading.ENCODERS`` has the
+        encoder of each kind of label for texts, ``client.task.SCORINGS`` the loss and the accuracy of each.
+    auto_class
+        The class of transformers that loads models for the task.
+    peft_type
+        The ``task_type`` in a PEFT config; None where PEFT has none for the task.
+    """
+
+    reads: Literal["image", "text"]
+    labels: Literal["class", "completion"]
+    auto_class: str
+    peft_type: str | None
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the model is a classifier: its head has an output for each class of the data."""
+        return self.labels == "class"
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model is a language model, which completes prompts."""
+        return self.labels == "completion"
+
+
+TASKS: Mapping[str, Task] = {
+    "image-classification": Task("image", "class", "AutoModelForImageClassification", None),
+    "sequence-classification": Task("text", "class", "AutoModelForSequenceClassification", "SEQ_CLS"),
+    "causal-lm": Task("text", "completion", "AutoModelForCausalLM", "CAUSAL_LM"),
+}
+"""Every task by its name in the run file."""
+
+if TYPE_CHECKING:
+    TaskName = str
+else:
+    TaskName = Literal[tuple(TASKS)]
+
+
+def tasks_where(holds: Callable[[Task], bool]) -> tuple[str, ...]:
+    """The names of the tasks for which ``holds`` is true."""
+    return tuple(name for name, task in TASKS.items() if holds(task))
+
+
+def one_of(names: Sequence[str]) -> str:
+    """The names, each in quotes, joined by "or"."""
+    return " or ".join(f"'{name}'" for name in names)
