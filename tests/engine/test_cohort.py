@@ -1,4 +1,4 @@
-"""Who takes part in a round."""
+"""Cohorts: who takes part in a round."""
 
 import numpy as np
 import pytest

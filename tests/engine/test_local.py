@@ -1,4 +1,4 @@
-"""The embedded engine: order, memory, and what is told on the way."""
+"""The embedded engine: order of replies, memories, and progress."""
 
 import pytest
 import torch
@@ -102,13 +102,13 @@ def test_what_is_not_the_users_to_mend_is_not_swallowed():
 
 
 def test_watch_is_told_after_every_client_even_one_that_failed():
-    told = []
+    seen = []
 
     def work(client, order, memory):
         if client == 4:
             raise TrainingError("no")
         return counting(client, order, memory)
 
-    engine = LocalEngine({k: k for k in range(9)}, watch=lambda *call: told.append(call))
+    engine = LocalEngine({k: k for k in range(9)}, watch=lambda *call: seen.append(call))
     list(engine.send(exchange(work, "probe"), orders(7, 2, 4)))
-    assert told == [("probe", 1, 3), ("probe", 2, 3), ("probe", 3, 3)]
+    assert seen == [("probe", 1, 3), ("probe", 2, 3), ("probe", 3, 3)]

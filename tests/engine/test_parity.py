@@ -1,4 +1,4 @@
-"""Embedded and on Flower (through its ClientApp, Strategy and serialisation) every method ends in the same bits."""
+"""Embedded and on Flower (ClientApp, Strategy and serialisation included), every method gives bit-identical results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client answers once, for no more than it may give away, and nobody but its owner reads what it noted."""
+"""A client answers each request once, within its allowance, and only its owner can read its ledger."""
 
 import json
 import math

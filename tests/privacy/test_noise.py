@@ -164,7 +164,7 @@ def test_a_method_with_several_exchanges_is_refused_until_its_cost_is_known():
     assert len(with_local_dp(twice, clip_norm=1.0, noise_multiplier=1.0).exchanges) == 2
 
 
-def test_no_reply_and_a_stranger_tensor_are_errors():
+def test_no_reply_and_an_unknown_tensor_are_errors():
     merge = with_central_dp(method(), clip_norm=1.0, noise_multiplier=1.0).exchanges[0].merge
     state = {"params": {"a": torch.zeros(2)}, RELEASES: 0}
     with pytest.raises(RoundError, match="no replies"):
@@ -285,6 +285,6 @@ def test_noise_moves_no_other_draw():
             torch.testing.assert_close(noisy.params[name], reply.params[name], rtol=1e-2, atol=1e-2)
 
 
-def test_secret_streams_are_unlike():
+def test_secret_streams_differ():
     assert len({secret().integer() for _ in range(20)}) == 20
     assert secret().child("x").integer() != secret().child("x").integer()

@@ -1,4 +1,4 @@
-"""Two configs that differ are told apart, key by key."""
+"""Differences between two configs are listed by key."""
 
 from __future__ import annotations
 

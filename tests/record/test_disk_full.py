@@ -1,4 +1,4 @@
-"""The disk is full at any byte of a round: what was there stays whole, and the round is run again to the same bytes."""
+"""The disk fills up at any byte of a round: earlier files stay intact, and the repeated round is bit-identical."""
 
 from __future__ import annotations
 

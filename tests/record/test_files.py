@@ -1,4 +1,4 @@
-"""A file is the old one or the new one, and a disk that refuses is explained."""
+"""Files are replaced atomically, and errors of the disk are explained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run folder: it appears whole, and its checkpoints survive anything."""
+"""The run folder appears complete, and its checkpoints survive any interruption."""
 
 from __future__ import annotations
 

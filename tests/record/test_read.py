@@ -1,4 +1,4 @@
-"""What a run wrote is read back, without torch; what is damaged is named."""
+"""A run folder is read back without torch; damaged files are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run ran on."""
+"""The software versions and the machine of a run are recorded."""
 
 from __future__ import annotations
 

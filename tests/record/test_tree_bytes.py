@@ -1,4 +1,4 @@
-"""Trees of tensors come back in the same bits, and what is no tree is refused."""
+"""Trees of tensors come back bit-identical; other values are refused."""
 
 from __future__ import annotations
 

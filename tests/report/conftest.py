@@ -109,8 +109,8 @@ def learning_run(make_run):
                 if noise.random() < 0.05:
                     lost[str(client)] = "loss is nan at step 3"
                 else:
-                    told = {"layers": layers}
-                    sent[str(client)] = {"bytes_down": 120_000, "bytes_up": size, "settings": told, "metrics": {}}
+                    settings = {"layers": layers}
+                    sent[str(client)] = {"bytes_down": 120_000, "bytes_up": size, "settings": settings, "metrics": {}}
             reached = level * (1 - np.exp(-(index + 1) / 6)) + 0.015 * noise.standard_normal()
             own = {c: float(np.clip(reached + 0.08 * noise.standard_normal(), 0, 1)) for c in range(num_clients)}
             evaluated = index % 2 == 1 or index == num_rounds - 1

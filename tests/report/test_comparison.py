@@ -1,4 +1,4 @@
-"""The whole comparison as one text."""
+"""The complete comparison as one text."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a report makes of conflicts and cosines."""
+"""Conflicts and cosines of an alignment, read from the record and drawn."""
 
 from pathlib import Path
 

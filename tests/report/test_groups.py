@@ -1,4 +1,4 @@
-"""Runs of groups, read group by group: each group's models, and the worst group."""
+"""Scores of each group and of the worst group."""
 
 import json
 from dataclasses import replace
@@ -66,8 +66,8 @@ def test_tables_and_the_page_show_the_groups_and_runs_without_groups_show_none(t
 def test_it_is_said_that_a_method_ran_apart(two):
     said = "fedit: ran separately in each of 2 architectures; nothing was shared between them."
     assert said not in comparison({"fedit": two})
-    told = [replace(run, environment={"apart": ["vit-4x8", "bert-2x16"]}) for run in two]
-    assert said in comparison({"fedit": told})
+    separate = [replace(run, environment={"apart": ["vit-4x8", "bert-2x16"]}) for run in two]
+    assert said in comparison({"fedit": separate})
 
 
 def test_a_round_in_words_names_the_worst_group(two):

@@ -62,7 +62,7 @@ def test_a_window_is_no_wider_than_the_run(made):
     assert "global, last 2" in comparison({"a": [run]})
 
 
-def test_runs_averaged_over_unlike_windows_say_so(made):
+def test_runs_averaged_over_different_windows_are_noted(made):
     two, three = (made(name, 1, [0.1] * 4, evaluation={"last": last}) for name, last in (("two", 2), ("three", 3)))
     text = comparison({"two": [two], "three": [three]})
     assert "averaged over different numbers of last evaluated rounds (two: 2; three: 3)" in text

@@ -1,4 +1,4 @@
-"""Labels against a reference, seed by seed."""
+"""Paired differences to a reference, seed by seed."""
 
 import math
 
@@ -78,8 +78,8 @@ def test_a_label_is_compared_with_the_first_reference_that_had_its_split(made):
         "nobody's": [made("nobody", 1, [0.9], digest="other")],
     }
     found = paired_rows(groups, ["plain", "plain, skewed"])
-    told = [(row["label"], row["reference"], row["seeds"], round(row["difference"], 6)) for row in found]
-    assert told == [
+    rows = [(row["label"], row["reference"], row["seeds"], round(row["difference"], 6)) for row in found]
+    assert rows == [
         ("ours", "plain", 2, 0.1),
         ("ours, skewed", "plain, skewed", 2, 0.3),
         ("ours, odd", "plain", 1, 0.2),

@@ -1,4 +1,4 @@
-"""What differential privacy cost stands in the tables and the notes, with what it counts on."""
+"""The spent epsilon is in the tables and the caveats, with its assumptions."""
 
 import json
 

@@ -74,7 +74,7 @@ class Play:
             np.savez(self.rows(site), images=images, labels=draw.integers(0, 10, len(images)))
 
     def rows(self, site: int) -> Path:
-        """The data of one site, which its node alone is told of."""
+        """The data of one site, which only its node knows."""
         return self.folder / f"site-{site}.npz"
 
     def say(self, text: str) -> None:

@@ -179,9 +179,9 @@ def test_curves(made):
 @pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="OpenSSH is not installed")
 def test_openssh_reads_a_nodes_key(tmp_path):
     pair = node_key(tmp_path, "hospital-a")
-    told = subprocess.run(["ssh-keygen", "-y", "-f", pair.key], capture_output=True, text=True, check=True).stdout
-    assert told.split()[:2] == pair.public.read_text().split()[:2]
-    assert told.startswith("ecdsa-sha2-nistp384 ")
+    output = subprocess.run(["ssh-keygen", "-y", "-f", pair.key], capture_output=True, text=True, check=True).stdout
+    assert output.split()[:2] == pair.public.read_text().split()[:2]
+    assert output.startswith("ecdsa-sha2-nistp384 ")
     assert pair.public.read_text().endswith(" hospital-a\n")
 
 

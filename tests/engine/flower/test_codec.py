@@ -1,4 +1,4 @@
-"""The codec is exact for whatever may travel, and takes nothing that was not announced."""
+"""The codec is exact for everything that can be sent, and rejects tensors that are not allowed."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ def test_two_thousand_mutated_replies_crash_nothing_and_allocate_no_more_than_ca
     monkeypatch.setattr(packing, "_tensor", counted)
     good = reply_content(Reply(2, PLAIN, 6.0, {"loss": 0.5, "steps": 3}), ORDER, "fit", "key")
     allowed = announced(PLAIN)
-    told, taken = [], 0
+    errors, taken = [], 0
     tracemalloc.start()
     try:
         for number in range(2000):
@@ -300,7 +300,7 @@ def test_two_thousand_mutated_replies_crash_nothing_and_allocate_no_more_than_ca
             try:
                 reply = read_reply(content, 2, ORDER, "fit", "key", spec, 4096)
             except DecodeError as error:
-                told.append(str(error))
+                errors.append(str(error))
             else:
                 assert reply.client == 2
                 assert spec is None or announced(reply.params).items() <= spec.items()
@@ -311,8 +311,8 @@ def test_two_thousand_mutated_replies_crash_nothing_and_allocate_no_more_than_ca
             assert allocated <= 4096
     finally:
         tracemalloc.stop()
-    assert len(told) > 1200
-    assert all(text.startswith("client 2") and len(text) < 400 for text in told)
+    assert len(errors) > 1200
+    assert all(text.startswith("client 2") and len(text) < 400 for text in errors)
     assert taken > 100
 
 

@@ -1,4 +1,4 @@
-"""A federation on loopback: three nodes over TLS with node authentication come online, strangers do not, and why."""
+"""A local federation: three nodes over TLS with node authentication come online; intruders are refused by name."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_three_nodes_come_online(trial):
     assert len(online(trial)) == 3
 
 
-STRANGERS = {
+INTRUDERS = {
     "an unknown key": "Exit Code: 305\nFailed to initialize the connection to the SuperLink.\n"
     "[code: 2004] Failed to activate SuperNode.",
     "no key": "Exit Code: 305\nFailed to initialize the connection to the SuperLink.\n"
@@ -54,11 +54,11 @@ STRANGERS = {
 
 
 @pytest.fixture(scope="module")
-def strangers(trial):
-    """A process for each stranger; all have had time to try."""
+def intruders(trial):
+    """A process for each intruder; all have had time to try."""
     other = trial.folder / "other"
     authority(other)
-    key = node_key(other, "stranger").key
+    key = node_key(other, "intruder").key
     words = {
         "an unknown key": trial.supernode(key=key),
         "no key": trial.supernode(),
@@ -72,7 +72,7 @@ def strangers(trial):
     del words["no authority"][at : at + 2]
     processes = {name: trial.start(name.replace(" ", "-"), *line) for name, line in words.items()}
     end = time.monotonic() + 90
-    while not all(STRANGERS[name] in process.said for name, process in processes.items()):
+    while not all(INTRUDERS[name] in process.said for name, process in processes.items()):
         if time.monotonic() > end:
             break
         time.sleep(0.5)
@@ -82,16 +82,16 @@ def strangers(trial):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STRANGERS)
-def test_who_does_not_belong_is_refused_and_hears_why(trial, strangers, name):
-    assert STRANGERS[name] in strangers[name].said
-    assert "SuperNode ID" not in strangers[name].said
+@pytest.mark.parametrize("name", INTRUDERS)
+def test_who_does_not_belong_is_refused_and_hears_why(trial, intruders, name):
+    assert INTRUDERS[name] in intruders[name].said
+    assert "SuperNode ID" not in intruders[name].said
     assert len(trial.nodes()) == 3
     assert online(trial) == sorted(trial.node_id(node) for node in range(3))
 
 
 @pytest.mark.slow
-def test_the_superlink_says_that_a_key_is_unknown(trial, strangers):
+def test_the_superlink_says_that_a_key_is_unknown(trial, intruders):
     assert "No SuperNode found with the given public key." in trial.logs("superlink")
 
 
@@ -149,22 +149,22 @@ def test_a_revoked_node_ends_and_its_key_does_not_come_back(trial):
     again = trial.flwr("supernode", "register", str(trial.certs / "node-0.pub"), "trial", check=False)
     assert again.returncode != 0
     assert "Public key already in use" in again.stdout + again.stderr
-    stranger = trial.start("revoked", *trial.supernode(key=trial.key(0)))
-    while stranger.running:
+    intruder = trial.start("revoked", *trial.supernode(key=trial.key(0)))
+    while intruder.running:
         assert time.monotonic() - began < 150
         time.sleep(0.5)
-    assert "[code: 2004] Failed to activate SuperNode." in stranger.said
+    assert "[code: 2004] Failed to activate SuperNode." in intruder.said
 
 
 @pytest.mark.slow
 def test_flowers_control_interface_does_not_ask_who_calls(trial, tmp_path):
     """Why the guide lets only /v1/fleet/ through: this must fail once Flower asks, and the guide can then say less."""
-    stranger = node_key(tmp_path, "stranger")
+    intruder = node_key(tmp_path, "intruder")
     known = (trial.home / "config.toml").read_text()  # all that the next command has: an address and ca.crt, no secret
     assert "ca.crt" in known
     assert ".key" not in known
-    trial.flwr("supernode", "register", str(stranger.public), "trial")
-    started = trial.start("self-registered", *trial.supernode(key=stranger.key))
+    trial.flwr("supernode", "register", str(intruder.public), "trial")
+    started = trial.start("self-registered", *trial.supernode(key=intruder.key))
     wait_for(lambda: "SuperNode ID" in started.said, started, 60, "it is not accepted")
     assert started.running
     started.end()
@@ -212,10 +212,10 @@ def test_the_words_that_start_a_node(tmp_path):
     assert "--insecure" not in words
 
 
-@pytest.mark.parametrize("name", STRANGERS)
+@pytest.mark.parametrize("name", INTRUDERS)
 def test_the_guide_has_the_reasons_word_for_word(name):
     guide = (Path(__file__).parents[3] / "docs" / "guide" / "flower.md").read_text()
-    assert STRANGERS[name].splitlines()[-1].removeprefix("Connection attempt failed with exception: ") in guide
+    assert INTRUDERS[name].splitlines()[-1].removeprefix("Connection attempt failed with exception: ") in guide
 
 
 def test_no_nodes_are_no_federation(tmp_path):

@@ -1,4 +1,4 @@
-"""A client's memory on its disk: an order that comes again starts where it started."""
+"""A client's memory on its disk: a repeated order starts from the same memory as the first time."""
 
 from __future__ import annotations
 

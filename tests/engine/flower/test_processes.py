@@ -1,4 +1,4 @@
-"""Processes of a trial federation: what they say, how their end is told, and that nothing of them is left."""
+"""Processes of a local federation: their output, how their end is reported, and that none is left running."""
 
 from __future__ import annotations
 

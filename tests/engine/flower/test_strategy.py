@@ -1,4 +1,4 @@
-"""A method as a Flower Strategy in anyone's own ServerApp."""
+"""A method as a Flower Strategy in any ServerApp."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_it_is_a_strategy_and_start_gives_flowers_result(tmp_path):
     assert strategy.engine.messages == {"query.hello": 4, "train.fit": 8}
 
 
-def test_clients_of_unlike_tensors_run_where_flowers_own_strategies_refuse(tmp_path):
+def test_clients_with_different_tensors_run_where_flowers_own_strategies_refuse(tmp_path):
     strategy, grid = strategy_and_grid(groups_setup(), tmp_path)
     strategy.start(grid, num_rounds=2)
     assert same(strategy.state, play(groups_setup(), num_rounds=2).states[-1])

@@ -1,4 +1,4 @@
-"""The ClientApp: what it answers, what it keeps, and what it refuses."""
+"""The ClientApp: its answers, its memories, and the messages that it rejects."""
 
 from __future__ import annotations
 

@@ -284,8 +284,8 @@ def test_a_node_with_a_partition_that_is_none_is_refused(tmp_path):
 def test_a_client_that_does_not_match_is_refused_by_name_before_training(key, value, reason, tmp_path):
     setup = fedavg_setup()
     wanted = {p.id: card(p, ("fit",), sections={"training": {"steps": 3}}) for p in setup.profiles}
-    told = {**wanted, 2: {**wanted[2], key: value}}
-    sites = {id: Site(id, client, setup.method, told[id]) for id, client in setup.clients.items()}
+    cards = {**wanted, 2: {**wanted[2], key: value}}
+    sites = {id: Site(id, client, setup.method, cards[id]) for id, client in setup.clients.items()}
     grid = InProcessGrid(client_app(lambda partition, node: sites[partition], tmp_path), 4)
     engine = GridEngine(grid, wanted, RUN, timeout=SOON)
     with pytest.raises(ConfigError) as refused:
@@ -307,12 +307,12 @@ def answering(setup, folder, wrong=None, **more):
 def test_a_client_that_says_no_or_does_not_fit_is_told_by_name_and_the_others_begin(tmp_path):
     setup = fedavg_setup()
     wanted = cards_of(setup.method, setup.profiles)
-    told = {**wanted, 2: {**wanted[2], "task": "other"}}
+    cards = {**wanted, 2: {**wanted[2], "task": "other"}}
 
     def join(partition, node):
         if partition == 1:
             raise ConfigError("data.source = '/srv/x.csv': no\nsuch file")
-        return Site(partition, setup.clients[partition], setup.method, told[partition])
+        return Site(partition, setup.clients[partition], setup.method, cards[partition])
 
     for enough in (2, 3):
         grid = InProcessGrid(client_app(join, tmp_path / str(enough)), 4)
