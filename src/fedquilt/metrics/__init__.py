@@ -1,1 +1,1 @@
-"""When an answer that a language model wrote is right."""
+"""Correctness of the answers of a language model."""

@@ -1,1 +1,1 @@
-"""Base models that are made from generated data, not downloaded."""
+"""Pretraining of the built-in base models on generated data."""
