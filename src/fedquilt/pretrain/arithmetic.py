@@ -100,20 +100,16 @@ def pretrain_arithmetic(
 
     Parameters
     ----------
-    family
-        A key of ``FAMILIES``.
-    out
-        The folder; it must be empty or not exist.
+    family, out
+        A key of ``FAMILIES``, and the folder, which must be empty or not exist.
     rng
         The random stream.
     steps, learning_rate, weight_decay, warmup
         As in ``recipe.trained``.
     batch_size, length
         The rows of a batch, and the tokens of a row; passages are packed without gaps.
-    device
-        The device of the training.
-    progress
-        Called after every step, or None.
+    device, progress
+        The device of the training, and a function that is called after every step, or None.
 
     Raises
     ------

@@ -128,10 +128,8 @@ def pretrain_glyphs(
         As in ``recipe.trained``.
     label_smoothing
         The label smoothing of the cross-entropy loss.
-    device
-        The device of the training.
-    progress
-        Called after every step, or None.
+    device, progress
+        The device of the training, and a function that is called after every step, or None.
 
     Raises
     ------
