@@ -13,7 +13,7 @@ from fedquilt.config.load import parse
 from fedquilt.methods import METHODS
 
 COMMANDS = ("make demo", "make test")
-UNWRAPPED = ("CHANGELOG.md", "run-file.md")
+UNWRAPPED = ("run-file.md",)
 
 
 def read(name: str) -> str:

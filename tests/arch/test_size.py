@@ -13,10 +13,8 @@ from project_sources import sources
 MODULE, FUNCTION = 300, 80
 
 STILL_LONG = {
-    "fedquilt/config/schema.py",
     "fedquilt/methods/h2tune.py h2tune",
     "fedquilt/methods/heterotune.py heterotune",
-    "fedquilt/methods/hetlora.py hetlora",
 }
 """Modules and functions over the limit until they are shortened; whoever shortens one takes its line out."""
 

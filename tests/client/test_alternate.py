@@ -12,9 +12,10 @@ from small_federation import BERT, LLAMA, VIT, rows, small, start_of, task_of, w
 
 from fedquilt.bank.client_cores import middle_of
 from fedquilt.client.agreement import disagreement
-from fedquilt.client.fit import Training, alternate, fit, num_steps
+from fedquilt.client.fit import alternate, fit
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.rng import Rng
+from fedquilt.core.training import Training, num_steps
 from fedquilt.core.types import Order
 from fedquilt.core.worker import Extra, Phase
 

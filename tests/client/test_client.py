@@ -8,8 +8,8 @@ import pytest
 import torch
 from small_federation import small
 
-from fedquilt.client.fit import Training
 from fedquilt.core.rng import Rng
+from fedquilt.core.training import Training
 from fedquilt.core.types import Order
 
 SEED = Rng(9)

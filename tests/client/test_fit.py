@@ -12,9 +12,10 @@ from small_federation import BERT, GPT2, LLAMA, VIT, rows, start_of, task_of, wo
 from torch.nn import functional
 
 import fedquilt.client.fit as fit_module
-from fedquilt.client.fit import Training, batches, fit, learning_rate_at, num_steps
+from fedquilt.client.fit import batches, fit
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.rng import Rng
+from fedquilt.core.training import Training, learning_rate_at, num_steps
 
 SEED = Rng(21).child("fit")
 PLAIN = Training(steps=3, epochs=None, batch_size=4, optimizer="sgd")

@@ -12,11 +12,12 @@ from torch.nn import functional
 
 from fedquilt.aggregate.lowrank.kernel import Product
 from fedquilt.aggregate.lowrank.segment import tail
-from fedquilt.client.fit import Training, batches, fit
+from fedquilt.client.fit import batches, fit
 from fedquilt.client.penalty import proximal, with_proximal
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.loop import perform
 from fedquilt.core.rng import Rng
+from fedquilt.core.training import Training
 from fedquilt.core.types import Order, Turn
 from fedquilt.core.wrap import with_local
 from fedquilt.methods import METHODS

@@ -31,6 +31,7 @@ import typer
 
 from fedquilt.cli.check import check
 from fedquilt.config.schema import SECTIONS, Config, Group
+from fedquilt.config.sections import fields_of
 from fedquilt.core.errors import FedquiltError
 from fedquilt.methods import METHODS
 
@@ -135,7 +136,7 @@ def _odd_known(tables: dict[str, Any], rng: random.Random) -> None:
     """A key that there is, with a value that may be none of it."""
     name = rng.choice(list(SECTIONS))
     table = tables.setdefault(name, {})
-    keys = {**SECTIONS[name].model_fields}
+    keys = {**fields_of(SECTIONS[name])}
     if name == "method":
         keys |= dict.fromkeys(METHODS[rng.choice(list(METHODS))].__kwdefaults__ or {})
     if isinstance(table, dict):
@@ -152,9 +153,7 @@ def _grouped(tables: dict[str, Any], rng: random.Random) -> None:
         return
     group: dict[str, Any] = {"label": f"g{len(groups)}", "budget": rng.randint(1, 3)}
     for key in rng.sample(list(Group.model_fields), 2):
-        group[key] = (
-            {rng.choice(list(SECTIONS[key].model_fields)): Raw(rng.choice(ODD))} if key in SECTIONS else Raw("2")
-        )
+        group[key] = {rng.choice(list(fields_of(SECTIONS[key]))): Raw(rng.choice(ODD))} if key in SECTIONS else Raw("2")
     groups.append(group)
     if isinstance(tables.get("clients"), dict):
         tables["clients"] = {key: value for key, value in tables["clients"].items() if key == "cohort"}

@@ -557,7 +557,7 @@ def test_a_language_model_learns_from_prompts_and_completions(config, tmp_path):
     changes = ("data.source=./said.jsonl", "data.text=prompt", "data.target=completion", "data.proxy=4")
     changes += ("model.name=tiny:llama", "model.task=causal-lm", "model.max_length=24", "partition.scheme=iid")
     wanted = config(*changes, "clients.budgets=[1,1,2]", "partition.num_clients=3", "clients.cohort=3", "rounds=4")
-    wanted = wanted.model_copy(update={"training": wanted.training.model_copy(update={"learning_rate": 0.02})})
+    wanted = wanted.model_copy(update={"training": replace(wanted.training, learning_rate=0.02)})
     folder = run(wanted, tmp_path / "lm")
     losses = [line["evaluation"]["global"]["loss"] for line in read_rounds(folder)]
     assert losses[-1] < losses[0]

@@ -12,10 +12,12 @@ from recording import in_round, recorded, weights
 from small_federation import small
 
 from fedquilt.client import Training
+from fedquilt.config.arguments import arguments
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.factors import factors, named
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Reply
+from fedquilt.methods import METHODS
 from fedquilt.methods.hetlora import hetlora
 
 RANKS = (2, 4, 3)
@@ -165,12 +167,14 @@ def test_gamma_1_never_prunes():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"gamma": 0.0}, "method.gamma = 0.0: must be above 0 and at most 1"),
-        ({"gamma": 1.5}, "method.gamma = 1.5: must be above 0 and at most 1"),
+        ({"gamma": 0.0}, "method.gamma = 0.0: must be above 0"),
+        ({"gamma": 1.5}, "method.gamma = 1.5: must be at most 1"),
         ({"min_rank": 0}, "method.min_rank = 0: must be at least 1"),
         ({"tail_penalty": -0.1}, "method.tail_penalty = -0.1: must be at least 0"),
+        ({"gamma": 1.0, "min_rank": 2}, "method.min_rank = 2: has no effect with method.gamma = 1.0; leave it out"),
+        ({"gamma": 1.0, "tail_penalty": 0.1}, "method.tail_penalty = 0.1: has no effect with method.gamma = 1.0"),
     ],
 )
-def test_settings_out_of_range_are_refused(settings, message):
+def test_settings_out_of_range_or_without_effect_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
-        scene_and_setup(**settings)
+        arguments(METHODS["hetlora"], settings, prefix="method")

@@ -158,7 +158,7 @@ def test_the_process_sees_no_environment_and_none_of_our_files(monkeypatch, tmp_
 
 def test_a_system_that_cannot_bound_a_process_runs_nothing(monkeypatch):
     monkeypatch.setattr(programs.os, "name", "nt")
-    with pytest.raises(ConfigError, match="programs run in a process with limits, which this system does not support"):
+    with pytest.raises(ConfigError, match="programs run in a bounded process, which this system has not"):
         run_programs(["answer = 1"])
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedquilt import __version__
-from fedquilt.cli import check, compare, demo, doctor, export, methods, new, plan, pretrain, report, run, site
+from fedquilt.cli import check, compare, demo, doctor, export, methods, new, plan, pretrain, report, run, schema, site
 from fedquilt.cli.screen import errors
 from fedquilt.core.errors import ConfigError, FedquiltError
 
@@ -27,6 +27,7 @@ for command in (
     plan.plan,
     compare.compare,
     methods.methods,
+    schema.schema,
     report.report,
     report.plot,
     export.export,

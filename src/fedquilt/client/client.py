@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fedquilt.client.fit import Training, alternate, learning_rate_at
+from fedquilt.client.fit import alternate
 from fedquilt.client.generation import Answering
 from fedquilt.client.probe import fisher_diagonal, layer_scores
 from fedquilt.client.score import evaluation
 from fedquilt.client.workbench import Batch, Workbench
 from fedquilt.core.method import overlay
+from fedquilt.core.training import Training, learning_rate_at
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile
 from fedquilt.core.worker import Extra, Fitted, Penalty, Phase
 

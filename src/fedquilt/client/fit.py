@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from itertools import cycle, islice
 
 import torch
@@ -15,31 +14,9 @@ from fedquilt.client.agreement import disagreement
 from fedquilt.client.workbench import Batch, Workbench
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.rng import Rng
+from fedquilt.core.training import Training, num_steps
 from fedquilt.core.types import Params, Range
 from fedquilt.core.worker import Extra, Fitted, Penalty, Phase
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a client trains: exactly one of ``steps`` (optimiser steps) and ``epochs`` (passes over its rows).
-
-    ``batch_size`` is in rows of one forward pass; ``accumulation`` passes make one optimiser step. ``clip_norm`` None
-    means no clipping. ``schedule`` scales ``learning_rate`` over rounds, see ``learning_rate_at``.
-    """
-
-    steps: int | None = None
-    epochs: int | None = 1
-    batch_size: int = 32
-    optimizer: str = "adamw"
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    momentum: float = 0.0
-    clip_norm: float | None = None
-    accumulation: int = 1
-    schedule: str = "constant"
-    warmup_rounds: int = 0
-    final_scale: float = 0.1
-
 
 METRICS = {
     "loss": Range(0.0, 1e30),
@@ -47,27 +24,6 @@ METRICS = {
     "steps": Range(0.0, 1e9, whole=True),
 }
 """What training measures on a client, and where it may lie."""
-
-
-def learning_rate_at(training: Training, round: int, rounds: int) -> float:
-    """The learning rate of a round, ``eta * w(t) * s(t)``.
-
-    ``w`` rises evenly over the first ``warmup_rounds`` rounds to 1; ``s`` then goes from 1 in the first round after
-    them to ``final_scale`` in the last, in a straight line (``linear``) or half a cosine (``cosine``), or stays 1
-    (``constant``).
-    """
-    if round < training.warmup_rounds:
-        return training.learning_rate * (round + 1) / training.warmup_rounds
-    span = max(1, rounds - training.warmup_rounds - 1)
-    progress = min(1.0, (round - training.warmup_rounds) / span)
-    low = training.final_scale
-    if training.schedule == "linear":
-        factor = 1 + (low - 1) * progress
-    elif training.schedule == "cosine":
-        factor = low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2
-    else:
-        factor = 1.0
-    return training.learning_rate * factor
 
 
 def fit(
@@ -177,13 +133,6 @@ def batches(num_rows: int, training: Training, rng: Rng) -> Iterator[Tensor]:
             order = torch.randperm(num_rows, generator=generator)
         first = (step % per_epoch) * size
         yield order[first : first + size]
-
-
-def num_steps(num_rows: int, training: Training) -> int:
-    """Optimiser steps that a client with ``num_rows`` rows makes in a round."""
-    if training.steps is not None:
-        return training.steps
-    return -(-num_rows // (training.batch_size * training.accumulation)) * (training.epochs or 1)
 
 
 Earlier = Callable[[Batch], Tensor]

@@ -6,15 +6,16 @@ import inspect
 import json
 from collections.abc import Callable, Collection, Mapping
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from fedquilt.config.error_text import from_validation, unknown
+from fedquilt.config.error_text import from_validation, shown, unknown
 from fedquilt.config.unused_keys import of_another
 from fedquilt.core.errors import ConfigError
-from fedquilt.core.settings import With
+from fedquilt.core.settings import Unless, With
 
+_Condition = TypeVar("_Condition", With, Unless)
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
@@ -57,17 +58,23 @@ def arguments(
     problems = problems or [
         of_another(f"{prefix}.{name}", result[name], f"{prefix}.{key}", choices, result[key])
         for name in settings
-        for key, choices in _needed(parameters[name].annotation)
+        for key, choices in _about(parameters[name].annotation, With)
         if result[name] != parameters[name].default and result[key] not in choices
+    ]
+    problems = problems or [
+        f"{prefix}.{name} = {shown(result[name])}: has no effect with {prefix}.{key} = {shown(value)}; leave it out"
+        for name in settings
+        for key, value in _about(parameters[name].annotation, Unless)
+        if result[name] != parameters[name].default and result[key] == value
     ]
     if problems:
         raise ConfigError(problems)
     return result
 
 
-def _needed(annotation: Any) -> list[With]:
-    """What other settings must be, for something to come of one of this type."""
-    return [about for about in getattr(annotation, "__metadata__", ()) if isinstance(about, With)]
+def _about(annotation: Any, kind: type[_Condition]) -> list[_Condition]:
+    """What other settings must be, or must not be, for something to come of one of this type."""
+    return [about for about in getattr(annotation, "__metadata__", ()) if isinstance(about, kind)]
 
 
 def kind_in_words(annotation: Any) -> str:

@@ -21,6 +21,7 @@ _KINDS = {
     "list": "a list",
     "dict": "a table",
     "model": "a table of keys",
+    "dataclass": "a table of keys",
     "none": "left out",
 }
 _BOUNDS = {
@@ -79,7 +80,7 @@ def _said(details: ErrorDetails, prefix: str, allowed: Mapping[str, Sequence[str
     kind, value, context = details["type"], details["input"], details.get("ctx", {})
     location = [part for part in details["loc"] if not _is_branch(part)]
     key = _joined(prefix, location)
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return key, _unknown(key, allowed.get(re.sub(r"\[[0-9]+\]", "[]", _joined(prefix, location[:-1])), ()))
     if kind == "missing":
         table = _joined(prefix, location[:-1])

@@ -10,11 +10,14 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fedquilt.config.adapter import Adapter, of_kind
+from fedquilt.config.clients import Partition
 from fedquilt.config.error_text import from_validation, shown
-from fedquilt.config.schema import Config, Group, Head, Partition, Training
+from fedquilt.config.schema import Config, Group, Head
+from fedquilt.config.sections import Section, default_of, read, values_of
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.training import Training
 
-_SECTIONS: Mapping[str, type[BaseModel]] = {
+_SECTIONS: Mapping[str, Section] = {
     "partition": Partition,
     "adapter": Adapter,
     "head": Head,
@@ -115,7 +118,7 @@ def group_problems(config: Config) -> list[str]:
         ]
         either = [name for name in _SECTIONS if spoilt.touches(name) or told[place].touches(name)]
         problems += _odd_sections(config, group, where, either)
-        rank = _over(config, group)["adapter"].get("rank", Adapter.model_fields["rank"].default)
+        rank = _over(config, group)["adapter"].get("rank", default_of(Adapter, "rank"))
         if group.rank is not None and group.rank > rank and "adapter" not in either:
             problems.append(
                 f"{where}.rank = {group.rank}: is more than the {rank} of the server's adapters; raise adapter.rank "
@@ -130,15 +133,15 @@ def _odd_sections(config: Config, group: Group, where: str, unknown: Collection[
         if name in unknown:
             continue
         try:
-            _SECTIONS[name].model_validate(keys, strict=False)
+            read(_SECTIONS[name], keys, name)
         except ValidationError as error:
-            problems += from_validation(error, prefix=f"{where}.{name}")
+            problems += from_validation(error, prefix=where)
     return problems
 
 
 def _alone(config: Config, group: Group, size: int) -> Config:
     """The config of a federation of one group's clients."""
-    over = {name: _SECTIONS[name].model_validate(keys, strict=False) for name, keys in _over(config, group).items()}
+    over = {name: read(_SECTIONS[name], keys, name) for name, keys in _over(config, group).items()}
     whole = {name: own for name in ("model", "data") if (own := getattr(group, name)) is not None}
     over["partition"] = over["partition"].model_copy(update={"num_clients": size})
     ranks = None if group.rank is None else (group.rank,)
@@ -150,9 +153,8 @@ def _over(config: Config, group: Group) -> dict[str, dict[str, Any]]:
     """Each section that a group may change in part, as its clients have it."""
     made = {}
     for name in _SECTIONS:
-        base: BaseModel = getattr(config, name)
         own: BaseModel | None = getattr(group, name)
-        keys, change = base.model_dump(), {} if own is None else own.model_dump(exclude_unset=True)
+        keys, change = values_of(getattr(config, name)), {} if own is None else own.model_dump(exclude_unset=True)
         if name == "training" and not change.keys().isdisjoint(("steps", "epochs")):
             keys |= {"steps": None, "epochs": None}
         if name == "partition" and change.get("scheme", keys["scheme"]) != keys["scheme"]:

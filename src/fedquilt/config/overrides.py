@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedquilt.config.adapter import of_kind
+from fedquilt.config.clients import Partition
 from fedquilt.config.error_text import shown, unknown
-from fedquilt.config.schema import SECTIONS, Config, Group, Method, Partition
+from fedquilt.config.schema import SECTIONS, Config, Group, Method
 from fedquilt.config.toml import is_unicode, parsed_toml
 from fedquilt.config.unused_keys import still_applies
 
-_NOT_COMPARED = ("name", "seed", "seeds", "output", "compare")
+NOT_COMPARED = ("name", "seed", "seeds", "output", "compare")
 
 
 def changes_of(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -86,7 +87,7 @@ def _settings(changes: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
     return [
         (section if isinstance(change, dict) else "", key, value)
         for section, change in changes.items()
-        if section not in _NOT_COMPARED
+        if section not in NOT_COMPARED
         for key, value in (change.items() if isinstance(change, dict) else [(section, change)])
     ]
 
@@ -148,7 +149,7 @@ def entries_of(raw: Mapping[str, Any]) -> tuple[list[tuple[str, dict[str, Any]]]
         return [], []  # the schema speaks of this
     made: dict[str, dict[str, Any]] = {}
     problems = []
-    allowed = ("label", *(key for key in Config.model_fields if key not in _NOT_COMPARED))
+    allowed = ("label", *(key for key in Config.model_fields if key not in NOT_COMPARED))
     for number, entry in enumerate(entries or [{}]):
         where = f"compare[{number}]"
         problems += [unknown(f"{where}.{key}", value, allowed) for key, value in entry.items() if key not in allowed]

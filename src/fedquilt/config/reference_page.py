@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fedquilt.config.schema import Config
+from fedquilt.config.schema import SECTIONS, Config
+from fedquilt.config.sections import fields_of
 
 HEAD = """# The run file
 
@@ -22,6 +24,11 @@ What is set so reaches every entry of [[compare]] and every group that does not 
 A file may have 1 MiB, 50,000 values and tables 16 levels deep, and every number has a lowest and a highest value that a
 refusal names. A key of which nothing would come, such as `training.momentum` with adamw, is refused too: leave it out.
 
+An editor completes and checks a run file by its JSON schema: `fedquilt schema --out run-file.schema.json` writes it,
+and the first line of a run file, `#:schema ./run-file.schema.json`, names it to editors that use Taplo (Even Better
+TOML in VS Code, Zed, Neovim, Helix). It holds the settings of every method in `[method]` and of every scheme in
+`[partition]`.
+
 This page is made from the schema (`python -m fedquilt.config.reference_page`), and a test holds the two together.
 """
 
@@ -29,19 +36,14 @@ This page is made from the schema (`python -m fedquilt.config.reference_page`), 
 def page() -> str:
     """The page: one table of keys for the top of the file, one for each section and one for each list of tables."""
     fields = Config.model_fields
-    sections: dict[str, Any] = {name: field.annotation for name, field in fields.items() if _is_section(field)}
     lists = {name: item for name, field in fields.items() if (item := _item(field)) is not None}
-    top = {name: field for name, field in fields.items() if name not in sections}
+    top = {name: field for name, field in fields.items() if name not in SECTIONS}
     parts = [HEAD, "## Top of the file\n", _table(top)]
-    for name, section in sections.items():
-        parts += [f"## [{name}]\n", f"{_plain(section.__doc__ or '')}\n", _table(section.model_fields)]
+    for name, section in SECTIONS.items():
+        parts += [f"## [{name}]\n", f"{_plain(section.__doc__ or '')}\n", _table(fields_of(section))]
     for name, entry in lists.items():
         parts += [f"## [[{name}]]\n", f"{_plain(entry.__doc__ or '')}\n", _table(entry.model_fields)]
     return "\n".join(parts)
-
-
-def _is_section(field: FieldInfo) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 
 
 def _item(field: FieldInfo) -> type[BaseModel] | None:
@@ -50,7 +52,7 @@ def _item(field: FieldInfo) -> type[BaseModel] | None:
     return kinds[0] if kinds and isinstance(kinds[0], type) and issubclass(kinds[0], BaseModel) else None
 
 
-def _table(fields: dict[str, FieldInfo]) -> str:
+def _table(fields: Mapping[str, FieldInfo]) -> str:
     rows = ["| key | default | meaning |", "|---|---|---|"]
     rows += [f"| `{name}` | {_default(field)} | {_words(field)} |" for name, field in fields.items()]
     return "\n".join(rows) + "\n"

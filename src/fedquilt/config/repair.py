@@ -13,6 +13,7 @@ from fedquilt.config.adapter import Adapter
 from fedquilt.config.error_text import from_details
 from fedquilt.config.rejected_values import Spoilt
 from fedquilt.config.schema import SECTIONS, Config, Group
+from fedquilt.config.sections import fields_of
 from fedquilt.config.toml import Key, within_limits
 from fedquilt.core.errors import ConfigError
 
@@ -36,9 +37,9 @@ _TOGETHER = {
 }
 """Keys of a section that its own check holds against one another."""
 
-ALLOWED = {key: tuple(section.model_fields) for key, section in SECTIONS.items()} | {"": tuple(Config.model_fields)}
+ALLOWED = {key: tuple(fields_of(section)) for key, section in SECTIONS.items()} | {"": tuple(Config.model_fields)}
 ALLOWED |= {"groups[]": tuple(Group.model_fields)} | {
-    f"groups[].{key}": tuple(SECTIONS[key].model_fields) for key in Group.model_fields if key in SECTIONS
+    f"groups[].{key}": tuple(fields_of(SECTIONS[key])) for key in Group.model_fields if key in SECTIONS
 }
 """The keys that each table may hold."""
 

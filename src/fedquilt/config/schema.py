@@ -8,37 +8,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, field_validator, model_validator
 
 from fedquilt.config.adapter import Adapter, OwnAdapter
+from fedquilt.config.aggregation import Aggregation
 from fedquilt.config.checkpoints import Checkpoints
+from fedquilt.config.clients import FREE, Clients, Partition
 from fedquilt.config.data import Data
+from fedquilt.config.defence import Defence
 from fedquilt.config.evaluation import Evaluation
 from fedquilt.config.network import Network
-from fedquilt.config.privacy import Aggregation, Defence, Privacy
+from fedquilt.config.privacy import Privacy
 from fedquilt.config.rejected_values import Spoilt
-from fedquilt.config.value_types import (
-    STRICT,
-    Count,
-    Layers,
-    Members,
-    Part,
-    Rank,
-    Rate,
-    Rounds,
-    Seed,
-    Share,
-    Strength,
-    Text,
-    Tokens,
-    Whole,
-    Written,
-)
+from fedquilt.config.sections import Section, is_section, keys_apart
+from fedquilt.config.value_types import STRICT, Count, Layers, Part, Rank, Rounds, Seed, Text, Tokens, Written
 from fedquilt.core.tasks import TASKS, TaskName
+from fedquilt.core.training import Training
 
-_FREE: ConfigDict = {**STRICT, "extra": "allow"}
+if TYPE_CHECKING:
+    OwnTraining = BaseModel
+else:
+    OwnTraining = keys_apart(Training)
+    """Keys of [training] that a group has of its own; which of steps and epochs holds is seen when both are known."""
 
 
 class Model(BaseModel):
@@ -69,87 +62,6 @@ class Model(BaseModel):
         return self
 
 
-class Partition(BaseModel):
-    """How the rows are dealt to the clients; further keys are the settings of the scheme.
-
-    ``sites``: every client has rows of its own that nobody else reads, see ``data.source``. The other schemes deal out
-    one source. ``iid``, ``natural`` and ``sites`` have none; ``dirichlet`` takes ``alpha`` and ``min_size``,
-    ``pathological`` takes ``classes_per_client``, ``pathological-dirichlet`` takes ``classes_per_client``, ``beta`` and
-    ``floor``.
-    """
-
-    model_config = _FREE
-
-    scheme: Text = "iid"
-    """``iid``, ``dirichlet``, ``pathological``, ``pathological-dirichlet``, ``natural`` or ``sites``."""
-    num_clients: Members = 10
-    """Clients in the federation."""
-    test_fraction: Share = 0.2
-    """Share of each client's rows kept for its own test. With 0 a client is tested on the separate test set, if there
-    is one: what all of its group are judged by."""
-    validation_fraction: Share = 0.0
-    """Share of each client's rows kept for its own validation."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The free keys: settings of the scheme."""
-        return dict(self.model_extra or {})
-
-    @model_validator(mode="after")
-    def _leaves_rows_for_training(self) -> Partition:
-        if self.test_fraction + self.validation_fraction >= 1:
-            raise ValueError(
-                f"test_fraction {self.test_fraction} and validation_fraction {self.validation_fraction} "
-                "leave no rows for training; their sum must be below 1"
-            )
-        return self
-
-
-class Clients(BaseModel):
-    """How many blocks each capability group can train, and how many clients take part in a round."""
-
-    model_config = STRICT
-
-    shares: Written = "1-1-1"
-    """Relative sizes of the capability groups, weakest first."""
-    budgets: Annotated[tuple[Layers, ...], Field(min_length=1, max_length=1000)] = (6, 9, 12)
-    """Blocks that a client of each group can train, weakest group first."""
-    ranks: Annotated[tuple[Rank, ...], Field(min_length=1, max_length=1000)] | None = None
-    """Rank of the adapters of each group, weakest first; ``adapter.rank``, which none may be above, for all if left
-    out."""
-    cohort: Members | None = None
-    """Clients that take part in each round; all if left out."""
-
-    @field_validator("shares")
-    @classmethod
-    def _are_whole_numbers(cls, shares: str) -> str:
-        if not re.fullmatch(r"[1-9][0-9]{0,8}(-[1-9][0-9]{0,8})*", shares):
-            raise ValueError("must be whole numbers of at least 1 joined by '-', such as '6-3-1'")
-        return shares
-
-    @field_validator("budgets")
-    @classmethod
-    def _ascend(cls, budgets: tuple[int, ...]) -> tuple[int, ...]:
-        if list(budgets) != sorted(budgets):
-            raise ValueError(f"must not fall from one group to the next; did you mean {sorted(budgets)}?")
-        return budgets
-
-    @model_validator(mode="after")
-    def _one_budget_a_group(self) -> Clients:
-        groups = len(self.shares.split("-"))
-        if self.ranks is not None and groups != len(self.ranks):
-            raise ValueError(
-                f"shares '{self.shares}' make {groups} groups but there are {len(self.ranks)} ranks "
-                f"{list(self.ranks)}; give one rank for each group"
-            )
-        if groups != len(self.budgets):
-            raise ValueError(
-                f"shares '{self.shares}' make {groups} groups but there are {len(self.budgets)} budgets "
-                f"{list(self.budgets)}; give one budget for each group"
-            )
-        return self
-
-
 class Head(BaseModel):
     """What happens to the classification head."""
 
@@ -159,59 +71,10 @@ class Head(BaseModel):
     """Trained and aggregated, trained and kept by each client, or not trained."""
 
 
-class Training(BaseModel):
-    """Local training on one client in one round."""
-
-    model_config = STRICT
-
-    steps: Count | None = None
-    """Optimiser steps in a round; set this or ``epochs``."""
-    epochs: Count | None = None
-    """Passes over the client's rows in a round; 1 if ``steps`` is not set either."""
-    batch_size: Count = 32
-    """Examples in one forward pass."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """Starts afresh in every round."""
-    learning_rate: Rate = 1e-3
-    """Of the first round after the warm-up."""
-    weight_decay: Strength = 0.0
-    """Decoupled for adamw, an L2 gradient for sgd."""
-    momentum: Share = 0.0
-    """Of sgd; adamw has its own."""
-    clip_norm: Rate | None = None
-    """Largest norm of the gradient of all trained tensors; not clipped if left out."""
-    accumulation: Count = 1
-    """Forward passes whose gradients are averaged into one optimiser step."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate moves over the rounds."""
-    warmup_rounds: Whole = 0
-    """Rounds in which the learning rate climbs to its full value."""
-    final_scale: Part = 0.1
-    """Learning rate of the last round as a share of the full one, for linear and cosine."""
-    proximal: Strength = 0.0
-    """FedProx's mu: holds what is trained and sent back near where it began, by ``mu / 2`` times the squared distance
-    in the loss; 0 for none."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 runs the forward pass under autocast; auto takes it where the device is fast at it."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_to_one_epoch(cls, keys: Any) -> Any:
-        if isinstance(keys, dict) and keys.get("steps") is None and keys.get("epochs") is None:
-            return {**keys, "epochs": 1}
-        return keys
-
-    @model_validator(mode="after")
-    def _steps_or_epochs(self) -> Training:
-        if self.steps is not None and self.epochs is not None:
-            raise ValueError(f"steps = {self.steps} and epochs = {self.epochs} are both set; keep one of them")
-        return self
-
-
 class Method(BaseModel):
     """The federated method; further keys are the arguments of its factory, which ``fedquilt methods NAME`` lists."""
 
-    model_config = _FREE
+    model_config = FREE
 
     name: Text = "fed-hello"
     """One of ``fedquilt methods``."""
@@ -220,15 +83,6 @@ class Method(BaseModel):
     def settings(self) -> dict[str, Any]:
         """The free keys: arguments of the method's factory."""
         return dict(self.model_extra or {})
-
-
-class OwnTraining(Training):
-    """Keys of [training] that a group has of its own; which of steps and epochs holds is seen when both are known."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_to_one_epoch(cls, keys: Any) -> Any:
-        return keys
 
 
 class Group(BaseModel):
@@ -367,9 +221,7 @@ class Config(BaseModel):
         return seeds
 
 
-SECTIONS: dict[str, type[BaseModel]] = {
-    key: field.annotation
-    for key, field in Config.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+SECTIONS: dict[str, Section] = {
+    key: kind for key, field in Config.model_fields.items() if is_section(kind := field.annotation)
 }
 """The tables of a run file, by name."""

@@ -8,6 +8,7 @@ from typing import Any
 from fedquilt.config.error_text import shown
 from fedquilt.config.groups import group_problems, parts
 from fedquilt.config.schema import Config, Group
+from fedquilt.config.sections import default_of
 from fedquilt.core.tasks import tasks_where
 
 _ADAPTIVE = ("adam", "yogi")
@@ -70,7 +71,7 @@ def _idle(config: Config, keys: Sequence[_Key]) -> dict[_Key, str]:
     for section, key in keys:
         table = getattr(config, section)
         value = getattr(table, key)
-        if value == type(table).model_fields[key].default:
+        if value == default_of(type(table), key):
             continue
         if (section, key) in APPLIES:
             choice, choices = APPLIES[section, key]

@@ -35,6 +35,7 @@ Share = Annotated[float, Ge(0), Lt(1)]
 Part = Annotated[float, Ge(0), Le(1)]
 # settings that multiply or divide values of unknown size: far from the limits of floats, as the square of 1e-200 is 0
 Factor = Annotated[float, Ge(1e-6), Le(MOST)]
+Positive = Annotated[float, Gt(0), Le(MOST)]
 Penalty = Annotated[float, Ge(0), Le(MOST)]
 Kept = Annotated[float, Gt(0), Le(1)]
 
@@ -53,6 +54,13 @@ class Matches(NamedTuple):
 _NO_NULL = Matches(r"^[^\x00]*$")
 Written = Annotated[str, MaxLen(4096), _NO_NULL]
 Text = Annotated[str, MinLen(1), MaxLen(4096), _NO_NULL]
+
+
+class Unless(NamedTuple):
+    """In the type of a setting: it has no effect where another one, ``key``, has this ``value``."""
+
+    key: str
+    value: Any
 
 
 class With(NamedTuple):

@@ -1,4 +1,4 @@
-"""Loading the table that ``data.source`` names."""
+"""From a source (a word in the run file) to a table."""
 
 from __future__ import annotations
 
@@ -43,36 +43,32 @@ def load_table(
     rng: Rng | None = None,
     objects: Mapping[str, Any] = MappingProxyType({}),
 ) -> Table:
-    """Load the rows of ``source`` as a table of images or of text.
+    """The rows of ``source`` as a table of images or of text.
 
-    Labels are numbered in ascending order of their values unless the source names its classes. A column ``is_train``
-    is the published split.
+    ``source`` is ``"sklearn:digits"``; ``"arithmetic:blank"`` (see ``arithmetic_source``); a path to a file of a type
+    in ``readers.by_location.READERS``, to a folder of such files or to a folder written by ``save_to_disk``; or
+    ``"hub:owner/name"``, ``"hub:owner/name:configuration"``, either with ``"@split"`` behind it. ``$NAME`` in it is the
+    environment variable.
 
-    Parameters
-    ----------
-    source
-        ``"sklearn:digits"``, ``"arithmetic:<format>"`` (see ``arithmetic_source``), a file of a type in
-        ``readers.by_location.READERS``, a folder of such files or one written by ``save_to_disk``, or
-        ``"hub:owner/name"`` with optional ``":configuration"`` and ``"@split"``. ``$NAME`` is an environment variable.
-    split
-        One split. By default the train split and the test split are both read and marked by ``is_train``; a validation
-        split takes the place of a test split that is missing or has no labels.
-    text, pair, label, target, image, group
-        Column names; a column may also have the name with an ``s`` appended. ``group`` defaults to the field ``client``
-        of an ``.npz`` file.
-    format, prompt, words
-        The layout of the columns, a prompt with columns in braces, and the completion of each class, for language
-        models; see ``fedquilt.data.prompts``.
-    limit, rng
-        Keep so many rows in their order: drawn with ``rng``, or the first ones if it is None.
-    objects
-        The columns of each split of sources in memory (see ``readers.in_memory``), by the name of the source.
+    ``split`` picks one split. Without it, a source that has a train split and a test split (or, where the test split is
+    missing or has no labels, a validation split) gives the rows of both, told apart by ``is_train``.
+
+    ``text``, ``pair``, ``label``, ``target``, ``image`` and ``group`` name columns; a column may also bear the name
+    with an ``s`` behind it. A column ``is_train`` is the published split; an ``.npz`` field ``client`` is the group
+    where ``group`` is not set. Labels are numbered in ascending order of their values unless the source names its
+    classes. ``limit`` keeps that many rows in their order: drawn by ``rng``, or the first ones without it.
+
+    ``objects`` holds the columns of each split (as ``readers.in_memory`` makes them) of sources that are objects of the
+    calling program.
+
+    ``format``, ``prompt`` and ``words`` say how rows are posed to a language model, see ``fedquilt.data.prompts``: the
+    layout of the columns, a prompt with columns in braces, and the completion for each class.
 
     Raises
     ------
     DataError
-        if the source is missing, damaged or empty, has no such column or split, or some of its rows cannot be used; it
-        then lists each problem with file and lines.
+        if the source is missing, damaged or empty, has no such column or split, or some of its rows cannot be used:
+        with every kind of trouble, the file and the lines of each.
     """
     place = expanded(source)
     if place.startswith(PREFIX):
@@ -100,14 +96,14 @@ def load_table(
 
 
 def _of_split(table: Table, split: str | None) -> Table:
-    """The rows of one side of the published split, or all rows."""
+    """The rows of one side of the published split, or all."""
     if split not in ("train", "test") or table.is_train is None:
         return table
     return table.rows((table.is_train == (split == "train")).nonzero()[:, 0])
 
 
 def expanded(source: str) -> str:
-    """``source`` with environment variables and a leading ``~`` expanded.
+    """``source`` with every ``$NAME`` and a leading ``~`` filled in.
 
     Raises
     ------
@@ -125,7 +121,7 @@ def expanded(source: str) -> str:
 
 
 def limited(table: Table, limit: int | None, rng: Rng | None = None) -> Table:
-    """At most ``limit`` rows in their order: drawn with ``rng``, or the first ones; all rows for None or 0."""
+    """At most ``limit`` rows in their order, drawn by ``rng`` or the first ones without it; all rows for None or 0."""
     if not limit or limit >= len(table):
         return table
     rows = np.arange(limit) if rng is None else np.sort(rng.numpy().choice(len(table), size=limit, replace=False))
@@ -133,7 +129,7 @@ def limited(table: Table, limit: int | None, rng: Rng | None = None) -> Table:
 
 
 def published_split(table: Table) -> tuple[Table, Table | None]:
-    """The training rows, and the test rows of the published split, or None if there is no split."""
+    """The training rows, and the test rows of the published split or None if the table has none."""
     if table.is_train is None or bool(table.is_train.all()):
         return table, None
     return table.rows(table.is_train.nonzero()[:, 0]), table.rows((~table.is_train).nonzero()[:, 0])
@@ -142,9 +138,10 @@ def published_split(table: Table) -> tuple[Table, Table | None]:
 def with_classes(
     table: Table, classes: Sequence[str], where: str, absent_from: str = "the training data does not have"
 ) -> Table:
-    """The table with its labels numbered by ``classes``; class names are matched by ``classes.places``.
+    """The table with its labels numbered by ``classes``, so that tables that were read apart agree; names that mean the
+    same are joined as ``classes.places`` says.
 
-    The message of an error names the table by ``where``, and continues with ``absent_from`` for an unknown class.
+    ``where`` names the table in the error, ``absent_from`` where a class of it is missing.
 
     Raises
     ------
@@ -205,7 +202,7 @@ def _chosen(splits: Mapping[str, Raw], split: str | None, label: str, source: st
 
 
 def _unlabelled(raw: Raw, label: str) -> bool:
-    # benchmarks of the hub hide the labels of their test split behind -1
+    # hub benchmarks hide the answers of their test split behind -1
     return label in raw.class_names and all(value == -1 for value in raw.read(label))
 
 
@@ -245,19 +242,19 @@ def _table(
     turns = None
     targets = None if target is None else strings(raw, "target", target, source, troubles)
     if kind == "image":
-        named = f"data.source = '{source}'"
-        inputs = decoded(column(raw, "image", image, source), f"column '{found(raw, image)}'", troubles, named)
+        told_of = f"data.source = '{source}'"
+        inputs = decoded(column(raw, "image", image, source), f"column '{found(raw, image)}'", troubles, told_of)
     elif layout != "plain":
-        talks = conversations(raw, layout, troubles)
-        turns, targets = (talks.turns if prompt is None else None), targets or talks.completions
-        inputs = [rendered(one) for one in talks.turns]
+        told = conversations(raw, layout, troubles)
+        turns, targets = (told.turns if prompt is None else None), targets or told.completions
+        inputs = [rendered(one) for one in told.turns]
     elif prompt is None:
         inputs = strings(raw, "text", text, source, troubles)
     if prompt is not None:
         inputs = filled(prompt, raw, {"text": text} | ({"pair": pair} if pair else {}), source, troubles)
     labels: Tensor | None = None
     names_of: tuple[str, ...] = ()
-    # a source without the default column has no labels; a column that the user named must exist
+    # a source without the default column has no labels; a column that the user named must be there
     if found(raw, label) is not None or label != "label":
         labels, names_of = classes(raw, label, source, troubles)
     ids, group_names = (None, ()) if group is None else groups(raw, group, source, troubles)
@@ -266,7 +263,7 @@ def _table(
         inputs,
         labels,
         names_of,
-        # a column in the prompt is not a second text
+        # what stands in a prompt is no second text
         pairs=None if pair is None or prompt is not None else strings(raw, "pair", pair, source, troubles),
         targets=targets,
         turns=turns,

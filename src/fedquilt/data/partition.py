@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -69,7 +69,7 @@ def settings_problems(scheme: str, settings: Mapping[str, Any]) -> list[str]:
         return [f"partition.scheme = '{scheme}': no such scheme{hint}; allowed: {', '.join(SCHEMES)}"]
     allowed = {
         name: parameter
-        for name, parameter in inspect.signature(SCHEMES[scheme]).parameters.items()
+        for name, parameter in inspect.signature(SCHEMES[scheme], eval_str=True).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     problems = [
@@ -79,11 +79,12 @@ def settings_problems(scheme: str, settings: Mapping[str, Any]) -> list[str]:
         if name not in allowed
     ]
     for name, parameter in allowed.items():
+        rule = _rule(parameter.annotation)
         if name not in settings:
             if parameter.default is parameter.empty:
-                problems.append(f"partition.{name}: scheme '{scheme}' needs it; set it to {_RULES[name].words}")
-        elif not _RULES[name].holds(settings[name]):
-            problems.append(f"partition.{name} = {reprlib.repr(settings[name])}: must be {_RULES[name].words}")
+                problems.append(f"partition.{name}: scheme '{scheme}' needs it; set it to {rule.words}")
+        elif not rule.holds(settings[name]):
+            problems.append(f"partition.{name} = {reprlib.repr(settings[name])}: must be {rule.words}")
     return problems
 
 
@@ -102,27 +103,19 @@ class _Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-_MOST = 1_000_000_000
-
-
-def _whole(least: int) -> _Rule:
+def _rule(kind: Any) -> _Rule:
+    """What a setting of this type, a number between two ends, must be."""
+    number, low, high = get_args(kind)
+    if number is int:
+        return _Rule(
+            f"a whole number, {low.ge} or more, at most {high.le:,}",
+            lambda value: isinstance(value, int) and not isinstance(value, bool) and low.ge <= value <= high.le,
+        )
     return _Rule(
-        f"a whole number, {least} or more, at most {_MOST:,}",
-        lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MOST,
+        f"a number above {low.gt} and at most {high.le:,}",
+        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and low.gt < value <= high.le,
     )
 
-
-_POSITIVE = _Rule(
-    f"a number above 0 and at most {_MOST:,}",
-    lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= _MOST,
-)
-_RULES = {
-    "alpha": _POSITIVE,
-    "beta": _POSITIVE,
-    "min_size": _whole(0),
-    "floor": _whole(0),
-    "classes_per_client": _whole(1),
-}
 
 _REMEDIES = {
     "dirichlet": "set partition.min_size to 1 or more, raise partition.alpha, or lower partition.num_clients",

@@ -9,6 +9,7 @@ import numpy as np
 
 from fedquilt.core.errors import DataError
 from fedquilt.core.rng import Rng
+from fedquilt.core.settings import Count, Positive, Whole
 from fedquilt.data.readers import hub
 
 
@@ -26,7 +27,7 @@ def iid(rows: Rows, num_clients: int, rng: Rng) -> list[np.ndarray]:
     return hub.iid_parts(rng.numpy().permutation(rows.count), num_clients)
 
 
-def dirichlet(rows: Rows, num_clients: int, rng: Rng, *, alpha: float, min_size: int = 10) -> list[np.ndarray]:
+def dirichlet(rows: Rows, num_clients: int, rng: Rng, *, alpha: Positive, min_size: Whole = 10) -> list[np.ndarray]:
     """Label skew: every class is shared out by ``p ~ Dirichlet(alpha, ..., alpha)``.
 
     The whole draw is repeated until every client has ``min_size`` rows.
@@ -50,7 +51,7 @@ def dirichlet(rows: Rows, num_clients: int, rng: Rng, *, alpha: float, min_size:
     ) from cause
 
 
-def pathological(rows: Rows, num_clients: int, rng: Rng, *, classes_per_client: int) -> list[np.ndarray]:
+def pathological(rows: Rows, num_clients: int, rng: Rng, *, classes_per_client: Count) -> list[np.ndarray]:
     """Every client owns ``classes_per_client`` classes, and the owners of a class share it equally (to one row).
 
     With at least as many clients as classes this is flwr-datasets' partitioner; with fewer, for which it leaves classes
@@ -74,7 +75,7 @@ def pathological(rows: Rows, num_clients: int, rng: Rng, *, classes_per_client: 
 
 
 def pathological_dirichlet(
-    rows: Rows, num_clients: int, rng: Rng, *, classes_per_client: int, beta: float = 1.0, floor: int = 10
+    rows: Rows, num_clients: int, rng: Rng, *, classes_per_client: Count, beta: Positive = 1.0, floor: Whole = 10
 ) -> list[np.ndarray]:
     """Every client owns ``classes_per_client`` classes dealt from a deck; the owners of a class share it unequally.
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from fedquilt.config.clients import Partition
 from fedquilt.config.groups import Part, parts
-from fedquilt.config.schema import Config, Partition
+from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, FedquiltError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId

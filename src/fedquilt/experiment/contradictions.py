@@ -12,6 +12,7 @@ from fedquilt.aggregate.lowrank.rules import RULES, Rule
 from fedquilt.config.error_text import shown
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
+from fedquilt.config.sections import default_of
 from fedquilt.experiment.method import Chosen, lowrank_rule
 from fedquilt.methods.registry import ENTRIES, Factory, defaults, traits_of
 from fedquilt.methods.traits import Traits
@@ -82,7 +83,7 @@ class Case:
     def changed(self, section: str, key: str) -> bool:
         """Whether a key of a section has another value than its default."""
         table = getattr(self.config, section)
-        return bool(getattr(table, key) != type(table).model_fields[key].default)
+        return bool(getattr(table, key) != default_of(type(table), key))
 
 
 class Row(NamedTuple):

@@ -16,13 +16,13 @@ from fedquilt.adapters.registry import KINDS
 from fedquilt.allocate.budget import check_budgets, shares
 from fedquilt.allocate.budget import groups as capability_groups
 from fedquilt.client.client import Client
-from fedquilt.client.fit import Training, num_steps
 from fedquilt.client.task import scoring_of
 from fedquilt.client.workbench import Workbench
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
 from fedquilt.core.factors import cut
 from fedquilt.core.rng import Rng
+from fedquilt.core.training import num_steps
 from fedquilt.core.types import Budget, ClientId, Federation, Layout, Params, Profile
 from fedquilt.data.table import Columns, num_rows, take
 from fedquilt.experiment.buffers import buffers_of
@@ -151,12 +151,13 @@ def built(
 ) -> tuple[BuiltGroup, dict[ClientId, Client]]:
     """A group and those of its clients whose rows are here."""
     config, architecture = part.config, work.bench.layout.architecture
-    training = Training(**config.training.model_dump(exclude={"precision", "proximal"}))
 
     def client(id: ClientId, budget: Budget, train: Columns, **held_out: Columns) -> Client:
         profile = Profile(id, num_rows(train), architecture, budget, config.model.task, part.label)
         own, size = cut(work.first, budget.rank), config.evaluation.batch_size
-        return Client(profile, work.bench, own, training, config.rounds, train, held_out, size, answering=answering)
+        return Client(
+            profile, work.bench, own, config.training, config.rounds, train, held_out, size, answering=answering
+        )
 
     answering, lost = None, dict[str, Any]()
     whole = Budget(work.bench.layout.num_layers)

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fedquilt.client.fit import learning_rate_at
 from fedquilt.core.loop import Round, Traffic
+from fedquilt.core.training import learning_rate_at
 from fedquilt.core.types import ClientId, Memory, Tree
 from fedquilt.experiment.build import Experiment
 from fedquilt.experiment.export import is_whole

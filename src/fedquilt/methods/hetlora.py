@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,17 +15,18 @@ from fedquilt.aggregate.lowrank.rules import dispatched, segment_rule
 from fedquilt.aggregate.lowrank.segment import pruned_rank, tail
 from fedquilt.allocate.layers import Shape
 from fedquilt.client.fit import METRICS
-from fedquilt.config.value_types import Kept, Penalty, Rank
-from fedquilt.core.errors import ConfigError
 from fedquilt.core.factors import factors, named
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
+from fedquilt.core.settings import Kept, Penalty, Rank, Unless
 from fedquilt.core.types import Federation, Memory, Order, Params, Profile, Range, Reply, Tree
 from fedquilt.core.worker import Worker
 from fedquilt.methods.layered import Weighting, common_layers, everyone, layered
 from fedquilt.methods.traits import Traits
 
 TRAITS = Traits(needs="factors", rule=segment_rule())
+
+_PRUNED = Unless("gamma", 1.0)
 
 
 def hetlora(
@@ -34,8 +35,8 @@ def hetlora(
     shape: Shape = "inverted-triangle",
     normalize: Literal["all", "segment"] = "all",
     gamma: Kept = 0.99,
-    min_rank: Rank = 1,
-    tail_penalty: Penalty = 0.0,
+    min_rank: Annotated[Rank, _PRUNED] = 1,
+    tail_penalty: Annotated[Penalty, _PRUNED] = 0.0,
     weighting: Weighting = "examples",
 ) -> Method:
     """Client k is sent the first ``r_k`` columns of B and rows of A; the server pads with zeros and takes the mean,
@@ -47,19 +48,8 @@ def hetlora(
     not all clients hold: all, or those that hold them. ``weighting`` is that of the head. As many layers as the poorest
     client affords.
 
-    Raises
-    ------
-    ConfigError
-        if ``gamma`` is not in (0, 1], ``min_rank`` is below 1, or ``tail_penalty`` below 0.
-
     Paper: hetlora, method
     """
-    if not 0 < gamma <= 1:
-        raise ConfigError(f"method.gamma = {gamma}: must be above 0 and at most 1")
-    if min_rank < 1:
-        raise ConfigError(f"method.min_rank = {min_rank}: must be at least 1")
-    if tail_penalty < 0:
-        raise ConfigError(f"method.tail_penalty = {tail_penalty}: must be at least 0")
 
     def ranks(state: Tree, profile: Profile) -> int | None:
         now: int | None = state["ranks"].get(str(profile.id), profile.budget.rank)

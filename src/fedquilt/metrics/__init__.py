@@ -1,1 +1,1 @@
-"""Correctness of the answers of a language model."""
+"""When an answer that a language model wrote is right."""

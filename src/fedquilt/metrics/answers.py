@@ -1,7 +1,7 @@
-"""Extracting the answer from a generated text, and comparing it with the reference answer.
+"""What a text answers, and whether that is what the right answer says.
 
-A language model writes prose around its answers. Only whole words, numbers and letters are extracted: "no" is not found
-in "not", and the article in "a dog" is not option A.
+A language model writes prose around its answers. What is taken out of it is a whole word, number or letter, never a
+part of one: "no" is not in "not", and the article in "a dog" is not option A.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 KINDS = ("exact", "number", "letter", "program", "label")
-"""How two texts are compared: exactly, by number, by option letter, by the value of their program, or by class name."""
+"""Ways to compare two texts: as they are, by their number, option letter, their program's value, or class name."""
 
 _NUMBER = re.compile(
     r"(?<![\w.])"  # not the tail of a word or of another number
@@ -34,15 +34,15 @@ _CLOSE = Fraction(1, 10**9)
 
 
 def folded(text: str) -> str:
-    """The text without surrounding white space, and with single spaces inside."""
+    """The text without white space around it, and with one blank for any white space inside."""
     return " ".join(text.split())
 
 
 def number(text: str) -> Fraction | None:
-    """The last number of the text, or None; if there is an "answer is", that of the sentence after the last one.
+    """The number that the text ends on, or None: of the sentence behind the last "answer is", if there is one.
 
-    ``1,234`` is 1234 and ``7.0`` is 7; a currency sign before and a unit after the number are ignored. A sign between
-    two numbers is an operator.
+    ``1,234`` is 1234 and ``7.0`` is 7; a currency before and a unit behind do not matter. A sign that stands between
+    two numbers is an operation.
     """
     behind = _behind(_TRIGGER, text)
     if behind is not None:
@@ -56,8 +56,8 @@ def number(text: str) -> Fraction | None:
 def letter(text: str) -> str | None:
     """The option from A to E that the text chooses, in upper case, or None.
 
-    This is the first single letter, after the last "answer is" or "option" if there is one. A lower-case letter counts
-    only if it is the whole text or has a bracket; an A that may be the article, as in "A dog barks", does not count.
+    The first one that stands alone, behind the last "answer is" or "option" if there is one. A lower-case letter counts
+    where it is the whole text or has a bracket; an A not where it may be the article: "A dog barks".
     """
     if whole := _ONLY_LETTER.fullmatch(text):
         return whole[1].upper()
@@ -73,9 +73,9 @@ def letter(text: str) -> str | None:
 
 
 def label(text: str, classes: Sequence[str]) -> str | None:
-    """The class whose name the text starts with, as a whole word, or None; the longest name if several fit.
+    """The class whose name the text begins with, as a whole word, or None; the longest where several fit.
 
-    Case is ignored, and so are quotes and brackets before the name.
+    Upper and lower case are one, and quotes or brackets before the name do not matter.
     """
     said = folded(text).casefold().lstrip("\"'`*([{ ")
     fitting = [name for name in classes if folded(name) and _begins_with(said, folded(name).casefold())]
@@ -83,13 +83,13 @@ def label(text: str, classes: Sequence[str]) -> str | None:
 
 
 def program(text: str) -> str:
-    """The program in a text: the content of its first code fence (three backticks), or the whole text."""
+    """The program in a text: what stands in its first fence of three backticks, or all of it."""
     fenced = _FENCED.search(text)
     return fenced[1] if fenced else text
 
 
 def same_number(left: Fraction | None, right: Fraction | None) -> bool:
-    """Whether both are given and equal; numbers that are not both integers may differ by a relative 1e-9."""
+    """Whether both are there and equal; of two that are not both whole, up to the rounding of floats (1e-9)."""
     if left is None or right is None:
         return False
     if left.denominator == right.denominator == 1:
@@ -98,15 +98,15 @@ def same_number(left: Fraction | None, right: Fraction | None) -> bool:
 
 
 def says_something(kind: str, text: str) -> bool:
-    """Whether a reference answer can be compared by this kind: it holds text, a number or a letter; nothing is run."""
+    """Whether a right answer can be compared by this kind: it has text, a number, a letter. Programs are not run."""
     readers: dict[str, Callable[[str], object]] = {"number": number, "letter": letter}
     return readers.get(kind, folded)(text) not in (None, "")
 
 
 def is_right(kind: str, said: str, gold: str, classes: Sequence[str] = ()) -> bool:
-    """Whether ``said`` gives the same answer as the reference ``gold``, by any kind but ``program``.
+    """Whether ``said`` answers what ``gold`` does, by any kind but ``program``, which has to run.
 
-    ``classes`` are the possible class names; ``gold`` is always one of them.
+    ``classes`` are the names that a label can have; that of ``gold`` is always one of them.
     """
     if folded(said) == folded(gold):
         return True
@@ -125,7 +125,7 @@ def is_right(kind: str, said: str, gold: str, classes: Sequence[str] = ()) -> bo
 
 
 def _behind(trigger: re.Pattern[str], text: str) -> str | None:
-    """The text after the last trigger that is followed by any text."""
+    """What stands behind the last trigger that has anything behind it."""
     behind = [text[match.end() :] for match in trigger.finditer(text)]
     return next((rest for rest in reversed(behind) if rest.strip()), None)
 

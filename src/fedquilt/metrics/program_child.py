@@ -1,12 +1,12 @@
-"""A script that runs untrusted generated programs, each in a process of its own; the package never imports it.
+"""A script that runs programs which a model wrote, each in a process of its own; the package never imports it.
 
-``fedquilt.metrics.programs`` starts it; it uses only the standard library. It reads JSON from standard input,
-``{"programs": [...], "seconds": s, "wall_seconds": s, "steps": n, "memory": bytes}``, and writes ``[value, reason]``
-for each program to standard output: its answer as text, or null and the reason why there is none.
+It is started by ``fedquilt.metrics.programs``, and uses the standard library alone. On standard input it is given JSON,
+``{"programs": [...], "seconds": s, "wall_seconds": s, "steps": n, "memory": bytes}``; on standard output it says, for
+each program, ``[value, reason]``: what the program says as text, or null and why there is nothing.
 
-A program is restricted in two ways. It may only use the small part of Python that is listed here: numbers, strings,
-lists, conditions, loops, its own functions, ``math``. And its process can open no file and no connection, start no
-process, and has limits on lines, processor time, memory and output. Neither is a kernel sandbox.
+Two fences stand around a program. It may only use the small part of Python that is listed here: numbers, texts, lists,
+conditions, loops, functions of its own, ``math``. And its process can open no file and no connection, start no process,
+and has bounds on lines, processor time, memory and output. Neither is a kernel's sandbox.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from types import FrameType
 from typing import Any
 
 LONGEST = 20_000
-"""Most characters of a program."""
+"""Characters of a program."""
 MOST_PRINTED = 10_000
-"""Most characters that a program may print."""
+"""Characters that a program prints."""
 
 BUILTINS = (
     *("abs", "all", "any", "bool", "dict", "divmod", "enumerate", "float", "int", "len", "list", "max", "min", "pow"),
@@ -49,11 +49,11 @@ NODES = (
 
 
 class Stopped(BaseException):
-    """A program exceeded a limit."""
+    """A program went over a bound."""
 
 
 def refusal(tree: ast.AST) -> str | None:
-    """The reason why a program is not run, or None if it uses only what is listed."""
+    """Why a program is not run, or None if all that it uses is on the lists."""
     for node in ast.walk(tree):
         if not isinstance(node, NODES):
             return f"uses {type(node).__name__}"
@@ -72,7 +72,7 @@ def refusal(tree: ast.AST) -> str | None:
 
 
 def said(program: str, steps: int) -> tuple[str | None, str]:
-    """Run a program: the value of its ``answer``, or else its output, as text; or None and the reason."""
+    """What a program leaves in ``answer``, or else what it prints, as text; or None and why there is nothing."""
     if len(program) > LONGEST:
         return None, f"is longer than {LONGEST} characters"
     try:
@@ -106,7 +106,7 @@ def said(program: str, steps: int) -> tuple[str | None, str]:
     known = {name: getattr(builtins, name) for name in BUILTINS} | {"print": show, "__import__": only_math}
     space: dict[str, Any] = {"__builtins__": known, "__name__": "program"}
     try:
-        code = compile(ast.unparse(tree), "program", "exec")  # one statement per line, so that lines count steps
+        code = compile(ast.unparse(tree), "program", "exec")  # one statement a line, so that lines count steps
         sys.settrace(counted)
         try:
             exec(code, space)
@@ -117,49 +117,39 @@ def said(program: str, steps: int) -> tuple[str | None, str]:
             return str(answer)[:LONGEST], ""
     except Stopped as stop:
         return None, str(stop)
-    except BaseException as error:  # an untrusted program may raise anything; it then has no answer
+    except BaseException as error:  # whatever a stranger's program raises is an answer that it does not give
         return None, f"ends in {type(error).__name__}"
     text = "".join(printed)
     return (text, "") if text.strip() else (None, "leaves nothing in `answer` and prints nothing")
 
 
 def confine(seconds: int, memory: int) -> None:
-    """Limit this process permanently: no files, connections or processes; ``seconds`` of CPU time, ``memory`` bytes."""
+    """Bound this process for good: no new files, connections or processes, so much processor time and memory."""
     bounds = [(resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, 0)]
     bounds += [(resource.RLIMIT_NPROC, 0), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, 0)]
     for kind, bound in bounds:
-        last = bound + (kind == resource.RLIMIT_CPU)  # the soft limit on time signals the reason, the hard one kills
+        last = bound + (
+            kind == resource.RLIMIT_CPU
+        )  # the first bound on time tells why it stops, the last one stops it
         try:
             resource.setrlimit(kind, (bound, last))
         except (ValueError, OSError):
-            if kind != resource.RLIMIT_AS:  # some systems cannot limit the address space
+            if kind != resource.RLIMIT_AS:  # some systems bound no address space
                 raise
 
 
 def alone(program: str, seconds: int, wall_seconds: float, steps: int, memory: int) -> tuple[str | None, str]:
-    """Call ``said`` in a limited process, which is killed when its time is over.
-
-    Parameters
-    ----------
-    program
-        The program.
-    seconds, wall_seconds
-        The limits on CPU time and on elapsed time.
-    steps
-        The limit on executed lines.
-    memory
-        The limit on the address space, in bytes.
-    """
+    """``said``, in a process that is bounded, and ended when its time is over."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
         try:
             confine(seconds, memory)
-            result = json.dumps(said(program, steps)).encode()
-        except BaseException as error:  # even out of memory: nothing may return into the parent's loop
-            result = json.dumps([None, f"ends in {type(error).__name__}"]).encode()
-        os.write(writing, result)
+            told = json.dumps(said(program, steps)).encode()
+        except BaseException as error:  # out of memory at the very edge: nothing may return into the parent's loop
+            told = json.dumps([None, f"ends in {type(error).__name__}"]).encode()
+        os.write(writing, told)
         os._exit(0)
     os.close(writing)
     end, heard = time.monotonic() + wall_seconds, b""
@@ -182,7 +172,7 @@ def alone(program: str, seconds: int, wall_seconds: float, steps: int, memory: i
 
 
 def main() -> None:
-    """Read the programs and limits, run the programs, write their answers."""
+    """Read what is asked, run it, say what came out."""
     asked = json.load(sys.stdin)
     programs = asked.pop("programs")
     json.dump([alone(program, **asked) for program in programs], sys.stdout)

@@ -1,4 +1,4 @@
-"""The values of programs that a model generated, run in processes of their own."""
+"""The values of programs that a model wrote. They run in a process of their own, never in this one."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from fedquilt.metrics.answers import number, program, same_number
 
 CHILD = Path(__file__).with_name("program_child.py")
 SECONDS, WALL_SECONDS, STEPS, MEMORY = 2, 10.0, 100_000, 256 * 2**20
-"""Limits of one program: CPU time, elapsed time, executed lines, bytes of address space."""
+"""Bounds of one program: processor time, time by the clock, lines that are run, bytes of address space."""
 
 
 class Ran(NamedTuple):
-    """The value of a program, or None and the ``reason`` why it has none."""
+    """A program's value, or None and the ``reason`` why it has none."""
 
     value: Fraction | None
     reason: str
 
 
 def run_programs(programs: Sequence[str]) -> list[Ran]:
-    """The value of each program: the number in its ``answer``, or the last number that it prints.
+    """The value of each program: the number in its ``answer``, or the last one that it prints.
 
-    One short-lived Python process without site packages, environment or open files, in an empty folder, runs each
-    program in a child process with the limits above. The limit on lines ends an endless loop at the same point on every
-    machine; the other limits restrict what a single line can do. ``program_child`` lists what a program may use.
+    All run in one short-lived Python without site packages, environment or open files, in an empty folder; each there
+    in a process of its own, with the bounds above. Lines are counted so that an endless loop ends at the same place on
+    every machine; the other bounds are for what one line can do. See ``program_child`` for what a program may use.
 
     Raises
     ------
     ConfigError
-        if this system cannot limit a process.
+        if this system cannot bound a process.
     RunError
-        if the process that runs the programs fails.
+        if the process that runs them cannot do so.
     """
     if os.name != "posix":
         raise ConfigError(
-            "data.answers = 'program': programs run in a process with limits, which this system does not support; use "
-            "Linux or macOS, or leave data.answers out"
+            "data.answers = 'program': programs run in a bounded process, which this system has not; use Linux or "
+            "macOS, or leave data.answers out"
         )
     if not programs:
         return []
@@ -56,22 +56,22 @@ def run_programs(programs: Sequence[str]) -> list[Ran]:
     with tempfile.TemporaryDirectory(prefix="fedquilt-programs-") as empty:
         process = subprocess.Popen(command, cwd=empty, env={}, start_new_session=True, encoding="utf-8", **pipes)
         try:
-            output, complaint = process.communicate(asked, timeout=30 + len(programs) * (WALL_SECONDS + 1))
-        except BaseException:  # also an interrupt: no program may keep running
+            told, complaint = process.communicate(asked, timeout=30 + len(programs) * (WALL_SECONDS + 1))
+        except BaseException:  # of whatever kind, an interrupt too: none of them may live on
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             raise
-    if process.returncode != 0:  # not caused by a program: each runs in a child of its own
+    if process.returncode != 0:  # not for anything that a program did: each is in a process below
         last = (complaint.strip().splitlines() or ["no reason given"])[-1]
         raise RunError(
             f"data.answers = 'program': the process that runs programs ended with {process.returncode} ({last}); look "
             "at the limits on processes and memory of this machine, or choose another data.answers"
         )
-    return [_ran(text, reason) for text, reason in json.loads(output)]
+    return [_ran(text, reason) for text, reason in json.loads(told)]
 
 
 def right_programs(said: Sequence[str], gold: Sequence[str]) -> list[bool]:
-    """Whether each answer's program has the value of the reference program; equal texts are right without running."""
+    """For each answer, whether its program has the value of the right one; the same text is right without running."""
     pairs = [(program(mine).strip(), program(right).strip()) for mine, right in zip(said, gold, strict=True)]
     texts = list(dict.fromkeys(text for mine, right in pairs if mine != right for text in (mine, right)))
     values = {text: ran.value for text, ran in zip(texts, run_programs(texts), strict=True)}

@@ -1,1 +1,1 @@
-"""Pretraining of the built-in base models on generated data."""
+"""Base models that are made from generated data, not downloaded."""

@@ -1,4 +1,4 @@
-"""Pretraining of the built-in language models: three families trained on arithmetic text without task formats."""
+"""Pretraining of the built-in language models: three unlike families that learn sums, but no task's format."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from fedquilt.data.synthetic.arithmetic_text import passages, quantities
 from fedquilt.models.small_tokenizers import MARKS, new_tokenizer, save_tokenizer
 from fedquilt.models.tiny import new_causal_lm
 from fedquilt.models.whole_files import save_model
-from fedquilt.pretrain.recipe import Progress, check_settings, empty_folder, recipe_text, trained
+from fedquilt.pretrain.recipe import Told, check_settings, empty_folder, recipe_text, trained
 
 POSITIONS = 512
-"""The number of positions of the models."""
+"""How many tokens the models can read at once."""
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {
@@ -43,8 +43,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "initializer_range": 0.06,
     },
 }  # fmt: skip
-"""Config values by family: LLaMA with untied output weights; Gemma 2 with one key-value head, norms before and after
-each layer and GeGLU; Qwen 3 with norms of queries and keys."""
+"""By family what its Hugging Face config takes: LLaMA with weights of its own for the output, Gemma 2 with one head of
+keys, norms on both sides of a layer and GeGLU, Qwen 3 with norms of queries and keys."""
 
 _VOCABULARY_TEXT, _CHUNK = 20_000, 2_000  # passages
 _NUM_SUMS = 256  # of every kind
@@ -52,23 +52,10 @@ _NUM_SUMS = 256  # of every kind
 
 @dataclass(frozen=True)
 class PretrainedText:
-    """The result of a pretraining.
+    """What a pretraining came to.
 
-    Attributes
-    ----------
-    folder
-        The folder of the model.
-    num_weights
-        The number of parameters.
-    fresh_loss
-        The loss on new text, in nats per token.
-    new, known
-        The accuracy in [0, 1] of completing lines of arithmetic, by kind of calculation: with held-out operands and
-        with others.
-    losses
-        The loss of every step.
-    seconds
-        The elapsed time.
+    ``fresh_loss`` is nats a token on new text; ``new`` and ``known`` are by kind of sum the shares, in [0, 1], of plain
+    statements completed without a mistake, with operands that are held out and with others.
     """
 
     folder: Path
@@ -92,33 +79,22 @@ def pretrain_arithmetic(
     weight_decay: float = 0.1,
     warmup: float = 0.05,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: Told | None = None,
 ) -> PretrainedText:
-    """Train a small causal language model and its tokenizer on generated arithmetic text, and save them in ``out``.
+    """A small causal language model of a family, with a tokenizer of its own, trained on drawn text about quantities.
 
-    ``out`` receives config.json, model.safetensors (float16), tokenizer.json, tokenizer_config.json and recipe.toml.
-
-    Parameters
-    ----------
-    family, out
-        A key of ``FAMILIES``, and the folder, which must be empty or not exist.
-    rng
-        The random stream.
-    steps, learning_rate, weight_decay, warmup
-        As in ``recipe.trained``.
-    batch_size, length
-        The rows of a batch, and the tokens of a row; passages are packed without gaps.
-    device, progress
-        The device of the training, and a function that is called after every step, or None.
+    Every step sees ``batch_size`` rows of ``length`` tokens of fresh passages, packed end to end. ``family`` is one of
+    ``FAMILIES``. ``out`` gets config.json, model.safetensors (float16), tokenizer.json, tokenizer_config.json and
+    recipe.toml, all at the end.
 
     Raises
     ------
     ConfigError
-        if a setting is out of its range; names every such setting.
+        if a setting is out of its range; names every one that is.
     RunError
         if ``out`` is not empty or cannot be written; raised before any training.
     TrainingError
-        if the loss is not finite.
+        if the loss stops being a number.
     """
     settings = {
         "steps": steps,
@@ -162,18 +138,9 @@ def pretrain_arithmetic(
 
 
 def packed(tokenizer: Tokenizer, family: str, batch_size: int, length: int, rng: Rng) -> Iterator[Tensor]:
-    """Yield batches of packed passages, int64 (``batch_size``, ``length``), without end.
+    """Batch after batch of token numbers, int64 (``batch_size``, ``length``): passages end to end, without an end.
 
-    Each passage starts with the start token and ends with the end token; the end of a row may cut it.
-
-    Parameters
-    ----------
-    tokenizer, family
-        The tokenizer, and its family.
-    batch_size, length
-        The shape of a batch.
-    rng
-        The random stream of the passages.
+    Every passage begins with the start token and ends with the end token; the row's edge may cut it.
     """
     end = MARKS[family].index(MARKS[family].end)  # the special tokens are numbered first
     waiting: list[int] = []
@@ -201,7 +168,7 @@ def _config(family: str, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _loss(model: nn.Module, rows: Tensor) -> Tensor:
-    """The mean negative log-likelihood of the next token, in nats, of rows (row, length)."""
+    """Mean negative log-likelihood of the next token, in nats, over rows (row, length)."""
     logits = model(input_ids=rows, use_cache=False).logits[:, :-1]  # (row, length - 1, token)
     return F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
 

@@ -1,4 +1,4 @@
-"""Pretraining of the built-in image models: small ViTs trained on letters and symbols, without digits."""
+"""Pretraining of the built-in image models: small ViTs that learn letters and symbols; digits are new to them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedquilt.core.rng import Rng
 from fedquilt.data.synthetic.glyphs import CLASSES, FONTS, SIDE, draw, glyph_pool
 from fedquilt.models.tiny import new_vit
 from fedquilt.models.whole_files import save_model
-from fedquilt.pretrain.recipe import Progress, check_settings, empty_folder, recipe_text, trained
+from fedquilt.pretrain.recipe import Told, check_settings, empty_folder, recipe_text, trained
 
 SIZES: dict[str, dict[str, Any]] = {
     "4x32": {
@@ -40,14 +40,14 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 12,
         "num_attention_heads": 4,
         "intermediate_size": 192,
-        "initializer_range": 0.12,  # about 1 / sqrt(hidden_size); so narrow a model hardly learns with the usual 0.02
+        "initializer_range": 0.12,  # about 1 / sqrt(hidden_size): from the usual 0.02 so narrow a model hardly learns
     },
 }
-"""Config values by size (blocks x width); the largest is the built-in ``glyph-vit``."""
+"""Blocks x width, and what the architecture takes with them; the largest is the built-in ``glyph-vit``."""
 
 DEFAULT_SIZE = "12x64"
 HELD_OUT_FONTS = ("STIXGeneral", "cmss10")
-"""Fonts that are held out from training, to measure the accuracy on unseen fonts."""
+"""Fonts that are never trained on; the accuracy on them says what the model makes of a hand it has not seen."""
 
 _MEAN = _DEVIATION = 0.5
 _HELD_OUT_ROWS = 2048
@@ -63,19 +63,7 @@ _COMMON: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Pretrained:
-    """The result of a pretraining.
-
-    Attributes
-    ----------
-    folder
-        The folder of the model.
-    accuracy_new_fonts, accuracy_new_drawings
-        The accuracies, in [0, 1], on held-out fonts and on new drawings of the training fonts.
-    losses
-        The loss of every step.
-    seconds
-        The elapsed time.
-    """
+    """What a pretraining came to: its folder, accuracies in [0, 1], the loss of every step, and the seconds it took."""
 
     folder: Path
     accuracy_new_fonts: float
@@ -85,12 +73,12 @@ class Pretrained:
 
 
 def shape_of(size: str) -> dict[str, Any]:
-    """The keyword arguments of the Hugging Face ``ViTConfig`` for a size.
+    """The keyword arguments of the Hugging Face ``ViTConfig`` for this size.
 
     Raises
     ------
     ConfigError
-        if there is no such size; lists the known sizes.
+        if there is no such size; names those there are.
     """
     if size not in SIZES:
         raise ConfigError([f"there is no size '{size}'{suggestion(size, list(SIZES))}; allowed: {', '.join(SIZES)}"])
@@ -109,36 +97,22 @@ def pretrain_glyphs(
     warmup: float = 0.1,
     label_smoothing: float = 0.0,
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: Told | None = None,
 ) -> Pretrained:
-    """Train all weights of a ViT to classify ``CLASSES``, and save it in ``out`` as a Hugging Face folder.
+    """A ViT with all weights trained to tell ``CLASSES`` apart, saved in ``out`` as a Hugging Face folder.
 
-    Every step draws new images. ``out`` receives config.json, preprocessor_config.json, model.safetensors (float32) and
-    recipe.toml.
-
-    Parameters
-    ----------
-    out
-        The folder; it must be empty or not exist.
-    rng
-        The random stream.
-    size
-        A key of ``SIZES``.
-    steps, batch_size, learning_rate, weight_decay, warmup
-        As in ``recipe.trained``.
-    label_smoothing
-        The label smoothing of the cross-entropy loss.
-    device, progress
-        The device of the training, and a function that is called after every step, or None.
+    ``size`` is one of ``SIZES``. Every step sees fresh drawings. AdamW; the learning rate rises linearly over the first
+    ``warmup`` (a share of the steps) and falls to zero as a cosine. ``out`` gets
+    config.json, preprocessor_config.json, model.safetensors (float32) and recipe.toml.
 
     Raises
     ------
     ConfigError
-        if a setting is out of its range; names every such setting.
+        if a setting is out of its range; names every one that is.
     RunError
         if ``out`` is not empty or cannot be written; raised before any training.
     TrainingError
-        if the loss is not finite.
+        if the loss stops being a number.
     """
     settings = {
         "steps": steps,
@@ -180,7 +154,7 @@ def pretrain_glyphs(
 
 
 def _pixels(images: Tensor) -> Tensor:
-    """Normalise images (n, 28, 28) in [0, 1] for the model: (n, 1, 28, 28) in [-1, 1]."""
+    """Images (n, 28, 28) in [0, 1] as the model takes them: (n, 1, 28, 28) in [-1, 1]."""
     return ((images - _MEAN) / _DEVIATION)[:, None]
 
 

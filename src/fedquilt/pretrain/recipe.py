@@ -1,4 +1,4 @@
-"""Common parts of pretraining: checked settings, an empty folder, the AdamW loop, and recipe.toml."""
+"""What all pretrainings share: checked settings, an empty folder, the loop of AdamW, and the text of recipe.toml."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 from fedquilt.core.errors import ConfigError, RunError, TrainingError
 
-Progress = Callable[[int, int, float], None]
-"""``progress(step, steps, loss)``, called after every step."""
+Told = Callable[[int, int, float], None]
+"""``told(step, steps, loss)``, called after every step."""
 
 
 def check_settings(settings: Mapping[str, float]) -> None:
-    """Raise ConfigError if a setting is out of its range.
+    """Refuse settings out of their range.
 
     Raises
     ------
     ConfigError
-        names every such setting with its value and the allowed range.
+        names every setting that is, with what is allowed.
     """
     finite = {name: value for name, value in settings.items() if math.isfinite(value)}
     problems = [
@@ -46,12 +46,12 @@ _RULES: dict[str, tuple[Callable[[float], bool], str]] = {
 
 
 def empty_folder(folder: Path) -> Path:
-    """Make the folder if it does not exist, and check that it is empty and writable.
+    """The folder, made if it is not there, and known to be empty and to take files.
 
     Raises
     ------
     RunError
-        if it is not empty or not writable.
+        if it holds anything, or cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,31 +73,17 @@ def trained(
     learning_rate: float,
     weight_decay: float,
     warmup: float,
-    progress: Progress | None,
+    progress: Told | None,
 ) -> tuple[float, ...]:
-    """Train all weights of ``model`` in place with AdamW; the loss of every step.
+    """The loss of every step, after all weights of ``model`` took ``steps`` steps of AdamW; the model is changed.
 
-    The learning rate rises linearly during warm-up and then falls to zero as a cosine; gradients are clipped to norm 1.
-
-    Parameters
-    ----------
-    model
-        The model.
-    losses
-        Yields the loss of the current model, once per step.
-    steps
-        The number of steps.
-    learning_rate, weight_decay
-        The highest learning rate, and the weight decay of matrices.
-    warmup
-        The share of the steps in which the learning rate rises.
-    progress
-        Called after every step, or None.
+    ``losses`` gives the loss of the model as it is then, once a step. The learning rate rises linearly over the first
+    ``warmup`` (a share of the steps) and falls to zero as a cosine; gradients are clipped to norm 1.
 
     Raises
     ------
     TrainingError
-        if the loss is not finite.
+        if the loss stops being a number.
     """
     optimizer = torch.optim.AdamW(_groups(model, weight_decay), lr=learning_rate, betas=(0.9, 0.98))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, warmup))
@@ -119,7 +105,7 @@ def trained(
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups: weight decay applies to matrices, not to biases, norms, the class token and embeddings."""
+    """Matrices decay; biases, norms, the class token, the positions and the embeddings of tokens do not."""
     matrices = [weight for name, weight in model.named_parameters() if weight.ndim >= 2 and "embed" not in name]
     kept = {id(weight) for weight in matrices}
     others = [weight for weight in model.parameters() if id(weight) not in kept]
@@ -127,7 +113,7 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def _rate(step: int, steps: int, warmup: float) -> float:
-    """The factor on the learning rate: ``(step + 1) / w`` for ``w`` warm-up steps, then half a cosine to 0."""
+    """Factor on the learning rate: ``(step + 1) / w`` below ``w`` warm-up steps, then half a cosine down to 0."""
     rising = int(steps * warmup)
     if step < rising:
         return (step + 1) / rising
@@ -135,7 +121,7 @@ def _rate(step: int, steps: int, warmup: float) -> float:
 
 
 def recipe_text(command: str, settings: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """The text of recipe.toml: the command, the settings and the results of a pretraining."""
+    """The text of recipe.toml: the command, the settings that made the weights, and what came out."""
     lines = [f'command = "{command}"', f'torch = "{torch.__version__}"', "", "[settings]"]
     lines += [f"{name} = {_toml(value)}" for name, value in settings.items()]
     lines += ["", "[result]", *(f"{name} = {_toml(value)}" for name, value in result.items())]

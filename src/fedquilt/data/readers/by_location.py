@@ -1,4 +1,4 @@
-"""Reading the columns of a source by its location: a file, a folder, the hub, scikit-learn."""
+"""From the place that a source names, a file, a folder, the hub, to columns."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tif
 
 
 def read_place(place: str, source: str, wanted: set[str]) -> dict[str, Raw]:
-    """The columns of each split at ``place``, by name; data without splits have the name ``""``.
+    """The columns of each split that lies at ``place``, by its name; ``""`` where there is one without a name.
 
-    ``source`` is the location as the user wrote it, for messages; ``wanted`` are the columns that may be read.
+    ``source`` is how the user wrote it, for messages; ``wanted`` are the columns that may be asked for.
 
     Raises
     ------
     DataError
-        if ``place`` does not exist or cannot be read.
+        if there is nothing, or what is there cannot be read.
     """
     if place.startswith("sklearn:"):
         return {"": _sklearn(place.removeprefix("sklearn:"), source)}
@@ -72,11 +72,11 @@ def _file(path: Path, wanted: set[str]) -> Raw:
 
 
 def _folder(path: Path, source: str, wanted: set[str]) -> dict[str, Raw]:
-    """The splits of a folder that holds files of rows, or one folder of pictures per class."""
+    """The splits of a folder of files of rows, or of pictures in a folder for each class."""
     inside = [file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file()]
     seen = [file for file in inside if not any(part.startswith((".", "__")) for part in file.parts)]
     found = [file for file in seen if file.suffix.lower() in FILE_TYPES]
-    # beside other files, JSON files hold metadata
+    # beside other files, JSON tells about the data
     found = [file for file in found if file.suffix.lower() != ".json"] or found
     pictures = not found
     if pictures:
@@ -100,7 +100,7 @@ def _folder(path: Path, source: str, wanted: set[str]) -> dict[str, Raw]:
 
 
 def _pictures(path: Path, splits: dict[str, list[str]]) -> dict[str, Raw]:
-    """Pictures; if they lie in several folders of equal depth, the folder's name is the class."""
+    """Pictures whose class is the name of their folder, where they lie in several folders of one depth."""
     every = [Path(name) for names in splits.values() for name in names]
     labelled = len({file.parent.name for file in every}) > 1 and len({len(file.parts) for file in every}) == 1
     made = {}

@@ -1,0 +1,95 @@
+"""What a section of a run file may hold, whether it is a pydantic model or the frozen dataclass of who uses it."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+from collections.abc import Mapping
+from functools import cache
+from itertools import pairwise
+from typing import Any, TypeGuard, get_type_hints
+
+from pydantic import BaseModel, Field, create_model
+from pydantic.fields import FieldInfo
+
+from fedquilt.config.value_types import STRICT
+
+Section = type
+"""A subclass of pydantic's ``BaseModel``, or a frozen dataclass with the types of ``fedquilt.core.settings``."""
+
+
+def is_section(kind: object) -> TypeGuard[type]:
+    """Whether a type is that of a section."""
+    return isinstance(kind, type) and (issubclass(kind, BaseModel) or dataclasses.is_dataclass(kind))
+
+
+def fields_of(section: Section) -> Mapping[str, FieldInfo]:
+    """The keys of a section, with their types, defaults and meanings."""
+    return keys_apart(section).model_fields
+
+
+def default_of(section: Section, key: str) -> Any:
+    """The default of a key."""
+    return fields_of(section)[key].default
+
+
+def values_of(table: Any) -> dict[str, Any]:
+    """Every key of a section's value, with what it has there."""
+    if isinstance(table, BaseModel):
+        return table.model_dump()
+    return {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
+
+
+def read(section: Section, values: Mapping[str, Any], name: str) -> Any:
+    """The section made of Python values, lists and tuples alike; ``name`` is its key in what the errors say.
+
+    Raises
+    ------
+    pydantic.ValidationError
+        if a value is wrong, or the values contradict each other.
+    """
+    table = _alone(section, name).model_validate({name: dict(values)}, strict=False)
+    return getattr(table, name)
+
+
+@cache
+def _alone(section: Section, name: str) -> type[BaseModel]:
+    """A file that has this section alone."""
+    keys: dict[str, Any] = {name: (section, ...)}
+    made: type[BaseModel] = create_model("File", __config__=STRICT, **keys)
+    return made
+
+
+@cache
+def keys_apart(section: Any) -> type[BaseModel]:
+    """The keys of a dataclass, each checked alone: where some are set here and the others elsewhere.
+
+    It knows which keys were set, and does not hold them against each other. A pydantic model is given back as it is.
+    """
+    if issubclass(section, BaseModel):
+        model: type[BaseModel] = section
+        return model
+    hints, meanings = get_type_hints(section, include_extras=True), _meanings(section)
+    keys: dict[str, Any] = {}
+    for field in dataclasses.fields(section):
+        default = ... if field.default is dataclasses.MISSING else field.default
+        keys[field.name] = (hints[field.name], Field(default, description=meanings.get(field.name)))
+    made: type[BaseModel] = create_model(section.__name__, __config__=STRICT, __doc__=section.__doc__, **keys)
+    return made
+
+
+def _meanings(section: Section) -> dict[str, str]:
+    """What is written below each field of a dataclass and of those that it extends."""
+    found: dict[str, str] = {}
+    for kind in reversed(section.__mro__):
+        if not dataclasses.is_dataclass(kind):
+            continue
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+        body = tree.body if isinstance(tree, ast.ClassDef) else []
+        for field, below in pairwise(body):
+            named = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+            if named and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                found[field.target.id] = inspect.cleandoc(str(below.value.value))  # type: ignore[attr-defined]
+    return found
