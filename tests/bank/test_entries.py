@@ -59,8 +59,8 @@ def test_gradients_go_to_the_entries_that_were_taken_and_to_no_others():
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (torch.tensor([1, 1]), "sorted, none twice"),
-        (torch.tensor([2, 1]), "sorted, none twice"),
+        (torch.tensor([1, 1]), "sorted and distinct"),
+        (torch.tensor([2, 1]), "sorted and distinct"),
         (torch.tensor([0, 3]), "reach from 0 to 3; they must be at least 0 and below 3"),
         (torch.tensor([-1, 2]), "reach from -1 to 2"),
         (torch.tensor([0.5]), "torch.float32 of shape"),

@@ -332,7 +332,7 @@ GOOD = update(7, torch.zeros(2, 4), torch.tensor([0, 1, 4, 5]), torch.ones(2), 3
     [
         ({"weight": 0.0}, "weight is 0.0; it must be a number above 0"),
         ({"weight": float("nan")}, "weight is nan"),
-        ({"slots": {}}, "of no site"),
+        ({"slots": {}}, "the update has no site"),
         ({"slots": {"gate": torch.zeros(2, 4)}}, "site 'gate' was not asked for"),
         ({"slots": {"query": torch.zeros(2, 3)}}, r"slots of 'query' are \(2, 3\), not \(2, 4\)"),
         ({"slots": {"query": torch.zeros(3, 4)}}, r"slots of 'query' are \(3, 4\)"),

@@ -80,7 +80,7 @@ def test_methods_with_unlike_exchanges_are_refused():
             return made._replace(exchanges=(made.exchanges[0]._replace(name="other"),))
         return made
 
-    with pytest.raises(ValueError, match="'fedit' has other exchanges"):
+    with pytest.raises(ValueError, match="'fedit' has different exchanges"):
         setup(factory=odd)
 
 

@@ -1,1 +1,1 @@
-"""H2Tune's shared bank of cores: its merge, the relation of layers to slots, and the client's side."""
+"""H2Tune's bank of cores that architectures share: its merge, its slots, and the client's side."""

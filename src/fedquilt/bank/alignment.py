@@ -1,8 +1,9 @@
-"""Alignment (CMGA) of what architectures want of the bank, of which each holds other entries.
+"""Alignment (CMGA) of the architectures' updates of the bank, of which each holds different entries.
 
-What a group of clients wants of an entry is its pull: its own numerator of ``bank.merged_bank``. Pulls are aligned part
-by part, and a part is what the same groups hold of one slot of one site, so that nobody is judged by entries it does
-not have. They are what clients would have, weighed by examples and coverage, and not divided by local steps.
+The pull of a group of clients on an entry is its own numerator in ``bank.merge.merged_bank``: the sum of its clients'
+updates, weighted by examples and coverage, and not divided by local steps. Pulls are aligned part by part. A part
+consists of the entries of one slot of one site that the same groups hold, so that no group is compared on entries that
+it does not have.
 """
 
 from __future__ import annotations
@@ -32,24 +33,36 @@ def aligned_bank(
     step: float = 1.0,
     damping: float = 0.0,
 ) -> tuple[Params, Aligned]:
-    """The bank after a round, moved by groups whose pulls were made to agree, and what the record should know of it.
+    """The bank after a round, updated by the aligned pulls of the groups, and the alignment for the record.
 
-    ``updates`` are pairs of group and update, read once; kept are two sums for each group. With num_m and den_m the
-    sums of ``merged_bank`` over group m alone, and W_m its examples, m holds an entry if ``den_m > damping W_m``: a
-    group hardly any of whose layers belong to a slot could else stop all others. In a part that the groups m hold, o_m
-    is the mean of den_m, and ``p_m = num_m / o_m`` what m wants. By the settings' rule, in each part,
+    Let num_m and den_m be the sums of ``merged_bank`` over group m alone, and W_m its examples. Group m holds an entry
+    if ``den_m > damping W_m``; a group with hardly any layer in a slot could otherwise block all others. In a part that
+    the groups m hold, o_m is the mean of den_m, and ``p_m = num_m / o_m`` the mean update of m. In each part
 
         num <- sum_m num_m + O (rule(p, o / O) - sum_m (o_m / O) p_m),     O = sum_m o_m
 
-    and the bank moves by ``step num / max(den, damping sum_c n_c)`` as ever. So what one group alone holds moves as in
-    ``merged_bank`` to the bit, and so does all else where there is no conflict (but for ``soft``, which always weighs
-    anew). Of the settings ``per`` and ``learning_rate`` do not count. The gradient that comes back is ``-num`` by site,
+    with the rule of the settings, and the bank moves by ``step num / max(den, damping sum_c n_c)`` as in
+    ``merged_bank``. Entries that only one group holds, and parts without conflicts, are therefore bit-identical to
+    ``merged_bank`` (except with ``soft``, which always changes the weights). The returned gradient is ``-num`` by site,
     (num_slots, size^2).
+
+    Parameters
+    ----------
+    bank
+        The server's bank.
+    updates
+        Pairs of group and update, which are read once; two sums are kept for each group.
+    settings
+        How to align; ``per`` and ``learning_rate`` have no effect.
+    rng
+        The stream of the projection's random orders.
+    step, damping
+        As for ``merged_bank``.
 
     Raises
     ------
     RoundError
-        if there are no updates, or one does not fit the bank: the client and the reason are told.
+        if there are no updates, or one does not fit the bank (names the client and the reason).
     """
     whole, groups = RunningBank(bank), dict[str, RunningBank]()
     for group, update in updates:
@@ -76,7 +89,7 @@ def aligned_bank(
 
 
 def _parts(groups: Mapping[str, RunningBank], damping: float) -> Iterator[tuple[str, int, tuple[str, ...], Tensor]]:
-    """The parts that are aligned, each on its own: site, slot, the groups that hold it, and its entries (k,)."""
+    """Yield the parts that are aligned: site, slot, the groups that hold it, and its entries (k,)."""
     for site in dict.fromkeys(site for one in groups.values() for site in one.sums):
         there = {group: one for group, one in groups.items() if site in one.sums}
         held = torch.stack([one.sums[site][1] > damping * one.weight for one in there.values()])
@@ -93,10 +106,11 @@ Align = Literal["none", "projection", "reference", "soft"]
 
 
 class BankMerge(NamedTuple):
-    """How a server merges updates into ``state["params"]``, the bank, and what its state holds besides for it.
+    """How a server merges updates into the bank, ``state["params"]``.
 
-    ``init(rng)`` gives that at first, and ``merge(state, updates)`` gives it after a round together with the new bank,
-    under ``params``; ``updates`` are pairs of architecture and update. ``report`` is as of a method.
+    ``init(rng)`` gives the further initial entries of the state. ``merge(state, updates)`` gives the new bank, under
+    ``params``, and these entries after a round; ``updates`` are pairs of architecture and update. ``report`` is as in
+    ``core.method.Method``.
     """
 
     init: Callable[[Rng], dict[str, Any]]
@@ -105,7 +119,7 @@ class BankMerge(NamedTuple):
 
 
 def bank_merge(align: Align, architectures: Sequence[str], *, step: float, damping: float) -> BankMerge:
-    """The merge of updates as they are (``none``), or with architectures' pulls aligned by this rule (CMGA)."""
+    """The merge of updates without alignment (``none``), or with the architectures' pulls aligned by this rule."""
 
     def plain(state: Tree, updates: Iterable[tuple[str, BankUpdate]]) -> dict[str, Any]:
         unnamed = (update for _, update in updates)

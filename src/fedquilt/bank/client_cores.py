@@ -1,8 +1,8 @@
-"""The client's side of a shared middle: what the cores of its adapters are made of, and what goes back of them.
+"""The client's side of H2Tune's bank: the cores of its adapters, and the update of the bank that it sends.
 
-For layer l, from the slots G that the server sent: ``T_l = sum_j P[j, l] G_j + C_l``. The relation P, by its logits,
-and the change C, 0 at first, are what is trained. The relation is the client's own, a tensor of ``memory["params"]``;
-the change is lifted to the slots.
+The core of layer l is made from the slots G that the server sent: ``T_l = sum_j P[j, l] G_j + C_l``. The logits of the
+relation P and the change C, 0 at first, are trained. The relation is local, a tensor of ``memory["params"]``; the
+change is lifted to the slots.
 """
 
 from __future__ import annotations
@@ -23,17 +23,28 @@ from fedquilt.core.params import select
 from fedquilt.core.types import Layout, Memory, Order, Params, Profile
 
 RELATION = "relation"
-"""The name of the relation's logits, in training and among the client's own tensors."""
+"""Name of the relation's logits, in training and among the client's local tensors."""
 
 _CHANGE = "change."
 
 
 @dataclass(frozen=True)
 class Middle:
-    """What cores are made of: ``slots`` (num_slots, k) by site, and ``tensors``, what of it a client can train.
+    """The tensors that a client's cores are made from.
 
-    ``tensors`` are the changes, ``change.<site>`` (num_layers, k), and the logits of the relation (num_slots,
-    num_layers), ``relation``; where the relation is ``fixed``, it is that one and has no logits.
+    Attributes
+    ----------
+    slots
+        The slots that the server sent, (num_slots, k) by site.
+    tensors
+        The trainable tensors: the changes ``change.<site>`` (num_layers, k), and the logits ``relation`` (num_slots,
+        num_layers) unless the relation is fixed.
+    fixed
+        The fixed relation (num_slots, num_layers), or None.
+    places
+        The site and layer of each adapted module.
+    rank
+        The rank r of the client's adapters.
     """
 
     slots: Mapping[str, Tensor]
@@ -43,13 +54,13 @@ class Middle:
     rank: int
 
     def relation(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The relation P (num_slots, num_layers) of these values of the tensors."""
+        """The relation P (num_slots, num_layers) for these values of the trainable tensors."""
         if self.fixed is None:
             return relation(tensors[RELATION])
         return self.fixed.to(next(iter(tensors.values())).device)
 
     def cores(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The core of every adapted module, (r, r), of these values of the tensors; gradients go to them."""
+        """The core (r, r) of every adapted module for these values of the trainable tensors, differentiable in them."""
         shares = self.relation(tensors)
         values = {
             site: lowered(slots.to(shares.device), shares) + tensors[_CHANGE + site]
@@ -58,7 +69,7 @@ class Middle:
         return cores(values, self.places, self.rank)
 
     def returned(self, tensors: Mapping[str, Tensor], layers: Collection[int]) -> tuple[Params, Tensor]:
-        """The slots as these layers would have them, by site, and how much of the layers belongs to each slot.
+        """The slots with the changes of these layers, by site, and the coverage: the share of the layers in each slot.
 
         ``G_j + sum_l P[j, l] C_l / sum_l P[j, l]`` and ``sum_l P[j, l]``, over these layers.
         """
@@ -72,9 +83,9 @@ class Middle:
 
 
 def middle_of(order: Order, memory: Memory, layout: Layout, rank: int) -> Middle:
-    """The middle that an order brings to a client whose adapters have this rank, as its training begins.
+    """The ``Middle`` of a client with adapters of this rank, from an order, at the start of its training.
 
-    The relation is that of the client's memory, and at first by relative depth, ``settings["width"]`` slots wide. With
+    The relation is that of the client's memory, and initially by relative depth, ``settings["width"]`` slots wide. With
     ``settings["relation"]`` ``"top"`` or ``"slots"`` it is fixed; see ``bank.relation``.
     """
     slots = slots_in(order.params)
@@ -92,17 +103,18 @@ def middle_of(order: Order, memory: Memory, layout: Layout, rank: int) -> Middle
 def model_with_cores(
     profile: Profile, initial: Params, order: Order, memory: Memory, *, layout: Layout, rank: int
 ) -> Params:
-    """``Method.model`` of a client with this layout and rank: ``<module>.core`` lies beside the adapters, made of the
-    slots that the order brings and the client's relation.
+    """``Method.model`` of a client with this layout and rank, with a ``<module>.core`` for every adapter.
+
+    The cores are made from the order's slots and the client's relation.
 
     Parameters
     ----------
     profile, initial, order, memory
-        as ``Method.model`` is given them.
+        As for ``Method.model``.
     layout
-        where the client's tensors sit.
+        The client's layout.
     rank
-        of its adapters, r; a core is (r, r).
+        The rank r of its adapters; a core is (r, r).
     """
     middle = middle_of(order, memory, layout, rank)
     own = select(overlay(profile, initial, order, memory), layout.depth)

@@ -1,4 +1,4 @@
-"""Controls around a method that shares a bank: the same training, with nothing to be learned from other clients."""
+"""Control experiments for methods that share a bank: the same training without information from other clients."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Order, Params, Profile, Reply, Tree, Turn
 
 NOISE = "noise"
-"""The key of the server's state under which the noise lies."""
+"""Key of the noise matrices in the server's state."""
 
 
 def with_noise(method: Method, profiles: Iterable[Profile], drawn: Callable[[Rng], Params]) -> Method:
-    """The method whose clients are sent noise matrices of the same Frobenius norms in place of the bank's own.
+    """The method whose clients are sent random matrices with the Frobenius norms of the bank instead of the bank.
 
-    ``drawn(rng)`` draws them, once, in the shapes of ``state["params"]``, which is the bank. Since a client sends what
-    it was sent with what it learned added, its change on top of the noise is merged as one on top of the bank. Clients
-    that gain as much from noise as from the bank learned nothing from one another.
+    ``drawn(rng)`` draws them, once, in the shapes of ``state["params"]``, which is the bank. A client's change relative
+    to the random matrices is merged as a change of the bank. Clients that gain as much from noise as from the bank
+    learned nothing from each other.
     """
     by_client = {profile.id: profile for profile in profiles}
 

@@ -1,4 +1,4 @@
-"""How large the bank of a federation is, and how much of it each client works with."""
+"""The size of a federation's bank, and of each client's part of it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fedquilt.core.types import Federation, Layout, Profile
 class Geometry:
     """The bank's sites, ``num_slots`` and ``size`` (its matrices are size x size), and every client's part of it.
 
-    There are as many slots as the deepest client has layers unless ``slots`` says otherwise, and the bank is as wide as
-    the widest client's cores: its rank, or less where more would take above ``max_bytes`` in an exchange.
+    Unless ``slots`` is given, there are as many slots as the deepest client has layers. The size is that of the largest
+    core of a client: its rank, or a lower one if messages would exceed ``max_bytes``.
 
     Raises
     ------
     ModelError
-        if an adapted module has no place among the sites that models have in common.
+        if an adapted module belongs to none of the sites that are common to models.
     ConfigError
-        if a client's adapters differ in rank, or ``max_bytes`` is too small for rank 1.
+        if the adapters of one client differ in rank, or ``max_bytes`` is too small for rank 1.
     """
 
     def __init__(self, federation: Federation, slots: int | None = None, max_bytes: int | None = None) -> None:
@@ -33,7 +33,7 @@ class Geometry:
         self.size = max(self.width(profile) for profile in federation.profiles)
 
     def layout(self, profile: Profile) -> Layout:
-        """Where the client's tensors sit."""
+        """The client's layout."""
         return self.layouts[profile.architecture]
 
     def sites(self, profile: Profile) -> tuple[str, ...]:
@@ -41,11 +41,11 @@ class Geometry:
         return self._sites[profile.architecture]
 
     def rank(self, profile: Profile) -> int:
-        """The one rank of the client's adapters."""
+        """The common rank of the client's adapters."""
         return rank_of(self.layout(profile), profile.budget.rank)
 
     def width(self, profile: Profile) -> int:
-        """How many rows and columns of the bank's matrices the client works with."""
+        """The number of rows and columns of the bank's matrices that the client works with."""
         if self._max_bytes is None:
             return self.rank(profile)
         num_matrices = self.num_slots * len(self.sites(profile))
@@ -53,7 +53,7 @@ class Geometry:
         return rank_within(self._max_bytes, num_matrices, self.rank(profile), extra_bytes=extra)
 
     def trained_layers(self, profile: Profile) -> list[int]:
-        """The layers that the client trains: the last ones, as many as its budget affords."""
+        """The layers that the client trains: the last ones, as many as its budget allows."""
         depth = self.layout(profile).num_layers
         return list(range(depth - min(depth, profile.budget.layers), depth))
 
@@ -68,7 +68,7 @@ class Geometry:
 
 
 def rank_of(layout: Layout, rank: int | None) -> int:
-    """The one rank of the adapters of a client of this rank; None is the layout's.
+    """The common rank of the adapters of a client with this rank; None is that of the layout.
 
     Raises
     ------

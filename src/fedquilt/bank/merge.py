@@ -1,11 +1,10 @@
-"""The server's bank of square matrices, and what clients of unlike ranks and depths make of it.
+"""The server's bank of square matrices, and the merge of updates from clients of different ranks and depths.
 
 The bank G holds, for each site (query, value, ...), one matrix (R, R) for each slot of depth: ``(num_slots, R, R)``. A
-client works with k entries of them (``bank.entries``) and is ``offered`` these, ``(num_slots, k)``. Its layers are made
-of them by its own relation between slots and layers (``bank.relation``), which stays with it. What its layers
-learned it lifts back to the slots, and sends the same entries again as it would have them, with its coverage: how much
-of its layers belongs to each slot, ``sum_l P[j, l]``. So what goes up is a change of what came down, in one shape,
-whatever the client's width, depth and task.
+client is sent k entries of each matrix (``bank.entries``), ``(num_slots, k)``. It computes its layers' cores from them
+by its own relation between slots and layers (``bank.relation``), which is local. It lifts the changes of its layers
+back to the slots and returns the same entries with these changes, together with its coverage: the share of its layers
+in each slot, ``sum_l P[j, l]``. Updates thus have the same shape for every width, depth and task.
 """
 
 from __future__ import annotations
@@ -24,16 +23,27 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Params
 
 COVERAGE = "coverage"
-"""The name that the coverage bears on its way."""
+"""Name of the coverage's tensor in orders and replies."""
 
 _BANK = "bank."
 
 
 @dataclass(frozen=True)
 class BankUpdate:
-    """What one client would have of the bank: by site ``slots`` (num_slots, k) at ``entries`` (k,).
+    """One client's proposal for entries of the bank.
 
-    ``coverage`` is (num_slots,), ``weight`` in examples.
+    Attributes
+    ----------
+    client
+        The client's number.
+    slots
+        The proposed values, (num_slots, k) by site.
+    entries
+        The positions of these entries in a matrix, (k,) by site.
+    coverage
+        The share of the client's layers in each slot, (num_slots,).
+    weight
+        The client's weight in examples.
     """
 
     client: ClientId
@@ -44,10 +54,7 @@ class BankUpdate:
 
 
 def drawn_bank(sites: Sequence[str], num_slots: int, size: int, rng: Rng, deviation: float = 0.0) -> Params:
-    """The bank as a federation begins: normal numbers of this standard deviation; for 0, zeros: plain LoRA at first.
-
-    The server draws it, once, and every client gets the same.
-    """
+    """The initial bank: normal numbers with this standard deviation; zeros for 0, which makes adapters plain LoRA."""
 
     def matrices(site: str) -> Tensor:
         if deviation == 0:
@@ -58,10 +65,10 @@ def drawn_bank(sites: Sequence[str], num_slots: int, size: int, rng: Rng, deviat
 
 
 def as_large(noise: Mapping[str, Tensor], bank: Mapping[str, Tensor]) -> Params:
-    """The bank ``noise`` with each of its matrices, none of them 0, as large as that of ``bank`` in Frobenius norm.
+    """The matrices of ``noise``, none of them 0, scaled to the Frobenius norms of those of ``bank``.
 
-    With drawn noise it is the control for what sharing is worth: clients that gain as much from it learned nothing from
-    one another.
+    As a control for the benefit of sharing: clients that gain as much from random matrices learned nothing from each
+    other.
     """
 
     def scaled(drawn: Tensor, matrices: Tensor) -> Tensor:
@@ -72,14 +79,14 @@ def as_large(noise: Mapping[str, Tensor], bank: Mapping[str, Tensor]) -> Params:
 
 
 def offered(bank: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> Params:
-    """What of the bank a client of these entries is sent: ``(num_slots, k)`` by its sites."""
+    """The values of the bank at a client's entries, ``(num_slots, k)`` by site, as they are sent to it."""
     return {site: gathered(bank[site], places) for site, places in entries.items()}
 
 
 def at_most(coverage: Tensor, num_layers: int) -> Tensor:
-    """A coverage (num_slots,) that belongs to so many layers: none below 0, and scaled down where the sum is more.
+    """A coverage (num_slots,) with values of at least 0 and a sum of at most this number of layers, else scaled down.
 
-    Rounding on the wire is let pass: up to a hundredth more, all bits stay.
+    A sum of up to 1 % above, as from rounding on the wire, leaves the coverage unchanged.
     """
     inside = coverage.clamp(min=0)
     total = float(wide(inside).sum())
@@ -89,21 +96,21 @@ def at_most(coverage: Tensor, num_layers: int) -> Tensor:
 def merged_bank(
     bank: Mapping[str, Tensor], updates: Iterable[BankUpdate], *, step: float = 1.0, damping: float = 0.0
 ) -> Params:
-    """The bank after a round, entry by entry the mean of what those who have it made of it.
+    """The bank after a round: each entry becomes the weighted mean of the values from the clients that hold it.
 
-    For entry e of slot j, with weights n_c, coverages v_c and what the clients c that hold e would have, D_c:
+    For entry e of slot j, with the weights n_c, coverages v_c and values D_c of the clients c that hold e:
 
         num = sum_c n_c v_c[j] (D_c[j, e] - G_j[e])        den = sum_c n_c v_c[j]
         G_j[e] <- G_j[e] + step num / max(den, damping sum_c n_c)
 
-    ``damping`` (at least 0) keeps a slot to which all layers are only loosely related from following them at full
-    strength. An entry that nobody holds, or that nobody changed, keeps its bits; a site that nobody sent is the same
-    object. Sums are in float64, the updates are read once. A coverage below 0 counts as 0.
+    ``damping`` (at least 0) reduces the step of a slot to which all layers are only weakly related. An entry that
+    nobody holds, or that nobody changed, is bit-identical to before; a site that nobody sent is the same object. Sums
+    are in float64, and the updates are read once. A coverage below 0 counts as 0.
 
     Raises
     ------
     RoundError
-        if there are no updates, or one does not fit the bank: the client and the reason are told.
+        if there are no updates, or one does not fit the bank (names the client and the reason).
 
     Paper: h2tune, merge
     """
@@ -114,8 +121,7 @@ def merged_bank(
 
 
 class RunningBank:
-    """``merged_bank`` for whoever reads the updates for something else besides: ``add`` each, then ask for
-    ``result``."""
+    """Accumulator of ``merged_bank``: ``add`` each update, then call ``result``."""
 
     def __init__(self, bank: Mapping[str, Tensor]) -> None:
         self._bank = bank
@@ -123,7 +129,7 @@ class RunningBank:
         self.weight = 0.0
 
     def add(self, update: BankUpdate) -> None:
-        """Count an update in; it is not held."""
+        """Add an update, which is not kept."""
         if problem := update_problem(self._bank, update):
             raise RoundError(f"client {update.client}: {problem}")
         self.weight += update.weight
@@ -141,12 +147,12 @@ class RunningBank:
     def result(
         self, *, step: float = 1.0, damping: float = 0.0, numerators: Mapping[str, Tensor] | None = None
     ) -> Params:
-        """The bank after the updates so far; with ``numerators`` (by site, as in ``sums``) in place of their own.
+        """The bank after the updates so far; ``numerators`` (by site, as in ``sums``) replace their own if given.
 
         Raises
         ------
         RoundError
-            if there were none.
+            if there was no update.
         """
         if not self.weight:
             raise RoundError("no updates to merge into the bank; at least one client must answer")
@@ -165,11 +171,11 @@ def _stepped(matrices: Tensor, num: Tensor, den: Tensor, step: float, least: flo
 
 
 def update_problem(bank: Mapping[str, Tensor], update: BankUpdate) -> str | None:
-    """Why an update, of which all but the entries come from outside, cannot be merged into the bank; or None."""
+    """The reason why an update cannot be merged into the bank, or None; all of it but the entries is untrusted."""
     if not (math.isfinite(update.weight) and update.weight > 0):
         return f"weight is {update.weight}; it must be a number above 0"
     if not update.slots:
-        return "the update is of no site"
+        return "the update has no site"
     for site, slots in update.slots.items():
         if site not in bank or site not in update.entries:
             return f"site '{site}' was not asked for"
@@ -189,7 +195,7 @@ def update_problem(bank: Mapping[str, Tensor], update: BankUpdate) -> str | None
 
 
 def to_params(slots: Mapping[str, Tensor], coverage: Tensor) -> Params:
-    """Slots and coverage as they travel, in both directions: ``bank.query``, ``bank.value``, ..., ``coverage``."""
+    """Slots and coverage as named tensors of orders and replies: ``bank.query``, ``bank.value``, ..., ``coverage``."""
     return {**{_BANK + site: tensor for site, tensor in slots.items()}, COVERAGE: coverage}
 
 
@@ -199,9 +205,9 @@ def slots_in(params: Mapping[str, Tensor]) -> Params:
 
 
 def exchange_bytes(num_slots: int, num_sites: int, num_entries: int, *, value_bytes: int = 4) -> int:
-    """Bytes of tensors that travel in each direction: ``J (S k + 1) v`` for J slots, S sites, k entries and v bytes.
+    """Bytes of tensors in each direction: ``J (S k + 1) v`` for J slots, S sites, k entries and v bytes per value.
 
-    No number depends on the width of a model, nor on its depth.
+    They do not depend on the width or the depth of a model.
 
     Paper: h2tune, payload
     """

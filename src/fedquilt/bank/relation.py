@@ -1,15 +1,15 @@
-"""Which of a client's layers belong to which of the server's slots, where both have unlike numbers of layers.
+"""The relation between a client's layers and the server's slots, for models of any depth.
 
-A relation P is ``(num_slots, num_layers)``: P[j, l] is how much of the client's layer l comes from slot j. No entry is
-below 0 and each column sums to 1, so that every layer is a mean of slots. ``lowered`` takes the server's slots to the
-client's layers, ``lifted`` takes what the layers learned back to the slots:
+A relation P is ``(num_slots, num_layers)``: P[j, l] is the share of slot j in the client's layer l. No entry is below 0
+and each column sums to 1, so that every layer is a mean of slots. ``lowered`` maps the server's slots to the client's
+layers, and ``lifted`` maps the changes of the layers back to the slots:
 
     lowered   X_l = sum_j P[j, l] G_j
     lifted    D_j = sum_l P[j, l] C_l / sum_l P[j, l]      over the layers that have a value there
 
-Both are means: where all slots, or all layers, are equal, so is the result, and nothing comes of nothing. The transpose
-of P without the division would shrink and blur what it carries in every round. What a client sends comes back to it as
-``W C`` with ``W = smoothing(P)``, which is symmetric and doubly stochastic.
+Both are means: if all slots, or all layers, are equal, the result equals them, and zeros give zeros. The transpose of P
+without the division would shrink and blur the changes in every round. A client's own change C comes back to it as ``W
+C`` with ``W = smoothing(P)``, which is symmetric and doubly stochastic.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from fedquilt.core.params import wide
 
 
 def depth_logits(num_layers: int, num_slots: int, width: float = 0.5) -> Tensor:
-    """The logits ``(num_slots, num_layers)`` of a relation by relative depth; ``relation`` makes it of them.
+    """The logits ``(num_slots, num_layers)`` of a relation by relative depth, to be passed to ``relation``.
 
-    ``-((j + 1/2)/S - (l + 1/2)/L)^2 S^2 / (2 width^2)`` for slot j of S and layer l of L: a bell around the layer's own
-    depth, ``width`` slots wide. As many slots as layers and a small width make the identity.
+    ``-((j + 1/2)/S - (l + 1/2)/L)^2 S^2 / (2 width^2)`` for slot j of S and layer l of L: a Gaussian around the layer's
+    relative depth with a standard deviation of ``width`` slots. With equal numbers of slots and layers and a small
+    width, the relation is the identity.
 
     Raises
     ------
@@ -44,7 +45,7 @@ def depth_logits(num_layers: int, num_slots: int, width: float = 0.5) -> Tensor:
 
 
 def relation(logits: Tensor) -> Tensor:
-    """The relation that logits of the same shape stand for: a softmax over the slots of each layer.
+    """The relation with these logits: a softmax over the slots of each layer.
 
     Paper: h2tune, relation
     """
@@ -52,12 +53,12 @@ def relation(logits: Tensor) -> Tensor:
 
 
 def top_aligned(num_layers: int, num_slots: int) -> Tensor:
-    """The fixed relation in which the last layer has the last slot, the one before it the one before, and so on.
+    """The fixed relation that assigns the last layer to the last slot, the layer before to the slot before, and so on.
 
     Raises
     ------
     ValueError
-        if there are more layers than slots: the first ones would have none.
+        if there are more layers than slots: the first layers would have no slot.
     """
     _check(num_layers, num_slots)
     if num_layers > num_slots:
@@ -66,7 +67,7 @@ def top_aligned(num_layers: int, num_slots: int) -> Tensor:
 
 
 def depth_slots(num_layers: int, num_slots: int) -> Tensor:
-    """The fixed relation in which layer l of L has slot ``floor((l + 1/2) S / L)`` of S, alone or with others.
+    """The fixed relation that assigns layer l of L to slot ``floor((l + 1/2) S / L)`` of S.
 
     Raises
     ------
@@ -77,7 +78,7 @@ def depth_slots(num_layers: int, num_slots: int) -> Tensor:
 
 
 def lowered(slots: Tensor, relation: Tensor) -> Tensor:
-    """What the client's layers get: ``X_l = sum_j P[j, l] G_j``, ``(num_slots, ...) -> (num_layers, ...)``.
+    """Map slots to layers: ``X_l = sum_j P[j, l] G_j``, ``(num_slots, ...) -> (num_layers, ...)``.
 
     Gradients go to the slots and to the relation.
 
@@ -88,16 +89,16 @@ def lowered(slots: Tensor, relation: Tensor) -> Tensor:
 
 
 def lifted(layers: Tensor, relation: Tensor, covered: Tensor | None = None) -> Tensor:
-    """What the slots get of the client's layers, ``(num_layers, ...) -> (num_slots, ...)``, in the dtype of ``layers``.
+    """Map layers to slots, ``(num_layers, ...) -> (num_slots, ...)``, in the dtype of ``layers``.
 
-    ``D_j = sum_l P[j, l] C_l / sum_l P[j, l]``, for each entry over the layers where ``covered`` (boolean, shaped as
-    ``layers``; None: everywhere) is true; 0 where no layer that has an entry belongs to a slot.
+    ``D_j = sum_l P[j, l] C_l / sum_l P[j, l]``, for each entry over the layers where ``covered`` (boolean, in the shape
+    of ``layers``; None: everywhere) is true; 0 if there is no such layer in a slot.
 
     Paper: h2tune, lift
     """
     weights = wide(relation)
     there = torch.ones_like(layers, dtype=torch.bool) if covered is None else covered
-    # selected, not multiplied by 0: what is not covered may hold anything
+    # selected and not multiplied by 0: values that are not covered may be NaN
     values = torch.where(there, wide(layers), 0.0)
     total = torch.tensordot(weights, values, dims=1)
     shares = torch.tensordot(weights, there.to(weights.dtype), dims=1)
@@ -105,9 +106,9 @@ def lifted(layers: Tensor, relation: Tensor, covered: Tensor | None = None) -> T
 
 
 def smoothing(relation: Tensor) -> Tensor:
-    """``W = P^T diag(1 / rowsum P) P``, ``(num_layers, num_layers)``: how a client's update comes back to it, alone.
+    """The matrix ``W = P^T diag(1 / rowsum P) P``, ``(num_layers, num_layers)``, of ``lifted`` and then ``lowered``.
 
-    Slots that no layer belongs to take no part.
+    It is how a client's own change returns to it if it is alone. Slots without layers are left out.
     """
     return lowered(lifted(torch.eye(relation.shape[1], dtype=relation.dtype), relation), relation)
 

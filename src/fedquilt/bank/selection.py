@@ -1,9 +1,9 @@
-"""Which entries of the server's square matrices a client works with, and how many it can afford.
+"""Selection of the entries of the server's square matrices that each client works with.
 
-A client of rank r has r x r of the entries of matrices of R x R. ``leading`` needs no draw: the client of rank 8 has
-what the one of rank 4 has, and more. ``drawn`` is a draw, once for each client and for good, because the rows of the
-client's A and the columns of its B learn to stand for the rows and columns that it got. ``strongest`` are the entries
-that have grown most, wherever they are. The server chooses, so that no index travels.
+A client of rank r works with r x r entries of matrices of R x R. ``leading`` takes the first rows and columns, so that
+the entries of rank 4 are among those of rank 8. ``drawn`` draws rows and columns at random, once for each client,
+because the rows of the client's A and the columns of its B adapt to them. ``strongest`` takes the entries of the
+largest magnitude. The server selects, so that no indices travel.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from fedquilt.core.types import ClientId, Params, Tree
 
 
 class Lines(NamedTuple):
-    """Rows and columns, sorted int64 of equal length r. Rows stand for columns of B, columns for rows of A."""
+    """Rows and columns of a core, sorted int64 of equal length r; rows belong to columns of B, columns to rows of A."""
 
     rows: Tensor
     columns: Tensor
 
     def entries(self, size: int) -> Tensor:
-        """The numbers of the entries in these rows and columns of a (size, size) matrix, (r^2,)."""
+        """The flat indices (r^2,) of the entries in these rows and columns of a (size, size) matrix."""
         return grid(self.rows, self.columns, size)
 
 
 def leading(rank: int, size: int) -> Lines:
-    """The first ``rank`` rows and columns of matrices of this size: nested, and the same for all clients of a rank.
+    """The first ``rank`` rows and columns of matrices of this size.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def leading(rank: int, size: int) -> Lines:
 
 
 def drawn(rank: int, size: int, rng: Rng) -> Lines:
-    """``rank`` rows and as many columns, drawn without replacement; at full rank all, which is the whole matrix.
+    """Draw ``rank`` rows and as many columns without replacement; at full rank this is the whole matrix.
 
     Raises
     ------
@@ -61,14 +61,14 @@ def drawn(rank: int, size: int, rng: Rng) -> Lines:
 
 
 def strongest(scores: Tensor, count: int) -> Tensor:
-    """The entries, (count,) and sorted, of the ``count`` largest magnitudes of (size, size) scores.
+    """The flat indices (count,), sorted, of the ``count`` largest magnitudes of (size, size) scores.
 
-    Of equals those that come first. What matters is which entries are chosen: how their scores rank them does not.
+    Among equal magnitudes the first entries are taken.
 
     Raises
     ------
     ConfigError
-        if there are not so many entries.
+        if there are fewer entries than ``count``.
 
     Paper: h2tune, selection
     """
@@ -79,19 +79,32 @@ def strongest(scores: Tensor, count: int) -> Tensor:
 
 
 def rank_within(max_bytes: int, num_matrices: int, max_rank: int, value_bytes: int = 4, extra_bytes: int = 0) -> int:
-    """The largest rank whose ``num_matrices`` parts of r x r values, and what else is sent, stay within ``max_bytes``.
+    """The largest rank r for which ``num_matrices`` parts of r x r values fit into ``max_bytes``.
+
+    Parameters
+    ----------
+    max_bytes
+        Largest number of bytes of a message.
+    num_matrices
+        Number of matrices of which r x r values are sent.
+    max_rank
+        Upper bound on the result.
+    value_bytes
+        Bytes of one value.
+    extra_bytes
+        Bytes of everything else in the message.
 
     Raises
     ------
     ConfigError
-        if not even rank 1 does.
+        if rank 1 does not fit.
     """
     most = math.isqrt(max(0, max_bytes - extra_bytes) // (num_matrices * value_bytes))
     if not most:
         least = num_matrices * value_bytes + extra_bytes
         raise ConfigError(
-            f"{max_bytes} bytes are too few for {num_matrices} matrices: rank 1 takes {least}; allow at least that, or "
-            "adapt fewer modules"
+            f"{max_bytes} bytes are too few for {num_matrices} matrices: rank 1 takes {least} bytes; allow at least "
+            "that, or adapt fewer modules"
         )
     return min(most, max_rank)
 
@@ -107,10 +120,10 @@ def _check(rank: int, size: int) -> None:
 
 
 class Selection(NamedTuple):
-    """Which entries of the bank each client works with, and what the server keeps in its state to know it.
+    """A rule that selects each client's entries, with a tree ``kept`` that the server keeps in its state for it.
 
-    ``init(rng, bank)`` gives what is kept at first, a tree; ``after(kept, bank, number)`` what is kept once ``number``
-    rounds are over. ``entries(kept, client, width, sites)`` are the client's ``width * width`` entries, by site.
+    ``init(rng, bank)`` gives the initial tree, and ``after(kept, bank, number)`` the tree after ``number`` rounds.
+    ``entries(kept, client, width, sites)`` are the client's ``width * width`` entries, by site.
     """
 
     init: Callable[[Rng, Mapping[str, Tensor]], Tree]
@@ -119,9 +132,9 @@ class Selection(NamedTuple):
 
 
 def selection_of(kind: str, size: int, reselect: int = 1) -> Selection:
-    """The selection named ``leading``, ``drawn`` or ``strongest``, of matrices of this size.
+    """The selection named ``leading``, ``drawn`` or ``strongest``, for matrices of this size.
 
-    The strongest entries are chosen anew every ``reselect`` rounds.
+    The strongest entries are selected again every ``reselect`` rounds.
     """
 
     def by_lines(lines: Callable[[Tree, ClientId, int], Lines]) -> Callable[..., dict[str, Tensor]]:
@@ -149,5 +162,5 @@ def selection_of(kind: str, size: int, reselect: int = 1) -> Selection:
 
 
 def _magnitudes(bank: Mapping[str, Tensor]) -> Params:
-    """How large each entry of the bank is, over its slots: (R, R) by site."""
+    """The norm of each entry of the bank over its slots: (R, R) by site."""
     return {site: matrices.square().sum(0).sqrt() for site, matrices in bank.items()}

@@ -1,4 +1,4 @@
-"""What happens on one client: local training, evaluation, and the probes that score layers."""
+"""The client's side: local training, evaluation, and Fisher scores of layers."""
 
 from fedquilt.client.client import Client
 from fedquilt.client.workbench import Workbench

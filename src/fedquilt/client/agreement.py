@@ -1,4 +1,4 @@
-"""How far a student's predictions are from a teacher's, where they count."""
+"""The distillation loss between a student's and a teacher's predictions."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from torch import Tensor
 
 
 def disagreement(student: Tensor, teacher: Tensor, counted: Tensor, temperature: float = 1.0) -> Tensor:
-    """``t^2 KL(softmax(teacher / t) || softmax(student / t))``, the mean over what is counted; 0 if nothing is.
+    """The mean of ``t^2 KL(softmax(teacher / t) || softmax(student / t))`` over counted positions; 0 if there are none.
 
-    ``student`` and ``teacher`` are logits ``(..., classes)`` and ``counted`` is boolean ``(...)``: which rows, or which
-    tokens, have a label. Prompts and padding are not counted, so their length changes nothing. The factor ``t^2`` keeps
-    gradients as large as they are at temperature 1. No gradient goes to the teacher.
+    ``student`` and ``teacher`` are logits ``(..., classes)``, and the boolean ``counted`` ``(...)`` says which rows or
+    tokens have a label; prompts and padding are not counted. The factor ``t^2`` keeps the magnitude of the gradients at
+    that of temperature 1. No gradient flows to the teacher.
 
     Raises
     ------
@@ -21,13 +21,12 @@ def disagreement(student: Tensor, teacher: Tensor, counted: Tensor, temperature:
     """
     if student.shape != teacher.shape or counted.shape != student.shape[:-1]:
         raise ValueError(
-            f"logits are {tuple(student.shape)} and {tuple(teacher.shape)}, and "
-            f"{tuple(counted.shape)} says what counts; "
-            "the first two must be alike, and the third without classes"
+            f"logits are {tuple(student.shape)} and {tuple(teacher.shape)}, and the mask is {tuple(counted.shape)}; "
+            "the logits must have equal shapes, and the mask theirs without classes"
         )
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0")
-    # chosen first: what is not counted may hold anything, and its gradient is then exactly 0
+    # selected first: uncounted positions may hold any value, and their gradient is then exactly 0
     wanted = (teacher.detach()[counted].float() / temperature).log_softmax(-1)
     given = (student[counted].float() / temperature).log_softmax(-1)
     divergences = (wanted.exp() * (wanted - given)).sum(-1)  # (counted,)

@@ -1,4 +1,4 @@
-"""One client: who it is, its rows, and the workbench it shares with the clients of its architecture."""
+"""One client: its profile, its rows, and the model that it shares with the clients of its architecture."""
 
 from __future__ import annotations
 
@@ -20,10 +20,32 @@ from fedquilt.core.worker import Extra, Fitted, Penalty, Phase
 class Client:
     """The worker (``core.worker.Worker``) that a method's ``work`` is given.
 
-    ``initial`` holds every tensor of the layout as training begins; ``model`` is the method's own way of making a model
-    of it, an order and a memory, see ``core.method.Method``. ``splits`` are held-out rows by name (``"test"``,
-    ``"validation"``). ``frozen`` are tensors that it does not train, whatever layer they are in; ``penalties`` are
-    added to its loss. ``answering`` is how a language model is judged by its answers, None by its tokens.
+    Attributes
+    ----------
+    profile
+        The client's profile.
+    bench
+        The workbench with the model of its architecture.
+    initial
+        Every tensor of the layout before the first round.
+    training
+        How it trains.
+    rounds
+        Number of rounds of the run.
+    train
+        Its training rows.
+    splits
+        Its held-out rows by name (``"test"``, ``"validation"``).
+    batch_size
+        Batch size of evaluations.
+    frozen
+        Names of tensors that it does not train, whatever layer they are in.
+    penalties
+        Terms that are added to its loss.
+    answering
+        How a language model's generated answers are evaluated; None to evaluate its token accuracy.
+    model
+        ``Method.model`` of the method.
     """
 
     profile: Profile
@@ -41,19 +63,19 @@ class Client:
 
     @property
     def id(self) -> ClientId:
-        """Its partition number."""
+        """The client's partition number."""
         return self.profile.id
 
     def params(self, order: Order, memory: Memory | None = None) -> Params:
-        """Every tensor of the layout, as this client would use it now; shifts of the base and cores beside them."""
+        """Every tensor of the layout under this order and memory, with shifts of the base and cores."""
         return self.model(self.profile, self.initial, order, memory or {})
 
     def freezing(self, names: Collection[str]) -> Client:
-        """This client, which leaves the tensors ``names`` as they are when it trains."""
+        """The client with the tensors ``names`` frozen."""
         return replace(self, frozen=self.frozen | frozenset(names))
 
     def penalised(self, penalty: Penalty) -> Client:
-        """This client, whose loss in training has the penalty added, once to each optimiser step."""
+        """The client with the penalty added to the training loss, once for each optimiser step."""
         return replace(self, penalties=(*self.penalties, penalty))
 
     def fit(
@@ -61,8 +83,8 @@ class Client:
     ) -> Fitted:
         """Train the adapters of ``layers`` and the head on the client's training rows.
 
-        Tensors in ``frozen`` are not trained, and not among what comes back. ``blocks``, if given, are the only
-        transformer blocks that are run. The learning rate is the order's round's.
+        Tensors in ``frozen`` are not trained and not part of the result. If ``blocks`` is given, only these transformer
+        blocks are part of the model. The learning rate is that of the order's round.
         """
         layout = self.bench.layout
         names = frozenset({*layout.names(layers), *layout.head})
@@ -77,7 +99,7 @@ class Client:
         blocks: Collection[int] | None = None,
         extra: Extra | None = None,
     ) -> Fitted:
-        """Train what the phases name, in turns, as ``fit`` does; they may name tensors of ``extra`` too."""
+        """Train in phases that take turns, as described in ``core.worker.Worker``."""
         return alternate(
             self.bench,
             self.train,
@@ -93,7 +115,7 @@ class Client:
     def layer_scores(
         self, order: Order, memory: Memory | None = None, *, kind: str = "trace", objective: str = "log-prob"
     ) -> list[float]:
-        """Fisher score of every block on the client's training rows; see ``probe.layer_scores``."""
+        """The Fisher score of every block on the client's training rows, see ``probe.layer_scores``."""
         if self.bench.device.type == "meta":  # planning: shapes without numbers
             return [1.0] * self.bench.layout.num_layers
         fisher = fisher_diagonal(self.bench, self.train, self.params(order, memory), objective=objective)

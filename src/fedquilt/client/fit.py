@@ -1,4 +1,4 @@
-"""Local training: some steps of a client's own data on the tensors it may train."""
+"""Local training: optimiser steps on a client's own rows, in phases with different trainable tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ METRICS = {
     "accuracy": Range(0.0, 1.0),
     "steps": Range(0.0, 1e9, whole=True),
 }
-"""What training measures on a client, and where it may lie."""
+"""Metrics of local training and their ranges."""
 
 
 def fit(
@@ -38,7 +38,7 @@ def fit(
     blocks: Collection[int] | None = None,
     penalties: Sequence[Penalty] = (),
 ) -> Fitted:
-    """Train the tensors ``names``, starting from ``params``, on the rows of ``columns``: ``alternate`` in one phase."""
+    """Train the tensors ``names`` from ``params`` on the rows of ``columns``: ``alternate`` with a single phase."""
     phase = Phase(frozenset(names), penalties=tuple(penalties))
     return alternate(bench, columns, params, [phase], training, learning_rate, rng, blocks=blocks)
 
@@ -55,20 +55,25 @@ def alternate(
     blocks: Collection[int] | None = None,
     extra: Extra | None = None,
 ) -> Fitted:
-    """Train what the phases name, starting from ``params``, on the rows of ``columns``; the phases take turns until all
-    steps of the round are made.
+    """Train the model in phases that take turns until all steps of the round are made.
 
-    ``blocks`` makes the model shallower for the time (only these transformer blocks are run). The adapters' cores
-    are made of the tensors of ``extra``, which phases may name like those of the model. Penalties are added once to a
-    step, however many forward passes it is made of; they see all tensors that any phase trains. Metrics: ``loss``
-    (mean over the labels seen, before each step, without penalties and agreement), ``accuracy`` (same labels),
-    ``steps``.
+    A penalty is added once to each step, whatever the number of its forward passes, and sees all tensors that any phase
+    trains. Metrics: ``loss`` (mean over the labels seen, before each step, without penalties and agreement),
+    ``accuracy`` (over the same labels) and ``steps``.
+
+    Parameters
+    ----------
+    bench, columns, params, phases
+        The workbench, the client's rows, the tensors to start from, and the phases of one cycle.
+    training, learning_rate, rng
+        How to train, the learning rate of this round, and the random stream.
+    blocks, extra
+        The only transformer blocks that are part of the model, and tensors from which the adapters' cores are made.
 
     Raises
     ------
     TrainingError
-        if there are no rows, or as soon as the loss, a penalty or the clipped gradient's norm is not finite, with the
-        step.
+        if there are no rows, or if the loss, a penalty or the norm of a gradient to clip is not finite.
     """
     num_rows = len(columns["labels"])
     if num_rows == 0:
@@ -121,9 +126,9 @@ def alternate(
 
 
 def batches(num_rows: int, training: Training, rng: Rng) -> Iterator[Tensor]:
-    """Row numbers of each optimiser step.
+    """Yield the row numbers of each optimiser step.
 
-    Every pass over the rows is a fresh permutation; its last step may be short.
+    Every pass over the rows is a new permutation; its last step may have fewer rows.
     """
     generator = rng.torch()
     size = min(training.batch_size * training.accumulation, num_rows)
@@ -136,12 +141,12 @@ def batches(num_rows: int, training: Training, rng: Rng) -> Iterator[Tensor]:
 
 
 Earlier = Callable[[Batch], Tensor]
-"""The logits that the model of the turn's beginning gives a batch."""
+"""Gives the logits of a batch under the model as it was when the turn began."""
 
 
 @contextmanager
 def _earlier(bench: Workbench, trained: Mapping[str, Tensor], phase: Phase) -> Iterator[Earlier | None]:
-    """The model as it is now, to be asked while these tensors are trained; None if the phase does not ask it."""
+    """Keep a copy of the current model for use while these tensors are trained; None if the phase does not need it."""
     if not phase.agreement:
         yield None
         return
@@ -165,7 +170,7 @@ def _earlier(bench: Workbench, trained: Mapping[str, Tensor], phase: Phase) -> I
 def _backward(
     bench: Workbench, columns: Batch, parts: Sequence[Tensor], phase: Phase, earlier: Earlier | None
 ) -> tuple[float, int, int]:
-    """Makes the gradients of the mean loss over all parts' labels; gives the summed loss, the hits and the labels."""
+    """Backpropagate the mean loss over all parts; return the summed loss and the numbers of hits and labels."""
     scoring = bench.scoring
     labels_in_step = sum(scoring.num_labels(columns["labels"][part]) for part in parts)
     loss_sum, correct = 0.0, 0
@@ -177,7 +182,7 @@ def _backward(
         if earlier is not None:
             given, known = scoring.answers(logits, labels)
             taught, _ = scoring.answers(earlier(batch), labels)
-            # its mean is over this part's labels; the step's is over those of all parts
+            # the disagreement is a mean over this part's labels, but the step's loss over those of all parts
             apart = disagreement(given, taught, known, phase.temperature)
             whole = loss + phase.agreement * scoring.num_labels(labels) * apart
         (whole / max(1, labels_in_step)).backward()
@@ -187,10 +192,10 @@ def _backward(
 
 
 def _penalise(value: Tensor, step: int) -> None:
-    """Adds the penalty's gradients to those that are there."""
+    """Add the penalty's gradients to the existing ones."""
     if not math.isfinite(float(value.detach())):
         raise TrainingError(f"penalty is {float(value.detach())} at step {step}")
-    if value.requires_grad:  # it is a constant where nothing that it looks at is trained
+    if value.requires_grad:  # a penalty on tensors that are not trained is a constant
         value.backward()
 
 

@@ -1,4 +1,4 @@
-"""How good a language model is by the answers that it writes, not by the tokens that it would have liked."""
+"""Evaluation of a language model by the answers that it generates."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fedquilt.metrics.programs import right_programs
 
 @dataclass(frozen=True)
 class Answering:
-    """How a model's answers are had and compared.
+    """How a model's answers are generated and compared.
 
-    ``kind`` is one of ``metrics.answers.KINDS``; ``decode`` gives the text of tokens; the model writes at most
-    ``new_tokens`` of them. ``classes`` are the names that a label can have.
+    ``kind`` is one of ``metrics.answers.KINDS``, ``decode`` converts tokens to text, ``new_tokens`` is the largest
+    number of tokens of an answer, and ``classes`` are the possible labels.
     """
 
     kind: str
@@ -30,10 +30,10 @@ class Answering:
 
 
 def right_rows(bench: Workbench, batch: Batch, logits: Tensor, answering: Answering) -> list[bool]:
-    """Whether the model answers each row right when it completes the row's prompt, its likeliest token every time.
+    """Whether the model's answer to each row's prompt is right, with greedy decoding.
 
-    ``logits`` are those of the whole rows. Where every token of the completion is the likeliest one there, the model
-    would write the completion itself, so only the other rows are written.
+    ``logits`` are those of the whole rows. If every token of the reference completion has the largest logit, the model
+    would generate exactly this completion, so that answers are generated only for the other rows.
     """
     golds = [row[row != IGNORED].tolist() for row in batch["labels"]]
     right = _surely_right(bench, batch, logits, golds, answering)
@@ -54,11 +54,11 @@ def right_rows(bench: Workbench, batch: Batch, logits: Tensor, answering: Answer
 
 
 def written(bench: Workbench, prompts: Sequence[Tensor], new_tokens: int) -> list[list[int]]:
-    """The tokens that the model puts behind each prompt, at most ``new_tokens``, up to and with its end token.
+    """The tokens that the model generates after each prompt, at most ``new_tokens``, up to and including the end token.
 
-    Where a model has a longest row, fewer are written behind a prompt that leaves room for fewer; only one that leaves
-    none gives way with its start. What is written does not depend on the other prompts: those of unlike lengths share a
-    batch only if the model heeds its padding (``bench.pads_left``).
+    If the model has a maximum length, fewer tokens are generated after a long prompt; a prompt that leaves no room at
+    all is truncated at its start. The result does not depend on the other prompts: prompts of different lengths share a
+    batch only if the model handles left padding correctly (``bench.pads_left``).
     """
     longest = _longest(bench)
     batches: dict[tuple[int, int], list[int]] = {}
@@ -77,21 +77,21 @@ def written(bench: Workbench, prompts: Sequence[Tensor], new_tokens: int) -> lis
 
 
 def _longest(bench: Workbench) -> int | None:
-    """The most tokens of a row: as was found by trying, or as the config says, where some say -1 for no limit."""
+    """The model's maximum length: as found by trying, else that of its config, in which -1 may mean no limit."""
     model: Any = bench.model
     stated = getattr(model.config, "max_position_embeddings", None) if bench.longest is None else bench.longest
     return stated if stated is None or stated > 1 else None
 
 
 def _room(prompt: int, new_tokens: int, longest: int | None) -> int:
-    """How many tokens are written behind a prompt of so many."""
+    """The number of tokens to generate after a prompt of this length."""
     if longest is None:
         return new_tokens
     return min(new_tokens, longest - 1 if prompt >= longest else longest - prompt)
 
 
 def _written(bench: Workbench, prompts: Sequence[Tensor], new_tokens: int) -> list[list[int]]:
-    """What is written behind prompts in one batch, padded on the left."""
+    """The tokens generated after the prompts of one batch, padded on the left."""
     model: Any = bench.model
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), model.generation_config.pad_token_id, dtype=torch.long)
@@ -110,12 +110,12 @@ def _written(bench: Workbench, prompts: Sequence[Tensor], new_tokens: int) -> li
 def _surely_right(
     bench: Workbench, batch: Batch, logits: Tensor, golds: Sequence[list[int]], answering: Answering
 ) -> list[bool]:
-    """Whether each row's completion is, token by token, what the model would write."""
+    """Whether greedy decoding surely gives each row's completion, token by token."""
     labels = batch["labels"][:, : logits.shape[1]].to(logits.device)
     same = (logits[:, :-1].argmax(-1) == labels[:, 1:]) | (labels[:, 1:] == IGNORED)
     likeliest = same.all(1) & (labels[:, 0] == IGNORED)
     ends, longest = _ends(bench.model), _longest(bench)
-    # a completion that was cut has no end, and what is written has a longest length
+    # a completion that was truncated has no end token, and a generated one is limited in length
     whole = [
         bool(gold) and gold[-1] in ends and len(gold) <= _room(_start(row), answering.new_tokens, longest)
         for gold, row in zip(golds, batch["labels"], strict=True)
@@ -124,7 +124,7 @@ def _surely_right(
 
 
 def _start(labels: Tensor) -> int:
-    """The place of the first label."""
+    """The index of the first label."""
     return int((labels != IGNORED).int().argmax())
 
 

@@ -1,4 +1,4 @@
-"""Penalties on what local training does to the tensors, and the wrapper that puts one around any method."""
+"""The proximal term of FedProx, and the wrapper that adds it to any method."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fedquilt.core.worker import Worker
 def proximal(trained: Mapping[str, Tensor], start: Mapping[str, Tensor], names: Collection[str], mu: float) -> Tensor:
     """``mu / 2 sum ||theta - theta_0||^2`` over those of the tensors ``names`` that are trained, a scalar.
 
-    theta_0 are the tensors of ``start``. Gradients flow to ``trained`` alone. On LoRA factors it holds each factor near
-    what it was, and not their product.
+    theta_0 are the tensors of ``start``. Gradients flow only to ``trained``. On LoRA factors it penalises the change of
+    each factor, not that of their product.
 
     Paper: fedprox, proximal-term
     """
@@ -25,11 +25,10 @@ def proximal(trained: Mapping[str, Tensor], start: Mapping[str, Tensor], names: 
 
 
 def with_proximal(method: Method, mu: float) -> Method:
-    """The method whose clients are held near what they received: their loss has ``proximal`` added to it.
+    """The method whose clients add ``proximal`` to their loss, so that they stay near the received tensors.
 
-    It is over the trained tensors that go back to the server; one that the client keeps as its own
-    (``memory["params"]``) or was not asked for is trained as ever. With mu = 0 the method itself. Clients must have
-    ``penalised``.
+    The penalty covers the trained tensors that a client returns to the server, but not its local ones
+    (``memory["params"]``). With mu = 0 the method itself is returned.
 
     Raises
     ------

@@ -1,9 +1,9 @@
-"""Fisher information of a client's or a server's rows in the low-rank adapters, by one batched backward.
+"""Fisher information of low-rank adapters on a client's or the server's rows, by batched backward passes.
 
-The gradient of one row needs no backward of its own. For ``y = W x + s B (A x)`` let ``x`` be ``(tokens, d_in)``,
-``g`` the gradient of the row's objective in ``y``, ``(tokens, d_out)``, ``h = x A^T`` and ``u = g B``. Then
-``dB = s g^T h`` and ``dA = s u^T x``. As the objective of a batch is the sum over rows, ``g`` of the batch holds every
-row's own ``g``. A module that is called several times in one pass has the sum of all calls for its gradient.
+The gradients of single rows need no backward passes of their own. For ``y = W x + s B (A x)`` let ``x`` be ``(tokens,
+d_in)``, ``g`` the gradient of the row's objective in ``y``, ``(tokens, d_out)``, ``h = x A^T`` and ``u = g B``. Then
+``dB = s g^T h`` and ``dA = s u^T x``. As the objective of a batch is the sum over rows, ``g`` of the batch holds the
+``g`` of every row. The gradient of a module that is called several times in one pass is the sum over all calls.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fedquilt.core.types import Layout, Params
 
 OBJECTIVES = {
     "log-prob": lambda scoring, logits, labels: -scoring.loss(logits, labels),
-    # the released code's: no Fisher information, for it changes when the same vector is added to every class row
+    # as in the released code; not a Fisher information, as it changes if one vector is added to every class's row
     "logit": Scoring.label_logit,
 }
 
@@ -34,8 +34,8 @@ def fisher_diagonal(
     """Diagonal of the empirical Fisher information of every low-rank factor, averaged over all rows.
 
     ``F_theta = (1/N) sum_n (d log p(y_n | x_n) / d theta)^2``, a tensor of theta's shape for every adapter tensor of
-    the layout. Every row is used once; the result does not depend on ``batch_size`` but for rounding. Where an adapted
-    module does not keep the rows apart, as with positions that all of them share, they go through the model one by one.
+    the layout. Every row is used once; up to rounding, the result does not depend on ``batch_size``. If an adapted
+    module mixes rows, as with position embeddings that all rows share, the rows are processed one by one.
 
     Paper: fed-hello, fisher
     """
@@ -55,7 +55,7 @@ def fisher_diagonal(
             apart = len(labels) == 1 or _rows_lead(calls, len(labels))
             if apart:
                 squares = _squared_row_gradients(modules, calls, OBJECTIVES[objective](bench.scoring, logits, labels))
-                # the first time: as many as there are rows may still have been as many of something else
+                # the first time: a leading dimension equal to the number of rows may be a coincidence
                 apart = first > 0 or len(labels) == 1 or _rows_lead(_calls_of_one_row(bench, calls, inputs), 1)
             if not apart:
                 batch_size = 1
@@ -69,8 +69,8 @@ def fisher_diagonal(
 def layer_scores(fisher: Mapping[str, Tensor], layout: Layout, kind: str = "trace") -> list[float]:
     """One score per transformer block from the Fisher diagonal of its adapters.
 
-    ``trace``: sum of all entries. ``mean``: that over the number of entries. ``norm`` (the released code's): sum over
-    the block's tensors of the Frobenius norm of the diagonal. ``squared-norm``: the same with squared norms.
+    ``trace``: sum of all entries. ``mean``: their mean. ``norm`` (as in the released code): sum over the block's
+    tensors of the Frobenius norm of the diagonal. ``squared-norm``: the same with squared norms.
     """
     parts: list[list[Tensor]] = [[] for _ in range(layout.num_layers)]
     for name, diagonal in fisher.items():
@@ -100,9 +100,9 @@ _Calls = dict[str, list[_Call]]
 
 
 def _squared_row_gradients(modules: Mapping[str, LoraLinear], calls: _Calls, objective: Tensor) -> Params:
-    """``sum over rows of dA^2`` (r, d_in) and of ``dB^2`` (d_out, r) of every module that has to do with the objective.
+    """Sums over rows of ``dA^2`` (r, d_in) and ``dB^2`` (d_out, r) for every module that influences the objective.
 
-    ``objective`` has an entry for each row, and every call's tensors begin with as many.
+    ``objective`` has one entry for each row, and rows are the first dimension of every call's tensors.
     """
     made = [(name, call) for name, own in calls.items() for call in own]
     grads = torch.autograd.grad(objective.sum(), [call.output for _, call in made], allow_unused=True)
@@ -123,13 +123,13 @@ def _squared_row_gradients(modules: Mapping[str, LoraLinear], calls: _Calls, obj
 
 
 def _rows_lead(calls: _Calls, num_rows: int) -> bool:
-    """Whether every call had the rows first, as (rows, tokens, features): nothing flattened and nothing shared."""
+    """Whether rows are the first dimension of every call's input, (rows, tokens, features)."""
     inputs = [call.input for made in calls.values() for call in made]
     return all(x.dim() > 2 and len(x) == num_rows for x in inputs)
 
 
 def _calls_of_one_row(bench: Workbench, calls: _Calls, inputs: Batch) -> _Calls:
-    """The calls when the first row of these inputs goes through the model alone."""
+    """The calls in a forward pass of only the first row of these inputs."""
     _forget(calls)
     with torch.no_grad(), bench.autocast():
         bench.model(**{name: column[:1] for name, column in inputs.items()})
@@ -143,7 +143,7 @@ def _forget(calls: _Calls) -> None:
 
 @contextmanager
 def _inputs_kept(model: nn.Module) -> Iterator[Batch]:
-    """The keyword arguments of the model's last forward pass."""
+    """Record the keyword arguments of the model's last forward pass."""
     kept: Batch = {}
 
     def keep(_module: nn.Module, _args: tuple[Any, ...], named: Batch) -> None:
@@ -158,15 +158,15 @@ def _inputs_kept(model: nn.Module) -> Iterator[Batch]:
 
 @contextmanager
 def _recorded(modules: Mapping[str, LoraLinear]) -> Iterator[_Calls]:
-    """Keep input and output of every call of every adapted module, in the order of the calls.
+    """Record input and output of every call of every adapted module, in the order of the calls.
 
-    Outputs join the graph although no parameter needs a gradient.
+    Outputs are part of the autograd graph although no parameter requires a gradient.
     """
     calls: _Calls = {name: [] for name in modules}
 
     def hook(name: str) -> Callable[..., Tensor]:
         def keep(_module: object, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            # a leaf of zeros makes the output differentiable without a single trainable weight
+            # a leaf of zeros makes the output differentiable without any trainable weight
             output = output + torch.zeros_like(output, requires_grad=True)
             calls[name].append(_Call(args[0], output))
             return output

@@ -1,4 +1,4 @@
-"""How good a model is on a client's rows."""
+"""Evaluation of a model on a client's rows."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ def evaluation(
     batch_size: int = 256,
     answering: Answering | None = None,
 ) -> dict[str, float]:
-    """``loss`` and ``accuracy`` over all labels of the rows, and ``examples``, the number of rows.
+    """Evaluate a model: ``loss`` and ``accuracy`` over all labels of the rows, and ``examples``, the number of rows.
 
-    A language model's accuracy is over its labelled tokens; with ``answering``, the share of rows answered right.
+    A language model's accuracy is over its labelled tokens, or with ``answering`` over rows: the share of right
+    answers.
     """
     bench.load(params)
     num_rows = len(columns["labels"])
@@ -36,5 +37,5 @@ def evaluation(
                 correct += bench.scoring.num_correct(logits, labels)
             else:
                 correct += sum(right_rows(bench, batch, logits, answering))
-    judged = max(1, seen if answering is None else num_rows)
-    return {"loss": loss_sum / max(1, seen), "accuracy": correct / judged, "examples": float(num_rows)}
+    num_answers = max(1, seen if answering is None else num_rows)
+    return {"loss": loss_sum / max(1, seen), "accuracy": correct / num_answers, "examples": float(num_rows)}

@@ -1,4 +1,4 @@
-"""A model made physically shallower for a while: only some of its transformer blocks run."""
+"""Temporary removal of transformer blocks from a model."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fedquilt.core.types import Blocks
 
 @contextmanager
 def only_blocks(model: nn.Module, blocks: Blocks, keep: Collection[int]) -> Iterator[nn.Module]:
-    """``model`` with only the blocks in ``keep``, in increasing order; the whole model again when the context ends.
+    """Reduce ``model`` to the blocks in ``keep``, in increasing order, until the context ends.
 
-    Inside, the model computes what one built with just these blocks would: the block list, the layer count and
-    per-layer lists of the config, and each block's own index are all cut to size. The kept blocks bear new names inside
-    (block 5 of ``keep={2, 5}`` is number 1), so parameters must be looked up before. The model must not be used
-    elsewhere meanwhile.
+    Inside, the model computes the same as one built with only these blocks: the block list, the layer count and the
+    per-layer lists of the config, and each block's own index are adjusted. The remaining blocks have new names inside
+    (block 5 of ``keep={2, 5}`` is number 1), so that parameters must be looked up before. The model must not be used
+    elsewhere at the same time.
 
     Raises
     ------
@@ -34,7 +34,7 @@ def only_blocks(model: nn.Module, blocks: Blocks, keep: Collection[int]) -> Iter
     assert isinstance(whole, nn.ModuleList)
     parent_path, _, name = blocks.path.rpartition(".")
     with ExitStack() as undo:
-        # every change is registered for its undoing at once, so that a failure half-way leaves the model as it was
+        # the undoing of every change is registered at once, so that a failure half-way leaves the model unchanged
         kept = nn.ModuleList(whole[index] for index in chosen)
         kept.training = whole.training
         _set(undo, model.get_submodule(parent_path), name, kept)
@@ -42,7 +42,7 @@ def only_blocks(model: nn.Module, blocks: Blocks, keep: Collection[int]) -> Iter
             _shorten(undo, config, blocks.num_layers, chosen)
         for new, old in enumerate(chosen):
             for module in whole[old].modules():
-                if getattr(module, "layer_idx", None) == old:  # the slot of a key-value cache, and GPT-2's scale
+                if getattr(module, "layer_idx", None) == old:  # the index in a key-value cache, and in GPT-2's scaling
                     _set(undo, module, "layer_idx", new)
         yield model
 
@@ -58,7 +58,7 @@ def _shorten(undo: ExitStack, config: Any, num_layers: int, chosen: list[int]) -
         return
     _set(undo, config, "num_hidden_layers", len(chosen))
     for key, value in list(vars(config).items()):
-        # lists with one entry per block: layer_types, mlp_layer_types, no_rope_layers and their like
+        # lists with one entry per block, such as layer_types, mlp_layer_types and no_rope_layers
         if "layer" in key and isinstance(value, list | tuple) and len(value) == num_layers:
             _set(undo, config, key, type(value)(value[index] for index in chosen))
 

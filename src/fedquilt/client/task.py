@@ -1,7 +1,7 @@
-"""What a task's labels mean: its loss and its accuracy.
+"""Loss and accuracy of each task.
 
-Classification has one label a row. A language model has one label a token, and ``IGNORED`` where a token is not to be
-learned (the prompt, the padding).
+Classification has one label per row. A language model has one label per token, with ``IGNORED`` for tokens that are not
+to be learned (the prompt and padding).
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ class Scoring:
     """Cross-entropy and arg-max accuracy of labels.
 
     ``logits`` is ``(rows, classes)`` with ``labels`` ``(rows,)``, or ``(rows, tokens, vocabulary)`` with ``labels``
-    ``(rows, tokens)``. ``shift`` says that the logits at token t are about the label of token t + ``shift``.
+    ``(rows, tokens)``. The logits at token t predict the label of token t + ``shift``.
     """
 
     shift: int = 0
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """``-log p(y | x)`` of every row, in float32, ``(rows,)``; with labels of tokens the sum over those of the
-        row that count."""
+        """The loss ``-log p(y | x)`` of every row, ``(rows,)`` in float32; for labelled tokens their sum."""
         logits, labels = self._aligned(logits, labels)
         losses = functional.cross_entropy(
             logits.flatten(0, -2).float(), labels.flatten(), reduction="none", ignore_index=IGNORED
@@ -36,27 +35,26 @@ class Scoring:
         return losses.view(labels.shape).flatten(1).sum(1) if labels.dim() > 1 else losses
 
     def label_logit(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The raw logit of every row's label, ``(rows,)``; with labels of tokens the sum over those that count."""
+        """The logit of every row's label, ``(rows,)``; for labelled tokens the sum over those not ignored."""
         logits, labels = self._aligned(logits, labels)
         picked = logits.float().gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         picked = torch.where(labels == IGNORED, torch.zeros_like(picked), picked)
         return picked.flatten(1).sum(1) if labels.dim() > 1 else picked
 
     def answers(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits of what is to be predicted, ``(..., classes)``, and which of them have a label that counts,
-        ``(...)``.
+        """The logits ``(..., classes)`` of all predictions, and whether each has a label that counts, ``(...)``.
 
-        A language model's last logits, which are about no token of the row, are not among them.
+        A language model's last logits, which predict no token of the row, are left out.
         """
         logits, labels = self._aligned(logits, labels)
         return logits, labels != IGNORED
 
     def num_labels(self, labels: Tensor) -> int:
-        """The number of labels that count."""
+        """The number of labels that are not ignored."""
         return int((labels[:, self.shift :] if self.shift else labels).ne(IGNORED).sum())
 
     def num_correct(self, logits: Tensor, labels: Tensor) -> int:
-        """How many of the labels that count are the arg-max of their logits."""
+        """The number of labels that are the arg-max of their logits."""
         logits, labels = self._aligned(logits, labels)
         return int((logits.argmax(-1) == labels).sum())  # IGNORED is negative, so no arg-max is equal to it
 

@@ -1,7 +1,7 @@
-"""The one frozen model that all clients of an architecture work on, in one process.
+"""The frozen model that all clients of an architecture share in one process.
 
-Clients swap adapters (megabytes) into it; the base is never copied. Freezing is real: outside ``training`` nothing
-requires a gradient, and inside it only the named tensors do, so autograd stops at the shallowest of them.
+Clients load their adapters (megabytes) into it; the base is never copied. Outside ``training`` no tensor requires a
+gradient, and inside only the named tensors do, so that the backward pass stops at the shallowest of them.
 """
 
 from __future__ import annotations
@@ -25,15 +25,27 @@ Batch = dict[str, Tensor]
 
 
 class Workbench:
-    """A model with adapters in it, ready to train or score any client of its architecture.
+    """A model with adapters, ready to train or evaluate any client of its architecture.
 
-    ``parameters`` maps the names of ``layout`` to the model's own parameters; ``prepare`` turns rows of a client's
-    columns into the model's keyword arguments; ``scoring`` is the loss and the accuracy of its task; ``precision`` is
-    ``"fp32"`` or ``"bf16"`` (autocast). ``state`` are the
-    buffers of the model's modules with state, those of the layout among them: such a module is in training mode only
-    while its buffers are trained, so that in a frozen model they stay as they are.
-    A language model's row has at most ``longest`` tokens (None: its config says); ``pads_left`` says that padding on
-    the left changes nothing.
+    Parameters
+    ----------
+    model, blocks, layout
+        The model with adapters, its transformer blocks, and its trainable tensors.
+    parameters
+        The model's own parameters by their names in ``layout``.
+    prepare
+        Converts rows of a client's columns to the model's keyword arguments.
+    scoring
+        The loss and the accuracy of its task.
+    device, precision
+        Where the model runs, in ``"fp32"`` or ``"bf16"`` (autocast).
+    state
+        The buffers of modules with running statistics, those of the layout among them. Such a module is in training
+        mode only while its buffers are trained, so that they do not change in a frozen model.
+    longest
+        The maximum number of tokens of a language model's row; None for that of its config.
+    pads_left
+        Whether padding on the left does not change the model's output.
     """
 
     def __init__(
@@ -55,14 +67,14 @@ class Workbench:
             raise ValueError("the workbench's parameters and its layout name different tensors")
         self.model = model.to(device)
         self.adapters = adapters(model)
-        # what is no factor of a LoRA module: the head, and adapters of other kinds
+        # parameters that are not LoRA factors: the head, and adapters of other kinds
         self._whole = [name for name in parameters if name.rpartition(".")[0] not in self.adapters]
         self.blocks = blocks
         self.layout = layout
         self.parameters = dict(parameters)
         self._state = dict(state)
         self._buffers = {name: state[name] for name in layout.depth if name in layout.buffers}
-        self._running: list[nn.Module] = []  # modules with state, as long as they are trained
+        self._running: list[nn.Module] = []  # modules with running statistics, while these are trained
         self.prepare = prepare
         self.scoring = scoring
         self.device = device
@@ -70,21 +82,20 @@ class Workbench:
         self.longest = longest
         self.pads_left = pads_left
         self._cores: Callable[[], Mapping[str, Tensor]] | None = None
-        self.stepped: Callable[[int, int], None] | None = (
-            None  # told after each optimiser step: its number, of how many
-        )
+        # called after each optimiser step with its number and the number of all steps
+        self.stepped: Callable[[int, int], None] | None = None
 
     def load(self, params: Mapping[str, Tensor]) -> None:
-        """Put ``params`` into the model; every tensor of the layout must be there, with its shape.
+        """Load ``params`` into the model; they must hold every tensor of the layout with its shape.
 
-        The factors of a module may be of another rank than the layout's. What was merged into the base comes as
-        ``<module>.shift``, (d_out, d_in), and what is between the factors as ``<module>.core``, (r, r); a module
-        without is on its own base, and plain LoRA.
+        The factors of a module may have another rank than the layout's. A change that was merged into the base is
+        ``<module>.shift``, (d_out, d_in), and the matrix between the factors ``<module>.core``, (r, r). A module
+        without them has an unchanged base and is plain LoRA. No tensor of the previous client remains.
 
         Raises
         ------
         ValueError
-            naming the first tensor that is missing, unknown or of another shape. Nothing of the client before may stay.
+            if a tensor is missing, unknown or has another shape (names the first).
         """
         shapes = self.layout.shapes
         for name in self.layout.depth:
@@ -117,7 +128,7 @@ class Workbench:
             buffer.put(params[name])
 
     def state(self, names: Collection[str]) -> Params:
-        """Those of the named tensors that are buffers, as they now are, on the CPU."""
+        """The current values, on the CPU, of those of the named tensors that are buffers."""
         chosen = set(names)
         return numbers({name: buffer for name, buffer in self._buffers.items() if name in chosen})
 
@@ -127,19 +138,19 @@ class Workbench:
         inputs = self.prepare(moved)
         labels = moved["labels"]
         if labels.dim() > 1:
-            labels = labels[:, : inputs["input_ids"].shape[1]]  # prepare cuts the padding that a batch does not need
+            labels = labels[:, : inputs["input_ids"].shape[1]]  # prepare removes padding that the batch does not need
         cores = nullcontext() if self._cores is None else with_cores(self.adapters, self._cores())
         with self.autocast(), cores, self._alone(len(labels) == 1):
             logits = self.model(**inputs).logits
         return logits, labels
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context of mixed precision, or one that does nothing."""
+        """The autocast context of mixed precision, or a null context."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     @contextmanager
     def making_cores(self, cores: Callable[[], Mapping[str, Tensor]]) -> Iterator[None]:
-        """Every forward pass with the cores, by module path, that ``cores()`` then makes; gradients go through them."""
+        """Compute the cores by ``cores()``, by module path, in every forward pass inside; gradients flow through it."""
         self._cores = cores
         try:
             yield
@@ -150,11 +161,11 @@ class Workbench:
     def training(
         self, names: Collection[str], beside: Mapping[str, Tensor] = MappingProxyType({})
     ) -> Iterator[list[Tensor]]:
-        """Train mode, with gradients for the named tensors only; they are given in the layout's order.
+        """Train mode with gradients only for the named tensors, which are given in the layout's order.
 
-        ``beside`` are tensors that are not the model's own, and can be named, too. Buffers that are named change with
-        every forward pass; they have no gradient and are not among what is given. Modules with state of which a buffer
-        is not named stay in eval mode.
+        ``beside`` are tensors besides the model's own that may be named too. Named buffers are updated by every forward
+        pass; they have no gradient and are not among the given tensors. A module with running statistics stays in eval
+        mode unless all of its buffers are named.
         """
         chosen = set(names)
         trained = [tensor for name, tensor in {**self.parameters, **beside}.items() if name in chosen]
@@ -175,7 +186,7 @@ class Workbench:
 
     @contextmanager
     def asked(self) -> Iterator[None]:
-        """Inside ``training``, the model as it answers: in eval mode and without gradients."""
+        """Eval mode without gradients, for use inside ``training``."""
         self.model.eval()
         try:
             with torch.no_grad():
@@ -184,7 +195,7 @@ class Workbench:
             self._train()
 
     def _train(self) -> None:
-        """Train mode, but for modules with state that are not trained."""
+        """Set train mode, except for modules with running statistics that are not trained."""
         self.model.train()
         running = {id(module) for module in self._running}
         for buffer in self._state.values():
@@ -192,7 +203,7 @@ class Workbench:
 
     @contextmanager
     def _alone(self, single: bool) -> Iterator[None]:
-        """For a batch of a single row, which has no statistics, modules with state use those that they have."""
+        """For a batch of a single row, which has no batch statistics, modules use their running statistics."""
         for module in self._running if single else ():
             module.training = False
         try:
@@ -202,5 +213,5 @@ class Workbench:
                 module.training = True
 
     def shallow(self, layers: Collection[int] | None) -> AbstractContextManager[object]:
-        """The model with only the given blocks in it, in increasing order; None leaves it whole."""
+        """The model with only the given blocks, in increasing order; with None it is unchanged."""
         return nullcontext() if layers is None else only_blocks(self.model, self.blocks, sorted(layers))

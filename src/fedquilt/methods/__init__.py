@@ -1,4 +1,4 @@
-"""One paper, one file: what a method is, and beside its factory its traits, which say what it can be combined with.
+"""The methods, one file for each paper: a factory, and traits that say what the method can be combined with.
 
 A factory is ``factory(federation, *, settings...) -> Method``; its keyword-only arguments are the keys that
 ``[method]`` may hold, with their types and defaults. ``METHODS`` maps the name of every method to its factory.

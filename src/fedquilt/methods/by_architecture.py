@@ -1,4 +1,4 @@
-"""A method for one architecture made one for several: it runs in each apart."""
+"""A method for one architecture, run separately in each of several."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from fedquilt.core.types import ClientId, Federation, Memory, Order, Params, Pro
 from fedquilt.core.worker import Worker
 
 APART = "apart"
-"""The key of the server's state under which lie the states by architecture."""
+"""Key of the states by architecture in the server's state."""
 
 
 def by_architecture(factory: Callable[[Federation], Method], federation: Federation) -> Method:
-    """The method ``factory(federation.of(a))`` among the clients of each architecture a, all in the same exchanges.
+    """The method ``factory(federation.of(a))`` among the clients of each architecture a, in common exchanges.
 
-    Each architecture has a state, a start and random streams of its own; nothing of one reaches another, and one
-    without clients in a round stays as it is. An order says in ``settings["architecture"]`` whose it is. With one
-    architecture it is ``factory(federation)``.
+    Each architecture has its own state, initial tensors and random streams. Architectures do not influence each other,
+    and one without clients in a round is unchanged. ``settings["architecture"]`` of an order names the client's
+    architecture. With one architecture the result is ``factory(federation)``.
 
-    Replies are read once and not held, if the clients of each architecture have neighbouring numbers; otherwise all are
-    held until the last has come.
+    Replies are read once and not kept if the clients of each architecture have consecutive numbers; otherwise all are
+    held until the last one has arrived.
 
     Raises
     ------
     ValueError
-        if the methods of two architectures have not the same exchanges.
+        if the methods of two architectures have different exchanges.
     """
     if len(federation.layouts) == 1:
         return factory(federation)
@@ -37,7 +37,7 @@ def by_architecture(factory: Callable[[Federation], Method], federation: Federat
     first = next(iter(methods.values()))
     for name, method in methods.items():
         if [_about(exchange) for exchange in method.exchanges] != [_about(exchange) for exchange in first.exchanges]:
-            raise ValueError(f"'{method.name}' has other exchanges for {name} than for the other architectures")
+            raise ValueError(f"'{method.name}' has different exchanges for {name} than for the other architectures")
     owners = {profile.id: profile.architecture for profile in federation.profiles}
 
     def init(rng: Rng) -> Tree:
@@ -50,7 +50,7 @@ def by_architecture(factory: Callable[[Federation], Method], federation: Federat
         return methods[profile.architecture].model(profile, initial, order, memory)
 
     def report(state: Tree) -> dict[str, dict[str, Any]]:
-        """What each architecture's method reports, by key and architecture."""
+        """The reports of the architectures' methods, by key and architecture."""
         reported: dict[str, dict[str, Any]] = {}
         for name, own in state[APART].items():
             for key, value in methods[name].report(own).items():
@@ -91,7 +91,7 @@ def _joined(exchanges: Mapping[str, Exchange], owners: Mapping[ClientId, str]) -
         return exchanges[owner_of(order)].work(client, order, memory)
 
     def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
-        # sorting holds all replies; it is stable, so those of an architecture stay in client order
+        # sorting holds all replies; it is stable, so that those of an architecture stay in client order
         sequence = replies if neighbours else sorted(replies, key=lambda reply: places[owner(reply)])
         states = dict(state[APART])
         for name, own in _runs(sequence, owner):
@@ -123,7 +123,7 @@ def _joined(exchanges: Mapping[str, Exchange], owners: Mapping[ClientId, str]) -
 
 
 def _runs(replies: Iterable[Reply], owner: Callable[[Reply], str]) -> Iterator[tuple[str, Iterator[Reply]]]:
-    """Neighbouring replies of one owner together, as they come: one is held, and none is asked for past the end."""
+    """Group consecutive replies of one owner lazily: only one reply is held at a time."""
     source = iter(replies)
     ahead = [*islice(source, 1)]
 
@@ -136,10 +136,10 @@ def _runs(replies: Iterable[Reply], owner: Callable[[Reply], str]) -> Iterator[t
         name = owner(ahead[0])
         own = run(name)
         yield name, own
-        for _ in own:  # a merge that stopped early
+        for _ in own:  # if the merge stopped early
             pass
 
 
 def _about(exchange: Exchange) -> tuple[Any, ...]:
-    told = (exchange.expects, exchange.metrics)
-    return exchange.name, exchange.wire, *(one is None for one in told)
+    optional = (exchange.expects, exchange.metrics)
+    return exchange.name, exchange.wire, *(one is None for one in optional)

@@ -1,4 +1,4 @@
-"""Exclusive: only clients that can afford the whole model take part."""
+"""Exclusive: only clients that can afford to train all layers take part."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ TRAITS = Traits(stateless=True)
 
 
 def exclusive(federation: Federation, *, weighting: Weighting = "examples") -> Method:
-    """Clients whose budget is all layers train them all; the others sit out. A round without such a client changes
-    nothing.
+    """Clients whose budget covers all layers train all layers; the others do not take part.
+
+    A round without such a client changes nothing.
 
     Raises
     ------
@@ -23,8 +24,8 @@ def exclusive(federation: Federation, *, weighting: Weighting = "examples") -> M
     num_layers = federation.layout.num_layers
     if all(profile.budget.layers < num_layers for profile in federation.profiles):
         raise ConfigError(
-            f"method.name = 'exclusive' needs a client that affords all {num_layers} layers; give one group of "
-            f"clients.budgets the value {num_layers}"
+            f"method.name = 'exclusive' needs a client that affords all {num_layers} layers; set an entry of "
+            f"clients.budgets to {num_layers}"
         )
 
     def allocate(state: Tree, turn: Turn) -> dict[ClientId, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Fed-HeLLo: each client trains only the LoRA layers it can afford, chosen by shape or by importance."""
+"""Fed-HeLLo: each client trains only as many LoRA layers as it can afford, chosen by shape or by importance."""
 
 from __future__ import annotations
 
@@ -40,20 +40,21 @@ def fed_hello(
     log_scores: Annotated[bool, SCORED] = False,
     weighting: Weighting = "examples",
 ) -> Method:
-    """Fed-HeLLo with a geometric (``gd``), randomised geometric (``rgd``) or Fisher-guided (``fim``) choice of layers.
+    """Fed-HeLLo with a geometric (``gd``), randomised geometric (``rgd``) or Fisher-guided (``fim``) allocation.
 
-    ``fim`` draws from the geometric odds for ``warmup`` rounds, then from odds of 3, 2 and 1 for layers of high, middle
-    and low Fisher score, scored anew every ``refresh`` rounds (both default to a tenth of all rounds) and in force
-    between.
+    ``fim`` draws layers with the geometric odds for ``warmup`` rounds, and then with odds of 3, 2 and 1 for layers of
+    high, middle and low Fisher score. The scores are computed every ``refresh`` rounds.
 
-    Settings
-    --------
-    shape, base : the geometric shape, and the end of the model at which a triangle stands.
-    sampler : ``gumbel`` (sequential draws, the paper's) or ``madow`` (inclusion exactly proportional to the odds).
+    Parameters
+    ----------
+    federation : its clients may differ in budget.
+    allocation : how layers are allocated, as above.
+    shape, base : the geometric shape, and the end of the model at which a triangle has its base.
+    sampler : ``gumbel`` (sequential draws, as in the paper) or ``madow`` (inclusion proportional to the odds).
     coverage : swap layers in a cohort's allocation until each has a client, where budgets allow. Not in ``gd``.
-    warmup to log_scores : of ``fim`` alone.
-    scores_from : ``server`` (its proxy rows) or ``clients`` (no public data: each sends its own L scores).
-    score : how the Fisher diagonal becomes one number a layer, see ``client.probe.layer_scores``.
+    warmup, refresh : number of rounds; both default to a tenth of all rounds. As all below, only for ``fim``.
+    scores_from : ``server`` (on its proxy set) or ``clients`` (without public data: each sends its own L scores).
+    score : how the Fisher diagonal becomes one score per layer, see ``client.probe.layer_scores``.
     smoothing : beta of the scores' moving average over refreshes, in [0, 1).
     log_scores : cluster the logarithm of the scores.
     weighting : clients' weights in the mean, by ``examples`` or ``uniform``.
@@ -61,7 +62,7 @@ def fed_hello(
     Raises
     ------
     ConfigError
-        if Fisher scores are wanted from a server that has no proxy rows.
+        if the server is to compute Fisher scores and has no proxy set.
 
     Paper: fed-hello, schedule
     """
@@ -83,7 +84,7 @@ def fed_hello(
     due = refreshes(federation, warmup, refresh)
 
     def renewed(state: Tree, scores: Sequence[float]) -> Tree:
-        """The state with the odds of the smoothed scores; of a model that clients spoiled, they stay as they were."""
+        """The state with the odds of the smoothed scores; unchanged if a score of a diverged model is not finite."""
         if not all(map(math.isfinite, scores)):
             return state
         averaged = list(smoothed(state["scores"], scores, smoothing))
@@ -95,7 +96,7 @@ def fed_hello(
 
 
 def traits(settings: Mapping[str, Any]) -> Traits:
-    """Any tensors can be trained; the Fisher scores are of low-rank factors."""
+    """Averaging of any tensors; Fisher scores require low-rank factors."""
     scored = settings["allocation"] == "fim"
     return Traits(
         needs="factors" if scored else "tensors",
@@ -105,15 +106,15 @@ def traits(settings: Mapping[str, Any]) -> Traits:
 
 
 Due = Callable[[int], bool]
-"""Whether layers are to be scored before the round of this number."""
+"""Whether layers are scored before the round with this number."""
 Renewed = Callable[[Tree, Sequence[float]], Tree]
 """The state with the odds that follow from new scores of all layers."""
 
 
 def refreshes(federation: Federation, warmup: int | None, refresh: int | None) -> Due:
-    """Return when layers are scored: before round ``warmup`` and every ``refresh`` rounds from there on.
+    """The rounds before which layers are scored: round ``warmup`` and every ``refresh`` rounds from there on.
 
-    Both default to a tenth of all rounds. There is nothing to score for after the last round.
+    Both default to a tenth of all rounds. Layers are not scored after the last round.
     """
     tenth = max(1, federation.rounds // 10)
     first = tenth if warmup is None else warmup
@@ -122,7 +123,7 @@ def refreshes(federation: Federation, warmup: int | None, refresh: int | None) -
 
 
 def _counting_rounds(method: Method) -> Method:
-    """The method with the number of rounds done in its state, and room for scores and odds."""
+    """The method with the number of finished rounds in its state, and entries for scores and odds."""
     (fit,) = method.exchanges
 
     def init(rng: Rng) -> Tree:
@@ -135,13 +136,13 @@ def _counting_rounds(method: Method) -> Method:
 
 
 def _report(state: Tree) -> dict[str, Any]:
-    """The layers' scores and odds in force, and the round before which they were made; none while there are none."""
+    """The current scores and odds of the layers, and the round before which they were computed, if there are any."""
     kept = ("scores", "probabilities", "refreshed")
     return {key: state[key] for key in kept if state[key] is not None}
 
 
 def _scored_by_server(method: Method, federation: Federation, due: Due, renewed: Renewed, score: str) -> Method:
-    """The method, whose server scores the layers of its model over its own proxy rows whenever that is due."""
+    """The method whose server computes the scores of its model's layers on its proxy set when they are due."""
     server = federation.server
     if server is None:
         raise ConfigError(
@@ -165,7 +166,7 @@ def _scored_by_server(method: Method, federation: Federation, due: Due, renewed:
 
 
 def _scored_by_clients(method: Method, federation: Federation, due: Due, renewed: Renewed, score: str) -> Method:
-    """The method, whose clients send their scores of the model that they received in the round before a refresh."""
+    """The method whose clients send scores of the model that they received, in the round before a refresh."""
     (fit,) = method.exchanges
     names = tuple(f"score_{layer}" for layer in range(federation.layout.num_layers))
 
@@ -201,10 +202,11 @@ def _scored_by_clients(method: Method, federation: Federation, due: Due, renewed
 
 
 def _mean_scores(sent: Sequence[tuple[float, Sequence[float]]]) -> list[float]:
-    """The mean of the clients' scores, given with their weights, layer by layer.
+    """The weighted mean of the clients' scores, layer by layer, from their weights and scores.
 
-    A client whose scores add up to many times the median (``core.bounds.RATIO`` squared: scores are of squares) counts
-    as with so many: scores have no common scale, and one client could else rank the layers alone.
+    If the sum of a client's scores is more than ``core.bounds.RATIO`` squared times the median (as scores are squares),
+    its scores are scaled down to that bound. Scores have no common scale, and a single client could otherwise determine
+    the ranking.
     """
     sums = [math.fsum(scores) for _, scores in sent]
     factors = [most / own if most < own else 1.0 for own, most in zip(sums, limited(sums, RATIO**2), strict=True)]

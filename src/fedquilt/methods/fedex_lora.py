@@ -1,4 +1,4 @@
-"""FedEx-LoRA: the mean of factors, and what it loses against the mean of products goes into the base."""
+"""FedEx-LoRA: the mean of factors, with its residual to the mean of products merged into the base."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def fedex_lora(
 ) -> Method:
     """``A`` and ``B`` as in FedIT, and ``W <- W + sum_k p_k s_k B_k A_k - s B A``, so that the model is the exact mean.
 
-    With a ``residual_rank`` only the best part of that rank is sent in each round, and the rest is carried over to the
-    next; 0 sends and carries nothing, which is FedIT. The server notes which version of the base each client has and
-    sends it the changes that it lacks. One rank for all, and as many layers as the poorest client affords.
+    With a ``residual_rank`` only the best approximation of that rank is sent in each round, and the rest is carried
+    over to the next; 0 sends and carries nothing, which is FedIT. The server records the version of the base at each
+    client and sends the missing changes. All clients have the same rank, and train as many layers as the lowest budget.
 
     Raises
     ------
@@ -50,5 +50,5 @@ def fedex_lora(
 
 
 def traits(settings: Mapping[str, Any]) -> Traits:
-    """The rule, which changes the base if any of the residual is sent."""
+    """LoRA factors, combined by a rule that changes the base unless ``residual_rank`` is 0."""
     return Traits(needs="factors", rule=residual_rule(settings["residual_rank"]))

@@ -1,4 +1,4 @@
-"""FedIT: federated averaging of LoRA factors, everybody training the same layers."""
+"""FedIT: federated averaging of LoRA factors, with the same layers at all clients."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ def fedit(
     shape: Shape = "inverted-triangle",
     weighting: Weighting = "examples",
 ) -> Method:
-    """FedAvg on the factors: ``A = sum_k p_k A_k``, ``B = sum_k p_k B_k``, of as many layers as the poorest client
-    affords.
+    """FedAvg on the factors: ``A = sum_k p_k A_k`` and ``B = sum_k p_k B_k``.
 
-    FedIT knows one adapter for all, so the lowest budget sets its size; by default it is the deepest layers, which also
-    cuts the backward pass short.
+    In FedIT all clients have the same adapter, so that the lowest budget determines the number of its layers. By
+    default these are the deepest layers, which also shortens the backward pass.
 
     Paper: fedit, factor-mean
     """
-
     return layered("fedit", federation, everyone(common_layers(federation, shape)), weighting=weighting)

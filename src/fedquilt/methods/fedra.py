@@ -1,4 +1,4 @@
-"""FedRA: every round, every client gets a fresh random set of layers."""
+"""FedRA: every client is assigned a new random set of layers in every round."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def fedra(
     coverage: bool = False,
     weighting: Weighting = "examples",
 ) -> Method:
-    """FedRA: client k draws ``budget`` layers, all equally likely, and the server averages each layer over its holders.
+    """FedRA: client k trains ``budget`` uniformly drawn layers, and the server averages each layer over its clients.
 
-    With ``drop_layers`` the client's model is physically made of the drawn blocks alone, in their order, and only their
-    adapters travel. Without it the whole backbone is run and everything else is the same, which is what Fed-HeLLo's
-    code calls FedRA. ``coverage`` swaps layers until each has a client.
+    With ``drop_layers`` the client's model consists of only the drawn blocks, in their order, and only their adapters
+    travel. Without it the client runs all blocks and everything else is the same, as in Fed-HeLLo's implementation of
+    FedRA. ``coverage`` swaps layers between clients until each layer has a client.
 
     Paper: fedra, random-layers
     """
@@ -38,5 +38,5 @@ def fedra(
 
 
 def traits(settings: Mapping[str, Any]) -> Traits:
-    """Averaging of any tensors, by clients that may run the drawn blocks alone."""
+    """Averaging of any tensors, with clients that may run only the drawn blocks."""
     return Traits(drops_layers=settings["drop_layers"], stateless=True)

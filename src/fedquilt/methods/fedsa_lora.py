@@ -1,4 +1,4 @@
-"""FedSA-LoRA: everybody trains both factors and shares A alone."""
+"""FedSA-LoRA: clients train both factors and share only A."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def fedsa_lora(
     local_head: bool = True,
     weighting: Weighting = "examples",
 ) -> Method:
-    """``A = sum_k p_k A_k``; a client's B, and with ``local_head`` its head, stay with it.
+    """``A = sum_k p_k A_k``; a client's B, and with ``local_head`` its head, are local.
 
-    What results is a model for each client, A with its own B and head; there is no model for all. A client that has not
-    trained yet has B at zero. As many layers as the poorest client affords.
+    The result is a model for each client, A with its own B and head, and no global model. B is zero until a client has
+    trained. Clients train as many layers as the lowest budget.
 
     Paper: fedsa-lora, share-a
     """

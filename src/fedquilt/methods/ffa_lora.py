@@ -1,4 +1,4 @@
-"""FFA-LoRA: A stays as it was drawn, and everybody trains B alone."""
+"""FFA-LoRA: A is frozen at its random initialisation, and clients train only B."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ def ffa_lora(
     shape: Shape = "inverted-triangle",
     weighting: Weighting = "examples",
 ) -> Method:
-    """``B = sum_k p_k B_k`` over one A that all clients drew from the same seed; A is never trained and never sent.
+    """``B = sum_k p_k B_k`` with one A that all clients draw from the same seed; A is neither trained nor sent.
 
-    The mean of the products is then exactly the product of the mean: ``sum_k p_k B_k A = B A``. As many layers as the
-    poorest client affords.
+    The mean of the products is then exactly the product of the means: ``sum_k p_k B_k A = B A``. Clients train as many
+    layers as the lowest budget.
 
     Paper: ffa-lora, freeze-a
     """
-
     trunk = layered(
         "ffa-lora",
         federation,
@@ -33,5 +32,5 @@ def ffa_lora(
         weighting=weighting,
         factors=lambda round: ("lora_B",),
     )
-    # every client has the A that training starts from, so it need not travel; who evaluates or exports gets it along
+    # every client has the initial A, so that it need not travel; orders for evaluation and export do hold it
     return with_local(trunk, factors_named(federation.layout, ("lora_A",)))._replace(view=trunk.view)

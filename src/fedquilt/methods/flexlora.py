@@ -1,4 +1,4 @@
-"""FlexLoRA: the mean of the clients' products, cut to each client's rank by singular values."""
+"""FlexLoRA: the mean of the clients' products, truncated to each client's rank by an SVD."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ def flexlora(
     split: Literal["left", "even"] = "left",
     weighting: Weighting = "examples",
 ) -> Method:
-    """``D = sum_k p_k s_k B_k A_k``; a client of rank r goes on from the best approximation of D of that rank.
+    """``D = sum_k p_k s_k B_k A_k``; a client of rank r continues from the best approximation of D with rank r.
 
-    Clients may differ in rank; what the server keeps has ``adapter.rank``, and a client's factors are the first columns
-    and rows of it. ``split`` is where the singular values go: all into B, or evenly into B and A. As many layers as the
-    poorest client affords.
+    Clients may differ in rank. The server's factors have ``adapter.rank``, and a client's factors are their first
+    columns and rows. ``split`` says which factor takes the singular values: B (``left``), or both (``even``). Clients
+    train as many layers as the lowest budget.
 
     Paper: flexlora, method
     """
-
     return layered(
         "flexlora", federation, everyone(common_layers(federation, shape)), weighting=weighting, rule=svd_rule(split)
     )

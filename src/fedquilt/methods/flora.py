@@ -1,4 +1,4 @@
-"""FLoRA: the clients' adapters stacked and merged into the base, and a fresh adapter every round."""
+"""FLoRA: the clients' stacked adapters are merged into the base, and every round starts with fresh adapters."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ def flora(
 ) -> Method:
     """``W <- W + sum_k p_k s_k B_k A_k``, exactly, as one product of stacked factors that every client merges.
 
-    Each client begins every round with an A of its own, drawn afresh, and B at zero; clients may differ in rank. The
-    server notes which version of the base each client has and sends it the changes that it lacks. As many layers as the
-    poorest client affords.
+    Each client starts every round with a newly drawn A of its own and B at zero; clients may differ in rank. The server
+    records the version of the base at each client and sends the missing changes. Clients train as many layers as the
+    lowest budget.
 
     Paper: flora, fresh
     """
-
     return layered(
         "flora", federation, everyone(common_layers(federation, shape)), weighting=weighting, rule=stack_rule()
     )

@@ -1,4 +1,4 @@
-"""Full: everybody trains every layer, whatever its budget; an upper bound that these clients cannot run."""
+"""Full: all clients train all layers whatever their budgets, as an upper bound that they could not run."""
 
 from __future__ import annotations
 
@@ -13,5 +13,4 @@ TRAITS = Traits(stateless=True)
 def full(federation: Federation, *, weighting: Weighting = "examples") -> Method:
     """Every client of the cohort trains all L layers."""
     layers = tuple(range(federation.layout.num_layers))
-
     return layered("full", federation, everyone(layers), weighting=weighting)

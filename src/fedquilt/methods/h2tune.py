@@ -1,4 +1,4 @@
-"""H2Tune: heterogeneous clients share small square matrices between the private factors of their adapters.
+"""H2Tune: heterogeneous clients share the small square matrices between the local factors of their adapters.
 
 server   G  one (R, R) matrix for each site (query, value, ...) and slot of depth, drawn once
          send client k its r_k^2 entries of every matrix of its sites                                      (i)
@@ -8,7 +8,8 @@ client   T_l = sum_j P[j, l] G_j + C_l,  C = 0      its layers' cores, by its ow
            shared_steps   on C and P:           CE + anchor * drift(T, T as received)
            private_steps  on A, B and head:     CE + agreement * t^2 KL(before this turn || now)
          send back  G_j + sum_l P[j, l] C_l / sum_l P[j, l]  and the coverage  v[j] = sum_l P[j, l]
-server   G_j[e] += server_rate * sum_k n_k v_k[j] (theirs - G_j[e]) / max(sum_k n_k v_k[j], damping sum_k n_k)
+server   G_j[e] += server_rate * sum_k n_k v_k[j] (D_k - G_j[e]) / max(sum_k n_k v_k[j], damping sum_k n_k)
+         with D_k what client k sent for entry e of slot j
 """
 
 from __future__ import annotations
@@ -62,30 +63,31 @@ def h2tune(
     align: Align = "none",
     ends: Literal["private", "architecture"] = "private",
 ) -> Method:
-    """Client k, of rank r_k, adapts its model by ``dW = s B (I + T) A``; A, B and its head never leave it.
+    """Client k, of rank r_k, adapts its model by ``dW = s B (I + T) A``, where A, B and its head are local.
 
-    A client that cannot afford to train all its layers trains its last ones.
+    A client that cannot afford to train all its layers trains the last ones.
 
     Parameters
     ----------
     federation : its clients may differ in model, task, head and rank.
-    selection : which entries a client works with: of the first rows and columns, of rows and columns drawn once for
-        it, or those that have grown most.
-    max_bytes : upper bound on what it is sent and sends, each way, in float32; its cores then are narrower than r_k.
-    reselect : rounds from one choice of the strongest entries to the next.
-    alignment : the relation between layers and slots: learned, from one by relative depth, or fixed to one of two.
-    width : of the relation at first, in slots around a layer's own depth.
-    slots : of depth; if left out as many as the deepest client has layers.
-    joint_rounds : rounds at the start in which all is trained at once, before phases take turns.
-    shared_steps, private_steps : optimiser steps of the phases in a turn: on change and relation, on A, B and head.
-    shared_rate : learning rate of the shared phase, in multiples of that of the private one.
-    anchor : strength of the penalty that holds the cores near what the server sent.
-    agreement, temperature : of the penalty that holds the answers near those before the turn, in the private phase.
-    deviation : standard deviation of the bank's first numbers; 0 begins as plain LoRA.
-    server_rate : how far the bank moves to where the clients would have it.
-    damping : holds back slots to which hardly a layer belongs.
-    bank : ``noise`` is the control for what is learned from others, see ``bank.controls.with_noise``.
-    align : the rule by which what architectures want of the bank is aligned before it is summed (CMGA).
+    selection : the entries of a client: of the ``leading`` rows and columns, of rows and columns ``drawn`` once for it,
+        or the ``strongest``, those of the largest magnitude.
+    max_bytes : bound on a client's messages in each direction, in float32; its cores may then be smaller than r_k.
+    reselect : number of rounds between selections of the strongest entries.
+    alignment : the relation between layers and slots: ``learned``, starting by relative depth, or fixed: ``top``
+        (counted from the last layer) or ``slots`` (by relative depth).
+    width : standard deviation of the initial relation, in slots around a layer's relative depth.
+    slots : number of slots; if left out, the number of layers of the deepest client.
+    joint_rounds : number of initial rounds in which all tensors are trained at once; later, phases take turns.
+    shared_steps, private_steps : optimiser steps of the two phases: on change and relation, and on A, B and head.
+    shared_rate : learning rate of the shared phase, relative to that of the private one.
+    anchor : strength of the penalty on the drift of the cores from those received.
+    agreement, temperature : strength and temperature of the distillation from the model before the private phase.
+    deviation : standard deviation of the initial bank; with 0 training starts as plain LoRA.
+    server_rate : learning rate of the server's step towards the clients' proposals.
+    damping : reduces the step of slots to which layers are only weakly related.
+    bank : ``noise`` is the control without shared information, see ``bank.controls.with_noise``.
+    align : the rule that aligns the architectures' updates of the bank before they are summed (CMGA).
     ends : ``architecture`` averages A, B and head over the clients of each architecture.
 
     Raises
@@ -93,7 +95,7 @@ def h2tune(
     ConfigError
         if a client's adapters differ in rank, ``max_bytes`` is too small, or settings contradict the federation.
     ModelError
-        if an adapted module has no place among the sites that models have in common.
+        if an adapted module belongs to none of the sites that are common to models.
 
     Paper: h2tune, method
     """
@@ -112,7 +114,7 @@ def h2tune(
         return {"params": first, "round": 0, "selection": choice.init(rng, first), **merging.init(rng)}
 
     def entries(state: Tree, profile: Profile) -> dict[str, Tensor]:
-        """(i) Which entries of the bank a client works with, by its sites."""
+        """(i) The entries of the bank that a client works with, by site."""
         return choice.entries(state["selection"], profile.id, shape.width(profile), shape.sites(profile))
 
     def order(state: Tree, profile: Profile) -> Order:
@@ -167,7 +169,7 @@ def h2tune(
         return without(order.params, federation.layouts[order.settings["architecture"]].depth)
 
     def ranges(order: Order) -> dict[str, Range]:
-        # every layer belongs to the slots with 1 in all; what rounding on the wire adds is less than a layer
+        # the shares of every layer sum to 1; rounding on the wire adds less than one layer
         return {COVERAGE: Range(-1.0, len(order.settings["layers"]) + 1.0)}
 
     fit = Exchange("fit", ask, work, merge, expects, metrics=lambda order: METRICS, ranges=ranges)
@@ -178,16 +180,16 @@ def h2tune(
 
 
 def traits(settings: Mapping[str, Any]) -> Traits:
-    """What travels is the bank, across architectures; clients train the factors and cores that they make of it."""
+    """The bank travels, across architectures; clients train their own factors, and cores computed from the bank."""
     return Traits(needs="factors", trains="own", merge="own", across=True, alignment=settings["align"])
 
 
 def _check_ranks(federation: Federation, shape: Geometry) -> None:
-    """Raise ConfigError if a client has not the rank of its architecture, as a mean needs it."""
+    """Raise ConfigError if a client's rank differs from that of its architecture, as a mean needs equal ranks."""
     for profile in federation.profiles:
         own, rank = rank_of(shape.layout(profile), None), shape.rank(profile)
         if rank != own:
             raise ConfigError(
-                f"method.ends = 'architecture': client {profile.id} has rank {rank} and its architecture {own}, and a "
-                "mean needs one; set adapter.rank in the groups in place of their rank, or ends = 'private'"
+                f"method.ends = 'architecture': client {profile.id} has rank {rank} and its architecture {own}, but a "
+                "mean needs equal ranks; set adapter.rank instead of rank in the groups, or method.ends = 'private'"
             )

@@ -1,4 +1,4 @@
-"""HeteroTune: clients of unlike architecture share the branches of a mixture of adapters."""
+"""HeteroTune: clients of different architectures share the branches of a mixture of adapters."""
 
 from __future__ import annotations
 
@@ -43,32 +43,34 @@ def heterotune(
     decay: Penalty = 0.0,
     weighting: Literal["examples", "uniform"] = "examples",
 ) -> Method:
-    """Ends, gates and head are averaged within an architecture, ``X_m = sum_k p_k X_k`` over its clients k, and each
-    branch over all clients that trained it.
+    """Average branches over all clients that train them, and all other tensors within each architecture.
 
-    In the first form (``adapter.trained = "own"``) a client trains the branch of its architecture alone, beside frozen
-    foreign ones, and everybody is sent all. In the second (``"all"``) all train all, and what the architectures want of
-    the branches is aligned (CMGA) before the server steps. With one architecture this is FedAvg. A client of budget b
-    trains the b deepest blocks, and a branch if all blocks that use it are among them; it is sent all that its forward
-    pass needs, and sends what it trained.
+    For the adapters' ends, the gates and the head of architecture m this is ``X_m = sum_k p_k X_k`` over its clients k.
 
-    Settings
-    --------
-    share : False keeps the branches within the architecture too: the same adapters, and no federation across.
-    align : the rule of alignment; ``mean`` only divides by local steps; ``none`` is the plain mean. If left out
-        ``projection`` where all branches are trained, and ``none`` where a client trains its own.
-    per : the parts that are aligned, each on its own: ``module`` (the branches of a slot and site), ``tensor`` or all.
-    equalise : give all architectures' gradients the median length first.
+    In the first form (``adapter.trained = "own"``) a client trains only the branch of its architecture, while the
+    branches of others are frozen; every client is sent all branches. In the second (``"all"``) all clients train all
+    branches, and the architectures' updates of the branches are aligned (CMGA) before the server's step. With one
+    architecture this is FedAvg. A client of budget b trains the b deepest blocks, and a branch if all blocks that use
+    it are among them; it is sent all tensors of its model, and sends those that it trained.
+
+    Parameters
+    ----------
+    federation : its clients may differ in architecture.
+    share : False averages the branches within the architecture too: the same adapters without sharing across.
+    align : the rule of alignment; ``mean`` only divides by local steps; ``none`` is the plain mean. If left out,
+        ``projection`` if clients train all branches, and ``none`` if they train their own.
+    per : the parts that are aligned separately: ``module`` (the branches of a slot and site), ``tensor`` or ``global``.
+    equalise : first scale all architectures' gradients to the median norm.
     sharpness : kappa of the rule ``soft``.
-    server_learning_rate : of the server's step by the aligned gradient; 1 is the clients' mean step.
-    mu, decay : of the penalties in a client's loss that hold branches near what was sent, and small.
+    server_learning_rate : learning rate of the aligned gradient; 1 is the clients' mean step.
+    mu, decay : strengths of two penalties on branches: on the change from the sent ones, and on their size.
     weighting : clients' weights in the means, by ``examples`` or ``uniform``.
 
     Raises
     ------
     ConfigError
-        if the adapters are no mixtures or their branches are not alike, or a setting is out of range or goes with
-        another one.
+        if the adapters are not mixtures, their branches have different shapes, or a setting is out of range or
+        contradicts another one.
 
     Paper: heterotune, group-mean
     """
@@ -78,11 +80,11 @@ def heterotune(
     aggregate = federation.aggregate or layerwise_mean
 
     def place(architecture: str, name: str) -> str:
-        """Under which name the server keeps a tensor of an architecture: a branch once, all else for each."""
+        """The name of a tensor in the server's state: one for a shared branch, else one for each architecture."""
         return name if share and is_shared(name) else placed(architecture, name)
 
     def init(rng: Rng) -> Tree:
-        # branches depend on their names and this stream alone: the same from every architecture
+        # initial branches depend only on their names and this stream, and are the same for every architecture
         made = {name: start(rng) for name, start in federation.initial.items()}
         return {"params": {place(own, name): value for own, params in made.items() for name, value in params.items()}}
 
@@ -132,13 +134,13 @@ def heterotune(
 
 
 def traits(settings: Mapping[str, Any]) -> Traits:
-    """Mixtures of adapters, whose branches are shared across architectures, and aligned if that is wanted."""
+    """Mixtures of adapters, whose branches are shared across architectures and may be aligned."""
     aligned = settings["align"] or "auto"
     return Traits(needs="mixture", across=True, alignment=aligned if settings["share"] else "none")
 
 
 def _rule(federation: Federation, share: bool, align: str | None, penalties: tuple[float, float]) -> str:
-    """The rule of alignment that holds, once nothing contradicts it."""
+    """The rule of alignment; raise ConfigError if the settings contradict each other or the federation."""
     problems = []
     shapes = {
         own: {name: torch.empty(shape, device="meta") for name, shape in layout.shapes.items() if is_shared(name)}
@@ -160,13 +162,13 @@ def _rule(federation: Federation, share: bool, align: str | None, penalties: tup
     ]
     if not share and align not in (None, "none"):
         problems.append(
-            f"method.align = '{align}': with method.share = false architectures share nothing that could be aligned; "
-            "leave it out"
+            f"method.align = '{align}': with method.share = false no tensors are shared that could be aligned; leave "
+            "method.align out"
         )
     if any(federation.frozen.values()) and align not in (None, "none"):
         problems.append(
             f"method.align = '{align}': with adapter.trained = 'own' no two architectures train the same branch, so "
-            "there is nothing to align; leave it out, or set adapter.trained = 'all'"
+            "there is nothing to align; leave method.align out, or set adapter.trained = 'all'"
         )
     if problems:
         raise ConfigError(problems)

@@ -1,4 +1,4 @@
-"""HETLoRA: clients of unlike rank, which prune themselves; the server weighs them by the size of what they learned."""
+"""HETLoRA: clients of different ranks, which prune their ranks; weights are the norms of the clients' products."""
 
 from __future__ import annotations
 
@@ -39,14 +39,13 @@ def hetlora(
     tail_penalty: Annotated[Penalty, _PRUNED] = 0.0,
     weighting: Weighting = "examples",
 ) -> Method:
-    """Client k is sent the first ``r_k`` columns of B and rows of A; the server pads with zeros and takes the mean,
-    client k weighing as ``||s_k B_k A_k||``.
+    """The mean of factors padded with zeros to the server's rank, client k weighted by ``||s_k B_k A_k||``.
 
-    A client whose tail, what is beyond rank ``floor(gamma r_k)``, shrank in training goes on with that lower rank, but
-    none below ``min_rank``; ``gamma`` 1 prunes nothing. ``tail_penalty`` times the tail is added to the client's loss,
-    the paper's lambda. ``normalize`` is over whom the mean is taken of the ranks that
-    not all clients hold: all, or those that hold them. ``weighting`` is that of the head. As many layers as the poorest
-    client affords.
+    Client k is sent the first ``r_k`` columns of B and rows of A. If its tail, the part beyond rank ``floor(gamma
+    r_k)``, shrank in training, it continues with that rank, but not below ``min_rank``; with ``gamma`` 1 no client is
+    pruned. ``tail_penalty``, the paper's lambda, times the tail is added to the client's loss. ``normalize`` says
+    whether the mean of a rank that some clients lack is taken over ``all`` clients or over those that hold it
+    (``segment``). ``weighting`` applies to the head. Clients train as many layers as the lowest budget.
 
     Paper: hetlora, method
     """
@@ -78,7 +77,7 @@ def hetlora(
         left = _left(gamma, rank)
         before, after = _tail(order.params, reply.params, left), _tail(reply.params, reply.params, left)
         rank = pruned_rank(rank, before, after, gamma=gamma, min_rank=min_rank)
-        # as long as it was sent, so that the server can check it; what was cut is zero
+        # in the shape that was sent, so that the server can check it; the pruned part is zero
         params = {**reply.params, **_emptied(reply.params, rank)}
         return replace(reply, params=params, metrics={**reply.metrics, "rank": float(rank)}), memory
 
@@ -91,7 +90,7 @@ def hetlora(
                 rank = min(sent, max(1, int(reply.metrics.get("rank", sent))))
                 if rank < sent:
                     ranks[str(reply.client)] = rank
-                # it trained at the scale of the rank that it was sent
+                # the client trained at the scale of the rank that it was sent
                 yield replace(reply, params=dispatched(reply.params, rank, federation.scaling))
 
         return {**fit.merge(state, pruned()), "ranks": ranks}
@@ -104,23 +103,23 @@ def hetlora(
 
 
 def _left(gamma: float, rank: int) -> int:
-    """The rank that a client keeps when it prunes."""
+    """The rank that remains when a client prunes."""
     return math.floor(gamma * rank + 1e-9)
 
 
 def _rank(params: Mapping[str, Tensor]) -> int:
-    """The rank of the adapters, which is the largest where modules' own differ."""
+    """The rank of the adapters, which is the largest if those of modules differ."""
     return max((pair.A.shape[0] for pair in factors(params).values()), default=1)
 
 
 def _tail(params: Params, trained: Mapping[str, Any], rank: int) -> float:
-    """What is beyond the rank, summed over the trained modules."""
+    """The tail beyond the rank, summed over the trained modules."""
     pairs = factors(params)
     return math.fsum(float(tail(Product(*pairs[module]), rank)) for module in factors(trained))
 
 
 def _emptied(params: Params, rank: int) -> Params:
-    """The factors with zeros beyond the rank, in the shapes that they have."""
+    """The factors with zeros beyond the rank, in unchanged shapes."""
     pairs = {m: (b.clone(), a.clone()) for m, (b, a) in factors(params).items() if a.shape[0] > rank}
     for b, a in pairs.values():
         b[:, rank:], a[rank:] = 0.0, 0.0

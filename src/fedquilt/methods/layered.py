@@ -1,8 +1,7 @@
-"""The trunk of every method in which each client trains some layers' adapters and the server combines them layer by
-layer.
+"""The common part of methods whose clients train some layers and whose server combines them layer by layer.
 
-Such a method is its ``allocation``, who trains which layers this round (what it leaves out sits the round out), and its
-``rule``, what the server makes of the factors.
+Such a method consists of an ``allocation``, the layers that each client trains in a round (clients without an entry do
+not take part), and a ``rule``, by which the server combines the factors.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from fedquilt.core.worker import Worker
 Allocation = Callable[[Tree, Turn], Mapping[ClientId, tuple[int, ...]]]
 Weighting = Literal["examples", "uniform"]
 FactorPolicy = Callable[[int], Collection[str]]
-"""The factors, of ``lora_A`` and ``lora_B``, that clients train in a round of this number."""
+"""The factors, of ``lora_A`` and ``lora_B``, that clients train in the round with this number."""
 RankPolicy = Callable[[Tree, Profile], int | None]
-"""The rank that a client is sent now, None for the server's."""
+"""The current rank of a client's adapters, None for the server's."""
 
 
 def layered(
@@ -46,22 +45,16 @@ def layered(
     ranks: RankPolicy = lambda state, profile: profile.budget.rank,
     drop_layers: bool = False,
 ) -> Method:
-    """The method in which client k trains the layers ``allocation(state, turn)[k]`` and the head, for all architectures
-    alike.
+    """The method in which client k trains the layers ``allocation(state, turn)[k]`` and the head.
 
-    Everybody receives all adapters, which the forward pass needs, at the rank that ``ranks`` says, and sends back what
-    it trained. With ``drop_layers`` the client's model is physically made of these layers alone, and only their
-    adapters travel. The state holds ``params``; a method with more in its state wraps ``init`` and ``merge``.
+    Every client receives all adapters, as the forward pass needs them, at the rank given by ``ranks``, and returns the
+    tensors that it trained. With ``drop_layers`` the client's model consists of only its layers, and only their
+    adapters travel. ``factors`` restricts training to some of the factors in a round; only these are sent.
 
-    The server combines adapters by ``rule``, or the federation's own, or averages by layer; all else is averaged.
-    ``factors`` leaves one of the two factors alone, in the rounds that it says: the other one is trained and sent. With
-    a rule that changes the base, the state holds ``base``, and so does the memory of every client; an order carries the
-    changes that its client lacks.
-
-    Raises
-    ------
-    ConfigError
-        if clients differ in rank and the rule takes one rank only.
+    The server combines adapters by ``rule``, else by the federation's rule, else by the layer-wise mean; other tensors
+    are always averaged. The state holds ``params``; a method with more in its state wraps ``init`` and ``merge``. With
+    a rule that changes the base, the state and the memory of every client also hold ``base``, and an order holds the
+    changes that its client lacks. Raises ConfigError if clients differ in rank and the rule requires equal ranks.
     """
     layout = federation.layout
     rule = rule or federation.rule
@@ -72,7 +65,7 @@ def layered(
     _check_ranks(federation, rule)
 
     def left_alone(order: Order) -> set[str]:
-        """What the order's round does not train, whatever its layers: factors, and what nobody here ever trains."""
+        """The tensors that are not trained in the order's round, whatever its layers: factors, and frozen tensors."""
         trained = order.settings.get("factors")
         return {*frozen} if trained is None else {*adapted, *frozen} - {*factors_named(layout, trained)}
 
@@ -118,22 +111,22 @@ def layered(
 
 
 def _statistics(layout: Layout, order: Order) -> dict[str, Range]:
-    """What training writes down is no update of weights: it is held to where it may lie, and to no length."""
+    """The ranges of buffers such as running statistics, for which no norm of an update is bounded."""
     within = {name: reach(order.params[name]) for name in layout.buffers & order.params.keys()}
     return {name: one._replace(low=0.0) if name.endswith(VARIANCES) else one for name, one in within.items()}
 
 
 def _with_fresh_adapters(method: Method, federation: Federation, ranks: RankPolicy) -> Method:
-    """The method, whose clients begin every round from adapters of their own, drawn from their order's stream.
+    """The method whose clients start every round with fresh adapters, drawn from their order's stream.
 
-    The server can draw them too, so they do not travel: an order says the rank in their place.
+    As the server can draw them too, they do not travel: an order holds their rank instead.
     """
     layout = federation.layout
     profiles = {profile.id: profile for profile in federation.profiles}
     adapted = frozenset(layout.depth) - layout.head
     (fit,) = method.exchanges
     expected = fit.expects
-    assert expected is not None  # layered's own exchange says it
+    assert expected is not None  # layered's own exchange has it
 
     def drawn(order: Order) -> Order:
         own = fresh(layout, order.settings["rank"], order.rng.child("fresh"))
@@ -161,7 +154,7 @@ def _with_fresh_adapters(method: Method, federation: Federation, ranks: RankPoli
 
 
 def _on_a_changing_base(method: Method, federation: Federation, rule: Rule, weighting: Weighting) -> Method:
-    """The method, whose rule also changes the frozen weights: by version, in the state and in every client's memory."""
+    """The method with a rule that changes the base, whose version is in the state and in every client's memory."""
     profiles = {profile.id: profile for profile in federation.profiles}
     (fit,) = method.exchanges
 
@@ -204,7 +197,7 @@ def _on_a_changing_base(method: Method, federation: Federation, rule: Rule, weig
 
 
 def _check_ranks(federation: Federation, rule: Rule | None) -> None:
-    """Nothing, if the clients' ranks are such as the rule can combine."""
+    """Raise ConfigError if clients differ in rank and the rule requires equal ranks."""
     given = [profile.budget.rank for profile in federation.profiles if profile.budget.rank is not None]
     if not given or not (rule is None or rule.one_rank):
         return
@@ -228,13 +221,13 @@ def server_rank(layout: Layout) -> int:
 
 
 def factors_named(layout: Layout, factors: Collection[str]) -> tuple[str, ...]:
-    """Names of the adapters' tensors that are one of these factors (``"lora_A"``, ``"lora_B"``), in every layer."""
+    """Names of the adapters' factors of these kinds (``"lora_A"``, ``"lora_B"``), in every layer."""
     return tuple(
         name for name, layer in layout.depth.items() if layer is not None and name.rpartition(".")[2] in factors
     )
 
 
 def common_layers(federation: Federation, shape: str) -> tuple[int, ...]:
-    """The layers of this shape that every client affords: as many as the lowest budget in the federation."""
+    """The layers of this shape that every client can train: as many as the lowest budget in the federation."""
     lowest = min(profile.budget.layers for profile in federation.profiles)
     return gd_set(shape, federation.layout.num_layers, lowest)

@@ -1,4 +1,4 @@
-"""Local only: no federation at all; every client trains its own adapter and head."""
+"""Local only: no federation; every client trains its own adapter and head."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def local_only(
     *,
     shape: Shape = "inverted-triangle",
 ) -> Method:
-    """Every client of the cohort goes on with its own tensors, on as many layers as it affords; nothing travels."""
+    """Every client of the cohort continues to train its own tensors, on the layers of its budget; nothing travels."""
     layout = federation.layout
 
     def allocate(state: Tree, turn: Turn) -> dict[ClientId, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""LoRA-FAIR: the mean of factors, with B moved so that the product comes near to the mean of products."""
+"""LoRA-FAIR: the mean of factors, with B corrected towards the mean of products."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def lora_fair(
     strength: Penalty = 0.01,
     weighting: Weighting = "examples",
 ) -> Method:
-    """``A = sum_k p_k A_k`` and ``B = sum_k p_k B_k + dB``, dB in closed form, held small by ``strength``.
+    """``A = sum_k p_k A_k`` and ``B = sum_k p_k B_k + dB``, with dB in closed form and regularised by ``strength``.
 
-    Clients go on from these factors. One rank for all, and as many layers as the poorest client affords.
+    Clients continue from these factors. All clients have the same rank, and train as many layers as the lowest budget.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Tensors that the server keeps for each architecture: under what name, and their mean over its clients."""
+"""Tensors that the server keeps for each architecture: their names, and their mean over its clients."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from fedquilt.core.types import ClientId, Federation, Layout, Memory, Order, Par
 from fedquilt.core.worker import Worker
 
 ENDS = "ends"
-"""The key of the server's state under which lies what the clients of each architecture average."""
+"""Key of the tensors that are averaged within each architecture, in the server's state."""
 
 
 def placed(architecture: str, name: str) -> str:
-    """Under which name the server keeps an architecture's own tensor."""
+    """The name under which the server keeps a tensor of one architecture."""
     return f"{architecture}/{name}"
 
 
 def with_common_ends(method: Method, federation: Federation) -> Method:
-    """The method in which clients of one architecture average the tensors of their layout that each would keep.
+    """The method whose clients average the otherwise local tensors of their layout within each architecture.
 
-    It undoes ``core.wrap.with_local``: what a client trained of its layout leaves ``memory["params"]`` for the reply,
-    and every order brings the architecture's mean, weighted by examples. Orders say in ``settings["layers"]`` which
-    layers are trained; all clients of an architecture have its rank.
+    The reverse of ``core.wrap.with_local``: the trained tensors of a client's layout are part of its reply instead of
+    ``memory["params"]``, and every order holds the architecture's mean, weighted by examples. ``settings["layers"]`` of
+    an order are the trained layers; all clients of an architecture must have its rank.
     """
     layouts = federation.layouts
     owners = {profile.id: profile.architecture for profile in federation.profiles}

@@ -1,8 +1,8 @@
-"""Which methods there are: fedquilt's own, those that a program registers, and those of installed packages.
+"""The registry of methods: fedquilt's own, those that a program registers, and those of installed packages.
 
-A package offers methods in the entry point group ``fedquilt.methods``: the entry point's name is the method's, and its
-object is an ``Entry``, or a bare factory, whose traits are then ``Traits()``. Names are read when a method is first
-looked up, and the code of a package is imported when its own method is.
+A package offers methods in the entry point group ``fedquilt.methods``: the entry point has the method's name, and its
+object is an ``Entry``, or only a factory, whose traits are then ``Traits()``. Names are read when a method is first
+looked up; a package is imported when its own method is looked up.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ Factory = Callable[..., Method]
 
 
 class Entry(NamedTuple):
-    """A method as it is registered: its factory and its traits, a value or a function of all of its settings."""
+    """A registered method: its factory and its traits, which are a value or a function of all settings."""
 
     factory: Factory
     traits: GivenTraits = Traits()
 
 
 ENTRIES: dict[str, Entry] = {}
-"""What is registered in this process, by name."""
+"""The methods that are registered in this process, by name."""
 
 
 class _Factories(Mapping[str, Factory]):
-    """The factories of all methods by name; packages' own are imported when they are asked for."""
+    """The factories of all methods by name; a package is imported when its method is looked up."""
 
     def __getitem__(self, name: str) -> Factory:
         return entry_of(name).factory
@@ -52,24 +52,24 @@ class _Factories(Mapping[str, Factory]):
 
 
 METHODS: Mapping[str, Factory] = _Factories()
-"""The factory of every method, by the name that it has in a run file."""
+"""The factory of every method, by its name in run files."""
 
 
 def register(name: str, factory: Factory, traits: GivenTraits | None = None) -> None:
-    """Make a method known under a name, for ``method.name`` of a run file.
+    """Register a method under a name, for ``method.name`` of a run file.
 
     Parameters
     ----------
     name : the method's name.
     factory : ``factory(federation, *, settings...) -> Method``; its keyword-only arguments, with their types and
         defaults, are the keys that ``[method]`` may hold.
-    traits : what the method can be combined with, a value or a function of all of its settings; ``Traits()`` if left
-        out, which is right for federated averaging.
+    traits : what the method can be combined with, a value or a function of all settings; ``Traits()`` if left out,
+        which is right for federated averaging.
 
     Raises
     ------
     ConfigError
-        if there is another method of this name. The same function may be registered again, as a notebook does.
+        if there is another method with this name. The same function may be registered again, as in a notebook.
     """
     there = ENTRIES.get(name)
     if name in _offered() or (there is not None and _address(there.factory) != _address(factory)):
@@ -78,14 +78,14 @@ def register(name: str, factory: Factory, traits: GivenTraits | None = None) -> 
 
 
 def entry_of(name: str) -> Entry:
-    """The method of this name, its package's code imported.
+    """The method with this name, whose package is imported if necessary.
 
     Raises
     ------
     KeyError
-        if there is none.
+        if there is no such method.
     ConfigError
-        if the installed package that offers it cannot be imported, or offers something else than a method.
+        if the installed package that offers it cannot be imported, or its object is not a method.
     """
     offered = _offered()
     if name not in ENTRIES and name in offered:
@@ -94,12 +94,12 @@ def entry_of(name: str) -> Entry:
 
 
 def known(name: str, key: str = "method.name") -> str:
-    """The name, if there is a method of this name.
+    """The name, if there is a method with this name.
 
     Raises
     ------
     ConfigError
-        if there is none: ``key`` is where the name stands.
+        if there is none (names ``key``).
     """
     if name not in METHODS:
         raise ConfigError(
@@ -109,7 +109,7 @@ def known(name: str, key: str = "method.name") -> str:
 
 
 def traits_of(name: str, settings: Mapping[str, Any] | None = None) -> Traits:
-    """The traits of a method with these settings; what is left out of them has its default.
+    """The traits of a method with these settings, with defaults for those that are left out.
 
     Raises
     ------
@@ -123,7 +123,7 @@ def traits_of(name: str, settings: Mapping[str, Any] | None = None) -> Traits:
 
 
 def defaults(factory: Factory) -> dict[str, Any]:
-    """The settings of a factory that have a default, and these."""
+    """The default values of a factory's settings, by name."""
     parameters = inspect.signature(factory).parameters.values()
     return {
         one.name: one.default
@@ -134,12 +134,12 @@ def defaults(factory: Factory) -> dict[str, Any]:
 
 @cache
 def _offered() -> Mapping[str, EntryPoint]:
-    """What installed packages offer, by name.
+    """The entry points of installed packages by name.
 
     Raises
     ------
     ConfigError
-        if a name is offered twice, or is that of a method that there is already.
+        if a name is offered twice, or a method with this name exists already.
     """
     found: dict[str, EntryPoint] = {}
     problems = []
@@ -155,10 +155,10 @@ def _offered() -> Mapping[str, EntryPoint]:
 
 
 def _loaded(point: EntryPoint) -> Entry:
-    """What an entry point offers, its code imported."""
+    """Import the object of an entry point as an ``Entry``."""
     try:
         offer = point.load()
-    except Exception as error:  # whatever another package's code raises as it is imported
+    except Exception as error:  # an import may raise anything
         raise ConfigError(
             f"method '{point.name}': {_whose(point)} offers it as '{point.value}', which cannot be imported "
             f"({type(error).__name__}: {error}); repair or uninstall the package"
@@ -177,5 +177,5 @@ def _address(factory: Factory) -> tuple[str, str]:
 
 
 def _whose(point: EntryPoint) -> str:
-    """The package that an entry point is of, as a message names it."""
+    """The package of an entry point, for messages."""
     return f"the installed package '{point.dist.name}'" if point.dist is not None else "an installed package"

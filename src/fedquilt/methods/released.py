@@ -1,4 +1,4 @@
-"""Fed-HeLLo as its released code chooses layers, to measure what the departures from the paper are worth."""
+"""Fed-HeLLo with the layer allocation of its released code, to measure the effect of its deviations from the paper."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def fed_hello_released(
     label_order: Annotated[Literal["ranked", "arbitrary"], SCORED] = "arbitrary",
     **settings: Any,
 ) -> Method:
-    """Fed-HeLLo as its released code chooses layers; each departure can be switched off, and the rest is ``fed_hello``.
+    """Fed-HeLLo with the layer allocation of its released code; each deviation from ``fed_hello`` can be switched off.
 
-    Settings
-    --------
-    reuse : ``reference`` (the Fisher odds serve only in the round of a refresh), ``hold`` (a fork's: the drawn layers
-        themselves are kept between refreshes) or ``resample`` (the odds stay in force, as in ``fed_hello``).
-    objective : the Fisher score is of the gradient of the raw ``logit`` of a row's label, or of its ``log-prob``.
-    label_order : ``arbitrary`` (the numbers that a k-means happens to give its clusters serve as ranks) or ``ranked``.
-
-    All other settings are those of ``fed_hello``.
+    Parameters
+    ----------
+    federation : as for ``fed_hello``.
+    reuse : ``reference`` (the Fisher odds are used only in the round of a refresh), ``hold`` (as in a fork: the drawn
+        layers are kept between refreshes) or ``resample`` (the odds stay in use, as in ``fed_hello``).
+    objective : whether the Fisher score uses the gradient of the ``logit`` of a row's label, or of its ``log-prob``.
+    label_order : ``arbitrary`` (the ranks are the arbitrary labels of a k-means clustering) or ``ranked``.
+    settings : all other settings, as for ``fed_hello``.
 
     Raises
     ------
     ConfigError
-        as ``fed_hello`` does.
+        as ``fed_hello``.
     """
     if objective == "logit" and federation.server is not None:
         federation = replace(federation, server=_ByLogit(federation.server))
@@ -57,7 +57,7 @@ def fed_hello_released(
 
 
 def _settings_of_both(wrapper: Callable[..., Method], wrapped: Callable[..., Method]) -> inspect.Signature:
-    """The signature of a factory that hands its ``**settings`` on to another one: the settings of both."""
+    """The signature of a factory that passes its ``**settings`` to another one: the settings of both."""
     own, inner = (inspect.signature(factory, eval_str=True).parameters.values() for factory in (wrapper, wrapped))
     return inspect.Signature([*inner, *(one for one in own if one.kind is one.KEYWORD_ONLY)])
 
@@ -66,7 +66,7 @@ vars(fed_hello_released)["__signature__"] = _settings_of_both(fed_hello_released
 
 
 class _ByLogit:
-    """A client that scores layers by the raw logit of a row's label, and is itself in all else."""
+    """A client whose layer scores use the logit of a row's label; all else is unchanged."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -80,7 +80,7 @@ class _ByLogit:
 
 
 def _clients_by_logit(method: Method) -> Method:
-    """The method, whose clients score layers by raw logits."""
+    """The method whose clients compute layer scores from logits."""
     (fit,) = method.exchanges
 
     def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
@@ -90,7 +90,7 @@ def _clients_by_logit(method: Method) -> Method:
 
 
 def _with_arbitrary_ranks(method: Method, log: bool) -> Method:
-    """The method, with the weights 1, 2 and 3 given to the clusters of layers in a drawn order at every refresh."""
+    """The method that assigns the weights 1, 2 and 3 to the clusters of layers in a random order at every refresh."""
     (fit,) = method.exchanges
 
     def redrawn(state: Tree) -> Tree:
@@ -109,13 +109,13 @@ def _with_arbitrary_ranks(method: Method, log: bool) -> Method:
 
 
 def shuffled(weights: Sequence[int], rng: Rng) -> tuple[int, ...]:
-    """The weights, 1 to 3, each replaced by its place in a drawn order: as labels of a k-means that serve as ranks."""
+    """The weights, 1 to 3, permuted at random, like the labels of a k-means clustering that are used as ranks."""
     labels = rng.numpy().permutation(3).tolist()
     return tuple(labels[weight - 1] + 1 for weight in weights)
 
 
 def _asking(method: Method, seen: Callable[[Tree, Turn], tuple[Tree, Turn]]) -> Method:
-    """The method, which chooses layers as if state and turn were what ``seen`` makes of them."""
+    """The method that allocates layers from the state and turn that ``seen`` returns."""
     (fit,) = method.exchanges
 
     def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
@@ -125,12 +125,12 @@ def _asking(method: Method, seen: Callable[[Tree, Turn], tuple[Tree, Turn]]) -> 
 
 
 def _with_odds_used_once(method: Method, due: Callable[[int], bool]) -> Method:
-    """The method, which draws by Fisher odds in the round of a refresh and by the geometric odds in all others."""
+    """The method that draws with Fisher odds in the round of a refresh and with the geometric odds in all others."""
     return _asking(method, lambda state, turn: (state if due(turn.round) else {**state, "probabilities": None}, turn))
 
 
 def _with_layers_held(method: Method) -> Method:
-    """The method, which draws the same layers in every round from one refresh to the next."""
+    """The method that draws the same layers in every round from one refresh to the next."""
 
     def seen(state: Tree, turn: Turn) -> tuple[Tree, Turn]:
         if state["probabilities"] is None:

@@ -1,4 +1,4 @@
-"""RoLoRA: everybody trains B in one round and A in the next."""
+"""RoLoRA: clients train B in one round and A in the next."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def rolora(
     shape: Shape = "inverted-triangle",
     weighting: Weighting = "examples",
 ) -> Method:
-    """Rounds 0, 2, ... train and average B with A common to all, rounds 1, 3, ... A with B common.
+    """Rounds 0, 2, ... train and average B with a common A, rounds 1, 3, ... A with a common B.
 
-    In every round one factor is the same at all clients, so the mean is exact. B comes first: it starts at zero, and
-    where B is zero A has no gradient. Half of the factors go up; both come down, as a client may have missed any round.
-    As many layers as the poorest client affords.
+    In every round one factor is the same at all clients, so that the mean is exact. B is trained first: it starts at
+    zero, and A has no gradient while B is zero. Clients send one factor and receive both, as they may have missed
+    rounds. They train as many layers as the lowest budget.
 
     Paper: rolora, alternate
     """

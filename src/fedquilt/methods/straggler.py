@@ -1,4 +1,4 @@
-"""Straggler: everybody goes at the pace of the poorest client."""
+"""Straggler: all clients train as many layers as the lowest budget allows."""
 
 from __future__ import annotations
 
@@ -12,5 +12,4 @@ TRAITS = Traits(stateless=True)
 
 def straggler(federation: Federation, *, weighting: Weighting = "examples") -> Method:
     """Every client trains as many layers as the lowest budget in the federation, evenly spaced: ``floor(i L / k)``."""
-
     return layered("straggler", federation, everyone(common_layers(federation, "uniform")), weighting=weighting)

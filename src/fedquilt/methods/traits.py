@@ -1,4 +1,4 @@
-"""What a method needs of the adapters, what its clients send, and how its server merges: what it can be combined with.
+"""The traits of a method, which say what it can be combined with.
 
 ``experiment.compatibility`` reads these traits, and nothing outside ``fedquilt.methods`` knows a method by its name.
 """
@@ -18,22 +18,22 @@ class Traits:
 
     Attributes
     ----------
-    needs : what the clients train: any ``tensors`` (every adapter kind), low-rank ``factors`` (LoRA alone), or a
+    needs : the kind of trained tensors: any ``tensors`` (every adapter kind), low-rank ``factors`` (only LoRA), or a
         ``mixture`` of adapters.
-    sends : what of a trained pair of factors a client sends: ``all`` of it, ``A`` or ``B`` alone, one of them
+    sends : the part of a trained pair of factors that a client sends: ``all``, ``A``, ``B``, one of them
         ``alternating`` over rounds, or ``nothing``.
-    trains : whether a client trains the tensors that it is ``sent``, or its ``own``, of which other ones travel.
-    merge : whether the server combines tensors by the run file's rule of aggregation (``mean``, which
-        ``federation.aggregate`` and ``federation.rule`` may change), or in its ``own`` way.
-    rule : the low-rank rule that the method is, a value of ``aggregate.lowrank.rules``; None where it is none.
-    across : whether it takes a federation of several architectures whole, because it shares something across them. Any
-        other method runs in each architecture apart.
-    alignment : its own rule for aligning updates: ``"none"`` if that is switched off, ``"auto"`` if it is on wherever
-        all clients train the same tensors; None for a method that has none.
-    drops_layers : whether a client runs a model of the layers that it trains alone.
-    sends_scores : whether clients send numbers on their rows besides tensors, and the method needs them.
-    stateless : whether clients remember nothing from one round to the next, as long as no head is theirs. Where this
-        is not known to hold, no privacy is claimed from it.
+    trains : whether a client trains the tensors that it is ``sent``, or its ``own``, while other tensors travel.
+    merge : whether the server combines tensors by the run file's aggregation rule (``mean``, which
+        ``federation.aggregate`` and ``federation.rule`` may replace), or in its ``own`` way.
+    rule : the low-rank rule of the method, a value of ``aggregate.lowrank.rules``, or None.
+    across : whether it shares tensors across architectures and is given the whole federation. Any other method runs
+        separately in each architecture.
+    alignment : its own rule for aligning updates: ``"none"`` if that is switched off, ``"auto"`` if it is used wherever
+        all clients train the same tensors; None for a method without alignment.
+    drops_layers : whether a client's model consists of only the layers that it trains.
+    sends_scores : whether the method needs numbers that clients compute from their rows, besides tensors.
+    stateless : whether clients keep nothing from one round to the next, unless their heads are local. If this is not
+        known, the privacy accounting does not rely on it.
     """
 
     needs: Literal["tensors", "factors", "mixture"] = "tensors"

@@ -94,7 +94,7 @@ def svd_rule(split: Literal["left", "even"] = "left") -> Rule:
         whole = svd(stacked(clients, keep_wide=True), base.A.shape[0])
         return Combined(redistributed(whole, base.A.shape[0], base.scale, split=split, spare=base.A))
 
-    unsteady = "its factors are cut anew from a product in every round, each time split in another way"
+    unsteady = "its factors come from a new decomposition of a product in every round"
     return Rule("flexlora", combine, unsteady=unsteady)
 
 
@@ -111,7 +111,7 @@ def segment_rule(normalize: Literal["all", "segment"] = "all") -> Rule:
     def weigh(clients: Sequence[Sequence[Factors]]) -> list[float]:
         return limited(sparsity_weights(clients))
 
-    unsteady = "it counts ranks that a client lacks as zeros, so factors shrink that no client has moved"
+    unsteady = "it counts ranks that a client lacks as zeros, so that factors shrink although no client changed them"
     return Rule("hetlora", combine, weigh=weigh, unsteady=unsteady)
 
 
@@ -121,7 +121,7 @@ def stack_rule() -> Rule:
     def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
         return Combined(None, stacked(clients))
 
-    unsteady = "its factors go into the base in every round and begin anew"
+    unsteady = "its factors are merged into the base and start afresh in every round"
     return Rule("flora", combine, fresh=True, changes_base=True, unsteady=unsteady)
 
 
@@ -141,7 +141,7 @@ def residual_rule(residual_rank: int | None = None) -> Rule:
             Combined(mean, lost) if residual_rank is None else Combined(mean, *rationed(lost, residual_rank, carried))
         )
 
-    unsteady = "what the factors' mean leaves out goes into the base, and that is exact for the mean alone"
+    unsteady = "the residual of the factors' mean is merged into the base, which is exact only for that mean"
     return Rule("fedex-lora", combine, one_rank=True, changes_base=residual_rank != 0, unsteady=unsteady)
 
 
@@ -151,7 +151,7 @@ def refined_rule(strength: float = 0.01) -> Rule:
     def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
         return Combined(_at(refined(clients, strength), base.scale))
 
-    unsteady = "its B is fitted to its A in every round, and would not fit to one that has moved on"
+    unsteady = "its B is fitted to its A in every round, and would not fit to an A that the server moved further"
     return Rule("lora-fair", combine, one_rank=True, unsteady=unsteady)
 
 
