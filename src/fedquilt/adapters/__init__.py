@@ -1,1 +1,1 @@
-"""What is trained: low-rank adapters around linear modules, and their files."""
+"""Adapters: LoRA, mixtures of adapters and full fine-tuning, and the folders that they are saved in."""

@@ -1,7 +1,7 @@
-"""What a model remembers of the batches that it was trained on: running statistics and their like, in buffers.
+"""Buffers that training changes, such as the running statistics of batch normalisation.
 
-A module has state if a forward pass in training mode changes a buffer of it and one in eval mode does not. That is
-found by trying, so it holds for batch normalisation, for spectral norms and for modules that nobody has heard of.
+A module has state if a forward pass in training mode changes one of its buffers and a forward pass in eval mode does
+not. This is found by running the model, so it also works for spectral norms and for custom modules.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import Params
 
 VARIANCES = ("running_var", "num_batches_tracked")
-"""The last part of the names of torch's own buffers that are never below 0."""
+"""The last part of the names of those buffers of torch's own modules that are never negative."""
 
 
 class Buffer(NamedTuple):
-    """A buffer of a module with state; a module may put another tensor in its place."""
+    """A buffer of a module with state, found by name, because the module may replace the tensor."""
 
     module: nn.Module
     name: str
 
     @property
     def value(self) -> Tensor:
-        """The tensor that is now in its place."""
+        """The current tensor."""
         value = self.module._buffers[self.name]
         assert value is not None
         return value
 
     def number(self) -> Tensor:
-        """A copy of the value, on the CPU, as numbers that a mean can be taken of; on meta, none."""
+        """A copy of the value on the CPU in a floating-point dtype, for averaging; a meta tensor stays on meta."""
         value = self.value.detach()
         dtype = value.dtype if value.is_floating_point() else torch.float64
         return value.to(dtype) if value.is_meta else value.to("cpu", dtype, copy=True)
 
     def put(self, number: Tensor) -> None:
-        """Set the value to what ``number`` gave, or a mean of such; whole numbers are rounded."""
+        """Set the value to a result of ``number``, or to a mean of such results; integer buffers are rounded."""
         own = self.value
         with torch.no_grad():
             whole = number.is_floating_point() and not own.is_floating_point()
@@ -48,14 +48,15 @@ class Buffer(NamedTuple):
 
 
 State = Mapping[str, Buffer]
-"""Buffers of the modules with state, by name, in the model's order."""
+"""The buffers of the modules with state by name, in the model's order."""
 
 
 def state_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> State:
-    """All buffers that are saved with the model, of its modules with state; ``inputs`` are those of a forward pass.
+    """The persistent buffers of the model's modules with state; ``inputs`` are the arguments of a forward pass.
 
-    The model is afterwards as before, and no stream is drawn from. Of a model that cannot be run on ``inputs`` every
-    module with a floating-point buffer counts: kept as it is, or averaged, what does not change does not change.
+    Afterwards the model is unchanged, and no random stream has advanced. If the model cannot be run on ``inputs``,
+    every module with a floating-point buffer counts as one with state. This does no harm: averaging a buffer that
+    training never changes leaves it unchanged.
     """
     owners = {path: saved for path, module in model.named_modules() if (saved := _saved(module))}
     if not owners:
@@ -65,7 +66,7 @@ def state_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> State:
         try:
             kept = _changed(model, modules, inputs, train=False)
             moved = _changed(model, modules, inputs, train=True) - kept
-        except Exception:  # whatever its code raises on an input that it does not like: then nothing is known of it
+        except Exception:  # a model's code may raise anything for inputs that it does not expect
             moved = {
                 path for path, saved in owners.items() if any(value.is_floating_point() for value in saved.values())
             }
@@ -78,12 +79,12 @@ def state_of(model: nn.Module, inputs: Mapping[str, Tensor]) -> State:
 
 
 def numbers(state: State) -> Params:
-    """The values of these buffers, as ``Buffer.number`` gives them."""
+    """The values of these buffers as returned by ``Buffer.number``."""
     return {name: buffer.number() for name, buffer in state.items()}
 
 
 def _saved(module: nn.Module) -> dict[str, Tensor]:
-    """The module's own buffers that are saved with it."""
+    """The module's own persistent buffers."""
     skipped = module._non_persistent_buffers_set
     return {name: value for name, value in module._buffers.items() if value is not None and name not in skipped}
 
@@ -91,7 +92,7 @@ def _saved(module: nn.Module) -> dict[str, Tensor]:
 def _changed(
     model: nn.Module, modules: Mapping[str, nn.Module], inputs: Mapping[str, Tensor], *, train: bool
 ) -> set[str]:
-    """The modules of which a forward pass changed a saved buffer."""
+    """The paths of the modules whose persistent buffers are changed by a forward pass."""
     before = {
         path: {name: (value, value._version, value.clone()) for name, value in _saved(module).items()}
         for path, module in modules.items()
@@ -102,7 +103,7 @@ def _changed(
 
 
 def _differ(before: Mapping[str, tuple[Tensor, int, Tensor]], now: Mapping[str, Tensor]) -> bool:
-    """Whether a buffer is another, was written to, or (torch's own kernels do not count writing) has other numbers."""
+    """Whether a buffer was replaced, written to, or has other values (torch's own kernels do not count every write)."""
     if before.keys() != now.keys():
         return True
     return any(
@@ -113,7 +114,7 @@ def _differ(before: Mapping[str, tuple[Tensor, int, Tensor]], now: Mapping[str, 
 
 @contextmanager
 def _undone(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Afterwards every module is in the mode that it was in, and these have the buffers that they had."""
+    """Restore the mode of every module, and the buffers of ``modules``, when the context ends."""
     modes = [(module, module.training) for module in model.modules()]
     held = [
         (module, dict(module._buffers), {k: v.clone() for k, v in _saved(module).items()})

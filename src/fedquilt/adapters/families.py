@@ -1,7 +1,7 @@
-"""What the linear modules of a transformer block are called in which model family: the one table to edit for a new one.
+"""Names of the linear modules of a transformer block in each model family; edit this table to add a family.
 
-A module is known by the end of its path: ``o_proj`` is ``model.layers.3.self_attn.o_proj``. Where two ends fit one
-path (``attention.output.dense`` and ``output.dense``), the column further left counts.
+A module is identified by the end of its path: ``o_proj`` is ``model.layers.3.self_attn.o_proj``. If two ends fit the
+same path (``attention.output.dense`` and ``output.dense``), the column further left takes precedence.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 
 class Family(NamedTuple):
-    """The ends of the paths of a block's linear modules, by their work; empty where a family has no such module.
+    """The path ends of a block's linear modules by function; empty if the family has no such module.
 
-    A module that computes several (GPT-2's ``c_attn`` makes query, key and value) stands in the first column of them.
+    A module with several functions (GPT-2's ``c_attn`` computes query, key and value) is in the first of their columns.
     """
 
     query: str = ""
@@ -46,14 +46,14 @@ FAMILIES: dict[str, Family] = {
     "CTRL": Family("Wq", value="Wv"),
     "DeBERTa": Family("in_proj"),
 }
-"""In this order a model's default targets are looked for; rows without an output module have no mixtures."""
+"""Default targets are looked up in this order; families without an output module do not support mixtures."""
 
 
 def ends_of(work: str) -> tuple[str, ...]:
-    """The ends of the paths of all modules that do this work in some family, such as ``"query"``."""
+    """The path ends of all modules with this function, such as ``"query"``, over all families."""
     return tuple(dict.fromkeys(end for family in FAMILIES.values() if (end := getattr(family, work))))
 
 
 def ends_in(path: str, *ends: str) -> bool:
-    """Whether a module's path is one of these, or ends with the dotted parts of one."""
+    """Whether a module's path equals one of these ends, or ends with a dot and one of them."""
     return any(path == end or path.endswith("." + end) for end in ends)

@@ -1,4 +1,4 @@
-"""A folder of tensors beside a JSON file that says what they are: written whole or not at all, read without pickle."""
+"""Folders of tensors beside a JSON file that describes them: written atomically, read without pickle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fedquilt.core.errors import ModelError, RunError
 from fedquilt.core.types import Params
 
 MOST_BYTES = 2**23
-"""Of the JSON file."""
+"""Largest size of the JSON file."""
 
 
 def write_folder(
@@ -27,13 +27,14 @@ def write_folder(
     config: tuple[str, Mapping[str, Any]],
     beside: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Makes the folder of two files, each a name and what it holds, and of texts beside them by name; one that is there
-    is replaced.
+    """Write a folder of a file of tensors, a JSON file and other texts, atomically; an existing folder is replaced.
+
+    ``tensors`` and ``config`` are each a file's name and content; ``beside`` maps further file names to texts.
 
     Raises
     ------
     RunError
-        if it cannot be written.
+        if the folder cannot be written.
     """
 
     def fill(fresh: Path) -> None:
@@ -47,16 +48,16 @@ def write_folder(
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None], what: str = "adapter") -> None:
-    """Makes the folder of what ``fill`` writes into a new one; one that is there is replaced once all is on the disk.
-    ``what`` it is a folder of is said in messages.
+    """Write a folder by calling ``fill`` on a new one; an existing folder is replaced once all data is on the disk.
 
-    If it is stopped on the way, the old one stays, here or (between the two steps of the replacement) as ``.NAME.old``
-    beside it, from where the next call takes it back.
+    If the process is interrupted, the old folder survives under its own name or, between the two steps of the
+    replacement, as ``.NAME.old`` beside it, from where the next call restores it. ``what`` names the content in error
+    messages.
 
     Raises
     ------
     RunError
-        if it cannot be written.
+        if the folder cannot be written.
     """
     fresh = folder.with_name(f".{folder.name}.new")
     stale = folder.with_name(f".{folder.name}.old")
@@ -76,19 +77,21 @@ def replace_folder(folder: Path, fill: Callable[[Path], None], what: str = "adap
         if stale.exists():
             shutil.rmtree(stale)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(fresh, ignore_errors=True)  # a full disk needs the room
+        shutil.rmtree(fresh, ignore_errors=True)  # free the space again: the disk may be full
         raise RunError(
             f"cannot write the {what} folder {folder}: {error}; free the disk or choose another folder"
         ) from error
 
 
 def read_folder(folder: Path, tensors: str, config: str, advice: str) -> tuple[dict[str, Any], Params]:
-    """The JSON object of the file ``config`` and the tensors of the file ``tensors``; ``advice`` if one is not there.
+    """The JSON object of the file ``config`` and the tensors of the file ``tensors``.
+
+    ``advice`` is the end of the error message if one of the files is missing.
 
     Raises
     ------
     ModelError
-        if there is no such folder or file, or one is damaged.
+        if the folder or a file is missing or damaged.
     """
     if not folder.is_dir():
         raise ModelError(f"there is no adapter folder {folder}")
@@ -99,7 +102,7 @@ def read_folder(folder: Path, tensors: str, config: str, advice: str) -> tuple[d
         with (folder / config).open("rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
-            raise ModelError(f"{folder / config} is larger than {MOST_BYTES:,} bytes, and no adapter needs as many")
+            raise ModelError(f"{folder / config} is larger than {MOST_BYTES:,} bytes, more than any adapter needs")
         told = json.loads(content.decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{folder / config} cannot be read: {error}") from error

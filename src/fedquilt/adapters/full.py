@@ -1,4 +1,4 @@
-"""No adapter at all: the model's own weights are what is trained and what travels (full fine-tuning)."""
+"""Full fine-tuning as a kind of adapter: the model's own weights are trained and sent."""
 
 from __future__ import annotations
 
@@ -24,12 +24,20 @@ def full_layout(
     resting: Collection[str] = (),
     state: State | None = None,
 ) -> Layout:
-    """Names, depths and shapes of all the model's parameters but those ``resting``: by depth, the head last.
+    """Names, depths and shapes of all parameters of the model except ``resting``: by depth, the head last.
 
-    What comes before the first block (embeddings) has the depth of the first, and what comes after the last (the final
-    norm) that of the last, in the model's own order. So whoever trains some blocks alone trains these with them. A
-    tensor that the model uses twice (tied embeddings) stands once. ``state`` are the buffers that training changes:
-    they stand among the parameters of their modules, but for those of a head that rests.
+    Parameters before the first block (embeddings) have the depth of the first block, and those after the last block
+    (the final norm) that of the last. A client that trains only some blocks therefore trains these with them. A tensor
+    that the model uses twice (tied embeddings) is listed once.
+
+    Parameters
+    ----------
+    model : the whole model.
+    blocks : where its transformer blocks are.
+    architecture : the name of the layout.
+    head : the names of the trained parameters of the head.
+    resting : the names of the parameters that are not trained.
+    state : the buffers that training changes; they are listed with their modules, except those of a frozen head.
 
     Raises
     ------
@@ -55,8 +63,10 @@ def full_layout(
 
 
 def initial_full(layout: Layout, model: nn.Module, state: State | None = None) -> Callable[[Rng], Params]:
-    """``make(rng)``: what training starts from, on the CPU: the weights, and the buffers of ``state``, as they are when
-    this function is called."""
+    """``make(rng)``, which returns the tensors that training starts from, on the CPU.
+
+    They are the weights, and the buffers of ``state``, as they are when this function is called.
+    """
     start = {name: copied(parameter) for name, parameter in trainable(model, layout).items()}
     start |= numbers({name: buffer for name, buffer in (state or {}).items() if name in layout.buffers})
     ordered = {name: start[name] for name in layout.depth}
@@ -64,7 +74,7 @@ def initial_full(layout: Layout, model: nn.Module, state: State | None = None) -
 
 
 def _beside(head: Collection[str], parameters: Collection[str], buffers: Collection[str]) -> set[str]:
-    """The buffers that belong to a head with these parameters: of a module with one, or of a part that is all head."""
+    """The buffers of the head with these parameters: of its modules, and of top-level modules that are all head."""
     modules = {name.rpartition(".")[0] for name in head}
     roots = {name.partition(".")[0] for name in head} - {name.partition(".")[0] for name in {*parameters} - {*head}}
     return {name for name in buffers if name.rpartition(".")[0] in modules or name.partition(".")[0] in roots}
@@ -91,4 +101,4 @@ def _put(section: Any, host: Host) -> Put:
 
 
 FULL = Kind(_put, trains_base=True)
-"""No adapter: all of the model's weights are trained and travel."""
+"""Full fine-tuning: all weights of the model are trained and sent."""

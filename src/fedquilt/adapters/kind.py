@@ -1,4 +1,4 @@
-"""What a kind of adapter is, whatever it puts into a model: the one interface through which experiments use adapters.
+"""The interface of a kind of adapter, through which experiments use all adapters.
 
 A new kind is a module with a ``Kind`` in it, a row in ``registry.KINDS`` and its keys in the section [adapter] of the
 run file; docs/extending.md has an example.
@@ -20,20 +20,20 @@ from fedquilt.core.types import Blocks, Layout, Params
 
 @dataclass(frozen=True)
 class Host:
-    """A loaded model that is about to be adapted, and what of its federation a kind may need to know.
+    """A loaded model that is about to be adapted, and what a kind may need to know about its federation.
 
     Attributes
     ----------
-    model : the model, in which nothing is adapted yet.
+    model : the model, without adapters.
     blocks : where its transformer blocks are.
-    architecture : its name in the federation, where all that train the same adapter have the same model.
-    number : which of the federation's architectures it is, from 0.
-    num_architectures : how many there are.
-    fewest_layers : the number of blocks of the shallowest of them.
+    architecture : the name of its architecture in the federation.
+    number : the number of its architecture, from 0.
+    num_architectures : the number of architectures in the federation.
+    fewest_layers : the number of blocks of the shallowest architecture.
     head : the names of the parameters of its head.
-    trained_head : those of them that are trained; none where the head is frozen.
-    fresh_head : whether the head's values were drawn and did not come with the model.
-    targets : the linear modules that are usually adapted, by the ends of their paths; empty if that is not known.
+    trained_head : those of them that are trained; empty if the head is frozen.
+    fresh_head : whether the head was initialised at random instead of being loaded with the model.
+    targets : the path ends of the linear modules that are adapted by default; empty if there is no default.
     task : what it is fine-tuned for, such as ``"causal-lm"``.
     state : the buffers that training changes (running statistics and their like).
     """
@@ -54,17 +54,17 @@ class Host:
 
 @dataclass(frozen=True)
 class Export:
-    """What a folder with an adapter says besides the tensors, and how it comes by a whole model.
+    """What an exported folder holds besides the adapter's tensors, and how a whole model is saved.
 
     Attributes
     ----------
     model_name : the model as the run file names it.
-    base_name : the model whose blocks these are, before any were cut.
-    num_layers : how many of its blocks were kept, the first ones; None for all.
-    revision : the revision of the model on the hub, if one was named.
-    classes : the names of the model's outputs, in their order; empty for a language model.
+    base_name : the pretrained model, before any blocks were cut.
+    num_layers : the number of its first blocks that were kept; None for all.
+    revision : the revision of the model on the hub, if the run file names one.
+    classes : the names of the classes in the order of the outputs; empty for a language model.
     load : puts tensors into the model, as a client does before it trains.
-    save_model : writes the model as it now is into a new folder.
+    save_model : writes the model with its current weights into a new folder.
     """
 
     model_name: str
@@ -78,18 +78,18 @@ class Export:
 
 @dataclass(frozen=True)
 class Put:
-    """What is trained in a model, once a kind has put it there.
+    """The adapter that a kind has put into a model.
 
     Attributes
     ----------
     layout : the tensors that are trained and sent, by name: their depths and shapes.
-    start : ``make(rng)``: what training starts from, on the CPU.
-    scaling : ``s`` of a module with low-rank factors of this rank, in ``W + s B A``; raises ValueError where the kind
-        has none.
-    save : ``save(folder, params, export)`` writes the tensors as a folder that ``load_adapter`` (or, of a whole model,
-        ``from_pretrained``) reads; one that is there is replaced.
+    start : ``start(rng)`` returns the tensors that training starts from, on the CPU.
+    scaling : ``scaling(module, rank)`` is ``s`` in ``W + s B A`` for low-rank factors of this rank; raises ValueError
+        if the kind has no factors.
+    save : ``save(folder, params, export)`` writes the tensors as a folder that ``load_adapter`` (or ``from_pretrained``
+        for a whole model) reads; an existing folder is replaced.
     frozen : the tensors of the layout that clients of this architecture never train.
-    settings : what the kind was told by the section and by the model, None for a kind without settings.
+    settings : the settings that follow from the section and the model; None for a kind without settings.
     """
 
     layout: Layout
@@ -102,20 +102,21 @@ class Put:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of adapter: how it comes into a model, how it is read back, and what may be combined with it.
+    """A kind of adapter: how it is put into a model, how it is loaded, and what it can be combined with.
 
     Attributes
     ----------
-    put : ``put(section, host)`` puts the adapters into the host's model, in place, and says what is trained there.
-        ``section`` is the section [adapter] of the run file, with the section's keys as attributes. Afterwards no
-        parameter requires a gradient. Raises ConfigError or ModelError where section and model do not fit.
-    load : ``load(model, blocks, folder)`` puts a saved adapter into a bare model, in place; None where folders hold
-        whole models.
+    put : ``put(section, host)`` puts the adapters into the host's model, in place, and returns what is trained.
+        ``section`` is the section [adapter] of the run file, with its keys as attributes. Afterwards no parameter
+        requires a gradient. Raises ConfigError or ModelError if section and model do not fit.
+    load : ``load(model, blocks, folder)`` puts a saved adapter into a model without adapters, in place; None if the
+        folders hold whole models.
     files : the names of the files that ``save`` writes; a folder with the first of them is of this kind.
-    trains_base : whether the model's own weights are trained, so that models of several groups cannot share them.
-    has_factors : whether what is trained are low-rank factors, ``lora_A`` and ``lora_B`` of each module.
+    trains_base : whether the model's own weights are trained, so that several groups cannot share one base.
+    has_factors : whether low-rank factors are trained, ``lora_A`` and ``lora_B`` of each module.
     shares_branches : whether models of different architectures share tensors (mixtures of adapters).
-    ranks : whether each client may have a rank of its ``own``, all have ``one``, or adapters of the kind have ``none``.
+    ranks : ``own`` if each client may have its own rank, ``one`` if all have the same, ``none`` for kinds without
+        ranks.
     """
 
     put: Callable[[Any, Host], Put]
@@ -128,5 +129,5 @@ class Kind:
 
 
 def no_scaling(module: str, rank: int) -> float:
-    """Raise ValueError: the ``scaling`` of kinds without low-rank factors."""
-    raise ValueError(f"'{module}' has no low-rank factors, and so no scale")
+    """Raise ValueError; for kinds without low-rank factors."""
+    raise ValueError(f"'{module}' has no low-rank factors and therefore no scaling")

@@ -1,4 +1,4 @@
-"""What lies beside a classifier's adapter for those who take it up: its classes, and a card on how to load it."""
+"""Files beside an exported adapter: the names of the classes, and a model card that shows how to load it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,20 @@ def beside(
     revision: str | None = None,
     layers: int | None = None,
 ) -> dict[str, str]:
-    """The text of each file beside the adapter: of a classifier the card and ``labels.json``, of any the card where the
-    base must be cut to its first ``layers`` blocks.
+    """The texts of the files beside an adapter, by file name.
 
-    ``names`` are the classes in the order of the outputs; ``labels.json`` has them as ``id2label`` and ``label2id``,
-    the keys of a config: PEFT's own files have no place for them. ``peft`` says whether PEFT reads the adapter.
+    A classifier gets the card and ``labels.json``; a language model gets the card if its base must be cut to its first
+    blocks. ``labels.json`` holds the classes as ``id2label`` and ``label2id``, as a model's config does, because PEFT's
+    files cannot hold them.
+
+    Parameters
+    ----------
+    base_name : the pretrained model, as it is loaded.
+    task : what it is fine-tuned for, such as ``"causal-lm"``.
+    names : the classes in the order of the outputs; empty for a language model.
+    peft : whether PEFT can read the adapter.
+    revision : the revision of the model on the hub, if one is named.
+    layers : the number of first blocks that the base is cut to; None for all.
     """
     options = f", revision={json.dumps(revision)}" if revision else ""
     if not names:
@@ -38,7 +47,7 @@ def beside(
 
 
 def _cut(base: str, options: str, layers: int) -> list[str]:
-    """Lines of Python for a config of the first blocks alone."""
+    """Lines of Python that make the config of a model with only its first blocks."""
     return [
         f"config = AutoConfig.from_pretrained({base}{options})",
         f"config.num_hidden_layers = {layers}",

@@ -1,4 +1,4 @@
-"""Which modules of a block do which work, in models of different families, and which blocks share a depth slot."""
+"""Corresponding modules in models of different families, and depth slots of their blocks."""
 
 from __future__ import annotations
 
@@ -14,43 +14,42 @@ from fedquilt.core.factors import modules_of
 from fedquilt.core.types import Blocks, Layout
 
 SITES: dict[str, tuple[str, ...]] = {work: ends_of(work) for work in Family._fields}
-"""The modules that do the same work in different models, by the ends of their paths; the first site that fits counts.
-"""
+"""The path ends of the modules with the same function in different models; the first site that fits counts."""
 
 OUTPUTS: dict[str, tuple[str, ...]] = {"attention": SITES["output"], "feed-forward": SITES["down"]}
-"""The linear module that ends each part of a block, by the ends of its path; the first site that fits counts."""
+"""The path ends of the last linear module of each part of a block; the first part that fits counts."""
 
 SUPPORTED = tuple(name for name, family in FAMILIES.items() if family.output and family.down)
-"""The models whose sites are tested; others that name their modules alike are taken too."""
+"""The model families whose sites are tested; models with the same module names are accepted too."""
 
 SLOT_RULES = ("relative", "spaced", "top")
 
 
 class Place(NamedTuple):
-    """Where a module is in a model: its site, which other models have too, and its transformer block."""
+    """The position of a module in a model: its site, which models have in common, and its transformer block."""
 
     site: str
     layer: int
 
 
 def places(modules: Iterable[str], blocks: Blocks, sites: Mapping[str, Sequence[str]] = SITES) -> dict[str, Place]:
-    """The place of each of these module paths.
+    """The site and block of each of these module paths.
 
     Raises
     ------
     ModelError
-        if a module fits no site, two modules of one block fit the same, or a site is not in every block.
+        if a module fits no site, two modules of one block fit the same site, or a site is not in every block.
     """
     return _placed({module: blocks.depth(module) for module in modules}, blocks.num_layers, sites)
 
 
 def places_in(layout: Layout, sites: Mapping[str, Sequence[str]] = SITES) -> dict[str, Place]:
-    """The place of each adapted module of a layout: for the server, which has no model.
+    """The site and block of each adapted module of a layout; for the server, which has no model.
 
     Raises
     ------
     ModelError
-        as ``places``.
+        as ``places`` does.
     """
     depths = {module: layout.depth[f"{module}.lora_A"] for module in modules_of(layout.depth)}
     return _placed(depths, layout.num_layers, sites)
@@ -89,7 +88,7 @@ def sites_of(places: Mapping[str, Place]) -> tuple[str, ...]:
 def output_projections(
     model: nn.Module, blocks: Blocks, parts: Sequence[str] = tuple(OUTPUTS), layers: Iterable[int] | None = None
 ) -> dict[str, Place]:
-    """The place of the last linear module of each of these parts in each of these blocks (None: in all), by its path.
+    """The site and block of the last linear module of each of these parts, by its path; ``layers`` None for all blocks.
 
     Raises
     ------
@@ -120,11 +119,11 @@ def output_projections(
 
 
 def slots_of(num_layers: int, num_slots: int, rule: str = "relative") -> tuple[int | None, ...]:
-    """The depth slot of every block, or None for a block that takes no part in sharing.
+    """The depth slot of every block, or None for a block that shares nothing.
 
-    ``"relative"``: block l of L has slot ``floor((l + 1/2) C / L)`` of C; several may share one. ``"spaced"``: C
-    equally spaced blocks, the last among them, have one slot each, the others none. ``"top"``: the last block has the
-    last slot, the one before it the one before, until either runs out.
+    ``"relative"``: block l of L has slot ``floor((l + 1/2) C / L)`` of C; several blocks may have the same slot.
+    ``"spaced"``: C equally spaced blocks, the last block among them, have one slot each, the others none. ``"top"``:
+    the last block has the last slot, the second last block the second last slot, until blocks or slots run out.
 
     Raises
     ------

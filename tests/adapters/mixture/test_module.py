@@ -269,7 +269,7 @@ def test_ht_12_what_is_not_linear_refuses_to_fold_and_says_why():
         "adapter, or train with adapter.activation = 'identity'"
     )
     with pytest.raises(
-        ModelError, match=r"adapter.gate is 'token': each token is mixed in its own way.*gate = 'static'"
+        ModelError, match=r"adapter.gate is 'token': the gates differ between tokens.*gate = 'static'"
     ):
         made(activation="identity", gate="token").folded()
     with pytest.raises(ModelError, match=r"adapter.activation is 'gelu'"):
@@ -322,7 +322,7 @@ def test_a_base_in_half_precision_keeps_its_dtype_and_the_ends_theirs(dtype):
         ({"sites": ("mlp",)}, "adapter.sites is 'mlp'"),
         ({"alpha": 0.0}, "adapter.alpha is 0.0; it must be a finite number above 0"),
         ({"deviation": -1.0}, "adapter.deviation is -1.0"),
-        ({"deviation": 0.0}, "all branches would be equal and, trained alike, stay so for ever"),
+        ({"deviation": 0.0}, "all branches would be equal and stay equal in training"),
     ],
 )
 def test_settings_out_of_range_are_refused(values, told):

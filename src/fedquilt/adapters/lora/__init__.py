@@ -1,1 +1,1 @@
-"""LoRA: the module, how it comes into a model, cores between its factors, and PEFT's files."""
+"""LoRA: the module, its injection into models, cores between its factors, and PEFT's files."""

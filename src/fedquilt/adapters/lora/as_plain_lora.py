@@ -1,4 +1,4 @@
-"""Any adapters that a model can load, as plain LoRA of which settings tell rank and alpha: what other tools read."""
+"""Conversion of adapters with cores, shifts or other ranks to plain LoRA, which other tools read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fedquilt.core.types import Params
 
 
 def plain(params: Mapping[str, Tensor], settings: LoraSettings) -> tuple[Params, LoraSettings]:
-    """The same adapters with nothing merged into the base and nothing between the factors, and settings that tell every
-    module's rank and alpha.
+    """The same adapters as plain LoRA factors, and the settings with each module's rank and alpha.
 
-    A module with a ``core`` T gets ``B (I + T)`` for its B. A module with a ``shift`` becomes one adapter of scale 1:
-    ``s B`` and ``A`` beside two factors of the shift, found by singular values, less those that are rounding errors. A
-    module of another rank than the settings' keeps its factors. Where nothing is to be done, both are as they were.
+    A module with a ``core`` T gets ``B (I + T)`` in place of B. A module with a ``shift`` becomes one adapter of scale
+    1: ``s B`` and ``A`` concatenated with a factorisation of the shift by singular values, without those that are
+    rounding errors. A module whose rank differs from the settings keeps its factors, and its rank is noted in the
+    settings. Plain LoRA is returned unchanged.
     """
     cores = {module: params[f"{module}.{CORE}"] for module in factors(params) if f"{module}.{CORE}" in params}
     params = folded(without(params, [f"{module}.{CORE}" for module in cores]), cores)
@@ -37,7 +37,7 @@ def plain(params: Mapping[str, Tensor], settings: LoraSettings) -> tuple[Params,
         extra, scaled = _decomposed(params[f"{module}.{SHIFT}"]), b * settings.scaling(module, len(a))
         if bool(scaled.any()):
             pairs[module] = Pair(torch.cat([scaled, extra.B], dim=1), torch.cat([a, extra.A]))
-        else:  # a fresh adapter would add nothing but its rank
+        else:  # B = 0 adds nothing but its rank
             pairs[module] = extra if len(extra.A) else Pair(scaled, a)
         rank = len(pairs[module].A)
         alphas[module] = math.sqrt(rank) if settings.rslora else float(rank)
@@ -47,7 +47,7 @@ def plain(params: Mapping[str, Tensor], settings: LoraSettings) -> tuple[Params,
 
 
 def _decomposed(matrix: Tensor) -> Pair:
-    """A matrix as two factors, of the rank that it has in its precision."""
+    """A matrix as two factors of its numerical rank."""
     u, s, vh = torch.linalg.svd(wide(matrix), full_matrices=False)
     noise = torch.finfo(matrix.dtype).eps * max(matrix.shape)
     rank = int((s > noise * s[:1]).sum())

@@ -1,11 +1,11 @@
-"""Low-rank adapters with a small square matrix between the two factors: ``dW = s B (I + T) A``.
+"""Low-rank adapters with a small square matrix, the core, between the factors: ``dW = s B (I + T) A``.
 
-B (d_out, r) and A (r, d_in) are as wide as the model and stay with their client; the core T (r, r) knows nothing of the
-model's width, so clients of unlike models can share it. Because of the I an absent core is plain LoRA: nothing is lost
-before the clients have agreed on anything, and B = 0 alone makes a fresh adapter change nothing.
+B (d_out, r) and A (r, d_in) depend on the model's width and stay with the client. The shape of the core T (r, r) does
+not, so clients with different models can share it. Because of the identity I, T = 0 is plain LoRA, and a new adapter
+with B = 0 leaves the model unchanged.
 
-The modules are ``lora.LoraLinear``s. Cores are values, made anew for each forward pass from what is trained, and put
-into the modules for a while (``with_cores``); so gradients reach whatever they were made of.
+The modules are ``LoraLinear`` modules. Cores are computed for each forward pass from the trained tensors and put into
+the modules for its duration (``with_cores``), so that gradients reach the trained tensors.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from fedquilt.core.types import Params
 def cores(values: Mapping[str, Tensor], places: Mapping[str, Place], rank: int) -> dict[str, Tensor]:
     """The core T (r, r) of every module: the values ``(num_layers, k)`` of its site at its layer, row by row.
 
-    ``k`` is the square of a number up to r; of a smaller one the values are in the first rows and columns, and the rest
-    is 0. Gradients go to the values.
+    ``k`` is the square of a number up to r. If that number is smaller than r, the values fill the first rows and
+    columns, and the rest is 0. Gradients flow to the values.
 
     Raises
     ------
     ValueError
-        if ``k`` is no such square.
+        if ``k`` is not the square of a number up to r.
     """
     squares = {site: square(values[site], rank) for site in sites_of(places)}  # (num_layers, r, r)
     return {module: squares[place.site][place.layer] for module, place in places.items()}
@@ -42,12 +42,12 @@ def cores(values: Mapping[str, Tensor], places: Mapping[str, Place], rank: int) 
 
 @contextmanager
 def with_cores(adapters: Mapping[str, LoraLinear], cores: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let the adapters act with these cores; each as it was before when the context ends.
+    """Let the adapters use these cores; the previous cores are restored when the context ends.
 
     Raises
     ------
     ModelError
-        if a core is of no adapter, or not as wide as its adapter's rank.
+        if a core belongs to no adapter, or its size is not the adapter's rank.
     """
     for name, core in cores.items():
         if name not in adapters:
@@ -66,15 +66,15 @@ def with_cores(adapters: Mapping[str, LoraLinear], cores: Mapping[str, Tensor]) 
 
 
 def folded(params: Mapping[str, Tensor], cores: Mapping[str, Tensor]) -> Params:
-    """The same adapters as plain LoRA of the same rank and scale: ``B (I + T)`` for B, and A as it was.
+    """The same adapters as plain LoRA of the same rank and scale: ``B (I + T)`` in place of B, and A unchanged.
 
-    What is computed stays the same but for the rounding of one product, which is taken in float64. Modules without a
-    core, and other tensors, are as they were.
+    The function that they compute is the same up to the rounding of one product in float64. Modules without a core, and
+    other tensors, are unchanged.
 
     Raises
     ------
     ModelError
-        if a core is of no module in ``params``, or does not have its rank.
+        if a core belongs to no module in ``params``, or its size is not the module's rank.
 
     Paper: h2tune, triple
     """
@@ -92,15 +92,15 @@ def folded(params: Mapping[str, Tensor], cores: Mapping[str, Tensor]) -> Params:
 
 
 def drift(cores: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Tensor:
-    """How far cores are from others of the same shapes: the mean over modules of ``||T - T'||_F^2 / (2 r^2)``.
+    """The mean over modules of ``||T - T'||_F^2 / (2 r^2)``: a penalty on the distance of cores from reference cores.
 
-    What keeps shared knowledge near what the server sent. Gradients go to both.
+    It keeps shared cores near those that the server sent. Gradients flow to both arguments.
 
     Paper: h2tune, anchor
     """
     terms = [nn.functional.mse_loss(core, reference[module]) / 2 for module, core in cores.items()]
     if not terms:
-        raise ValueError("there are no cores whose drift could be told")
+        raise ValueError("there are no cores to compute the drift of")
     total = terms[0]
     for term in terms[1:]:
         total = total + term
@@ -108,10 +108,9 @@ def drift(cores: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> Tenso
 
 
 def square(values: Tensor, size: int) -> Tensor:
-    """Values ``(..., k)``, k a square, as matrices ``(..., size, size)``: row by row in the first rows and columns, 0
-    elsewhere.
+    """Values ``(..., k)``, k a square number, as matrices ``(..., size, size)``.
 
-    The values of a ``grid`` of as many rows and columns are then the submatrix in which they meet.
+    The values fill the first sqrt(k) rows and columns, row by row; the rest is 0.
 
     Raises
     ------
@@ -120,5 +119,5 @@ def square(values: Tensor, size: int) -> Tensor:
     """
     width = math.isqrt(values.shape[-1])
     if width * width != values.shape[-1] or width > size:
-        raise ValueError(f"{values.shape[-1]} values are no square part of a matrix of {size} rows and columns")
+        raise ValueError(f"{values.shape[-1]} values do not fill a square part of a matrix of {size} rows and columns")
     return F.pad(values.unflatten(-1, (width, width)), (0, size - width, 0, size - width))

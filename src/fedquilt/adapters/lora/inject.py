@@ -1,4 +1,4 @@
-"""Adapters put into a model, and the map of what can be trained there."""
+"""Injection of LoRA adapters into a model, and the layout of its trainable tensors."""
 
 from __future__ import annotations
 
@@ -18,26 +18,32 @@ from fedquilt.core.types import Blocks, Layout, Params
 def inject(
     model: nn.Module, blocks: Blocks, settings: LoraSettings, targets: Collection[str] = (), head: Collection[str] = ()
 ) -> dict[str, LoraLinear]:
-    """The adapters now in ``model``, by module path: on every linear module inside a block that a target names.
+    """Put a LoRA adapter on every linear module inside a block that a target names; returns them by module path.
 
-    A target is a module's name or the end of its path (``"q_proj"``, ``"attention.q_proj"``); without ``targets`` those
-    of the settings hold. The model is changed in place; afterwards no parameter of it requires a gradient, the head's
-    neither: the caller switches on what it trains. ``head`` names the head's parameters, which must exist and must not
-    lie in an adapted module.
+    The model is changed in place. Afterwards no parameter requires a gradient, not even the head's: the caller enables
+    the gradients of what it trains.
+
+    Parameters
+    ----------
+    model : a model without adapters.
+    blocks : where its transformer blocks are.
+    settings : rank, scaling and dropout of the adapters.
+    targets : names of modules or ends of their paths (``"q_proj"``, ``"attention.q_proj"``); the settings' if empty.
+    head : the names of the head's parameters, which must not be in an adapted module.
 
     Raises
     ------
     ModelError
-        if a target matches no linear module inside the blocks, or a head parameter is not in the model; names what
-        there is.
+        if a target matches no linear module inside the blocks, or a head parameter is not in the model; lists the
+        modules that there are.
     """
     chosen = tuple(targets) or settings.targets
     linears = {name: module for name, module in model.named_modules() if _adaptable(name, module, blocks)}
     endings = sorted({_within_block(name, blocks) for name in linears})
     if not linears:
         raise ModelError(
-            f"{type(model).__name__} has no linear module inside its blocks ({blocks.path}), so there is nothing that "
-            "an adapter could be put around; use another model"
+            f"{type(model).__name__} has no linear module inside its blocks ({blocks.path}), so there is nothing to "
+            "adapt; use another model"
         )
     if not chosen:
         raise ModelError(
@@ -70,7 +76,7 @@ def adapters(model: nn.Module) -> dict[str, LoraLinear]:
 
 
 def remove(model: nn.Module) -> Params:
-    """Take every adapter out again, so that ``model`` is as before ``inject``; the adapters' last values, by name."""
+    """Remove every adapter, so that ``model`` is as before ``inject``; returns the adapters' last values by name."""
     taken: Params = {}
     for name, adapter in adapters(model).items():
         taken[f"{name}.lora_A"], taken[f"{name}.lora_B"] = adapter.lora_A.detach(), adapter.lora_B.detach()
@@ -99,12 +105,12 @@ def layout(model: nn.Module, blocks: Blocks, architecture: str, head: Collection
 
 
 def own_parameters(model: nn.Module, head: Collection[str]) -> dict[str, nn.Parameter]:
-    """The model's parameters by name, in its order; those of ``head`` are among them.
+    """The model's parameters by name, in its order, after a check that they include those of ``head``.
 
     Raises
     ------
     ModelError
-        if one of these is not.
+        if a head parameter is not in the model.
     """
     parameters = dict(model.named_parameters())
     if unknown := sorted(set(head) - parameters.keys()):
@@ -113,16 +119,16 @@ def own_parameters(model: nn.Module, head: Collection[str]) -> dict[str, nn.Para
 
 
 def trainable(model: nn.Module, layout: Layout) -> dict[str, nn.Parameter]:
-    """The model's own parameters that the layout names, in the layout's order; buffers are none."""
+    """The parameters of the model that the layout names, in the layout's order, without buffers."""
     parameters = dict(model.named_parameters())
     return {name: parameters[name] for name in layout.depth if name not in layout.buffers}
 
 
 def initial(layout: Layout, model: nn.Module) -> Callable[[Rng], Params]:
-    """``make(rng)``: what training starts from, on the CPU: fresh low-rank factors, and the head as it is now.
+    """``make(rng)``, which returns the tensors that training starts from, on the CPU: new factors and the head.
 
-    The factors are drawn module by module from ``rng``. The head is copied when this function is called, so that what
-    clients later load into the model does not change the start.
+    The factors are drawn module by module from ``rng``. The head is copied when this function is called, so that values
+    that clients load into the model later do not change it.
     """
     parameters = trainable(model, layout)
     head = {name: copied(parameters[name]) for name in layout.depth if name in layout.head}
@@ -142,7 +148,7 @@ def initial(layout: Layout, model: nn.Module) -> Callable[[Rng], Params]:
 
 
 def fresh(layout: Layout, rank: int, rng: Rng) -> Params:
-    """Factors for every adapted module of the layout, as training starts from them; at this rank, or the module's."""
+    """New factors for every adapted module of the layout, at this rank or the module's own if that is lower."""
     params: Params = {}
     for name, shape in at_rank(layout, rank).shapes.items():
         module, _, factor = name.rpartition(".")
@@ -154,15 +160,15 @@ def fresh(layout: Layout, rank: int, rng: Rng) -> Params:
 
 
 def load(parameters: Mapping[str, nn.Parameter], params: Mapping[str, torch.Tensor]) -> None:
-    """Put the values ``params`` into the parameters of the same names; names that are not in ``params`` stay."""
+    """Copy the values ``params`` into the parameters of the same names; other parameters are unchanged."""
     with torch.no_grad():
         for name, value in params.items():
             parameters[name].copy_(value)
 
 
 def copied(parameter: nn.Parameter) -> torch.Tensor:
-    """A copy of the parameter's value, on the CPU; zeros of one on meta."""
-    # on meta there are no values to copy: only shapes are wanted then, and no memory for as many zeros
+    """A copy of the parameter's value on the CPU; zeros for a parameter on meta."""
+    # a meta tensor has no values: only shapes are needed then, so the zeros are expanded without memory
     if parameter.is_meta:
         return torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
     return parameter.detach().to("cpu", copy=True)

@@ -1,4 +1,4 @@
-"""LoRA as a kind of adapter: read from the run file, put into a model, written as PEFT reads it."""
+"""LoRA as a kind of adapter, saved in PEFT's format."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _put(section: Any, host: Host) -> Put:
     )
     inject(host.model, host.blocks, settings, settings.targets, host.trained_head)
     where = layout(host.model, host.blocks, host.architecture, host.trained_head)
-    # what PEFT could not read is refused before anything is trained
+    # an adapter that PEFT could not read is rejected before anything is trained
     peft_names(host.model, adapters(host.model), host.head, settings.targets, host.task)
 
     def save(folder: Path, params: Mapping[str, Tensor], export: Export) -> None:
@@ -39,21 +39,21 @@ def _put(section: Any, host: Host) -> Put:
 
 
 def save_lora(folder: Path, params: Params, settings: LoraSettings, layout: Layout, host: Host, export: Export) -> None:
-    """Write plain LoRA, with the head of its model, as a folder that PEFT reads.
+    """Write plain LoRA and the head of its model as a folder that PEFT reads.
 
     Parameters
     ----------
-    folder : written anew; one that is there is replaced.
-    params : factors, each module's at the rank that ``settings`` say, and the trained head.
-    settings : what PEFT is told of ranks, scales and modules.
-    layout : the tensors that may be in ``params``.
-    host : the model, with adapters in it.
-    export : what else the folder says.
+    folder : the folder; an existing one is replaced.
+    params : the factors of each module at its rank in ``settings``, and the trained head.
+    settings : ranks, scaling and modules, as PEFT's config holds them.
+    layout : the tensors that ``params`` may hold.
+    host : the model with adapters in it.
+    export : what else the folder holds.
 
     Raises
     ------
     ModelError
-        if PEFT has no words for what is adapted or saved.
+        if PEFT's config cannot express what is adapted or saved.
     RunError
         if the folder cannot be written.
     """

@@ -1,4 +1,4 @@
-"""Low-rank adaptation (LoRA) of a linear module that is itself never touched."""
+"""Low-rank adaptation (LoRA) of a linear module, which itself stays unchanged."""
 
 from __future__ import annotations
 
@@ -32,10 +32,15 @@ _PLAIN_PATTERN = re.compile(r"(?:\\[.dw-]|\[[\w.^-]+\]|(?<!\))[*+?]|[\w.$^-]|\((
 class LoraSettings:
     """How linear modules are adapted.
 
-    ``rank`` r, ``alpha`` (the scale is alpha/r, or alpha/sqrt(r) with ``rslora``), ``dropout`` in [0, 1) on the
-    adapter's input, ``targets`` the module names or name endings to adapt (empty: the model's default).
-    ``rank_pattern`` and ``alpha_pattern`` hold exceptions by module path, or by a regular expression that matches the
-    end of one, as PEFT's do.
+    Attributes
+    ----------
+    rank : the rank r.
+    alpha : the scaling is alpha/r, or alpha/sqrt(r) with ``rslora``.
+    dropout : the dropout probability on the adapter's input, in [0, 1).
+    rslora : whether the scaling is that of rsLoRA.
+    targets : names of the adapted modules, or ends of their paths; empty for the model's default.
+    rank_pattern : other ranks by module path, or by a regular expression for the end of one, as in PEFT's config.
+    alpha_pattern : other alphas, likewise.
     """
 
     rank: int
@@ -77,7 +82,9 @@ class LoraSettings:
         return _by_pattern(self.alpha_pattern, module, self.alpha)
 
     def scaling(self, module: str, rank: int | None = None) -> float:
-        """``s`` of the module at this path, ``alpha / r`` or with rsLoRA ``alpha / sqrt(r)``; at its own rank or this.
+        """The scaling ``s`` of the module at this path, ``alpha / r`` or with rsLoRA ``alpha / sqrt(r)``.
+
+        ``rank`` None means the module's own rank.
 
         Paper: lora, scaling; rslora, scaling
         """
@@ -86,19 +93,20 @@ class LoraSettings:
 
 
 class LoraLinear(nn.Module):
-    """A linear module with a low-rank term beside it: ``y = base(x) + s B A dropout(x)``.
+    """A linear module with a low-rank term added to its output: ``y = base(x) + s B A dropout(x)``.
 
-    ``lora_A`` is (r, d_in) and ``lora_B`` (d_out, r), both float32 and zero until values are put in. Values of another
-    rank may be put in (``set_factor``); ``s`` is always that of the present rank. ``base`` is any module that maps d_in
-    to d_out features; only its forward is called, so a quantised one works. ``shift`` (d_out, d_in), if set, is what
-    was merged into the base, which is then ``base(x) + shift x``. ``core`` T (r, r), if set, makes the term
-    ``s B (I + T) A dropout(x)``; it is a value that somebody else owns, and gradients go to it. ``active`` False leaves
-    the base alone.
+    ``lora_A`` is (r, d_in) and ``lora_B`` (d_out, r), both float32 and zero until values are set. ``set_factor``
+    accepts values of another rank; ``s`` always follows the current rank. ``base`` is any module that maps d_in to
+    d_out features; only its forward is called, so it may be quantised.
+
+    ``shift`` (d_out, d_in), if set, is a change merged into the base, whose output is then ``base(x) + shift x``.
+    ``core`` T (r, r), if set, makes the term ``s B (I + T) A dropout(x)``; it is no parameter of this module, and
+    gradients flow to it. With ``active`` False the output is the base's.
 
     Raises
     ------
     ModelError
-        if the base does not tell its numbers of features.
+        if the base has no attributes for its numbers of features.
     """
 
     def __init__(self, base: nn.Module, settings: LoraSettings, name: str = "") -> None:
@@ -117,11 +125,11 @@ class LoraLinear(nn.Module):
 
     @property
     def scaling(self) -> float:
-        """``s`` of the rank that the factors have now."""
+        """The scaling ``s`` at the current rank of the factors."""
         return self._scaling(len(self.lora_A))
 
     def set_factor(self, factor: str, value: Tensor) -> None:
-        """Put a value of any rank into ``"lora_A"`` or ``"lora_B"``; the other one must follow before the next use."""
+        """Set ``"lora_A"`` or ``"lora_B"`` to a value of any rank; the other factor must follow before a forward."""
         parameter: nn.Parameter = getattr(self, factor)
         if parameter.shape == value.shape:
             with torch.no_grad():
@@ -160,7 +168,7 @@ class LoraLinear(nn.Module):
         return y + (self.scaling * F.linear(h, self.lora_B)).to(y.dtype)  # (..., d_out)
 
     def _own(self, x: Tensor) -> Tensor:
-        """The input in the factors' dtype: for a base in half precision; autocast would choose the dtype by itself."""
+        """The input in the factors' dtype, for a base in half precision; unchanged under autocast."""
         other = x.dtype != self.lora_A.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type))
         return x.to(self.lora_A.dtype) if other else x
 
@@ -180,12 +188,12 @@ class LoraLinear(nn.Module):
 
 
 def num_features(module: nn.Module) -> tuple[int, int]:
-    """``(d_in, d_out)`` of a linear module, or of a Conv1D as GPT-2 has it.
+    """``(d_in, d_out)`` of a linear module or of GPT-2's Conv1D.
 
     Raises
     ------
     ModelError
-        if the module tells neither pair of numbers.
+        if the module has neither pair of attributes.
     """
     for names in (("in_features", "out_features"), ("nx", "nf")):
         numbers = [getattr(module, name, None) for name in names]
@@ -198,7 +206,7 @@ def num_features(module: nn.Module) -> tuple[int, int]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether LoRA can be put around this module."""
+    """Whether LoRA can adapt this module."""
     has_features = hasattr(module, "in_features") or (hasattr(module, "nx") and hasattr(module, "nf"))
     return (
         has_features
@@ -213,7 +221,7 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def initial_factors(name: str, d_in: int, d_out: int, rank: int, rng: Rng) -> tuple[Tensor, Tensor]:
-    """``A`` (r, d_in), uniform in ``+-1/sqrt(d_in)``, and ``B`` (d_out, r), zero: at first the adapter changes nothing.
+    """``A`` (r, d_in), uniform in ``+-1/sqrt(d_in)``, and ``B`` (d_out, r), zero: the model is unchanged at first.
 
     ``A`` is drawn from ``rng.child("lora", name)``, so it does not depend on which other modules are adapted.
 
@@ -226,7 +234,7 @@ def initial_factors(name: str, d_in: int, d_out: int, rank: int, rng: Rng) -> tu
 
 @contextmanager
 def activated(adapters: Mapping[str, LoraLinear], names: Collection[str]) -> Iterator[None]:
-    """Let only the adapters called ``names`` act; as it was before when the context ends."""
+    """Activate only the adapters in ``names``; the previous state is restored when the context ends."""
     before = {name: adapter.active for name, adapter in adapters.items()}
     try:
         for name, adapter in adapters.items():
@@ -238,15 +246,16 @@ def activated(adapters: Mapping[str, LoraLinear], names: Collection[str]) -> Ite
 
 
 def merged_weights(adapters: Mapping[str, LoraLinear]) -> Params:
-    """The merged weight of every active adapter, by the name that the weight had before the adapter was put in."""
+    """The merged weight of every active adapter, by the name of the weight in the model without adapters."""
     return {f"{name}.weight": adapter.merged() for name, adapter in adapters.items() if adapter.active}
 
 
 def pattern_problem(key: str) -> str:
-    """Why a key of ``rank_pattern`` or ``alpha_pattern`` is not taken, or nothing.
+    """Why a key of ``rank_pattern`` or ``alpha_pattern`` is rejected, or an empty text.
 
-    It is a module's path or a regular expression of one. What is taken matches any path in little time: names, ``.``,
-    ``[...]``, ``(a|b)`` and anchors, of which at most two single signs repeat.
+    A key is a module's path or a regular expression for one. Since keys may come from untrusted files, only expressions
+    that match any path quickly are accepted: names, ``.``, ``[...]``, ``(a|b)`` and anchors, with at most two repeated
+    characters.
     """
     if len(key) > MOST_PATTERN_SIGNS:
         return f"has {len(key):,} characters; a module's path has at most {MOST_PATTERN_SIGNS}"

@@ -1,4 +1,4 @@
-"""Adapters as a PEFT folder: ``adapter_model.safetensors`` beside ``adapter_config.json``, both ways, without PEFT."""
+"""Reading and writing adapters in PEFT's format, without PEFT."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PEFT_TENSORS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 MOST_PATTERNS = 5000
 _PREFIX = "base_model.model."
 _FACTORS = ("lora_A", "lora_B")
-# draws of A that leave the base as it was; the others (pissa, olora, corda, ...) change the base too
+# initialisations that leave the base unchanged; the others (pissa, olora, corda, ...) change the base too
 _PLAIN_DRAWS = ("gaussian", "eva", "orthogonal")
 
 
@@ -37,20 +37,32 @@ def save_peft(
     beyond: str | None = None,
     classes: Sequence[str] = (),
 ) -> Path:
-    """The folder, now holding ``params`` as ``PeftModel.from_pretrained(base, folder)`` reads them.
+    """Write ``params`` as a folder for ``PeftModel.from_pretrained(base, folder)``; returns the folder.
 
-    ``params`` may be a part of the layout, whole modules at a time; blocks that are left out stay without an adapter.
-    ``model`` is the one they are of, with adapters in it or without. Its head, which is what the layout names of it and
-    ``head``, goes along whole, with the model's own values where ``params`` has none: PEFT wants all of it or nothing.
-    ``classes`` are the names of the outputs. ``beyond`` is the path of the first block of the base that ``model``
-    leaves away, if it leaves any: PEFT then refuses the base as a whole, which would be another model. The folder
-    appears whole or not at all; one that is there is replaced.
+    The folder is written atomically: ``adapter_model.safetensors`` and ``adapter_config.json``. The head, which is what
+    the layout and ``head`` name of it, is saved whole because PEFT requires it, with the model's own values where
+    ``params`` has none.
+
+    Parameters
+    ----------
+    folder : the folder; an existing one is replaced.
+    params : tensors of the layout; modules may be left out, and then have no adapter.
+    model : the model that the tensors belong to, with or without adapters in it.
+    layout : the tensors that ``params`` may hold.
+    settings : ranks, scaling and modules.
+    base_name : the pretrained model, as it is loaded.
+    task : what it is fine-tuned for, such as ``"causal-lm"``.
+    head : the names of all of the head's parameters.
+    revision : the revision of the model on the hub, if one is named.
+    beyond : the path of the first block of the base that ``model`` does not have; with it PEFT rejects the uncut base,
+        which is another model. None if ``model`` has all blocks.
+    classes : the names of the classes in the order of the outputs.
 
     Raises
     ------
     ModelError
-        if a factor lacks its partner, a rank is not the settings', a tensor belongs nowhere, or PEFT has no words for
-        what is adapted or saved.
+        if one of two factors is missing, a rank differs from the settings, a tensor is not in the layout, or PEFT's
+        config cannot express what is adapted or saved.
     RunError
         if the folder cannot be written.
     """
@@ -77,7 +89,7 @@ def save_peft(
         "rank_pattern": dict(settings.rank_pattern),
         "alpha_pattern": dict(settings.alpha_pattern),
         "target_modules": list(where.targets),
-        # to PEFT the block that must not be there is one whose tensors are missing; where it is not, nothing
+        # PEFT looks for saved tensors of this block: if the base has it, they are missing and PEFT rejects the base
         "modules_to_save": [*where.saved, *([] if beyond is None else [beyond])] or None,
         "fan_in_fan_out": where.transposed,
         "bias": "none",
@@ -85,20 +97,20 @@ def save_peft(
         "inference_mode": True,
     }
     layers = None if beyond is None else int(beyond.rpartition(".")[2])
-    told = beside(base_name, task, classes, peft=True, revision=revision, layers=layers)
-    write_folder(folder, (PEFT_TENSORS, tensors), (PEFT_CONFIG, config), told)
+    texts = beside(base_name, task, classes, peft=True, revision=revision, layers=layers)
+    write_folder(folder, (PEFT_TENSORS, tensors), (PEFT_CONFIG, config), texts)
     return folder
 
 
 def load_peft(folder: str | Path, layout: Layout | None = None) -> tuple[Params, LoraSettings]:
-    """The tensors in a PEFT folder by fedquilt's names, and the settings they were made with.
+    """The tensors in a PEFT folder by fedquilt's names, and the settings of the adapters.
 
-    With a ``layout`` the names and shapes must be the layout's own.
+    With a ``layout``, names and shapes must be those of the layout.
 
     Raises
     ------
     ModelError
-        if a file is missing or damaged, if PEFT was told to do what plain LoRA does not, or if names or shapes do not
+        if a file is missing or damaged, the config holds options other than plain LoRA's, or names or shapes do not
         fit.
     """
     folder = Path(folder)
@@ -129,7 +141,7 @@ def load_peft(folder: str | Path, layout: Layout | None = None) -> tuple[Params,
 
 
 def _modules(params: Mapping[str, Tensor], head: Collection[str], settings: LoraSettings) -> dict[str, int]:
-    """The rank of every adapted module, in order, once each has been found to be whole."""
+    """The rank of every adapted module, in order, after a check that each has both factors, of its rank."""
     ranks: dict[str, int] = {}
     for name in params:
         module, _, factor = name.rpartition(".")
@@ -156,7 +168,7 @@ def _modules(params: Mapping[str, Tensor], head: Collection[str], settings: Lora
 
 
 def _check_kinds(folder: Path, config: Mapping[str, Any]) -> None:
-    """Nothing, if every key that is read holds what PEFT writes there, or null."""
+    """Raise ModelError if a key of the config has a value of another type than PEFT writes, or null."""
 
     def texts(value: Any) -> bool:
         return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
@@ -183,6 +195,7 @@ def _check_kinds(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise ModelError if the config asks for more than plain LoRA."""
     allowed: dict[str, tuple[Any, ...]] = {
         "peft_type": ("LORA",),
         "bias": ("none", None),
@@ -210,7 +223,7 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _settings(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LoraSettings:
     targets = config.get("target_modules")
-    if not isinstance(targets, list):  # PEFT also takes one regular expression: the tensors tell what it matched
+    if not isinstance(targets, list):  # one regular expression: the tensors show which modules it matched
         paths = [key.partition(".lora_A.")[0] for key in tensors if ".lora_A." in key]
         targets = [path.rpartition(".")[2] for path in paths]
     try:

@@ -1,4 +1,4 @@
-"""Where PEFT puts what an adapter folder holds: its own rules, by which words of a config find modules in a model."""
+"""The entries of PEFT's config that select a model's adapted and saved modules under PEFT's matching rules."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from fedquilt.core.errors import ModelError
 from fedquilt.core.tasks import TASKS
 
 _ROOT = "base_model.model."  # where a PeftModel keeps the model
-_ALWAYS = ("classifier", "score")  # what PEFT saves besides with SEQ_CLS
+_ALWAYS = ("classifier", "score")  # modules that PEFT also saves with SEQ_CLS
 _NEVER_CALLED = (nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)
 class PeftNames:
-    """The words of an ``adapter_config.json`` that mean the right modules of a model, and no other.
+    """The entries of an ``adapter_config.json`` that select exactly the right modules of a model.
 
-    ``targets`` for target_modules, ``saved`` for modules_to_save, ``task_type`` for the key of that name. ``state``
-    are all tensors of the saved modules as they are in the model, buffers too: PEFT wants every one of them.
-    ``transposed`` for fan_in_fan_out, which PEFT itself sets right where a model has modules of both kinds.
+    Attributes
+    ----------
+    targets : the value of ``target_modules``.
+    saved : the value of ``modules_to_save``.
+    task_type : the value of ``task_type``.
+    state : all tensors of the saved modules, with buffers, as they are in the model: PEFT requires every one.
+    transposed : the value of ``fan_in_fan_out``; PEFT corrects it if a model has modules of both kinds.
     """
 
     targets: tuple[str, ...]
@@ -38,15 +42,20 @@ class PeftNames:
 def peft_names(
     model: nn.Module, adapted: Collection[str], head: Collection[str], endings: Collection[str], task: str
 ) -> PeftNames:
-    """How to tell PEFT that these modules are adapted and that the parameters ``head`` are the adapter's own.
+    """The entries with which PEFT adapts these modules and saves the parameters ``head`` with the adapter.
 
-    ``model`` is as it was loaded, or with adapters in it. ``endings`` are what people know the adapted modules by; full
-    paths are told instead where these would also catch another module.
+    Parameters
+    ----------
+    model : the model, with or without adapters in it.
+    adapted : the paths of the adapted modules.
+    head : the names of the head's parameters.
+    endings : short names of the adapted modules; full paths are used instead if these match other modules too.
+    task : what the model is fine-tuned for, such as ``"causal-lm"``.
 
     Raises
     ------
     ModelError
-        if PEFT has no words for it; says why.
+        if PEFT's config cannot express this; says why.
     """
     modules = bare_modules(model)
     wanted = _whole_modules(modules, head)
@@ -64,7 +73,7 @@ def peft_names(
 
 
 def bare_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """All modules by path, as they are without adapters; one that is used twice stands under both paths."""
+    """All modules of the model without its adapters, by path; one that is used twice is listed under both paths."""
 
     def walk(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
         own = module.base if isinstance(module, LoraLinear | MixtureLinear) else module
@@ -77,7 +86,7 @@ def bare_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _whole_modules(modules: Mapping[str, nn.Module], head: Collection[str]) -> tuple[str, ...]:
-    """The outermost modules that hold parameters of the head and no others, and that the model calls as a whole."""
+    """The outermost modules that hold only parameters of the head and that the model calls."""
 
     def is_whole(path: str) -> bool:
         own = (f"{path}.{name}" for name, _ in modules[path].named_parameters())
@@ -99,14 +108,14 @@ def _whole_modules(modules: Mapping[str, nn.Module], head: Collection[str]) -> t
 def _saved(
     modules: Mapping[str, nn.Module], wanted: Collection[str], task_type: str | None
 ) -> tuple[tuple[str, ...], str | None]:
-    """Words for modules_to_save that catch the wanted modules alone, and the task type with which they do."""
+    """Entries of ``modules_to_save`` that match exactly the wanted modules, and the task type for which they do."""
 
     def caught(words: Collection[str], prefix: str = "") -> set[str]:
-        # PEFT's rule is the end of the text, whatever stands before: "head" is also the end of "lm_head"
+        # PEFT compares the end of the text, not whole parts of the path: "head" also matches "lm_head"
         return {path for path in modules if any(f"{prefix}{path}".endswith(word) for word in words)}
 
     if task_type == "SEQ_CLS":
-        # here PEFT looks a second time, from above the model
+        # for this task PEFT matches a second time, with the paths in its own wrapper
         words = tuple(path if caught([path]) == {path} else _ROOT + path for path in wanted)
         if caught((*words, *_ALWAYS), _ROOT) == set(wanted):
             return tuple(sorted(words)), task_type

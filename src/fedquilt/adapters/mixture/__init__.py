@@ -1,1 +1,1 @@
-"""Dense mixtures of adapters: the module, how it comes into a model, and its files."""
+"""Dense mixtures of adapters: the module, its injection into models, and its files."""

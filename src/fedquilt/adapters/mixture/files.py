@@ -1,15 +1,16 @@
-"""A mixture of adapters as a folder: ``adapter.safetensors`` beside ``fedquilt_adapter.json``.
+"""Reading and writing mixtures of adapters.
 
-The tensors bear the names that the parameters have in a model with the mixture in it (``<module>.down`` (r, d),
-``<module>.up`` (d, r), ``<module>.gate``, ``mixture.<part>.<slot>.<branch>`` (r, r)), and those of the head its own.
+The folder holds ``adapter.safetensors`` and ``fedquilt_adapter.json``. The tensors have the names of the parameters in
+a model with the mixture in it: ``<module>.down`` (r, d), ``<module>.up`` (d, r), ``<module>.gate``,
+``mixture.<part>.<slot>.<branch>`` (r, r), and the head's own names.
 The JSON object has
 
     format, version       "fedquilt-mixture" and 1
-    base_model, task      what was fine-tuned, and for what
-    architecture          its type and size, for people
-    num_layers            its transformer blocks
+    base_model, task      the fine-tuned model and its task
+    architecture          its type and size, for information
+    num_layers            the number of its transformer blocks
     settings              every field of ``MixtureSettings``
-    head                  the names of the tensors that are the head's
+    head                  the names of the tensors of the head
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ FORMAT, VERSION = "fedquilt-mixture", 1
 
 
 class SavedMixture(NamedTuple):
-    """What a folder holds: the tensors by name, the settings, the blocks of its model, and which are the head's."""
+    """Content of a folder: tensors by name, settings, number of blocks, and the names of the head's tensors."""
 
     params: Params
     settings: MixtureSettings
@@ -53,13 +54,23 @@ def save_mixture(
     head: Collection[str] = (),
     classes: Sequence[str] = (),
 ) -> Path:
-    """The folder, now holding ``params``: every tensor of the layout, and those of the head that ``head`` names.
-    ``classes`` are the names of the outputs.
+    """Write a mixture as a folder, atomically; returns the folder.
+
+    Parameters
+    ----------
+    folder : the folder; an existing one is replaced.
+    params : every tensor of the layout, and any of ``head``.
+    layout : the trained tensors.
+    settings : the settings of the mixture.
+    base_name : the pretrained model, as it is loaded.
+    task : what it is fine-tuned for, such as ``"causal-lm"``.
+    head : the names of the head's tensors.
+    classes : the names of the classes in the order of the outputs.
 
     Raises
     ------
     ModelError
-        if a tensor is missing, belongs nowhere, or has another shape than the layout's.
+        if a tensor is missing, is neither in the layout nor of the head, or has another shape than in the layout.
     RunError
         if the folder cannot be written.
     """
@@ -87,7 +98,7 @@ def save_mixture(
 
 
 def read_mixture(folder: str | Path) -> SavedMixture:
-    """What ``save_mixture`` wrote.
+    """The mixture that ``save_mixture`` wrote.
 
     Raises
     ------
@@ -102,8 +113,8 @@ def read_mixture(folder: str | Path) -> SavedMixture:
             f"reads {FORMAT!r}, version {VERSION}"
         )
     try:
-        told: dict[str, Any] = dict(config["settings"])
-        settings = MixtureSettings(**{**told, "sites": tuple(told["sites"])})
+        given: dict[str, Any] = dict(config["settings"])
+        settings = MixtureSettings(**{**given, "sites": tuple(given["sites"])})
         num_layers, head = int(config["num_layers"]), tuple(map(str, config["head"]))
     except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
         raise ModelError(f"{folder / CONFIG} is wrong: {error}") from error
@@ -117,12 +128,12 @@ def read_mixture(folder: str | Path) -> SavedMixture:
 
 
 def put_mixture(model: nn.Module, blocks: Blocks, saved: SavedMixture, folder: str | Path) -> None:
-    """Puts a saved mixture and its head into a bare model, in place; no parameter requires a gradient afterwards.
+    """Put a saved mixture and its head into a model without adapters, in place; no parameter then requires a gradient.
 
     Raises
     ------
     ModelError
-        if names or shapes are not those of this model; it is as before then.
+        if names or shapes are not those of this model, which is then unchanged.
     """
     parameters = dict(model.named_parameters())
     for name in saved.head:

@@ -1,4 +1,4 @@
-"""Mixtures of adapters in a whole model: put in, taken out, drawn, listed, trained and folded."""
+"""Mixtures of adapters in a whole model: injection, removal, initial values, layout and merging."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ BANK = "mixture"
 def inject_mixture(
     model: nn.Module, blocks: Blocks, settings: MixtureSettings, layers: Iterable[int] | None = None
 ) -> dict[str, MixtureLinear]:
-    """The mixtures now in ``model``, by module path: in these blocks (None: in all), at the settings' sites.
+    """Put mixtures into these blocks (None: all) at the settings' sites; returns them by module path.
 
-    The model is changed in place; it then also has a module ``mixture`` with the branches of every part and slot, the
-    same for every model with these settings. Afterwards no parameter requires a gradient: the caller switches on what
-    it trains.
+    The model is changed in place. It then also has a module ``mixture`` with the branches of every part and slot, the
+    same for every model with these settings. Afterwards no parameter requires a gradient: the caller enables the
+    gradients of what it trains.
 
     Raises
     ------
     ModelError
-        if the model's sites are not known, or it has a module ``mixture`` already.
+        if the model's sites are unknown, or it already has a module ``mixture``.
     """
     if hasattr(model, BANK):
         raise ModelError(f"{type(model).__name__} already has a module '{BANK}'; take that out first")
@@ -66,7 +66,7 @@ def mixtures(model: nn.Module) -> dict[str, MixtureLinear]:
 
 
 def remove_mixture(model: nn.Module) -> None:
-    """Take every mixture and the bank out again, so that ``model`` is as before ``inject_mixture``."""
+    """Remove every mixture and the bank, so that ``model`` is as before ``inject_mixture``."""
     for name, mixture in mixtures(model).items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, mixture.base)
@@ -109,10 +109,11 @@ def mixture_layout(model: nn.Module, blocks: Blocks, architecture: str, head: Co
 
 
 def initial_mixture(layout: Layout, model: nn.Module, settings: MixtureSettings) -> Callable[[Rng], Params]:
-    """``make(rng)``: what training starts from, on the CPU: ``down`` and branches drawn, ``up`` and gates 0, the head.
+    """``make(rng)``, which returns the tensors that training starts from, on the CPU.
 
-    The head is copied when this function is called. Branches depend on their name and ``rng`` alone: the same stream
-    gives every architecture the same ones.
+    ``down`` and the branches are drawn at random, ``up`` and the gates are 0, and the head is copied when this function
+    is called. A branch depends only on its name and ``rng``: the same stream gives every architecture the same
+    branches.
     """
     head = {name: copied(parameter) for name, parameter in trainable(model, layout).items() if name in layout.head}
 
@@ -131,9 +132,9 @@ def initial_mixture(layout: Layout, model: nn.Module, settings: MixtureSettings)
 
 
 def trained_names(layout: Layout, settings: MixtureSettings, own: int) -> tuple[str, ...]:
-    """What a client of the architecture with branch ``own`` trains, in the layout's order.
+    """The tensors that a client of the architecture with branch ``own`` trains, in the layout's order.
 
-    Ends, gates and the head, and of the branches its own (``trained = "own"``) or all of them.
+    They are the projections, the gates, the head, and its own branch (``trained = "own"``) or all branches.
 
     Raises
     ------
@@ -149,13 +150,7 @@ def trained_names(layout: Layout, settings: MixtureSettings, own: int) -> tuple[
 
 
 def check_bank(banks: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Nothing, if the branches of these architectures, tensors by name, can be shared: the same name, the same shape.
-
-    Raises
-    ------
-    ModelError
-        if a branch has unlike shapes; names it and the architectures.
-    """
+    """Raise ModelError if a branch has different shapes in different architectures, so that it cannot be shared."""
     first: dict[str, tuple[str, tuple[int, ...]]] = {}
     for architecture, tensors in banks.items():
         for name, tensor in tensors.items():
@@ -168,9 +163,9 @@ def check_bank(banks: Mapping[str, Mapping[str, Tensor]]) -> None:
 
 
 def shared_penalty(trained: Mapping[str, Tensor], start: Mapping[str, Tensor], mu: float, decay: float = 0.0) -> Tensor:
-    """``mu / 2 sum ||S - S_0||^2 + decay sum ||S||^2`` over the branches S that are trained, a scalar.
+    """``mu / 2 sum ||S - S_0||^2 + decay sum ||S||^2`` over the trained branches S, a scalar.
 
-    S_0 is what the server sent, in ``start``. Gradients flow to ``trained`` alone.
+    S_0 is the branch in ``start``, as the server sent it. Gradients flow only to ``trained``.
 
     Raises
     ------
@@ -191,7 +186,7 @@ def shared_penalty(trained: Mapping[str, Tensor], start: Mapping[str, Tensor], m
 
 
 def folded_weights(found: Mapping[str, MixtureLinear]) -> Params:
-    """The weights and biases with which the bare model computes what it does with its active mixtures, by their names.
+    """The merged weights and biases by name: with them the model without mixtures computes what it does with them.
 
     Raises
     ------
@@ -209,12 +204,12 @@ def folded_weights(found: Mapping[str, MixtureLinear]) -> Params:
 
 
 def as_lora(found: Mapping[str, MixtureLinear]) -> tuple[Params, LoraSettings]:
-    """The active mixtures as plain LoRA of the same rank and scale, and its settings: what PEFT can load.
+    """The active mixtures as plain LoRA of the same rank and scale with its settings, which PEFT can load.
 
     Raises
     ------
     ModelError
-        if there is none, or one is not linear, or in series after a module whose bias it would change.
+        if there is none, one is not linear, or a serial one would change the bias of its module.
     """
     active = {name: mixture for name, mixture in found.items() if mixture.active}
     if not active:

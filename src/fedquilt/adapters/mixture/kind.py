@@ -30,14 +30,14 @@ from fedquilt.core.types import Blocks, Layout, Params
 def settings_of(section: Any, host: Host) -> MixtureSettings:
     """The settings of an architecture's mixtures.
 
-    If the section does not say other, there are as many branches as the federation has architectures, and as many
-    depth slots as the shallowest of them has blocks.
+    By default there are as many branches as architectures in the federation, and as many depth slots as blocks in the
+    shallowest of them.
 
     Raises
     ------
     ConfigError
-        if clients train their own branch alone and there is none for this architecture, or it has too few blocks for
-        the slots.
+        if each client trains only its own branch and there is none for this architecture, or there are more slots than
+        blocks.
     """
     settings = MixtureSettings(
         rank=section.rank,
@@ -78,7 +78,7 @@ def _put(section: Any, host: Host) -> Put:
         if linear is not None:
             save_lora(folder, *linear, host, export)
             return
-        # a frozen head is not in the layout; one that was drawn afresh must go along, or the adapter has another effect
+        # a frozen head is not in the layout; one that was initialised at random must be saved too, for the same outputs
         own = dict(host.model.named_parameters())
         head = {name: own[name].detach() for name in host.head if host.fresh_head and name not in params}
         save_mixture(
@@ -102,7 +102,7 @@ def _put(section: Any, host: Host) -> Put:
 def _as_plain_lora(
     params: Mapping[str, Tensor], layout: Layout, host: Host
 ) -> tuple[Params, LoraSettings, Layout] | None:
-    """The mixtures now in the model as plain LoRA, its settings and its layout; None if they are not linear."""
+    """The mixtures in the model as plain LoRA with its settings and layout; None if they are not linear."""
     found = mixtures(host.model)
     try:
         pairs, settings = as_lora(found)
@@ -121,4 +121,4 @@ def _load(model: nn.Module, blocks: Blocks, folder: Path) -> None:
 
 
 MIXTURE = Kind(_put, _load, (CONFIG, TENSORS), shares_branches=True, ranks="one")
-"""Projections of the model's own width around a mixture of branches that models of all architectures share."""
+"""Projections of the model's width around a mixture of branches that models of all architectures share."""

@@ -1,14 +1,14 @@
-"""Dense mixtures of adapters (DeMA): private ends as wide as the model, shared experts that know nothing of its width.
+"""Dense mixtures of adapters (DeMA): projections of the model's width around branches that all models can share.
 
-After the attention and after the feed-forward part of a block stands an adapter: ``down`` (r, d) takes the features to
-a space of r dimensions, ``up`` (d, r) brings them back. Between the two is a mixture of M branches, square matrices
-(r, r), one branch for each architecture of the federation, all of them at work for every token, weighed by a gate.
-Ends and gates stay within an architecture. Clients of unlike widths share the branches, and those of unlike depths too:
-each block has a depth slot (``sites.slots_of``), and what all models share is one set of branches for each slot.
+An adapter follows the attention and the feed-forward part of each block: ``down`` (r, d) projects the features to r
+dimensions, ``up`` (d, r) projects them back. Between the two is a mixture of M branches, square matrices (r, r), one
+for each architecture of the federation. Every token passes through all branches, weighted by a gate. Projections and
+gates are averaged within an architecture. Branches are shared by clients of different widths and depths: each block has
+a depth slot (``sites.slots_of``), and there is one set of branches for each slot.
 
-The first form of the method trains a client's own branch beside frozen foreign ones (``trained = "own"``), the second
-trains them all (``"all"``). The branches are parameters of the model, in a module called ``mixture`` beside what was
-there: ``mixture.<part>.<slot>.<branch>``.
+The first version of the method trains only a client's own branch and freezes the others (``trained = "own"``), the
+second trains them all (``"all"``). The branches are parameters of the model, in an added module ``mixture``:
+``mixture.<part>.<slot>.<branch>``.
 """
 
 from __future__ import annotations
@@ -36,14 +36,24 @@ TRAINED = ("own", "all")
 
 @dataclass(frozen=True)
 class MixtureSettings:
-    """How a model is adapted; ``rank``, ``branches`` and ``num_slots`` must be the same for all that share.
+    """How a model is adapted; ``rank``, ``branches`` and ``num_slots`` must be the same for all models that share.
 
-    ``rank`` r, ``branches`` M (the number of architectures), ``num_slots`` C. ``alpha`` (None: the rank): the scale is
-    alpha/r. ``gate`` uniform (1/M), static (softmax of M numbers a site) or token (softmax of a linear map of each
-    token). ``activation`` after ``down``: gelu, or identity, with which a mixture without token gates is linear.
-    ``placement`` serial (the adapter reads the output of the part's last linear module) or parallel (it reads that
-    module's input). ``sites`` the parts adapted. ``slot_rule`` as in ``sites.slots_of``. ``trained`` own or all
-    branches. ``deviation``: branches are drawn from N(0, deviation^2 / r); None: 0 for own, 0.02 for all.
+    Attributes
+    ----------
+    rank : the rank r.
+    branches : the number of branches M, usually the number of architectures.
+    num_slots : the number of depth slots C.
+    alpha : the scaling is alpha/r; None for alpha = r.
+    gate : ``uniform`` (1/M), ``static`` (softmax of M numbers per site) or ``token`` (softmax of a linear map of each
+        token).
+    activation : the activation after ``down``, ``gelu`` or ``identity``; with ``identity`` and without token gates a
+        mixture is linear.
+    placement : ``serial`` (the adapter reads the output of the part's last linear module) or ``parallel`` (it reads
+        that module's input).
+    sites : the adapted parts of a block.
+    slot_rule : as in ``sites.slots_of``.
+    trained : whether a client trains its ``own`` branch or ``all``.
+    deviation : branches are drawn from N(0, deviation^2 / r); None for 0 with ``own`` and 0.02 with ``all``.
     """
 
     rank: int
@@ -84,7 +94,7 @@ class MixtureSettings:
             problems.append(f"adapter.deviation is {self.deviation!r}; it must be a finite number of at least 0")
         elif self.deviation == 0 and self.trained == "all" and self.branches > 1:
             problems.append(
-                "adapter.deviation is 0, so all branches would be equal and, trained alike, stay so for ever; "
+                "adapter.deviation is 0, so all branches would be equal and stay equal in training; "
                 "give a number above 0, such as 0.02, or set adapter.trained = 'own'"
             )
         if problems:
@@ -92,12 +102,12 @@ class MixtureSettings:
 
     @property
     def scaling(self) -> float:
-        """``s = alpha / r``."""
+        """The scaling ``s = alpha / r``."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     @property
     def drawn_deviation(self) -> float:
-        """The ``deviation`` that holds."""
+        """The ``deviation`` with its default filled in."""
         return (0.02 if self.trained == "all" else 0.0) if self.deviation is None else self.deviation
 
 
@@ -105,10 +115,10 @@ class MixtureLinear(nn.Module):
     """A linear module with a mixture of adapters after or beside it: ``y + s up mixed(phi(down h))``, y = base(x).
 
     ``h`` is ``y`` (serial) or ``x`` (parallel), phi the activation. ``down`` is (r, width of h), ``up`` (d_out, r);
-    gates are ``gate`` (M,), or ``gate_weight`` (M, r) and ``gate_bias`` (M,). All are float32, zero, and without a
-    gradient until values are put in. ``experts`` are M parameters (r, r) of somebody else's, by name; without any, as
-    in a block that shares nothing, the mixture is the plain adapter ``y + s up phi(down h)``. ``active`` False leaves
-    the base alone.
+    gates are ``gate`` (M,), or ``gate_weight`` (M, r) and ``gate_bias`` (M,). All are float32 and zero until values are
+    set, and require no gradient. ``experts`` are the M branches (r, r) by name, which are parameters of the model's
+    bank; without them, as in a block that shares nothing, the mixture is the plain adapter ``y + s up phi(down h)``.
+    With ``active`` False the output is the base's.
     """
 
     def __init__(
@@ -159,7 +169,7 @@ class MixtureLinear(nn.Module):
         return y + (self.settings.scaling * F.linear(self.mixed(z), self.up)).to(y.dtype)  # (..., d_out)
 
     def mixed(self, z: Tensor) -> Tensor:
-        """``z + sum_j g_j S_j z``, (..., r) -> (..., r): every branch at work for every token, weighed by its gate.
+        """``z + sum_j g_j S_j z``, (..., r) -> (..., r): all branches for every token, weighted by the gates.
 
         Paper: heterotune, mixture
         """
@@ -173,7 +183,7 @@ class MixtureLinear(nn.Module):
         return z + (gates.unsqueeze(-1) * branches).sum(-2)
 
     def gates(self, z: Tensor) -> Tensor:
-        """What each branch weighs: (M,), or (..., M) with token gates; above 0, with sum 1.
+        """The weight of each branch: (M,), or (..., M) with token gates; positive, with sum 1.
 
         Paper: heterotune, gates
         """
@@ -200,7 +210,7 @@ class MixtureLinear(nn.Module):
             )
         if self.experts and self.settings.gate == "token":
             raise ModelError(
-                "adapter.gate is 'token': each token is mixed in its own way, so the mixture is not linear and cannot "
+                "adapter.gate is 'token': the gates differ between tokens, so the mixture is not linear and cannot "
                 "be folded into weights; keep it as an adapter, or train with adapter.gate = 'static'"
             )
         up, down = wide(self.up.detach()), wide(self.down.detach())
@@ -211,7 +221,7 @@ class MixtureLinear(nn.Module):
         return up + up @ torch.tensordot(gates, stacked, dims=1), down
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
-        """Weight, oriented as the base's, and bias with which the base alone computes what this module does.
+        """Weight (oriented as the base's) and bias with which the base alone computes what this module does.
 
         With ``E = s B A`` of ``factors``: ``W + E`` and ``b`` in parallel, ``W + E W`` and ``b + E b`` in series.
 
@@ -235,14 +245,14 @@ class MixtureLinear(nn.Module):
         return (matrix.T if is_transposed(self.base) else matrix).contiguous().to(self.weight.dtype), bias
 
     def as_lora(self) -> tuple[Tensor, Tensor]:
-        """LoRA factors B (d_out, r) and A (r, d_in) of the base, of the same scale, that compute what this module does.
+        """LoRA factors B (d_out, r), A (r, d_in) of the same scale with which the base computes what this module does.
 
         In series ``A = down W``.
 
         Raises
         ------
         ModelError
-            if the adapter is not linear, or in series with a bias that it would change, for which LoRA has no place.
+            if the adapter is not linear, or is serial and would change the base's bias, which LoRA cannot.
         """
         b, a = self.factors()
         if self.settings.placement == "serial":
@@ -256,16 +266,16 @@ class MixtureLinear(nn.Module):
         return b.to(self.up.dtype), a.to(self.down.dtype)
 
     def _own(self, x: Tensor) -> Tensor:
-        """The input in the adapter's dtype: for a base in half precision; autocast would choose the dtype by itself."""
+        """The input in the adapter's dtype, for a base in half precision; unchanged under autocast."""
         other = x.dtype != self.down.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type))
         return x.to(self.down.dtype) if other else x
 
 
 def drawn_expert(name: str, settings: MixtureSettings, rng: Rng) -> Tensor:
-    """The branch of this name as a federation begins, (r, r): normal numbers of variance ``deviation^2 / r``.
+    """The initial branch of this name, (r, r): normal numbers of variance ``deviation^2 / r``, or zeros.
 
-    It depends on its name and the stream alone: the server's bank is the same whatever models are in the federation,
-    and no two branches are alike, or, trained on the same data, they would stay alike for ever. With deviation 0: zero.
+    It depends only on its name and the stream, so the server's bank is the same whatever models are in the federation.
+    No two drawn branches are equal: equal branches would stay equal in training.
 
     Paper: heterotune, branch-draw
     """
@@ -277,5 +287,5 @@ def drawn_expert(name: str, settings: MixtureSettings, rng: Rng) -> Tensor:
 
 
 def drawn_down(name: str, rank: int, width: int, rng: Rng) -> Tensor:
-    """``down`` of the module of this name, (r, width): normal numbers of variance ``1 / width``."""
+    """The initial ``down`` of the module of this name, (r, width): normal numbers of variance ``1 / width``."""
     return torch.randn(rank, width, generator=rng.child("mixture", name).torch()) / math.sqrt(width)
