@@ -236,5 +236,5 @@ def test_a_run_does_not_go_on_with_a_base_that_names_its_outputs_otherwise(tmp_p
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path / "run", Stop())
     base(tmp_path / "base", ["ant", "bee", "cow"])
-    with pytest.raises(RunError, match="the base's id2label is another, or the data's names"):
+    with pytest.raises(RunError, match="the base's id2label or the data's class names have changed"):
         resume(tmp_path / "run")

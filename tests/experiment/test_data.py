@@ -1,7 +1,7 @@
 import csv
 
 from fedquilt.core.rng import Rng
-from fedquilt.experiment.data import deal, read
+from fedquilt.experiment.data import assign, read
 
 
 def test_text_ids_of_natural_clients_are_their_names(config, tmp_path):
@@ -14,12 +14,12 @@ def test_text_ids_of_natural_clients_are_their_names(config, tmp_path):
         *("model.name=tiny:bert", "model.task=sequence-classification", "data.proxy=0", "clients.cohort=2"),
     )
     table, test = read(wanted, Rng(0))
-    dealt = deal(wanted, table, test, Rng(0))
-    assert dealt.names == {0: "Basel", 1: "Chur"}
-    assert sum(len(rows) for rows in (dealt.splits[0].train, dealt.splits[0].test)) == 15
+    assigned = assign(wanted, table, test, Rng(0))
+    assert assigned.names == {0: "Basel", 1: "Chur"}
+    assert sum(len(rows) for rows in (assigned.splits[0].train, assigned.splits[0].test)) == 15
 
 
 def test_clients_that_are_dealt_by_chance_have_no_names(config):
     wanted = config()
     table, test = read(wanted, Rng(0))
-    assert deal(wanted, table, test, Rng(0)).names == {}
+    assert assign(wanted, table, test, Rng(0)).names == {}

@@ -77,7 +77,7 @@ def test_finished_runs_are_kept_stopped_ones_resumed_and_the_split_is_the_same(f
     written = first.stat().st_mtime_ns
 
     watch, told = Watch(), []
-    folders = compare(wanted, progress=watch, told=lambda job, number, of: told.append((job.label, number, of)))
+    folders = compare(wanted, progress=watch, on_done=lambda job, number, of: told.append((job.label, number, of)))
     assert [first_round for _, first_round in watch.begun] == [1, 0]  # the stopped one goes on, the last one begins
     assert told == [("local", 1, 2), ("straggler", 2, 2)]
     assert first.stat().st_mtime_ns == written
@@ -123,7 +123,7 @@ def test_processes_side_by_side_give_the_same_bits(file):
     beside = [job for job in jobs(file, ["output=beside"]) if job.seed == 1][:2]
     compare(alone)
     told = []
-    compare(beside, workers=2, told=lambda job, number, of: told.append((number, of)))
+    compare(beside, workers=2, on_done=lambda job, number, of: told.append((number, of)))
     assert told == [(1, 2), (2, 2)]
     for one, other in zip(alone, beside, strict=True):
         assert one.folder.name == other.folder.name
@@ -139,7 +139,7 @@ def test_an_interrupt_ends_the_processes_at_once_and_what_they_did_is_gone_on_wi
     wanted += [job for job in jobs(file, ["rounds=400"]) if job.seed == 1][1:2]  # too long to be over by then
     strangers, handler = set(active_children()), signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        compare([wanted[0], wanted[3], wanted[2]], workers=2, told=interrupted)
+        compare([wanted[0], wanted[3], wanted[2]], workers=2, on_done=interrupted)
     deadline = time.monotonic() + 10  # the pool's own thread may be the one that sees a child's end, a moment later
     while set(active_children()) != strangers and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -157,30 +157,30 @@ def test_on_flower_a_run_ends_in_the_same_bits(wanted, tmp_path, fingerprint, na
     [
         (
             ("method.name=flexlora", "aggregation.rule=median"),
-            "'flexlora' is a rule of its own; leave aggregation.rule",
+            "'flexlora' has its own aggregation rule; leave aggregation.rule",
         ),
-        (("method.name=ffa-lora", "aggregation.rule=flora"), "with method.name = 'ffa-lora' B alone is sent"),
+        (("method.name=ffa-lora", "aggregation.rule=flora"), "with method.name = 'ffa-lora' only B is sent"),
         (("method.name=rolora", "aggregation.rule=flexlora"), "'rolora' one factor is sent in each round"),
-        (("method.name=fedsa-lora", "aggregation.rule=hetlora"), "'fedsa-lora' A alone is sent"),
+        (("method.name=fedsa-lora", "aggregation.rule=hetlora"), "'fedsa-lora' only A is sent"),
         (("method.name=local-only", "aggregation.rule=lora-fair"), "'local-only' nothing is sent"),
         (("method.name=flora", "network.dtype=int8"), "network.dtype = 'int8': 'flora' changes the base"),
         (("method.name=fedex-lora", "network.dtype=bfloat16"), "'fedex-lora' changes the base of all clients"),
         (("aggregation.rule=fedex-lora", "network.dtype=bfloat16"), "'fedex-lora' changes the base of all clients"),
-        (("method.name=flora", "defence.max_update_norm=1.0"), "which the server cannot subtract"),
+        (("method.name=flora", "defence.max_update_norm=1.0"), "so the server cannot compute its update"),
         (
             ("method.name=fedex-lora", "aggregation.residual_rank=1"),
-            "aggregation.residual_rank = 1: is of aggregation.rule = 'fedex-lora' alone; set method.residual_rank",
+            "aggregation.residual_rank = 1: only applies to aggregation.rule = 'fedex-lora'; set method.residual_rank",
         ),
         (
             ("aggregation.split=even",),
-            "aggregation.split = 'even': is of aggregation.rule = 'flexlora' alone; leave it",
+            "aggregation.split = 'even': only applies to aggregation.rule = 'flexlora'; leave it",
         ),
         (("method.name=fedit", "clients.ranks=[1, 2, 2]"), "the mean of factors needs one rank"),
         (("aggregation.rule=median", "clients.ranks=[1, 2, 2]"), "the mean of factors needs one rank"),
         (("method.name=lora-fair", "clients.ranks=[1, 2, 2]"), "'lora-fair' needs one rank"),
         (
             ("method.name=flexlora", "privacy.mode=central", "method.weighting=uniform"),
-            "method.name = 'flexlora' takes products of what each client sent",
+            "method.name = 'flexlora' does not use the sum of the clients' updates",
         ),
         (
             ("aggregation.rule=hetlora", "privacy.mode=central", "method.weighting=uniform"),
@@ -188,7 +188,7 @@ def test_on_flower_a_run_ends_in_the_same_bits(wanted, tmp_path, fingerprint, na
         ),
         (
             ("method.name=flora", "privacy.mode=local", "method.weighting=uniform"),
-            "with 'flora' clients begin with adapters of their own, so that there is no update to clip",
+            "with 'flora' each client starts from its own adapter, so there is no update to clip",
         ),
     ],
 )

@@ -167,7 +167,7 @@ def test_too_few_replies_stop_the_run_and_say_where_it_stands(config, tmp_path):
     settings = config("quorum=1.0")
     grid = grid_of(settings, tmp_path)
     grid.meddle = lambda order, reply: None if "train" in order.metadata.message_type else reply
-    with pytest.raises(RoundError, match=r"round 1, exchange 'fit': 0 of 4 .*no reply within 0.2 s.*no round before"):
+    with pytest.raises(RoundError, match=r"round 1, exchange 'fit': 0 of 4 .*no reply within 0.2 s.*no earlier round"):
         run(settings, tmp_path / "run", connect=in_process(grid, settings, timeout=0.2))
 
 

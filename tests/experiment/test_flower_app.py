@@ -63,7 +63,7 @@ def test_the_two_sides_are_apps_of_flower(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "error", "said"),
-    [("full", RunError, "exists and is not empty"), ("2nd", ConfigError, "the app's Python package is named after it")],
+    [("full", RunError, "exists and is not empty"), ("2nd", ConfigError, "package has the folder's name")],
 )
 def test_a_folder_that_will_not_do_is_refused_and_left_alone(name, error, said, tmp_path):
     (tmp_path / "full").mkdir()

@@ -244,7 +244,7 @@ WRONG = [
     ("rank = 3}", "rank = 3}\nrank = 2", ConfigError,
      r"groups\[1\].rank holds 2 and adapter.rank is 3.*leave groups\[1\].rank out"),
     ('[method]\nname = "fedit"', '[privacy]\nmode = "central"\n[method]\nname = "fedit"\nweighting = "uniform"',
-     ConfigError, r"privacy.mode = 'central': with groups of heterogeneous architectures"),
+     ConfigError, r"privacy.mode = 'central': groups of different architectures"),
     ('"sklearn:digits"', '"sklearn:digit"', DataError, r"^data.source = 'sklearn:digit'"),
     ("{rank = 3}", '{targets = ["nope"]}', ModelError, r"groups\[1\].adapter.targets holds 'nope'"),
 ]  # fmt: skip

@@ -179,7 +179,7 @@ def test_short_numbers_and_local_privacy_go_with_it(config, tmp_path, changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (("aggregation.rule=median",), r"aggregation.rule = 'median': method.name = 'h2tune' merges in its own way"),
+        (("aggregation.rule=median",), r"rule = 'median': method.name = 'h2tune' has its own way of merging"),
         (
             ("training.proximal=0.1",),
             r"what clients train with method.name = 'h2tune' is not what",
@@ -191,11 +191,11 @@ def test_short_numbers_and_local_privacy_go_with_it(config, tmp_path, changes):
             ("aggregation.align=soft",),
             r"aggregation.align = 'soft': method.name = 'h2tune' has a rule of its own; set method.align, and leave it",
         ),
-        (("aggregation.align_per=tensor",), r"aggregation.align_per = 'tensor': is of aggregation.align, which is 'no"),
+        (("aggregation.align_per=tensor",), r"aggregation.align_per = 'tensor': needs aggregation.align, which is 'no"),
         (("method.align=mean",), r"method.align = 'mean': .*none.*projection.*reference.*soft"),
         (
             ("method.align=soft", "privacy.mode=central"),
-            r"'central': method.name = 'h2tune' needs to know whose",
+            r"'central': method.name = 'h2tune' needs each client's update",
         ),
         (
             ("method.align=soft", "aggregation.rule=median"),
@@ -209,7 +209,7 @@ def test_what_does_not_go_with_it_is_told_before_weights_are_loaded(config, chan
 
 
 def test_central_privacy_is_refused_among_unlike_models_and_in_one(config):
-    with pytest.raises(ConfigError, match="needs to know whose update is whose"):
+    with pytest.raises(ConfigError, match="needs each client's update"):
         build(config("privacy.mode=central"))
 
 

@@ -85,7 +85,7 @@ def test_where_one_layer_does_not_fit_the_rank_is_halved(config):
     ("sizes", "message"),
     [
         ([2.0, 4.0], r"--memory: 2 numbers \(2, 4\) for the 3 groups of clients.shares = '1-1-1'; give one for each"),
-        ([2.0, 1.0, 4.0], r"--memory: 2, 1, 4; give gigabytes above 0 that do not fall from one group to the next"),
+        ([2.0, 1.0, 4.0], r"--memory: 2, 1, 4; give gigabytes above 0, each at least as large as the one before"),
         ([0.0, 1.0, 4.0], r"--memory: 0, 1, 4; give gigabytes above 0"),
         ([1.0, 1.0, float("nan")], r"--memory: 1, 1, nan; give gigabytes above 0"),
         ([1.0, 1.0, float("inf")], r"--memory: 1, 1, inf; give gigabytes above 0"),

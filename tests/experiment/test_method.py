@@ -89,12 +89,12 @@ def test_what_does_not_go_together_is_refused_by_name(config):
         build(wanted)
     held, stepped = caught.value.problems
     assert held == (
-        "training.proximal = 0.1: with method.name = 'local-only' a client receives nothing that it could be held "
+        "training.proximal = 0.1: with method.name = 'local-only' a client receives nothing to stay "
         "near; set training.proximal = 0"
     )
     assert stepped == (
-        "aggregation.server_optimizer = 'momentum': with method.name = 'local-only' the server gets nothing to step "
-        "by; set aggregation.server_optimizer = 'none'"
+        "aggregation.server_optimizer = 'momentum': with method.name = 'local-only' the server receives no "
+        "updates; set aggregation.server_optimizer = 'none'"
     )
     assert check(wanted) == [held, stepped]
 

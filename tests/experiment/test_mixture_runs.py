@@ -353,15 +353,15 @@ def test_alignment_of_low_rank_adapters_and_of_groups_that_train_one_adapter(siz
     [
         (
             ("aggregation.align_per=tensor",),
-            "aggregation.align_per = 'tensor': is of aggregation.align, which is 'none'",
+            "aggregation.align_per = 'tensor': needs aggregation.align, which is 'none'",
         ),
-        (("aggregation.align=soft", "aggregation.rule=median"), "goes with a mean of updates alone, and aggregation.r"),
-        (("aggregation.align=soft", "method.name=flora"), "and method.name = 'flora' takes another one"),
-        (("aggregation.align=soft", "method.name=local-only"), "nothing is sent that could be aligned"),
+        (("aggregation.align=soft", "aggregation.rule=median"), "needs a mean of updates, and aggregation.r"),
+        (("aggregation.align=soft", "method.name=flora"), "and method.name = 'flora' uses another rule"),
+        (("aggregation.align=soft", "method.name=local-only"), "there are no updates to align"),
         (("aggregation.align=soft", "aggregation.align_groups=group"), "there are no [[groups]]"),
         (
             ("aggregation.align=soft", "privacy.mode=central", "method.name=fedit", "method.weighting=uniform"),
-            "privacy.mode = 'central': aggregation.align = 'soft' needs to know whose update is whose",
+            "privacy.mode = 'central': aggregation.align = 'soft' needs each client's update",
         ),
     ],
 )

@@ -311,21 +311,21 @@ def test_noise_is_really_there(config, tmp_path, fingerprint):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        (("privacy.mode=central",), "privacy.mode = 'central': with method.weighting = 'examples' what one client"),
+        (("privacy.mode=central",), "privacy.mode = 'central': with method.weighting = 'examples' the influence"),
         (("privacy.mode=local",), "set method.weighting = 'uniform'"),
         (
             (*CENTRAL, "method.allocation=fim", "method.scores_from=clients"),
-            "scores of the clients' rows would leave them without noise",
+            "clients would send scores of their rows without noise",
         ),
-        (("privacy.client_epsilon=3.0",), "privacy.client_epsilon = 3: is of privacy.mode = 'local'"),
+        (("privacy.client_epsilon=3.0",), "privacy.client_epsilon = 3: only applies to privacy.mode = 'local'"),
         (
             (*LOCAL, "privacy.client_epsilon=3.0", "clients.cohort=6"),
-            "privacy.client_epsilon = 3: 3 rounds cost a client epsilon 20.13, so it would refuse before",
+            "privacy.client_epsilon = 3: 3 rounds cost a client epsilon 20.13, so it would stop replying before",
         ),
         ((*LOCAL, "privacy.client_epsilon=9.0"), "privacy.client_epsilon = 9: 1 round cost a client epsilon 9.997"),
-        ((*LOCAL, "evaluation.clients=received"), "scores on the clients' own rows would leave them without noise"),
+        ((*LOCAL, "evaluation.clients=received"), "clients would send scores on their own rows without noise"),
         ((*CENTRAL, "aggregation.rule=median"), "aggregation.rule = 'median' has no known bound"),
-        ((*CENTRAL, "defence.max_update_norm=3.0"), "defence.max_update_norm would show which clients' updates"),
+        ((*CENTRAL, "defence.max_update_norm=3.0"), "defence.max_update_norm would reveal which clients' updates"),
     ],
 )
 def test_what_privacy_cannot_be_had_with_is_refused_before_anything_runs(config, changes, text):

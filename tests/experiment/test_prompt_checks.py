@@ -123,7 +123,7 @@ def test_a_model_that_learned_the_answers_by_heart_answers_right(config, tmp_pat
 PROBLEMS = [
     (
         ("model.task=sequence-classification", "model.name=tiny:bert?layers=2&width=16", "data.source=./two.jsonl"),
-        [r"data\.answers = 'number': is for language models, and model\.task = 'sequence-.*' is none; leave"],
+        [r"data\.answers = 'number': is for language models, and model\.task = 'sequence-.*' is not one; leave"],
     ),
     (
         ("data.source=./two.jsonl",),

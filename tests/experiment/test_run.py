@@ -205,11 +205,11 @@ def test_other_data_or_other_weights_than_the_run_began_with_are_refused(config,
         run(config(), folder, Told(stop_after=13))
     with monkeypatch.context() as patched:
         patched.setattr(run_module, "weights_digest", lambda groups: "another")
-        with pytest.raises(RunError, match=r"model.name = 'tiny:vit.*' has not the weights that the run began with"):
+        with pytest.raises(RunError, match=r"model.name = 'tiny:vit.*' does not have the weights that the run"):
             resume(folder)
     other = {"partition": {**build(config()).partition, "digest": "another"}}
     monkeypatch.setattr(run_module, "build", lambda wanted, here: replace(build(wanted), **other))
-    with pytest.raises(RunError, match=r"data.source = 'sklearn:digits' is not dealt as when the run began"):
+    with pytest.raises(RunError, match=r"data.source = 'sklearn:digits' is not partitioned as when the run began"):
         resume(folder)
 
 
@@ -283,7 +283,7 @@ def test_all_losses_nan_end_the_run_and_leave_the_last_checkpoint(config, tmp_pa
     text = str(caught.value)
     assert text.startswith("round 2, exchange 'fit': 0 of 4 clients sent a usable reply and 1 are needed (client ")
     assert text.count("loss is nan at step 2") == 4
-    assert "checkpoint.json holds the rounds before" in text
+    assert "checkpoint.json holds the earlier rounds" in text
     assert "lower training.learning_rate (0.001)" in text
     assert Record.open(folder).load_checkpoint()[0] == 1
     assert fingerprint(resume(folder)) == fingerprint(finished)

@@ -111,7 +111,7 @@ def test_a_run_of_sites_goes_on_only_with_the_rows_it_began_with(rows, tiny, tmp
     digits = np.load(rows / "site-0.npz")
     np.savez(rows / "site-0.npz", images=digits["images"][:20], labels=digits["labels"][:20])
     flower_site._alone.cache_clear()  # a real node's next message starts a new process
-    with pytest.raises(RunError, match="is not dealt as when the run began"):
+    with pytest.raises(RunError, match="is not partitioned as when the run began"):
         resume(folder, connect=over(grid_of(settings, folder, rows), settings))
 
 
@@ -138,7 +138,7 @@ def test_rows_that_changed_in_number_and_class_alone_do_not_pass_for_the_same(ro
         run(settings, folder, AfterOneRound())
     before = (rows / "site-1.npz").read_bytes()
     one_pixel_other(rows / "site-1.npz")
-    with pytest.raises(RunError, match="holds other rows than when the run began; bring back what the run began with"):
+    with pytest.raises(RunError, match="has other rows than when the run began; bring back what the run began with"):
         resume(folder)
     (rows / "site-1.npz").write_bytes(before)
     assert resume(folder) == folder
@@ -162,11 +162,11 @@ def test_a_site_whose_rows_changed_says_so_and_is_left_out(rows, tiny, tmp_path)
     ("source", "changes", "said"),
     [
         ("site-0.npz", (), "needs a source for each client: a path with '{client}' in it"),
-        ("node", (), "data.source = 'node': each client's rows are where its node is"),
+        ("node", (), "data.source = 'node': each client's rows are on its node"),
         ("./site-{client}.npz", ("data.proxy=5",), "data.proxy = 5: with partition.scheme = 'sites' the server has no"),
         ("./site-{client}.npz", ('data.classes=["0","1"]',), "has classes that data.classes does not name ('2', '3'"),
-        ("./site-{client}.npz", ("partition.scheme=iid",), "and partition.scheme = 'iid' deals out one source"),
-        ("node", ("partition.scheme=iid",), "and partition.scheme = 'iid' deals out one source"),
+        ("./site-{client}.npz", ("partition.scheme=iid",), "and partition.scheme = 'iid' partitions one source"),
+        ("node", ("partition.scheme=iid",), "and partition.scheme = 'iid' partitions one source"),
     ],
 )
 def test_what_cannot_be_is_told_by_key(rows, tiny, source, changes, said):

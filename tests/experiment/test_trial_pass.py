@@ -73,8 +73,8 @@ def test_a_model_that_can_is_left_as_it_was():
     [
         ("only in training", r"model 'toy': Toy does not take these rows \(rows must be of 2048 tokens\); use a model"),
         ("wrong input", r"Toy does not take these rows \(TypeError\)"),
-        ("a row each", r"Toy gives logits \(2,\) where the labels are \(2,\)"),
-        ("none", r"Toy gives logits NoneType where the labels are \(2,\)"),
+        ("a row each", r"Toy gives logits \(2,\), but the labels are \(2,\)"),
+        ("none", r"Toy gives logits NoneType, but the labels are \(2,\)"),
         ("zeros", r"does not depend on its modules query, value, so adapters there would have no effect"),
         ("by its weight", r"does not call its modules 'value' .* leave 'value' out of adapter.targets"),
     ],

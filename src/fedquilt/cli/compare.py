@@ -59,7 +59,7 @@ def compare(
 
     try:
         with Shown(quiet=workers > 1) as progress:
-            folders = run_all(jobs, workers=workers, progress=progress, told=told)
+            folders = run_all(jobs, workers=workers, progress=progress, on_done=told)
     except KeyboardInterrupt:
         out.print(
             "stopped; finished rounds are kept, and the same command continues from there",

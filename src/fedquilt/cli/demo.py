@@ -43,7 +43,7 @@ def demo(
             def told(job: Job, number: int, of: int) -> None:
                 progress.say(f"[{number}/{of}] {job.label}: {round_text(read_run(job.folder).rounds[-1])}")
 
-            folders = run_all(jobs, workers=workers, progress=progress, told=told)
+            folders = run_all(jobs, workers=workers, progress=progress, on_done=told)
     except KeyboardInterrupt:
         out.print("stopped; `fedquilt demo` continues from there", highlight=False)
         raise typer.Exit(130) from None

@@ -1,1 +1,1 @@
-"""The composition root: from a run file to a running federation, a comparison, or a plan; see ``fedquilt.api``."""
+"""Composition root: builds a federation from a run file, and runs, compares or plans it; see ``fedquilt.api``."""

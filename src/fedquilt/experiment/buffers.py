@@ -1,4 +1,4 @@
-"""What a config says on running statistics and their like, where the weights are trained."""
+"""Settings for buffers such as running statistics under full fine-tuning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def buffers_of(layouts: Iterable[Layout]) -> frozenset[str]:
 
 
 def kept_by_clients(config: Config, layouts: Iterable[Layout]) -> frozenset[str]:
-    """Tensors that each client keeps as its own: the head's, or buffers, as ``config`` says, which is a group's."""
+    """Tensors that each client keeps local under a group's config: those of the head, or buffers."""
     kept = frozenset[str]()
     for layout in layouts:
         kept |= layout.head if config.head.policy == "local" else frozenset()
@@ -25,33 +25,27 @@ def kept_by_clients(config: Config, layouts: Iterable[Layout]) -> frozenset[str]
 
 
 def refuse_layouts(config: Config, groups: Sequence[Any]) -> None:
-    """Raise ConfigError if what the config asks for cannot be had with the layouts of these groups.
+    """Raise ConfigError, with every problem, if the config does not fit the layouts of its groups.
 
     ``groups`` have ``config``, ``architecture`` and ``layout``.
-
-    Raises
-    ------
-    ConfigError
-        with everything that cannot.
     """
     problems = []
     if config.privacy.mode == "central" and len({group.architecture for group in groups}) > 1:
         problems.append(
-            "privacy.mode = 'central': with groups of heterogeneous architectures there is no one sum of all clients "
-            "to put noise on; set privacy.mode = 'local', or let all groups have one model, head and adapter"
+            "privacy.mode = 'central': groups of different architectures have no common sum of updates to add "
+            "noise to; set privacy.mode = 'local', or give all groups the same model, head and adapter"
         )
     for group in groups:
         policy, buffers = group.config.adapter.buffers, group.layout.buffers
         if policy == "local" and not buffers:
             problems.append(
-                f"adapter.buffers = 'local': {group.architecture} has no running statistics that a client could keep; "
-                "leave it out"
+                f"adapter.buffers = 'local': {group.architecture} has no running statistics to keep local; leave it out"
             )
         if policy == "average" and buffers and config.privacy.mode != "none":
             problems.append(
                 f"privacy.mode = '{config.privacy.mode}': {group.architecture} has running statistics "
-                f"('{min(buffers)}'), whose averages would leave the clients; clipping and noise are made for updates "
-                "of weights, and a variance with noise may be below 0. Set adapter.buffers = 'local'"
+                f"('{min(buffers)}'), which clients would send for averaging; clipping and noise only suit updates of "
+                "weights, and a variance with noise may be negative; set adapter.buffers = 'local'"
             )
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))

@@ -1,4 +1,4 @@
-"""From a config to clients, a federation and a method."""
+"""Building an experiment from a config: clients, federation and method."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from fedquilt.core.types import Budget, ClientId, Federation, Layout, Profile
 from fedquilt.data.table import Table
 from fedquilt.experiment.buffers import refuse_layouts
 from fedquilt.experiment.compatibility import refuse_contradictions
-from fedquilt.experiment.data import Dealt, classes_here, read
-from fedquilt.experiment.data_of_groups import Source, sources, told_of
+from fedquilt.experiment.data import AssignedRows, classes_here, read
+from fedquilt.experiment.data_of_groups import Source, naming_groups, sources
 from fedquilt.experiment.groups import (
     BuiltGroup,
     Rows,
@@ -50,9 +50,17 @@ from fedquilt.models.loaded import Loaded
 class Experiment:
     """Everything that a run, a plan or an export needs.
 
-    ``clients`` are those whose rows are here. ``groups`` are the federation's groups, or the one group that it is; what
-    a group's clients work with, and the server's own client for them, is there. ``make_method`` makes the method for a
-    federation.
+    Attributes
+    ----------
+    config : the run file.
+    federation : what the method knows about the federation.
+    make_method : makes the method for a federation.
+    method : the method for this federation.
+    traits : the traits of the method.
+    clients : the clients whose rows are on this machine.
+    groups : the groups of the federation, one without ``[[groups]]``; each holds the model of its clients and the
+        server's own client for it.
+    partition : the record of who has which rows, as the run folder keeps it.
     """
 
     config: Config
@@ -78,7 +86,7 @@ class Experiment:
 
     @property
     def server(self) -> Client:
-        """The server's own client, where there is one group; its training rows, if it has any, are the proxy set."""
+        """The server's own client of the only group; its training rows are the proxy set."""
         return self.only.server
 
     @property
@@ -98,7 +106,7 @@ class Experiment:
         return Rng(self.config.seed)
 
     def announced(self, examples: Mapping[ClientId, int]) -> Experiment:
-        """The experiment when the clients have said how many training rows each has; whoever has not has none."""
+        """The experiment with the numbers of training rows that clients announced; 0 for clients that did not."""
         if not examples:
             return self
         profiles = tuple(
@@ -109,7 +117,7 @@ class Experiment:
         return replace(made.modelled(), partition=announced_record(profiles))
 
     def modelled(self) -> Experiment:
-        """The experiment whose clients, and the server's own, make a model of an order as its method does."""
+        """The experiment with the method's ``model`` set in all clients and in the server's own ones."""
         model = self.method.model
         clients = {id: replace(client, model=model) for id, client in self.clients.items()}
         groups = tuple(replace(group, server=replace(group.server, model=model)) for group in self.groups)
@@ -117,42 +125,42 @@ class Experiment:
 
 
 def build(config: Config, here: Collection[ClientId] | None = None) -> Experiment:
-    """The experiment of a config; data is dealt and the method checked before the model's weights are loaded.
+    """The experiment of a config; data is partitioned and the method checked before the model's weights are loaded.
 
-    ``here`` are the clients whose rows are on this machine where each client has a source of its own: one for a client,
-    none for the server, all for None. Clients that are not here have profiles without a number of examples.
+    If each client has its own data source, ``here`` are the clients whose rows are on this machine: one for a client,
+    none for the server, None for all. The profiles of other clients have 0 examples.
 
     Raises
     ------
     FedquiltError
-        of the kind that fits: ConfigError, DataError or ModelError.
+        ConfigError, DataError or ModelError.
     """
     method, groups = chosen(config), parts(config)
     refuse_contradictions(config, groups, method)
     device_of(config.device)
     rng = Rng(config.seed)
-    dealt: list[tuple[Source, Dealt]] = []
+    assigned: list[tuple[Source, AssignedRows]] = []
     for source in sources(config, groups):
-        with told_of(*source.parts):
+        with naming_groups(*source.parts):
             table, test = tables_of(source, rng, here)
-            dealt.append((source, source.deal(table, test, rng, here)))
-    classes = {part.place: classes_of(part, rows.table) for source, rows in dealt for part in source.parts}
+            assigned.append((source, source.assign(table, test, rng, here)))
+    classes = {part.place: classes_of(part, rows.table) for source, rows in assigned for part in source.parts}
     shapes = load_all(groups, classes, rng, meta=True)
     for part, shape in zip(groups, shapes, strict=True):
         check_part(part, shape)
-    joined(config, method, groups, classes, shapes, rng)  # what is wrong shows before weights load
-    # a site needs the shapes of other groups' models, and the weights of its own
+    joined(config, method, groups, classes, shapes, rng)  # errors are raised before weights are loaded
+    # a site needs only the weights of its own group's model, and the shapes of the others
     real = None if not here else [part.place for part in groups if any(id in part.ids for id in here)]
-    return joined(config, method, groups, classes, load_all(groups, classes, rng, real=real), rng, dealt)
+    return joined(config, method, groups, classes, load_all(groups, classes, rng, real=real), rng, assigned)
 
 
 def tables_of(source: Source, rng: Rng, here: Collection[ClientId] | None) -> tuple[Table | None, Table | None]:
-    """The rows of a source that are dealt, and the separate test rows."""
+    """The rows of a source that are partitioned, and the common test rows."""
     return source.read(read, rng, here)
 
 
 def shaped(config: Config) -> Experiment:
-    """The experiment on the meta device: shapes only, for a plan. The data, if it is here, tells how many classes."""
+    """The experiment on the meta device, for a plan: shapes only. The classes are read from the data if it is here."""
     method, groups = chosen(config), parts(config)
     refuse_contradictions(config, groups, method)
     rng = Rng(config.seed)
@@ -170,21 +178,33 @@ def joined(
     classes: Mapping[int, Classes],
     loaded: Sequence[Loaded],
     rng: Rng,
-    dealt: Sequence[tuple[Source, Dealt]] | None = None,
+    assigned: Sequence[tuple[Source, AssignedRows]] | None = None,
     budgets: Mapping[int, tuple[Budget, ...]] | None = None,
 ) -> Experiment:
-    """Models, clients, federation and method put together; without ``dealt`` all is shapes, on the meta device."""
-    device, shape = device_of(config.device) if dealt else torch.device("meta"), torch.device("meta")
+    """Join models, clients, federation and method to an experiment.
+
+    Parameters
+    ----------
+    config : the run file.
+    wanted : the method that it names.
+    parts : its groups.
+    classes : the classes of each group, by its number.
+    loaded : the model of each group.
+    rng : the random stream of the run.
+    assigned : the rows of each source; None for an experiment of shapes on the meta device.
+    budgets : the budgets of each group's clients; None for those of the run file.
+    """
+    device, shape = device_of(config.device) if assigned else torch.device("meta"), torch.device("meta")
     names = architectures(parts, [kind_of(part, classes[part.place]) for part in parts], loaded)
     depths = {name: model.blocks.num_layers for name, model in zip(names, loaded, strict=True)}
-    rows_of = Rows(dealt)
+    rows_of = Rows(assigned)
     works: dict[str, Work] = {}
     groups: list[BuiltGroup] = []
     clients: dict[ClientId, Client] = {}
     profiles: list[Profile] = []
     for part, name, model in zip(parts, names, loaded, strict=True):
         if name not in works:
-            with told_of(part):
+            with naming_groups(part):
                 weightless = next(model.model.parameters()).is_meta
                 where = shape if weightless else device
                 works[name] = work_of(part.config, model, host_of(part.config, model, name, depths), where, rng)
@@ -206,6 +226,6 @@ def joined(
             if rows is not None and group.bench.device.type != "meta":
                 try_blocks(group.bench, rows, group.config.model.name)
     record: dict[str, Any] = {}
-    if dealt is not None and len(clients) == len(profiles):
-        record = record_of(dealt, groups, profiles)
+    if assigned is not None and len(clients) == len(profiles):
+        record = record_of(assigned, groups, profiles)
     return Experiment(config, federation, make_method, method, wanted.traits, clients, tuple(groups), record).modelled()

@@ -1,4 +1,4 @@
-"""Every problem of a config at once, without weights."""
+"""Finding all problems of a config at once, without loading weights."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from fedquilt.experiment.build import joined, tables_of
 from fedquilt.experiment.compatibility import refuse_contradictions
 from fedquilt.experiment.cut_rows import notes_on
 from fedquilt.experiment.data import NODE, SITES
-from fedquilt.experiment.data_of_groups import Source, sources, told_of
+from fedquilt.experiment.data_of_groups import Source, naming_groups, sources
 from fedquilt.experiment.groups import budgets_of, check_part
 from fedquilt.experiment.method import chosen
-from fedquilt.experiment.models import Classes, classes_of, device_of, load, load_all, most_written
+from fedquilt.experiment.models import Classes, classes_of, device_of, load, load_all, max_new_tokens
 
 Known = dict[Hashable, tuple[Any, FedquiltError | None]]
-"""What was read or tried already, with what came of it."""
+"""Results, or errors, of reading data and trying models, by what was read or tried."""
 
 _OF_GROUPS = ("groups", "partition", "adapter", "head", "training")
 _RULES = ("groups", "method", "adapter", "aggregation", "training", "evaluation", "defence", "privacy", "network")
-"""Sections that are held against one another."""
+"""Sections that are checked for contradictions with one another."""
 
 
 class _Found:
-    """Problems as they are found."""
+    """The problems found so far."""
 
     def __init__(self) -> None:
         self.problems: dict[str, None] = {}
 
     def attempt(self, step: Callable[[], Any], *of: Part) -> Any:
-        """What ``step`` gives, or None where it has something to say."""
+        """The result of ``step``, or None after noting the problems that it raises."""
         try:
-            with told_of(*of):
+            with naming_groups(*of):
                 return step()
         except ConfigError as error:
             self.problems |= dict.fromkeys(error.problems)
@@ -56,13 +56,12 @@ def check(
     here: Collection[ClientId] | None = None,
     notes: list[str] | None = None,
 ) -> list[str]:
-    """Every problem of a config, found without loading weights: settings, data, split, model shape, budgets, method.
+    """All problems of a config, without loading weights: settings, data, partition, model shape, budgets, method.
 
-    ``known``, if given, keeps the data that was read and the models that were tried, so that what configs have in
-    common is read and tried once.
-    ``here`` are the clients whose own rows are on this machine, all for None. What is no problem and still worth
-    knowing, such as how many rows are too long, is added to ``notes``. Of keys that are ``spoilt``, and of whatever
-    comes of them, nothing is said.
+    ``known``, if given, caches the data that was read and the models that were tried, so that several configs share
+    them. ``here`` are the clients whose own rows are on this machine, None for all. Remarks that are no problems, such
+    as the number of truncated rows, are added to ``notes``. Keys that are ``spoilt`` have been reported already: they
+    are skipped, and so is everything that depends on them.
     """
     found, rng, spoilt, known = _Found(), Rng(config.seed), config.spoilt, {} if known is None else known
     method = None if spoilt.touches("method.name") else found.attempt(lambda: chosen(config))
@@ -89,18 +88,18 @@ def check(
         if shape is None:
             continue
         if tried:
-            seen, told = rows[part.place], partial(notes_on, part, tried.reading, rows[part.place])
-            said = found.attempt(partial(_once, known, ("notes", which, part.label, id(seen)), told), part)
+            seen, remarks = rows[part.place], partial(notes_on, part, tried.reading, rows[part.place])
+            said = found.attempt(partial(_once, known, ("notes", which, part.label, id(seen)), remarks), part)
             if notes is not None:
                 notes += said or ()
         if budgets:
             found.attempt(partial(check_part, part, shape))
-            depth = shape.blocks.num_layers  # with budgets that fit: whatever else the method minds is told too
+            depth = shape.blocks.num_layers  # with budgets that fit, so that other problems of the method are found too
             fitting[part.place] = tuple(replace(budget, layers=min(budget.layers, depth)) for budget in budgets)
     if method and groups and not spoilt.touches(*_RULES):
         said = len(found.problems)
         found.attempt(lambda: refuse_contradictions(config, groups, method))
-        contradictory = len(found.problems) > said  # such a method cannot be made
+        contradictory = len(found.problems) > said  # then the method cannot be made
     if method and groups and len(fitting) == len(groups) and not spoilt and not contradictory:
         shapes = load_all(groups, classes, rng, meta=True)
         found.attempt(lambda: joined(config, method, groups, classes, shapes, rng, budgets=fitting))
@@ -108,7 +107,7 @@ def check(
 
 
 def _once(known: Known, key: Hashable, step: Callable[[], Any]) -> Any:
-    """What ``step`` gives or raises, or did when it was asked for by this key before."""
+    """What ``step`` returns or raises; it is called once for each key."""
     if key not in known:
         try:
             known[key] = step(), None
@@ -121,14 +120,14 @@ def _once(known: Known, key: Hashable, step: Callable[[], Any]) -> Any:
 
 
 def _model_of(part: Part, classes: dict[int, Classes]) -> str:
-    """All that the trial of a group's model depends on, as text."""
+    """A text of everything that the trial of a group's model depends on."""
     config = part.config
-    about = (config.data.classes is not None, most_written(config), config.adapter.kind, config.head.policy)
+    about = (config.data.classes is not None, max_new_tokens(config), config.adapter.kind, config.head.policy)
     return f"{config.model!r} {classes[part.place]} {about} {config.seed}"
 
 
 def method_problems(config: Config) -> list[str]:
-    """What is wrong with a config's method by itself."""
+    """The problems of a config's method and its settings alone."""
     found = _Found()
     if not config.spoilt.touches("method.name"):
         found.attempt(lambda: chosen(config))
@@ -136,7 +135,7 @@ def method_problems(config: Config) -> list[str]:
 
 
 def _lacks(config: Config, part: Part, section: str) -> bool:
-    """Whether what a group has of this section, its own or the file's, is spoilt."""
+    """Whether this section of a group, its own or the file's, has a key that is spoilt."""
     if config.spoilt.in_group(part.place).touches(section):
         return True
     return section not in part.own and config.spoilt.touches(section)
@@ -145,7 +144,7 @@ def _lacks(config: Config, part: Part, section: str) -> bool:
 def _checked_data(
     source: Source, known: Known, rng: Rng, here: Collection[ClientId] | None, found: _Found
 ) -> Table | None:
-    """The rows of a source, as far as they can be read; whether they can be dealt is tried too."""
+    """The rows of a source, or None if they cannot be read; notes problems of reading and partitioning them."""
     config, own, spoilt = source.config, source.parts, source.config.spoilt
     odd: list[str] = []
     settings = [key for key in spoilt.under("partition") if key[1] not in Partition.model_fields]
@@ -163,7 +162,7 @@ def _checked_data(
     table: Table | None
     table, test = read
     if not odd and not spoilt.touches("partition"):
-        found.attempt(lambda: source.deal(table, test, rng, here), *own)
+        found.attempt(lambda: source.assign(table, test, rng, here), *own)
     return table
 
 

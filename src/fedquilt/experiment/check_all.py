@@ -1,4 +1,4 @@
-"""Every problem of a run file and of each entry of its comparison."""
+"""Finding all problems of a run file and of each entry of its comparison."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedquilt.experiment.check import check, method_problems
 
 
 class Checked(NamedTuple):
-    """What is wrong, and what is only worth knowing."""
+    """Problems, and remarks that are no problems."""
 
     problems: list[str]
     notes: list[str]
@@ -25,17 +25,16 @@ def check_all(
     here: Collection[ClientId] | None = None,
     objects: Mapping[str, Any] = MappingProxyType({}),
 ) -> Checked:
-    """Every problem of a run file or its tables, found without loading weights or training; empty if there is none.
+    """All problems of a run file or its tables, without loading weights or training.
 
-    ``here`` are the clients whose own rows are on this machine, all for None. ``objects`` are
-    ``Config.objects``.
+    ``here`` are the clients whose own rows are on this machine, None for all. ``objects`` are ``Config.objects``.
     """
     try:
         problems, made = examine(source, overrides)
         base = base_of(source, overrides)
     except ConfigError as error:
         return Checked(list(error.problems), [])
-    if base is not None:  # what the entries of [[compare]] have in its place hides it from them
+    if base is not None:  # the entries of [[compare]] may replace the method and so hide its problems
         problems += [problem for problem in method_problems(base) if problem not in problems]
     known: dict[Any, Any] = {}
     notes: list[str] = []
@@ -44,7 +43,7 @@ def check_all(
         for text in texts:
             everywhere = all(text in others for others in found.values())
             said = text if everywhere else f"compare '{label}': {text}"
-            # what ends the first sentence is advice, which the reader of the file and the reader of the data word apart
+            # after the first ';' comes advice, which may differ between the checks of the file and of the data
             if not any(problem.startswith(said.partition(";")[0]) for problem in problems):
                 problems.append(said)
     return Checked(problems, list(dict.fromkeys(notes)))

@@ -1,4 +1,4 @@
-"""Several methods on the same data, split and seeds: what is missing is run, what is there is reused."""
+"""Comparing methods on the same data, partition and seeds; finished runs are reused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fedquilt.record import Record, read_result
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a comparison: a label, a seed, and the folder that holds the run or will."""
+    """One run of a comparison: its label, seed, config and folder."""
 
     label: str
     seed: int
@@ -36,18 +36,18 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether the folder holds this run, finished."""
+        """Whether the folder holds the finished run."""
         if not self.folder.exists():
             return False
-        Record.open(self.folder, resolved(self.config), NOT_DETERMINING)  # refuses another run's folder
+        Record.open(self.folder, resolved(self.config), NOT_DETERMINING)  # raises an error for another run's folder
         return read_result(self.folder) is not None
 
 
 def jobs(source: Source, overrides: Overrides = (), objects: Mapping[str, Any] = MappingProxyType({})) -> list[Job]:
-    """Every run that the comparison of a run file consists of, label by label, seed by seed.
+    """All runs of the comparison in a run file, by label and then by seed.
 
-    ``objects`` are ``Config.objects`` of each.
-    A folder's name ends in the digest of what determines the run's result, so a changed config is another run.
+    The name of a folder ends in a digest of everything that determines the run's result, so a changed config is another
+    run. ``objects`` are ``Config.objects`` of each run.
     """
     config, raw = load(source, overrides)
     changed = [key.partition("=")[0].strip() for key in overrides]
@@ -70,71 +70,71 @@ def compare(
     *,
     workers: int = 1,
     progress: Progress | None = None,
-    told: Callable[[Job, int, int], None] | None = None,
+    on_done: Callable[[Job, int, int], None] | None = None,
 ) -> dict[str, list[Path]]:
-    """The run folders of every label, after all that was missing has been run; stopped runs are resumed.
+    """Run all jobs that are not finished, resuming stopped ones; returns the run folders of every label.
 
-    ``workers`` processes run side by side, each on its share of the cores unless the config sets ``threads``. ``told``
-    is called as each missing run ends, with the number that are done and the number there were to do.
+    ``workers`` processes run in parallel, each on its share of the cores unless the config sets ``threads``.
+    ``on_done`` is called after each run with the number of runs done and the number that were to do.
 
     Raises
     ------
     FedquiltError
-        the first failure of a run, with the run's label and seed; what finished stays.
+        the first error of a run, with its label and seed; finished runs are kept.
     """
     missing = [job for job in wanted if not job.finished]
     if workers <= 1:
         for number, job in enumerate(missing, start=1):
             _done(job, progress)
-            if told:
-                told(job, number, len(missing))
+            if on_done:
+                on_done(job, number, len(missing))
     elif missing:
         if held := [name for job in missing for name in job.config.objects]:
             raise ConfigError(f"workers = {workers}: '{held[0]}' is in the memory of this process; leave workers out")
-        _side_by_side(missing, workers, told)
+        _side_by_side(missing, workers, on_done)
     folders: dict[str, list[Path]] = {}
     for job in wanted:
         folders.setdefault(job.label, []).append(job.folder)
     return folders
 
 
-def _side_by_side(missing: Sequence[Job], workers: int, told: Callable[[Job, int, int], None] | None) -> None:
+def _side_by_side(missing: Sequence[Job], workers: int, on_done: Callable[[Job, int, int], None] | None) -> None:
     threads = max(1, (os.cpu_count() or 1) // workers)
-    strangers = set(active_children())
+    others = set(active_children())
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_worker, initargs=(threads,))
     with pool:
-        with _deaf_to_interrupts():  # processes that begin here stay so: Ctrl-C is this process's to answer
+        with _ignoring_interrupts():  # the worker processes inherit this: only this process handles Ctrl-C
             futures = {pool.submit(_done, job, None): job for job in missing}
         try:
             for number, future in enumerate(as_completed(futures), start=1):
                 future.result()
-                if told:
-                    told(futures[future], number, len(missing))
+                if on_done:
+                    on_done(futures[future], number, len(missing))
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
-            if not isinstance(error, Exception):  # an interrupt; a run that is stopped anywhere can be resumed
-                for child in set(active_children()) - strangers:
+            if not isinstance(error, Exception):  # an interrupt: any stopped run can be resumed
+                for child in set(active_children()) - others:
                     child.terminate()
                     child.join()
             raise
 
 
 def _worker(threads: int) -> None:
-    """What a process of the pool does first: from now on it ends with the one that started it, killed or not."""
+    """Initialise a worker process: set its threads, and make it end when its parent ends, even if that is killed."""
     torch.set_num_threads(threads)
     parent = parent_process()
 
     def watch() -> None:
         if parent is not None:
-            parent.join()  # returns however the parent ends: the operating system closes what they are joined by
+            parent.join()  # returns however the parent ends: the operating system closes their pipe
             os._exit(1)
 
     Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    if current_thread() is not main_thread():  # only the main thread may say what becomes of a signal
+def _ignoring_interrupts() -> Iterator[None]:
+    if current_thread() is not main_thread():  # only the main thread may set signal handlers
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

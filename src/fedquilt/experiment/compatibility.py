@@ -1,7 +1,6 @@
-"""What goes with what: one table over the traits of a method and what a run file asks of it.
+"""The table of contradictions between a method's traits and the other settings of a run file.
 
-It is read once, before anything is loaded. What depends on the models' layouts is checked by ``buffers`` when these
-are known.
+It is checked before anything is loaded. ``buffers`` checks what depends on the models' layouts, once they are known.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from fedquilt.privacy.account import accountant
 
 
 def refuse_contradictions(config: Config, parts: Sequence[Part], method: Chosen) -> None:
-    """Raise ConfigError, with every contradiction, if the method cannot do what the config and its groups ask for."""
+    """Raise ConfigError, with every contradiction, if the method does not support what the config asks for."""
     if config.privacy.mode != "none":
         accountant()
     case = Case(config, parts, method)
-    problems = [row.told(case) for row in ROWS if row.holds(case)] + odd_ranks(parts)
+    problems = [row.text(case) for row in ROWS if row.holds(case)] + odd_ranks(parts)
     if problems:
         raise ConfigError(problems)
 
@@ -45,7 +44,7 @@ def _differs(key: str) -> Callable[[Case], bool]:
 
 
 def _is_of_another(key: str, rule: str | None = None) -> Callable[[Case], bool]:
-    """Whether a key of [aggregation] is set that is of this rule, or of alignment, and that is not in force."""
+    """Whether a key of [aggregation] is set that belongs to this rule (None: to alignment), which is not in use."""
 
     def asked(case: Case) -> bool:
         in_force = case.aligned if rule is None else case.config.aggregation.rule == rule
@@ -57,7 +56,7 @@ def _is_of_another(key: str, rule: str | None = None) -> Callable[[Case], bool]:
 _FACTORS = [name for name, kind in KINDS.items() if kind.has_factors]
 _SHARED = [name for name, kind in KINDS.items() if kind.shares_branches]
 _NEEDED = {"factors": ("LoRA factors", _FACTORS), "mixture": ("mixtures of adapters", _SHARED)}
-"""What a method may need of adapters, in words, and the kinds that have it."""
+"""The adapters that a method may need, in words, and the kinds that have them."""
 
 _OF_BRANCHES = ("kind", "rank", "sites", "trained", "num_slots", "branches")
 """Keys of [adapter] that must be the same in all groups for their branches to be shared."""
@@ -83,11 +82,13 @@ _ADAPTERS = (
         )
         for kind in (name for name in KINDS if name not in _FACTORS)
     ),
-    Row(
-        lambda case: not case.kinds.isdisjoint(_SHARED),
-        lambda traits: traits.drops_layers,
-        "{culprit}: with adapter.kind = 'mixture' blocks share branches, which would be lost with one of them; "
-        "{instead}",
+    *(
+        Row(
+            _has_kind(kind),
+            lambda traits: traits.drops_layers,
+            f"{{culprit}}: with adapter.kind = '{kind}' blocks share branches, so none can be left out; {{instead}}",
+        )
+        for kind in _SHARED
     ),
     *(
         Row(
@@ -101,8 +102,8 @@ _ADAPTERS = (
     Row(
         lambda case: case.differs("head", "policy"),
         lambda traits: traits.across,
-        "method.name = '{name}': is one method for all groups, and so is head.policy; set it in [head] and leave it "
-        "out of the groups",
+        "method.name = '{name}': all groups take part in one method and need the same head.policy; set it in [head] "
+        "and leave it out of the groups",
     ),
 )
 
@@ -110,30 +111,30 @@ _RULES = (
     Row(
         lambda case: case.ruled,
         lambda traits: traits.rule,
-        "{given}: method.name = '{name}' is a rule of its own; leave aggregation.rule out, or {instead}",
+        "{given}: method.name = '{name}' has its own aggregation rule; leave aggregation.rule out, or {instead}",
     ),
     Row(
         lambda case: case.combined,
         lambda traits: traits.sends != "all",
-        "{given}: combines both factors of a client, and with method.name = '{name}' {sent}; leave aggregation.rule "
+        "{given}: needs both factors of every client, and with method.name = '{name}' {sent}; leave aggregation.rule "
         "out, or {instead}",
     ),
     Row(
         lambda case: case.ruled,
         lambda traits: traits.merge == "own",
-        "{given}: method.name = '{name}' merges in its own way; leave aggregation.rule out",
+        "{given}: method.name = '{name}' has its own way of merging; leave aggregation.rule out",
     ),
     Row(
         lambda case: case.ruled and (case.config.adapter.trained == "all" or case.method.traits.alignment != "auto"),
         lambda traits: traits.alignment not in (None, "none") and traits.merge == "mean",
-        "{given}: method.name = '{name}' aligns what clients send and takes its mean; {instead}, or aggregation.rule = "
-        "'mean'",
+        "{given}: method.name = '{name}' aligns the clients' updates and averages them; {instead}, or "
+        "aggregation.rule = 'mean'",
     ),
     *(
         Row(
             _is_of_another(key, rule),
             None,
-            f"aggregation.{key} = {{config.aggregation.{key}!r}}: is of aggregation.rule = '{rule}' alone; "
+            f"aggregation.{key} = {{config.aggregation.{key}!r}}: only applies to aggregation.rule = '{rule}'; "
             f"{{leave[{key}]}}",
         )
         for rule in RULES
@@ -142,14 +143,14 @@ _RULES = (
     Row(
         lambda case: case.rule and case.rule.changes_base and case.config.network.dtype != "float32",
         None,
-        "network.dtype = '{config.network.dtype}': '{rule.name}' changes the base of all clients, and a rounded change "
-        "would make theirs another than the server's; set network.dtype = 'float32'",
+        "network.dtype = '{config.network.dtype}': '{rule.name}' changes the base of all clients, and rounding would "
+        "make their bases differ from the server's; set network.dtype = 'float32'",
     ),
     Row(
         lambda case: case.rule and case.rule.fresh and case.config.defence.max_update_norm is not None,
         None,
-        "defence.max_update_norm: with '{rule.name}' clients begin with adapters of their own, which the server cannot "
-        "subtract; leave it out",
+        "defence.max_update_norm: with '{rule.name}' each client starts from its own adapter, so the server cannot "
+        "compute its update; leave it out",
     ),
 )
 
@@ -157,20 +158,19 @@ _STEPS = (
     Row(
         lambda case: case.config.training.proximal > 0,
         lambda traits: traits.sends == "nothing",
-        "training.proximal = {config.training.proximal}: with method.name = '{name}' a client receives nothing that it "
-        "could be held near; set training.proximal = 0",
+        "training.proximal = {config.training.proximal}: with method.name = '{name}' a client receives nothing to stay "
+        "near; set training.proximal = 0",
     ),
     Row(
         lambda case: case.config.training.proximal > 0,
         lambda traits: traits.trains == "own",
         "training.proximal = {config.training.proximal}: what clients train with method.name = '{name}' is not what "
-        "travels; set training.proximal = 0",
+        "they send; set training.proximal = 0",
     ),
     Row(
         lambda case: case.stepped,
         lambda traits: traits.sends == "nothing",
-        "{step}: with method.name = '{name}' the server gets nothing to step by; set aggregation.server_optimizer = "
-        "'none'",
+        "{step}: with method.name = '{name}' the server receives no updates; set aggregation.server_optimizer = 'none'",
     ),
     Row(
         lambda case: case.stepped,
@@ -191,7 +191,7 @@ _ALIGNMENT = (
         Row(
             _is_of_another(key),
             None,
-            f"aggregation.{key} = {{config.aggregation.{key}!r}}: is of aggregation.align, which is 'none'; leave it "
+            f"aggregation.{key} = {{config.aggregation.{key}!r}}: needs aggregation.align, which is 'none'; leave it "
             "out",
         )
         for key in _OF_ALIGNMENT
@@ -204,18 +204,18 @@ _ALIGNMENT = (
     Row(
         lambda case: case.aligned,
         lambda traits: traits.sends == "nothing",
-        "{align}: with method.name = '{name}' nothing is sent that could be aligned; leave it out",
+        "{align}: with method.name = '{name}' there are no updates to align; leave it out",
     ),
     Row(
         lambda case: case.aligned,
         lambda traits: traits.rule,
-        "{align}: goes with a mean of updates alone, and method.name = '{name}' takes another one; {instead}, or leave "
+        "{align}: needs a mean of updates, and method.name = '{name}' uses another rule; {instead}, or leave "
         "aggregation.align out",
     ),
     Row(
         lambda case: case.aligned and case.ruled,
         lambda traits: traits.rule is None and traits.alignment is None,
-        "{align}: goes with a mean of updates alone, and {given} takes another one; set aggregation.rule = 'mean', or "
+        "{align}: needs a mean of updates, and {given} is another rule; set aggregation.rule = 'mean', or "
         "leave aggregation.align out",
     ),
     Row(
@@ -229,61 +229,60 @@ _PRIVACY = (
     Row(
         lambda case: case.config.privacy.mode != "local" and case.config.privacy.client_epsilon is not None,
         None,
-        "privacy.client_epsilon = {config.privacy.client_epsilon:g}: is of privacy.mode = 'local', where clients count "
-        "what they give away; leave it out",
+        "privacy.client_epsilon = {config.privacy.client_epsilon:g}: only applies to privacy.mode = 'local', where "
+        "each client limits its own privacy loss; leave it out",
     ),
     Row(
         lambda case: case.central,
         lambda traits: traits.rule,
-        "{mode}: method.name = '{name}' takes products of what each client sent, and not their sum, so that noise on "
-        "the sum says nothing of it; {instead}, or privacy.mode = 'local'",
+        "{mode}: method.name = '{name}' does not use the sum of the clients' updates, so noise on that sum would "
+        "not protect them; {instead}, or privacy.mode = 'local'",
     ),
     Row(
         lambda case: case.config.privacy.mode == "local" and case.rule and case.rule.fresh,
         None,
-        "{mode}: with '{rule.name}' clients begin with adapters of their own, so that there is no update to clip; take "
+        "{mode}: with '{rule.name}' each client starts from its own adapter, so there is no update to clip; take "
         "another method or rule",
     ),
     Row(
         lambda case: case.private and case.method.settings.get("weighting") == "examples",
         None,
-        "{mode}: with method.weighting = 'examples' what one client can change has no bound that is known beforehand; "
+        "{mode}: with method.weighting = 'examples' the influence of one client has no bound known in advance; "
         "set method.weighting = 'uniform'",
     ),
     Row(
         lambda case: case.private,
         lambda traits: traits.sends_scores,
-        "{mode}: with {culprit} scores of the clients' rows would leave them without noise; {instead}",
+        "{mode}: with {culprit} clients would send scores of their rows without noise; {instead}",
     ),
     Row(
         lambda case: case.private and case.config.evaluation.clients == "received",
         None,
-        "{mode}: with evaluation.clients = 'received' scores on the clients' own rows would leave them without noise; "
+        "{mode}: with evaluation.clients = 'received' clients would send scores on their own rows without noise; "
         "set evaluation.clients = false",
     ),
     Row(
         lambda case: case.central,
         lambda traits: traits.across or traits.merge == "own",
-        "{mode}: method.name = '{name}' needs to know whose update is whose, and noise is put on the sum of all; set "
+        "{mode}: method.name = '{name}' needs each client's update, and noise is added only to their sum; set "
         "privacy.mode = 'local'",
     ),
     Row(
         lambda case: case.central and case.aligned,
         None,
-        "{mode}: {align} needs to know whose update is whose, and noise is put on the sum of all; set privacy.mode = "
-        "'local'",
+        "{mode}: {align} needs each client's update, and noise is added only to their sum; set privacy.mode = 'local'",
     ),
     Row(
         lambda case: case.central and case.ruled,
         None,
-        "{mode}: {given} has no known bound on what one client can change; set aggregation.rule = 'mean' "
+        "{mode}: {given} has no known bound on the influence of one client; set aggregation.rule = 'mean' "
         "(privacy.clip_norm clips already), or privacy.mode = 'local'",
     ),
     Row(
         lambda case: case.central and case.config.defence.max_update_norm is not None,
         None,
-        "{mode}: dropping replies by defence.max_update_norm would show which clients' updates are long; leave it out "
-        "(privacy.clip_norm bounds every update already)",
+        "{mode}: dropping replies by defence.max_update_norm would reveal which clients' updates have a large norm; "
+        "leave it out (privacy.clip_norm bounds every update already)",
     ),
     Row(
         lambda case: (
@@ -291,7 +290,7 @@ _PRIVACY = (
         ),
         None,
         "{mode}: a bound that depends on the other clients' updates, defence.max_norm_ratio = "
-        "{config.defence.max_norm_ratio}, would show how long these are; leave it out (privacy.clip_norm bounds every "
+        "{config.defence.max_norm_ratio}, would reveal their norms; leave it out (privacy.clip_norm bounds every "
         "update already)",
     ),
 )

@@ -1,4 +1,4 @@
-"""A row of the table of contradictions, what it is held against, and its message with what could be done instead."""
+"""Rows of the table of contradictions, and their messages with alternative settings."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fedquilt.methods.registry import ENTRIES, Factory, defaults, traits_of
 from fedquilt.methods.traits import Traits
 
 MOST = 6
-"""Other methods that a message names; where more of them fit, it names none."""
+"""Largest number of other methods that a message names; if more of them fit, it names none."""
 
 _SENT = {
-    "A": "A alone is sent",
-    "B": "B alone is sent",
+    "A": "only A is sent",
+    "B": "only B is sent",
     "alternating": "one factor is sent in each round",
     "nothing": "nothing is sent",
 }
@@ -30,7 +30,7 @@ _SENT = {
 
 @dataclass(frozen=True)
 class Case:
-    """What a row of the table is held against: a config, its groups, and its method."""
+    """A config, its groups and its method, which the rows of the table are checked for."""
 
     config: Config
     parts: Sequence[Part]
@@ -43,55 +43,55 @@ class Case:
 
     @property
     def rule(self) -> Rule | None:
-        """The low-rank rule in force: the method's own, or that of the config."""
+        """The low-rank rule in use: the method's own, or that of the config."""
         return self.method.traits.rule or lowrank_rule(self.config)
 
     @property
     def ruled(self) -> bool:
-        """Whether another rule of aggregation than the mean is asked for."""
+        """Whether the config asks for another aggregation rule than the mean."""
         return self.config.aggregation.rule != "mean"
 
     @property
     def combined(self) -> bool:
-        """Whether a rule of aggregation that combines low-rank factors is asked for."""
+        """Whether the config asks for an aggregation rule that combines low-rank factors."""
         return self.config.aggregation.rule in RULES
 
     @property
     def aligned(self) -> bool:
-        """Whether alignment around the method is asked for."""
+        """Whether the config asks for alignment of the updates."""
         return self.config.aggregation.align != "none"
 
     @property
     def stepped(self) -> bool:
-        """Whether a server optimiser is asked for."""
+        """Whether the config asks for a server optimiser."""
         return self.config.aggregation.server_optimizer != "none"
 
     @property
     def private(self) -> bool:
-        """Whether differential privacy is asked for."""
+        """Whether the config asks for differential privacy."""
         return self.config.privacy.mode != "none"
 
     @property
     def central(self) -> bool:
-        """Whether noise on the sum of all updates is asked for."""
+        """Whether the config asks for central differential privacy: noise on the sum of all updates."""
         return self.config.privacy.mode == "central"
 
     def differs(self, section: str, key: str) -> bool:
-        """Whether a key of [adapter] or [head] has not the same value in all groups."""
+        """Whether a key of [adapter] or [head] differs between groups."""
         return len({getattr(getattr(part.config, section), key) for part in self.parts}) > 1
 
     def changed(self, section: str, key: str) -> bool:
-        """Whether a key of a section has another value than its default."""
+        """Whether a key of a section differs from its default."""
         table = getattr(self.config, section)
         return bool(getattr(table, key) != default_of(type(table), key))
 
 
 class Row(NamedTuple):
-    """One contradiction: the config asks for something (``asked``) that a method of such ``traits`` cannot do.
+    """One contradiction: the config asks for something (``asked``) that a method with such ``traits`` cannot do.
 
-    Without ``traits`` it is one of the config with itself. In the ``message``, ``{name}``, ``{config...}`` and
-    ``{rule...}`` are those of the case; ``{culprit}`` is the method, or those of its settings that give it these
-    traits, and ``{instead}`` the settings or methods that have others; see ``words``.
+    ``traits`` is None for a contradiction within the config. In the ``message``, ``{name}``, ``{config...}`` and
+    ``{rule...}`` are those of the case. ``{culprit}`` is the method, or the settings of it that cause these traits, and
+    ``{instead}`` advises other settings or methods; ``text`` lists the other fields.
     """
 
     asked: Callable[[Case], Any]
@@ -99,11 +99,11 @@ class Row(NamedTuple):
     message: str
 
     def holds(self, case: Case) -> bool:
-        """Whether this contradiction is there."""
+        """Whether the case has this contradiction."""
         return bool(self.asked(case)) and (self.traits is None or bool(self.traits(case.method.traits)))
 
-    def told(self, case: Case) -> str:
-        """The contradiction as a message."""
+    def text(self, case: Case) -> str:
+        """The message for the case."""
         method, rule = case.method, case.config.aggregation
         return self.message.format(
             name=method.name,
@@ -121,7 +121,7 @@ class Row(NamedTuple):
 
 
 def odd_ranks(parts: Sequence[Part]) -> list[str]:
-    """Ranks of clients whose adapters have one rank for all, or none."""
+    """Problems with ranks of clients whose kind of adapter has one rank for all, or none."""
     problems = []
     for part in parts:
         adapter, ranks = part.config.adapter, part.config.clients.ranks or ()
@@ -130,18 +130,18 @@ def odd_ranks(parts: Sequence[Part]) -> list[str]:
         if allowed == "own" or not odd:
             continue
         key = "clients.ranks" if not part.label else f"groups[{part.place}].rank"
-        told = f"{key} holds {', '.join(map(str, odd))} and "
+        given = f"{key} holds {', '.join(map(str, odd))} and "
         problems.append(
-            f"{told}adapter.kind = '{adapter.kind}' has no adapters that could have a rank; leave {key} out"
+            f"{given}adapter.kind = '{adapter.kind}' has no adapters that could have a rank; leave {key} out"
             if allowed == "none"
-            else f"{told}adapter.rank is {adapter.rank}: the branches of adapter.kind = '{adapter.kind}' have one "
-            f"rank; leave {key} out"
+            else f"{given}adapter.rank is {adapter.rank}: with adapter.kind = '{adapter.kind}' all clients have the "
+            f"same rank; leave {key} out"
         )
     return problems
 
 
 def _blamed(row: Row, method: Chosen) -> dict[str, str]:
-    """What gives the method its traits, and what could stand in its place: other settings, or else other methods."""
+    """The fields ``culprit`` and ``instead``: other settings of the method if any help, or else other methods."""
     if row.traits is None:
         return {}
     clashes = row.traits
@@ -160,7 +160,7 @@ def _blamed(row: Row, method: Chosen) -> dict[str, str]:
 
 
 def _fixes(clashes: Callable[[Traits], Any], method: Chosen) -> Iterator[tuple[str, list[Any]]]:
-    """Settings of the method, each with those of its other values with which nothing clashes."""
+    """The settings of the method that resolve the contradiction, each with the values that do."""
     for key, annotation in _settings(method.factory).items():
         others = [value for value in _choices(annotation) if value != method.settings[key]]
         fits = [other for other in others if not clashes(traits_of(method.name, {**method.settings, key: other}))]
@@ -175,7 +175,7 @@ def _settings(factory: Factory) -> dict[str, Any]:
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:
-    """The values of a type that has a few: those of a ``Literal``, and the two of a switch."""
+    """The values of a ``Literal`` or of a bool; empty for other types."""
     if annotation is bool:
         return (True, False)
     if get_origin(annotation) is Literal:
@@ -195,7 +195,7 @@ class _ByGroup:
 
 
 class _Leave:
-    """What to do about a key that is a setting of the method itself, or nobody's: ``{leave[split]}`` in a message."""
+    """Advice to set a key in [method] if the method has it, or else to leave it out: ``{leave[split]}``."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings

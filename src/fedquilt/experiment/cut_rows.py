@@ -1,4 +1,4 @@
-"""What of the rows is too long for a model: for the record of a run, and for whoever checks a run file."""
+"""Counts of rows that are too long for a model, for the record of a run and for checks of a run file."""
 
 from __future__ import annotations
 
@@ -10,38 +10,46 @@ from torch import Tensor
 from fedquilt.config.groups import Part
 from fedquilt.core.types import ClientId
 from fedquilt.data.table import Columns, Table, as_index
-from fedquilt.experiment.data import Dealt
+from fedquilt.experiment.data import AssignedRows
 from fedquilt.models.reading import Reading
 
 _SPLITS = ("train", "validation", "test")
 
 
 def lost_of(
-    reading: Reading, rows: Columns, test: Columns | None, dealt: Dealt, ids: Iterable[ClientId]
+    reading: Reading, rows: Columns, test: Columns | None, assigned: AssignedRows, ids: Iterable[ClientId]
 ) -> dict[str, Any]:
-    """How many rows of a group were cut, of all, of each client's splits and of the separate test set, if there is one.
+    """How many rows of a group are truncated: in total, in each client's splits, and in the common test set.
 
     ``{"max_tokens", "rows", "cut", "answers", "tokens", "clients": [{"id", "train", "validation", "test"}], "test"}``:
-    how many tokens a row may have, how many rows there are, are cut, lost of their answer, and the tokens lost; a
-    client's numbers are of rows that were cut. Nothing for rows that are no text.
+    the largest number of tokens of a row; the numbers of rows, of truncated rows, of rows that lose some of their
+    answer, and of lost tokens; and the number of truncated rows in each client's splits. Empty if the rows are no text.
+
+    Parameters
+    ----------
+    reading : how the model reads rows.
+    rows : the encoded rows of the group's source.
+    test : the encoded common test rows; None if there are none.
+    assigned : the rows as text, and who has which.
+    ids : the clients of the group.
     """
-    if reading.lost is None or dealt.table is None or dealt.table.kind != "text":
+    if reading.lost is None or assigned.table is None or assigned.table.kind != "text":
         return {}
-    lost = reading.lost(dealt.table, rows)
+    lost = reading.lost(assigned.table, rows)
     cut = lost.sum(1) > 0
     clients = [
-        {"id": id, **{name: int(cut[as_index(getattr(dealt.splits[id], name))].sum()) for name in _SPLITS}}
+        {"id": id, **{name: int(cut[as_index(getattr(assigned.splits[id], name))].sum()) for name in _SPLITS}}
         for id in ids
-        if id in dealt.splits
+        if id in assigned.splits
     ]
     found: dict[str, Any] = {"max_tokens": reading.width, **counted(lost), "clients": clients}
-    if dealt.test is not None and test is not None:
-        found["test"] = counted(reading.lost(dealt.test, test))
+    if assigned.test is not None and test is not None:
+        found["test"] = counted(reading.lost(assigned.test, test))
     return found
 
 
 def counted(lost: Tensor) -> dict[str, int]:
-    """How many rows there are, were cut, and lost some of their answer, and how many tokens were lost."""
+    """The numbers of rows, of truncated rows, of rows that lose some of their answer, and of lost tokens."""
     return {
         "rows": len(lost),
         "cut": int((lost.sum(1) > 0).sum()),
@@ -50,11 +58,11 @@ def counted(lost: Tensor) -> dict[str, int]:
     }
 
 
-_MOST = 20_000  # rows that are looked at
+_MOST = 20_000  # largest number of rows that are checked
 
 
 def notes_on(part: Part, reading: Reading, table: Table | None) -> list[str]:
-    """What a group's model would make of its rows.
+    """Remarks on rows that a group's model would truncate.
 
     Raises
     ------
@@ -65,8 +73,8 @@ def notes_on(part: Part, reading: Reading, table: Table | None) -> list[str]:
     notes, label = [], f"group '{part.label}': " if part.label else ""
     if reading.width is not None and reading.width < config.max_length:
         notes.append(
-            f"{label}model.max_length = {config.max_length}: the model or its tokenizer takes {reading.width} tokens "
-            "at most, and rows are cut to these"
+            f"{label}model.max_length = {config.max_length}: the model or its tokenizer takes at most "
+            f"{reading.width} tokens, and longer rows are cut"
         )
     if reading.lost is None or table is None or table.kind != "text":
         return notes

@@ -1,4 +1,4 @@
-"""From a config's [data] and [partition] to who holds which rows."""
+"""Reading the data of a config and partitioning it over clients."""
 
 from __future__ import annotations
 
@@ -21,17 +21,23 @@ from fedquilt.data.table import Table, concatenated
 from fedquilt.experiment.prompt_checks import check_posing
 
 SITES = "sites"
-"""The scheme in which every client has a source of its own."""
+"""The partition scheme in which every client has its own source."""
 
 NODE = "node"
-"""The source that stands for whatever a node was started with."""
+"""The name of the source that each node's own config defines."""
 
 
 @dataclass(frozen=True)
-class Dealt:
-    """The rows of a federation as far as they are here: the table, the separate test table, who holds which rows.
+class AssignedRows:
+    """The rows that are on this machine, and their assignment to clients.
 
-    ``names`` are what the data call the clients, where they do.
+    Attributes
+    ----------
+    table : the rows; None if none are here.
+    test : the common test rows; None if there are none.
+    splits : the training, validation and test rows of each client, as indices into ``table``.
+    proxy : the rows of the server, likewise.
+    names : the natural ids of the clients in the data, if it has any.
     """
 
     table: Table | None
@@ -42,9 +48,9 @@ class Dealt:
 
 
 def read(config: Config, rng: Rng, here: Collection[ClientId] | None = None) -> tuple[Table | None, Table | None]:
-    """The rows that are dealt out, and the separate test rows, None for none; of the task's kind, and labelled.
+    """The rows to partition, and the common test rows, or None; both are checked to fit the task.
 
-    ``here`` are the clients whose rows may be read if each has its own, all for None.
+    ``here`` are the clients whose rows may be read if each has its own source, None for all.
     """
     data = config.data
     if config.partition.scheme == SITES:
@@ -57,7 +63,7 @@ def read(config: Config, rng: Rng, here: Collection[ClientId] | None = None) -> 
         table = _as_named(config, table, data.source)
     if data.test is not None:
         rows, held_out = published_split(load_table(data.test, **_columns(config)))
-        test = rows if held_out is None else held_out  # what others train on is nothing to be tested on
+        test = rows if held_out is None else held_out  # the test rows must not be rows that others train on
     if test is None and data.test_limit is not None and here is None:
         raise ConfigError(f"data.test_limit = {data.test_limit}: there is no common test set; leave it out")
     if test is not None:
@@ -71,25 +77,25 @@ def read(config: Config, rng: Rng, here: Collection[ClientId] | None = None) -> 
 
 
 def _of_sites(config: Config, rng: Rng, here: Collection[ClientId]) -> Table | None:
-    """The rows of the sites ``here``, one after another; the group of a row is its site's place among them."""
+    """The rows of the sites ``here``, one after another; the group of a row is its site's position in ``here``."""
     data, problems = config.data, []
     if "{client}" not in data.source and data.source != NODE and len(here) != 1:
         problems.append(
             f"data.source = '{data.source}': partition.scheme = 'sites' needs a source for each client: a path with "
-            "'{client}' in it, as in 'site-{client}.csv', or 'node' for what each node is started with"
+            "'{client}' in it, as in 'site-{client}.csv', or 'node' for the source in each node's own config"
         )
     if data.classes is None and TASKS[config.model.task].has_classes:
         problems.append(
-            "data.classes: missing; with partition.scheme = 'sites' nobody sees all classes, so name them, as in "
+            "data.classes: missing; with partition.scheme = 'sites' no party sees all classes, so name them, as in "
             "classes = ['cat', 'dog']"
         )
     if data.proxy:
         problems.append(
-            f"data.proxy = {data.proxy}: with partition.scheme = 'sites' the server has no rows to keep; leave it out"
+            f"data.proxy = {data.proxy}: with partition.scheme = 'sites' the server has no rows; leave it out"
         )
     if data.source == NODE and len(here) > 0:
         problems.append(
-            "data.source = 'node': each client's rows are where its node is; give each node its source "
+            "data.source = 'node': each client's rows are on its node; give each node its source "
             "(--node-config 'data=...'), or for a run on this machine a path with '{client}' in it"
         )
     if problems:
@@ -100,8 +106,8 @@ def _of_sites(config: Config, rng: Rng, here: Collection[ClientId]) -> Table | N
         table, held_out = published_split(load_table(source, **_columns(config)))
         if held_out is not None:
             raise DataError(
-                f"data.source = '{source}': holds {len(held_out)} test rows besides {len(table)} to train with, and a "
-                "site's rows are split by partition.test_fraction; name a file of the latter alone"
+                f"data.source = '{source}': holds {len(held_out)} test rows besides {len(table)} training rows, and a "
+                "site's rows are split by partition.test_fraction; name a file of training rows only"
             )
         table = limited(table, data.limit, rng.child("data", client))
         check_kind(config, table, "source", source)
@@ -116,13 +122,13 @@ def _refuse_own_sources(config: Config) -> None:
     source, scheme = config.data.source, config.partition.scheme
     if "{client}" in source or source == NODE:
         raise ConfigError(
-            f"data.source = '{source}': is a source for each client, and partition.scheme = '{scheme}' deals out one "
+            f"data.source = '{source}': is a source for each client, and partition.scheme = '{scheme}' partitions one "
             "source; set partition.scheme = 'sites'"
         )
 
 
 def _as_named(config: Config, table: Table, source: str) -> Table:
-    """The table with its labels numbered as ``data.classes`` says, if it says so."""
+    """The table with its labels numbered in the order of ``data.classes``, if that is set."""
     classes = config.data.classes
     if classes is None or not TASKS[config.model.task].has_classes:
         return table
@@ -135,7 +141,7 @@ def _columns(config: Config) -> dict[str, Any]:
 
 
 def check_kind(config: Config, table: Table, key: str, source: str) -> None:
-    """Nothing, if the table holds what the task needs: images or text, labels for a classifier, answers to judge by."""
+    """Raise ConfigError or DataError if the table lacks what the task needs: images or text, labels, or answers."""
     task = TASKS[config.model.task]
     if table.kind != task.reads:
         words = {"image": "images", "text": "text"}
@@ -149,17 +155,17 @@ def check_kind(config: Config, table: Table, key: str, source: str) -> None:
     check_posing(config, table, key, source)
 
 
-def deal(
+def assign(
     config: Config, table: Table | None, test: Table | None, rng: Rng, here: Collection[ClientId] | None = None
-) -> Dealt:
-    """The rows dealt: proxy rows for the server, then each client's train, validation and test rows.
+) -> AssignedRows:
+    """Assign rows: proxy rows to the server, then training, validation and test rows to each client.
 
-    The split depends on the seed and on [data] and [partition] alone, so all methods of a comparison share it; where
-    each client has a source of its own, on that client's rows alone.
+    The assignment depends only on the seed, [data] and [partition], so all methods of a comparison share it. If each
+    client has its own source, that of a client depends only on its own rows.
     """
     data, wanted = config.data, config.partition
     if table is None:
-        return Dealt(None, test, {}, np.empty(0, dtype=np.int64))
+        return AssignedRows(None, test, {}, np.empty(0, dtype=np.int64))
     labels = None if table.labels is None else table.labels.numpy()
     ids = list(range(wanted.num_clients) if here is None or wanted.scheme != SITES else here)
     parts = partition(
@@ -180,18 +186,18 @@ def deal(
         validation_fraction=wanted.validation_fraction,
     )
     names = _names(table, dict(zip(ids, parts, strict=True))) if wanted.scheme == "natural" else {}
-    return Dealt(table, test, splits, proxy, names)
+    return AssignedRows(table, test, splits, proxy, names)
 
 
 def _names(table: Table, parts: Mapping[ClientId, np.ndarray]) -> dict[ClientId, str]:
-    """What the data call each client, all of whose rows have one natural id."""
-    assert table.groups is not None, "a natural partition is one of such rows"
+    """The natural id of each client in the data; all rows of a client have the same."""
+    assert table.groups is not None, "a natural partition needs rows with natural ids"
     ids = {client: int(table.groups[int(rows[0])]) for client, rows in parts.items()}
     return {client: table.group_names[id] if table.group_names else str(id) for client, id in ids.items()}
 
 
 def classes_here(config: Config) -> tuple[str, ...]:
-    """The classes of the data, if it is on this machine; none for a language model, or to keep a model's head."""
+    """The classes of the data if it is on this machine; empty for a language model or if they are unknown."""
     if not TASKS[config.model.task].has_classes:
         return ()
     if config.data.classes is not None:
@@ -200,5 +206,5 @@ def classes_here(config: Config) -> tuple[str, ...]:
         return ()
     try:
         return load_table(config.data.source, **_columns(config)).classes
-    except DataError:  # a plan may be made where the data is not
+    except DataError:  # a plan does not need the data
         return ()

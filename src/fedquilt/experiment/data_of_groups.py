@@ -1,4 +1,4 @@
-"""What is dealt in a federation of groups: the file's data to all groups without any of their own, and theirs."""
+"""Data of a federation of groups: groups without their own data share that of the run file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.tasks import TASKS
 from fedquilt.core.types import ClientId
 from fedquilt.data.table import Table
-from fedquilt.experiment.data import SITES, Dealt, check_kind, deal
+from fedquilt.experiment.data import SITES, AssignedRows, assign, check_kind
 
 
 @dataclass(frozen=True)
 class Source:
-    """Data that is dealt to the clients of one group, or of all groups without data of their own.
+    """Data that is partitioned over the clients of one group, or of all groups without their own data.
 
-    ``config`` is that of a federation of these clients alone; the clients' numbers are those of the whole.
+    ``config`` describes a federation of only these clients; their numbers are those in the whole federation.
     """
 
     parts: tuple[Part, ...]
@@ -34,51 +34,53 @@ class Source:
         return tuple(id for part in self.parts for id in part.ids)
 
     def stream(self, rng: Rng) -> Rng:
-        """The stream that reading and dealing draw from: what one group's data are moves no other group's rows."""
+        """The random stream for reading and partitioning, so that one group's data does not affect another's rows."""
         own = len(self.parts) == 1 and "data" in self.parts[0].own
         return rng.child("group", self.parts[0].label) if own else rng
 
     def read(
         self, read: Callable[..., Any], rng: Rng, here: Collection[ClientId] | None
     ) -> tuple[Table | None, Table | None]:
-        """The rows that are dealt and the separate test rows, held to be what every group's task needs.
+        """The rows to partition and the common test rows, checked to fit the task of every group.
 
-        ``read`` is ``deal.read``.
+        ``read`` is ``data.read``.
         """
         tasks = {part.config.model.task for part in self.parts}
         if problems := idle_keys(self.config.data, tasks, self.config.partition.scheme):
             raise ConfigError(problems)
         table, test = read(self.config, self.stream(rng), self.here(here))
         for part in self.parts:
-            with told_of(part):
+            with naming_groups(part):
                 if table is not None:
                     check_kind(part.config, table, "source", part.config.data.source)
         return table, test
 
-    def deal(self, table: Table | None, test: Table | None, rng: Rng, here: Collection[ClientId] | None) -> Dealt:
-        """The rows dealt to the clients of this source, by their numbers in the whole federation."""
-        dealt = deal(self.config, table, test, self.stream(rng), self.here(here))
+    def assign(
+        self, table: Table | None, test: Table | None, rng: Rng, here: Collection[ClientId] | None
+    ) -> AssignedRows:
+        """Assign the rows to the clients of this source, by their numbers in the whole federation."""
+        assigned = assign(self.config, table, test, self.stream(rng), self.here(here))
         if self.config.partition.scheme == SITES:
-            return dealt
+            return assigned
         ids = self.ids
-        return replace(dealt, splits={ids[place]: split for place, split in dealt.splits.items()})
+        return replace(assigned, splits={ids[place]: split for place, split in assigned.splits.items()})
 
     def here(self, here: Collection[ClientId] | None) -> tuple[ClientId, ...] | None:
-        """The clients, of those ``here``, that this source has rows of its own for; None where one source is dealt."""
+        """The clients of this source that are ``here``, if each client has its own source; None if they share one."""
         if self.config.partition.scheme != SITES:
             return None
         return tuple(id for id in self.ids if here is None or id in here)
 
 
 def sources(config: Config, parts: Sequence[Part]) -> tuple[Source, ...]:
-    """What is dealt, and to which groups; the groups without data of their own come first and share the file's."""
+    """The data sources and their groups; the groups without their own data come first and share the file's."""
     if not config.groups:
         return (Source(tuple(parts), config),)
     common = tuple(part for part in parts if config.groups[part.place].data is None)
     own = [Source((part,), part.config) for part in parts if config.groups[part.place].data is not None]
     if not common:
         return tuple(own)
-    # whose labels matter says how the rows are read
+    # a group that needs labels determines how the rows are read
     reader = next((part for part in common if TASKS[part.config.model.task].has_classes), common[0])
     num = sum(len(part.ids) for part in common)
     together = {"partition": config.partition.model_copy(update={"num_clients": num}), "model": reader.config.model}
@@ -86,8 +88,8 @@ def sources(config: Config, parts: Sequence[Part]) -> tuple[Source, ...]:
 
 
 @contextmanager
-def told_of(*parts: Part) -> Iterator[None]:
-    """What is wrong inside is told by the keys of the group, which it says itself or has from the file."""
+def naming_groups(*parts: Part) -> Iterator[None]:
+    """Reword errors raised inside so that they name the keys of these groups, in [[groups]] or in the file."""
     try:
         yield
     except ConfigError as error:
@@ -99,7 +101,7 @@ def told_of(*parts: Part) -> Iterator[None]:
 def _reworded(problem: str, parts: Sequence[Part]) -> str:
     labels = ", ".join(f"'{part.label}'" for part in parts if part.label)
     section = problem.partition(".")[0]
-    if not labels or re.match(r"groups?[ \[]", problem):  # there are no groups, or it is said already
+    if not labels or re.match(r"groups?[ \[]", problem):  # there are no groups, or the problem names one already
         return problem
     if len(parts) > 1:
         if section in ("data", "partition"):  # they share the file's

@@ -1,4 +1,4 @@
-"""What replies are held to, as a config says it in [defence]."""
+"""Checks and bounds of replies, from the section [defence]."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from fedquilt.core.types import Profile
 from fedquilt.experiment.data import SITES
 
 SITES_SHARE = 0.5
-"""The largest share of the weights that a site has by default: never more than all others together."""
+"""Default limit of a site's share of the total weight: never more than all others together."""
 
 
 def check_of(config: Config, profiles: Sequence[Profile]) -> Check:
-    """What every reply is held to."""
+    """The check of every reply by itself."""
     return reply_check(profiles, Limits(config.defence.max_update_norm, config.defence.max_reply_bytes))
 
 
 def bounds_of(config: Config) -> Bounds:
-    """What every reply is held to among those of its exchange.
+    """The bounds of a reply relative to the other replies of its exchange.
 
-    With central privacy what becomes of a client's update must not depend on the others': it is clipped by itself.
+    With central privacy the norm bound is off: how a client's update is clipped must not depend on the others.
     """
     ratio, share = config.defence.max_norm_ratio, config.defence.max_weight_share
     if share is None:

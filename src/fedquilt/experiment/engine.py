@@ -1,4 +1,4 @@
-"""What carries a run: the engine behind the loop, how a run gets one, and who watches."""
+"""Interfaces of a run: engines, how a run connects to one, and progress reports."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from fedquilt.experiment.build import Experiment
 
 
 class Progress(Protocol):
-    """What a run tells while it goes on; the command shows it."""
+    """Callbacks for the progress of a run."""
 
     def started(self, name: str, first: int, rounds: int) -> None:
-        """The run ``name`` begins with round ``first`` of ``rounds``."""
+        """Report that the run ``name`` begins with round ``first`` of ``rounds``."""
 
     def client(self, exchange: str, number: int, of: int) -> None:
-        """Client ``number`` of ``of`` has done its part of the exchange."""
+        """Report that client ``number`` of ``of`` has finished its part of the exchange."""
 
     def step(self, number: int, of: int) -> None:
-        """A client has made its optimiser step ``number`` of ``of``."""
+        """Report that a client has made optimiser step ``number`` of ``of``."""
 
     def round(self, line: Mapping[str, Any]) -> None:
-        """A round is finished and recorded; ``line`` is its line of the record, and under ``names`` what the data call
-        clients that have a name, by id."""
+        """Report that a round is finished and recorded.
+
+        ``line`` is its line of the record; ``line["names"]`` are the natural ids of clients in the data, by client.
+        """
 
 
 class Silent:
-    """A Progress that tells nothing."""
+    """A Progress that ignores all reports."""
 
     def started(self, name: str, first: int, rounds: int) -> None: ...
 
@@ -42,10 +44,14 @@ class Silent:
 
 
 class Engine(Protocol):
-    """What carries a run: ``send`` of ``core.loop``, and the clients' memories as far as they are in this process.
+    """An engine: ``send`` for ``core.loop``, and the state of the clients in this process.
 
-    ``messages`` counts what was sent to clients over a network, by type of message; ``announced`` are the training rows
-    that each client says it has, empty where the server knows them.
+    Attributes
+    ----------
+    memories : the clients' memories, if they are in this process.
+    messages : the number of messages sent to clients over a network, by type.
+    announced : the number of training rows that each client announced; empty if the server knows them.
+    has_clients : whether the clients are in this process.
     """
 
     memories: dict[ClientId, Memory]
@@ -57,10 +63,10 @@ class Engine(Protocol):
 
 
 class Connect(NamedTuple):
-    """How a run gets its engine: ``make(experiment, key, memories, progress)``, where ``key`` is the run's own.
+    """How a run connects to its engine: ``make(experiment, key, memories, progress)`` with the key of the run.
 
-    ``here`` are the clients whose own rows are in this process, all for None. ``adapted(config)`` is the config that
-    both sides build the experiment from: whoever cannot see the clients' rows has them score themselves.
+    ``here`` are the clients whose own rows are in this process, None for all. ``adapted(config)`` is the config that
+    server and clients build the experiment from; a server without the clients' rows lets them score themselves.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""The adapters of a run as folders: at its end, and whenever they are asked for.
+"""Export of a run's adapters as folders, at its end or on request.
 
-PEFT loads them where they are LoRA or fold into it; a mixture that does not has a format of its own, which
-``fedquilt.load_adapter`` reads. Where the weights were trained, the folder holds the model.
+PEFT loads LoRA adapters, and mixtures that can be converted to LoRA. Other mixtures have their own format, which
+``fedquilt.load_adapter`` reads. After full fine-tuning the folder holds the model.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ _FIRST = {kind.files[0] for kind in KINDS.values() if kind.files}  # of which ea
 
 
 def save_adapters(experiment: Experiment, state: Tree, memories: Mapping[ClientId, Memory], folder: Path) -> None:
-    """The adapters in folders of their format: ``global`` (``global-LABEL`` for each group), and ``client-007`` for
-    each client with a part of its own or a rank of its own."""
+    """Save adapters in ``global`` (``global-LABEL`` for each group) and in ``client-007`` and so on.
+
+    A client has a folder if its adapter differs from the global one in local tensors or in rank.
+    """
     view = experiment.method.view
     for group in experiment.groups:
         order = view(state, group.server.profile)
@@ -52,7 +54,7 @@ def save_adapters(experiment: Experiment, state: Tree, memories: Mapping[ClientI
 
 
 def is_whole(group: BuiltGroup, order: Order) -> bool:
-    """Whether a view holds every tensor of the layout; it may hold a change of the base or a bank besides."""
+    """Whether an order holds every tensor of the layout; it may also hold a change of the base or a bank."""
     return group.layout.depth.keys() <= order.params.keys()
 
 
@@ -72,29 +74,29 @@ def _save(group: BuiltGroup, folder: Path, params: Mapping[str, torch.Tensor]) -
 
 
 def export(run: Path, out: Path, client: ClientId | None = None, group: str | None = None) -> Path:
-    """Write the adapter of a run's last checkpoint as a folder: the global one (or a group's), or a client's. Where the
-    weights were trained, the folder is the model's.
+    """Write the adapter of a run's last checkpoint as a folder: the global one (or a group's), or a client's.
 
-    A finished run's adapters are copied, which needs neither model nor data; those of an unfinished one are made.
+    After full fine-tuning the folder holds the model. The adapters of a finished run are copied, which needs neither
+    model nor data; those of an unfinished run are built.
 
     Raises
     ------
     RunError
-        if the run has no checkpoint, or no global model because its parts stay with the clients, or no such client or
-        group, or ``out`` holds something that is no adapter, which would be lost.
+        if the run has no checkpoint, no global model because parts of it stay with the clients, or no such client or
+        group, or if ``out`` holds other files than an adapter's, which would be lost.
     """
     Record.open(run)
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out}: is a file; give a new folder")
-    # a whole model there may be somebody's base: it is never written over
+    # a whole model may be a base of other runs: it is never overwritten
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    begun = bool(there & _OURS) and there <= _OURS | {"README.md"}  # of an export that was stopped
+    begun = bool(there & _OURS) and there <= _OURS | {"README.md"}  # an interrupted export
     if there and not there & _FIRST and not begun:
         raise RunError(f"--out {out}: this folder is not empty and holds no adapter; give a new folder")
     with _ready(run, client, group) as made:
 
         def fill(fresh: Path) -> None:
-            if out.is_dir():  # what somebody wrote beside the adapter stays
+            if out.is_dir():  # files that users put beside the adapter are kept
                 shutil.copytree(out, fresh, ignore=lambda folder, names: _OURS, dirs_exist_ok=True)
             shutil.copytree(made, fresh, dirs_exist_ok=True)
 
@@ -105,9 +107,9 @@ def export(run: Path, out: Path, client: ClientId | None = None, group: str | No
 def adapter_folder(
     run: Path, client: ClientId | None = None, group: str | None = None, objects: Mapping[str, Any] = NO_OBJECTS
 ) -> Path:
-    """The folder in a run's own that holds the adapter of its last checkpoint; arguments as for ``export``.
+    """The folder inside a run's folder with the adapter of its last checkpoint; arguments as for ``export``.
 
-    Those of a finished run are there; of an unfinished one all adapters are made. ``objects`` are ``Config.objects``.
+    A finished run has its adapters; those of an unfinished run are all built. ``objects`` are ``Config.objects``.
 
     Raises
     ------
@@ -122,7 +124,7 @@ def adapter_folder(
 def _ready(
     run: Path, client: ClientId | None, group: str | None, objects: Mapping[str, Any] = NO_OBJECTS
 ) -> Iterator[Path]:
-    """The folder of ``adapter_folder``, which nothing writes as long as the context lasts."""
+    """The folder of ``adapter_folder``; no process writes to it while the context is open."""
     record = Record.open(run)
     clients = read_partition(run)["clients"]
     if client is not None and not 0 <= client < len(clients):
@@ -131,7 +133,7 @@ def _ready(
     if read_result(run) is not None:
         yield _chosen(record, label, client)
         return
-    with hold(run) as held:  # what is read is not written meanwhile
+    with hold(run) as held:  # so that no process writes what is read here
         record = Record.open(run, held=held)
         record.check()
         if not record.has_checkpoint:
@@ -145,10 +147,10 @@ def _ready(
 
 
 def _chosen(record: Record, label: str, client: ClientId | None) -> Path:
-    """The folder of the wanted adapter of those in the run's folder, whole."""
+    """The folder of the wanted adapter inside the run's folder, after a check that it is complete."""
     run = record.folder
     own = None if client is None else _client_folder(client)
-    # a client without a part of its own uses the global model
+    # a client without local tensors uses the global model
     name = own if own is not None and record.has_adapter(own) else _global_folder(label)
     if not record.has_adapter(name):
         whose = f"{run}: group '{label}'" if label else str(run)
@@ -162,7 +164,7 @@ def _chosen(record: Record, label: str, client: ClientId | None) -> Path:
 
 
 def _label(run: Path, groups: list[str], client: ClientId | None, wanted: str | None) -> str:
-    """The group whose global model is meant; ``groups`` are those of the clients, in their order."""
+    """The label of the wanted group; ``groups`` are the labels of the clients' groups in the order of the clients."""
     labels = list(dict.fromkeys(label for label in groups if label))
     if wanted is not None:
         if not labels:

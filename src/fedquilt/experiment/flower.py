@@ -1,8 +1,8 @@
-"""A run on Flower: what the server and the clients are made of. flwr is imported when a run asks for it.
+"""Runs on Flower: server and client apps. flwr is imported only when a run uses it.
 
-Both sides build the experiment from the same run file. A client takes its own part of it; the server takes the method
-and the rows of the global evaluation, and hears of each client what it is before training starts. Where every client
-has a source of its own, the server reads none of them and a client only its own.
+Both sides build the experiment from the same run file. A client uses its own part; the server uses the method and the
+rows of the global evaluation, and each client announces itself before training starts. If every client has its own data
+source, the server reads none of them, and a client reads only its own.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from fedquilt.record import Record, read_config, read_result
 from fedquilt.record.read import is_run
 from fedquilt.report.round_text import dropped_texts, round_text
 
-log = logging.getLogger("flwr")  # whose lines Flower brings to the user
+log = logging.getLogger("flwr")  # Flower shows the lines of this logger to the user
 
 
 def over(grid: Any, config: Config, *, name: str, poll: float, stop: Event | None = None) -> Connect:
-    """The engine of a run over a Flower Grid; it is made when all clients have said who they are.
+    """The connection of a run to a Flower Grid; its engine is ready when all clients have announced themselves.
 
-    ``poll`` is how many seconds are between two looks for replies; how long they may take is in [network].
+    ``poll`` is the number of seconds between checks for replies; [network] has the time limits.
     """
     network = config.network
 
@@ -68,7 +68,7 @@ def over(grid: Any, config: Config, *, name: str, poll: float, stop: Event | Non
         )
         engine.hello(network.wait)
         for words in (*engine.refused.values(), *engine.rejected_nodes.values()):
-            log.warning("fedquilt: turned away: %s", words)
+            log.warning("fedquilt: rejected: %s", words)
         for client in sorted(engine.cards.keys() - engine.nodes.keys() - engine.refused.keys()):
             log.warning("fedquilt: client %d did not join", client)
         return engine
@@ -85,10 +85,18 @@ def simulate(
     gpus: float = 0.0,
     back_to: int | None = None,
 ) -> Path:
-    """Run a config into a new folder on Flower's simulation engine; without a config, go on with the run in ``folder``,
-    or go ``back_to`` the state after that many rounds and on from there.
+    """Run a config into a new folder on Flower's simulation engine, or resume the run in the folder.
 
-    The clients' memories lie in ``folder/sites``. Each simulated client gets ``cpus`` and ``gpus`` of this machine.
+    The clients' memories are in ``folder/sites``.
+
+    Parameters
+    ----------
+    config : the run file; None to resume the run in ``folder``.
+    folder : the run's folder.
+    progress : receives reports.
+    cpus : CPU cores of this machine for each simulated client.
+    gpus : GPUs of this machine for each simulated client.
+    back_to : resume from the state after this many rounds.
 
     Raises
     ------
@@ -121,13 +129,7 @@ def simulate(
 
 
 def require(engine: str, *packages: str) -> None:
-    """Nothing, if the packages that an engine needs are installed.
-
-    Raises
-    ------
-    ConfigError
-        if one is not; says how to get it.
-    """
+    """Raise ConfigError, with the command that installs it, if a package that an engine needs is missing."""
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise ConfigError(
@@ -136,14 +138,14 @@ def require(engine: str, *packages: str) -> None:
 
 
 FAILED = "fedquilt: the run failed: "
-"""What stands in the ServerApp's log before the cause of a failure."""
+"""The prefix of the cause of a failure in the ServerApp's log."""
 
 
 def server_app(file: Path) -> Any:
-    """A Flower ServerApp that runs a run file; for the apps that Flower's own commands start.
+    """A Flower ServerApp that runs a run file, for apps that Flower's own commands start.
 
     The run's folder is ``folder`` of Flower's run config, or OUTPUT/NAME of the run file, on the machine of the
-    SuperLink; if a run is there that stopped, it goes on.
+    SuperLink. If it holds a stopped run, that run is resumed.
     """
     quiet()
     from fedquilt.engine.flower import server
@@ -158,7 +160,7 @@ def server_app(file: Path) -> Any:
                 resume(folder, config, Logged(), connect)
             else:
                 run(config, folder, Logged(), connect)
-        except FedquiltError as error:  # Flower's own report of it has no end to its traceback
+        except FedquiltError as error:  # Flower's own report would be a long traceback
             for problem in getattr(error, "problems", (str(error),)):
                 log.error("%s%s", FAILED, problem)
             raise
@@ -172,7 +174,7 @@ def read(file: Path) -> Config:
 
 
 class Logged(Silent):
-    """A Progress for a process without a terminal: a line of the log for each round and each client dropped."""
+    """A Progress for a process without a terminal: one line of the log for each round and each dropped reply."""
 
     def started(self, name: str, first: int, rounds: int) -> None:
         self.rounds = rounds
@@ -187,16 +189,16 @@ class Logged(Silent):
 
 
 def site_app(file: Path, mods: Sequence[Any] = ()) -> Any:
-    """A Flower ClientApp that works for the partition its node was started with, by the same run file.
+    """A Flower ClientApp for the partition in its node's config, with the same run file as the server.
 
-    Private memory is kept in the folder that the node's config names as ``memories``; ``~/.fedquilt/sites`` otherwise.
-    What else it may say: see ``joined``.
+    Private memory is kept in the folder ``memories`` of the node's config, ``~/.fedquilt/sites`` by default. ``joined``
+    lists the other keys of the node's config.
     """
     quiet()
     from fedquilt.engine.flower.client import client_app
 
     def memories(context: Any) -> Path:
-        # only the node's own config: where a client writes is not for the server to say
+        # only from the node's own config: the server must not choose where a client writes
         return Path(context.node_config.get("memories") or Path.home() / ".fedquilt" / "sites")
 
     def join(partition: ClientId, node: Mapping[str, Any]) -> Any:

@@ -1,6 +1,6 @@
-"""A run as a Flower app: the folder that ``flwr run`` takes, and running it against a federation.
+"""Flower apps: writing the folder that ``flwr run`` takes, and running it on a federation.
 
-The app's two sides only name the run file; everything else is in the installed fedquilt.
+The two sides of the app only name the run file; all other code is in the installed fedquilt.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ in `{run_file}`. A simulation of more than two nodes: `--federation-config "num-
 
 
 def write_app(folder: Path, text: str = RUN_FILE, run_file: str = "run.toml") -> Path:
-    """Make ``folder`` a Flower app that runs ``text``; gives the run file in it.
+    """Write a Flower app that runs the run file ``text``; returns the path of the run file in it.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def write_app(folder: Path, text: str = RUN_FILE, run_file: str = "run.toml") ->
     name = folder.absolute().name
     package = re.sub(r"\W", "_", name.lower())
     if not package.isidentifier() or not package.isascii():
-        raise ConfigError(f"{folder}: the app's Python package is named after it; use letters, digits and '-'")
+        raise ConfigError(f"{folder}: the app's Python package has the folder's name; use letters, digits and '-'")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder}: exists and is not empty; give a new folder")
     words = {"name": re.sub(r"[^a-z0-9-]", "-", name.lower()), "package": package, "run_file": run_file}
@@ -117,17 +117,17 @@ def write_app(folder: Path, text: str = RUN_FILE, run_file: str = "run.toml") ->
 
 
 def deploy(config: Config | None, folder: Path, superlink: str, said: Callable[[str], None]) -> None:
-    """Run a config on the federation of a SuperLink; without a config, go on with the run in ``folder``.
+    """Run a config on the federation of a SuperLink; without a config, resume the run in ``folder``.
 
-    ``superlink`` is the name of the connection in Flower's own configuration, ``folder`` the run's on the SuperLink's
-    machine. ``said`` is given every line of the run's log.
+    ``superlink`` is the name of the connection in Flower's own configuration. ``folder`` is the run's folder on the
+    SuperLink's machine. ``said`` is called with every line of the run's log.
 
     Raises
     ------
     RoundError
-        if the run failed; with its cause, which names client and round.
+        if the run failed; gives the cause, with client and round.
     ConfigError
-        if Flower is not installed, or does not take the run.
+        if Flower is not installed or does not start the run.
     """
     require("flower", "flwr")
     quiet()
@@ -152,7 +152,7 @@ def deploy(config: Config | None, folder: Path, superlink: str, said: Callable[[
 
 
 def _followed(run: str, superlink: str, said: Callable[[str], None]) -> list[str]:
-    """The causes of failure in a run's log, which is followed to its end."""
+    """Follow a run's log to its end; returns the causes of failure in it."""
     causes = []
     command = [tool("flwr"), "log", run, superlink, "--stream"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -166,14 +166,14 @@ def _followed(run: str, superlink: str, said: Callable[[str], None]) -> list[str
 
 
 def _status(run: str, superlink: str) -> tuple[str, str]:
-    """How a run ended, and Flower's words on it."""
+    """The final status of a run, and Flower's details."""
     listed = _flwr("ls", superlink, "--run-id", run, "--format", "json")
-    (told,) = listed.get("runs") or [{"status": "nothing of the run", "status-details": _cause(listed)}]
-    return str(told.get("status")), " ".join(str(told.get("status-details") or "").split())
+    (entry,) = listed.get("runs") or [{"status": "nothing of the run", "status-details": _cause(listed)}]
+    return str(entry.get("status")), " ".join(str(entry.get("status-details") or "").split())
 
 
 def _flwr(*words: str) -> dict[str, Any]:
-    """What a command of Flower's prints as JSON."""
+    """The JSON output of a command of Flower's."""
     done = subprocess.run([tool("flwr"), *words], capture_output=True, text=True)
     try:
         printed = json.loads(done.stdout[done.stdout.index("{") :])
@@ -187,5 +187,5 @@ def _cause(printed: dict[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text without the codes of colours."""
+    """Text without the escape codes of colours."""
     return re.sub(r"\x1b\[[0-9;]*m", "", text)

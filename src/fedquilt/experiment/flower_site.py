@@ -1,4 +1,4 @@
-"""A site of a federation on Flower: the part of the experiment that one client builds, and what it announces."""
+"""A site on Flower: the part of the experiment that one client builds, and its announcement."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fedquilt.experiment.data import SITES
 from fedquilt.experiment.inputs_record import rows_digest
 
 _FOLLOWED = ("seed", "rounds", "adapter", "head", "training", "privacy", "method")
-"""Parts of a run file that a client's work follows, so both sides must have the same."""
+"""Parts of a run file that determine a client's work; they must be equal on server and client."""
 
 
 _OF_A_NODE = {
@@ -32,14 +32,14 @@ _OF_A_NODE = {
     "device": ("", "device"),
     "threads": ("", "threads"),
 }
-"""What a node's own config may say of the run file, and where it stands there."""
+"""The keys of a node's own config that replace keys of the run file, with section and key of those."""
 
 
 def joined(config: Config) -> Any:
-    """``join(partition, node_config)``: the site of a partition, as ``client_app`` wants it.
+    """``join(partition, node_config)`` for ``client_app``, which returns the site of a partition.
 
-    The node's config says where the site's own things are: ``data`` (its source), ``model`` (a folder with the same
-    weights), ``device``, ``threads``. The experiment is built at the first call and kept as long as the process lives.
+    The node's config may set ``data`` (the site's source), ``model`` (a folder with the same weights), ``device`` and
+    ``threads``. The experiment is built at the first call and kept for the lifetime of the process.
     """
     keys = resolved(scored_on_site(config))
 
@@ -58,13 +58,13 @@ def joined(config: Config) -> Any:
                 tables = [own, *own.get("groups", ())]
                 mine = own["groups"][part.place] if section in part.own else own
                 said = deepcopy(mine[section]) if section else None
-                # whoever has the same model has it from the same place: groups that share it still do
+                # groups with the same model still share it
                 for table in tables if section == "model" else [mine]:
                     if said is None or table.get(section) == said:
                         (table[section] if section else own)[name] = node[key]
         experiment = _built(json.dumps(own, sort_keys=True), partition)
         client = experiment.clients[partition]
-        # where one source is dealt, the server reads it too, and knows whether it is the same
+        # a common source is also read by the server, which compares it by itself
         rows = rows_digest([client]) if part.config.partition.scheme == SITES else ""
         return Site(partition, client, experiment.method, cards(experiment)[partition], rows)
 
@@ -82,7 +82,7 @@ def _alone(key: str, partition: ClientId) -> Experiment:
 
 
 def _built(key: str, partition: ClientId) -> Experiment:
-    # one process may play several partitions of one source, and in a simulation several sites
+    # one process may work for several partitions of one source, and in a simulation for several sites
     config = parse(json.loads(key))
     part = next(part for part in parts(config) if partition in part.ids)
     return _alone(key, partition) if part.config.partition.scheme == SITES else _shared(key)
@@ -96,7 +96,7 @@ def _prepared(key: str, here: tuple[ClientId, ...] | None) -> Experiment:
 
 
 def cards(experiment: Experiment) -> dict[ClientId, dict[str, Any]]:
-    """What each client of an experiment must announce, or announces itself."""
+    """The card of each client, which it announces and the server compares."""
     made = {}
     for group in experiment.groups:
         keys = resolved(group.config)
@@ -106,7 +106,7 @@ def cards(experiment: Experiment) -> dict[ClientId, dict[str, Any]]:
         for profile in experiment.federation.profiles:
             if profile.id in group.ids:
                 if profile.num_examples and _keeps_its_count(group.config):
-                    profile = replace(profile, num_examples=1)  # its reply weighs no more
+                    profile = replace(profile, num_examples=1)  # the weight of its reply
                 made[profile.id] = card(
                     profile,
                     tuple(e.name for e in (*experiment.method.exchanges, *experiment.method.closing)),
@@ -118,14 +118,14 @@ def cards(experiment: Experiment) -> dict[ClientId, dict[str, Any]]:
 
 
 def _keeps_its_count(config: Config) -> bool:
-    """Whether how many rows a client has is its own: no noise lies on it, and nobody else knows it."""
+    """Whether a client's number of rows is private: no other party knows it, and it would be sent without noise."""
     return config.privacy.mode == "local" and config.partition.scheme == SITES
 
 
 def scored_on_site(config: Config) -> Config:
-    """The config in which clients score on their own rows, where they are to be evaluated at all: nobody else can.
+    """The config with evaluation by the clients on their own rows, if they are evaluated: the server cannot see these.
 
-    Under privacy nobody does.
+    Under differential privacy it is unchanged, and the clients are not evaluated.
     """
     if config.evaluation.clients is not True or config.privacy.mode != "none":
         return config

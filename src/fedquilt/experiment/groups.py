@@ -1,4 +1,4 @@
-"""The groups of a federation, joined to what each works on: a model with adapters in it, and its share of the data."""
+"""Groups of a federation with their models, adapters, data and clients."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from fedquilt.core.types import Budget, ClientId, Federation, Layout, Params, Pr
 from fedquilt.data.table import Columns, num_rows, take
 from fedquilt.experiment.buffers import buffers_of
 from fedquilt.experiment.cut_rows import lost_of
-from fedquilt.experiment.data import Dealt
-from fedquilt.experiment.data_of_groups import Source, told_of
+from fedquilt.experiment.data import AssignedRows
+from fedquilt.experiment.data_of_groups import Source, naming_groups
 from fedquilt.experiment.method import lowrank_rule, tensor_rule
 from fedquilt.experiment.prompt_checks import answering_of
 from fedquilt.experiment.trial_pass import try_out
@@ -36,7 +36,7 @@ from fedquilt.models.loaded import Loaded
 from fedquilt.models.trial_batch import example
 
 SERVER: ClientId = -1
-"""The id of the server's own clients, which is no partition number."""
+"""The id of the server's own clients; no partition has it."""
 
 _NONE: Columns = {"labels": torch.zeros(0, dtype=torch.long)}
 _ONE: Columns = {"labels": torch.zeros(1, dtype=torch.long)}
@@ -44,12 +44,21 @@ _ONE: Columns = {"labels": torch.zeros(1, dtype=torch.long)}
 
 @dataclass(frozen=True)
 class BuiltGroup:
-    """One group of a federation: its clients' numbers, and what they work with.
+    """One group of a federation; without [[groups]] there is one group with an empty label.
 
-    ``config`` is that of a federation of these clients alone. ``architecture`` is shared by groups that train one
-    adapter together, and then ``loaded`` and ``bench`` are, too. ``server`` is the server's own client for the group:
-    its test rows are those of the group's evaluation. ``lost`` tells what of its rows was too long. Without [[groups]]
-    there is one, without a label.
+    Groups of one architecture train one adapter together and share ``loaded``, ``put`` and ``bench``.
+
+    Attributes
+    ----------
+    label : the name of the group.
+    ids : the numbers of its clients.
+    config : the config of a federation of only these clients.
+    architecture : the name of its architecture.
+    loaded : its model.
+    put : the adapter in it.
+    bench : the workbench that its clients train on.
+    server : the server's own client for the group; its test rows are those of the group's evaluation.
+    lost : counts of truncated rows.
     """
 
     label: str
@@ -74,7 +83,7 @@ class BuiltGroup:
 
 @dataclass(frozen=True)
 class Work:
-    """What groups of one architecture share: the model with adapters in it, and what training starts from."""
+    """What groups of one architecture share: the model with adapters in it, and the initial tensors."""
 
     loaded: Loaded
     put: Put
@@ -83,28 +92,30 @@ class Work:
 
 
 class Rows:
-    """Each group's rows, as its model reads them; without data (None), as many as a shape needs."""
+    """The rows of each group, encoded for its model; without data (None) there are none."""
 
-    def __init__(self, dealt: Sequence[tuple[Source, Dealt]] | None) -> None:
-        self._dealt = dealt
+    def __init__(self, assigned: Sequence[tuple[Source, AssignedRows]] | None) -> None:
+        self._assigned = assigned
         self._encoded: dict[tuple[str, int], Columns] = {}
 
     @property
     def known(self) -> bool:
-        return self._dealt is not None
+        return self._assigned is not None
 
-    def of(self, part: Part, work: Work) -> tuple[Columns, Dealt]:
-        """The rows of the source that the group's clients have theirs of, and who has which."""
-        dealt = next(rows for source, rows in self._dealt or () if part in source.parts)
-        key = work.bench.layout.architecture, id(dealt)
+    def of(self, part: Part, work: Work) -> tuple[Columns, AssignedRows]:
+        """The encoded rows of the group's source, and their assignment to clients."""
+        assigned = next(rows for source, rows in self._assigned or () if part in source.parts)
+        key = work.bench.layout.architecture, id(assigned)
         if key not in self._encoded:
-            self._encoded[key] = _NONE if dealt.table is None else work.loaded.encode(dealt.table)
-        return self._encoded[key], dealt
+            self._encoded[key] = _NONE if assigned.table is None else work.loaded.encode(assigned.table)
+        return self._encoded[key], assigned
 
 
 def host_of(config: Config, loaded: Loaded, architecture: str, depths: Mapping[str, int]) -> Host:
-    """The model of an architecture as the kind of its adapters sees it; ``depths`` are the numbers of blocks of all
-    architectures, by name."""
+    """The model of an architecture as input of its kind of adapter.
+
+    ``depths`` are the numbers of blocks of all architectures, by name.
+    """
     head = tuple(loaded.head)
     return Host(
         loaded.model,
@@ -123,7 +134,7 @@ def host_of(config: Config, loaded: Loaded, architecture: str, depths: Mapping[s
 
 
 def work_of(config: Config, loaded: Loaded, host: Host, device: torch.device, rng: Rng) -> Work:
-    """The model with its adapters in it, on the device."""
+    """Put the adapters into the model, on the device."""
     kind = KINDS[config.adapter.kind]
     put = kind.put(config.adapter, host)
     bench = Workbench(
@@ -139,7 +150,7 @@ def work_of(config: Config, loaded: Loaded, host: Host, device: torch.device, rn
         longest=loaded.reading.longest,
         pads_left=loaded.reading.pads_left,
     )
-    if device.type == "meta" and not kind.trains_base:  # a shape draws nothing: its factors may be of any size
+    if device.type == "meta" and not kind.trains_base:  # shapes need no values, and no memory for them
         first: Params = {name: torch.empty(shape, device=device) for name, shape in put.layout.shapes.items()}
     else:
         first = put.start(rng.child("init"))
@@ -149,7 +160,7 @@ def work_of(config: Config, loaded: Loaded, host: Host, device: torch.device, rn
 def built(
     part: Part, work: Work, budgets: Sequence[Budget], rows_of: Rows, rng: Rng
 ) -> tuple[BuiltGroup, dict[ClientId, Client]]:
-    """A group and those of its clients whose rows are here."""
+    """A group, and those of its clients whose rows are on this machine."""
     config, architecture = part.config, work.bench.layout.architecture
 
     def client(id: ClientId, budget: Budget, train: Columns, **held_out: Columns) -> Client:
@@ -162,25 +173,25 @@ def built(
     answering, lost = None, dict[str, Any]()
     whole = Budget(work.bench.layout.num_layers)
     clients: dict[ClientId, Client] = {}
-    if work.bench.device.type == "meta":  # shapes: of a plan, or of a group whose clients are all elsewhere
+    if work.bench.device.type == "meta":  # shapes only: for a plan, or for a group without clients on this machine
         if not rows_of.known:
             clients = {id: client(id, budget, _ONE) for id, budget in zip(part.ids, budgets, strict=True)}
         server = client(SERVER, whole, _ONE if config.data.proxy else _NONE)
     else:
-        rows, dealt = rows_of.of(part, work)
-        test = None if dealt.test is None else work.loaded.encode(dealt.test)
-        lost = lost_of(work.loaded.reading, rows, test, dealt, part.ids)
-        judged = _judged(test, dealt, rows, part, rng)
-        common = dealt.test is not None and not config.partition.test_fraction
-        answering = answering_of(config, work.loaded, dealt.table)
-        for id, split in dealt.splits.items():
+        rows, assigned = rows_of.of(part, work)
+        test = None if assigned.test is None else work.loaded.encode(assigned.test)
+        lost = lost_of(work.loaded.reading, rows, test, assigned, part.ids)
+        evaluated = _evaluation_rows(test, assigned, rows, part, rng)
+        common = assigned.test is not None and not config.partition.test_fraction
+        answering = answering_of(config, work.loaded, assigned.table)
+        for id, split in assigned.splits.items():
             if id in part.ids:
                 held_out = {
                     "validation": take(rows, split.validation),
-                    "test": judged if common else take(rows, split.test),
+                    "test": evaluated if common else take(rows, split.test),
                 }
                 clients[id] = client(id, budgets[id - part.first], take(rows, split.train), **held_out)
-        server = client(SERVER, whole, take(rows, dealt.proxy), test=judged)
+        server = client(SERVER, whole, take(rows, assigned.proxy), test=evaluated)
         if num_rows(rows):
             try_out(work.bench, rows, config.model.name)
     group = BuiltGroup(part.label, part.ids, config, architecture, work.loaded, work.put, work.bench, server, lost)
@@ -190,7 +201,7 @@ def built(
 def federated(
     config: Config, profiles: tuple[Profile, ...], works: Mapping[str, Work], groups: Sequence[BuiltGroup]
 ) -> Federation:
-    """What the method's factory is given."""
+    """The argument of the method's factory."""
     servers: dict[str, Client] = {}
     for group in groups:
         if num_rows(group.server.train):
@@ -215,21 +226,21 @@ def federated(
 
 
 def _no_scaling(module: str, rank: int) -> float:
-    raise ValueError(f"'{module}' is of several architectures, each with a scaling of its own; see Federation.scalings")
+    raise ValueError(f"'{module}' is in several architectures, each with its own scaling; see Federation.scalings")
 
 
-def _judged(test: Columns | None, dealt: Dealt, rows: Columns, part: Part, rng: Rng) -> Columns:
-    """The rows of the group's evaluation: the separate test set, or else the test rows of its clients that are here."""
+def _evaluation_rows(test: Columns | None, assigned: AssignedRows, rows: Columns, part: Part, rng: Rng) -> Columns:
+    """The rows of the group's evaluation: the common test set, or else the test rows of its clients on this machine."""
     if test is not None:
-        judged = test
+        evaluated = test
     else:
-        own = (split.test for id, split in dealt.splits.items() if id in part.ids)
-        judged = take(rows, np.concatenate([[], *own]))
+        own = (split.test for id, split in assigned.splits.items() if id in part.ids)
+        evaluated = take(rows, np.concatenate([[], *own]))
     limit = part.config.evaluation.limit
-    if limit is not None and num_rows(judged) > limit:
-        kept = rng.child("evaluation").numpy().permutation(num_rows(judged))[:limit]
-        judged = take(judged, np.sort(kept))
-    return judged
+    if limit is not None and num_rows(evaluated) > limit:
+        kept = rng.child("evaluation").numpy().permutation(num_rows(evaluated))[:limit]
+        evaluated = take(evaluated, np.sort(kept))
+    return evaluated
 
 
 def _precision(wanted: str, device: torch.device) -> str:
@@ -245,6 +256,6 @@ def budgets_of(part: Part) -> tuple[Budget, ...]:
 
 
 def check_part(part: Part, loaded: Loaded) -> None:
-    """Nothing, if the budgets of the group fit its model."""
-    with told_of(part):
+    """Raise ConfigError if the budgets of the group do not fit its model."""
+    with naming_groups(part):
         check_budgets(part.config.clients.budgets, loaded.blocks.num_layers)

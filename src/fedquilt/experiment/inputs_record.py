@@ -1,4 +1,4 @@
-"""What a run began with, as its folder keeps it: who has which rows, and digests of rows and weights."""
+"""Records of a run's inputs: the assignment of rows to clients, and digests of rows and weights."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from fedquilt.client.client import Client
 from fedquilt.core.types import Profile
 from fedquilt.data.holdout import label_counts, split_digest
 from fedquilt.data.table import digest
-from fedquilt.experiment.data import Dealt
+from fedquilt.experiment.data import AssignedRows
 from fedquilt.experiment.data_of_groups import Source
 from fedquilt.experiment.groups import BuiltGroup
 
 
-def partition_record(dealt: Dealt, profiles: Sequence[Profile]) -> dict[str, Any]:
-    """Who has which rows, and how many of each class: what a run keeps as ``partition.json``."""
-    splits = [dealt.splits[profile.id] for profile in profiles]
-    labels = None if dealt.table is None or dealt.table.labels is None else dealt.table.labels.numpy()
-    classes = () if dealt.table is None else dealt.table.classes
+def partition_record(assigned: AssignedRows, profiles: Sequence[Profile]) -> dict[str, Any]:
+    """The assignment of rows to clients with class counts, for ``partition.json``."""
+    splits = [assigned.splits[profile.id] for profile in profiles]
+    labels = None if assigned.table is None or assigned.table.labels is None else assigned.table.labels.numpy()
+    classes = () if assigned.table is None else assigned.table.classes
     counts = label_counts([split.train for split in splits], labels, classes)
     return {
-        "digest": split_digest(splits, dealt.proxy),
+        "digest": split_digest(splits, assigned.proxy),
         "classes": list(classes),
-        "proxy": dealt.proxy.tolist(),
+        "proxy": assigned.proxy.tolist(),
         "clients": [
             {
                 **_about(profile),
-                **({"name": dealt.names[profile.id]} if profile.id in dealt.names else {}),
+                **({"name": assigned.names[profile.id]} if profile.id in assigned.names else {}),
                 "train": split.train.tolist(),
                 "validation": split.validation.tolist(),
                 "test": split.test.tolist(),
@@ -41,7 +41,7 @@ def partition_record(dealt: Dealt, profiles: Sequence[Profile]) -> dict[str, Any
 
 
 def announced_record(profiles: Sequence[Profile]) -> dict[str, Any]:
-    """What a run keeps as ``partition.json`` where only the clients see their rows: what each of them announced."""
+    """The announcements of the clients, for ``partition.json``, if only the clients see their rows."""
     clients = [_about(profile) for profile in profiles]
     digest = hashlib.sha256(json.dumps(clients, sort_keys=True).encode()).hexdigest()
     return {"digest": digest, "classes": [], "proxy": [], "clients": clients}
@@ -60,18 +60,18 @@ def _about(profile: Profile) -> dict[str, Any]:
 
 
 def record_of(
-    dealt: Sequence[tuple[Source, Dealt]], groups: Sequence[BuiltGroup], profiles: Sequence[Profile]
+    assigned: Sequence[tuple[Source, AssignedRows]], groups: Sequence[BuiltGroup], profiles: Sequence[Profile]
 ) -> dict[str, Any]:
-    """Who has which rows, how many of each class, and what was too long: what a run keeps as ``partition.json``."""
+    """The assignment of rows to clients with class counts and counts of truncated rows, for ``partition.json``."""
     lost = [{"group": group.label, **group.lost} for group in groups if group.lost]
-    return _dealt_record(dealt, groups, profiles) | ({"lost": lost} if lost else {})
+    return _assigned_record(assigned, groups, profiles) | ({"lost": lost} if lost else {})
 
 
-def _dealt_record(
-    dealt: Sequence[tuple[Source, Dealt]], groups: Sequence[BuiltGroup], profiles: Sequence[Profile]
+def _assigned_record(
+    assigned: Sequence[tuple[Source, AssignedRows]], groups: Sequence[BuiltGroup], profiles: Sequence[Profile]
 ) -> dict[str, Any]:
     records = []
-    for source, rows in dealt:
+    for source, rows in assigned:
         own = set(source.ids)
         records.append(partition_record(rows, [profile for profile in profiles if profile.id in own]))
     if not groups[0].label:
@@ -88,14 +88,16 @@ def _dealt_record(
         ],
         "sources": [
             {"groups": [part.label for part in source.parts], "classes": record["classes"], "proxy": record["proxy"]}
-            for (source, _), record in zip(dealt, records, strict=True)
+            for (source, _), record in zip(assigned, records, strict=True)
         ],
     }
 
 
 def outputs_record(groups: Sequence[BuiltGroup]) -> dict[str, dict[str, list[str]]]:
-    """The classes of each group's model in the order of its outputs, by the group's label: the data's names, and what
-    an exported model calls them."""
+    """The classes of each group's model in the order of its outputs, by the group's label.
+
+    ``classes`` are the data's names, ``names`` those in an exported model.
+    """
     named = {group.label: group.loaded.outputs for group in groups}
     return {
         label: {"classes": list(outputs.classes), "names": list(outputs.names)}
@@ -105,14 +107,14 @@ def outputs_record(groups: Sequence[BuiltGroup]) -> dict[str, dict[str, list[str
 
 
 def rows_digest(clients: Iterable[Client]) -> str:
-    """The digest of all rows that these clients train with and are judged by, as their models take them."""
+    """The digest of all encoded rows that these clients train and are evaluated on."""
     return digest(
         columns for client in clients for columns in (client.train, *(own for _, own in sorted(client.splits.items())))
     )
 
 
 def weights_digest(groups: Sequence[BuiltGroup]) -> str:
-    """The digest of the frozen weights; of several groups, one of all of theirs."""
+    """The digest of the frozen weights of all groups."""
     if len(groups) == 1:
         return groups[0].loaded.digest
     named = {group.label: group.loaded.digest for group in groups}

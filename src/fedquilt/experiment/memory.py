@@ -1,4 +1,4 @@
-"""From gigabytes to layers and ranks: what each capability group can train in the memory that it has."""
+"""Budgets from memory: the layers and ranks that each capability group can train in its memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fedquilt.experiment.models import num_layers
 from fedquilt.experiment.plan import client_plan, first_orders
 
 _LIKE = 8
-"""Clients of the same budget that are asked, to see whether the method draws layers; all alike by chance is rare."""
+"""Number of equal clients in a trial round: different layers show that the method draws them at random."""
 
 
 @dataclass(frozen=True)
 class Afforded:
-    """What a group with ``memory_bytes`` can train; ``peak_bytes`` is the most that a client of it then needs.
+    """The layers and rank that fit into ``memory_bytes``, and the planned peak of a client with them.
 
-    ``rank`` is None where the weights are trained, which have none.
+    ``rank`` is None for kinds of adapters without ranks.
     """
 
     memory_bytes: int
@@ -31,33 +31,33 @@ class Afforded:
 
 
 def afforded(config: Config, gigabytes: Sequence[float]) -> tuple[Afforded, ...]:
-    """For each group, weakest first, the most layers at ``adapter.rank`` whose planned peak fits; 10^9 bytes each.
+    """For each group, lowest budget first, the most layers at ``adapter.rank`` whose planned peak fits.
 
-    Where not even one layer fits, one layer at half that rank, at a quarter, and so on down to 1; but not of mixtures,
-    whose branches have one rank, nor where the weights are trained. The peak is that of the method's own first round
-    (``ClientPlan.peak_bytes``); where the method draws layers, that of the draw that reaches furthest down, which needs
-    the most.
+    A gigabyte is 10^9 bytes. If not even one layer fits, the rank of one layer is halved until it fits, for kinds of
+    adapters whose clients may have their own ranks. The peak is that of the method's first round
+    (``ClientPlan.peak_bytes``). If the method draws layers at random, it is that of the lowest layers, which need the
+    most memory.
 
     Raises
     ------
     ConfigError
-        if there is not one number for each group, one is not above 0 or below the one before, one layer at rank 1
-        does not fit, or the file has [[groups]]; or if the method cannot be planned.
+        if there is not one number for each group, a number is not above 0 or is below the one before, nothing fits, the
+        file has [[groups]], or the method cannot be planned.
     """
     if config.groups:
         raise ConfigError(
-            "--memory: finds budgets for the capability groups of [clients], and this file has [[groups]]; see what "
-            "each of them needs with `fedquilt plan` alone and set groups[0].budget and so on by that"
+            "--memory: finds budgets for the capability groups of [clients], and this file has [[groups]]; see the "
+            "memory that each of them needs with `fedquilt plan` and set groups[0].budget and so on accordingly"
         )
     groups = len(config.clients.shares.split("-"))
     given = ", ".join(f"{size:g}" for size in gigabytes)
     if len(gigabytes) != groups:
         raise ConfigError(
             f"--memory: {len(gigabytes)} numbers ({given}) for the {groups} groups of clients.shares = "
-            f"'{config.clients.shares}'; give one for each group, weakest first"
+            f"'{config.clients.shares}'; give one for each group, lowest budget first"
         )
     if not all(0 < size < float("inf") for size in gigabytes) or list(gigabytes) != sorted(gigabytes):
-        raise ConfigError(f"--memory: {given}; give gigabytes above 0 that do not fall from one group to the next")
+        raise ConfigError(f"--memory: {given}; give gigabytes above 0, each at least as large as the one before")
     ranks = KINDS[config.adapter.kind].ranks
     depth, own = num_layers(config), None if ranks == "none" else config.adapter.rank
 
@@ -75,8 +75,8 @@ def afforded(config: Config, gigabytes: Sequence[float]) -> tuple[Afforded, ...]
                     f"lower training.batch_size = {config.training.batch_size}"
                 )
             rank //= 2
-        if rank == own:  # more layers, if they fit; peaks rise with their number
-            over = depth + 1  # where it is known not to fit, or there are no more
+        if rank == own:  # a binary search, as the peak grows with the number of layers
+            over = depth + 1  # a number of layers that does not fit or does not exist
             while over - layers > 1:
                 middle = (layers + over) // 2
                 layers, over = (middle, over) if peak(middle, rank) <= limit else (layers, middle)
@@ -86,13 +86,13 @@ def afforded(config: Config, gigabytes: Sequence[float]) -> tuple[Afforded, ...]
 
 
 def budgeted(config: Config, groups: Sequence[Afforded]) -> Config:
-    """The config with these layers and ranks for its groups."""
+    """The config with these layers and ranks of its groups."""
     change = {"budgets": tuple(one.layers for one in groups), "ranks": _ranks(groups)}
     return config.model_copy(update={"clients": config.clients.model_copy(update=change)})
 
 
 def budget_lines(groups: Sequence[Afforded]) -> str:
-    """The lines of a run file that give the groups these layers and ranks."""
+    """The lines of a run file with these layers and ranks of the groups."""
     ranks = _ranks(groups)
     lines = ["[clients]", f"budgets = {[one.layers for one in groups]}", *([f"ranks = {[*ranks]}"] if ranks else [])]
     return "\n".join(lines)
@@ -103,8 +103,8 @@ def _ranks(groups: Sequence[Afforded]) -> tuple[int, ...] | None:
 
 
 def _peak(config: Config, layers: int, rank: int | None, depth: int) -> int:
-    """The most that a client of this budget needs; 0 if the method lets it sit out."""
-    # one client that affords all stands beside them: without one, a method may refuse the federation
+    """The planned peak of a client with this budget; 0 if the method does not let it train."""
+    # one client can train all layers: without one, a method may reject the federation
     experiment = shaped(_budgeted(config, f"{_LIKE}-1", (layers, depth), rank, _LIKE + 1))
     orders = [order for id, order in first_orders(experiment).items() if id < _LIKE]
     drawn = {tuple(order.settings.get("layers", ())) for order in orders}
@@ -115,7 +115,7 @@ def _peak(config: Config, layers: int, rank: int | None, depth: int) -> int:
 
 
 def _gigabytes(num_bytes: int) -> str:
-    """Three decimals, rounded up: whoever gives that much gives enough."""
+    """Three decimals, rounded up, so that this much memory is enough."""
     return f"{-(-num_bytes // 10**6) / 1000:.3f}"
 
 

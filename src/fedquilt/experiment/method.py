@@ -1,4 +1,4 @@
-"""The method of a run file: its factory and settings, and what the run file wraps around it."""
+"""The method of a run file: its factory, its settings, and the wrappers that the run file adds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fedquilt.core.types import Aggregate, Federation
 from fedquilt.core.wire import with_wire_dtype
 from fedquilt.core.wrap import with_local, with_received_scores
 from fedquilt.experiment.buffers import buffers_of, kept_by_clients
-from fedquilt.experiment.data_of_groups import told_of
+from fedquilt.experiment.data_of_groups import naming_groups
 from fedquilt.methods.by_architecture import by_architecture
 from fedquilt.methods.registry import METHODS, Factory, known, traits_of
 from fedquilt.methods.traits import Traits
@@ -32,7 +32,7 @@ from fedquilt.privacy.noise import with_central_dp, with_local_dp
 
 
 class Chosen(NamedTuple):
-    """The method that a run file names: its factory, all of its settings, and the traits that it has with these."""
+    """The method that a run file names: factory, all settings, and the traits with these settings."""
 
     name: str
     factory: Factory
@@ -46,7 +46,7 @@ def chosen(config: Config) -> Chosen:
     Raises
     ------
     ConfigError
-        if there is no such method, or with every setting of it that is wrong.
+        if there is no such method, or any of its settings is wrong; lists all that are.
     """
     name = known(config.method.name)
     factory = METHODS[name]
@@ -57,15 +57,23 @@ def chosen(config: Config) -> Chosen:
 def wrapped(
     config: Config, method: Chosen, parts: Sequence[Part], names: Sequence[str], federation: Federation
 ) -> Method:
-    """The method for a federation, with all that the config wraps around it; apart by architecture, if it shares none.
+    """The method for a federation with all wrappers of the config.
 
-    ``names`` are the architectures of the ``parts``, one for each.
+    A method that does not work across architectures runs separately in each.
+
+    Parameters
+    ----------
+    config : the run file.
+    method : the method that it names.
+    parts : its groups.
+    names : the architecture of each group.
+    federation : what the method knows about the federation.
     """
     owners = {name: tuple(part for part, own in zip(parts, names, strict=True) if own == name) for name in names}
 
     def plain(federation: Federation) -> Method:
         own = [part for name in federation.layouts for part in owners[name]]
-        with told_of(*own):
+        with naming_groups(*own):
             made = changed(config, method.factory(federation, **method.settings), federation, method.settings)
         kept = kept_by_clients(own[0].config, federation.layouts.values())
         return with_local(made, kept) if kept else made
@@ -73,10 +81,10 @@ def wrapped(
     made = plain(federation) if method.traits.across else by_architecture(plain, federation)
     if config.evaluation.clients == "received":
         made = with_received_scores(made)
-    made = protected(config, made)  # outermost but for rounding, which makes something of its output alone
+    made = protected(config, made)  # outermost except for rounding, which only processes its output
     if config.network.dtype == "float32":
         return made
-    # with secret cohorts, epsilon is of clients whose updates do not depend on earlier cohorts
+    # epsilon with secret cohorts requires that updates do not depend on earlier cohorts, as error feedback does
     exact = buffers_of(federation.layouts.values())
     return with_wire_dtype(made, config.network.dtype, feedback=config.privacy.mode != "central", exact=exact)
 
@@ -84,7 +92,7 @@ def wrapped(
 def changed(config: Config, method: Method, federation: Federation, settings: Mapping[str, Any]) -> Method:
     """The method with the proximal penalty, the alignment and the server optimiser that the config asks for.
 
-    ``settings`` are the method's arguments, defaults and all.
+    ``settings`` are all arguments of the method, with defaults.
     """
     method, wanted = with_proximal(method, config.training.proximal), config.aggregation
     if wanted.align != "none":
@@ -118,22 +126,22 @@ def protected(config: Config, method: Method) -> Method:
     Raises
     ------
     ConfigError
-        if the method has several exchanges (in mode ``central``), or clients could not answer every round for what they
-        may give away (in mode ``local``).
+        if the method has several exchanges (mode ``central``), or the clients' privacy budget does not last for all
+        rounds (mode ``local``).
     """
     wanted = config.privacy
     if wanted.mode == "none":
         return method
     wrapper: Callable[..., Method] = with_central_dp
     if wanted.mode == "local":
-        wrapper = partial(with_local_dp, epsilon=_of_a_client(config, method), delta=wanted.delta)
+        wrapper = partial(with_local_dp, epsilon=_client_epsilon(config, method), delta=wanted.delta)
     return wrapper(
         method, clip_norm=wanted.clip_norm, noise_multiplier=wanted.noise_multiplier, test_key=wanted.test_key
     )
 
 
-def _of_a_client(config: Config, method: Method) -> float | None:
-    """The epsilon that a client gives away before it refuses: what the file says, or else what all rounds cost."""
+def _client_epsilon(config: Config, method: Method) -> float | None:
+    """The epsilon at which a client stops to reply: the file's, or else the cost of all rounds."""
     wanted, exchanges = config.privacy, len(method.exchanges)
     if wanted.client_epsilon is None:
         every = gaussian_epsilon(wanted.noise_multiplier, config.rounds * exchanges, wanted.delta)
@@ -144,14 +152,14 @@ def _of_a_client(config: Config, method: Method) -> float | None:
     if cost > wanted.client_epsilon * (1 + 1e-9):
         raise ConfigError(
             f"privacy.client_epsilon = {wanted.client_epsilon:g}: {rounds} round{'s' * (rounds > 1)} cost a client "
-            f"epsilon {cost:.4g}, so it would refuse before; raise privacy.noise_multiplier "
+            f"epsilon {cost:.4g}, so it would stop replying before; raise privacy.noise_multiplier "
             f"({wanted.noise_multiplier:g}) or client_epsilon, or take fewer rounds"
         )
     return wanted.client_epsilon
 
 
 def tensor_rule(config: Config, buffers: Collection[str] = ()) -> Aggregate:
-    """The rule by which layered methods combine tensors, each by itself; ``buffers`` are those that hold statistics."""
+    """The rule with which layered methods combine each tensor; ``buffers`` are the names of running statistics."""
     wanted = config.aggregation
     rule = aggregate_rule(
         "mean" if wanted.rule in RULES else wanted.rule, trim_share=wanted.trim_share, clip_norm=wanted.clip_norm
@@ -160,7 +168,7 @@ def tensor_rule(config: Config, buffers: Collection[str] = ()) -> Aggregate:
 
 
 def lowrank_rule(config: Config) -> Rule | None:
-    """The rule by which layered methods combine pairs of factors, None if it is that of all tensors."""
+    """The rule with which layered methods combine pairs of factors; None if ``tensor_rule`` combines them."""
     wanted = config.aggregation
     if wanted.rule not in RULES:
         return None
@@ -168,5 +176,5 @@ def lowrank_rule(config: Config) -> Rule | None:
 
 
 def keys_of(rule: str) -> tuple[str, ...]:
-    """The keys of [aggregation] that are a low-rank rule's own: the arguments that it is made of."""
+    """The keys of [aggregation] that belong to a low-rank rule: the arguments of its constructor."""
     return tuple(inspect.signature(RULES[rule]).parameters)

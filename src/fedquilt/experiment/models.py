@@ -1,4 +1,4 @@
-"""From a config to its models: on which device, loaded how often, under which name."""
+"""Loading the models of a config: device, sharing between groups, and architecture names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.tasks import TASKS
 from fedquilt.data.table import Table
 from fedquilt.experiment.data import classes_here
-from fedquilt.experiment.data_of_groups import told_of
+from fedquilt.experiment.data_of_groups import naming_groups
 from fedquilt.models.hf import load_model
 from fedquilt.models.labels import refuse_foreign
 from fedquilt.models.load_own import load_own
@@ -29,7 +29,7 @@ def device_of(name: str) -> torch.device:
     Raises
     ------
     ConfigError
-        if the device is not there.
+        if this machine does not have the device.
     """
     found = [kind for kind, there in (("cuda", torch.cuda.is_available()), ("mps", _has_mps())) if there] + ["cpu"]
     if name == "auto":
@@ -47,13 +47,13 @@ def _has_mps() -> bool:
     return torch.backends.mps.is_available()
 
 
-def most_written(config: Config) -> int:
-    """The most tokens that a model writes behind a prompt, to be judged."""
+def max_new_tokens(config: Config) -> int:
+    """The largest number of tokens that a model generates for an answer."""
     return 0 if config.data.answers is None else config.data.new_tokens
 
 
 def kind_of(part: Part, classes: Sequence[str]) -> str:
-    """What groups must have in common to train one adapter together, as text."""
+    """A text of all settings that groups must have in common to train one adapter together."""
     config = part.config
     return json.dumps(
         [config.model.model_dump(), config.adapter.model_dump(), config.head.policy, list(classes)], sort_keys=True
@@ -61,7 +61,7 @@ def kind_of(part: Part, classes: Sequence[str]) -> str:
 
 
 def architectures(parts: Sequence[Part], kinds: Sequence[str], loaded: Sequence[Loaded]) -> tuple[str, ...]:
-    """The name of each group's architecture: the model's own; where that means two things, with a label behind it."""
+    """The name of each group's architecture: that of the model, with the group's label added if it is ambiguous."""
     named: dict[str, str] = {}
     meanings: dict[str, set[str]] = {}
     for kind, model in zip(kinds, loaded, strict=True):
@@ -73,7 +73,7 @@ def architectures(parts: Sequence[Part], kinds: Sequence[str], loaded: Sequence[
 
 
 def share_base(loaded: Sequence[Loaded]) -> None:
-    """Let models made of the same weights, which nobody trains, hold them once, in place; heads stay their own."""
+    """Let frozen models with equal weights share their memory, in place; heads are not shared."""
     held: dict[tuple[str, torch.Size], list[torch.nn.Parameter]] = {}
     for model in {id(one): one for one in loaded}.values():
         for name, parameter in model.model.named_parameters():
@@ -97,7 +97,7 @@ def num_layers(config: Config) -> int:
 
 
 def classes_of(part: Part, table: Table | None) -> Classes:
-    """The outputs that a classifier needs; none for a language model."""
+    """The classes of a classifier; empty for a language model."""
     if not TASKS[part.config.model.task].has_classes:
         return ()
     return (part.config.data.classes or ()) if table is None else table.classes
@@ -112,7 +112,17 @@ def load(
     trial: bool = False,
     new_tokens: int | None = None,
 ) -> Loaded:
-    """The model of a config, with an output for each class; with ``meta`` its shapes, ``trial`` tries them."""
+    """Load the model of a config.
+
+    Parameters
+    ----------
+    config : the config.
+    classes : the classes, one output for each; empty to keep the model's own head.
+    rng : the random stream of the run.
+    meta : whether to load only shapes.
+    trial : whether to also try a forward pass.
+    new_tokens : the largest number of tokens to generate; None for that of the config.
+    """
     model = config.model
     own = config.objects.get(model.name)
     loaded = (load_model if own is None else partial(load_own, own))(
@@ -128,7 +138,7 @@ def load(
         meta=meta,
         trial=trial,
         max_length=model.max_length,
-        new_tokens=most_written(config) if new_tokens is None else new_tokens,
+        new_tokens=max_new_tokens(config) if new_tokens is None else new_tokens,
         as_decoder=KINDS[config.adapter.kind].trains_base,
     )
     if config.head.policy == "frozen":
@@ -144,9 +154,15 @@ def load_all(
     meta: bool = False,
     real: Collection[int] | None = None,
 ) -> tuple[Loaded, ...]:
-    """Each group's model; groups that train one adapter together have one and the same.
+    """Load the model of each group; groups that train one adapter together have the same object.
 
-    With ``real``, places of groups, only theirs have weights; the others are shapes, as with ``meta`` all are.
+    Parameters
+    ----------
+    groups : the groups.
+    classes : the classes of each group, by its number.
+    rng : the random stream of the run.
+    meta : whether to load only shapes.
+    real : the numbers of the groups whose models get weights, None for all; the others are only shapes.
     """
     made: dict[str, Loaded] = {}
     frozen: list[Loaded] = []
@@ -155,11 +171,11 @@ def load_all(
     for part, kind in zip(groups, kinds, strict=True):
         if kind not in made:
             shape = meta or kind not in weighed
-            most = max(most_written(other.config) for other, own in zip(groups, kinds, strict=True) if own == kind)
-            with told_of(part):
+            most = max(max_new_tokens(other.config) for other, own in zip(groups, kinds, strict=True) if own == kind)
+            with naming_groups(part):
                 made[kind] = load(part.config, classes[part.place], rng, meta=shape, new_tokens=most)
             if not shape:
                 made[kind].model.to(device_of(part.config.device))
                 frozen += [] if KINDS[part.config.adapter.kind].trains_base else [made[kind]]
-                share_base(frozen)  # at once, so that no more than one copy too many is ever held
+                share_base(frozen)  # after each load, so that at most one superfluous copy is in memory
     return tuple(made[kind] for kind in kinds)

@@ -1,4 +1,4 @@
-"""What a run will cost each client, worked out on the meta device: no weights, no data."""
+"""Planned cost of a run for each client, computed on the meta device without weights or data."""
 
 from __future__ import annotations
 
@@ -23,12 +23,24 @@ from fedquilt.experiment.build import Experiment, shaped
 
 @dataclass(frozen=True)
 class ClientPlan:
-    """One client's part of a round: what it trains, what it moves, and the memory it needs at its peak, in bytes.
+    """One client's part of a round: trained parameters, communication cost and peak memory, in bytes.
 
-    ``model_bytes`` is what sending the whole model, without adapters, one way would move. ``activation_bytes`` is what
-    autograd keeps for one forward pass of ``batch_size`` rows with fused attention; temporary buffers of single
-    operations are not in it. ``group`` is the label of its group, if there are groups; ``num_classes`` is the size of
-    the classification head, 0 for language models.
+    Attributes
+    ----------
+    client : the client.
+    group : the label of its group; empty without [[groups]].
+    budget : the number of blocks that it can train.
+    layers : the blocks that it trains.
+    num_classes : the size of the classification head; 0 for language models.
+    trained_parameters : the number of trained parameters.
+    bytes_down : bytes of the order.
+    bytes_up : bytes of the reply.
+    model_bytes : bytes of the whole model without adapters, for comparison.
+    weight_bytes : bytes of the weights in memory.
+    gradient_bytes : bytes of the gradients.
+    optimizer_bytes : bytes of the optimiser's state.
+    activation_bytes : bytes that autograd keeps for one forward pass of a batch with fused attention; temporary buffers
+        of single operations are not counted.
     """
 
     client: ClientId
@@ -51,15 +63,15 @@ class ClientPlan:
 
     @property
     def saving(self) -> float:
-        """Share of the traffic that is saved against sending the whole model both ways."""
+        """Fraction of the communication cost that is saved, compared with sending the whole model both ways."""
         return 1 - (self.bytes_down + self.bytes_up) / (2 * self.model_bytes)
 
 
 def plan(config: Config) -> list[ClientPlan]:
-    """The first round of a run as if every client took part in it: one plan for each client that is asked.
+    """Plans for the first round of a run in which every client takes part, one for each client with an order.
 
-    The method's own ``ask`` and ``work`` are run on tensors that have shapes and no numbers, so what is counted is what
-    would travel. The head has as many outputs as the data has classes, or the model's own where the data is not here.
+    The method's own ``ask`` and ``work`` run on meta tensors, so the counts are those of the tensors that would be
+    sent. The head has one output for each class of the data, or the model's own outputs if the data is not here.
     """
     experiment = shaped(config)
     measured: Measured = {}
@@ -67,18 +79,18 @@ def plan(config: Config) -> list[ClientPlan]:
 
 
 Measured = dict[Any, tuple[int, int]]
-"""Bytes of weights and of activations by what is trained and run: the same for many clients."""
+"""Cache of the bytes of weights and activations, by the tensors and blocks that are trained and run."""
 
 
 def first_orders(experiment: Experiment) -> Mapping[ClientId, Order]:
-    """The orders of the first round, of which every client is part."""
+    """The orders of a first round in which every client takes part."""
     turn = Turn(0, experiment.federation.profiles, experiment.rng.child("round", 0))
     state = experiment.method.init(experiment.rng.child("init"))
     return experiment.method.exchanges[0].ask(state, turn)
 
 
 def client_plan(experiment: Experiment, id: ClientId, order: Order, measured: Measured) -> ClientPlan:
-    """What a client makes of this order, on the meta device; ``measured`` is added to."""
+    """The plan of a client for this order, on the meta device; results are cached in ``measured``."""
     group, exchange = experiment.group_of(id), experiment.method.exchanges[0]
     config = group.config
     model: Any = group.loaded.model
@@ -112,10 +124,10 @@ def client_plan(experiment: Experiment, id: ClientId, order: Order, measured: Me
 def activation_bytes(
     client: Client, names: Collection[str], max_length: int, blocks: Collection[int] | None = None
 ) -> int:
-    """Bytes that autograd keeps from one forward pass of the client's batch size until the backward pass needs them.
+    """Bytes that autograd keeps between the forward and the backward pass of one batch.
 
-    Storage is counted once however many operations keep it, and the model's own weights are not counted. ``blocks``
-    are the only transformer blocks that are run, all for None.
+    Storage that several operations keep is counted once; the model's weights are not counted. ``blocks`` are the
+    transformer blocks that are run, None for all.
     """
     bench = client.bench
     weights = {parameter.untyped_storage()._cdata for parameter in bench.model.parameters()}
@@ -137,8 +149,10 @@ def activation_bytes(
 
 @dataclass
 class _Watched:
-    """A client that notes what it trained, and which blocks alone it was told to run, None if all; so do the clients
-    made of it."""
+    """A client that notes the tensors that it trained and the blocks that it ran (None for all).
+
+    Clients derived from it share its notes.
+    """
 
     client: Client
     noted: dict[str, Any] = field(default_factory=lambda: {"blocks": None, "trained": {}})
@@ -185,10 +199,10 @@ class _Watched:
 
 
 class _AsOnADevice(TorchFunctionMode):
-    """Lets meta tensors take the paths that tensors on a real device take.
+    """Make operations on meta tensors keep the same activations as on a real device.
 
-    Attention is fused, so that no attention weights are kept; and under bf16 autocast, which the meta device does not
-    have, products are of bf16.
+    Attention is fused, so that no attention weights are kept. Under bf16 autocast, which the meta device does not have,
+    matrix products are in bf16.
     """
 
     _PRODUCTS: tuple[Any, ...] = (functional.linear, functional.conv2d, functional.scaled_dot_product_attention)
@@ -234,7 +248,7 @@ def _fused_attention(
 
 
 def _base_bytes(client: Client, adapted: bool) -> int:
-    """Bytes of the model without its adapters, if it has any."""
+    """Bytes of the model without adapters."""
     layout = client.bench.layout
     adapters = {*layout.names(range(layout.num_layers))} if adapted else set()
     # a branch that no block uses is not in the layout
@@ -243,13 +257,13 @@ def _base_bytes(client: Client, adapted: bool) -> int:
 
 
 def _inputs(model: Any, rows: int, max_length: int) -> dict[str, Tensor]:
-    """A batch of the shape that the model takes, on its device, without meaningful numbers."""
+    """A batch with the shapes of the model's inputs, on its device."""
     config, device = model.config, next(model.parameters()).device
     if model.main_input_name == "pixel_values":
-        size = getattr(config, "image_size", None) or 224  # a convolutional network takes any; its data's is not known
+        size = getattr(config, "image_size", None) or 224  # a convolutional network takes any size
         height, width = (size, size) if isinstance(size, int) else size
         return {"pixel_values": torch.zeros(rows, getattr(config, "num_channels", 3), height, width, device=device)}
     tokens = min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
-    # a mask of four dimensions is taken as it is; from one of two, transformers would want to see numbers
+    # transformers uses a mask of four dimensions as it is, and would need the values of one of two
     mask = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool, device=device)
     return {"input_ids": torch.zeros(rows, tokens, dtype=torch.long, device=device), "attention_mask": mask}

@@ -1,4 +1,4 @@
-"""How the rows of a run file's [data] are posed to a language model, and how its answers are judged."""
+"""Checks of prompts and completions for language models, and the evaluation of their answers."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from fedquilt.metrics.answers import program, says_something
 from fedquilt.metrics.programs import run_programs
 from fedquilt.models.loaded import Loaded
 
-_FEW = 16  # programs that are tried before a run
+_FEW = 16  # number of programs that are run as a check
 
 
 def check_posing(config: Config, table: Table, key: str, source: str) -> None:
-    """Nothing, if the rows are what the keys for language models need.
+    """Check that the rows fit the keys for language models.
 
     Raises
     ------
     ConfigError
-        if such a key stands where no language model is trained, or there is nothing to compare an answer with.
+        if such a key is set and the task is no language model's, or the rows have no completions to compare with.
     DataError
-        if right answers cannot be compared as ``data.answers`` says; names the rows.
+        if completions do not have the form that ``data.answers`` needs; names the rows.
     """
     data, task = config.data, config.model.task
     if not TASKS[task].writes:
         problems = [
-            f"data.{name} = {getattr(data, name)!r}: is for language models, and model.task = '{task}' is none; leave "
+            f"data.{name} = {getattr(data, name)!r}: is for language models, and model.task = '{task}' is not one; leave "
             f"it out, or set model.task to {one_of(tasks_where(lambda other: other.writes))}"
             for name in ("prompt", "words", "answers")
             if getattr(data, name) is not None
@@ -49,10 +49,10 @@ def check_posing(config: Config, table: Table, key: str, source: str) -> None:
 
 
 def answering_of(config: Config, loaded: Loaded, table: Table | None) -> Answering | None:
-    """How a group's language model is judged by its answers, or None if by its tokens.
+    """How the answers of a group's language model are evaluated; None if it is evaluated token by token.
 
-    The classes of labels are those that the run file names, or else the completions that are in the data; of the scheme
-    ``sites`` no place knows them all.
+    For ``data.answers = "label"`` the classes are those in the run file, or else the completions in the data. With the
+    scheme ``sites`` only the run file can name them, as no party sees all completions.
     """
     data = config.data
     if data.answers is None or loaded.decode is None:

@@ -1,4 +1,4 @@
-"""What a run writes of a round and of its end."""
+"""The record of a finished round and of the end of a run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fedquilt.experiment.groups import BuiltGroup
 def evaluate(
     experiment: Experiment, state: Tree, memories: Mapping[ClientId, Memory], *, clients: bool = True
 ) -> dict[str, Any]:
-    """Accuracy and loss of the global model on the global test rows, and of each client's on its own held-out rows.
+    """Accuracy and loss of the global model on the common test rows, and of each client's model on its own rows.
 
-    ``clients`` are the scores on test rows by client, ``validation`` those on validation rows (if any are kept).
-    ``global`` is None where the method holds no whole model on the server (its head or adapters stay with the clients).
-    In a federation of groups it is always None, and ``groups`` are the scores of each group's global model, by label.
-    The clients are evaluated where the config wants it, unless ``clients`` is False.
+    ``clients`` are the scores on test rows by client, ``validation`` those on validation rows, if there are any.
+    ``global`` is None if the server has no whole model because head or adapters stay with the clients. In a federation
+    of groups it is always None, and ``groups`` are the scores of each group's global model, by label. The clients are
+    evaluated if the config asks for it, unless the argument ``clients`` is False.
     """
-    whole = {group.label: _judged(experiment, group, state) for group in experiment.groups}
+    whole = {group.label: _global_scores(experiment, group, state) for group in experiment.groups}
     scores: dict[str, Any] = {"global": whole.get(""), "clients": {}}
     if experiment.config.groups:
         scores["groups"] = whole
@@ -39,8 +39,8 @@ def evaluate(
     return scores
 
 
-def _judged(experiment: Experiment, group: BuiltGroup, state: Tree) -> dict[str, float] | None:
-    """The scores of a group's global model, if there is one and rows to judge it by."""
+def _global_scores(experiment: Experiment, group: BuiltGroup, state: Tree) -> dict[str, float] | None:
+    """The scores of a group's global model; None if there is none or there are no test rows."""
     order = experiment.method.view(state, group.server.profile)
     return (group.server.evaluate(order) or None) if is_whole(group, order) else None
 
@@ -53,9 +53,10 @@ def round_line(
     *,
     clients: bool,
 ) -> dict[str, Any]:
-    """A finished round as its line of the record, evaluated where that is due; ``messages`` are the round's own.
+    """The line of the record for a finished round, with an evaluation if it is due.
 
-    ``clients`` says whether the clients, whose memories these are, are in this process and can be evaluated here.
+    ``messages`` are those of the round. ``clients`` says whether the clients are in this process, with these memories,
+    and can be evaluated here.
     """
     config, number = experiment.config, done.number
     due = (number + 1) % config.evaluation.every == 0 or number >= config.rounds - config.evaluation.last
@@ -77,7 +78,7 @@ def round_line(
 
 
 def _moved(moved: Traffic) -> dict[str, Any]:
-    """What an exchange moved and brought, as the record keeps it."""
+    """The record of an exchange: communication cost, settings, metrics and rejected replies."""
     return {
         "exchange": moved.exchange,
         "clients": {
@@ -116,10 +117,10 @@ def _numbers(value: Any) -> Iterator[float]:
 def final_record(
     evaluation: Mapping[str, Any], closing: Sequence[Traffic], messages: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Of the end of a run: the scores of the model that it ends with, and what measuring them cost.
+    """The record of the end of a run: the scores of the final model, and the cost of the closing exchanges.
 
-    ``evaluation`` is the last round's; closing exchanges add what each client scored with the final model on its own
-    test rows. ``messages`` were sent for them over a network, by type.
+    ``evaluation`` is that of the last round. Closing exchanges add the scores of the final model on each client's own
+    test rows. ``messages`` are the numbers of messages that they sent over a network, by type.
     """
     scores = dict(evaluation)
     if closing:

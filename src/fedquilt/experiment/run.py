@@ -1,4 +1,4 @@
-"""One run: rounds, evaluation, record; and going on where a run stopped."""
+"""Running a config: rounds, evaluation and record; resuming a stopped run."""
 
 from __future__ import annotations
 
@@ -37,15 +37,16 @@ def run(
     *,
     label: str | None = None,
 ) -> Path:
-    """Run a config into a new folder; gives the folder. Every client is in this process unless ``connect`` says other.
+    """Run a config into a new folder; returns the folder.
 
-    ``label`` is what the run is called in a comparison; reports show it.
+    By default all clients are in this process; ``connect`` may choose another engine. ``label`` is the name of the run
+    in a comparison, which reports show.
 
     Raises
     ------
     FedquiltError
-        RunError if the folder exists and is not empty or cannot be written, RoundError if too few clients answered, and
-        what ``build`` raises, before the folder is made.
+        RunError if the folder exists and is not empty or cannot be written, RoundError if too few clients reply, and
+        the errors of ``build``, before the folder is made.
     """
     Record.refuse(folder)
     with hold(folder) as held:
@@ -62,7 +63,7 @@ def run(
             architecture=", ".join(dict.fromkeys(group.architecture for group in experiment.groups)),
         )
         if len(experiment.federation.layouts) > 1 and not experiment.traits.across:
-            around["apart"] = [*experiment.federation.layouts]  # the method ran in each of them, and nothing between
+            around["apart"] = [*experiment.federation.layouts]  # the method runs separately in each of them
         progress = progress or Silent()
         key = run_key()
         engine = connect.make(experiment, key, {}, progress)
@@ -82,39 +83,39 @@ def resume(
     *,
     back_to: int | None = None,
 ) -> Path:
-    """Go on with a run from its last whole checkpoint; ends in the same bits as if it had never stopped.
+    """Resume a run from its last complete checkpoint; the result is bit-identical to that of an uninterrupted run.
 
-    ``config``, if given, must determine the same result as the run's own. A finished run is left as it is, unless it is
-    to go ``back_to`` the state after that many rounds, of which a checkpoint must be kept (0: begin anew); what came
-    after is forgotten then.
+    ``config``, if given, must determine the same result as the run's own. A finished run is not changed, unless
+    ``back_to`` is given: then the run continues from the state after that many rounds (0: from the start), whose
+    checkpoint must exist, and later rounds are discarded.
 
     Raises
     ------
     FedquiltError
-        RunError if another process writes the folder, something in it was changed, or it cannot go back.
+        RunError if another process writes to the folder, a file in it was changed, or the run cannot go back.
     """
     wanted = None if config is None else resolved(config)
     if back_to is None and _finished(Record.open(folder, wanted, NOT_DETERMINING)):
         return folder
     with hold(folder) as held:
         record = Record.open(folder, wanted, NOT_DETERMINING, held)
-        if back_to is None and _finished(record):  # by the process that held it until now
+        if back_to is None and _finished(record):  # finished by another process in the meantime
             return folder
         record.check()
         objects = {} if config is None else config.objects
         around, config = read_environment(folder), parse(record.config).with_objects(objects)
         began_on = around.get("engine", EMBEDDED.name)
-        if began_on != connect.name:  # the clients' memories are where the run began
+        if began_on != connect.name:  # the clients' memories belong to that engine
             raise RunError(f"{folder}: began with --engine {began_on}; go on with the same one, not {connect.name}")
         if back_to is not None:
             _refuse_to_go_back(record, config, back_to)
         at = back_to if back_to is not None else None if record.has_checkpoint else 0
         start, state, memories = record.load_checkpoint(at)
-        torch.set_num_threads(around["threads"])  # the same sums in the same order
+        torch.set_num_threads(around["threads"])  # sums depend on the number of threads
         experiment = build(connect.adapted(config), connect.here)
         progress = progress or Silent()
         engine = connect.make(experiment, around.get("run_key", ""), memories, progress)
-        experiment = experiment.announced(_as_begun(folder, engine.announced))
+        experiment = experiment.announced(_rows_as_at_start(folder, engine.announced))
         _same_inputs(folder, experiment)
         again: dict[str, Any] = {"resumed": True}
         if back_to is None:
@@ -125,7 +126,7 @@ def resume(
 
 
 def _finished(record: Record) -> bool:
-    """Whether a run has its result, which is as it was written."""
+    """Whether a run has a result; raises RunError if files of it were changed."""
     if read_result(record.folder) is None:
         return False
     record.check()
@@ -133,7 +134,7 @@ def _finished(record: Record) -> bool:
 
 
 def _refuse_to_go_back(record: Record, config: Config, to: int) -> None:
-    """Nothing, if forgetting the rounds from ``to`` on hides nothing that has happened."""
+    """Raise RunError if the rounds from ``to`` on must not be discarded, because they cost privacy budget."""
     if config.privacy.mode != "none" and to < record.next_round:
         raise RunError(
             f"{record.folder}: cannot go back with privacy.mode = '{config.privacy.mode}': what rounds {to + 1} to "
@@ -147,31 +148,31 @@ def _rows(experiment: Experiment) -> str:
     return rows_digest([*experiment.clients.values(), *(group.server for group in experiment.groups)])
 
 
-def _as_begun(folder: Path, announced: Mapping[ClientId, int]) -> dict[ClientId, int]:
-    """The rows that clients announce; those who are away now have what they had, and who was away then has no part."""
+def _rows_as_at_start(folder: Path, announced: Mapping[ClientId, int]) -> dict[ClientId, int]:
+    """The announced numbers of rows; as at the start for clients absent now, and 0 for clients absent at the start."""
     began = {int(one["id"]): int(one["examples"]) for one in read_partition(folder)["clients"]} if announced else {}
     return {client: announced.get(client, rows) if rows else 0 for client, rows in began.items()}
 
 
 def _same_inputs(folder: Path, experiment: Experiment) -> None:
-    """Nothing, if data and model are those that the run began with."""
+    """Raise RunError if data or model are not those that the run began with."""
     advice = "bring back what the run began with, or start a new run in another folder"
     source = "', '".join(dict.fromkeys(group.config.data.source for group in experiment.groups))
     if experiment.partition["digest"] != read_partition(folder)["digest"]:
-        raise RunError(f"{folder}: data.source = '{source}' is not dealt as when the run began; {advice}")
+        raise RunError(f"{folder}: data.source = '{source}' is not partitioned as when the run began; {advice}")
     if weights_digest(experiment.groups) != read_environment(folder)["model"]:
         names = "', '".join(dict.fromkeys(group.config.model.name for group in experiment.groups))
-        raise RunError(f"{folder}: model.name = '{names}' has not the weights that the run began with; {advice}")
+        raise RunError(f"{folder}: model.name = '{names}' does not have the weights that the run began with; {advice}")
     outputs, began = outputs_record(experiment.groups), read_environment(folder).get("outputs")
     if began is not None and began != outputs:
         raise RunError(
             f"{folder}: the classes of the model's outputs are {outputs} and were {began} when the run began: the "
-            f"base's id2label is another, or the data's names; {advice}"
+            f"base's id2label or the data's class names have changed; {advice}"
         )
-    # last: rows are compared as the model takes them, with labels in the order of its outputs
+    # last, because rows are compared in encoded form, with labels in the order of the outputs
     if read_environment(folder).get("rows", _rows(experiment)) != _rows(experiment):
         raise RunError(
-            f"{folder}: data.source = '{source}', or the test set, holds other rows than when the run began; {advice}"
+            f"{folder}: data.source = '{source}', or the test set, has other rows than when the run began; {advice}"
         )
 
 
@@ -184,13 +185,24 @@ def _go_on(
     progress: Progress,
     again: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Run the rounds from ``start`` on; ``again`` is what the first line says of a run that is taken up again."""
+    """Run the rounds from ``start`` on.
+
+    Parameters
+    ----------
+    experiment : the experiment.
+    record : the run's folder.
+    start : the first round.
+    state : the server's state before it.
+    engine : the engine.
+    progress : receives reports.
+    again : added to the record of the first round when a run is resumed.
+    """
     config, began = experiment.config, time.perf_counter()
     if isinstance(engine, LocalEngine):
-        engine.keep_ledgers(record.folder / "sites")  # where Flower's simulation has its clients' own, too
+        engine.keep_ledgers(record.folder / "sites")  # the same folder as in Flower's simulation
     profiles = experiment.federation.profiles
     check = check_of(config, profiles)
-    hiding = read_environment(record.folder).get("cohort_key")  # a run of before there was any drew from the seed
+    hiding = read_environment(record.folder).get("cohort_key")  # runs without a key draw cohorts from the seed
     cohorts = uniform_cohorts(profiles, config.cohort, cohort_stream(config, hiding))
     progress.started(record.folder.name, start, config.rounds)
     names = {str(one["id"]): one["name"] for one in experiment.partition["clients"] if "name" in one}
@@ -217,13 +229,13 @@ def _go_on(
             line = round_line(experiment, done, engine.memories, since(), clients=engine.has_clients)
             line["privacy"] = spent(done.number)
             if done.number == start:
-                line |= again or {}  # a reader wants to know that the run was not all of a piece
+                line |= again or {}  # so that readers of the record see that the run was resumed
             record.append_round(line)
             record.save_checkpoint(done.number + 1, state, engine.memories, are_finite(line))
             progress.round({**line, "names": names})
     except RoundError as error:
         raise RoundError(f"{error}; {_advice(record, config)}") from error
-    record.check()  # a folder that was deleted or replaced meanwhile gets no adapters
+    record.check()  # no adapters are written to a folder that was deleted or replaced in the meantime
     try:
         replace_folder(record.folder / ADAPTERS, lambda fresh: save_adapters(experiment, state, engine.memories, fresh))
     except RunError as error:
@@ -238,7 +250,7 @@ def _go_on(
 
 
 def _counter(engine: Engine) -> Callable[[], dict[str, int]]:
-    """``since()``: how many messages of each type the engine has sent since it was asked last."""
+    """``since()``, which returns how many messages of each type the engine has sent since the last call."""
     counted: dict[str, int] = {}
 
     def since() -> dict[str, int]:
@@ -250,10 +262,10 @@ def _counter(engine: Engine) -> Callable[[], dict[str, int]]:
 
 
 def _advice(record: Record, config: Config) -> str:
-    """What is left of a run whose round failed, and what may help."""
+    """Advice after a failed round: what the folder holds, and what may help."""
     manifest = record.folder / "checkpoint.json"
-    held = f"{manifest} holds the rounds before" if record.has_checkpoint else "no round before it was finished"
-    rate = f"where losses are not finite, lower training.learning_rate ({config.training.learning_rate:g})"
+    held = f"{manifest} holds the earlier rounds" if record.has_checkpoint else "no earlier round was finished"
+    rate = f"if losses are not finite, lower training.learning_rate ({config.training.learning_rate:g})"
     earlier = {number: finite for number, finite in record.kept.items() if number < record.next_round}
     sound = [number for number, finite in earlier.items() if finite] or [*earlier]
     back = f"; to go back: fedquilt run --resume {record.folder} --from {sound[-1]}" if sound else ""

@@ -1,4 +1,4 @@
-"""A run's model with a trained adapter in it, made anew from the base and the run's folder."""
+"""Loading the model of a run with its trained adapter."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def trained_model(
     group: str | None = None,
     objects: Mapping[str, Any] = MappingProxyType({}),
 ) -> nn.Module:
-    """The model of a run's group, or of one client of it, with the adapter of the last checkpoint in it.
+    """The model of a run's group or of one of its clients, with the adapter of the last checkpoint.
 
-    Neither the data nor a checkpoint of a finished run is read. ``objects`` are ``Config.objects``: a model that the
-    calling program holds is copied.
+    For a finished run neither data nor checkpoint is needed. ``objects`` are ``Config.objects``; a model object of the
+    calling program is copied.
 
     Raises
     ------
     FedquiltError
-        RunError as ``export.export`` does, ModelError if the base is not where it was.
+        RunError as ``export.export`` does, ModelError if the base cannot be loaded.
     """
     folder = adapter_folder(run, client, group, objects)
     whole = parse(read_config(run)).with_objects(objects)
     part = _part_of(parts(whole), client, group)
-    # in the order of the outputs, as the model knew them
+    # in the order of the model's outputs
     classes = tuple(read_environment(run).get("outputs", {}).get(part.label, {}).get("classes", ()))
     config, rng = part.config, Rng(whole.seed)
     if not KINDS[config.adapter.kind].trains_base:

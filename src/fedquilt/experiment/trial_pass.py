@@ -1,4 +1,4 @@
-"""One forward pass before anything is trained: what a model cannot do shows there, and not in the middle of a run."""
+"""A trial forward pass before training, so that unsuitable models are found before a run starts."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ from fedquilt.core.errors import FedquiltError, ModelError
 from fedquilt.core.rng import Rng
 
 ROWS = 2
-"""Rows of a trial: one alone would hide what a model does across rows."""
+"""Number of rows of a trial; a single row would hide operations across rows."""
 
 
 def try_out(bench: Workbench, rows: Batch, name: str) -> None:
-    """Nothing, if the model called ``name`` gives logits for the first of these rows and its adapters act on them.
+    """Try the model called ``name`` and its adapters on the first of these rows.
 
     Raises
     ------
     ModelError
-        if the pass fails, gives no logits of the shape that the task has, or leaves out every adapter of a kind.
+        if the pass fails, the logits do not have the task's shape, or adapters have no effect on the output.
     """
     batch = {key: column[:ROWS] for key, column in rows.items()}
     with torch.no_grad(), _untouched(bench.model), _noted(bench.adapters) as called:
         try:
-            with bench.training(()):  # some models take only other rows when they train
+            with bench.training(()):  # some models accept different inputs in training mode
                 bench.forward(batch)
             logits, labels = bench.forward(batch)
             felt = not bench.adapters or _are_felt(bench, batch)
         except FedquiltError:
             raise
         except Exception as error:  # whatever a model raises: it is somebody else's code
-            told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ModelError(
-                f"model '{name}': {type(bench.model).__name__} does not take these rows ({told}); use a model that "
-                "reads what the data holds"
+                f"model '{name}': {type(bench.model).__name__} does not take these rows ({cause}); use a model for "
+                "this kind of data"
             ) from error
     fits = isinstance(logits, Tensor) and logits.shape[:-1] == labels.shape
     if not fits:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError(
-            f"model '{name}': {type(bench.model).__name__} gives logits {shape} where the labels are "
-            f"{tuple(labels.shape)}; use a model that gives one for each class, or token"
+            f"model '{name}': {type(bench.model).__name__} gives logits {shape}, but the labels are "
+            f"{tuple(labels.shape)}; use a model with one output for each class or token"
         )
     if not felt:
         raise ModelError(
-            f"model '{name}': what the blocks of {type(bench.model).__name__} compute does not depend on its modules "
+            f"model '{name}': the output of the blocks of {type(bench.model).__name__} does not depend on its modules "
             f"{', '.join(dict.fromkeys(map(_kind, bench.adapters)))}, so adapters there would have no effect; choose "
             "other adapter.targets"
         )
@@ -61,12 +61,10 @@ def try_out(bench: Workbench, rows: Batch, name: str) -> None:
 
 
 def try_blocks(bench: Workbench, rows: Batch, name: str) -> None:
-    """Nothing, if each block of the model called ``name`` can run without the others, as drawn blocks must.
+    """Raise ModelError if a block of the model called ``name`` cannot run without the others.
 
-    Raises
-    ------
-    ModelError
-        if one cannot: blocks of unlike widths, as a convolutional network's stages are, need those before them.
+    Methods that skip blocks need this. Blocks of different widths, such as the stages of a convolutional network,
+    depend on the blocks before them.
     """
     batch = {key: column[:ROWS] for key, column in rows.items()}
     for layer in range(bench.blocks.num_layers):
@@ -74,15 +72,16 @@ def try_blocks(bench: Workbench, rows: Batch, name: str) -> None:
             with torch.no_grad(), _untouched(bench.model), bench.shallow([layer]):
                 bench.forward(batch)
         except Exception as error:  # whatever a model raises: it is somebody else's code
-            told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ModelError(
                 f"model '{name}': block {layer} of {type(bench.model).__name__} does not run without the others "
-                f"({told}), and the method trains drawn blocks alone; set method.drop_layers = false, or take another"
+                f"({cause}), and the method skips blocks in training; set method.drop_layers = false, or take another "
+                "model"
             ) from error
 
 
 def _are_felt(bench: Workbench, batch: Batch) -> bool:
-    """Whether anything that leaves the blocks is another with the adapters than without them."""
+    """Whether the adapters change any output of the blocks."""
     blocks = bench.model.get_submodule(bench.blocks.path)
     assert isinstance(blocks, nn.ModuleList)
     left: list[list[Tensor]] = []
@@ -94,7 +93,7 @@ def _are_felt(bench: Workbench, batch: Batch) -> bool:
         for size in (0.0, 1.0):
             left.append([])
             for factor, _ in before:
-                # a ramp: what is normalised has no sum that equal numbers could show
+                # a ramp, because equal numbers have no effect after normalisation
                 factor.copy_(size * torch.linspace(-1, 0.5, factor.numel(), device=factor.device).view_as(factor))
             bench.forward(batch)
     finally:
@@ -106,7 +105,7 @@ def _are_felt(bench: Workbench, batch: Batch) -> bool:
 
 
 def _tensors(made: object) -> list[Tensor]:
-    """The tensors in what a module gave, whether it is one or several."""
+    """The tensors in a module's output."""
     if isinstance(made, Tensor):
         return [made]
     parts = made.values() if isinstance(made, Mapping) else made if isinstance(made, tuple | list) else ()
@@ -115,7 +114,7 @@ def _tensors(made: object) -> list[Tensor]:
 
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """The model's buffers and torch's stream of random numbers as they were, when the context ends."""
+    """Restore the model's buffers and torch's random state when the context ends."""
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         with Rng(0).child("trial").scope():
@@ -127,7 +126,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _noted(modules: Mapping[str, nn.Module]) -> Iterator[set[str]]:
-    """The paths of those of the modules that are called in the context."""
+    """The paths of the modules that are called in the context."""
     called: set[str] = set()
     hooks = [module.register_forward_hook(lambda *_, path=path: called.add(path)) for path, module in modules.items()]
     try:

@@ -268,9 +268,7 @@ def test_ht_12_what_is_not_linear_refuses_to_fold_and_says_why():
         "adapter.activation is 'gelu', so the mixture is not linear and cannot be folded into weights; keep it as an "
         "adapter, or train with adapter.activation = 'identity'"
     )
-    with pytest.raises(
-        ModelError, match=r"adapter.gate is 'token': the gates differ between tokens.*gate = 'static'"
-    ):
+    with pytest.raises(ModelError, match=r"adapter.gate is 'token': the gates differ between tokens.*gate = 'static'"):
         made(activation="identity", gate="token").folded()
     with pytest.raises(ModelError, match=r"adapter.activation is 'gelu'"):
         made(placement="parallel").as_lora()
