@@ -22,9 +22,7 @@ def test_a_grid_is_the_submatrix_in_which_rows_and_columns_meet():
 def test_a_smaller_square_is_in_the_corner():
     assert square(torch.tensor([1.0, 2.0, 3.0, 4.0]), 3).tolist() == [[1.0, 2.0, 0.0], [3.0, 4.0, 0.0], [0.0, 0.0, 0.0]]
     for values in (5, 3, 16):
-        with pytest.raises(
-            ValueError, match=f"{values} values do not fill a square part of a matrix of 3 rows and columns"
-        ):
+        with pytest.raises(ValueError, match=f"{values} values do not fill a square part of a matrix of 3"):
             square(torch.zeros(values), 3)
 
 
