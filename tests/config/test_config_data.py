@@ -50,7 +50,7 @@ def test_what_is_wrong_is_told_by_its_key(line, message):
             {IMAGES},
             "iid",
             {"text": "t"},
-            ["data.text = 't': is for models of text, and model.task = 'image-classification' is none"],
+            ["data.text = 't': is for models of text, and model.task = 'image-classification' is not one"],
         ),
         ({IMAGES}, "iid", {"pair": "t"}, ["data.pair = 't': is for models of text"]),
         ({IMAGES}, "iid", {"format": "messages"}, ["data.format = 'messages': is for models of text"]),
