@@ -122,7 +122,7 @@ _RULES = (
     Row(
         lambda case: case.ruled,
         lambda traits: traits.merge == "own",
-        "{given}: method.name = '{name}' has its own way of merging; leave aggregation.rule out",
+        "{given}: method.name = '{name}' merges replies in its own way; leave aggregation.rule out",
     ),
     Row(
         lambda case: case.ruled and (case.config.adapter.trained == "all" or case.method.traits.alignment != "auto"),
