@@ -179,7 +179,7 @@ def test_short_numbers_and_local_privacy_go_with_it(config, tmp_path, changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (("aggregation.rule=median",), r"rule = 'median': method.name = 'h2tune' has its own way of merging"),
+        (("aggregation.rule=median",), r"rule = 'median': method.name = 'h2tune' merges replies in its own way"),
         (
             ("training.proximal=0.1",),
             r"what clients train with method.name = 'h2tune' is not what",
