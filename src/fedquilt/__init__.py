@@ -19,23 +19,23 @@ Functions
 run, compare
     Run one federation; run several methods on the same data and seeds.
 check, plan
-    Find every problem of a config; say what each client would train, send and need.
+    Find all problems of a config; plan the layers, communication and memory of each client.
 open_run
-    Read a run that lies in a folder.
+    Open the folder of a run.
 load_adapter
     Put a trained adapter into a model.
 register
-    Make a method of your own known by a name.
+    Register your own method under a name.
 
 Classes
 -------
 Run, Comparison
-    What a run, or a comparison, left: tables, curves, plots, adapters, models.
+    The results of a run or a comparison: tables, curves, plots, adapters, models.
 OwnModel
-    A module of your own, and what of it cannot be found by looking at it.
+    Your own module, with the information that cannot be inferred from it.
 
-``fedquilt.Config`` is a checked config, ``fedquilt.Rows`` a list of dictionaries that shows itself as a table.
-Importing the package takes no time: torch and all else are loaded when one of these names is used first.
+``fedquilt.Config`` is a checked config, ``fedquilt.Rows`` a list of dictionaries that is displayed as a table.
+Importing the package is fast: torch and other packages are imported at the first use of one of these names.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _HOMES = {
     "register": "fedquilt.methods.registry",
     "load_adapter": "fedquilt.models.saved_adapter",
 }
-"""The module of each name, which is imported when the name is asked for first."""
+"""The module of each name, which is imported at the first use of the name."""
 
 if TYPE_CHECKING:
     from fedquilt.api import Comparison, Run, check, compare, open_run, plan, run

@@ -42,7 +42,7 @@ def test_configs_of_one_label_are_told_apart_by_name():
     one, other = {**TINY, "name": "one"}, {**TINY, "name": "other", "rounds": 1}
     both = fedquilt.compare([one, other], method="fedit", rounds=1)
     assert [*both.runs] == ["one: fedit", "other: fedit"]
-    with pytest.raises(ConfigError, match="same label, 'run: fedit'; give each a name"):
+    with pytest.raises(ConfigError, match="same label, 'run: fedit'; give each config its own name"):
         fedquilt.compare([TINY, TINY], method="fedit", rounds=1)
 
 

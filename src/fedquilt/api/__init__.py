@@ -1,6 +1,6 @@
-"""fedquilt from Python: run, compare, plan and check experiments, and read what they left; see ``docs/python.md``.
+"""The Python API: run, compare, plan and check experiments, and read their results; see ``docs/python.md``.
 
-Each name here is also one of ``fedquilt`` itself: ``fedquilt.run``.
+Each name here is also available from ``fedquilt`` itself, as in ``fedquilt.run``.
 """
 
 from fedquilt.api.comparison import Comparison, compare

@@ -1,4 +1,4 @@
-"""Several methods on the same data, split and seeds, side by side."""
+"""Comparing methods on the same data, partition and seeds."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Finished runs by label, those of one label differing in their seed alone.
+    """Finished runs by label; the runs of a label differ only in their seed.
 
-    Printed, it is its table and what to keep in mind about it.
+    Printed, it shows its table and remarks on the results.
     """
 
     runs: Mapping[str, tuple[Run, ...]]
@@ -39,16 +39,16 @@ class Comparison:
         return {label: [run.files for run in own] for label, own in self.runs.items()}
 
     def table(self, last: int | None = None) -> Rows:
-        """Return a row for each label: means over its seeds, each with the sample deviation over them.
+        """Return a row for each label: means over its seeds with their sample standard deviations.
 
-        ``last`` evaluated rounds of each run are averaged, ``evaluation.last`` of its config if left out. The keys are
-        those of ``report.table.compare_rows``.
+        The last ``last`` evaluated rounds of each run are averaged; ``evaluation.last`` of its config if left out. The
+        keys are those of ``report.table.compare_rows``.
         """
         rows = compare_rows(self._groups, last)
         return Rows(rows, cells(rows))
 
     def differences(self, reference: str, measure: str = "global", last: int | None = None) -> Rows:
-        """Return how each other label differs from ``reference``, seed by seed, with an interval of confidence.
+        """Return the paired differences of each other label from ``reference`` over seeds, with confidence intervals.
 
         ``measure`` is ``"global"`` or ``"personalised"``.
         """
@@ -58,7 +58,7 @@ class Comparison:
         return Rows(rows, cells(rows))
 
     def plot(self, kind: str = "rounds", who: str | None = None) -> Figure:
-        """Return a picture with a line for each label, as ``Run.plot`` does; bands are one deviation over seeds."""
+        """Return a figure as ``Run.plot`` does, a line for each label; bands are one standard deviation over seeds."""
         from fedquilt.report.pictures import draw
 
         return draw(self._groups, kind, who)
@@ -85,55 +85,53 @@ def compare(
     progress: Watcher = None,
     **sections: Any,
 ) -> Comparison:
-    """Run several configs or methods on the same data, split and seeds, and return them side by side.
+    """Run several configs or methods on the same data, partition and seeds.
 
-    Runs lie in ``OUTPUT/NAME`` of their config. What is already there, finished, is not run again; what stopped is
-    resumed.
+    The run folders are in ``OUTPUT/NAME`` of their config. Finished runs are reused, and stopped runs are resumed.
 
     Parameters
     ----------
     configs
-        One or several configs, each as ``run`` takes it; the entries of their [[compare]] are run apart.
+        One or several configs as for ``run``; each entry of their [[compare]] is a run of its own.
     methods
-        Methods that each config is run with, by name or as tables: ``["fedit", {"name": "fedra", "drop_layers":
-        False}]``.
+        Methods to run each config with, by name or as tables: ``["fedit", {"name": "fedra", "drop_layers": False}]``.
     seeds
-        Each config and method is run with each of these; with those of its config if left out.
+        Seeds to run each config and method with; those of the config if left out.
     workers
-        Runs side by side, each in a process of its own. With more than one, ``progress`` hears nothing. A script that
-        uses it needs ``if __name__ == "__main__":``, as all of Python's processes do.
+        Number of runs in parallel, each in its own process. With more than one there are no progress reports, and a
+        script needs ``if __name__ == "__main__":``, as for all of Python's process pools.
     progress
         As for ``run``.
     sections
-        As for ``run``; they hold for all configs.
+        As for ``run``; they apply to all configs.
 
     Raises
     ------
     FedquiltError
-        as for ``run``; what has finished by then stays.
+        as for ``run``; runs that have finished are kept.
     """
     from fedquilt.experiment.compare import compare as run_all
     from fedquilt.experiment.compare import jobs
 
     several: Sequence[Any] = configs if isinstance(configs, list | tuple) else [configs]
-    told = dict(sections)
+    changes = dict(sections)
     if methods:
-        told["compare"] = [{"method": method} for method in methods]
+        changes["compare"] = [{"method": method} for method in methods]
     if seeds:
-        told["seeds"] = seeds
-    wanted = _apart([jobs(*asked(config, told)) for config in several])
+        changes["seeds"] = seeds
+    wanted = _apart([jobs(*asked(config, changes)) for config in several])
     folders = run_all(wanted, workers=workers, progress=progress_of(progress))
     objects = {job.label: job.config.objects for job in wanted}
     return Comparison({label: tuple(Run(place, objects[label]) for place in own) for label, own in folders.items()})
 
 
 def _apart(found: Sequence[Sequence[Job]]) -> list[Job]:
-    """The runs of all configs; a label that several configs have is told apart by the name of the config.
+    """The runs of all configs; a label that several configs have gets the name of the config as a prefix.
 
     Raises
     ------
     ConfigError
-        if two of these have the same name, too.
+        if two configs with the same label also have the same name.
     """
     often = Counter(label for own in found for label in {job.label for job in own})
     wanted = [
@@ -144,6 +142,6 @@ def _apart(found: Sequence[Sequence[Job]]) -> list[Job]:
     twice = Counter((job.label, job.seed) for job in wanted)
     if same := [label for (label, _), count in twice.items() if count > 1]:
         raise ConfigError(
-            f"two configs give runs of the same label, '{same[0]}'; give each a name of its own: name = 'first'"
+            f"two configs have runs with the same label, '{same[0]}'; give each config its own name: name = 'first'"
         )
     return wanted

@@ -1,4 +1,4 @@
-"""Models, tokenizers and rows that the calling program holds, taken out of a config: names stand in their place."""
+"""Models, tokenizers and rows given as Python objects: a config holds names in their place."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, RunError
 
 Objects = dict[str, Any]
-"""What ``Config.objects`` holds: models and rows, by the names that stand for them."""
+"""``Config.objects``: models and rows by their names in the config."""
 
 _LISTS_OF_A_SECTION = {"classes"}
-"""Keys of [data] that hold a list: a dictionary of these alone is the section and no table of rows."""
+"""Keys of [data] that hold a list: a dictionary with only these is the section, not a table of rows."""
 
 
 def taken_out(sections: Mapping[str, Any], found: Objects) -> dict[str, Any]:
     """The sections with a name in place of each object; the objects are added to ``found``.
 
-    A model may stand for the section ``model`` or for ``name`` in it, with a ``tokenizer`` beside it; rows for the
-    section ``data``, or for ``source`` or ``test`` in it. A dictionary is rows if all its values are arrays or lists,
-    or are tables of rows themselves, and it has no key ``source``. Groups and entries of a comparison may hold both.
+    A model may be given for the section ``model`` or its key ``name``, with a ``tokenizer`` beside it; rows for the
+    section ``data`` or its keys ``source`` and ``test``. A dictionary is a table of rows if all its values are arrays
+    or lists, or tables of rows themselves, and it has no key ``source``. Groups and entries of a comparison may hold
+    objects too.
     """
     made = dict(sections)
     for key in ("groups", "compare"):
@@ -36,7 +37,7 @@ def taken_out(sections: Mapping[str, Any], found: Objects) -> dict[str, Any]:
 
 
 def objects_of(model: Any = None, tokenizer: Any = None, data: Any = None) -> Objects:
-    """The objects of a run that is opened again, by name; a list of models or of rows is several of them."""
+    """The objects of a run that is opened again, by name; a list holds several models or tables of rows."""
     found: Objects = {}
     for one in model if isinstance(model, list) else [model]:
         if one is not None:
@@ -48,7 +49,7 @@ def objects_of(model: Any = None, tokenizer: Any = None, data: Any = None) -> Ob
 
 
 def refuse_missing(config: Config, objects: Mapping[str, Any], folder: Any, of: str = "") -> None:
-    """Raise RunError if a run began with objects that are not given, or with others; ``of`` a kind of them alone."""
+    """Raise RunError if objects that a run began with are not given; ``of`` restricts the check to models or data."""
     from fedquilt.core.types import IN_MEMORY
 
     models = {config.model.name, *(group.model.name for group in config.groups if group.model is not None)}
@@ -59,13 +60,13 @@ def refuse_missing(config: Config, objects: Mapping[str, Any], folder: Any, of: 
         for what, names in (("model", models), ("data", rows))
         if of in ("", what)
     }
-    told = ", ".join(f"{what} '{name}'" for what, names in lacking.items() for name in names)
-    if told:
+    missing = ", ".join(f"{what} '{name}'" for what, names in lacking.items() for name in names)
+    if missing:
         given = ", ".join(f"'{name}'" for name in objects) or "nothing"
         call = ", ".join(f"{what}=..." for what, names in lacking.items() if names)
         raise RunError(
-            f"{folder}: began with objects in memory: {told}; given here: {given}. The digits are a digest: give the "
-            f"same objects, unchanged: fedquilt.open_run(folder, {call})"
+            f"{folder}: began with objects in memory: {missing}; given here: {given}. The names hold a digest: give "
+            f"the same objects, unchanged: fedquilt.open_run(folder, {call})"
         )
 
 
@@ -95,7 +96,7 @@ def _model(given: Any, tokenizer: Any, found: Objects) -> Any:
 
 def _refuse_alone(tokenizer: Any) -> None:
     if tokenizer is not None:
-        raise ConfigError("tokenizer: goes with a model in memory, and a model by name brings its own; leave it out")
+        raise ConfigError("tokenizer: goes with a model in memory only; a model by name has its own; leave it out")
 
 
 def _data(given: Any, found: Objects) -> Any:

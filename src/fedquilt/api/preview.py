@@ -1,4 +1,4 @@
-"""What can be said of a config before anything is trained: its problems, and its costs."""
+"""Checks and plans of a config before training."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ _SHOWN = {
 
 
 def check(config: ConfigLike = None, **sections: Any) -> list[str]:
-    """Return every problem of a config, found without loading weights or training; an empty list if there is none.
+    """Return every problem of a config, found without loading weights or training.
 
-    ``config`` and ``sections`` are those of ``run``. No exception is raised for what is wrong with them.
+    ``config`` and ``sections`` are those of ``run``. The list is empty if there is no problem; problems raise no
+    exception.
     """
     from fedquilt.experiment.check_all import check_all
 
@@ -33,10 +34,11 @@ def check(config: ConfigLike = None, **sections: Any) -> list[str]:
 
 
 def plan(config: ConfigLike = None, **sections: Any) -> Rows:
-    """Return what one round would cost each client: layers, parameters, bytes each way and memory; needs no weights.
+    """Return the planned cost of a round for each client: layers, parameters, bytes each way and memory.
 
-    ``config`` and ``sections`` are those of ``run``. Each row has the fields of ``experiment.plan.ClientPlan``, with
-    ``peak_bytes``, the estimated memory, and ``saving``, the share of traffic saved against sending the whole model.
+    ``config`` and ``sections`` are those of ``run``. No weights are loaded. Each row has the fields of
+    ``experiment.plan.ClientPlan``, with ``peak_bytes``, the estimated memory, and ``saving``, the fraction of the
+    communication cost that is saved compared with sending the whole model.
 
     Raises
     ------

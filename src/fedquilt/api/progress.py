@@ -1,4 +1,4 @@
-"""What a caller gives as ``progress``, made into what a run reports to."""
+"""Progress reports of a run: printed lines, a function, or an object."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _METHODS = ("started", "client", "step", "round")
 class EachRound:
     """A progress that calls a function with the record of each finished round, and reports nothing else."""
 
-    def __init__(self, told: Callable[[Mapping[str, Any]], Any]) -> None:
-        self.told = told
+    def __init__(self, on_round: Callable[[Mapping[str, Any]], Any]) -> None:
+        self.on_round = on_round
 
     def started(self, name: str, first: int, rounds: int) -> None: ...
 
@@ -27,11 +27,11 @@ class EachRound:
     def step(self, number: int, of: int) -> None: ...
 
     def round(self, line: Mapping[str, Any]) -> None:
-        self.told(line)
+        self.on_round(line)
 
 
 class PrintedRounds(EachRound):
-    """A progress that prints one line for each finished round, and one for each reply that was dropped."""
+    """A progress that prints one line for each finished round and one for each dropped reply."""
 
     def __init__(self) -> None:
         super().__init__(self._print)
@@ -46,12 +46,12 @@ class PrintedRounds(EachRound):
 
 
 def progress_of(given: Watcher) -> Any:
-    """The object that a run reports to, or None for silence.
+    """The object that receives a run's reports, or None.
 
     Raises
     ------
     ConfigError
-        if ``given`` is none of what ``Watcher`` allows.
+        if ``given`` is not a ``Watcher``.
     """
     if given is None or given is False:
         return None

@@ -1,4 +1,4 @@
-"""A list of dictionaries that shows itself as a table."""
+"""A list of dictionaries that is displayed as a table."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fedquilt.report.table import aligned
 
 
 class Rows(list[Mapping[str, Any]]):
-    """The rows of a table, one dictionary each; ``pandas.DataFrame(rows)`` takes them as they are.
+    """The rows of a table, one dictionary each, as ``pandas.DataFrame(rows)`` takes them.
 
-    Printed, or as the last value of a notebook's cell, they are a table of rounded numbers, ``cells``: the texts of its
-    heading and of each row.
+    Printed, or as the last value of a notebook's cell, they are displayed as a table of rounded numbers. ``cells`` are
+    the texts of its heading and of each row.
     """
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], cells: Sequence[Sequence[str]]) -> None:

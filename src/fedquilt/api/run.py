@@ -1,4 +1,4 @@
-"""One run: made from a config, or opened where it lies; what it holds is read from its folder."""
+"""Runs: starting one, or opening the folder of one, and reading its results."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ ENGINES = ("embedded", "flower-sim")
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """A run, finished or not, as its folder holds it.
+    """A run, finished or not, in its folder.
 
-    Nothing is kept in memory: each property and method reads the folder again, and checks what it reads against the
-    sha256 that the run noted. Rounds are counted from 1 in tables, curves and plots, and from 0 in ``rounds``, which
-    are the lines of the record as they were written.
+    Nothing is kept in memory: each property and method reads the folder again and checks the files against the sha256
+    digests of the run's record. Rounds are counted from 1 in tables, curves and plots, and from 0 in ``rounds``, which
+    holds the lines of the record as they were written.
 
     Raises
     ------
     RunError
-        if the folder holds no run, or something in it was changed.
+        if the folder holds no run, or a file in it was changed.
     """
 
     folder: Path
     objects: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """Models and rows in memory that the run began with, by the names that stand for them in its config."""
+    """Python objects (models and rows) that the run began with, by their names in its config."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))
@@ -53,36 +53,36 @@ class Run:
 
     @property
     def config(self) -> Config:
-        """The config that the run was started with, defaults and all."""
+        """The config of the run, with all defaults."""
         return parse(read_config(self.folder))
 
     @property
     def rounds(self) -> list[Mapping[str, Any]]:
-        """The record of each finished round: clients, bytes, seconds, scores; see ``rounds.jsonl`` in the folder."""
+        """The record of each finished round: clients, bytes, seconds and scores; the lines of ``rounds.jsonl``."""
         return list(read_rounds(self.folder))
 
     @property
     def result(self) -> Mapping[str, Any] | None:
-        """What the run ended with, or None as long as it has not."""
+        """The final result of the run; None if it is not finished."""
         return read_result(self.folder)
 
     @property
     def finished(self) -> bool:
-        """Whether the run went through to its last round."""
+        """Whether the run is finished."""
         return self.result is not None
 
     @property
     def files(self) -> reading.Run:
-        """Everything in the folder at once, parsed, as ``fedquilt.report`` takes it."""
+        """All content of the folder, parsed, as ``fedquilt.report`` takes it."""
         return reading.read_run(self.folder)
 
     @property
     def label(self) -> str:
-        """What the run is called in tables and plots: its label, or else its method."""
+        """The name of the run in tables and plots: its label, or else its method."""
         return self.files.label or self.files.method
 
     def table(self, last: int | None = None) -> Rows:
-        """Return the run's results in one row: means over its ``last`` evaluated rounds, final scores, bytes, seconds.
+        """Return the results in one row: means over the last ``last`` evaluated rounds, final scores, bytes, seconds.
 
         ``last`` is ``evaluation.last`` of the config if left out. The keys are those of ``report.table.summary``.
         """
@@ -92,10 +92,10 @@ class Run:
     def curve(self, metric: str | None = None, who: str | None = None) -> dict[str, list[Any]]:
         """Return the evaluated rounds and a metric's value in each: ``{"round": [1, 2], "accuracy": [0.4, 0.6]}``.
 
-        ``metric`` is accuracy where it was measured and else the loss. ``who`` is ``"global"`` (the server's model on
-        the common test set), or one of the ways to sum up clients on their own test sets: ``"clients-mean"``,
-        ``"clients-weighted"``, ``"clients-worst"``, ``"clients-deviation"``, ``"received-mean"``. If left out it is the
-        first of these that was measured. ``pandas.DataFrame(run.curve())`` takes what is returned.
+        ``metric`` is accuracy by default, or the loss if accuracy was not measured. ``who`` is ``"global"`` (the
+        server's model on the common test set) or an aggregate of the clients' scores on their own test sets:
+        ``"clients-mean"``, ``"clients-weighted"``, ``"clients-worst"``, ``"clients-deviation"``, ``"received-mean"``;
+        by default the first of these that was measured. ``pandas.DataFrame(run.curve())`` makes a data frame of it.
         """
         files = self.files
         metric = metric or scores.main_metric(files)
@@ -106,27 +106,28 @@ class Run:
         return {"round": [], metric: []}
 
     def plot(self, kind: str = "rounds", who: str | None = None) -> Figure:
-        """Return a matplotlib figure of the run, which a notebook shows where it is a cell's last value.
+        """Return a matplotlib figure of the run, which a notebook shows as the last value of a cell.
 
-        ``kind``: ``"rounds"`` and ``"bytes"`` draw scores over rounds and over the bytes that were sent, with ``who``
-        as for ``curve``; ``"partition"`` draws which client holds which classes, ``"allocation"`` who trained which
-        layers, ``"probabilities"`` how likely a layer was to be drawn.
+        ``kind``: ``"rounds"`` and ``"bytes"`` plot scores over rounds and over the communication cost, with ``who`` as
+        for ``curve``; ``"partition"`` plots the classes of each client, ``"allocation"`` the layers that each client
+        trained, ``"probabilities"`` the probability of drawing each layer.
         """
         from fedquilt.report.pictures import draw
 
         return draw({self.label: [self.files]}, kind, who)
 
     def adapter(self, client: ClientId | None = None, *, group: str | None = None) -> Path:
-        """Return the folder of a trained adapter: the global one, a group's, or that which a client would use.
+        """Return the folder of a trained adapter: the global one, a group's, or the one that a client uses.
 
-        ``PeftModel.from_pretrained(base, folder)`` and ``fedquilt.load_adapter(base, folder)`` read it. With
-        ``adapter.kind = "full"`` it holds the whole model. ``fedquilt export`` copies it to another place. Of an
-        unfinished run it is made from the last checkpoint.
+        ``PeftModel.from_pretrained(base, folder)`` or ``fedquilt.load_adapter(base, folder)`` loads it. After full
+        fine-tuning (``adapter.kind = "full"``) it holds the whole model. ``fedquilt export`` copies it to another
+        place. For an unfinished run it is built from the last checkpoint.
 
         Raises
         ------
         RunError
-            if there is no checkpoint, no such client or group, or no global model because its parts stay with clients.
+            if there is no checkpoint, no such client or group, or no global model because parts of it stay with the
+            clients.
         """
         from fedquilt.experiment.export import adapter_folder
 
@@ -135,7 +136,7 @@ class Run:
     def model(self, client: ClientId | None = None, *, group: str | None = None) -> nn.Module:
         """Return the model with a trained adapter in it, frozen and in eval mode; arguments as for ``adapter``.
 
-        A model of your own is copied; what ``run`` was given stays as it was.
+        A model that was given to ``run`` as an object is copied, not changed.
         """
         from fedquilt.experiment.trained_model import trained_model
 
@@ -143,12 +144,14 @@ class Run:
         return trained_model(self.folder, client, group, self.objects)
 
     def resume(self, *, back_to: int | None = None, progress: Watcher = None) -> Run:
-        """Go on with a run that stopped, to the same bits as if it had not; a finished one is left as it is.
+        """Resume a stopped run; the result is bit-identical to that of an uninterrupted run.
+
+        A finished run is not changed.
 
         Parameters
         ----------
         back_to
-            Go back to the state after so many rounds, and forget what came after.
+            Resume from the state after this many rounds, and discard later rounds.
         progress
             As for ``run``.
         """
@@ -187,13 +190,13 @@ def open_run(folder: str | Path, *, model: Any = None, tokenizer: Any = None, da
     folder
         The run's folder.
     model, tokenizer, data
-        The objects in memory that the run began with, if it did: needed to resume it, and ``model`` for ``Run.model``.
-        The same ones are recognised by their digest. A list is several of them.
+        The Python objects that the run began with, if any: needed to resume it, and ``model`` for ``Run.model``. They
+        are compared by their digest. A list holds several of them.
 
     Raises
     ------
     RunError
-        if the folder holds no run, or something in it was changed.
+        if the folder holds no run, or a file in it was changed.
     """
     return Run(Path(folder), objects_of(model, tokenizer, data))
 
@@ -207,47 +210,48 @@ def run(
     engine: str = "embedded",
     **sections: Any,
 ) -> Run:
-    """Run one federation to its end, and return it.
+    """Run one federation to its end and return the run.
 
     Parameters
     ----------
     config
         A dictionary with the sections of a run file, a ``Config``, the path of a run file, or nothing.
     folder
-        The run's folder, which must be new or empty. If left out it is ``OUTPUT/NAME`` of the config, with a number
-        behind it where that folder is taken.
+        The run's folder, which must be new or empty; by default ``OUTPUT/NAME`` of the config, with a number appended
+        if that folder exists.
     label
-        What the run is called in tables and plots; its method if left out.
+        The name of the run in tables and plots; its method if left out.
     progress
         Nothing is shown by default. True prints a line for each round; a function is called with the record of each
-        round; an object with the methods of ``experiment.run.Progress`` also hears of clients and steps.
+        round; an object with the methods of ``experiment.engine.Progress`` also receives reports of clients and steps.
     engine
-        ``"embedded"`` plays all clients in this process, ``"flower-sim"`` runs them on Flower's simulation.
+        ``"embedded"`` runs all clients in this process, ``"flower-sim"`` on Flower's simulation engine.
     sections
-        Sections and keys of a run file that are laid over ``config`` key by key, as ``key=value`` is on the command
-        line: ``rounds=3, training={"steps": 2}``. Text in place of a section is its first choice: ``model="glyph-vit"``
-        its name, ``data="rows.csv"`` its source, ``method="fedit"`` its name, ``partition="dirichlet"`` its scheme.
-        ``task`` is the model's. ``model`` may also be an ``nn.Module`` or an ``OwnModel``, with a ``tokenizer`` beside
-        it; ``data`` a dictionary of arrays, a pandas frame or a ``datasets.Dataset``, or a pair (train, test) of these.
+        Sections and keys of a run file that override those of ``config`` key by key, as ``key=value`` does on the
+        command line: ``rounds=3, training={"steps": 2}``. Text in place of a section sets its main key:
+        ``model="glyph-vit"`` the name, ``data="rows.csv"`` the source, ``method="fedit"`` the name,
+        ``partition="dirichlet"`` the scheme. ``task`` sets ``model.task``. ``model`` may also be an ``nn.Module`` or an
+        ``OwnModel``, with a ``tokenizer`` beside it; ``data`` may be a dictionary of arrays, a pandas frame or a
+        ``datasets.Dataset``, or a pair (train, test) of these.
 
     Raises
     ------
     ConfigError
         with every problem of the config.
     FedquiltError
-        of the kind that fits, if the data or the model cannot be used, or the run cannot go on.
+        DataError, ModelError or RoundError if the data or the model cannot be used, or the run fails.
     """
     if engine not in ENGINES:
         raise ConfigError(
             f"engine = {engine!r}: no such engine{suggestion(str(engine), ENGINES)}; allowed: {', '.join(ENGINES)}"
         )
     if engine == "flower-sim" and label is not None:
-        raise ConfigError(f"label = {label!r}: runs of engine = 'flower-sim' have none; leave it out")
+        raise ConfigError(f"label = {label!r}: runs with engine = 'flower-sim' have no label; leave it out")
     settings = settled(config, sections)
     if engine != "embedded" and settings.objects:
         raise ConfigError(
             f"engine = {engine!r}: its clients are other processes, which cannot see '{min(settings.objects)}'; use "
-            "engine = 'embedded', or save the model and the rows to files and name these"
+            "engine = 'embedded', or save the model and the rows to files and give their paths"
         )
     place = _free(Path(settings.output) / settings.name) if folder is None else Path(folder)
     if engine == "flower-sim":
@@ -260,7 +264,7 @@ def run(
 
 
 def _free(place: Path) -> Path:
-    """The folder, or the first of this name with a number behind it that is not taken."""
+    """The folder, or the first free one with a number appended."""
     number, free = 1, place
     while free.exists() and any(free.iterdir()):
         number += 1

@@ -1,4 +1,4 @@
-"""What a caller gives as a config, with keywords on top, made into the tables of a run file."""
+"""Conversion of the API's arguments to the tables of a run file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError
 
 ConfigLike = Mapping[str, Any] | Config | str | Path | None
-"""Tables as a run file holds them, a checked config, the path of a run file, or nothing."""
+"""The tables of a run file, a checked config, the path of a run file, or None."""
 
 CHOICES = {
     "adapter": "kind",
@@ -24,11 +24,11 @@ CHOICES = {
     "partition": "scheme",
     "privacy": "mode",
 }
-"""The key that a section's text stands for: ``method="fedit"`` is ``method={"name": "fedit"}``."""
+"""The main key of each section: ``method="fedit"`` means ``method={"name": "fedit"}``."""
 
 
 class Asked(NamedTuple):
-    """A run file or tables, the tables that are laid over it, and the objects that names in either stand for."""
+    """A run file or its tables, the tables that override it, and the objects by their names in both."""
 
     source: Path | dict[str, Any]
     sections: dict[str, Any]
@@ -36,12 +36,12 @@ class Asked(NamedTuple):
 
 
 def asked(config: ConfigLike, sections: Mapping[str, Any]) -> Asked:
-    """What a caller means by a config with sections on top.
+    """The tables and objects of a config with overriding sections.
 
     Raises
     ------
     ConfigError
-        if ``config`` is nothing that could be one.
+        if ``config`` has another type than ``ConfigLike``.
     """
     objects: Objects = {}
     over = tables_of(taken_out(sections, objects))
@@ -57,10 +57,10 @@ def asked(config: ConfigLike, sections: Mapping[str, Any]) -> Asked:
 
 
 def tables_of(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables as TOML would hold them, of sections as Python may give them.
+    """Sections given in Python as tables of TOML.
 
-    Text in place of one of the sections in ``CHOICES``, also of a group or an entry of a comparison, is that section's
-    first choice; ``task`` is the model's.
+    Text in place of a section in ``CHOICES``, also in a group or an entry of a comparison, sets the section's main key;
+    ``task`` sets ``model.task``.
     """
     made = {key: _plain(value) for key, value in sections.items()}
     for section, key in CHOICES.items():
@@ -69,18 +69,18 @@ def tables_of(sections: Mapping[str, Any]) -> dict[str, Any]:
                 table[section] = {key: table[section]}
     if "task" in made:
         task = made.pop("task")
-        told = made.get("model", {})
-        made["model"] = {**told, "task": task} if isinstance(told, dict) else told
+        model = made.get("model", {})
+        made["model"] = {**model, "task": task} if isinstance(model, dict) else model
     return made
 
 
 def _entries(value: Any) -> list[dict[str, Any]]:
-    """The tables of a list; what else is in it the schema speaks of."""
+    """The tables of a list; other entries are reported by the schema."""
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 def settled(config: ConfigLike, sections: Mapping[str, Any]) -> Config:
-    """The checked config; ``sections`` are laid over ``config`` key by key.
+    """The checked config; ``sections`` override ``config`` key by key.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def settled(config: ConfigLike, sections: Mapping[str, Any]) -> Config:
 
 
 def _plain(value: Any) -> Any:
-    """The value with dictionaries, lists, numbers and text in place of what Python has for these."""
+    """The value with only dictionaries, lists, numbers and text in place of other Python types."""
     if isinstance(value, Mapping):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple | range):
