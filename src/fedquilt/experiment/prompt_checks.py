@@ -29,8 +29,8 @@ def check_posing(config: Config, table: Table, key: str, source: str) -> None:
     data, task = config.data, config.model.task
     if not TASKS[task].writes:
         problems = [
-            f"data.{name} = {getattr(data, name)!r}: is for language models, and model.task = '{task}' is not one; leave "
-            f"it out, or set model.task to {one_of(tasks_where(lambda other: other.writes))}"
+            f"data.{name} = {getattr(data, name)!r}: is for language models, and model.task = '{task}' is not one; "
+            f"leave it out, or set model.task to {one_of(tasks_where(lambda other: other.writes))}"
             for name in ("prompt", "words", "answers")
             if getattr(data, name) is not None
         ]
