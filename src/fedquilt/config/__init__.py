@@ -1,1 +1,1 @@
-"""The run file: what it may say (schema), how it is read (load), how its free keys meet a factory (build)."""
+"""The run file: its schema, reading and checking it, and the settings of methods and schemes."""

@@ -1,4 +1,4 @@
-"""The section of a run file on what is trained: low-rank adapters, dense mixtures of adapters, or the weights."""
+"""The section [adapter] of a run file: LoRA, mixtures of adapters, or full fine-tuning."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ OF_KIND: Mapping[str, tuple[str, ...]] = {
     "mixture": ("rank", "alpha", *_MIXTURE),
     "full": ("buffers",),
 }
-"""The keys that each kind has besides ``kind``."""
+"""The keys of each kind, in addition to ``kind``."""
 
 
 class Adapter(BaseModel):
-    """The adapters that are trained.
+    """The trained adapters.
 
-    ``dropout``, ``rslora`` and ``targets`` are of the kind ``lora``; the keys from ``activation`` on of ``mixture``;
-    ``full`` has ``buffers`` alone.
+    ``dropout``, ``rslora`` and ``targets`` belong to the kind ``lora``, and the keys from ``activation`` on to
+    ``mixture``; ``full`` has only ``buffers``.
     """
 
     model_config = STRICT
 
     kind: Literal["lora", "mixture", "full"] = "lora"
     """``lora``: two low-rank factors at every target. ``mixture``: after attention and after the feed-forward part,
-    projections of the model's own width around a dense mixture of branches that all models share (``heterotune``).
-    ``full``: no adapter; all of the model's weights are trained and travel: what adapters are compared with."""
+    projections of the model's width around a dense mixture of branches that all models can share (``heterotune``).
+    ``full``: full fine-tuning; all weights of the model are trained and sent, as a baseline for adapters."""
     rank: Rank = 16
-    """Rank r of every adapter; of a mixture, the width of its narrow space."""
+    """Rank r of every adapter; for a mixture, the dimension of its low-dimensional space."""
     alpha: Rate = 16.0
     """Numerator of the scale alpha / r."""
     dropout: Share = 0.0
@@ -45,30 +45,32 @@ class Adapter(BaseModel):
     targets: Annotated[tuple[Text, ...], Field(min_length=1, max_length=1000)] | None = None
     """Names of the linear modules that get an adapter; the model's query and value projections if left out."""
     activation: Literal["gelu", "identity"] = "gelu"
-    """In the narrow space; with ``identity``, and no token gates, the mixture is linear and folds into weights."""
+    """Activation in the low-dimensional space; with ``identity`` and without token gates, the mixture is linear and can
+    be merged into the weights."""
     gate: Literal["uniform", "static", "token"] = "static"
-    """What each branch weighs: all alike, learned numbers of each site, or a learned map of each token."""
+    """Weights of the branches: equal, learned per site, or a learned function of each token."""
     placement: Literal["serial", "parallel"] = "serial"
-    """Whether the adapter reads the output of the part that it stands after, or the input of its last module."""
+    """Input of the adapter: the output of the part that it follows (``serial``), or the input of that part's last
+    module (``parallel``)."""
     sites: Annotated[tuple[Literal["attention", "feed-forward"], ...], Field(min_length=1, max_length=2)] = (
         "attention",
         "feed-forward",
     )
-    """The parts of a block that have an adapter; the same for all that share branches."""
+    """Parts of a block with an adapter; the same in all groups that share branches."""
     slot_rule: Literal["relative", "spaced", "top"] = "relative"
-    """Which depth slot a block has: by relative depth; equally spaced blocks one each; or counted from the top."""
+    """Depth slot of a block: by relative depth; equally spaced blocks one each; or counted from the last block."""
     num_slots: Annotated[int, Field(ge=1, le=256)] | None = None
-    """Depth slots, each with branches of its own; as many as the shallowest model has blocks if left out."""
+    """Number of depth slots, each with its own branches; the number of blocks of the shallowest model if left out."""
     branches: Few | None = None
-    """Branches of each slot and site; as many as there are architectures if left out."""
+    """Number of branches of each slot and site; the number of architectures if left out."""
     trained: Literal["own", "all"] = "all"
-    """Branches that a client trains: that of its architecture beside frozen foreign ones, or all."""
+    """Branches that a client trains: only that of its architecture (``own``), or all."""
     deviation: Strength | None = None
     """Branches are drawn with variance ``deviation^2 / r``; if left out 0 with ``own`` and 0.02 with ``all``."""
 
     buffers: Literal["average", "local"] = "average"
-    """What happens to running statistics and their like (batch normalisation): they travel and are averaged as the
-    weights are, or each client keeps its own. With adapters they stay those of the base."""
+    """Running statistics and similar buffers (batch normalisation): sent and averaged like the weights, or local to
+    each client. With adapters they stay those of the base."""
 
     @model_validator(mode="after")
     def _keys_are_of_its_kind(self) -> Adapter:
@@ -82,7 +84,7 @@ class Adapter(BaseModel):
 
 
 class OwnAdapter(Adapter):
-    """Keys of [adapter] that a group has of its own; whether they go with the kind is seen when both are known."""
+    """The keys of [adapter] that a group sets itself; they are checked against the kind when both are known."""
 
     @model_validator(mode="after")
     def _keys_are_of_its_kind(self) -> OwnAdapter:
@@ -90,19 +92,19 @@ class OwnAdapter(Adapter):
 
 
 def of_kind(keys: Mapping[str, Any], kind: Any) -> dict[str, Any]:
-    """Keys of [adapter] without those that another kind has and this kind has not."""
+    """The keys of [adapter] without those that this kind does not have."""
     foreign = _foreign(kind) if kind != keys.get("kind", "lora") else ()
     return {key: value for key, value in keys.items() if key not in foreign}
 
 
 def odd_keys(adapter: Adapter) -> list[str]:
-    """The keys that have another value than their default, and which adapters of this kind have not."""
+    """The keys that differ from their default and that adapters of this kind do not have."""
     fields: dict[str, Any] = dict(Adapter.model_fields)
     return [key for key in _foreign(adapter.kind) if getattr(adapter, key) != fields[key].default]
 
 
 def _foreign(kind: Any) -> list[str]:
-    """The keys that belong to other kinds alone."""
+    """The keys that only other kinds have."""
     every = dict.fromkeys(key for keys in OF_KIND.values() for key in keys)
     own = OF_KIND.get(kind, every) if isinstance(kind, str) else every
     return [key for key in every if key not in own]

@@ -1,4 +1,4 @@
-"""The signature is the schema: a table of settings, checked against the callable that will take them."""
+"""Checking a table of settings against the signature of the function that takes them."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 def arguments(
     factory: Callable[..., Any], settings: Mapping[str, Any], given: Collection[str] = (), *, prefix: str
 ) -> dict[str, Any]:
-    """Every keyword-only argument of ``factory``: from ``settings``, or its default. Those in ``given`` are left out.
+    """All keyword-only arguments of ``factory`` except ``given``: from ``settings``, or their defaults.
 
     Annotations are the types: numbers, strings, booleans, ``Literal``, ``| None``, ``tuple[int, ...]`` (from a list)
-    and the types of ``fedquilt.core.settings``, with ``With(...)`` for what goes with another argument only.
-    ``prefix`` is the table's name in the run file, for the messages.
+    and the types of ``fedquilt.core.settings``; ``With(...)`` marks an argument that only applies to one value of
+    another. ``prefix`` is the table's name in the run file, for the messages.
 
     Raises
     ------
     ConfigError
-        with every unknown key, missing key and wrong value, and every value that nothing would come of.
+        with every unknown key, missing key and wrong value, and every value that has no effect.
     """
     parameters = {
         name: parameter
@@ -73,7 +73,7 @@ def arguments(
 
 
 def _about(annotation: Any, kind: type[_Condition]) -> list[_Condition]:
-    """What other settings must be, or must not be, for something to come of one of this type."""
+    """The conditions on other settings under which a setting of this type has an effect."""
     return [about for about in getattr(annotation, "__metadata__", ()) if isinstance(about, kind)]
 
 

@@ -1,4 +1,4 @@
-"""The section of a run file on what a run can go back to."""
+"""The section [checkpoints] of a run file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from fedquilt.config.value_types import STRICT
 
 
 class Checkpoints(BaseModel):
-    """What a run can go back to, with ``fedquilt run --resume RUN --from ROUND``."""
+    """Checkpoints that a run can return to with ``fedquilt run --resume RUN --from ROUND``."""
 
     model_config = STRICT
 
     keep: Annotated[int, Field(ge=2, le=1000)] = 2
-    """Checkpoints of the last rounds that are kept; the last one whose scores were all finite is kept besides."""
+    """Number of checkpoints of the last rounds to keep; the last one with finite scores is kept as well."""

@@ -1,4 +1,4 @@
-"""The sections of a run file on who the clients are: which rows they have, and what they can train."""
+"""The sections [partition] and [clients] of a run file."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from fedquilt.config.value_types import STRICT, Layers, Members, Rank, Share, Text, Written
 
 FREE: ConfigDict = {**STRICT, "extra": "allow"}
-"""Of a section with further keys, which are checked against the signature of what takes them."""
+"""The pydantic config of sections with free keys, which are checked against the signature that takes them."""
 
 
 class Partition(BaseModel):
-    """How the rows are dealt to the clients; further keys are the settings of the scheme.
+    """Partition of the rows over clients; further keys are the settings of the scheme.
 
-    ``sites``: every client has rows of its own that nobody else reads, see ``data.source``. The other schemes deal out
-    one source. ``iid``, ``natural`` and ``sites`` have none; ``dirichlet`` takes ``alpha`` and ``min_size``,
-    ``pathological`` takes ``classes_per_client``, ``pathological-dirichlet`` takes ``classes_per_client``, ``beta`` and
-    ``floor``.
+    With ``sites`` every client has its own rows that no other party reads, see ``data.source``; the other schemes
+    partition one source. ``iid``, ``natural`` and ``sites`` have no settings; ``dirichlet`` takes ``alpha`` and
+    ``min_size``, ``pathological`` takes ``classes_per_client``, ``pathological-dirichlet`` takes
+    ``classes_per_client``, ``beta`` and ``floor``.
     """
 
     model_config = FREE
@@ -27,12 +27,12 @@ class Partition(BaseModel):
     scheme: Text = "iid"
     """``iid``, ``dirichlet``, ``pathological``, ``pathological-dirichlet``, ``natural`` or ``sites``."""
     num_clients: Members = 10
-    """Clients in the federation."""
+    """Number of clients in the federation."""
     test_fraction: Share = 0.2
-    """Share of each client's rows kept for its own test. With 0 a client is tested on the separate test set, if there
-    is one: what all of its group are judged by."""
+    """Fraction of each client's rows held out as its own test set. With 0 a client is evaluated on the common test set
+    of its group, if there is one."""
     validation_fraction: Share = 0.0
-    """Share of each client's rows kept for its own validation."""
+    """Fraction of each client's rows held out for its own validation."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -50,19 +50,19 @@ class Partition(BaseModel):
 
 
 class Clients(BaseModel):
-    """How many blocks each capability group can train, and how many clients take part in a round."""
+    """Budgets of the capability groups, and the size of the cohort."""
 
     model_config = STRICT
 
     shares: Written = "1-1-1"
-    """Relative sizes of the capability groups, weakest first."""
+    """Relative sizes of the capability groups, lowest budget first."""
     budgets: Annotated[tuple[Layers, ...], Field(min_length=1, max_length=1000)] = (6, 9, 12)
-    """Blocks that a client of each group can train, weakest group first."""
+    """Number of blocks that a client of each capability group can train, lowest budget first."""
     ranks: Annotated[tuple[Rank, ...], Field(min_length=1, max_length=1000)] | None = None
-    """Rank of the adapters of each group, weakest first; ``adapter.rank``, which none may be above, for all if left
-    out."""
+    """LoRA rank of each capability group, lowest budget first, none above ``adapter.rank``; ``adapter.rank`` for all if
+    left out."""
     cohort: Members | None = None
-    """Clients that take part in each round; all if left out."""
+    """Number of clients that take part in each round; all if left out."""
 
     @field_validator("shares")
     @classmethod

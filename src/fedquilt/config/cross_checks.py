@@ -1,4 +1,4 @@
-"""What sections of a run file say that does not go together."""
+"""Contradictions between sections of a run file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fedquilt.config.schema import Config
 
 
 def cross_problems(config: Config) -> list[str]:
-    """Every contradiction between sections; nothing is said of keys that are spoilt."""
+    """Every contradiction between sections; keys that are spoilt are skipped."""
     problems, spoilt = [], config.spoilt
     clients, num = config.clients, config.partition.num_clients
     if not spoilt.touches("clients.cohort", "partition.num_clients"):

@@ -1,4 +1,4 @@
-"""What a run file says on where the examples come from, and how a language model's rows are posed and judged."""
+"""The section [data] of a run file: sources, formats, prompts and answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedquilt.core.tasks import tasks_where
 
 
 class Data(BaseModel):
-    """Where the examples come from. Keys that do not apply to the source are left out."""
+    """Source and format of the examples. Leave out keys that do not apply to the source."""
 
     model_config = STRICT
 
@@ -22,45 +22,46 @@ class Data(BaseModel):
     scheme ``sites``: one source a client with ``{client}`` for its number, or ``node``: what each node was started
     with."""
     test: Text | None = None
-    """Source of a separate test set for the global evaluation."""
+    """Source of the common test set for the global evaluation."""
     text: str = "text"
     """Column of the text, or of the prompt."""
     pair: str | None = None
-    """Column of the second text; a language model reads it on the line below the first, or where ``prompt`` says."""
+    """Column of the second text; for a language model it is on the line below the first, or where ``prompt`` places it.
+    """
     label: str = "label"
     """Column of the class."""
     classes: Annotated[tuple[Text, ...], Field(min_length=2)] | None = None
-    """The classes; those found in the data if left out. They are the model's outputs in this order, unless its own
-    names (``id2label``) are these classes in another: then in its own. The scheme ``sites`` needs them: no single
-    place sees all of the data."""
+    """The classes, in the order of the model's outputs; those found in the data if left out. If the base's own names
+    (``id2label``) are the same classes, its order is kept. The scheme ``sites`` needs this key, since no single place
+    sees all of the data."""
     target: str | None = None
     """Column of the completion, for causal language models."""
     format: Literal["auto", "plain", "instruction", "messages"] = "auto"
-    """How rows of text are laid out: ``plain`` columns as named here; ``instruction``, perhaps ``input``, and
-    ``output``; or ``messages``, a list of roles and contents. ``auto`` is plain where ``text`` is set or there is such
-    a column, and else what the columns say."""
+    """Format of text rows: ``plain`` columns as named here; ``instruction``, optionally ``input``, and ``output``; or
+    ``messages``, a list of roles and contents. ``auto`` is plain if ``text`` is set or there is such a column, and
+    otherwise follows from the columns."""
     prompt: Text | None = None
     """The prompt of each row for a causal language model, as ``"{text}\\nSentiment: "``: ``{text}`` and ``{pair}`` are
     the columns that these keys name, any other name in braces is a column's own. Without ``target``, the completion is
     the row's class."""
     words: dict[str, Text] | None = None
-    """What is written for a class as the completion, as ``{0 = "negative", 1 = "positive"}``; its name if left out."""
+    """Completion for each class, as ``{0 = "negative", 1 = "positive"}``; the name of the class if left out."""
     answers: Literal["exact", "number", "letter", "program", "label"] | None = None
-    """How a language model is judged: it completes the prompt, and ``accuracy`` is the share of rows whose answer is
-    that of the completion, by all of the text, its number, option letter, program's value or class. If left out, the
+    """Generation-based accuracy of a language model: it completes the prompt, and ``accuracy`` is the share of rows
+    whose answer matches the completion's: exact text, number, option letter, program value or class. If left out, the
     share of the completion's tokens that it predicts."""
     new_tokens: Count = 64
-    """Most tokens that a language model writes for an answer."""
+    """Largest number of tokens that a language model generates for an answer."""
     image: str = "image"
     """Column of the image."""
     group: str | None = None
     """Column of the natural client id."""
     limit: Count | None = None
-    """Rows of the source that are used, drawn at random; all if left out."""
+    """Number of rows of the source to use, drawn at random; all if left out."""
     test_limit: Count | None = None
-    """Rows of the test set that are used, drawn at random; all if left out."""
+    """Number of rows of the test set to use, drawn at random; all if left out."""
     proxy: Annotated[int, Field(ge=0)] = 0
-    """Rows that the server keeps as its own; no client gets them."""
+    """Size of the proxy set: rows that only the server holds."""
 
 
 _TEXT = tasks_where(lambda task: task.reads == "text")
@@ -78,13 +79,13 @@ _TASKS: dict[str, tuple[str, ...]] = {
     "answers": _LANGUAGE,
     "image": _IMAGES,
 }
-"""The tasks that a key is for; those not here are for all."""
+"""The tasks that a key is for; other keys are for all tasks."""
 
 
 def idle_keys(data: Data, tasks: Set[str], scheme: str) -> list[str]:
-    """What is wrong with keys that are set and would change nothing, by the tasks of who has this data and the scheme.
+    """Problems with keys that are set and have no effect for the tasks of these clients and the partition scheme.
 
-    A key that has its default counts as not set.
+    A key with its default value counts as not set.
     """
     given = {key for key, field in Data.model_fields.items() if getattr(data, key) != field.default}
     told = ", ".join(f"'{task}'" for task in sorted(tasks))

@@ -1,4 +1,4 @@
-"""The section of a run file on clients that are wrong or malicious."""
+"""The section [defence] of a run file: limits on replies of faulty or malicious clients."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from fedquilt.config.value_types import STRICT, Count, Rate
 
 
 class Defence(BaseModel):
-    """When a reply is dropped or bounded, and when a round has too few of them.
+    """When a reply is dropped or bounded, and when a round has too few replies.
 
-    Names, shapes, types, and that all numbers are finite and within what they mean, are always checked.
+    Names, shapes, types and ranges of a reply are always checked, and that all numbers are finite.
     """
 
     model_config = STRICT
@@ -20,14 +20,14 @@ class Defence(BaseModel):
     max_update_norm: Rate | None = None
     """Largest norm of one client's update, over all its tensors; not bounded if left out."""
     max_norm_ratio: Annotated[float, Field(ge=1, le=1e6)] | Literal["off"] = 10.0
-    """How many times as long as the median of its exchange one client's update may be (root mean square over its
-    numbers); longer ones are scaled down to that. The replies of an exchange are then held until the last is there;
-    ``off`` merges each as it comes. Not used with ``privacy.mode = "central"``, which clips by itself."""
+    """Largest norm of one client's update (root mean square over its numbers) as a multiple of the median of its
+    exchange; longer ones are scaled down to it. The replies of an exchange are then held until the last has arrived;
+    ``off`` merges each as it arrives. Not used with ``privacy.mode = "central"``, which clips by itself."""
     max_weight_share: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Largest share that one client has of the weights of those who send a tensor; heavier ones weigh less, and where
-    they are too few for any share, all weigh alike. If left out 0.5 with ``partition.scheme = "sites"``, where each
-    says itself how many rows it has, and 1, which is no bound, elsewhere."""
+    """Largest fraction of the total weight that one client has among the senders of a tensor; heavier ones are lowered,
+    and if there are too few senders for that, all have equal weight. If left out 0.5 with ``partition.scheme =
+    "sites"``, where sites report their own numbers of rows, and otherwise 1, which is no bound."""
     max_reply_bytes: Count | None = None
-    """Largest size of one client's tensors; only what was asked for is taken in any case."""
+    """Largest size of one client's tensors in bytes; only the requested tensors are accepted in any case."""
     min_cohort: Count = 1
-    """Usable replies that a round needs, beside ``quorum``."""
+    """Smallest number of usable replies of a round, in addition to ``quorum``."""

@@ -1,4 +1,4 @@
-"""A pydantic error, said in the words of the run file."""
+"""Errors of pydantic in terms of the run file."""
 
 from __future__ import annotations
 
@@ -33,24 +33,23 @@ _BOUNDS = {
 
 
 def shown(value: Any) -> str:
-    """The value as a run file would write it, cut after 80 characters."""
+    """The value as a run file writes it, cut after 80 characters."""
     text = {True: "true", False: "false"}[value] if isinstance(value, bool) else written(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def unknown(key: str, value: Any, allowed: Sequence[str]) -> str:
-    """The problem with a key that is not there to be set."""
+    """The message for an unknown key."""
     return f"{key} = {shown(value)}: {_unknown(key, allowed)}"
 
 
 def from_validation(
     error: ValidationError, prefix: str = "", allowed: Mapping[str, Sequence[str]] | None = None
 ) -> tuple[str, ...]:
-    """One line for each key that is wrong, in the order of the schema.
+    """One line for each wrong key, in the order of the schema.
 
-    ``prefix`` is the key of what was validated; ``allowed`` gives, for the key of a table, the keys that it may hold;
-    of a list of tables, ``name[]``.
-    A key that may be one of several types gets one line that names them all.
+    ``prefix`` is the key of the validated value. ``allowed`` holds the allowed keys of each table by its key, which is
+    ``name[]`` for a list of tables. A key that may have several types gets one line that names them all.
     """
     return from_details(error.errors(include_url=False), prefix, allowed)
 
@@ -58,7 +57,7 @@ def from_validation(
 def from_details(
     found: Sequence[ErrorDetails], prefix: str = "", allowed: Mapping[str, Sequence[str]] | None = None
 ) -> tuple[str, ...]:
-    """The same of single mistakes."""
+    """The lines of ``from_validation`` for a list of error details."""
     lines: dict[str, tuple[Any, list[str]]] = {}
     for details in found:
         key, text = _said(details, prefix, allowed or {})

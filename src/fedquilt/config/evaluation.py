@@ -1,4 +1,4 @@
-"""What a run file says on when and on what models are evaluated."""
+"""The section [evaluation] of a run file."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Evaluation(BaseModel):
     model_config = STRICT
 
     every: Count = 1
-    """Rounds from one evaluation to the next; the last round is always evaluated."""
+    """Rounds between evaluations; the last round is always evaluated."""
     batch_size: Count = 256
     """Examples in one forward pass."""
     limit: Count | None = None
-    """Test rows used in the global evaluation; all if left out."""
+    """Number of test rows in the global evaluation; all if left out."""
     clients: bool | Literal["received"] = True
-    """Evaluate every client on its own test rows too: after the round, or with ``"received"`` each client of the cohort
-    what it receives, before it trains, and all clients the final model once at the end. Between real sites it is always
-    the latter: the scores ride in the replies."""
+    """Also evaluate every client on its own test rows, after the round. With ``"received"``, each client of the cohort
+    evaluates the model that it receives before it trains, and all clients evaluate the final model once at the end;
+    between real sites it is always so, and the scores are sent in the replies."""
     last: Count = 5
-    """Evaluated rounds at the end over which every report takes mean and deviation, unless it is asked for others."""
+    """Number of last evaluated rounds over which reports take mean and deviation."""

@@ -1,4 +1,4 @@
-"""Groups of unlike clients: what an entry of [[groups]] may say, and the config that its clients train by."""
+"""Groups of clients: checks of [[groups]], and the config of each group."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SECTIONS: Mapping[str, Section] = {
     "head": Head,
     "training": Training,
 }
-"""Sections of which a group replaces the keys that it names; ``model`` and ``data`` it replaces whole."""
+"""Sections in which a group replaces single keys; it replaces ``model`` and ``data`` as a whole."""
 
 _SAID_BY_GROUPS = {"shares": "share", "budgets": "budget", "ranks": "rank"}
 _OF_ALL = ("proximal", "precision")
@@ -31,10 +31,15 @@ _OF_ALL = ("proximal", "precision")
 
 @dataclass(frozen=True)
 class Part:
-    """One group: its place in the file, its label, and the config of a federation of its clients alone.
+    """One group of a config; without [[groups]] there is one with an empty label and the whole config.
 
-    ``first`` is the number of its first client; ``own`` are the sections of which it has keys of its own. Without
-    [[groups]], the one part has no label and is all of the config.
+    Attributes
+    ----------
+    place : its number in the file, from 0.
+    label : its label.
+    first : the number of its first client.
+    config : the config of a federation of only its clients.
+    own : the sections in which it sets keys itself.
     """
 
     place: int
@@ -54,7 +59,7 @@ def parts(config: Config) -> tuple[Part, ...]:
     Raises
     ------
     ConfigError
-        with what of [[groups]] does not go with the rest of the file.
+        with every contradiction between [[groups]] and the rest of the file.
     """
     if not config.groups:
         return (Part(0, "", 0, config),)
@@ -70,7 +75,7 @@ def parts(config: Config) -> tuple[Part, ...]:
 
 
 def sizes(config: Config) -> tuple[int, ...]:
-    """Clients of each group: its share of ``partition.num_clients``, rounded down, and the last group has the rest."""
+    """Clients of each group: its share of ``partition.num_clients``, rounded down; the last group gets the rest."""
     total = sum(group.share for group in config.groups)
     num = config.partition.num_clients
     counts = [int(Fraction(group.share, total) * num) for group in config.groups[:-1]]
@@ -78,7 +83,7 @@ def sizes(config: Config) -> tuple[int, ...]:
 
 
 def group_problems(config: Config) -> list[str]:
-    """What of [[groups]] does not go with the rest of the file; empty if all does, and of what is spoilt."""
+    """Every contradiction between [[groups]] and the rest of the file; keys that are spoilt are skipped."""
     if not config.groups:
         return []
     problems = [
@@ -140,7 +145,7 @@ def _odd_sections(config: Config, group: Group, where: str, unknown: Collection[
 
 
 def _alone(config: Config, group: Group, size: int) -> Config:
-    """The config of a federation of one group's clients."""
+    """The config of a federation of only the group's clients."""
     over = {name: read(_SECTIONS[name], keys, name) for name, keys in _over(config, group).items()}
     whole = {name: own for name in ("model", "data") if (own := getattr(group, name)) is not None}
     over["partition"] = over["partition"].model_copy(update={"num_clients": size})
@@ -150,7 +155,7 @@ def _alone(config: Config, group: Group, size: int) -> Config:
 
 
 def _over(config: Config, group: Group) -> dict[str, dict[str, Any]]:
-    """Each section that a group may change in part, as its clients have it."""
+    """The keys of each section that a group may change in part, with the group's own values."""
     made = {}
     for name in _SECTIONS:
         own: BaseModel | None = getattr(group, name)
@@ -166,7 +171,7 @@ def _over(config: Config, group: Group) -> dict[str, dict[str, Any]]:
 
 
 def as_written(groups: tuple[Group, ...]) -> list[dict[str, Any]]:
-    """The groups as JSON can write them: of sections that a group changes in part, the keys that it names."""
+    """The groups as JSON values; of sections that a group changes in part, only the keys that it sets."""
     return [
         {
             **group.model_dump(mode="json", exclude=set(_SECTIONS), exclude_none=True),

@@ -1,7 +1,7 @@
-"""A JSON schema (draft 2020-12) of the run file, by which an editor completes and checks it.
+"""A JSON schema (draft 2020-12) of the run file, with which an editor completes and checks it.
 
-It says what one value can say of itself: keys, types, bounds, choices, and which settings a method and a scheme have.
-What depends on several keys, on data or on a model, ``fedquilt check`` says.
+It covers keys, types, bounds, choices, and the settings of each method and scheme. ``fedquilt check`` also finds
+problems that depend on several keys, the data or the model.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def json_schema(methods: Factories, schemes: Factories) -> Schema:
 
 
 def _chosen(table: Schema, key: str, settings: Mapping[str, tuple[Schema, list[str]]], default: Any) -> Schema:
-    """A table whose further keys depend on the choice that ``key`` makes: one alternative for each choice."""
+    """A table whose further keys depend on the value of ``key``, with one alternative for each value."""
     alternatives = []
     for name, (keys, needed) in settings.items():
         chosen = {**table["properties"][key], "const": name}
@@ -100,7 +100,7 @@ def _settings(factory: Callable[..., Any]) -> tuple[Schema, list[str]]:
 
 
 def _of_type(annotation: Any) -> Schema:
-    """The schema of a type; of one that has none, that of any value."""
+    """The schema of a type; the schema of any value if pydantic has none for it."""
     if annotation is inspect.Parameter.empty:
         return {}
     try:
@@ -117,7 +117,7 @@ def _condition(about: With | Unless) -> str:
 
 
 def _meanings(docstring: str, names: list[str]) -> dict[str, str]:
-    """What a docstring says of each argument: its entry in a section of settings, or the sentences that name it."""
+    """The description of each argument in a docstring: its entry in a list of settings, or the sentences on it."""
     found: dict[str, str] = {}
     for heading, text in re.findall(r"(?m)^([^\n]+?) : (.+(?:\n[ \t]+\S.*)*)", docstring):
         for name in _named(heading, names):
@@ -131,7 +131,7 @@ def _meanings(docstring: str, names: list[str]) -> dict[str, str]:
 
 
 def _named(heading: str, names: list[str]) -> Iterator[str]:
-    """The arguments that an entry is about: ``a, b`` or ``a to b``."""
+    """The arguments that an entry describes: ``a, b`` or ``a to b``."""
     first, _, last = heading.partition(" to ")
     if last and first in names and last in names:
         yield from names[names.index(first) : names.index(last) + 1]
@@ -139,7 +139,7 @@ def _named(heading: str, names: list[str]) -> Iterator[str]:
 
 
 def _merged(tables: Iterable[Schema]) -> Schema:
-    """Keys of several tables; one that is not the same in all of them may be any of its kinds."""
+    """The keys of several tables; a key with different schemas may match any of them."""
     kinds: dict[str, list[Schema]] = {}
     for keys in tables:
         for key, schema in keys.items():
@@ -150,7 +150,7 @@ def _merged(tables: Iterable[Schema]) -> Schema:
 
 
 def _some(table: Schema) -> Schema:
-    """The same table, of which every key may be left out and none has its default."""
+    """The same table with all keys optional and without defaults."""
     keys = {
         name: {word: value for word, value in schema.items() if word != "default"}
         for name, schema in table["properties"].items()
@@ -159,7 +159,7 @@ def _some(table: Schema) -> Schema:
 
 
 def _plain(schema: Any) -> Any:
-    """Without what TOML cannot write (null), titles that repeat the key, and defaults of whole tables."""
+    """The schema without null (which TOML does not have), titles that repeat the key, and defaults of whole tables."""
     if isinstance(schema, list):
         return [_plain(one) for one in schema]
     if not isinstance(schema, dict):
@@ -182,7 +182,7 @@ def _plain(schema: Any) -> Any:
 
 
 def _used(schema: Schema) -> Schema:
-    """The schema without definitions that nothing refers to."""
+    """The schema without unused definitions."""
     text = str({key: value for key, value in schema.items() if key != "$defs"})
     wanted, seen = set(re.findall(r"#/\$defs/([^'\"]+)", text)), set[str]()
     while new := wanted - seen:

@@ -1,4 +1,4 @@
-"""From a TOML file and ``key=value`` overrides to a checked Config, with every problem at once."""
+"""Reading a run file with its overrides into a checked Config, with all problems at once."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ NOT_DETERMINING = (
     *("name", "seeds", "device", "output", "evaluation.last", "compare"),
     *("network.timeout", "network.wait", "network.grace", "network.node_keys", "checkpoints.keep"),
 )
-"""Keys that may differ between two runs of the same experiment: they choose where and which, not what comes out."""
+"""Keys that may differ between two runs of the same experiment, because they do not affect the results."""
 
 _PATHS = (("data", "source"), ("data", "test"), ("model", "name"))
 
 
 Source = str | Path | Mapping[str, Any]
-"""A run file, or tables as it would hold them; paths in these are relative to the working folder."""
+"""The path of a run file, or its tables; paths in tables are relative to the working folder."""
 
 Overrides = Sequence[str] | Mapping[str, Any]
-"""Each ``key=value``; or tables, of which every key stands for one of these."""
+"""Texts ``key=value``, or tables of the keys to override."""
 
 
 def load(source: Source, overrides: Overrides = ()) -> tuple[Config, dict[str, Any]]:
@@ -58,9 +58,9 @@ def load(source: Source, overrides: Overrides = ()) -> tuple[Config, dict[str, A
 
 
 def examine(source: Source, overrides: Overrides = ()) -> tuple[list[str], list[tuple[str, Config]]]:
-    """Every problem of a run file, and its variants by label as far as they can be made: what is wrong is ``spoilt``.
+    """Every problem of a run file, and its variants by label, in which wrong keys are marked as ``spoilt``.
 
-    So that what is right can still be checked against the data and the model.
+    The correct keys of a variant can so still be checked against the data and the model.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def examine(source: Source, overrides: Overrides = ()) -> tuple[list[str], list[
 
 
 def base_of(source: Source, overrides: Overrides = ()) -> Config | None:
-    """What the entries of [[compare]] differ from, where there are entries and a [method] of the file's own."""
+    """The config that the entries of [[compare]] change; None without entries or without [method] in the file."""
     raw = _examined(source, overrides)[0]
     return repaired(raw)[0] if raw.get("compare") and "method" in raw else None
 
@@ -92,7 +92,7 @@ def parse(raw: Mapping[str, Any]) -> Config:
 
 
 def variants(raw: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """What a comparison runs: a label and raw tables for each [[compare]] entry; without entries, the file itself.
+    """The label and raw tables of each [[compare]] entry; without entries, those of the file itself.
 
     An entry's ``method`` table replaces the file's; of other tables, the keys that the entry names are replaced. An
     entry without ``label`` is labelled by its method.
@@ -100,7 +100,7 @@ def variants(raw: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     Raises
     ------
     ConfigError
-        for an entry that holds an unknown key, and for a label that stands twice.
+        for an unknown key in an entry, and for a label that occurs twice.
     """
     entries, problems = entries_of(raw)
     if problems:
@@ -109,9 +109,9 @@ def variants(raw: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def resolved(config: Config) -> dict[str, Any]:
-    """Every key of the config with its value, as JSON can write it; ``parse`` reads it back.
+    """All keys of the config as JSON values, which ``parse`` reads back.
 
-    Without groups there is no key ``groups``; with them, none of what each group says itself.
+    The key ``groups`` is left out without groups; with groups, the keys that each group sets itself are left out.
     """
     keys = config.model_dump(mode="json", exclude={"groups"})
     if config.groups:
@@ -122,7 +122,7 @@ def resolved(config: Config) -> dict[str, Any]:
 
 
 def digest(config: Config) -> str:
-    """The sha256 of what determines a run's result: every key but those of ``NOT_DETERMINING``."""
+    """The sha256 of all keys that determine a run's result, which are those not in ``NOT_DETERMINING``."""
     keys = resolved(config)
     for name in NOT_DETERMINING:
         section, _, key = name.rpartition(".")
@@ -147,12 +147,12 @@ def _examined(
 
 
 def _of_file(path: Path) -> tuple[dict[str, Any], Path]:
-    """The raw tables of a run file, which is named after the file if it has no name, and the folder it lies in."""
+    """The raw tables of a run file, with the file's name as default of ``name``, and the folder of the file."""
     return {"name": path.stem, **read_toml(path)}, path.parent
 
 
 def _place(raw: dict[str, Any], folder: Path) -> list[str]:
-    """Fill in environment variables and the file's folder, in place; gives the problems."""
+    """Fill in environment variables and the file's folder, in place; returns the problems."""
     problems = []
     tables = [raw, *_entries(raw, "compare")]
     tables += [group for table in tables for group in _entries(table, "groups")]
@@ -180,12 +180,12 @@ def _entries(table: Any, key: str) -> list[Any]:
 def _placed(value: str, folder: Path) -> str:
     value = os.path.expanduser(value)
     one = value.replace("{client}", "0")  # a source for each client
-    if value.startswith(("./", "../")) or os.path.exists(folder / one):  # False where no file can have the name
+    if value.startswith(("./", "../")) or os.path.exists(folder / one):  # False if no file can have the name
         return os.path.abspath(folder / value)
     return value
 
 
 def _judged(raw: Mapping[str, Any]) -> tuple[Config, list[str]]:
-    """The config of raw tables, and everything that is wrong with them."""
+    """The config of raw tables, and all problems of it."""
     config, problems = repaired(raw)
     return config, [*problems, *cross_problems(config), *idle_problems(config), *group_problems(config)]

@@ -1,4 +1,4 @@
-"""The section of a run file on messages between sites."""
+"""The section [network] of a run file."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ _KEY = r"ecdsa-sha2-nistp(256|384|521) [A-Za-z0-9+/]{80,300}={0,2}( [^\r\n]{0,20
 
 
 class Network(BaseModel):
-    """What travels between server and clients, and how long it may take. The times count on Flower only."""
+    """Compression of messages, and time limits. The time limits apply to Flower only."""
 
     model_config = STRICT
 
     dtype: Literal["float32", "bfloat16", "int8"] = "float32"
-    """What tensors travel as, both ways and on every engine; ``float32`` sends them as they are. What rounding takes
-    from a client's update is added to its next (but not with ``privacy.mode = "central"``)."""
+    """Number type of sent tensors, both ways and on every engine; ``float32`` sends them without rounding. Uploads have
+    error feedback (except with ``privacy.mode = "central"``)."""
     timeout: Rate = 3600.0
     """Seconds that an exchange waits for replies; a client that takes longer is dropped from it."""
     wait: Rate = 300.0
-    """Seconds that the clients may take to join before training starts. It then starts without those that did not, or
-    do not fit, if ``quorum`` and ``defence.min_cohort`` can be met."""
+    """Seconds that clients have to join before training starts. It then starts without those that did not join or do
+    not match, if ``quorum`` and ``defence.min_cohort`` can be met."""
     grace: Rate | None = None
     """Seconds that an exchange still waits for stragglers once ``quorum`` and ``defence.min_cohort`` are met; until
-    ``timeout`` if left out. So it is at the start, with ``wait`` in place of ``timeout``."""
+    ``timeout`` if left out. The same holds for joining at the start, with ``wait`` in place of ``timeout``."""
     node_keys: tuple[str, ...] = ()
-    """The public keys that the clients' nodes show, in client order, each the line of its ``.pub``: a node that claims
-    the partition of another is turned away. Whoever comes first has a partition, if left out."""
+    """Public keys of the clients' nodes, in client order, each the line of its ``.pub`` file: a node that claims the
+    partition of another is rejected. If left out, a partition belongs to the first node that claims it."""
 
     @field_validator("node_keys")
     @classmethod

@@ -1,4 +1,4 @@
-"""What is laid over a run file's tables: ``key=value`` from the command line, and the entries of [[compare]]."""
+"""Changes to a run file's tables: ``key=value`` on the command line, and the entries of [[compare]]."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOT_COMPARED = ("name", "seed", "seeds", "output", "compare")
 
 
 def changes_of(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The tables that the overrides make, and what is wrong with the others."""
+    """The tables of the valid overrides, and the problems of the others."""
     changes: dict[str, Any] = {}
     problems = []
     for override in overrides:
@@ -57,13 +57,13 @@ def _toml_value(text: str) -> Any:
 
 
 def with_changes(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The raw tables with the overrides, in every entry of [[compare]] that does not say otherwise, too.
+    """The raw tables with the overrides, which also apply to entries of [[compare]] that do not set the key.
 
-    Gives the problems: every override that nothing would come of, because each entry, or each group, says it itself.
+    The second result lists the overrides without effect because every entry, or every group, sets the key itself.
     """
     made = overlaid(raw, changes)
     own = {key: value for key, value in _table(changes, "method").items() if key != "name"}
-    if own and isinstance(made.get("compare"), list):  # an entry's method stands in place of the file's
+    if own and isinstance(made.get("compare"), list):  # an entry's method replaces the file's
         made["compare"] = [
             {**entry, "method": {**own, **entry["method"]}} if _table(entry, "method") else entry
             for entry in made["compare"]
@@ -83,7 +83,7 @@ def with_changes(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[di
 
 
 def _settings(changes: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
-    """Each override that a comparison or a group could have its own of: section ("" for none), key and value."""
+    """The section ("" for none), key and value of each override that entries or groups could set themselves."""
     return [
         (section if isinstance(change, dict) else "", key, value)
         for section, change in changes.items()
@@ -93,7 +93,7 @@ def _settings(changes: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
 
 
 def _reaches(variant: Mapping[str, Any], section: str, key: str, value: Any) -> bool:
-    """Whether a variant has this value of a key, or one of its groups at least."""
+    """Whether a variant, or at least one of its groups, has this value of a key."""
     if not section:
         return bool(variant.get(key) == value)
     if _table(variant, section).get(key) != value:
@@ -128,7 +128,7 @@ def overlaid(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
 
 
 def _kept(section: str, old: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """What of a table stays when ``change`` is laid over it: not the settings of a choice that is no longer made."""
+    """The keys of a table that remain under ``change``: settings of a choice that it replaces are dropped."""
     old = still_applies(section, old, change)
     if section == "training" and not change.keys().isdisjoint(("steps", "epochs")):
         return {key: value for key, value in old.items() if key not in ("steps", "epochs")}
@@ -142,11 +142,11 @@ def _kept(section: str, old: dict[str, Any], change: dict[str, Any]) -> dict[str
 
 
 def entries_of(raw: Mapping[str, Any]) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
-    """A label and raw tables for each [[compare]] entry, or of the file itself without any, and what is wrong."""
+    """The label and raw tables of each [[compare]] entry, or of the file itself without entries, and the problems."""
     base = {key: value for key, value in raw.items() if key != "compare"}
     entries = raw.get("compare") or []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        return [], []  # the schema speaks of this
+        return [], []  # the schema reports this
     made: dict[str, dict[str, Any]] = {}
     problems = []
     allowed = ("label", *(key for key in Config.model_fields if key not in NOT_COMPARED))

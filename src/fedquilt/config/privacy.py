@@ -1,4 +1,4 @@
-"""The section of a run file on differential privacy."""
+"""The section [privacy] of a run file."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Privacy(BaseModel):
     noise_multiplier: Strength = 1.0
     """Standard deviation of the noise as a multiple of ``clip_norm``."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    """The delta at which epsilon is given; choose it well below one in the number of clients."""
+    """The delta of the guarantee; choose it well below 1 / (number of clients)."""
     client_epsilon: Rate | None = None
-    """With ``local``: what a client gives away in all, at ``delta``, before it refuses; what all rounds of the run cost
-    if left out. Between real sites each site's own ``epsilon`` stands in its place, and once fixed no run file changes
-    it."""
+    """With ``local``: the total epsilon of a client, at ``delta``, beyond which it refuses; the cost of all rounds of
+    the run if left out. Between real sites each site's own ``epsilon`` takes precedence, and once set no run file
+    changes it."""
     secure_aggregation: bool = False
     """Not available; see the guide on defence and privacy."""
     test_key: Seed | None = None
-    """Makes the noise reproducible, and worthless against whoever knows the key; for tests."""
+    """Makes the noise reproducible, and worthless against anyone who knows the key; for tests."""
 
     @field_validator("secure_aggregation")
     @classmethod

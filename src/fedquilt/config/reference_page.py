@@ -1,6 +1,6 @@
-"""The page of all keys of a run file, made from the schema.
+"""The reference page of all keys of a run file, generated from the schema.
 
-``python -m fedquilt.config.reference_page > docs/run-file.md`` makes it anew.
+``python -m fedquilt.config.reference_page > docs/run-file.md`` writes it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ HEAD = """# The run file
 
 A run is one TOML file. Keys that are left out have the defaults below; `fedquilt check FILE` names every mistake at
 once. On the command line any key can be set behind the file: `fedquilt run my.toml training.steps=5 rounds=20`.
-What is set so reaches every entry of [[compare]] and every group that does not say otherwise itself.
+Such a value applies to every entry of [[compare]] and every group that does not set the key itself.
 
-A file may have 1 MiB, 50,000 values and tables 16 levels deep, and every number has a lowest and a highest value that a
-refusal names. A key of which nothing would come, such as `training.momentum` with adamw, is refused too: leave it out.
+A file may have up to 1 MiB, 50,000 values and tables 16 levels deep. Every number has bounds, which the error message
+for a value outside of them names. A key without effect, such as `training.momentum` with adamw, is an error too: leave
+it out.
 
 An editor completes and checks a run file by its JSON schema: `fedquilt schema --out run-file.schema.json` writes it,
 and the first line of a run file, `#:schema ./run-file.schema.json`, names it to editors that use Taplo (Even Better
 TOML in VS Code, Zed, Neovim, Helix). It holds the settings of every method in `[method]` and of every scheme in
 `[partition]`.
 
-This page is made from the schema (`python -m fedquilt.config.reference_page`), and a test holds the two together.
+This page is generated from the schema (`python -m fedquilt.config.reference_page`), and a test compares the two.
 """
 
 
@@ -47,7 +48,7 @@ def page() -> str:
 
 
 def _item(field: FieldInfo) -> type[BaseModel] | None:
-    """What each entry of a list of tables holds, or None if the field is no such list."""
+    """The type of the entries if the field is a list of tables, or else None."""
     kinds = get_args(field.annotation)
     return kinds[0] if kinds and isinstance(kinds[0], type) and issubclass(kinds[0], BaseModel) else None
 

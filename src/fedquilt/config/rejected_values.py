@@ -1,4 +1,4 @@
-"""Which values of a config are none that the user wrote."""
+"""Marks for config values that replace wrong ones of the run file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fedquilt.config.toml import Key
 
 
 class Spoilt(frozenset[Key]):
-    """Keys of which the value is none that the user wrote: a default or another stand-in for what was wrong."""
+    """The keys whose wrong value was replaced by a default or another stand-in."""
 
     def touches(self, *names: str) -> bool:
         """Whether one of these keys, or one in a table of these, is spoilt; ``"clients"`` or ``"clients.budgets"``."""
@@ -15,9 +15,9 @@ class Spoilt(frozenset[Key]):
         return any(key[: len(name)] == name[: len(key)] for key in keys for name in wanted)
 
     def in_group(self, place: int) -> Spoilt:
-        """What of the group at this place is spoilt, by the group's own keys."""
+        """The spoilt keys of the group with this number, relative to the group."""
         return Spoilt(key[2:] for key in self if key[:2] == ("groups", place))
 
     def under(self, section: str) -> Spoilt:
-        """The keys that are spoilt in this section, which is not so as a whole."""
+        """The spoilt keys inside this section."""
         return Spoilt(key for key in self if len(key) > 1 and key[0] == section)

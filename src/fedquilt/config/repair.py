@@ -1,4 +1,4 @@
-"""The config of a run file that has mistakes in it: what can still be checked, and what must not be."""
+"""Configs of run files with mistakes, so that the correct keys can still be checked."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STAND_INS: dict[tuple[str, ...], Any] = {
     ("label",): "stands in",
     ("budget",): 1,
 }
-"""Values of keys without a default; of a group, below its entry."""
+"""Stand-ins for keys without a default; those of a group are relative to its entry."""
 
 
 _TOGETHER = {
@@ -35,7 +35,7 @@ _TOGETHER = {
     "training": ("steps", "epochs"),
     "adapter": tuple(name for name in Adapter.model_fields if name != "kind"),
 }
-"""Keys of a section that its own check holds against one another."""
+"""Keys of a section that its own validator checks against one another."""
 
 ALLOWED = {key: tuple(fields_of(section)) for key, section in SECTIONS.items()} | {"": tuple(Config.model_fields)}
 ALLOWED |= {"groups[]": tuple(Group.model_fields)} | {
@@ -45,9 +45,9 @@ ALLOWED |= {"groups[]": tuple(Group.model_fields)} | {
 
 
 def repaired(raw: Mapping[str, Any]) -> tuple[Config, list[str]]:
-    """The config of raw tables, in which every key that is wrong has its default or a stand-in and is ``spoilt``.
+    """The config of raw tables, with a default or stand-in for every wrong key, which is marked as ``spoilt``.
 
-    The problems are those that each section has by itself.
+    The problems are those of each section by itself.
     """
     taken = within_limits(raw)
     left, problems = _copied(taken.tables), [*taken.problems]
@@ -55,7 +55,7 @@ def repaired(raw: Mapping[str, Any]) -> tuple[Config, list[str]]:
     first = True
     while True:
         try:
-            # as JSON, pydantic's strict types take a list for a tuple and a whole number for a float, and nothing else
+            # in JSON mode pydantic's strict types accept a list as a tuple and an integer as a float, and nothing else
             config = Config.model_validate_json(json.dumps(left))
             return config.marked(Spoilt(spoilt)), problems
         except ValidationError as error:
@@ -71,7 +71,7 @@ def repaired(raw: Mapping[str, Any]) -> tuple[Config, list[str]]:
 
 
 def _is_news(details: ErrorDetails, spoilt: Spoilt, first: bool) -> bool:
-    """Whether a mistake is the user's own; some show only once others are away."""
+    """Whether a mistake is in the file; some are only found once others are repaired."""
     keys = [".".join(map(str, key)) for key in _culprits(details["loc"])]
     return (first or details["type"] == "value_error") and not spoilt.touches(*keys)
 
@@ -88,7 +88,7 @@ def _copied(value: Any) -> Any:
 
 
 def _removed(tables: dict[str, Any], key: Key) -> set[Key]:
-    """Take out the value at a key, or the smallest table that it is of; gives the keys of what was taken out."""
+    """Remove the value at a key, or the smallest table that holds it; returns the removed keys."""
     table, rest = _table_of(tables, key)
     before, inner = key[: len(key) - len(rest)], table.get(rest[0])
     if isinstance(inner, dict):
@@ -102,7 +102,7 @@ def _removed(tables: dict[str, Any], key: Key) -> set[Key]:
 
 
 def _filled(tables: dict[str, Any], key: Key) -> Key:
-    """Put a stand-in where a value is missing; gives the key."""
+    """Put a stand-in in place of a missing value; returns its key."""
     table, rest = _table_of(tables, key)
     for name in rest[:-1]:
         table = table.setdefault(name, {})
@@ -111,7 +111,7 @@ def _filled(tables: dict[str, Any], key: Key) -> Key:
 
 
 def _table_of(tables: dict[str, Any], key: Key) -> tuple[dict[Any, Any], Any]:
-    """The table that holds sections, that of a group or the whole, and the rest of the key."""
+    """The table of the key's sections (a group's or the whole), and the rest of the key."""
     groups = tables.get("groups")
     if len(key) > 2 and key[0] == "groups" and isinstance(groups, list):
         group = groups[key[1]]  # type: ignore[index]

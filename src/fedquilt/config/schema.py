@@ -1,7 +1,7 @@
 """Every key of a run file, with its type, its default and its meaning.
 
 ``[partition]`` and ``[method]`` also hold free keys: the settings of the chosen scheme and the arguments of the chosen
-method. They are checked later against the signature of what they are for (``fedquilt.config.arguments``).
+method. They are checked later against the signature of the scheme or method (``fedquilt.config.arguments``).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     OwnTraining = BaseModel
 else:
     OwnTraining = keys_apart(Training)
-    """Keys of [training] that a group has of its own; which of steps and epochs holds is seen when both are known."""
+    """The keys of [training] that a group sets itself; steps and epochs are checked once both are known."""
 
 
 class Model(BaseModel):
-    """Which foundation model is fine-tuned, and for what."""
+    """The foundation model and its task."""
 
     model_config = STRICT
 
@@ -44,16 +44,16 @@ class Model(BaseModel):
     ``arith-qwen``), ``tiny:<architecture>`` (random), a local folder, or a name on the Hugging Face hub.
     ``?layers=3`` behind it takes the first three blocks only."""
     task: TaskName
-    """What the model is trained to do."""
+    """Task that the model is trained for."""
     revision: Text | None = None
     """Branch, tag or commit on the hub."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Off unless you trust its author."""
+    """Run Python code that comes with the model; leave it off unless you trust the author."""
     max_length: Tokens = 128
-    """Tokens kept of one text."""
+    """Largest number of tokens of a text; longer ones are truncated."""
     labels: Annotated[tuple[Text, ...], Field(min_length=2)] | None = None
-    """Of a classifier: the data's names for what the base's outputs stand for, in their order, where the base's own
-    names (``id2label``) are other words or only numbers. If left out, the names themselves are joined."""
+    """For a classifier base whose own class names (``id2label``) differ from the data's or are only numbers: the data's
+    name for each output, in order. If left out, classes are matched by name."""
 
     @model_validator(mode="after")
     def _labels_are_a_classifiers(self) -> Model:
@@ -63,12 +63,12 @@ class Model(BaseModel):
 
 
 class Head(BaseModel):
-    """What happens to the classification head."""
+    """Treatment of the classification head."""
 
     model_config = STRICT
 
     policy: Literal["aggregate", "local", "frozen"] = "aggregate"
-    """Trained and aggregated, trained and kept by each client, or not trained."""
+    """Trained and aggregated, trained and kept local, or not trained."""
 
 
 class Method(BaseModel):
@@ -86,39 +86,40 @@ class Method(BaseModel):
 
 
 class Group(BaseModel):
-    """Clients of one kind. Each entry may also have the tables ``model`` and ``data``, which stand in place of the
-    file's, and ``adapter``, ``head`` and ``training`` (and ``partition``, with data of its own), of which the keys that
-    it names do: ``model = {name = "bert-base-uncased", task = "sequence-classification"}``, or ``[groups.model]`` below
-    the entry.
+    """Clients with the same model, data and budget.
 
-    Client numbers run through the groups in their order. Groups without data of their own share the file's, which is
-    dealt to all of their clients. Groups of the same model, head, classes and adapter train one adapter together.
-    Others have nothing that a mean could be taken of: a method that knows one architecture runs in each of them apart.
-    With groups, leave ``clients.shares``, ``clients.budgets`` and ``clients.ranks`` out.
+    The tables ``model`` and ``data`` of an entry replace those of the file; of ``adapter``, ``head`` and ``training``
+    (and of ``partition``, with data of its own) an entry replaces single keys: ``model = {name = "bert-base-uncased",
+    task = "sequence-classification"}``, or ``[groups.model]`` below the entry.
+
+    Clients are numbered group by group. Groups without their own data share the file's, which is partitioned over all
+    of their clients. Groups with the same model, head, classes and adapter train one adapter together. Groups of
+    different architectures do not share tensors: a method that does not work across architectures runs separately in
+    each. With groups, leave ``clients.shares``, ``clients.budgets`` and ``clients.ranks`` out.
     """
 
     model_config = STRICT
 
     label: Annotated[Text, Field(max_length=100)]
-    """The group's name in the record and in tables; also of the folder ``adapters/global-LABEL``."""
+    """Name of the group in the record and in tables, and in the folder ``adapters/global-LABEL``."""
     share: Count = 1
     """Relative number of clients, of ``partition.num_clients``."""
     budget: Layers
-    """Blocks that each of its clients can train."""
+    """Number of blocks that each of its clients can train."""
     rank: Rank | None = None
-    """Rank of its clients' adapters; ``adapter.rank``, which it may not be above, if left out."""
+    """LoRA rank of its clients, at most ``adapter.rank``, which is the default."""
     model: Model | None = None
     """The group's model, in place of [model]."""
     data: Data | None = None
-    """The group's own data, in place of [data], dealt among its own clients."""
+    """The group's own data, in place of [data], partitioned over its clients."""
     partition: Partition | None = None
-    """Keys of [partition] for the group's own data; not ``num_clients``, which comes of ``share``."""
+    """Keys of [partition] for the group's own data, except ``num_clients``, which follows from ``share``."""
     adapter: OwnAdapter | None = None
     """Keys of [adapter]."""
     head: Head | None = None
     """Keys of [head]."""
     training: OwnTraining | None = None
-    """Keys of [training]; not ``proximal`` and ``precision``, which hold for all groups."""
+    """Keys of [training], except ``proximal`` and ``precision``, which apply to all groups."""
 
     @field_validator("label")
     @classmethod
@@ -134,9 +135,9 @@ class Config(BaseModel):
     model_config = STRICT
 
     name: Annotated[Text, Field(max_length=200)] = "run"
-    """Of the run and of its folder; the file's name if left out."""
+    """Name of the run and of its folder; the file's name if left out."""
     seed: Seed = 1
-    """Where all randomness of one run starts."""
+    """Seed of all randomness of the run."""
     seeds: Annotated[tuple[Seed, ...], Field(max_length=1000)] = ()
     """Seeds that ``fedquilt compare`` runs; only ``seed`` if left out."""
     rounds: Rounds = 30
@@ -144,11 +145,12 @@ class Config(BaseModel):
     device: Written = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:0`` or ``mps``."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """Processor threads that torch uses; torch's own choice if left out. Another number may give other last bits."""
+    """Number of CPU threads that torch uses; torch's own choice if left out. Results are bit-identical only for the
+    same number."""
     quorum: Part = 0.0
-    """Share of the asked clients that must send a usable reply; one is always needed."""
+    """Smallest fraction of the cohort that must send a usable reply; one reply is always needed."""
     output: Text = "runs"
-    """Folder in which run folders are made."""
+    """Folder for run folders."""
     model: Model
     data: Data
     partition: Partition = Partition()
@@ -164,38 +166,38 @@ class Config(BaseModel):
     checkpoints: Checkpoints = Checkpoints()
     method: Method = Method()
     groups: Annotated[tuple[Group, ...], Field(max_length=100)] = ()
-    """Groups of clients that do not match in model, data, head or adapter; see [[groups]] below."""
+    """Groups of clients with different models, data, heads or adapters; see [[groups]] below."""
     compare: Annotated[tuple[dict[str, Any], ...], Field(max_length=100)] = ()
-    """What ``fedquilt compare`` runs: each entry has a ``label`` and the sections in which it differs."""
+    """Runs of ``fedquilt compare``: each entry has a ``label`` and the sections in which it differs."""
 
     _spoilt: Spoilt = PrivateAttr(default=Spoilt())
     _objects: Mapping[str, Any] = PrivateAttr(default_factory=dict)
 
     @property
     def spoilt(self) -> Spoilt:
-        """Keys that were wrong in the file, and have a default or a stand-in here: nothing may be blamed on these."""
+        """The keys that were wrong in the file and have a default or stand-in here; no problem is reported for them."""
         return self._spoilt
 
     def marked(self, spoilt: Spoilt) -> Config:
-        """The same config, of which these keys are spoilt."""
+        """The same config with these keys marked as spoilt."""
         made = self.model_copy()
         made._spoilt = spoilt
         return made
 
     @property
     def objects(self) -> Mapping[str, Any]:
-        """What the calling program gave in place of a path, by the name that stands here for it; never written."""
+        """Objects that the calling program gave in place of a path, by their names in the config; never written."""
         return self._objects
 
     def with_objects(self, objects: Mapping[str, Any]) -> Config:
-        """The same config, in which these names stand for objects of the calling program."""
+        """The same config with these objects of the calling program, by name."""
         made = self.model_copy()
         made._objects = {**self._objects, **objects}
         return made
 
     @property
     def cohort(self) -> int:
-        """Clients that take part in each round."""
+        """The number of clients that take part in each round."""
         return self.clients.cohort or self.partition.num_clients
 
     @field_validator("name")

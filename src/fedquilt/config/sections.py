@@ -1,4 +1,4 @@
-"""What a section of a run file may hold, whether it is a pydantic model or the frozen dataclass of who uses it."""
+"""Sections of a run file, which are pydantic models or frozen dataclasses of the packages that use them."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def default_of(section: Section, key: str) -> Any:
 
 
 def values_of(table: Any) -> dict[str, Any]:
-    """Every key of a section's value, with what it has there."""
+    """All keys of a section with their values."""
     if isinstance(table, BaseModel):
         return table.model_dump()
     return {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
 
 
 def read(section: Section, values: Mapping[str, Any], name: str) -> Any:
-    """The section made of Python values, lists and tuples alike; ``name`` is its key in what the errors say.
+    """The section with these Python values, where lists and tuples are equivalent; ``name`` is its key in errors.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def read(section: Section, values: Mapping[str, Any], name: str) -> Any:
 
 @cache
 def _alone(section: Section, name: str) -> type[BaseModel]:
-    """A file that has this section alone."""
+    """A model of a file with only this section."""
     keys: dict[str, Any] = {name: (section, ...)}
     made: type[BaseModel] = create_model("File", __config__=STRICT, **keys)
     return made
@@ -64,7 +64,7 @@ def _alone(section: Section, name: str) -> type[BaseModel]:
 
 @cache
 def keys_apart(section: Any) -> type[BaseModel]:
-    """The keys of a dataclass, each checked alone: where some are set here and the others elsewhere.
+    """A model of the keys of a dataclass without checks between keys, for tables that set only some of them.
 
     It knows which keys were set, and does not hold them against each other. A pydantic model is given back as it is.
     """
@@ -81,7 +81,7 @@ def keys_apart(section: Any) -> type[BaseModel]:
 
 
 def _meanings(section: Section) -> dict[str, str]:
-    """What is written below each field of a dataclass and of those that it extends."""
+    """The docstrings below the fields of a dataclass and of its bases."""
     found: dict[str, str] = {}
     for kind in reversed(section.__mro__):
         if not dataclasses.is_dataclass(kind):

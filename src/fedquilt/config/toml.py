@@ -1,4 +1,4 @@
-"""TOML read with limits: what a file may hold is known before any of it is taken for a run file."""
+"""Reading TOML with limits on size and depth, which are checked before the content is used."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fedquilt.core.errors import ConfigError
 MOST_BYTES = 2**20
 MOST_VALUES = 50_000
 MOST_LEVELS = 16
-"""Tables and lists inside one another; no key of a run file lies deeper than 6."""
+"""Largest depth of nested tables and lists; keys of a run file need at most 6."""
 MOST_KEY_SIGNS = 200
 _INT64 = 2**63
 
-# What may hold brackets and dots that nest nothing: texts and comments. Each alternative also takes what is not closed,
-# so that the text is looked through once.
+# Texts and comments may hold brackets and dots without nesting. Each alternative also matches an unclosed text, so that
+# the file is scanned once.
 _TEXTS = re.compile(
     r'"""(?:\\.|(?!""")[^\\])*+(?:"{3})?|'
     r"'''(?:(?!''').)*+(?:'{3})?|"
@@ -32,14 +32,14 @@ _DEEP_KEY = re.compile(rf"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){{{MOST_LEVELS}}}
 
 
 Key = tuple[str | int, ...]
-"""Where a value stands: ``("groups", 0, "model", "name")``."""
+"""The path of a value: ``("groups", 0, "model", "name")``."""
 
 WRONG: list[Any] = [[[]]]
-"""What stands in the place of a refused value: of no key's type, so that nothing is made of it."""
+"""A replacement for rejected values, with a type that no key accepts."""
 
 
 class Taken(NamedTuple):
-    """Tables with ``WRONG`` for every value that no key can have, where these stood, and why they were refused."""
+    """Tables with ``WRONG`` in place of every value that no key can have, the keys of these, and the reasons."""
 
     tables: dict[str, Any]
     refused: tuple[Key, ...]
@@ -73,7 +73,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parsed_toml(text: str) -> dict[str, Any]:
-    """The tables of a text; integers of any size are in it, see ``within_limits``.
+    """The tables of a text, with integers of any size; see ``within_limits``.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def parsed_toml(text: str) -> dict[str, Any]:
 
 
 def _levels(bare: str) -> int:
-    """How many brackets are open at once."""
+    """The largest number of brackets that are open at once."""
     now = most = 0
     for sign in re.findall(r"[\[\]{}]", bare):
         now = now + 1 if sign in "[{" else max(0, now - 1)
@@ -101,7 +101,7 @@ def _levels(bare: str) -> int:
 
 
 def within_limits(tables: Mapping[str, Any]) -> Taken:
-    """The tables without what is beyond TOML's own bounds, or of a kind that no key has.
+    """The tables without values outside TOML's own bounds or of a type that no key has.
 
     Raises
     ------
@@ -141,7 +141,7 @@ def as_written(key: Key) -> str:
 
 
 def _odd_key(name: Any) -> str:
-    """Why this can be no key, or nothing."""
+    """Why this cannot be a key, or an empty text."""
     if not isinstance(name, str) or not is_unicode(name):
         return "is no text that a key can be"
     if len(name) > MOST_KEY_SIGNS:
@@ -150,7 +150,7 @@ def _odd_key(name: Any) -> str:
 
 
 def _odd_value(value: Any) -> str:
-    """Why no key can have this value, or nothing."""
+    """Why no key can have this value, or an empty text."""
     if isinstance(value, int) and not -_INT64 <= value < _INT64:
         return f"is a whole number of {value.bit_length():,} bits; those of TOML have 64"
     if isinstance(value, str) and not is_unicode(value):
@@ -163,7 +163,7 @@ def _odd_value(value: Any) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether the text can be written as UTF-8, which bytes of a command line need not be."""
+    """Whether the text can be encoded as UTF-8; arguments of a command line may hold other bytes."""
     try:
         text.encode()
     except UnicodeEncodeError:

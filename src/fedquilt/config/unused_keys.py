@@ -1,4 +1,4 @@
-"""Keys that nothing would come of, because of what another key says."""
+"""Keys without effect because of the value of another key."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ APPLIES: Mapping[tuple[str, str], tuple[str, tuple[str, ...]]] = {
     ("privacy", "delta"): ("mode", _PRIVATE),
     ("privacy", "test_key"): ("mode", _PRIVATE),
 }
-"""A key of a section, and the key beside it whose choices it goes with."""
+"""Keys that only apply to some choices of another key of their section."""
 
 OF_TASKS: Mapping[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("head", "policy"): (_CLASSIFIERS, "is of a classifier's head, and a model of {} has none"),
 }
-"""A key, the tasks that it is for, and what it means."""
+"""Keys that only apply to some tasks, and the reason."""
 
 _Key = tuple[str, str]
 
 
 def idle_problems(config: Config) -> list[str]:
-    """Every key of a config's sections that has another value than its default, and that nothing would come of.
+    """Every key of a config's sections that differs from its default and has no effect.
 
-    A key that groups share is idle where it is so in all of them.
+    A key that groups share is reported if it has no effect in any of them.
     """
     if not config.groups:
         return [f"{section}.{key}{why}" for (section, key), why in _idle(config, [*APPLIES, *OF_TASKS]).items()]
@@ -66,7 +66,7 @@ def idle_problems(config: Config) -> list[str]:
 
 
 def _idle(config: Config, keys: Sequence[_Key]) -> dict[_Key, str]:
-    """Those of the keys that are set and idle, each with what is to be said behind its name."""
+    """The keys that are set without effect, each with the rest of the message after its name."""
     found = {}
     for section, key in keys:
         table = getattr(config, section)
@@ -87,20 +87,20 @@ def _idle(config: Config, keys: Sequence[_Key]) -> dict[_Key, str]:
 
 
 def _says(group: Group, section: str, key: str) -> bool:
-    """Whether a group has a value of its own of this key."""
+    """Whether a group sets this key itself."""
     own = getattr(group, section)
     return own is not None and (section in ("model", "data") or key in own.model_fields_set)
 
 
 def of_another(key: str, value: Any, choice: str, choices: Sequence[Any], made: Any) -> str:
-    """The problem with a key that goes with other choices than the one that is made."""
+    """The message for a key that only applies to other choices."""
     fitting = " or ".join(shown(one) for one in choices if one is not None)
     now = "left out" if made is None else shown(made)
     return f"{key} = {shown(value)}: is of {choice} = {fitting} alone, and this is {now}; leave it out, or set {choice}"
 
 
 def still_applies(section: str, keys: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of a section without those that a change of a choice leaves idle."""
+    """The keys of a section without those that have no effect after a change."""
     gone = {
         key
         for (own, key), (choice, choices) in APPLIES.items()

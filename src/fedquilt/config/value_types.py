@@ -1,4 +1,4 @@
-"""How strictly a section of a run file is read; the types of its values are those of ``fedquilt.core.settings``."""
+"""Strictness of sections of a run file; the types of values are in ``fedquilt.core.settings``."""
 
 from __future__ import annotations
 

@@ -14,34 +14,34 @@ class Training:
     """Local training on one client in one round."""
 
     steps: Count | None = None
-    """Optimiser steps in a round; set this or ``epochs``."""
+    """Optimiser steps per round; set this or ``epochs``."""
     epochs: Count | None = None
-    """Passes over the client's rows in a round; 1 if ``steps`` is not set either."""
+    """Passes over the client's rows per round; 1 if ``steps`` is not set either."""
     batch_size: Count = 32
     """Examples in one forward pass."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    """Starts afresh in every round."""
+    """Optimiser; its state is reset in every round."""
     learning_rate: Rate = 1e-3
-    """Of the first round after the warm-up."""
+    """Learning rate of the first round after the warm-up."""
     weight_decay: Strength = 0.0
     """Decoupled for adamw, an L2 gradient for sgd."""
     momentum: Share = 0.0
-    """Of sgd; adamw has its own."""
+    """Momentum of sgd; adamw has its own."""
     clip_norm: Rate | None = None
     """Largest norm of the gradient of all trained tensors; not clipped if left out."""
     accumulation: Count = 1
     """Forward passes whose gradients are averaged into one optimiser step."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate moves over the rounds."""
+    """Schedule of the learning rate over rounds."""
     warmup_rounds: Whole = 0
-    """Rounds in which the learning rate climbs to its full value."""
+    """Rounds in which the learning rate rises to its full value."""
     final_scale: Part = 0.1
-    """Learning rate of the last round as a share of the full one, for linear and cosine."""
+    """Learning rate of the last round as a fraction of the full one, for linear and cosine."""
     proximal: Strength = 0.0
-    """FedProx's mu: holds what is trained and sent back near where it began, by ``mu / 2`` times the squared distance
-    in the loss; 0 for none."""
+    """FedProx's mu: adds ``mu / 2`` times the squared distance of the trained and returned tensors from their start to
+    the loss; 0 for none."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 runs the forward pass under autocast; auto takes it where the device is fast at it."""
+    """bf16 runs the forward pass under autocast; auto uses it on devices where it is fast."""
 
     def __post_init__(self) -> None:
         """Fill in one epoch if neither steps nor epochs are given, and refuse both."""
