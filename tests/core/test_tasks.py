@@ -42,8 +42,10 @@ def test_every_peft_type_is_one_of_pefts():
 
 
 def test_names_are_listed_as_they_stand_in_errors():
-    assert one_of(tasks_where(lambda task: task.reads == "text")) == "'sequence-classification' or 'causal-lm'"
+    assert one_of(["image-classification"]) == "'image-classification'"
+    assert one_of(["sequence-classification", "causal-lm"]) == "'sequence-classification' or 'causal-lm'"
     assert tasks_where(lambda task: task.writes) == ("causal-lm",)
+    assert tasks_where(lambda task: task.reads == "image") == ("image-classification",)
 
 
 def test_no_other_code_asks_for_a_task_by_its_name():

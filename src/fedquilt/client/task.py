@@ -62,7 +62,10 @@ class Scoring:
         return (logits[:, : -self.shift], labels[:, self.shift :]) if self.shift else (logits, labels)
 
 
-SCORINGS: Mapping[str, Scoring] = {"class": Scoring(), "completion": Scoring(shift=1)}
+SCORINGS: Mapping[str, Scoring] = {
+    "class": Scoring(),
+    "completion": Scoring(shift=1),
+}
 """The loss and the accuracy of each kind of label (``core.tasks.Task.labels``)."""
 
 

@@ -12,16 +12,18 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Task:
-    """What a model is fine-tuned for; whatever differs between tasks is asked of this value, never of a task's name.
+    """What a model is fine-tuned for; other code asks these attributes and never compares names of tasks.
 
     Attributes
     ----------
     reads
         What a row's input is.
     labels
-        What is learned of a row. ``"class"``: its class, by a model with a head that has one output for each class.
-        ``"completion"``: the next tokens of a text that the model can also write. ``models.reading.ENCODERS`` has the
-        encoder of each kind of label for texts, ``client.task.SCORINGS`` the loss and the accuracy of each.
+        What is learned of a row. For texts ``models.reading.ENCODERS`` has an encoder for each kind of label, and
+        ``client.task.SCORINGS`` has its loss and accuracy:
+
+        - ``"class"``: the row's class, by a model whose head has one output for each class;
+        - ``"completion"``: the next tokens of a text, which the model can also generate.
     auto_class
         The class of transformers that loads models for the task.
     peft_type

@@ -28,8 +28,8 @@ def load_own(own: OwnModel, name: str, task: str, **options: Any) -> Loaded:
     Raises
     ------
     ModelError
-        as in ``hf.load_model``; and for a module that is not a model of transformers, if the task is ``"causal-lm"``,
-        or its blocks, its head or its tokenizer are unknown.
+        as in ``hf.load_model``; and for a module that is not a model of transformers, if the task is not a
+        classification, or its blocks, its head or its tokenizer are unknown.
     """
     if own.is_pretrained:
         return load_model(name, task, source=Source(name, location=str(own.folder()), local=True), **options)

@@ -48,8 +48,8 @@ ENCODERS: Mapping[str, Callable[[Any, int, int | None, int], Callable[[Table], C
     "class": text.classification_encoder,
     "completion": lambda tokenizer, width, size, _num_kinds: text.completion_encoder(tokenizer, width, size),
 }
-"""What encodes texts with each kind of label: made of a tokenizer, the most tokens of a row, and the numbers of tokens
-and of token types for which the model has an embedding (0 for no token types)."""
+"""The encoder of texts for each kind of label, as a function of a tokenizer, the most tokens of a row, and the numbers
+of tokens and of token types for which the model has embeddings (0 if it has no token types)."""
 
 
 def unread(table: Table) -> Columns:
@@ -73,7 +73,7 @@ def text_reading(
     name
         The model's name, for messages.
     task
-        ``"sequence-classification"`` or ``"causal-lm"``.
+        The name of a task that reads text.
     max_length
         The most tokens of a row; fewer are used if the model or its tokenizer has a lower limit.
     new_tokens
