@@ -1,7 +1,7 @@
-"""Which rows belong to which client.
+"""Partitioning the rows of a data set over clients.
 
-Every scheme gives each row to exactly one client, and every client at least one row. The result depends on the labels,
-the settings and the one random stream it is given, and on nothing else.
+Every scheme assigns each row to exactly one client, and at least one row to every client. The result depends only on
+the labels, the settings and the random stream.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The schemes by which rows are dealt to clients."""
+"""The schemes by which rows are assigned to clients."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def dirichlet(rows: Rows, num_clients: int, rng: Rng, *, alpha: Positive, min_si
 def pathological(rows: Rows, num_clients: int, rng: Rng, *, classes_per_client: Count) -> list[np.ndarray]:
     """Every client owns ``classes_per_client`` classes, and the owners of a class share it equally (to one row).
 
-    With at least as many clients as classes this is flwr-datasets' partitioner; with fewer, for which it leaves classes
-    unused, the classes are dealt from a shuffled deck.
+    With at least as many clients as classes this is flwr-datasets' partitioner; with fewer clients, for which that
+    partitioner leaves classes unused, the classes are assigned by ``deal``.
     """
     labels = _labels(rows, "pathological")
     classes = _owned_classes(labels, num_clients, classes_per_client, "pathological")
@@ -82,8 +82,8 @@ def pathological_dirichlet(
     A class of ``n`` rows with ``m`` owners gives each ``f = min(floor, n // m)`` rows and shares out the rest by
     ``p ~ Dirichlet(beta, ..., beta)``; what rounding leaves over goes to owners drawn at random, one row each.
 
-    Unlike in the released code, the deck, the sizes and the order come from one split seed, and a client is never dealt
-    the same class twice.
+    Different from the released code, classes, sizes and order derive from one split seed, and no client is assigned the
+    same class twice.
 
     Paper: fed-hello, pathological-dirichlet
     """
@@ -130,9 +130,9 @@ SCHEMES: dict[str, Callable[..., list[np.ndarray]]] = {
 
 
 def deal(classes: Sequence[int], num_clients: int, classes_per_client: int, rng: Rng) -> list[list[int]]:
-    """The classes of every client, dealt in turn from a shuffled deck that is reshuffled when it runs out.
+    """Assign classes to every client in turn, from a shuffled list that is reshuffled when it is used up.
 
-    No client is dealt a class twice. The numbers of owners of any two classes differ by at most one.
+    No client is assigned a class twice. The numbers of clients of any two classes differ by at most one.
     """
     generator = rng.numpy()
     deck: list[int] = []
