@@ -150,12 +150,8 @@ def h2tune(
     def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
         def updates() -> Iterator[tuple[str, BankUpdate]]:
             for reply in replies:
-                if COVERAGE not in reply.params:
-                    raise RoundError(f"client {reply.client} sent no tensor '{COVERAGE}'")
                 profile = profiles[reply.client]
-                coverage = at_most(reply.params[COVERAGE], len(shape.trained_layers(profile)))
-                wanted, held = slots_in(reply.params), entries(state, profile)
-                yield profile.architecture, BankUpdate(reply.client, wanted, held, coverage, reply.weight)
+                yield profile.architecture, _update(reply, entries(state, profile), len(shape.trained_layers(profile)))
 
         merged, number = merging.merge(state, updates()), state["round"] + 1
         kept = choice.after(state["selection"], merged["params"], number)
@@ -182,6 +178,20 @@ def h2tune(
 def traits(settings: Mapping[str, Any]) -> Traits:
     """The bank travels, across architectures; clients train their own factors, and cores computed from the bank."""
     return Traits(needs="factors", trains="own", merge="own", across=True, alignment=settings["align"])
+
+
+def _update(reply: Reply, entries: Mapping[str, Tensor], num_layers: int) -> BankUpdate:
+    """What a client that trained so many layers wants of its entries of the bank.
+
+    Raises
+    ------
+    RoundError
+        if the reply lacks the coverage of the slots.
+    """
+    if COVERAGE not in reply.params:
+        raise RoundError(f"client {reply.client} sent no tensor '{COVERAGE}'")
+    coverage = at_most(reply.params[COVERAGE], num_layers)
+    return BankUpdate(reply.client, slots_in(reply.params), entries, coverage, reply.weight)
 
 
 def _check_ranks(federation: Federation, shape: Geometry) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from collections.abc import Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,7 +62,7 @@ class OwnModel:
     channels: int | None = None
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
-    _saved: list[TemporaryDirectory[str]] = field(default_factory=list, init=False, repr=False)
+    _saved: list[Path] = field(default_factory=list, init=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -78,12 +80,13 @@ class OwnModel:
     def folder(self) -> Path:
         """A temporary folder with the files of the model and its tokenizer; it exists as long as this object."""
         if not self._saved:
-            made: TemporaryDirectory[str] = TemporaryDirectory(prefix="fedquilt-model-")
-            self.module.save_pretrained(made.name)  # type: ignore[operator]
+            made = Path(mkdtemp(prefix="fedquilt-model-"))
+            weakref.finalize(self, rmtree, made, ignore_errors=True)
+            self.module.save_pretrained(made)  # type: ignore[operator]
             if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(made.name)
+                self.tokenizer.save_pretrained(made)
             self._saved.append(made)
-        return Path(self._saved[0].name)
+        return self._saved[0]
 
     def copied(self, meta: bool) -> Any:
         """A copy of the module; with ``meta`` a copy on the meta device, without copying the weights."""
