@@ -138,8 +138,9 @@ def published_split(table: Table) -> tuple[Table, Table | None]:
 def with_classes(
     table: Table, classes: Sequence[str], where: str, absent_from: str = "the training data does not have"
 ) -> Table:
-    """The table with its labels numbered by ``classes``, so that tables that were read apart agree; names that mean the
-    same are joined as ``classes.places`` says.
+    """The table with its labels numbered by ``classes``, so that tables that were read apart agree.
+
+    Names that mean the same are joined as ``classes.places`` says.
 
     ``where`` names the table in the error, ``absent_from`` where a class of it is missing.
 
