@@ -54,7 +54,19 @@ class BankUpdate:
 
 
 def drawn_bank(sites: Sequence[str], num_slots: int, size: int, rng: Rng, deviation: float = 0.0) -> Params:
-    """The initial bank: normal numbers with this standard deviation; zeros for 0, which makes adapters plain LoRA."""
+    """The initial bank of normal numbers with mean 0, ``(num_slots, R, R)`` by site.
+
+    Parameters
+    ----------
+    sites
+        The sites' names.
+    num_slots, size
+        The number of slots, and R.
+    rng
+        The random stream; every site has a child of its own.
+    deviation
+        The standard deviation; with 0 the bank is zero, which makes adapters plain LoRA.
+    """
 
     def matrices(site: str) -> Tensor:
         if deviation == 0:

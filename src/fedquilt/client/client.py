@@ -99,7 +99,19 @@ class Client:
         blocks: Collection[int] | None = None,
         extra: Extra | None = None,
     ) -> Fitted:
-        """Train in phases that take turns, as described in ``core.worker.Worker``."""
+        """Train as ``fit`` does, in phases that take turns.
+
+        Parameters
+        ----------
+        order, memory
+            They stand for the model that training starts from.
+        phases
+            The phases of one cycle; the client's frozen tensors are left out of each, and its penalties added to each.
+        blocks
+            The numbers of the only transformer blocks that are part of the model; all blocks for None.
+        extra
+            Further tensors to train, from which the adapters' cores are made.
+        """
         return alternate(
             self.bench,
             self.train,

@@ -38,7 +38,19 @@ def fit(
     blocks: Collection[int] | None = None,
     penalties: Sequence[Penalty] = (),
 ) -> Fitted:
-    """Train the tensors ``names`` from ``params`` on the rows of ``columns``: ``alternate`` with a single phase."""
+    """Train the model in a single phase, see ``alternate``.
+
+    Parameters
+    ----------
+    bench, columns, params
+        The workbench, the client's rows, and the tensors to start from.
+    names
+        Names of the tensors to train.
+    training, learning_rate, rng
+        How to train, the learning rate of this round, and the random stream.
+    blocks, penalties
+        The only transformer blocks that are part of the model, and terms that are added to the loss of each step.
+    """
     phase = Phase(frozenset(names), penalties=tuple(penalties))
     return alternate(bench, columns, params, [phase], training, learning_rate, rng, blocks=blocks)
 

@@ -34,8 +34,17 @@ def fisher_diagonal(
     """Diagonal of the empirical Fisher information of every low-rank factor, averaged over all rows.
 
     ``F_theta = (1/N) sum_n (d log p(y_n | x_n) / d theta)^2``, a tensor of theta's shape for every adapter tensor of
-    the layout. Every row is used once; up to rounding, the result does not depend on ``batch_size``. If an adapted
-    module mixes rows, as with position embeddings that all rows share, the rows are processed one by one.
+    the layout. Every row is used once.
+
+    Parameters
+    ----------
+    bench, columns, params
+        The workbench, the N rows, and the model's tensors.
+    objective
+        The function that is differentiated, a key of ``OBJECTIVES``.
+    batch_size
+        Rows of a backward pass; up to rounding, the result does not depend on it. If an adapted module mixes rows, as
+        with position embeddings that all rows share, the rows are processed one by one.
 
     Paper: fed-hello, fisher
     """

@@ -21,8 +21,15 @@ def evaluation(
 ) -> dict[str, float]:
     """Evaluate a model: ``loss`` and ``accuracy`` over all labels of the rows, and ``examples``, the number of rows.
 
-    A language model's accuracy is over its labelled tokens, or with ``answering`` over rows: the share of right
-    answers.
+    Parameters
+    ----------
+    bench, columns, params
+        The workbench, the rows, and the model's tensors.
+    batch_size
+        Rows of a forward pass.
+    answering
+        How answers are generated and compared: the accuracy is then the share of rows with a right answer. With None, a
+        language model's accuracy is over its labelled tokens.
     """
     bench.load(params)
     num_rows = len(columns["labels"])

@@ -93,7 +93,17 @@ def _says(group: Group, section: str, key: str) -> bool:
 
 
 def of_another(key: str, value: Any, choice: str, choices: Sequence[Any], made: Any) -> str:
-    """The message for a key that only applies to other choices."""
+    """The message for a key that only applies to other choices.
+
+    Parameters
+    ----------
+    key, value
+        The key's name as the message begins with it, and its value.
+    choice
+        The name of the other key, on which it depends.
+    choices, made
+        The values of the other key with which the key applies, and its actual value; None if it is left out.
+    """
     fitting = " or ".join(shown(one) for one in choices if one is not None)
     now = "left out" if made is None else shown(made)
     return f"{key} = {shown(value)}: is of {choice} = {fitting} alone, and this is {now}; leave it out, or set {choice}"

@@ -54,7 +54,24 @@ def fault_of_text(value: Any) -> str | None:
 
 
 def strings(raw: Raw, key: str, name: str, source: str, troubles: Troubles) -> list[str]:
-    """The texts of the column that ``data.<key>`` names; values that are not text are noted in ``troubles``."""
+    """The text of every row in the column that ``data.<key>`` names; empty for a value that is not text.
+
+    Parameters
+    ----------
+    raw
+        The columns of the source.
+    key, name
+        The key in ``[data]``, and the column's name, its value.
+    source
+        The source as the user wrote it, for messages.
+    troubles
+        Receives the rows whose value is not text.
+
+    Raises
+    ------
+    DataError
+        if there is no such column.
+    """
     made = []
     for row, value in enumerate(column(raw, key, name, source)):
         fault = fault_of_text(value)

@@ -45,24 +45,29 @@ def load_table(
 ) -> Table:
     """The rows of ``source`` as a table of images or of text.
 
-    ``source`` is ``"sklearn:digits"``; ``"arithmetic:blank"`` (see ``arithmetic_source``); a path to a file of a type
-    in ``readers.by_location.READERS``, to a folder of such files or to a folder written by ``save_to_disk``; or
-    ``"hub:owner/name"``, ``"hub:owner/name:configuration"``, either with ``"@split"`` behind it. ``$NAME`` in it is the
-    environment variable.
+    A column ``is_train`` is the published split. Labels are numbered in ascending order of their values unless the
+    source names its classes.
 
-    ``split`` picks one split. Without it, a source that has a train split and a test split (or, where the test split is
-    missing or has no labels, a validation split) gives the rows of both, told apart by ``is_train``.
-
-    ``text``, ``pair``, ``label``, ``target``, ``image`` and ``group`` name columns; a column may also bear the name
-    with an ``s`` behind it. A column ``is_train`` is the published split; an ``.npz`` field ``client`` is the group
-    where ``group`` is not set. Labels are numbered in ascending order of their values unless the source names its
-    classes. ``limit`` keeps that many rows in their order: drawn by ``rng``, or the first ones without it.
-
-    ``objects`` holds the columns of each split (as ``readers.in_memory`` makes them) of sources that are objects of the
-    calling program.
-
-    ``format``, ``prompt`` and ``words`` say how rows are posed to a language model, see ``fedquilt.data.prompts``: the
-    layout of the columns, a prompt with columns in braces, and the completion for each class.
+    Parameters
+    ----------
+    source
+        ``"sklearn:digits"``; ``"arithmetic:blank"`` (see ``arithmetic_source``); a path to a file of a type in
+        ``readers.by_location.READERS``, to a folder of such files or to a folder written by ``save_to_disk``; or
+        ``"hub:owner/name"``, ``"hub:owner/name:configuration"``, either with ``"@split"`` behind it. ``$NAME`` in it is
+        the environment variable.
+    split
+        The split to read. Without it, a source that has a train split and a test split (or, where the test split is
+        missing or has no labels, a validation split) gives the rows of both, told apart by ``is_train``.
+    text, pair, label, target, image, group
+        Names of columns; a column may also bear the name with an ``s`` behind it. An ``.npz`` field ``client`` is the
+        group where ``group`` is not set.
+    format, prompt, words
+        How rows are posed to a language model, see ``fedquilt.data.prompts``: the layout of the columns, a prompt with
+        columns in braces, and the completion for each class.
+    limit, rng
+        The most rows, kept in their order, and the stream that draws them; the first ones if it is None.
+    objects
+        Sources that are objects of the calling program: the columns of each split, as ``readers.in_memory`` makes them.
 
     Raises
     ------

@@ -31,8 +31,20 @@ def partition(
 ) -> tuple[np.ndarray, ...]:
     """The row numbers of every client: int64, ascending; together every row exactly once.
 
-    ``scheme`` is a key of ``SCHEMES`` and ``settings`` are that scheme's own. ``num_examples`` says how many rows there
-    are where neither ``labels`` nor ``groups`` does.
+    Parameters
+    ----------
+    scheme
+        A key of ``SCHEMES``.
+    labels, groups
+        The class and the natural client id of every row, (n,); None if the data has none.
+    num_clients
+        The number of clients, from 1 to n.
+    rng
+        The random stream.
+    num_examples
+        The number of rows n, where neither ``labels`` nor ``groups`` says it.
+    settings
+        The scheme's own settings.
 
     Raises
     ------

@@ -30,7 +30,13 @@ def iid(rows: Rows, num_clients: int, rng: Rng) -> list[np.ndarray]:
 def dirichlet(rows: Rows, num_clients: int, rng: Rng, *, alpha: Positive, min_size: Whole = 10) -> list[np.ndarray]:
     """Label skew: every class is shared out by ``p ~ Dirichlet(alpha, ..., alpha)``.
 
-    The whole draw is repeated until every client has ``min_size`` rows.
+    Parameters
+    ----------
+    rows : the rows, with labels.
+    num_clients : number of clients.
+    rng : the random stream.
+    alpha : concentration of the Dirichlet distribution; the lower, the more skewed the labels.
+    min_size : the fewest rows of a client; the whole draw is repeated until every client has as many.
     """
     labels = _labels(rows, "dirichlet")
     if min_size * num_clients > rows.count:
@@ -56,6 +62,13 @@ def pathological(rows: Rows, num_clients: int, rng: Rng, *, classes_per_client: 
 
     With at least as many clients as classes this is flwr-datasets' partitioner; with fewer clients, for which that
     partitioner leaves classes unused, the classes are assigned by ``deal``.
+
+    Parameters
+    ----------
+    rows : the rows, with labels.
+    num_clients : number of clients.
+    rng : the random stream.
+    classes_per_client : number of classes of each client, at most that of the data.
     """
     labels = _labels(rows, "pathological")
     classes = _owned_classes(labels, num_clients, classes_per_client, "pathological")
@@ -77,13 +90,22 @@ def pathological(rows: Rows, num_clients: int, rng: Rng, *, classes_per_client: 
 def pathological_dirichlet(
     rows: Rows, num_clients: int, rng: Rng, *, classes_per_client: Count, beta: Positive = 1.0, floor: Whole = 10
 ) -> list[np.ndarray]:
-    """Every client owns ``classes_per_client`` classes dealt from a deck; the owners of a class share it unequally.
+    """Every client owns some classes, assigned by ``deal``; the owners of a class share it unequally.
 
     A class of ``n`` rows with ``m`` owners gives each ``f = min(floor, n // m)`` rows and shares out the rest by
     ``p ~ Dirichlet(beta, ..., beta)``; what rounding leaves over goes to owners drawn at random, one row each.
 
     Different from the released code, classes, sizes and order derive from one split seed, and no client is assigned the
     same class twice.
+
+    Parameters
+    ----------
+    rows : the rows, with labels.
+    num_clients : number of clients.
+    rng : the random stream.
+    classes_per_client : number of classes of each client, at most that of the data.
+    beta : concentration of the Dirichlet distribution; the lower, the more unequal the owners' shares of a class.
+    floor : the fewest rows of a class that each of its owners gets, as far as the class has enough.
 
     Paper: fed-hello, pathological-dirichlet
     """

@@ -42,10 +42,18 @@ def hetlora(
     """The mean of factors padded with zeros to the server's rank, client k weighted by ``||s_k B_k A_k||``.
 
     Client k is sent the first ``r_k`` columns of B and rows of A. If its tail, the part beyond rank ``floor(gamma
-    r_k)``, shrank in training, it continues with that rank, but not below ``min_rank``; with ``gamma`` 1 no client is
-    pruned. ``tail_penalty``, the paper's lambda, times the tail is added to the client's loss. ``normalize`` says
-    whether the mean of a rank that some clients lack is taken over ``all`` clients or over those that hold it
-    (``segment``). ``weighting`` applies to the head. Clients train as many layers as the lowest budget.
+    r_k)``, shrank in training, it continues with that rank. Clients train as many layers as the lowest budget.
+
+    Parameters
+    ----------
+    federation : its clients may differ in rank.
+    shape : the geometric shape of the layers that all clients train.
+    normalize : whether the mean of a rank that some clients lack is over ``all`` clients or those that hold it
+        (``segment``).
+    gamma : the share of its rank that a pruned client keeps; with 1 no client is pruned.
+    min_rank : the lowest rank that pruning leads to.
+    tail_penalty : the paper's lambda: the strength of the penalty on the tail in a client's loss.
+    weighting : clients' weights in the mean of the head, by ``examples`` or ``uniform``.
 
     Paper: hetlora, method
     """

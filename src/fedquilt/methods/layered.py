@@ -47,14 +47,33 @@ def layered(
 ) -> Method:
     """The method in which client k trains the layers ``allocation(state, turn)[k]`` and the head.
 
-    Every client receives all adapters, as the forward pass needs them, at the rank given by ``ranks``, and returns the
-    tensors that it trained. With ``drop_layers`` the client's model consists of only its layers, and only their
-    adapters travel. ``factors`` restricts training to some of the factors in a round; only these are sent.
+    Every client receives all adapters, as the forward pass needs them, and returns the tensors that it trained. The
+    state holds ``params``; a method with more in its state wraps ``init`` and ``merge``. With a rule that changes the
+    base, the state and the memory of every client also hold ``base``, and an order holds the changes that its client
+    lacks.
 
-    The server combines adapters by ``rule``, else by the federation's rule, else by the layer-wise mean; other tensors
-    are always averaged. The state holds ``params``; a method with more in its state wraps ``init`` and ``merge``. With
-    a rule that changes the base, the state and the memory of every client also hold ``base``, and an order holds the
-    changes that its client lacks. Raises ConfigError if clients differ in rank and the rule requires equal ranks.
+    Parameters
+    ----------
+    name, federation
+        The method's name, and the server's view of the clients.
+    allocation
+        The numbers of the layers that each client of the cohort trains; clients without an entry do not take part.
+    weighting
+        Clients' weights in the means, ``"examples"`` or ``"uniform"``.
+    factors
+        The factors that are trained and returned in a round; both for None.
+    rule
+        How the server combines adapters: for None by the federation's rule, or without one by the layer-wise mean.
+        Other tensors are always averaged.
+    ranks
+        The rank of the adapters that a client receives; where it gives None, the server's.
+    drop_layers
+        Whether a client's model consists of only its layers, so that only their adapters travel.
+
+    Raises
+    ------
+    ConfigError
+        if clients differ in rank and the rule requires equal ranks.
     """
     layout = federation.layout
     rule = rule or federation.rule

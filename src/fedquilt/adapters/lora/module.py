@@ -223,7 +223,14 @@ def is_transposed(module: nn.Module) -> bool:
 def initial_factors(name: str, d_in: int, d_out: int, rank: int, rng: Rng) -> tuple[Tensor, Tensor]:
     """``A`` (r, d_in), uniform in ``+-1/sqrt(d_in)``, and ``B`` (d_out, r), zero: the model is unchanged at first.
 
-    ``A`` is drawn from ``rng.child("lora", name)``, so it does not depend on which other modules are adapted.
+    Parameters
+    ----------
+    name
+        The module's path.
+    d_in, d_out, rank
+        The module's numbers of input and output features, and the rank r.
+    rng
+        The stream of all adapters. ``A`` is drawn from ``rng.child("lora", name)``, whatever else is adapted.
 
     Paper: lora, init
     """

@@ -149,12 +149,20 @@ def redistributed(
 ) -> Product:
     """``(B, A)`` of an adapter with this rank and scale: ``scale * B @ A`` is the best approximation of ``parts``.
 
-    ``split`` says which factor takes the singular values: ``"left"``, ``B = U S / scale`` and ``A = Vh`` (as in the
-    released code), or ``"even"``, ``sqrt(S / scale)`` on both sides. The factors of a lower rank are the first columns
-    and rows of those of a higher rank.
+    The factors of a lower rank are the first columns and rows of those of a higher rank.
 
-    ``spare``, (rank, d_in), holds rows of A for directions whose singular value is 0, where B is 0, as in a fresh
-    adapter. The product is the same, but if both factors were 0, their gradients would stay 0 forever.
+    Parameters
+    ----------
+    parts
+        The matrix, (d_out, d_in), as singular values and vectors.
+    rank, scale
+        The adapter's rank, at least 0, and its scale, above 0.
+    split
+        Which factor takes the singular values: ``"left"``, ``B = U S / scale`` and ``A = Vh`` (as in the released
+        code), or ``"even"``, ``sqrt(S / scale)`` on both sides.
+    spare
+        Rows of A, (rank, d_in), for directions whose singular value is 0, where B is 0, as in a fresh adapter. The
+        product is the same, but if both factors were 0, their gradients would stay 0 forever.
 
     Raises
     ------

@@ -115,8 +115,16 @@ def tail(product: Product, rank: int) -> Tensor:
 def pruned_rank(rank: int, before: float, after: float, *, gamma: float = 0.99, min_rank: int = 1) -> int:
     """A client's rank after a round: ``max(min_rank, floor(gamma rank))`` if its tail shrank, else unchanged.
 
-    ``before`` and ``after`` are the sums over modules of ``tail`` at ``floor(gamma rank)``, before and after training.
-    The result is never above ``rank``.
+    Parameters
+    ----------
+    rank
+        The client's rank in the round; the result is never above it.
+    before, after
+        The sums over modules of ``tail`` at ``floor(gamma rank)``, before and after training.
+    gamma
+        The share of the rank that pruning keeps, above 0 and at most 1.
+    min_rank
+        The lowest rank that pruning leads to.
 
     Paper: hetlora, prune
     """
