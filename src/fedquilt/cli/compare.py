@@ -83,7 +83,21 @@ def show(
     save: Path | None = None,
     as_json: bool = False,
 ) -> None:
-    """Print the comparison of groups of runs, and write it as Markdown if a file is given."""
+    """Print the comparison of groups of runs, and write it as Markdown if a file is given.
+
+    Parameters
+    ----------
+    groups
+        The runs that differ only in their seed, by label.
+    last
+        The number of last evaluated rounds that are averaged; None for as many as the run file says.
+    references
+        The labels that the others are compared with, seed by seed.
+    save
+        The Markdown file.
+    as_json
+        Print JSON, not a table.
+    """
     for reference in references:
         if reference not in groups:
             raise ConfigError(f"--reference '{reference}': no such label; allowed: {', '.join(groups)}")

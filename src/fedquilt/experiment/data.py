@@ -162,6 +162,17 @@ def assign(
 
     The assignment depends only on the seed, [data] and [partition], so all methods of a comparison share it. If each
     client has its own source, that of a client depends only on its own rows.
+
+    Parameters
+    ----------
+    config
+        The config with [data] and [partition].
+    table, test
+        The rows to assign, and the common test rows; None if there are none here.
+    rng
+        The random stream of proxy, partition and splits.
+    here
+        The clients whose rows are in ``table`` if each has its own source; None for all.
     """
     data, wanted = config.data, config.partition
     if table is None:

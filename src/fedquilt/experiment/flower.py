@@ -38,7 +38,18 @@ log = logging.getLogger("flwr")  # Flower shows the lines of this logger to the 
 def over(grid: Any, config: Config, *, name: str, poll: float, stop: Event | None = None) -> Connect:
     """The connection of a run to a Flower Grid; its engine is ready when all clients have announced themselves.
 
-    ``poll`` is the number of seconds between checks for replies; [network] has the time limits.
+    Parameters
+    ----------
+    grid
+        Flower's Grid.
+    config
+        The config; [network] has the time limits.
+    name
+        The name of the engine in the record: ``"flower"`` or ``"flower-sim"``.
+    poll
+        Longest pause in seconds between two checks for replies.
+    stop
+        Once set, ends all waiting.
     """
     network = config.network
 

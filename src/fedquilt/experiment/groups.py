@@ -134,7 +134,19 @@ def host_of(config: Config, loaded: Loaded, architecture: str, depths: Mapping[s
 
 
 def work_of(config: Config, loaded: Loaded, host: Host, device: torch.device, rng: Rng) -> Work:
-    """Put the adapters into the model, on the device."""
+    """Put the adapters into the model, on the device.
+
+    Parameters
+    ----------
+    config
+        The config of a group of this architecture.
+    loaded, host
+        The model, and what the kind of adapter is told about it (``host_of``).
+    device
+        Where to train; on the meta device tensors have shapes only.
+    rng
+        The run's random stream; initial tensors are drawn from ``rng.child("init")``.
+    """
     kind = KINDS[config.adapter.kind]
     put = kind.put(config.adapter, host)
     bench = Workbench(
@@ -160,7 +172,21 @@ def work_of(config: Config, loaded: Loaded, host: Host, device: torch.device, rn
 def built(
     part: Part, work: Work, budgets: Sequence[Budget], rows_of: Rows, rng: Rng
 ) -> tuple[BuiltGroup, dict[ClientId, Client]]:
-    """A group, and those of its clients whose rows are on this machine."""
+    """A group, and those of its clients whose rows are on this machine.
+
+    Parameters
+    ----------
+    part
+        The group's config and numbers of clients.
+    work
+        The model of its architecture, with adapters.
+    budgets
+        The budgets of its clients, in their order.
+    rows_of
+        The encoded rows of all groups.
+    rng
+        The run's random stream; the rows of a limited evaluation are drawn from it.
+    """
     config, architecture = part.config, work.bench.layout.architecture
 
     def client(id: ClientId, budget: Budget, train: Columns, **held_out: Columns) -> Client:

@@ -55,8 +55,18 @@ def round_line(
 ) -> dict[str, Any]:
     """The line of the record for a finished round, with an evaluation if it is due.
 
-    ``messages`` are those of the round. ``clients`` says whether the clients are in this process, with these memories,
-    and can be evaluated here.
+    Parameters
+    ----------
+    experiment
+        The experiment.
+    done
+        The finished round.
+    memories
+        The clients' memories after it, if they are in this process.
+    messages
+        The number of messages sent over a network in the round, by type.
+    clients
+        Whether the clients are in this process and can be evaluated here.
     """
     config, number = experiment.config, done.number
     due = (number + 1) % config.evaluation.every == 0 or number >= config.rounds - config.evaluation.last

@@ -39,8 +39,18 @@ def run(
 ) -> Path:
     """Run a config into a new folder; returns the folder.
 
-    By default all clients are in this process; ``connect`` may choose another engine. ``label`` is the name of the run
-    in a comparison, which reports show.
+    Parameters
+    ----------
+    config
+        The config.
+    folder
+        The run's folder.
+    progress
+        Receives reports; None for no reports.
+    connect
+        How the run connects to its engine; by default all clients are in this process.
+    label
+        The name of the run in a comparison, which reports show.
 
     Raises
     ------
@@ -85,9 +95,21 @@ def resume(
 ) -> Path:
     """Resume a run from its last complete checkpoint; the result is bit-identical to that of an uninterrupted run.
 
-    ``config``, if given, must determine the same result as the run's own. A finished run is not changed, unless
-    ``back_to`` is given: then the run continues from the state after that many rounds (0: from the start), whose
-    checkpoint must exist, and later rounds are discarded.
+    A finished run is not changed, unless ``back_to`` is given.
+
+    Parameters
+    ----------
+    folder
+        The run's folder.
+    config
+        If given, must determine the same result as the run's own.
+    progress
+        Receives reports; None for no reports.
+    connect
+        How the run connects to its engine, which must be the one that it began with.
+    back_to
+        Continue from the state after this many rounds (0: from the start), whose checkpoint must exist, and discard
+        later rounds.
 
     Raises
     ------

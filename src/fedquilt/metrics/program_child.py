@@ -139,7 +139,19 @@ def confine(seconds: int, memory: int) -> None:
 
 
 def alone(program: str, seconds: int, wall_seconds: float, steps: int, memory: int) -> tuple[str | None, str]:
-    """``said``, in a process that is bounded, and ended when its time is over."""
+    """``said``, in a process that is bounded, and ended when its time is over.
+
+    Parameters
+    ----------
+    program
+        The source text.
+    seconds, wall_seconds
+        Bounds on processor time and on time by the clock, in seconds.
+    steps
+        The most lines that are run.
+    memory
+        The most bytes of address space.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:

@@ -83,9 +83,25 @@ def pretrain_arithmetic(
 ) -> PretrainedText:
     """A small causal language model of a family, with a tokenizer of its own, trained on drawn text about quantities.
 
-    Every step sees ``batch_size`` rows of ``length`` tokens of fresh passages, packed end to end. ``family`` is one of
-    ``FAMILIES``. ``out`` gets config.json, model.safetensors (float16), tokenizer.json, tokenizer_config.json and
-    recipe.toml, all at the end.
+    Every step sees fresh passages, packed end to end.
+
+    Parameters
+    ----------
+    family
+        One of ``FAMILIES``.
+    out
+        An empty or new folder; gets config.json, model.safetensors (float16), tokenizer.json, tokenizer_config.json and
+        recipe.toml, all at the end.
+    rng
+        The random stream of tokenizer, initial weights and passages.
+    steps, batch_size, length
+        The number of optimiser steps, rows of a step, and tokens of a row.
+    learning_rate, weight_decay, warmup
+        As for ``trained``.
+    device
+        The torch device to train on.
+    progress
+        Called after every step with its number, the number of steps and the loss.
 
     Raises
     ------
@@ -141,6 +157,15 @@ def packed(tokenizer: Tokenizer, family: str, batch_size: int, length: int, rng:
     """Batch after batch of token numbers, int64 (``batch_size``, ``length``): passages end to end, without an end.
 
     Every passage begins with the start token and ends with the end token; the row's edge may cut it.
+
+    Parameters
+    ----------
+    tokenizer, family
+        The tokenizer, and its family in ``FAMILIES``, which says what the end token is.
+    batch_size, length
+        Rows of a batch, and tokens of a row.
+    rng
+        The random stream of the passages.
     """
     end = MARKS[family].index(MARKS[family].end)  # the special tokens are numbered first
     waiting: list[int] = []

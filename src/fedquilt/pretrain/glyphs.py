@@ -101,9 +101,26 @@ def pretrain_glyphs(
 ) -> Pretrained:
     """A ViT with all weights trained to tell ``CLASSES`` apart, saved in ``out`` as a Hugging Face folder.
 
-    ``size`` is one of ``SIZES``. Every step sees fresh drawings. AdamW; the learning rate rises linearly over the first
-    ``warmup`` (a share of the steps) and falls to zero as a cosine. ``out`` gets
-    config.json, preprocessor_config.json, model.safetensors (float32) and recipe.toml.
+    Every step sees fresh drawings.
+
+    Parameters
+    ----------
+    out
+        An empty or new folder; gets config.json, preprocessor_config.json, model.safetensors (float32) and recipe.toml.
+    rng
+        The random stream of initial weights and drawings.
+    size
+        One of ``SIZES``.
+    steps, batch_size
+        The number of optimiser steps, and images of a step.
+    learning_rate, weight_decay, warmup
+        As for ``trained``.
+    label_smoothing
+        The share of the target that is spread evenly over all classes, in [0, 1).
+    device
+        The torch device to train on.
+    progress
+        Called after every step with its number, the number of steps and the loss.
 
     Raises
     ------

@@ -77,8 +77,24 @@ def trained(
 ) -> tuple[float, ...]:
     """The loss of every step, after all weights of ``model`` took ``steps`` steps of AdamW; the model is changed.
 
-    ``losses`` gives the loss of the model as it is then, once a step. The learning rate rises linearly over the first
-    ``warmup`` (a share of the steps) and falls to zero as a cosine; gradients are clipped to norm 1.
+    Gradients are clipped to norm 1.
+
+    Parameters
+    ----------
+    model
+        The model.
+    losses
+        Gives the loss of the model as it is then, a scalar, once a step.
+    steps
+        The number of optimiser steps.
+    learning_rate
+        The learning rate after the warm-up, from which it falls to zero as a cosine.
+    weight_decay
+        The weight decay of matrices; biases, norms and embeddings have none.
+    warmup
+        The share of the steps, in [0, 1), over which the learning rate rises linearly.
+    progress
+        Called after every step with its number, the number of steps and the loss.
 
     Raises
     ------

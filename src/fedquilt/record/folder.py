@@ -21,16 +21,7 @@ from fedquilt.record.checkpoint_files import CheckpointFiles
 from fedquilt.record.config_differences import check_same
 from fedquilt.record.files import explained, to_json
 from fedquilt.record.lock import Hold
-from fedquilt.record.manifest import (
-    FILES,
-    FORMAT,
-    MANIFEST,
-    Kept,
-    Manifest,
-    check_files,
-    file_digest,
-    write_manifest,
-)
+from fedquilt.record.manifest import FILES, FORMAT, MANIFEST, Kept, Manifest, check_files, file_digest, write_manifest
 from fedquilt.record.new_folder import BEGUN, make_folder, refuse_folder
 from fedquilt.record.read import (
     ENVIRONMENT,
@@ -74,6 +65,15 @@ class Record:
         held: Hold | None = None,
     ) -> Record:
         """Make a run folder with the config, the environment and the partition; it appears complete or not at all.
+
+        Parameters
+        ----------
+        folder
+            The path of the run folder, which must not exist or be empty.
+        config, environment, partition
+            The contents of its JSON files.
+        held
+            The lock on the folder; None for no lock.
 
         Raises
         ------

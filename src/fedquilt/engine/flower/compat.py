@@ -37,7 +37,17 @@ def identify(run_id: int, node_id: int = 1, task_id: int = 1) -> None:
 
 
 def simulate(server_app: Any, client_app: Any, num_nodes: int, *, cpus: float, gpus: float) -> None:
-    """Run two apps on Flower's simulation engine (Ray); returns when the ServerApp has ended."""
+    """Run two apps on Flower's simulation engine (Ray); returns when the ServerApp has ended.
+
+    Parameters
+    ----------
+    server_app, client_app
+        Flower's ServerApp, and the ClientApp of every node.
+    num_nodes
+        The number of simulated nodes.
+    cpus, gpus
+        CPU cores and GPUs of this machine for each simulated client; may be fractions.
+    """
     from flwr.simulation import run_simulation
 
     # simulated clients see the same devices as the server, and the run file chooses among them
