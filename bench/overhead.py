@@ -35,7 +35,6 @@ from torch.nn.functional import cross_entropy
 
 from fedquilt.client.client import Client
 from fedquilt.client.fit import batches
-from fedquilt.client.task import num_labels
 from fedquilt.config.load import parse
 from fedquilt.config.schema import Config
 from fedquilt.core.rng import Rng
@@ -181,7 +180,7 @@ class Alternating(Silent):
             took[loop.name] = self.clock.stop()
             told = line["exchanges"][0]["clients"]
             for id, (_, losses) in done.items():
-                counts = [num_labels(labels) for _, labels in made[id]]
+                counts = [self.experiment.clients[id].bench.scoring.num_labels(labels) for _, labels in made[id]]
                 loss = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
                 off = abs(loss - told[str(id)]["metrics"]["loss"])
                 self.largest_difference = max(self.largest_difference, off)

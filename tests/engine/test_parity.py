@@ -115,7 +115,7 @@ def play_on_flower(setup: Setup, folder: Path, num_rounds: int = 3) -> tuple[Pla
     grid = InProcessGrid(app_of(setup.method, setup.profiles, setup.clients, folder), len(setup.profiles))
     cards = cards_of(setup.method, setup.profiles)
     strategy = MethodStrategy(setup.method, setup.profiles, cards, Rng(5), run=RUN)
-    played = Played([setup.method.init(Rng(5).child("init"))], [], {})
+    played = Played([setup.method.init(Rng(5).child("init"))], [], {}, [])
     for done in strategy.rounds(grid, num_rounds, state=copied(played.states[0])):
         played.states.append(done.state)
         played.traffic.append(done.traffic)

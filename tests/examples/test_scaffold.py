@@ -83,7 +83,8 @@ def test_a_registered_fedavg_runs_with_every_kind_of_adapter(config, monkeypatch
 def test_what_its_traits_do_not_allow_is_refused(scaffold, config):
     problems = check(config("method={name='scaffold'}", "aggregation.rule=median"))
     assert problems == [
-        "aggregation.rule = 'median': method.name = 'scaffold' merges in its own way; leave aggregation.rule out"
+        "aggregation.rule = 'median': method.name = 'scaffold' merges replies in its own way; leave aggregation.rule "
+        "out"
     ]
 
 

@@ -334,7 +334,11 @@ def test_a_client_that_says_no_or_does_not_fit_is_told_by_name_and_the_others_be
 def test_a_node_that_never_says_who_it_is_holds_nobody_up_longer_than_it_may(tmp_path, stranger):
     setup = fedavg_setup()
     silent: list[int] = []
-    engine, grid = answering(setup, tmp_path, lambda o, r: None if o.metadata.dst_node_id in silent else r, grace=0.3)
+
+    def mute(order, reply):
+        return None if order.metadata.dst_node_id in silent else reply
+
+    engine, grid = answering(setup, tmp_path, mute, grace=0.3, timeout=3)
     silent.append(grid.add(2) if stranger else FIRST_NODE)  # partition 3 is on the first node
     engine.hello(600)
     assert sorted(engine.nodes) == ([0, 1, 2, 3] if stranger else [0, 1, 2])
