@@ -82,7 +82,5 @@ def test_only_kinds_with_factors_have_a_scale() -> None:
 
 
 def test_a_folder_of_no_kind_is_refused_with_the_files_that_there_could_be(tmp_path) -> None:
-    with pytest.raises(
-        ModelError, match=r"no adapter_config.json or fedquilt_adapter.json.*so it is not an adapter"
-    ):
+    with pytest.raises(ModelError, match=r"no adapter_config.json or fedquilt_adapter.json.*so it is not an adapter"):
         load_adapter(loaded().model, tmp_path)

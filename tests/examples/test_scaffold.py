@@ -82,10 +82,8 @@ def test_a_registered_fedavg_runs_with_every_kind_of_adapter(config, monkeypatch
 
 def test_what_its_traits_do_not_allow_is_refused(scaffold, config):
     problems = check(config("method={name='scaffold'}", "aggregation.rule=median"))
-    assert problems == [
-        "aggregation.rule = 'median': method.name = 'scaffold' merges replies in its own way; leave aggregation.rule "
-        "out"
-    ]
+    own = "method.name = 'scaffold' merges replies in its own way"
+    assert problems == [f"aggregation.rule = 'median': {own}; leave aggregation.rule out"]
 
 
 def test_a_name_belongs_to_one_method(monkeypatch):
