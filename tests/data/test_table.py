@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedquilt.data.table import Table, digest, num_rows, take
+from fedquilt.data.table import Table, concatenated, digest, num_rows, take
 
 
 def test_rows_picks_every_column_in_the_order_asked() -> None:
@@ -68,3 +68,13 @@ def test_a_digest_is_of_every_value_name_type_and_shape() -> None:
     variants = [other, {"a": rows["a"]}, {**rows, "a": rows["a"].reshape(3, 2)}, {**rows, "a": rows["a"].int()}]
     assert len({digest([each]) for each in (rows, *variants)}) == 5
     assert digest([rows, {"c": torch.empty(0, 3)}]) != digest([rows])
+
+
+def test_tables_of_different_classes_are_joined_by_name() -> None:
+    one = Table("text", ["a", "b"], torch.tensor([0, 1]), ("add", "carry"))
+    other = Table("text", ["c", "d", "e"], torch.tensor([1, 0, 2]), ("carry", "double", "halve"))
+    both = concatenated([one, other])
+    assert both.classes == ("add", "carry", "double", "halve")
+    assert both.labels is not None
+    assert [both.classes[label] for label in both.labels.tolist()] == ["add", "carry", "double", "carry", "halve"]
+    assert concatenated([one, one]).classes == one.classes

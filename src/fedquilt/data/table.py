@@ -105,7 +105,9 @@ class Table:
 
 
 def concatenated(tables: Sequence[Table]) -> Table:
-    """The rows of all tables, one table after another, with the classes of the first; without groups and split.
+    """The rows of all tables, one table after another, without groups and split.
+
+    The classes are those of all tables, in the order in which they are met first; labels are numbered by them.
 
     Raises
     ------
@@ -120,12 +122,14 @@ def concatenated(tables: Sequence[Table]) -> Table:
     def strings(columns: list[list[Row] | None]) -> list[Row] | None:
         return None if columns[0] is None else [value for column in columns for value in column or ()]
 
-    labels = [table.labels for table in tables if table.labels is not None]
+    classes = tuple(dict.fromkeys(name for table in tables for name in table.classes))
+    labels = [_numbered(table.labels, table.classes, classes) for table in tables if table.labels is not None]
     origins = [table.origin for table in tables if table.origin is not None]
     return replace(
         first,
         inputs=_joined_inputs([table.inputs for table in tables]),
         labels=torch.cat(labels) if labels else None,
+        classes=classes,
         pairs=strings([table.pairs for table in tables]),
         targets=strings([table.targets for table in tables]),
         turns=strings([table.turns for table in tables]),
@@ -134,6 +138,13 @@ def concatenated(tables: Sequence[Table]) -> Table:
         is_train=None,
         origin=joined_origins(origins) if len(origins) == len(tables) else None,
     )
+
+
+def _numbered(labels: Tensor, own: Sequence[str], classes: Sequence[str]) -> Tensor:
+    """Labels that were numbered by their table's own classes, numbered by ``classes``."""
+    if tuple(own) == tuple(classes):
+        return labels
+    return torch.tensor([classes.index(name) for name in own], dtype=torch.int64)[labels]
 
 
 def _joined_inputs(inputs: Sequence[Tensor | Pictures | list[str]]) -> Tensor | Pictures | list[str]:

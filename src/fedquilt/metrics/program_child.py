@@ -117,7 +117,7 @@ def said(program: str, steps: int) -> tuple[str | None, str]:
             return str(answer)[:LONGEST], ""
     except Stopped as stop:
         return None, str(stop)
-    except BaseException as error:  # whatever a stranger's program raises is an answer that it does not give
+    except BaseException as error:  # whatever an untrusted program raises counts as no answer
         return None, f"ends in {type(error).__name__}"
     text = "".join(printed)
     return (text, "") if text.strip() else (None, "leaves nothing in `answer` and prints nothing")

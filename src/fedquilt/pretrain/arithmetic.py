@@ -1,4 +1,4 @@
-"""Pretraining of the built-in language models: three unlike families that learn sums, but no task's format."""
+"""Pretraining of the built-in language models: three model families that learn sums, but no task's format."""
 
 from __future__ import annotations
 
