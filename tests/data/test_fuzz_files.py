@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from fedquilt.core.errors import DataError
-from fedquilt.data.load import load_table
+from fedquilt.data.loaders import load_table
 from fedquilt.data.readers.images import Pictures, of_one_size
 
 LIMIT_SECONDS = 10

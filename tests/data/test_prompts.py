@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fedquilt.core.errors import DataError
 from fedquilt.data.bad_rows import Troubles
-from fedquilt.data.load import load_table
+from fedquilt.data.loaders import load_table
 from fedquilt.data.prompts import filled, placeholders, rendered
 from fedquilt.data.readers.raw_columns import from_columns
 from fedquilt.data.table import concatenated

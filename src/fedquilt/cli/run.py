@@ -74,6 +74,7 @@ def run(
             place = folder or Path(settings.output) / settings.name
             Record.refuse(place)
         # importing takes seconds, so errors of the command line and the run file come first
+        from fedquilt.experiment import resume as resumed
         from fedquilt.experiment import run as embedded
         from fedquilt.experiment.flower import simulate
         from fedquilt.experiment.flower_app import deploy
@@ -84,9 +85,9 @@ def run(
             elif superlink is not None and place is not None:
                 deploy(settings, place, superlink, progress.say)
             elif resume is not None:
-                embedded.resume(resume, progress=progress, back_to=back_to)
+                resumed(resume, progress=progress, back_to=back_to)
             elif settings is not None and place is not None:
-                embedded.run(settings, place, progress)
+                embedded(settings, place, progress)
     except KeyboardInterrupt:
         try:
             _stopped(place)

@@ -16,6 +16,18 @@ from torch.nn import functional
 from fedquilt.core.tasks import IGNORED, TASKS
 
 
+def negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
+    """``-log p(y | x)`` of every row, ``(rows,)`` in float32; for labelled tokens their sum.
+
+    ``logits`` is ``(rows, classes)`` with ``labels`` ``(rows,)``, or ``(rows, tokens, classes)`` with ``labels``
+    ``(rows, tokens)``, each beside the logits that predict it.
+    """
+    losses = functional.cross_entropy(
+        logits.flatten(0, -2).float(), labels.flatten(), reduction="none", ignore_index=IGNORED
+    )
+    return losses.view(labels.shape).flatten(1).sum(1) if labels.dim() > 1 else losses
+
+
 @dataclass(frozen=True)
 class Scoring:
     """Cross-entropy and arg-max accuracy of labels.
@@ -28,11 +40,7 @@ class Scoring:
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss ``-log p(y | x)`` of every row, ``(rows,)`` in float32; for labelled tokens their sum."""
-        logits, labels = self._aligned(logits, labels)
-        losses = functional.cross_entropy(
-            logits.flatten(0, -2).float(), labels.flatten(), reduction="none", ignore_index=IGNORED
-        )
-        return losses.view(labels.shape).flatten(1).sum(1) if labels.dim() > 1 else losses
+        return negative_log_likelihood(*self._aligned(logits, labels))
 
     def label_logit(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The logit of every row's label, ``(rows,)``; for labelled tokens the sum over those not ignored."""

@@ -15,7 +15,7 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.tasks import TASKS, one_of, tasks_where
 from fedquilt.core.types import ClientId
 from fedquilt.data.holdout import Shares, carve_proxy, split_clients
-from fedquilt.data.load import limited, load_table, published_split, require_labels, with_classes
+from fedquilt.data.loaders import limited, load_table, published_split, require_labels, with_classes
 from fedquilt.data.partition import partition
 from fedquilt.data.table import Table, concatenated
 from fedquilt.experiment.prompt_checks import check_posing

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from fedquilt.core.types import Blocks
-from fedquilt.data.load import with_classes
+from fedquilt.data.loaders import with_classes
 from fedquilt.data.table import Columns, Table
 from fedquilt.models.labels import UNNAMED, Outputs
 from fedquilt.models.reading import Reading

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fedquilt.core.errors import DataError
-from fedquilt.data.load import load_table
+from fedquilt.data.loaders import load_table
 from fedquilt.data.readers.by_location import read_place
 
 # the datasets library, which these tests compare with, leaves the files that it reads open

@@ -5,7 +5,7 @@ import torch
 
 from fedquilt.core.errors import DataError
 from fedquilt.core.rng import Rng
-from fedquilt.data.load import load_table, published_split
+from fedquilt.data.loaders import load_table, published_split
 from fedquilt.data.synthetic.arithmetic import FORMATS
 from fedquilt.data.synthetic.arithmetic_kinds import KINDS
 from fedquilt.data.synthetic.arithmetic_source import HELD_OUT, arithmetic_source

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from fedquilt.core.errors import DataError
 from fedquilt.core.rng import Rng
-from fedquilt.data.load import limited, load_table, published_split, require_labels, with_classes
+from fedquilt.data.loaders import limited, load_table, published_split, require_labels, with_classes
 from fedquilt.data.table import Table
 
 TEXTS = ["a fine film", "dull, and long", "so so", "again !"]
@@ -340,9 +340,8 @@ def test_a_test_set_takes_the_class_numbers_of_the_training_set() -> None:
 
 
 def test_importing_the_package_does_not_import_the_hugging_face_library() -> None:
-    code = (
-        "import sys, fedquilt.data.load, fedquilt.data.holdout; print({'datasets', 'flwr_datasets'} & set(sys.modules))"
-    )
+    packages = "{'datasets', 'flwr_datasets'}"
+    code = f"import sys, fedquilt.data.loaders, fedquilt.data.holdout; print({packages} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
