@@ -20,6 +20,7 @@ def environment(**more: Any) -> dict[str, Any]:
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):  # flwr is optional
             versions[name] = version(name)
+    versions["torch"] = str(torch.__version__)  # it names the build, such as +cu130, which not all metadata do
     return {
         "versions": versions,
         "platform": platform.platform(),
