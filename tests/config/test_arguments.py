@@ -11,8 +11,8 @@ import pytest
 from pydantic import Field
 
 from fedquilt.config.arguments import arguments, kind_in_words
-from fedquilt.config.value_types import Factor, FromRound, Rounds, Share
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.settings import Factor, FromRound, Rounds, Share
 from fedquilt.methods import METHODS
 
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from fedquilt.config.value_types import STRICT, Few, Rank, Rate, Share, Strength, Text
+from fedquilt.config.strict import STRICT
+from fedquilt.core.settings import Few, Rank, Rate, Share, Strength, Text
 
 _LORA = ("dropout", "rslora", "targets")
 _MIXTURE = (

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from fedquilt.config.value_types import STRICT, RankOrZero, Rate, Share, Strength
+from fedquilt.config.strict import STRICT
+from fedquilt.core.settings import RankOrZero, Rate, Share, Strength
 
 
 class Aggregation(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from fedquilt.config.value_types import STRICT
+from fedquilt.config.strict import STRICT
 
 
 class Checkpoints(BaseModel):

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from fedquilt.config.value_types import STRICT, Layers, Members, Rank, Share, Text, Written
+from fedquilt.config.strict import STRICT
+from fedquilt.core.settings import Layers, Members, Rank, Share, Text, Written
 
 FREE: ConfigDict = {**STRICT, "extra": "allow"}
 """The pydantic config of sections with free keys, which are checked against the signature that takes them."""

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from fedquilt.config.value_types import STRICT, Count, Text
+from fedquilt.config.strict import STRICT
+from fedquilt.core.settings import Count, Text
 from fedquilt.core.tasks import tasks_where
 
 

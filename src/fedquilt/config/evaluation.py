@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from fedquilt.config.value_types import STRICT, Count
+from fedquilt.config.strict import STRICT
+from fedquilt.core.settings import Count
 
 
 class Evaluation(BaseModel):

@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, field_validator
 
-from fedquilt.config.value_types import STRICT, Rate
+from fedquilt.config.strict import STRICT
+from fedquilt.core.settings import Rate
 
 _KEY = r"ecdsa-sha2-nistp(256|384|521) [A-Za-z0-9+/]{80,300}={0,2}( [^\r\n]{0,200})?$"
 

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
-from fedquilt.config.value_types import STRICT, Rate, Seed, Strength
+from fedquilt.config.strict import STRICT
+from fedquilt.core.settings import Rate, Seed, Strength
 
 
 class Privacy(BaseModel):

@@ -23,7 +23,8 @@ from fedquilt.config.network import Network
 from fedquilt.config.privacy import Privacy
 from fedquilt.config.rejected_values import Spoilt
 from fedquilt.config.sections import Section, is_section, keys_apart
-from fedquilt.config.value_types import STRICT, Count, Layers, Part, Rank, Rounds, Seed, Text, Tokens, Written
+from fedquilt.config.strict import STRICT
+from fedquilt.core.settings import Count, Layers, Part, Rank, Rounds, Seed, Text, Tokens, Written
 from fedquilt.core.tasks import TASKS, TaskName
 from fedquilt.core.training import Training
 

@@ -14,7 +14,7 @@ from typing import Any, TypeGuard, get_type_hints
 from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 
-from fedquilt.config.value_types import STRICT
+from fedquilt.config.strict import STRICT
 
 Section = type
 """A subclass of pydantic's ``BaseModel``, or a frozen dataclass with the types of ``fedquilt.core.settings``."""

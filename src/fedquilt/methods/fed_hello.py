@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 from fedquilt.allocate.importance import layer_weights, smoothed
 from fedquilt.allocate.layers import Shape, counts, cover, draw, gd_set, madow, odds
 from fedquilt.client.fit import METRICS
-from fedquilt.config.value_types import FromRound, Rounds, Share, With
 from fedquilt.core.bounds import RATIO, limited
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
+from fedquilt.core.settings import FromRound, Rounds, Share, With
 from fedquilt.core.types import ClientId, Federation, Memory, Order, Range, Reply, Tree, Turn
 from fedquilt.core.worker import Worker
 from fedquilt.methods.layered import Weighting, layered
