@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedquilt.aggregate.lowrank.kernel import Factors, Product, product_distance, redistributed, stacked, svd
 from fedquilt.aggregate.lowrank.kernel import norm as product_norm
+from fedquilt.aggregate.lowrank.kernel import product_distance, redistributed, stacked, svd
+from fedquilt.core.factors import Factors, Product
 from fedquilt.core.rng import Rng
 
 TARGETS = {768: 10.0, 4096: 50.0}

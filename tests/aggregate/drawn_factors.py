@@ -6,7 +6,7 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from fedquilt.aggregate.lowrank.kernel import Factors, Product
+from fedquilt.core.factors import Factors, Product
 from fedquilt.core.rng import Rng
 
 laws = settings(deadline=None)

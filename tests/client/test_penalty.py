@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from small_federation import VIT, rows, small, start_of, workbench
 from torch.nn import functional
 
-from fedquilt.aggregate.lowrank.kernel import Product
 from fedquilt.aggregate.lowrank.segment import tail
 from fedquilt.client.fit import batches, fit
 from fedquilt.client.penalty import proximal, with_proximal
 from fedquilt.core.errors import TrainingError
+from fedquilt.core.factors import Product
 from fedquilt.core.loop import perform
 from fedquilt.core.rng import Rng
 from fedquilt.core.training import Training

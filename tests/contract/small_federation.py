@@ -19,13 +19,13 @@ from fedquilt.adapters.lora.inject import initial, inject, layout, trainable
 from fedquilt.adapters.lora.module import LoraSettings
 from fedquilt.adapters.mixture.kind import MIXTURE
 from fedquilt.adapters.mixture.module import MixtureSettings
-from fedquilt.aggregate.lowrank.rules import Rule
 from fedquilt.client import Client, Training, Workbench
 from fedquilt.client.task import scoring_of
 from fedquilt.client.workbench import Batch
 from fedquilt.core.factors import cut
+from fedquilt.core.federation import Federation, Rule
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import Budget, ClientId, Federation, Layout, Params, Profile
+from fedquilt.core.types import Budget, ClientId, Layout, Params, Profile
 from fedquilt.models.hf import load_model
 from fedquilt.models.loaded import Loaded
 
@@ -178,8 +178,8 @@ def small(
         {architecture: bench.layout},
         {architecture: make},
         rounds,
-        client(SERVER, bench.layout.num_layers, proxy) if proxy else None,
-        scaling=LoraSettings(rank, 2.0 * rank).scaling,
+        {architecture: LoraSettings(rank, 2.0 * rank).scaling},
+        {architecture: client(SERVER, bench.layout.num_layers, proxy)} if proxy else {},
         rule=rule,
     )
     return Small(federation, clients, bench)

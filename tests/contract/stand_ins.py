@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import torch
 
+from fedquilt.core.federation import Federation
 from fedquilt.core.loop import Round, rounds
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import Budget, ClientId, Federation, Layout, Memory, Order, Params, Profile, Tree
+from fedquilt.core.types import Budget, ClientId, Layout, Memory, Order, Params, Profile, Tree
 from fedquilt.core.worker import Fitted
 from fedquilt.engine.local import LocalEngine
 
@@ -75,9 +76,9 @@ def cast(
         return lambda call: scores(id, call)
 
     clients = {id: stand_in(id, b, n, told_by(id)) for id, (b, n) in enumerate(zip(budgets, sizes, strict=True))}
-    host = None if server is None else stand_in(-1, num_layers, 1, server)
+    host = {} if server is None else {"stand-in": stand_in(-1, num_layers, 1, server)}
     profiles = tuple(client.profile for client in clients.values())
-    return Cast(Federation(profiles, {"stand-in": where}, {"stand-in": start}, rounds, host), clients)
+    return Cast(Federation(profiles, {"stand-in": where}, {"stand-in": start}, rounds, servers=host), clients)
 
 
 def run(

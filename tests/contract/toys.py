@@ -17,10 +17,11 @@ from torch.nn.functional import cross_entropy, mse_loss, one_hot
 
 from fedquilt.aggregate.server_optimizer import MOMENTS, Kind, with_server_optimizer
 from fedquilt.client.penalty import with_proximal
+from fedquilt.core.federation import Federation
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import add, scale, select, sub, without
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import Budget, Federation, Layout, Memory, Order, Params, Profile, Reply, Tree, Turn
+from fedquilt.core.types import Budget, Layout, Memory, Order, Params, Profile, Reply, Tree, Turn
 from fedquilt.core.wire import with_wire_dtype
 from fedquilt.core.wrap import with_local
 
@@ -241,7 +242,7 @@ def logits_of(params: Params, inputs: Tensor) -> Tensor:
 
 def distillation(federation: Federation, public: Tensor, *, steps: int = 5, rate: float = 0.3) -> Method:
     """Only predictions on ``public`` rows travel; the server's model learns from their mean and from its own labels."""
-    server: Party = federation.server
+    server: Party = federation.servers["server"]
 
     def init(rng: Rng) -> Tree:
         # merge is given no stream, so the state carries the seed of the server's own draws and a count of its rounds
@@ -304,7 +305,7 @@ def distillation_setup() -> Setup:
         layouts={},
         initial={"server": lambda rng: two_layers(rng, width=16)},
         rounds=3,
-        server=Party(-1, x, y, {}, "large"),
+        servers={"server": Party(-1, x, y, {}, "large")},
     )
     public, _ = three_clusters("public", 24)
     return Setup(distillation(federation, public), federation.profiles, clients)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import Blocks, Budget, Federation, Layout, Order, Profile, Reply
+from fedquilt.core.types import Blocks, Budget, Layout, Order, Profile, Reply
 
 SUFFIXES = ["", ".weight", ".attention.query.lora_A", ".mlp.layers.3.weight", ".1.10.11"]
 
@@ -71,15 +71,6 @@ def test_names_are_those_of_the_given_blocks_in_the_layouts_order():
     assert layout().names([99]) == ()
     assert set(layout().names(range(12))) == layout().depth.keys() - layout().head
     assert layout().names(layer for layer in (2, 2)) == ("m.2.lora_A", "m.2.lora_B")
-
-
-def test_one_layout_where_all_share_an_architecture():
-    one = Federation((), {"toy": layout()}, {}, rounds=3)
-    assert one.layout is one.layouts["toy"]
-    assert one.server is None
-    two = Federation((), {"toy": layout(), "deep": layout(24)}, {}, rounds=3)
-    with pytest.raises(ValueError, match="unpack"):
-        _ = two.layout
 
 
 def test_the_words_of_the_contract_cannot_be_changed_after_they_are_said():

@@ -13,8 +13,9 @@ from promises import Played, Setup, copied, play, same
 from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, mixtures, several, small
 from toys import changed, distillation_setup, fedavg_setup, groups_setup, local_bias_setup, short, vertical_setup
 
-from fedquilt.aggregate.lowrank.rules import Rule, stack_rule
+from fedquilt.aggregate.lowrank.rules import stack_rule
 from fedquilt.client import Training
+from fedquilt.core.federation import Rule
 from fedquilt.core.rng import Rng
 from fedquilt.core.wrap import with_local
 from fedquilt.engine.flower.client import memory_folder

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from fedquilt.aggregate.mean import check_reply, layerwise_mean
 from fedquilt.core.errors import ConfigError, RoundError
+from fedquilt.core.federation import Aggregate
 from fedquilt.core.params import narrow, scale, select, squared_norm, wide, without
-from fedquilt.core.types import Aggregate, Params, Reply
+from fedquilt.core.types import Params, Reply
 
 RULES = ("mean", "median", "trimmed-mean", "clipped-mean")
 

@@ -7,7 +7,8 @@ from fedquilt.bank.merge import exchange_bytes
 from fedquilt.bank.selection import rank_within
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.factors import at_rank
-from fedquilt.core.types import Federation, Layout, Profile
+from fedquilt.core.federation import Federation
+from fedquilt.core.types import Layout, Profile
 
 
 class Geometry:

@@ -1,4 +1,4 @@
-"""LoRA factors in sets of named tensors: the pair of each module, and truncation to another rank."""
+"""LoRA factors: a product, one client's adapter, those in sets of named tensors, and truncation to another rank."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fedquilt.core.types import Layout, Params
@@ -19,19 +20,40 @@ CORE = "core"
 _RANK_AXIS = {"lora_A": 0, "lora_B": 1}
 
 
-class Pair(NamedTuple):
-    """The factors of one module: B (d_out, r) and A (r, d_in)."""
+class Product(NamedTuple):
+    """The matrix ``B @ A``, (d_out, r) times (r, d_in), kept as its two factors; with r = 0 it is zero."""
 
     B: Tensor
     A: Tensor
 
+    @property
+    def rank(self) -> int:
+        """r, the number of columns of B: an upper bound on the rank of the matrix."""
+        return self.B.shape[1]
 
-def factors(params: Mapping[str, Tensor]) -> dict[str, Pair]:
+    def to(self, dtype: torch.dtype) -> Product:
+        """The product in another dtype."""
+        return Product(self.B.to(dtype), self.A.to(dtype))
+
+
+class Factors(NamedTuple):
+    """One client's adapter of one module: ``D = scale * B @ A``, (d_out, r) and (r, d_in), and the client's weight.
+
+    Weights are relative: functions that combine factors divide by the sum of the weights.
+    """
+
+    B: Tensor
+    A: Tensor
+    scale: float = 1.0
+    weight: float = 1.0
+
+
+def factors(params: Mapping[str, Tensor]) -> dict[str, Product]:
     """The factors by module path, for the modules that have both."""
     a, b = FACTORS
     modules = [name.removesuffix(f".{a}") for name in params if name.endswith(f".{a}")]
     return {
-        module: Pair(params[f"{module}.{b}"], params[f"{module}.{a}"])
+        module: Product(params[f"{module}.{b}"], params[f"{module}.{a}"])
         for module in modules
         if f"{module}.{b}" in params
     }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -182,86 +182,6 @@ class Layout:
         """Names of the tensors in the given blocks, in the layout's order, without the head."""
         chosen = set(layers)
         return tuple(name for name, layer in self.depth.items() if layer is not None and layer in chosen)
-
-
-Aggregate = Callable[[Mapping[str, Tensor], Iterable[Reply], str], Params]
-
-
-@dataclass(frozen=True)
-class Federation:
-    """The argument of a method's factory: the server's view of one federation.
-
-    Attributes
-    ----------
-    profiles
-        The profiles of all clients.
-    layouts
-        Layout by architecture.
-    initial
-        ``initial[architecture](rng)`` makes the adapters and the head that training starts from.
-    rounds
-        Number of rounds of the run.
-    server
-        A client of the server's own, whose data are the proxy set, or None.
-    aggregate
-        ``aggregate(base, replies, weighting)`` combines the replies of layered methods; None for the layer-wise mean.
-    scaling
-        ``scaling(module, rank)`` is the factor of the product ``B A`` of the adapter at this module path.
-    rule
-        How layered methods combine adapters, a value of ``aggregate.lowrank.rules``; None: like other tensors.
-    servers, scalings
-        ``server`` and ``scaling`` by architecture, where there are several architectures, as far as there are any.
-    frozen
-        Names of the tensors of a layout that its clients use and never train, by architecture.
-    local_steps
-        ``local_steps(profile)`` is the number of optimiser steps of one local training of this client.
-    """
-
-    profiles: tuple[Profile, ...]
-    layouts: Mapping[str, Layout]
-    initial: Mapping[str, Callable[[Rng], Params]]
-    rounds: int
-    server: Any = None
-    aggregate: Aggregate | None = None
-    scaling: Callable[[str, int], float] = lambda module, rank: 1.0
-    rule: Any = None
-    servers: Mapping[str, Any] = field(default_factory=dict)
-    scalings: Mapping[str, Callable[[str, int], float]] = field(default_factory=dict)
-    frozen: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    local_steps: Callable[[Profile], int] | None = None
-
-    def of(self, architecture: str) -> Federation:
-        """The federation of the clients of this architecture alone.
-
-        Raises
-        ------
-        KeyError
-            if there is no such architecture.
-        """
-        alone = len(self.layouts) == 1
-        return replace(
-            self,
-            profiles=tuple(profile for profile in self.profiles if profile.architecture == architecture),
-            layouts={architecture: self.layouts[architecture]},
-            initial={architecture: self.initial[architecture]},
-            server=self.server if alone else self.servers.get(architecture),
-            scaling=self.scaling if alone else self.scalings.get(architecture, self.scaling),
-            servers={},
-            scalings={},
-            frozen={name: names for name, names in self.frozen.items() if name == architecture},
-        )
-
-    @property
-    def layout(self) -> Layout:
-        """The layout of a federation with one architecture.
-
-        Raises
-        ------
-        ValueError
-            if there is more than one architecture.
-        """
-        (layout,) = self.layouts.values()
-        return layout
 
 
 IN_MEMORY = "in-memory:"

@@ -12,9 +12,10 @@ import torch
 from fedquilt.client.client import Client
 from fedquilt.config.groups import Part, parts
 from fedquilt.config.schema import Config
+from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import Budget, ClientId, Federation, Layout, Profile
+from fedquilt.core.types import Budget, ClientId, Layout, Profile
 from fedquilt.data.table import Table
 from fedquilt.experiment.buffers import refuse_layouts
 from fedquilt.experiment.compatibility import refuse_contradictions

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from fedquilt.adapters.registry import KINDS
-from fedquilt.aggregate.lowrank.rules import RULES, Rule
+from fedquilt.aggregate.lowrank.rules import RULES
 from fedquilt.config.error_text import shown
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
 from fedquilt.config.sections import default_of
+from fedquilt.core.federation import Rule
 from fedquilt.experiment.method import Chosen, lowrank_rule
 from fedquilt.methods.registry import ENTRIES, Factory, defaults, traits_of
 from fedquilt.methods.traits import Traits

@@ -21,9 +21,10 @@ from fedquilt.client.workbench import Workbench
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
 from fedquilt.core.factors import cut
+from fedquilt.core.federation import Federation
 from fedquilt.core.rng import Rng
 from fedquilt.core.training import num_steps
-from fedquilt.core.types import Budget, ClientId, Federation, Layout, Params, Profile
+from fedquilt.core.types import Budget, ClientId, Layout, Params, Profile
 from fedquilt.data.table import Columns, num_rows, take
 from fedquilt.experiment.buffers import buffers_of
 from fedquilt.experiment.cut_rows import lost_of
@@ -232,27 +233,19 @@ def federated(
     for group in groups:
         if num_rows(group.server.train):
             servers.setdefault(group.architecture, group.server)
-    scalings = {name: work.put.scaling for name, work in works.items()}
-    alone = next(iter(works)) if len(works) == 1 else None
     trainings = {group.label: group.server.training for group in groups}
     return Federation(
         profiles,
         {name: work.bench.layout for name, work in works.items()},
         {name: work.put.start for name, work in works.items()},
         config.rounds,
-        None if alone is None else servers.get(alone),
+        {name: work.put.scaling for name, work in works.items()},
+        servers,
         tensor_rule(config, buffers_of(work.bench.layout for work in works.values())),
-        _no_scaling if alone is None else scalings[alone],
         lowrank_rule(config),
-        {} if alone is not None else servers,
-        {} if alone is not None else scalings,
         {name: work.put.frozen for name, work in works.items() if work.put.frozen},
         lambda profile: num_steps(profile.num_examples, trainings[profile.group]),
     )
-
-
-def _no_scaling(module: str, rank: int) -> float:
-    raise ValueError(f"'{module}' is in several architectures, each with its own scaling; see Federation.scalings")
 
 
 def _evaluation_rows(test: Columns | None, assigned: AssignedRows, rows: Columns, part: Part, rng: Rng) -> Columns:

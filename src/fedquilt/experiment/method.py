@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from fedquilt.aggregate.alignment.gradients import AlignSettings
 from fedquilt.aggregate.alignment.wrapper import with_alignment
-from fedquilt.aggregate.lowrank.rules import RULES, Rule
+from fedquilt.aggregate.lowrank.rules import RULES
 from fedquilt.aggregate.robust import aggregate_rule, apart
 from fedquilt.aggregate.server_optimizer import with_server_optimizer
 from fedquilt.client.penalty import with_proximal
@@ -18,8 +18,8 @@ from fedquilt.config.arguments import arguments
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.federation import Aggregate, Federation, Rule
 from fedquilt.core.method import Method
-from fedquilt.core.types import Aggregate, Federation
 from fedquilt.core.wire import with_wire_dtype
 from fedquilt.core.wrap import with_local, with_received_scores
 from fedquilt.experiment.buffers import buffers_of, kept_by_clients

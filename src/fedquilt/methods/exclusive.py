@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
-from fedquilt.core.types import ClientId, Federation, Tree, Turn
+from fedquilt.core.types import ClientId, Tree, Turn
 from fedquilt.methods.layered import Weighting, layered
 from fedquilt.methods.traits import Traits
 

@@ -11,10 +11,11 @@ from fedquilt.allocate.layers import Shape, counts, cover, draw, gd_set, madow, 
 from fedquilt.client.fit import METRICS
 from fedquilt.core.bounds import RATIO, limited
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.settings import FromRound, Rounds, Share, With
-from fedquilt.core.types import ClientId, Federation, Memory, Order, Range, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Memory, Order, Range, Reply, Tree, Turn
 from fedquilt.core.worker import Worker
 from fedquilt.methods.layered import Weighting, layered
 from fedquilt.methods.traits import Traits

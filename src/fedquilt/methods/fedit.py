@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fedquilt.allocate.layers import Shape
+from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
-from fedquilt.core.types import Federation
 from fedquilt.methods.layered import Weighting, common_layers, everyone, layered
 from fedquilt.methods.traits import Traits
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedquilt.allocate.layers import cover, draw, odds
+from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
-from fedquilt.core.types import ClientId, Federation, Tree, Turn
+from fedquilt.core.types import ClientId, Tree, Turn
 from fedquilt.methods.layered import Weighting, layered
 from fedquilt.methods.traits import Traits
 

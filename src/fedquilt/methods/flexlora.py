@@ -6,8 +6,8 @@ from typing import Literal
 
 from fedquilt.aggregate.lowrank.rules import svd_rule
 from fedquilt.allocate.layers import Shape
+from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
-from fedquilt.core.types import Federation
 from fedquilt.methods.layered import Weighting, common_layers, everyone, layered
 from fedquilt.methods.traits import Traits
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
-from fedquilt.core.types import Federation
 from fedquilt.methods.layered import Weighting, everyone, layered
 from fedquilt.methods.traits import Traits
 

@@ -30,11 +30,12 @@ from fedquilt.bank.relation import depth_logits, relation
 from fedquilt.bank.selection import selection_of
 from fedquilt.client.fit import METRICS
 from fedquilt.core.errors import ConfigError, RoundError
+from fedquilt.core.federation import Federation
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select, without
 from fedquilt.core.rng import Rng
 from fedquilt.core.settings import Count, Factor, FromRound, Layers, Penalty, Rounds, With
-from fedquilt.core.types import ClientId, Federation, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
 from fedquilt.core.worker import Extra, Phase, Worker
 from fedquilt.methods.per_architecture import with_common_ends
 from fedquilt.methods.traits import Traits

@@ -17,11 +17,12 @@ from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.allocate.layers import gd_set
 from fedquilt.client.fit import METRICS
 from fedquilt.core.errors import ConfigError, ModelError
+from fedquilt.core.federation import Federation
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select
 from fedquilt.core.rng import Rng
 from fedquilt.core.settings import Factor, Penalty, With
-from fedquilt.core.types import ClientId, Federation, Memory, Order, Params, Profile, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Reply, Tree, Turn
 from fedquilt.core.worker import Worker
 from fedquilt.methods.per_architecture import placed
 from fedquilt.methods.traits import Traits

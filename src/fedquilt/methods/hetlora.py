@@ -10,16 +10,16 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from fedquilt.aggregate.lowrank.kernel import Product
 from fedquilt.aggregate.lowrank.rules import dispatched, segment_rule
 from fedquilt.aggregate.lowrank.segment import pruned_rank, tail
 from fedquilt.allocate.layers import Shape
 from fedquilt.client.fit import METRICS
 from fedquilt.core.factors import factors, named
+from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.settings import Kept, Penalty, Rank, Unless
-from fedquilt.core.types import Federation, Memory, Order, Params, Profile, Range, Reply, Tree
+from fedquilt.core.types import Memory, Order, Params, Profile, Range, Reply, Tree
 from fedquilt.core.worker import Worker
 from fedquilt.methods.layered import Weighting, common_layers, everyone, layered
 from fedquilt.methods.traits import Traits
@@ -73,7 +73,7 @@ def hetlora(
 
     def penalty(trained: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor:
         pairs, left = factors(trained), _left(gamma, _rank(trained))
-        return tail_penalty * torch.stack([tail(Product(*pair), left) for pair in pairs.values()]).sum()
+        return tail_penalty * torch.stack([tail(pair, left) for pair in pairs.values()]).sum()
 
     def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
         if tail_penalty:
@@ -123,7 +123,7 @@ def _rank(params: Mapping[str, Tensor]) -> int:
 def _tail(params: Params, trained: Mapping[str, Any], rank: int) -> float:
     """The tail beyond the rank, summed over the trained modules."""
     pairs = factors(params)
-    return math.fsum(float(tail(Product(*pairs[module]), rank)) for module in factors(trained))
+    return math.fsum(float(tail(pairs[module], rank)) for module in factors(trained))
 
 
 def _emptied(params: Params, rank: int) -> Params:

@@ -14,16 +14,17 @@ from typing import Literal
 from fedquilt.adapters.buffers import VARIANCES
 from fedquilt.adapters.lora.inject import fresh
 from fedquilt.aggregate.lowrank.base_log import advanced, first_base, incoming, model_on_base, outgoing, shifts
-from fedquilt.aggregate.lowrank.rules import Rule, dispatched, merged
+from fedquilt.aggregate.lowrank.rules import dispatched, merged
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.allocate.layers import gd_set
 from fedquilt.client.fit import METRICS
 from fedquilt.core.checks import reach
 from fedquilt.core.errors import ConfigError, RoundError
+from fedquilt.core.federation import Federation, Rule
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select, without
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import ClientId, Federation, Layout, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Layout, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
 from fedquilt.core.worker import Worker
 
 Allocation = Callable[[Tree, Turn], Mapping[ClientId, tuple[int, ...]]]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from fedquilt.allocate.layers import Shape, gd_set
+from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
-from fedquilt.core.types import ClientId, Federation, Tree, Turn
+from fedquilt.core.types import ClientId, Tree, Turn
 from fedquilt.core.wrap import with_local
 from fedquilt.methods.layered import layered
 from fedquilt.methods.traits import Traits

@@ -5,9 +5,9 @@ from __future__ import annotations
 from fedquilt.aggregate.lowrank.rules import refined_rule
 from fedquilt.allocate.layers import Shape
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
 from fedquilt.core.settings import Penalty
-from fedquilt.core.types import Federation
 from fedquilt.methods.layered import Weighting, common_layers, everyone, layered
 from fedquilt.methods.traits import Traits
 

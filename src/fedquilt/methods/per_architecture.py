@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from fedquilt.aggregate.mean import RunningMean
+from fedquilt.core.federation import Federation
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select, without
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import ClientId, Federation, Layout, Memory, Order, Params, Profile, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Layout, Memory, Order, Params, Profile, Reply, Tree, Turn
 from fedquilt.core.worker import Worker
 
 ENDS = "ends"

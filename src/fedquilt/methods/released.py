@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal, cast
 
 from fedquilt.allocate.importance import layer_weights
 from fedquilt.allocate.layers import odds
+from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import ClientId, Federation, Memory, Order, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Memory, Order, Reply, Tree, Turn
 from fedquilt.core.worker import Worker
 from fedquilt.methods.fed_hello import SCORED, fed_hello, refreshes
 
@@ -40,8 +41,9 @@ def fed_hello_released(
     ConfigError
         as ``fed_hello``.
     """
-    if objective == "logit" and federation.server is not None:
-        federation = replace(federation, server=_ByLogit(federation.server))
+    if objective == "logit":
+        by_logit = {name: _by_logit(server) for name, server in federation.servers.items()}
+        federation = replace(federation, servers=by_logit)
     method = fed_hello(federation, **settings)._replace(name="fed-hello-released")
     if settings.get("allocation", "fim") != "fim":
         return method
@@ -68,15 +70,18 @@ vars(fed_hello_released)["__signature__"] = _settings_of_both(fed_hello_released
 class _ByLogit:
     """A client whose layer scores use the logit of a row's label; all else is unchanged."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Worker) -> None:
         self._client = client
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
 
     def layer_scores(self, order: Order, memory: Memory | None = None, *, kind: str) -> list[float]:
-        scores: list[float] = self._client.layer_scores(order, memory, kind=kind, objective="logit")
-        return scores
+        return self._client.layer_scores(order, memory, kind=kind, objective="logit")
+
+
+def _by_logit(client: Worker) -> Worker:
+    return cast(Worker, _ByLogit(client))  # it passes everything else on
 
 
 def _clients_by_logit(method: Method) -> Method:
@@ -84,7 +89,7 @@ def _clients_by_logit(method: Method) -> Method:
     (fit,) = method.exchanges
 
     def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
-        return fit.work(cast(Worker, _ByLogit(client)), order, memory)
+        return fit.work(_by_logit(client), order, memory)
 
     return method._replace(exchanges=(fit._replace(work=work),))
 

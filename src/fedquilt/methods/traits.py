@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fedquilt.aggregate.lowrank.rules import Rule
+from fedquilt.core.federation import Rule
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from fedquilt.config.schema import Config
+from fedquilt.core.federation import Federation
 from fedquilt.core.rng import Rng, secret
-from fedquilt.core.types import ClientId, Federation, Profile
+from fedquilt.core.types import ClientId, Profile
 from fedquilt.privacy.account import gaussian_epsilon, sampled_epsilon
 
 

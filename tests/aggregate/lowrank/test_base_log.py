@@ -21,8 +21,9 @@ from fedquilt.aggregate.lowrank.base_log import (
     outgoing,
     shifts,
 )
-from fedquilt.aggregate.lowrank.kernel import Factors, Product, dense, stacked
+from fedquilt.aggregate.lowrank.kernel import dense, stacked
 from fedquilt.core.errors import RoundError
+from fedquilt.core.factors import Factors, Product
 from fedquilt.core.rng import Rng
 
 

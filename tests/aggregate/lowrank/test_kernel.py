@@ -23,8 +23,6 @@ from torch import nn
 
 from fedquilt.adapters.lora.module import LoraSettings
 from fedquilt.aggregate.lowrank.kernel import (
-    Factors,
-    Product,
     dense,
     leading,
     norm,
@@ -38,6 +36,7 @@ from fedquilt.aggregate.lowrank.kernel import (
     truncated,
 )
 from fedquilt.core.errors import RoundError
+from fedquilt.core.factors import Factors, Product
 from fedquilt.core.rng import Rng
 
 EVERY_DTYPE = tuple(TOLERANCE)

@@ -20,9 +20,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from fedquilt.adapters.lora.module import LoraLinear, LoraSettings
-from fedquilt.aggregate.lowrank.kernel import Factors, Product, dense, norm, product_distance, stacked, summed, svd
+from fedquilt.aggregate.lowrank.kernel import dense, norm, product_distance, stacked, summed, svd
 from fedquilt.aggregate.lowrank.residual import mean_factors, rationed, refined, residual
 from fedquilt.core.errors import RoundError
+from fedquilt.core.factors import Factors, Product
 from fedquilt.core.rng import Rng
 
 one_rank = clients(one_rank=True)

@@ -8,10 +8,10 @@ from drawn_factors import TOLERANCE, clients, copies, laws, matrix, product_of, 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedquilt.aggregate.lowrank.kernel import Factors, Product
 from fedquilt.aggregate.lowrank.residual import mean_factors
 from fedquilt.aggregate.lowrank.segment import cut, padded, pruned_rank, segment_mean, sparsity_weights, tail
 from fedquilt.core.errors import RoundError
+from fedquilt.core.factors import Factors, Product
 
 TOP = 6
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from fedquilt.aggregate.mean import RunningMean
+from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
 from fedquilt.core.params import without
 from fedquilt.core.rng import Rng
 from fedquilt.core.settings import Factor
-from fedquilt.core.types import ClientId, Federation, Memory, Order, Params, Profile, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Reply, Tree, Turn
 from fedquilt.core.worker import Worker
 from fedquilt.methods.layered import common_layers, everyone, layered
 from fedquilt.methods.registry import Entry

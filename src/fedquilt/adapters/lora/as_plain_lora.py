@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedquilt.adapters.lora.core import folded
 from fedquilt.adapters.lora.module import LoraSettings
-from fedquilt.core.factors import CORE, SHIFT, Pair, factors, named
+from fedquilt.core.factors import CORE, SHIFT, Product, factors, named
 from fedquilt.core.params import wide, without
 from fedquilt.core.types import Params
 
@@ -36,9 +36,9 @@ def plain(params: Mapping[str, Tensor], settings: LoraSettings) -> tuple[Params,
         b, a = pairs[module]
         extra, scaled = _decomposed(params[f"{module}.{SHIFT}"]), b * settings.scaling(module, len(a))
         if bool(scaled.any()):
-            pairs[module] = Pair(torch.cat([scaled, extra.B], dim=1), torch.cat([a, extra.A]))
+            pairs[module] = Product(torch.cat([scaled, extra.B], dim=1), torch.cat([a, extra.A]))
         else:  # B = 0 adds nothing but its rank
-            pairs[module] = extra if len(extra.A) else Pair(scaled, a)
+            pairs[module] = extra if len(extra.A) else Product(scaled, a)
         rank = len(pairs[module].A)
         alphas[module] = math.sqrt(rank) if settings.rslora else float(rank)
     ranks = {module: len(a) for module, (_, a) in pairs.items()}
@@ -46,10 +46,10 @@ def plain(params: Mapping[str, Tensor], settings: LoraSettings) -> tuple[Params,
     return {**kept, **named(pairs)}, replace(settings, rank_pattern=ranks, alpha_pattern=alphas)
 
 
-def _decomposed(matrix: Tensor) -> Pair:
+def _decomposed(matrix: Tensor) -> Product:
     """A matrix as two factors of its numerical rank."""
     u, s, vh = torch.linalg.svd(wide(matrix), full_matrices=False)
     noise = torch.finfo(matrix.dtype).eps * max(matrix.shape)
     rank = int((s > noise * s[:1]).sum())
     root = s[:rank].sqrt()
-    return Pair((u[:, :rank] * root).to(matrix.dtype), (root[:, None] * vh[:rank]).to(matrix.dtype))
+    return Product((u[:, :rank] * root).to(matrix.dtype), (root[:, None] * vh[:rank]).to(matrix.dtype))

@@ -12,7 +12,7 @@ from fedquilt.adapters.lora.module import LoraSettings
 from fedquilt.adapters.mixture.module import MixtureLinear, MixtureSettings, drawn_down, drawn_expert
 from fedquilt.adapters.sites import output_projections, slots_of
 from fedquilt.core.errors import ModelError
-from fedquilt.core.factors import Pair, named
+from fedquilt.core.factors import Product, named
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks, Layout, Params
 
@@ -215,5 +215,5 @@ def as_lora(found: Mapping[str, MixtureLinear]) -> tuple[Params, LoraSettings]:
     if not active:
         raise ModelError("there is no active mixture of adapters to write as LoRA")
     settings = next(iter(active.values())).settings
-    pairs = {name: Pair(*mixture.as_lora()) for name, mixture in active.items()}
+    pairs = {name: Product(*mixture.as_lora()) for name, mixture in active.items()}
     return named(pairs), LoraSettings(rank=settings.rank, alpha=settings.scaling * settings.rank)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedquilt.aggregate.lowrank.kernel import Product, dense
+from fedquilt.aggregate.lowrank.kernel import dense
 from fedquilt.core.errors import RoundError
-from fedquilt.core.factors import SHIFT
+from fedquilt.core.factors import SHIFT, Product
 from fedquilt.core.method import overlay
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Tree
 

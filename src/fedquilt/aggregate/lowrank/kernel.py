@@ -20,35 +20,8 @@ import torch
 from torch import Tensor
 
 from fedquilt.core.errors import RoundError
+from fedquilt.core.factors import Factors, Product
 from fedquilt.core.params import wide
-
-
-class Factors(NamedTuple):
-    """One client's adapter of one module: ``D = scale * B @ A``, (d_out, r) and (r, d_in), and the client's weight.
-
-    Weights are relative: all functions divide by their sum.
-    """
-
-    B: Tensor
-    A: Tensor
-    scale: float = 1.0
-    weight: float = 1.0
-
-
-class Product(NamedTuple):
-    """The matrix ``B @ A``, (d_out, R) times (R, d_in), kept as its two factors; with R = 0 it is zero."""
-
-    B: Tensor
-    A: Tensor
-
-    @property
-    def rank(self) -> int:
-        """R, the number of columns of B: an upper bound on the rank of the matrix."""
-        return self.B.shape[1]
-
-    def to(self, dtype: torch.dtype) -> Product:
-        """The product in another dtype."""
-        return Product(self.B.to(dtype), self.A.to(dtype))
 
 
 class Svd(NamedTuple):

@@ -12,16 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedquilt.aggregate.lowrank.kernel import (
-    Factors,
-    Product,
-    check_factors,
-    common_dtype,
-    leading,
-    shares,
-    summed,
-    svd,
-)
+from fedquilt.aggregate.lowrank.kernel import check_factors, common_dtype, leading, shares, summed, svd
+from fedquilt.core.factors import Factors, Product
 from fedquilt.core.params import wide
 
 

@@ -19,61 +19,16 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fedquilt.aggregate.lowrank.kernel import Factors, Product, redistributed, stacked, svd
+from fedquilt.aggregate.lowrank.kernel import redistributed, stacked, svd
 from fedquilt.aggregate.lowrank.residual import mean_factors, rationed, refined, residual
 from fedquilt.aggregate.lowrank.segment import segment_mean, sparsity_weights
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.core.bounds import limited
 from fedquilt.core.errors import RoundError
-from fedquilt.core.factors import Pair, factors, named, same_but_rank
+from fedquilt.core.factors import Factors, Product, factors, named, same_but_rank
+from fedquilt.core.federation import Combined, Rule, Scaling
 from fedquilt.core.params import select, without
 from fedquilt.core.types import Params, Reply, Tree
-
-Scaling = Callable[[str, int], float]
-"""The scale of the adapter at this module path with this rank."""
-
-
-class Combined(NamedTuple):
-    """The result of a rule for one module.
-
-    ``pair`` holds the server's new factors, in the server's scale (None: unchanged), ``change`` is added to the base,
-    and ``carried`` is kept for the next round.
-    """
-
-    pair: Product | None
-    change: Product | None = None
-    carried: Product | None = None
-
-
-class Rule(NamedTuple):
-    """A rule that combines the clients' adapters.
-
-    Attributes
-    ----------
-    name
-        The rule's name in run files.
-    combine
-        ``combine(base, clients, carried)`` combines one module: the server's factors, the clients' as they sent them,
-        and ``Combined.carried`` of the round before.
-    one_rank
-        Whether all clients must have the same rank.
-    fresh
-        Whether clients start every round with a fresh adapter and are sent none.
-    changes_base
-        Whether results may have a ``change``.
-    weigh
-        Gives the clients' weights from their modules; None for numbers of examples.
-    unsteady
-        Why a server optimiser cannot accumulate the steps of the factors over rounds; empty if it can.
-    """
-
-    name: str
-    combine: Callable[[Factors, Sequence[Factors], Product | None], Combined]
-    one_rank: bool = False
-    fresh: bool = False
-    changes_base: bool = False
-    weigh: Callable[[Sequence[Sequence[Factors]]], list[float]] | None = None
-    unsteady: str = ""
 
 
 class Outcome(NamedTuple):
@@ -212,7 +167,7 @@ def merged(
     """
     pairs = factors(base)
     names = named(pairs).keys()
-    held: list[dict[str, Pair]] = []  # the replies' factors, in the order of the replies
+    held: list[dict[str, Product]] = []  # the replies' factors, in the order of the replies
     weights: list[float] = []
 
     def others() -> Iterator[Reply]:
@@ -243,7 +198,7 @@ def merged(
         own = carry.pop(module, None)
         combined = rule.combine(server, clients, None if own is None else Product(**own))
         if combined.pair is not None:
-            pairs[module] = Pair(*(_plain(new.to(pair.A)) for new in combined.pair))
+            pairs[module] = Product(*(_plain(new.to(pair.A)) for new in combined.pair))
         if combined.change is not None and bool(combined.change.B.any()):
             change[module] = Product(*map(_plain, combined.change))
         if combined.carried is not None and combined.carried.rank:
@@ -261,12 +216,12 @@ def _at(product: Product, scale: float) -> Product:
     return Product(product.B / scale, product.A)
 
 
-def _sent(pair: Pair, rank: int, scale: Callable[[int], float]) -> Pair:
+def _sent(pair: Product, rank: int, scale: Callable[[int], float]) -> Product:
     own = pair.A.shape[0]
-    return pair if rank >= own else Pair(pair.B[:, :rank] * (scale(own) / scale(rank)), pair.A[:rank])
+    return pair if rank >= own else Product(pair.B[:, :rank] * (scale(own) / scale(rank)), pair.A[:rank])
 
 
-def _unmoved(pair: Pair, client: Factors, scale: Callable[[int], float]) -> bool:
+def _unmoved(pair: Product, client: Factors, scale: Callable[[int], float]) -> bool:
     was = _sent(pair, client.A.shape[0], scale)
     return torch.equal(was.B, client.B) and torch.equal(was.A, client.A)
 

@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedquilt.aggregate.lowrank.kernel import Factors, Product, check_factors, norm, shares
+from fedquilt.aggregate.lowrank.kernel import check_factors, norm, shares
 from fedquilt.core.errors import RoundError
+from fedquilt.core.factors import Factors, Product
 from fedquilt.core.params import wide
 
 
