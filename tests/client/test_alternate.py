@@ -71,7 +71,9 @@ def test_h2_11_the_steps_of_the_phases_are_as_configured(first, second, steps):
     bench, start, columns, extra = scene()
     shared, private = frozenset(extra.tensors), frozenset(bench.layout.head)
     turns, training = [], bench.training
-    bench.training = lambda names, beside: turns.append((frozenset(names), len(told))) or training(names, beside)
+    bench.training = lambda names, *more, **how: (
+        turns.append((frozenset(names), len(told))) or training(names, *more, **how)
+    )
     told = []
     bench.stepped = lambda number, of: told.append((number, of))
     fitted = alternate(

@@ -246,6 +246,21 @@ def test_promise(row, promise):
     PROMISES[promise](ROWS[row].build)
 
 
+@pytest.mark.parametrize("row", REAL)
+def test_gradient_checkpointing_changes_no_bit(row):
+    """Two rounds, in which all kinds of steps come: turns, agreement, cores, blocks that are left out, dropout."""
+    setup, plain = REAL[row].build(), play(REAL[row].build(), num_rounds=2)
+    clients = {
+        id: replace(client, training=replace(client.training, gradient_checkpointing=True))
+        for id, client in setup.clients.items()
+    }
+    again = play(setup._replace(clients=clients), num_rounds=2)
+    assert same(again.states, plain.states)
+    assert same(again.memories, plain.memories)
+    for client in clients.values():
+        assert not any("forward" in vars(module) for module in client.bench.model.modules())
+
+
 def test_every_method_of_the_library_is_in_the_table():
     assert {row.build().method.name for row in REAL.values()} == set(METHODS)
 

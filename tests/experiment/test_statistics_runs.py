@@ -168,6 +168,19 @@ def test_a_single_row_has_no_statistics_and_changes_none(wanted):
         assert torch.equal(value, client.initial[name])
 
 
+@pytest.mark.parametrize("size", [1, 4])
+def test_gradient_checkpointing_updates_statistics_once(wanted, size):
+    """A block that runs a second time in the backward pass has seen the batch before."""
+    fitted = []
+    for on in (False, True):
+        experiment = build(wanted(training__batch_size=size, training__gradient_checkpointing=on))
+        client = experiment.clients[0]
+        fitted.append(client.fit(ordered(experiment)[2][0], {}, range(experiment.layout.num_layers)).params)
+    plain, again = fitted
+    assert plain.keys() & experiment.layout.buffers
+    assert all(torch.equal(plain[name], again[name]) for name in experiment.layout.depth)
+
+
 def test_adapters_leave_the_bases_statistics_alone_while_dropout_acts(wanted, tmp_path):
     config = wanted(
         model={"name": "tiny:vit?image=16&patch=8", "task": TASK},

@@ -8,7 +8,7 @@ from fedquilt.client.task import Scoring
 from fedquilt.client.workbench import Workbench
 from fedquilt.core.errors import ModelError
 from fedquilt.core.types import Blocks
-from fedquilt.experiment.trial_pass import try_blocks, try_out
+from fedquilt.experiment.trial_pass import try_blocks, try_out, try_recomputing
 
 ROWS = {"x": torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), "labels": torch.zeros(5).long()}
 
@@ -93,3 +93,57 @@ def test_blocks_that_cannot_do_without_the_others_are_refused_where_they_are_dra
     with pytest.raises(ModelError, match=r"block 1 of Toy does not run without the others .* method.drop_layers = fal"):
         try_blocks(wide, ROWS, "toy")
     assert len(wide.model.layers) == 2
+
+
+class Counting(nn.Module):
+    """A block that does something else each time it runs, or fails when it runs again; it has state in ``act``."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.query, self.act, self.runs = nn.Linear(4, 4), act, 0
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        self.runs += 1
+        if self.act == "counts":
+            return x + self.runs * self.query(x).tanh(), {}
+        if self.act == "falters" and self.runs == 3:  # the first time that a block runs again
+            raise ValueError("a second call without a reset.")
+        return x + nn.functional.dropout(self.norm(self.query(x)).tanh(), 0.5, self.training), {}
+
+
+def counting(act):
+    made = bench("nothing else")
+    made.model.layers = nn.ModuleList(Counting(act) for _ in range(2))
+    inject(made.model, made.blocks, LoraSettings(rank=2, alpha=2.0, targets=("query",)))
+    where = layout(made.model, made.blocks, "toy")
+    own = trainable(made.model, where)
+    params = {
+        name: torch.rand(tensor.shape, generator=torch.Generator().manual_seed(1)) for name, tensor in own.items()
+    }
+    how = {"scoring": made.scoring, "device": made.device}
+    return Workbench(made.model, made.blocks, where, own, made.prepare, **how), params
+
+
+def test_a_model_whose_blocks_run_twice_alike_passes_the_trial_of_checkpointing():
+    able, params = counting("nothing else")
+    before, drawn = {name: value.clone() for name, value in able.model.named_buffers()}, torch.get_rng_state()
+    try_recomputing(able, params, ROWS, "toy")
+    assert all(torch.equal(value, before[name]) for name, value in able.model.named_buffers())
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(tensor.grad is None and not tensor.requires_grad for tensor in able.parameters.values())
+
+
+@pytest.mark.parametrize(
+    ("act", "text"),
+    [
+        (
+            "counts",
+            r"do not compute the same when they run again \(the gradient of layers.* is another one\); set it to",
+        ),
+        ("falters", r"training.gradient_checkpointing = true does not work .* \(a second call without a reset\); set"),
+    ],
+)
+def test_a_model_whose_blocks_do_not_is_refused(act, text):
+    with pytest.raises(ModelError, match=text):
+        try_recomputing(*counting(act), ROWS, "toy")

@@ -113,7 +113,8 @@ def alternate(
         for phase, trained, optimizer in cycle(zip(phases, own, optimizers, strict=True)):
             if steps == of_steps:
                 break
-            with bench.training(phase.names, beside), _earlier(bench, trained, phase) as earlier:
+            opened = bench.training(phase.names, beside, recompute=training.gradient_checkpointing)
+            with opened, _earlier(bench, trained, phase) as earlier:
                 for rows in islice(drawn, phase.steps):
                     steps += 1
                     optimizer.zero_grad()

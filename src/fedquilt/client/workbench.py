@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from fedquilt.adapters.buffers import State, numbers
 from fedquilt.adapters.lora.core import with_cores
 from fedquilt.adapters.lora.inject import adapters
+from fedquilt.client.recompute import recomputed
 from fedquilt.client.shallow import only_blocks
 from fedquilt.client.task import Scoring
 from fedquilt.core.factors import CORE, SHIFT, factors, same_but_rank
@@ -82,6 +84,8 @@ class Workbench:
         self.longest = longest
         self.pads_left = pads_left
         self._cores: Callable[[], Mapping[str, Tensor]] | None = None
+        # what holds during the last forward pass besides autocast
+        self._during: Callable[[], AbstractContextManager[object]] = nullcontext
         # called after each optimiser step with its number and the number of all steps
         self.stepped: Callable[[int, int], None] | None = None
 
@@ -139,8 +143,9 @@ class Workbench:
         labels = moved["labels"]
         if labels.dim() > 1:
             labels = labels[:, : inputs["input_ids"].shape[1]]  # prepare removes padding that the batch does not need
-        cores = nullcontext() if self._cores is None else with_cores(self.adapters, self._cores())
-        with self.autocast(), cores, self._alone(len(labels) == 1):
+        cores = {} if self._cores is None else self._cores()
+        self._during = partial(self._conditions, cores, len(labels) == 1)
+        with self.autocast(), self._during():
             logits = self.model(**inputs).logits
         return logits, labels
 
@@ -159,15 +164,21 @@ class Workbench:
 
     @contextmanager
     def training(
-        self, names: Collection[str], beside: Mapping[str, Tensor] = MappingProxyType({})
+        self,
+        names: Collection[str],
+        beside: Mapping[str, Tensor] = MappingProxyType({}),
+        *,
+        recompute: bool = False,
     ) -> Iterator[list[Tensor]]:
         """Train mode with gradients only for the named tensors, which are given in the layout's order.
 
         ``beside`` are tensors besides the model's own that may be named too. Named buffers are updated by every forward
         pass; they have no gradient and are not among the given tensors. A module with running statistics stays in eval
-        mode unless all of its buffers are named.
+        mode unless all of its buffers are named. With ``recompute`` the backward pass, which must end inside as well,
+        computes the activations of every block again, see ``recompute.recomputed``.
         """
         chosen = set(names)
+        blocks = self.model.get_submodule(self.blocks.path).children() if recompute else ()
         trained = [tensor for name, tensor in {**self.parameters, **beside}.items() if name in chosen]
         try:
             for tensor in trained:
@@ -176,7 +187,8 @@ class Workbench:
             owners = {id(buffer.module): buffer.module for buffer in self._state.values()}
             self._running = [module for key, module in owners.items() if key not in held]
             self._train()
-            yield trained
+            with recomputed(blocks, self._again):
+                yield trained
         finally:
             self._running = []
             self.model.eval()
@@ -200,6 +212,34 @@ class Workbench:
         running = {id(module) for module in self._running}
         for buffer in self._state.values():
             buffer.module.training = id(buffer.module) in running
+
+    @contextmanager
+    def _conditions(self, cores: Mapping[str, Tensor], single: bool) -> Iterator[None]:
+        """What holds during a forward pass: these cores, and a single row's treatment of running statistics."""
+        with with_cores(self.adapters, cores), self._alone(single):
+            yield
+
+    def _again(self, block: nn.Module) -> AbstractContextManager[object]:
+        """The conditions of the current forward pass, for running this block again once it has run.
+
+        Running statistics are as they were before the first run, and the second one does not update them.
+        """
+        modules = [module for module in self._running if module in set(block.modules())]
+        before = [{k: b if b is None else b.clone() for k, b in module._buffers.items()} for module in modules]
+
+        @contextmanager
+        def again(during: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+            now = [dict(module._buffers) for module in modules]
+            try:
+                for module, buffers in zip(modules, before, strict=True):
+                    module._buffers.update(buffers)
+                with during():
+                    yield
+            finally:
+                for module, buffers in zip(modules, now, strict=True):
+                    module._buffers.update(buffers)
+
+        return again(self._during)
 
     @contextmanager
     def _alone(self, single: bool) -> Iterator[None]:

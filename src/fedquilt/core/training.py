@@ -42,6 +42,8 @@ class Training:
     the loss; 0 for none."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 runs the forward pass under autocast; auto uses it on devices where it is fast."""
+    gradient_checkpointing: bool = False
+    """Compute the activations of each block again in the backward pass: equal gradients, less memory, more time."""
 
     def __post_init__(self) -> None:
         """Fill in one epoch if neither steps nor epochs are given, and refuse both."""

@@ -32,7 +32,7 @@ from fedquilt.experiment.data import AssignedRows
 from fedquilt.experiment.data_of_groups import Source, naming_groups
 from fedquilt.experiment.method import lowrank_rule, tensor_rule
 from fedquilt.experiment.prompt_checks import answering_of
-from fedquilt.experiment.trial_pass import try_out
+from fedquilt.experiment.trial_pass import try_out, try_recomputing
 from fedquilt.models.loaded import Loaded
 from fedquilt.models.trial_batch import example
 
@@ -221,6 +221,8 @@ def built(
         server = client(SERVER, whole, take(rows, assigned.proxy), test=evaluated)
         if num_rows(rows):
             try_out(work.bench, rows, config.model.name)
+            if config.training.gradient_checkpointing:
+                try_recomputing(work.bench, work.first, rows, config.model.name)
     group = BuiltGroup(part.label, part.ids, config, architecture, work.loaded, work.put, work.bench, server, lost)
     return group, clients
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
-from torch import Tensor
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from fedquilt.adapters.mixture.inject import is_shared
 from fedquilt.client.client import Client
@@ -18,6 +13,7 @@ from fedquilt.core.params import num_bytes
 from fedquilt.core.types import ClientId, Memory, Order, Params, Turn
 from fedquilt.core.wire import num_wire_bytes
 from fedquilt.core.worker import Extra, Fitted, Penalty, Phase
+from fedquilt.experiment.activations import activation_bytes
 from fedquilt.experiment.build import Experiment, shaped
 
 
@@ -39,8 +35,8 @@ class ClientPlan:
     weight_bytes : bytes of the weights in memory.
     gradient_bytes : bytes of the gradients.
     optimizer_bytes : bytes of the optimiser's state.
-    activation_bytes : bytes that autograd keeps for one forward pass of a batch with fused attention; temporary buffers
-        of single operations are not counted.
+    activation_bytes : bytes that autograd keeps for one pass over a batch with fused attention
+        (``activations.activation_bytes``); temporary buffers of single operations are not counted.
     """
 
     client: ClientId
@@ -99,7 +95,8 @@ def client_plan(experiment: Experiment, id: ClientId, order: Order, measured: Me
     reply, _ = exchange.work(client, order, {})
     trained = client.trained
     shapes = frozenset((name, tensor.shape) for name, tensor in trained.items())
-    key = (group.architecture, config.training.batch_size, shapes, client.blocks)
+    how = config.training.batch_size, config.training.gradient_checkpointing
+    key = (group.architecture, how, shapes, client.blocks)
     if key not in measured:
         with client.bench.shallow(client.blocks):
             weights = sum(tensor.numel() * tensor.element_size() for tensor in client.bench.model.parameters())
@@ -119,32 +116,6 @@ def client_plan(experiment: Experiment, id: ClientId, order: Order, measured: Me
         optimizer_bytes=states * num_bytes(trained),
         activation_bytes=measured[key][1],
     )
-
-
-def activation_bytes(
-    client: Client, names: Collection[str], max_length: int, blocks: Collection[int] | None = None
-) -> int:
-    """Bytes that autograd keeps between the forward and the backward pass of one batch.
-
-    Storage that several operations keep is counted once; the model's weights are not counted. ``blocks`` are the
-    transformer blocks that are run, None for all.
-    """
-    bench = client.bench
-    weights = {parameter.untyped_storage()._cdata for parameter in bench.model.parameters()}
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-    with bench.training(names), bench.shallow(blocks), hooks, _AsOnADevice(bench.precision == "bf16"):
-        output = bench.model(**_inputs(bench.model, client.training.batch_size, max_length))
-        if output.logits.requires_grad:
-            output.logits.float().logsumexp(-1)
-    return sum(kept.values())
 
 
 @dataclass
@@ -198,55 +169,6 @@ class _Watched:
         return fitted
 
 
-class _AsOnADevice(TorchFunctionMode):
-    """Make operations on meta tensors keep the same activations as on a real device.
-
-    Attention is fused, so that no attention weights are kept. Under bf16 autocast, which the meta device does not have,
-    matrix products are in bf16.
-    """
-
-    _PRODUCTS: tuple[Any, ...] = (functional.linear, functional.conv2d, functional.scaled_dot_product_attention)
-    _PRODUCTS += (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.addmm)
-
-    def __init__(self, lowered: bool) -> None:
-        super().__init__()
-        self.lowered = lowered
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        named = dict(kwargs or {})
-        if self.lowered and func in self._PRODUCTS:
-            args = tuple(_lowered(value) for value in args)
-            named = {key: _lowered(value) for key, value in named.items()}
-        if func is functional.scaled_dot_product_attention:
-            return _fused_attention(*args, **named)
-        return func(*args, **named)
-
-
-def _lowered(value: Any) -> Any:
-    return value.to(torch.bfloat16) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _fused_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    if enable_gqa:
-        key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
-    if attn_mask is not None:
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    output: Tensor = fused(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
-    return output
-
-
 def _base_bytes(client: Client, adapted: bool) -> int:
     """Bytes of the model without adapters."""
     layout = client.bench.layout
@@ -254,16 +176,3 @@ def _base_bytes(client: Client, adapted: bool) -> int:
     # a branch that no block uses is not in the layout
     bare = (own for name, own in client.bench.model.named_parameters() if name not in adapters and not is_shared(name))
     return sum(tensor.numel() * tensor.element_size() for tensor in bare)
-
-
-def _inputs(model: Any, rows: int, max_length: int) -> dict[str, Tensor]:
-    """A batch with the shapes of the model's inputs, on its device."""
-    config, device = model.config, next(model.parameters()).device
-    if model.main_input_name == "pixel_values":
-        size = getattr(config, "image_size", None) or 224  # a convolutional network takes any size
-        height, width = (size, size) if isinstance(size, int) else size
-        return {"pixel_values": torch.zeros(rows, getattr(config, "num_channels", 3), height, width, device=device)}
-    tokens = min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
-    # transformers uses a mask of four dimensions as it is, and would need the values of one of two
-    mask = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool, device=device)
-    return {"input_ids": torch.zeros(rows, tokens, dtype=torch.long, device=device), "attention_mask": mask}

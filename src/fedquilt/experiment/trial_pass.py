@@ -11,9 +11,15 @@ from torch import Tensor, nn
 from fedquilt.client.workbench import Batch, Workbench
 from fedquilt.core.errors import FedquiltError, ModelError
 from fedquilt.core.rng import Rng
+from fedquilt.core.types import Params
 
 ROWS = 2
 """Number of rows of a trial; a single row would hide operations across rows."""
+
+TOKENS = 16
+"""Number of tokens of a row in a trial of gradients."""
+
+_ALIKE = 1e-3  # the most that two gradients of the same may differ, relative to the largest of all
 
 
 def try_out(bench: Workbench, rows: Batch, name: str) -> None:
@@ -78,6 +84,39 @@ def try_blocks(bench: Workbench, rows: Batch, name: str) -> None:
                 f"({cause}), and the method skips blocks in training; set method.drop_layers = false, or take another "
                 "model"
             ) from error
+
+
+def try_recomputing(bench: Workbench, params: Params, rows: Batch, name: str) -> None:
+    """Raise ModelError if gradient checkpointing changes the gradients of the model called ``name``.
+
+    They change if a block gives another result when it runs again, as one that counts its own calls. A few tokens of
+    the first of these rows are tried with the model's tensors ``params``, so that even the pass without checkpointing
+    needs little memory.
+    """
+    batch = {key: column[:ROWS, :TOKENS] if column.dim() == 2 else column[:ROWS] for key, column in rows.items()}
+    try:
+        kept, again = (_gradients(bench, params, batch, recompute) for recompute in (False, True))
+    except Exception as error:  # whatever a model raises: it is somebody else's code
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    else:
+        most = max((float(gradient.abs().max()) for gradient in kept.values()), default=0.0)
+        apart = [name for name, gradient in kept.items() if not torch.allclose(again[name], gradient, 0, _ALIKE * most)]
+        if not apart and kept.keys() == again.keys():
+            return
+        reason = f"the gradient of {apart[0]} is another one" if apart else "some tensors have no gradient with it"
+    raise ModelError(
+        f"model '{name}': training.gradient_checkpointing = true does not work with {type(bench.model).__name__}, "
+        f"whose blocks do not compute the same when they run again ({reason}); set it to false"
+    )
+
+
+def _gradients(bench: Workbench, params: Params, batch: Batch, recompute: bool) -> dict[str, Tensor]:
+    """The gradients of all tensors that a pass over this batch gives one to."""
+    bench.load(params)
+    with _untouched(bench.model), bench.training(bench.layout.depth, recompute=recompute):
+        logits, _ = bench.forward(batch)
+        logits.float().square().mean().backward()
+        return {name: tensor.grad.clone() for name, tensor in bench.parameters.items() if tensor.grad is not None}
 
 
 def _are_felt(bench: Workbench, batch: Batch) -> bool:
