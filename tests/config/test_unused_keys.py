@@ -53,7 +53,7 @@ USED = {
     *("clients.cohort", "adapter.kind", "method.name"),
     *("training.steps", "training.epochs", "training.batch_size", "training.optimizer", "training.learning_rate"),
     *("training.weight_decay", "training.clip_norm", "training.accumulation", "training.schedule"),
-    *("training.warmup_rounds", "training.precision"),
+    *("training.warmup_rounds", "training.precision", "training.gradient_checkpointing"),
     *("evaluation.every", "evaluation.batch_size", "evaluation.limit", "evaluation.clients", "evaluation.last"),
     *("aggregation.server_optimizer", "privacy.mode", "checkpoints.keep"),
     *("defence.max_reply_bytes", "defence.min_cohort", "defence.max_weight_share"),
