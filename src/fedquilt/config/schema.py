@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, field_validator
 
 from fedquilt.config.adapter import Adapter, OwnAdapter
 from fedquilt.config.aggregation import Aggregation
@@ -24,8 +24,8 @@ from fedquilt.config.privacy import Privacy
 from fedquilt.config.rejected_values import Spoilt
 from fedquilt.config.sections import Section, is_section, keys_apart
 from fedquilt.config.strict import STRICT
-from fedquilt.core.settings import Count, Layers, Part, Rank, Rounds, Seed, Text, Tokens, Written
-from fedquilt.core.tasks import TASKS, TaskName
+from fedquilt.core.model import Model
+from fedquilt.core.settings import Count, Layers, Part, Rank, Rounds, Seed, Text, Written
 from fedquilt.core.training import Training
 
 if TYPE_CHECKING:
@@ -33,34 +33,6 @@ if TYPE_CHECKING:
 else:
     OwnTraining = keys_apart(Training)
     """The keys of [training] that a group sets itself; steps and epochs are checked once both are known."""
-
-
-class Model(BaseModel):
-    """The foundation model and its task."""
-
-    model_config = STRICT
-
-    name: Text
-    """A shipped model (``glyph-vit``, ``glyph-vit-4x32``, ``glyph-vit-8x48``, ``arith-llama``, ``arith-gemma``,
-    ``arith-qwen``), ``tiny:<architecture>`` (random), a local folder, or a name on the Hugging Face hub.
-    ``?layers=3`` behind it takes the first three blocks only."""
-    task: TaskName
-    """Task that the model is trained for."""
-    revision: Text | None = None
-    """Branch, tag or commit on the hub."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model; leave it off unless you trust the author."""
-    max_length: Tokens = 128
-    """Largest number of tokens of a text; longer ones are truncated."""
-    labels: Annotated[tuple[Text, ...], Field(min_length=2)] | None = None
-    """For a classifier base whose own class names (``id2label``) differ from the data's or are only numbers: the data's
-    name for each output, in order. If left out, classes are matched by name."""
-
-    @model_validator(mode="after")
-    def _labels_are_a_classifiers(self) -> Model:
-        if self.labels is not None and not TASKS[self.task].has_classes:
-            raise ValueError(f"labels are of a classifier, and task is '{self.task}'; leave labels out")
-        return self
 
 
 class Head(BaseModel):

@@ -28,7 +28,10 @@ Known = dict[Hashable, tuple[Any, FedquiltError | None]]
 """Results, or errors, of reading data and trying models, by what was read or tried."""
 
 _OF_GROUPS = ("groups", "partition", "adapter", "head", "training")
-_RULES = ("groups", "method", "adapter", "aggregation", "training", "evaluation", "defence", "privacy", "network")
+_RULES = (
+    *("groups", "method", "model", "adapter", "aggregation", "training", "evaluation", "defence", "privacy"),
+    "network",
+)
 """Sections that are checked for contradictions with one another."""
 
 

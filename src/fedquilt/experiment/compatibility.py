@@ -12,6 +12,7 @@ from fedquilt.aggregate.lowrank.rules import RULES
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError
+from fedquilt.experiment.bases import odd_bases
 from fedquilt.experiment.contradictions import Case, Row, odd_ranks
 from fedquilt.experiment.method import Chosen, keys_of
 from fedquilt.methods.traits import Traits
@@ -23,7 +24,7 @@ def refuse_contradictions(config: Config, parts: Sequence[Part], method: Chosen)
     if config.privacy.mode != "none":
         accountant()
     case = Case(config, parts, method)
-    problems = [row.text(case) for row in ROWS if row.holds(case)] + odd_ranks(parts)
+    problems = [row.text(case) for row in ROWS if row.holds(case)] + odd_ranks(parts) + odd_bases(parts)
     if problems:
         raise ConfigError(problems)
 

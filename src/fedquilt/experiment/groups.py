@@ -26,6 +26,7 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.training import num_steps
 from fedquilt.core.types import Budget, ClientId, Layout, Params, Profile
 from fedquilt.data.table import Columns, num_rows, take
+from fedquilt.experiment.bases import has_bfloat16
 from fedquilt.experiment.buffers import buffers_of
 from fedquilt.experiment.cut_rows import lost_of
 from fedquilt.experiment.data import AssignedRows
@@ -265,8 +266,7 @@ def _evaluation_rows(test: Columns | None, assigned: AssignedRows, rows: Columns
 
 
 def _precision(wanted: str, device: torch.device) -> str:
-    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return ("bf16" if fast else "fp32") if wanted == "auto" else wanted
+    return ("bf16" if has_bfloat16(device.type) else "fp32") if wanted == "auto" else wanted
 
 
 def budgets_of(part: Part) -> tuple[Budget, ...]:

@@ -11,10 +11,12 @@ import torch
 from fedquilt.adapters.registry import KINDS
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
+from fedquilt.config.sections import values_of
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.rng import Rng
 from fedquilt.core.tasks import TASKS
 from fedquilt.data.table import Table
+from fedquilt.experiment.bases import base_dtype
 from fedquilt.experiment.data import classes_here
 from fedquilt.experiment.data_of_groups import naming_groups
 from fedquilt.models.hf import load_model
@@ -56,7 +58,7 @@ def kind_of(part: Part, classes: Sequence[str]) -> str:
     """A text of all settings that groups must have in common to train one adapter together."""
     config = part.config
     return json.dumps(
-        [config.model.model_dump(), config.adapter.model_dump(), config.head.policy, list(classes)], sort_keys=True
+        [values_of(config.model), config.adapter.model_dump(), config.head.policy, list(classes)], sort_keys=True
     )
 
 
@@ -140,6 +142,7 @@ def load(
         max_length=model.max_length,
         new_tokens=max_new_tokens(config) if new_tokens is None else new_tokens,
         as_decoder=KINDS[config.adapter.kind].trains_base,
+        dtype=base_dtype(config),
     )
     if config.head.policy == "frozen":
         refuse_foreign(loaded.outputs, model.name)

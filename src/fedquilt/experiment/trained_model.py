@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -48,8 +49,7 @@ def trained_model(
         loaded = load(config, classes, rng)
         return undressed(load_adapter(loaded.model, folder, blocks=loaded.blocks).eval())
     if (folder / "config.json").exists():  # the folder is a model of transformers
-        name = {"name": str(folder), "revision": None}
-        saved = config.model_copy(update={"model": config.model.model_copy(update=name)})
+        saved = config.model_copy(update={"model": replace(config.model, name=str(folder), revision=None)})
         return load(saved, classes, rng).model
     model = undressed(load(config, classes, rng).model)
     model.load_state_dict(load_file(folder / WEIGHTS))

@@ -13,6 +13,7 @@ from fedquilt.core.types import Blocks
 
 _LONG = 256  # tokens; long enough to hold several windows or chunks of local attention
 _NOISE = 256  # tolerance in units of the dtype's precision, for sums in a different order
+_MOST_NOISE = 1 / 16  # the largest tolerance, that of 16-bit numbers
 
 
 def refuse_seeing_ahead(model: Any, name: str, blocks: Blocks | None = None, length: int = 0) -> None:
@@ -66,7 +67,8 @@ def sees_ahead(model: Any, length: int = 9, num_places: int = 8) -> bool:
     rows = rows.to(next(model.parameters()).device)
     with torch.no_grad():
         logits = model(input_ids=rows, attention_mask=torch.ones_like(rows)).logits.float()
-    noise = _NOISE * torch.finfo(next(model.parameters()).dtype).eps * float(logits.abs().max())
+    precision = torch.finfo(next(model.parameters()).dtype).eps
+    noise = min(_MOST_NOISE, _NOISE * precision) * float(logits.abs().max())
     moved = (logits[1:] - logits[:1]).abs().amax(-1)  # (rows - 1, tokens)
     return any(float(row[:place].max()) > noise for row, place in zip(moved, places, strict=True))
 

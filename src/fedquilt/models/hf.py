@@ -28,6 +28,7 @@ from fedquilt.models.labels import UNNAMED, Outputs, named_by, outputs_of
 from fedquilt.models.layers import default_targets, find_blocks
 from fedquilt.models.loaded import Loaded, numbered_by
 from fedquilt.models.locate import Source, find_source, refuse_idle
+from fedquilt.models.precision import base_dtype, set_dtype
 from fedquilt.models.reading import Reading, greedy, text_reading, unread
 from fedquilt.models.stand_in import make_decoder, stand_in
 from fedquilt.models.weights_digest import digest
@@ -50,7 +51,7 @@ def load_model(
     max_length: int = 128,
     new_tokens: int = 0,
     as_decoder: bool = False,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     source: Source | None = None,
 ) -> Loaded:
     """Load the model called ``name`` for ``task``: frozen, with its blocks, head, targets and encoder.
@@ -78,7 +79,7 @@ def load_model(
     as_decoder
         Turn an encoder that can be a decoder into one.
     dtype
-        The type of the weights.
+        The type of the base's weights (``precision.base_dtype``); the head is float32.
 
     Raises
     ------
@@ -97,9 +98,10 @@ def load_model(
         if wanted.has_classes and classes:
             outputs = outputs_of(classes, () if source.values else named_by(config), told=labels, stated=stated)
         resized = wanted.has_classes and _resized(config, num_classes)
+        dtype = base_dtype(dtype, config)
         weights = partial(read_weights, source, config, task, resized, dtype, options)
         files = _files(source, config, make, weights, task, options, rng, meta, trial)
-    return _loaded(source, files, outputs, task, rng, max_length, new_tokens)
+    return _loaded(source, files, outputs, task, rng, max_length, new_tokens, dtype)
 
 
 class _Files(NamedTuple):
@@ -146,17 +148,25 @@ def _files(
 
 
 def _loaded(
-    source: Source, files: _Files, outputs: Outputs, task: str, rng: Rng, max_length: int, new_tokens: int
+    source: Source,
+    files: _Files,
+    outputs: Outputs,
+    task: str,
+    rng: Rng,
+    max_length: int,
+    new_tokens: int,
+    dtype: torch.dtype,
 ) -> Loaded:
     model, tokenizer, preprocessor = files.model, files.tokenizer, files.preprocessor
     blocks = find_blocks(model)
     head, outputs, missing = _head(source, files, task, outputs)
+    set_dtype(model, head, dtype)
     draw(model, [name for name in head if name in missing], rng.child("head"))
     writes = TASKS[task].writes and tokenizer is not None
     _freeze(model, tokenizer if writes else None)
     meta = files.of_class is not None
     tried = partial(_tried, model, files.make, rng) if meta else lambda: model
-    reading = _reading(source, files, tried, task, max_length, new_tokens)
+    reading = _reading(source, files, tried, task, max_length, new_tokens, dtype)
     return Loaded(
         model=model,
         blocks=blocks,
@@ -241,13 +251,19 @@ def _head(source: Source, files: _Files, task: str, outputs: Outputs) -> tuple[t
 
 
 def _reading(
-    source: Source, files: _Files, tried: Callable[[], Any], task: str, max_length: int, new_tokens: int
+    source: Source,
+    files: _Files,
+    tried: Callable[[], Any],
+    task: str,
+    max_length: int,
+    new_tokens: int,
+    dtype: torch.dtype,
 ) -> Reading:
     """How the model reads images, or text if there is a tokenizer; ``tried()`` is the model for trials, or None."""
     model, tokenizer = files.model, files.tokenizer
     if TASKS[task].reads == "image":
         pixels = pixels_of(model.config, files.preprocessor)
-        return Reading(partial(encode_images, size=pixels.size), image_preparer(pixels))
+        return Reading(partial(encode_images, size=pixels.size), image_preparer(pixels, dtype))
     if tokenizer is None:
         return Reading(unread, text.prepare_text)
     with quiet(), explained(source):

@@ -78,8 +78,8 @@ def encode_images(table: Table, size: tuple[int, int] | None = None) -> Columns:
     return {"pixel_values": images if images.dim() == 4 else images.unsqueeze(-1), "labels": table.labels.long()}
 
 
-def image_preparer(pixels: Pixels) -> Callable[[Columns], dict[str, Tensor]]:
-    """``prepare(columns)``: pixel_values, float32 (rows, channels, height, width), on the columns' device.
+def image_preparer(pixels: Pixels, dtype: torch.dtype = torch.float32) -> Callable[[Columns], dict[str, Tensor]]:
+    """``prepare(columns)``: pixel_values of type ``dtype``, (rows, channels, height, width), on the columns' device.
 
     Grey images are repeated over the channels, colour images averaged to grey; a fourth channel (alpha) is dropped.
     Resizing is bilinear with antialiasing; then ``(x * scale - mean) / std``.
@@ -95,7 +95,7 @@ def image_preparer(pixels: Pixels) -> Callable[[Columns], dict[str, Tensor]]:
             both = (_per_channel(values, pixels.num_channels, x) for values in (pixels.mean, pixels.std))
             constants[x.device] = tuple(both)
         mean, std = constants[x.device]
-        return {"pixel_values": (x * pixels.scale - mean) / std}
+        return {"pixel_values": ((x * pixels.scale - mean) / std).to(dtype)}
 
     return prepare
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from fedquilt.core.errors import ModelError
@@ -18,6 +19,7 @@ from fedquilt.models.layers import default_targets
 from fedquilt.models.loaded import Loaded, numbered_by
 from fedquilt.models.locate import Source
 from fedquilt.models.own import OwnModel, dressed, padded, save_weights
+from fedquilt.models.precision import set_dtype
 from fedquilt.models.reading import Reading
 from fedquilt.models.weights_digest import digest
 
@@ -34,6 +36,7 @@ def load_own(own: OwnModel, name: str, task: str, **options: Any) -> Loaded:
     if own.is_pretrained:
         return load_model(name, task, source=Source(name, location=str(own.folder()), local=True), **options)
     meta, max_length, num_classes = options["meta"], options["max_length"], options["num_classes"]
+    dtype = options["dtype"] or torch.float32
     classes: Sequence[str] = options["classes"]
     if not TASKS[task].has_classes:
         raise ModelError(
@@ -43,12 +46,13 @@ def load_own(own: OwnModel, name: str, task: str, **options: Any) -> Loaded:
     model = own.copied(meta).requires_grad_(False).eval()
     blocks = own.found_blocks(model)
     head = own.found_head(model, blocks, num_classes)
+    set_dtype(model, head, dtype)
     outputs = outputs_of(classes, (), told=options["labels"], stated=options["stated"]) if classes else UNNAMED
     about = {"num_labels": num_classes or 0}
     if TASKS[task].reads == "image":
         pixels = Pixels(own.image_size, own.num_channels(), own.mean, own.std)
         dressed(model, ("pixel_values",), **about, num_channels=pixels.num_channels, image_size=own.image_size)
-        reading = Reading(partial(encode_images, size=own.image_size), image_preparer(pixels))
+        reading = Reading(partial(encode_images, size=own.image_size), image_preparer(pixels, dtype))
     else:
         dressed(model, ("input_ids", "attention_mask"), **about, max_position_embeddings=max_length)
         reading = _text_reading(model, padded(own.tokenizer, name), name, max_length, meta)

@@ -20,6 +20,7 @@ from fedquilt.models.causality import ordinary_tokens
 
 _SHORT = 2  # tokens of the shortest row in a trial
 _MOVED = 1e-4  # the most that padding may change a logit, relative to the largest one
+_NOISE = 16  # the same in units of the precision of a 16-bit base, whose rounding depends on the shapes of a batch
 
 _ROWS = Table("text", ["one", "one two three four five"], torch.zeros(2, dtype=torch.int64), ("0", "1"))
 
@@ -105,7 +106,7 @@ def refuse_moved_by_padding(
         beside = beside[: len(alone)][real[: len(alone)]]
         alone = alone[real[: len(alone)]]
     moved, most = float((alone - beside).abs().max()), float(alone.abs().max())
-    if not moved <= _MOVED * most:
+    if not moved <= _most_moved(model) * most:
         raise ModelError(
             f"model '{name}': padding changes the logits of a {model.config.model_type} model (by {moved:.2g}; the "
             f"largest logit is {most:.2g}), so its results would depend on the other rows of a batch; choose a model "
@@ -133,7 +134,7 @@ def takes_left_padding(model: Any, name: str) -> bool:
         beside = _written_logits(model, [[pad] * 4 + tokens[:3], tokens], pad)
     except Exception:  # a model that does not take the mask generates one prompt at a time
         return False
-    return bool((alone - beside).abs().max() <= _MOVED * alone.abs().max())
+    return bool((alone - beside).abs().max() <= _most_moved(model) * alone.abs().max())
 
 
 def _written_logits(model: Any, prompts: list[list[int]], pad: int) -> Tensor:
@@ -145,6 +146,10 @@ def _written_logits(model: Any, prompts: list[list[int]], pad: int) -> Tensor:
     with torch.no_grad():
         made = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     return torch.stack(made.logits)[:, 0].float()
+
+
+def _most_moved(model: Any) -> float:
+    return max(_MOVED, _NOISE * torch.finfo(next(model.parameters()).dtype).eps)
 
 
 def _described(error: Exception) -> str:
