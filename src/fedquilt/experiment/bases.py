@@ -26,7 +26,7 @@ def has_bfloat16(device: str) -> bool:
         return False
     if not torch.cuda.is_available():
         return device != "auto"
-    return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def odd_bases(parts: Sequence[Part]) -> list[str]:

@@ -155,17 +155,19 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``base(x) + s B (I + T) A dropout(x)``, (..., d_in) -> (..., d_out), in the dtype of the base's output.
 
+        The term is computed in the dtype of the factors and added before the sum is rounded, as in PEFT.
+
         Paper: lora, delta
         """
         y: Tensor = self.base(x)
         if self.shift is not None:
-            y = y + F.linear(self._own(x), self.shift).to(y.dtype)
+            y = (y + F.linear(self._own(x), self.shift)).to(y.dtype)
         if not self.active:
             return y
         h = F.linear(self._own(F.dropout(x, self.dropout, self.training)), self.lora_A)  # (..., r)
         if self.core is not None:
             h = h + F.linear(h, self.core)
-        return y + (self.scaling * F.linear(h, self.lora_B)).to(y.dtype)  # (..., d_out)
+        return (y + self.scaling * F.linear(h, self.lora_B)).to(y.dtype)  # (..., d_out)
 
     def _own(self, x: Tensor) -> Tensor:
         """The input in the factors' dtype, for a base in half precision; unchanged under autocast."""
@@ -184,7 +186,7 @@ class LoraLinear(nn.Module):
 
     def merged(self) -> Tensor:
         """The base's weight plus ``delta()``: a linear module with it computes what this one does without dropout."""
-        return self.weight.detach() + self.delta().to(self.weight.dtype)
+        return (self.weight.detach() + self.delta()).to(self.weight.dtype)
 
 
 def num_features(module: nn.Module) -> tuple[int, int]:

@@ -166,7 +166,7 @@ class MixtureLinear(nn.Module):
         z = F.linear(self._own(y if self.settings.placement == "serial" else x), self.down)  # (..., r)
         if self.settings.activation == "gelu":
             z = F.gelu(z)
-        return y + (self.settings.scaling * F.linear(self.mixed(z), self.up)).to(y.dtype)  # (..., d_out)
+        return (y + self.settings.scaling * F.linear(self.mixed(z), self.up)).to(y.dtype)  # (..., d_out)
 
     def mixed(self, z: Tensor) -> Tensor:
         """``z + sum_j g_j S_j z``, (..., r) -> (..., r): all branches for every token, weighted by the gates.
