@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedquilt.adapters.lora.core import cores
+from fedquilt.adapters.lora.core import cores, drift
 from fedquilt.adapters.sites import Place, places_in
 from fedquilt.bank.merge import slots_in
 from fedquilt.bank.relation import depth_logits, depth_slots, lifted, lowered, relation, top_aligned
@@ -21,6 +21,7 @@ from fedquilt.core.factors import CORE
 from fedquilt.core.method import overlay
 from fedquilt.core.params import select
 from fedquilt.core.types import Layout, Memory, Order, Params, Profile
+from fedquilt.core.worker import Penalty
 
 RELATION = "relation"
 """Name of the relation's logits, in training and among the client's local tensors."""
@@ -67,6 +68,14 @@ class Middle:
             for site, slots in self.slots.items()
         }  # (num_layers, k)
         return cores(values, self.places, self.rank)
+
+    def anchor(self, strength: float) -> Penalty:
+        """The penalty on the drift of the cores from those at the start of training, times ``strength``."""
+
+        def penalty(trained: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor:
+            return strength * drift(self.cores(trained), self.cores(start))
+
+        return penalty
 
     def returned(self, tensors: Mapping[str, Tensor], layers: Collection[int]) -> tuple[Params, Tensor]:
         """The slots with the changes of these layers, by site, and the coverage: the share of the layers in each slot.

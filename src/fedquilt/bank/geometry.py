@@ -27,6 +27,7 @@ class Geometry:
 
     def __init__(self, federation: Federation, slots: int | None = None, max_bytes: int | None = None) -> None:
         self.layouts = federation.layouts
+        self.profiles = {profile.id: profile for profile in federation.profiles}
         self._max_bytes = max_bytes
         self._sites = {name: tuple(sites_of(places_in(layout))) for name, layout in self.layouts.items()}
         self.every_site = tuple(dict.fromkeys(site for own in self._sites.values() for site in own))

@@ -14,28 +14,23 @@ server   G_j[e] += server_rate * sum_k n_k v_k[j] (D_k - G_j[e]) / max(sum_k n_k
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from torch import Tensor
-
-from fedquilt.adapters.lora.core import drift
 from fedquilt.bank.alignment import Align, bank_merge
-from fedquilt.bank.client_cores import RELATION, middle_of, model_with_cores
+from fedquilt.bank.client_cores import RELATION
 from fedquilt.bank.controls import with_noise
-from fedquilt.bank.geometry import Geometry, rank_of
-from fedquilt.bank.merge import COVERAGE, BankUpdate, at_most, drawn_bank, offered, slots_in, to_params
-from fedquilt.bank.relation import depth_logits, relation
+from fedquilt.bank.geometry import Geometry
+from fedquilt.bank.merge import to_params
 from fedquilt.bank.selection import selection_of
+from fedquilt.bank.server import BankServer
 from fedquilt.client.fit import METRICS
-from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Exchange, Method
-from fedquilt.core.params import select, without
-from fedquilt.core.rng import Rng
+from fedquilt.core.params import select
 from fedquilt.core.settings import Count, Factor, FromRound, Layers, Penalty, Rounds, With
-from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Memory, Order, Profile, Reply, Tree, Turn
 from fedquilt.core.worker import Extra, Phase, Worker
 from fedquilt.methods.per_architecture import with_common_ends
 from fedquilt.methods.traits import Traits
@@ -100,107 +95,46 @@ def h2tune(
 
     Paper: h2tune, method
     """
-    profiles = {profile.id: profile for profile in federation.profiles}
     shape = Geometry(federation, slots, max_bytes)
     if alignment == "top":
         shape.refuse_deep("method.alignment = 'top'")
-    if ends == "architecture":
-        _check_ranks(federation, shape)
     choice = selection_of(selection, shape.size, reselect)
     merging = bank_merge(align, sorted(federation.layouts), step=server_rate, damping=damping)
-    drawn = partial(drawn_bank, shape.every_site, shape.num_slots, shape.size)
+    server = BankServer(shape, choice, merging, alignment, width, deviation)
+    shared = partial(Phase, steps=shared_steps, rate=shared_rate)
+    private = partial(Phase, steps=private_steps, agreement=agreement, temperature=temperature)
+    method = _rounds(server, (shared, private), anchor, joint_rounds)
+    if bank == "noise":
+        method = with_noise(method, federation.profiles, server.drawn)
+    return with_common_ends(method, federation) if ends == "architecture" else method
 
-    def init(rng: Rng) -> Tree:
-        first = drawn(rng.child("bank"), deviation)
-        return {"params": first, "round": 0, "selection": choice.init(rng, first), **merging.init(rng)}
 
-    def entries(state: Tree, profile: Profile) -> dict[str, Tensor]:
-        """(i) The entries of the bank that a client works with, by site."""
-        return choice.entries(state["selection"], profile.id, shape.width(profile), shape.sites(profile))
+def _rounds(server: BankServer, turns: Sequence[Callable[..., Phase]], anchor: float, joint_rounds: int) -> Method:
+    """The algorithm above; ``turns`` make its shared and its private phase from the names of what they train."""
+    shared_turn, private_turn = turns
 
-    def order(state: Tree, profile: Profile) -> Order:
-        depth, layers = shape.layout(profile).num_layers, shape.trained_layers(profile)
-        by_depth = relation(depth_logits(depth, shape.num_slots, width)).sum(1)
-        settings = {"layers": layers, "joint": state["round"] < joint_rounds, "relation": alignment, "width": width}
-        sent = to_params(offered(state["params"], entries(state, profile)), by_depth)
-        return Order(sent, {**settings, "architecture": profile.architecture})
+    def view(state: Tree, profile: Profile) -> Order:
+        return server.order(state, profile, joint=state["round"] < joint_rounds)
 
     def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
-        return {profile.id: order(state, profile) for profile in turn.cohort}
+        return {profile.id: view(state, profile) for profile in turn.cohort}  # (i)
 
     def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
-        layers, layout = order.settings["layers"], shape.layout(client.profile)
-        middle = middle_of(order, memory, layout, shape.rank(client.profile))  # (ii)
-        shared, private = frozenset(middle.tensors), frozenset({*layout.names(layers), *layout.head})
-
-        def near(trained: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor:
-            return anchor * drift(middle.cores(trained), middle.cores(start))
-
-        held = (near,) if anchor else ()
-        turns = [  # (iii)
-            Phase(shared, shared_steps, shared_rate, held),
-            Phase(private, private_steps, agreement=agreement, temperature=temperature),
-        ]
-        phases = [Phase(shared | private, penalties=held)] if order.settings["joint"] else turns
+        middle = server.middle(client.profile, order, memory)  # (ii)
+        shared, private = frozenset(middle.tensors), server.private(order)
+        near = (middle.anchor(anchor),) if anchor else ()
+        alternating = [shared_turn(shared, penalties=near), private_turn(private)]  # (iii)
+        phases = [Phase(shared | private, penalties=near)] if order.settings["joint"] else alternating
         fitted = client.alternate(order, memory, phases, extra=Extra(middle.tensors, middle.cores))
         now = {**middle.tensors, **fitted.params}
         own = {**memory.get("params", {}), **select(now, {*private, RELATION})}
-        back = to_params(*middle.returned(now, layers))
+        back = to_params(*middle.returned(now, order.settings["layers"]))
         return Reply(client.id, back, fitted.num_examples, fitted.metrics), {**memory, "params": own}
 
-    def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
-        def updates() -> Iterator[tuple[str, BankUpdate]]:
-            for reply in replies:
-                profile = profiles[reply.client]
-                yield profile.architecture, _update(reply, entries(state, profile), len(shape.trained_layers(profile)))
-
-        merged, number = merging.merge(state, updates()), state["round"] + 1
-        kept = choice.after(state["selection"], merged["params"], number)
-        return {**state, **merged, "round": number, "selection": kept}
-
-    def model(profile: Profile, initial: Params, order: Order, memory: Memory) -> Params:
-        layout, rank = shape.layout(profile), shape.rank(profile)
-        return model_with_cores(profile, initial, order, memory, layout=layout, rank=rank)
-
-    def expects(order: Order) -> Params:
-        return without(order.params, federation.layouts[order.settings["architecture"]].depth)
-
-    def ranges(order: Order) -> dict[str, Range]:
-        # the shares of every layer sum to 1; rounding on the wire adds less than one layer
-        return {COVERAGE: Range(-1.0, len(order.settings["layers"]) + 1.0)}
-
-    fit = Exchange("fit", ask, work, merge, expects, metrics=lambda order: METRICS, ranges=ranges)
-    method = Method("h2tune", init, (fit,), order, model=model, report=merging.report)
-    if bank == "noise":
-        method = with_noise(method, federation.profiles, partial(drawn, deviation=1.0))
-    return with_common_ends(method, federation) if ends == "architecture" else method
+    fit = Exchange("fit", ask, work, server.merge, server.expects, metrics=lambda order: METRICS, ranges=server.ranges)
+    return Method("h2tune", server.init, (fit,), view, model=server.model, report=server.merging.report)
 
 
 def traits(settings: Mapping[str, Any]) -> Traits:
     """The bank travels, across architectures; clients train their own factors, and cores computed from the bank."""
     return Traits(needs="factors", trains="own", merge="own", across=True, alignment=settings["align"])
-
-
-def _update(reply: Reply, entries: Mapping[str, Tensor], num_layers: int) -> BankUpdate:
-    """What a client that trained so many layers wants of its entries of the bank.
-
-    Raises
-    ------
-    RoundError
-        if the reply lacks the coverage of the slots.
-    """
-    if COVERAGE not in reply.params:
-        raise RoundError(f"client {reply.client} sent no tensor '{COVERAGE}'")
-    coverage = at_most(reply.params[COVERAGE], num_layers)
-    return BankUpdate(reply.client, slots_in(reply.params), entries, coverage, reply.weight)
-
-
-def _check_ranks(federation: Federation, shape: Geometry) -> None:
-    """Raise ConfigError if a client's rank differs from that of its architecture, as a mean needs equal ranks."""
-    for profile in federation.profiles:
-        own, rank = rank_of(shape.layout(profile), None), shape.rank(profile)
-        if rank != own:
-            raise ConfigError(
-                f"method.ends = 'architecture': client {profile.id} has rank {rank} and its architecture {own}, but a "
-                "mean needs equal ranks; set adapter.rank instead of rank in the groups, or method.ends = 'private'"
-            )

@@ -23,7 +23,9 @@ from fedquilt.core.params import select
 from fedquilt.core.rng import Rng
 from fedquilt.core.settings import Factor, Penalty, With
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Reply, Tree, Turn
+from fedquilt.core.worker import Penalty as Term
 from fedquilt.core.worker import Worker
+from fedquilt.methods.layered import Weighting
 from fedquilt.methods.per_architecture import placed
 from fedquilt.methods.traits import Traits
 
@@ -42,7 +44,7 @@ def heterotune(
     server_learning_rate: Annotated[Factor, _SHARED, _ALIGNED] = 1.0,
     mu: Penalty = 0.0,
     decay: Penalty = 0.0,
-    weighting: Literal["examples", "uniform"] = "examples",
+    weighting: Weighting = "examples",
 ) -> Method:
     """Average branches over all clients that train them, and all other tensors within each architecture.
 
@@ -75,9 +77,23 @@ def heterotune(
 
     Paper: heterotune, group-mean
     """
+
+    def penalty(trained: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor:
+        return shared_penalty(trained, start, mu, decay)
+
+    rule = _rule(federation, share, align, (mu, decay))
+    method = _rounds(federation, share, penalty if mu or decay else None, weighting)
+    if rule == "none":
+        return method
+    settings = AlignSettings(rule, per, equalise, sharpness, server_learning_rate)
+    steps = federation.local_steps
+    return with_alignment(method, federation.profiles, is_shared, settings, weighting=weighting, local_steps=steps)
+
+
+def _rounds(federation: Federation, share: bool, penalty: Term | None, weighting: Weighting) -> Method:
+    """The method without alignment; ``penalty`` is a term of every client's loss."""
     layouts, owner = federation.layouts, {profile.id: profile.architecture for profile in federation.profiles}
     frozen = {name: federation.frozen.get(name, frozenset()) for name in layouts}
-    rule = _rule(federation, share, align, (mu, decay))
     aggregate = federation.aggregate or layerwise_mean
 
     def place(architecture: str, name: str) -> str:
@@ -103,12 +119,9 @@ def heterotune(
         return orders
 
     def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
-        def penalty(trained: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor:
-            return shared_penalty(trained, start, mu, decay)
-
         resting = frozen[order.settings["architecture"]]
         trainer = client.freezing(resting) if resting else client
-        trainer = trainer.penalised(penalty) if mu or decay else trainer
+        trainer = trainer.penalised(penalty) if penalty else trainer
         fitted = trainer.fit(order, memory, order.settings["layers"])
         return Reply(client.id, fitted.params, fitted.num_examples, fitted.metrics), memory
 
@@ -126,12 +139,7 @@ def heterotune(
         return {**state, "params": aggregate(state["params"], placed(), weighting)}
 
     fit = Exchange("fit", ask, work, merge, expects, metrics=lambda order: METRICS)
-    method = Method("heterotune", init, (fit,), view)
-    if rule == "none":
-        return method
-    settings = AlignSettings(rule, per, equalise, sharpness, server_learning_rate)
-    steps = federation.local_steps
-    return with_alignment(method, federation.profiles, is_shared, settings, weighting=weighting, local_steps=steps)
+    return Method("heterotune", init, (fit,), view)
 
 
 def traits(settings: Mapping[str, Any]) -> Traits:

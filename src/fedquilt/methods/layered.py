@@ -76,18 +76,10 @@ def layered(
     ConfigError
         if clients differ in rank and the rule requires equal ranks.
     """
-    layout = federation.layout
-    rule = rule or federation.rule
+    layout, rule = federation.layout, rule or federation.rule
     aggregate = federation.aggregate or layerwise_mean
     profiles = {profile.id: profile for profile in federation.profiles}
-    adapted = frozenset(layout.depth) - layout.head
-    frozen = federation.frozen.get(layout.architecture, frozenset())
     _check_ranks(federation, rule)
-
-    def left_alone(order: Order) -> set[str]:
-        """The tensors that are not trained in the order's round, whatever its layers: factors, and frozen tensors."""
-        trained = order.settings.get("factors")
-        return {*frozen} if trained is None else {*adapted, *frozen} - {*factors_named(layout, trained)}
 
     def init(rng: Rng) -> Tree:
         return {"params": federation.initial[layout.architecture](rng)}
@@ -104,18 +96,17 @@ def layered(
 
     def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
         layers = order.settings["layers"]
-        if resting := left_alone(order):
+        if resting := _left_alone(federation, order):
             client = client.freezing(resting)
         fitted = client.fit(order, memory, layers, blocks=layers if drop_layers else None)
         return Reply(client.id, fitted.params, fitted.num_examples, fitted.metrics), memory
 
     def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
-        if rule is None:
-            return {**state, "params": aggregate(state["params"], replies, weighting)}
-        return {**state, "params": merged(rule, state["params"], replies, weighting, federation.scaling).params}
+        return {**state, "params": aggregate(state["params"], replies, weighting)}
 
     def expects(order: Order) -> Params:
-        return select(order.params, {*layout.names(order.settings["layers"]), *layout.head} - left_alone(order))
+        trained = {*layout.names(order.settings["layers"]), *layout.head}
+        return select(order.params, trained - _left_alone(federation, order))
 
     def view(state: Tree, profile: Profile) -> Order:
         return Order({**state["params"], **dispatched(state["params"], ranks(state, profile), federation.scaling)})
@@ -123,17 +114,37 @@ def layered(
     ranges = partial(_statistics, layout) if layout.buffers else None
     fit = Exchange("fit", ask, work, merge, expects, partial=drop_layers, metrics=lambda order: METRICS, ranges=ranges)
     method = Method(name, init, (fit,), view)
-    if rule is not None and rule.fresh:
-        method = _with_fresh_adapters(method, federation, ranks)
-    if rule is not None and rule.changes_base:
-        method = _on_a_changing_base(method, federation, rule, weighting)
-    return method
+    return method if rule is None else _by_rule(rule, method, federation, ranks, weighting)
+
+
+def _left_alone(federation: Federation, order: Order) -> set[str]:
+    """The tensors that are not trained in the order's round, whatever its layers: factors, and frozen tensors."""
+    layout = federation.layout
+    frozen = federation.frozen.get(layout.architecture, frozenset())
+    trained = order.settings.get("factors")
+    adapted = frozenset(layout.depth) - layout.head
+    return {*frozen} if trained is None else {*adapted, *frozen} - {*factors_named(layout, trained)}
 
 
 def _statistics(layout: Layout, order: Order) -> dict[str, Range]:
     """The ranges of buffers such as running statistics, for which no norm of an update is bounded."""
     within = {name: reach(order.params[name]) for name in layout.buffers & order.params.keys()}
     return {name: one._replace(low=0.0) if name.endswith(VARIANCES) else one for name, one in within.items()}
+
+
+def _by_rule(rule: Rule, method: Method, federation: Federation, ranks: RankPolicy, weighting: Weighting) -> Method:
+    """The method whose server combines the factors of adapters by this rule."""
+    (fit,) = method.exchanges
+
+    def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+        return {**state, "params": merged(rule, state["params"], replies, weighting, federation.scaling).params}
+
+    method = method._replace(exchanges=(fit._replace(merge=merge),))
+    if rule.fresh:
+        method = _with_fresh_adapters(method, federation, ranks)
+    if rule.changes_base:
+        method = _on_a_changing_base(method, federation, rule, weighting)
+    return method
 
 
 def _with_fresh_adapters(method: Method, federation: Federation, ranks: RankPolicy) -> Method:

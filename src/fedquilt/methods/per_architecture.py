@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from fedquilt.aggregate.mean import RunningMean
+from fedquilt.bank.geometry import rank_of
+from fedquilt.core.errors import ConfigError
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select, without
@@ -27,8 +29,14 @@ def with_common_ends(method: Method, federation: Federation) -> Method:
 
     The reverse of ``core.wrap.with_local``: the trained tensors of a client's layout are part of its reply instead of
     ``memory["params"]``, and every order holds the architecture's mean, weighted by examples. ``settings["layers"]`` of
-    an order are the trained layers; all clients of an architecture must have its rank.
+    an order are the trained layers.
+
+    Raises
+    ------
+    ConfigError
+        if a client's rank differs from that of its architecture.
     """
+    _check_ranks(federation)
     layouts = federation.layouts
     owners = {profile.id: profile.architecture for profile in federation.profiles}
 
@@ -80,3 +88,15 @@ def with_common_ends(method: Method, federation: Federation) -> Method:
 
     exchanges = tuple(averaging(exchange) for exchange in method.exchanges)
     return method._replace(init=init, exchanges=exchanges, view=view)
+
+
+def _check_ranks(federation: Federation) -> None:
+    """Raise ConfigError if a client's rank differs from that of its architecture, as a mean needs equal ranks."""
+    for profile in federation.profiles:
+        layout = federation.layouts[profile.architecture]
+        own, rank = rank_of(layout, None), rank_of(layout, profile.budget.rank)
+        if rank != own:
+            raise ConfigError(
+                f"method.ends = 'architecture': client {profile.id} has rank {rank} and its architecture {own}, but a "
+                "mean needs equal ranks; set adapter.rank instead of rank in the groups, or method.ends = 'private'"
+            )

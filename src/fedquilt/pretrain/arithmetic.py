@@ -124,15 +124,11 @@ def pretrain_arithmetic(
     folder = empty_folder(Path(out))
     began = time.perf_counter()
     stream = rng.child("arithmetic", family)
-    values = FAMILIES[family]
-    tokenizer = new_tokenizer(family, values["vocab_size"], passages(_VOCABULARY_TEXT, stream.child("vocabulary")))
-    model: Any = new_causal_lm(_config(family, tokenizer), stream.child("init")).to(device).train()
+    tokenizer, model = _untrained(family, stream, device)
+    batches = packed(tokenizer, family, batch_size, length, stream.child("train"))
     history = trained(
         model,
-        (
-            _loss(model, rows.to(device))
-            for rows in packed(tokenizer, family, batch_size, length, stream.child("train"))
-        ),
+        (_loss(model, rows.to(device)) for rows in batches),
         steps=steps,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
@@ -151,6 +147,13 @@ def pretrain_arithmetic(
     )
     _write(model, tokenizer, family, {"seed": rng.seed, **settings}, result)
     return result
+
+
+def _untrained(family: str, rng: Rng, device: str) -> tuple[Tokenizer, Any]:
+    """The tokenizer of a family, of drawn text, and its model with initial weights."""
+    size = FAMILIES[family]["vocab_size"]
+    tokenizer = new_tokenizer(family, size, passages(_VOCABULARY_TEXT, rng.child("vocabulary")))
+    return tokenizer, new_causal_lm(_config(family, tokenizer), rng.child("init")).to(device).train()
 
 
 def packed(tokenizer: Tokenizer, family: str, batch_size: int, length: int, rng: Rng) -> Iterator[Tensor]:

@@ -145,17 +145,10 @@ def pretrain_glyphs(
     began = time.perf_counter()
     model: Any = new_vit(shape, CLASSES, rng.child("init")).to(device).train()
     fonts = tuple(font for font in FONTS if font not in HELD_OUT_FONTS)
-    pool, generator = glyph_pool(fonts), rng.child("train").torch()
-
-    def losses() -> Iterator[Tensor]:
-        while True:
-            images, labels = draw(pool, batch_size, generator)
-            logits = model(pixel_values=_pixels(images).to(device)).logits  # (batch, class)
-            yield F.cross_entropy(logits, labels.to(device), label_smoothing=label_smoothing)
-
+    batches = _batches(fonts, batch_size, rng.child("train"))
     history = trained(
         model,
-        losses(),
+        (_loss(model, images.to(device), labels.to(device), label_smoothing) for images, labels in batches),
         steps=steps,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
@@ -168,6 +161,18 @@ def pretrain_glyphs(
     result = Pretrained(folder, new_fonts, new_drawings, history, time.perf_counter() - began)
     _write(model, size, {"seed": rng.seed, **settings}, result)
     return result
+
+
+def _batches(fonts: tuple[str, ...], batch_size: int, rng: Rng) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batch after batch of fresh drawings and their labels, without an end."""
+    pool, generator = glyph_pool(fonts), rng.torch()
+    while True:
+        yield draw(pool, batch_size, generator)
+
+
+def _loss(model: nn.Module, images: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    logits = model(pixel_values=_pixels(images)).logits  # (batch, class)
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
 def _pixels(images: Tensor) -> Tensor:
