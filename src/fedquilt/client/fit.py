@@ -97,10 +97,7 @@ def alternate(
     if bench.device.type == "meta":  # planning: shapes without numbers
         shapes = {name: tensor.detach() for name, tensor in now.items()}
         return Fitted({**shapes, **bench.state(wanted)}, num_rows, {"steps": 0.0})
-    start: Params = {}
-    if any(phase.penalties for phase in phases):
-        start = {name: tensor.detach().to(bench.device) for name, tensor in params.items()}
-        start |= {name: tensor.clone() for name, tensor in beside.items()}
+    start = _start(bench, params, beside) if any(phase.penalties for phase in phases) else {}
     own = [{name: tensor for name, tensor in now.items() if name in phase.names} for phase in phases]
     optimizers = [
         _optimizer([*each.values()], training, learning_rate * p.rate) for each, p in zip(own, phases, strict=True)
@@ -125,10 +122,7 @@ def alternate(
                         raise TrainingError(f"loss is {step_loss} at step {steps}")
                     for penalty in phase.penalties:
                         _penalise(penalty(now, start), steps)
-                    if training.clip_norm is not None:
-                        norm = float(nn.utils.clip_grad_norm_(trained.values(), training.clip_norm))
-                        if not math.isfinite(norm):
-                            raise TrainingError(f"gradient norm is {norm} at step {steps}")
+                    _clip(trained, training.clip_norm, steps)
                     optimizer.step()
                     if bench.stepped:
                         bench.stepped(steps, of_steps)
@@ -136,6 +130,12 @@ def alternate(
     fitted = {name: tensor.detach().to("cpu", copy=True) for name, tensor in now.items()} | bench.state(wanted)
     metrics = {"loss": loss_sum / max(1, seen), "accuracy": correct / max(1, seen), "steps": float(steps)}
     return Fitted(fitted, num_rows, metrics)
+
+
+def _start(bench: Workbench, params: Mapping[str, Tensor], beside: Mapping[str, Tensor]) -> Params:
+    """The tensors at the start of training, as penalties see them."""
+    sent = {name: tensor.detach().to(bench.device) for name, tensor in params.items()}
+    return sent | {name: tensor.clone() for name, tensor in beside.items()}
 
 
 def batches(num_rows: int, training: Training, rng: Rng) -> Iterator[Tensor]:
@@ -202,6 +202,15 @@ def _backward(
         loss_sum += float(loss.detach())
         correct += scoring.num_correct(logits.detach(), labels)
     return loss_sum, correct, labels_in_step
+
+
+def _clip(trained: Mapping[str, Tensor], bound: float | None, step: int) -> None:
+    """Scale the gradients of these tensors to a norm of at most ``bound``, if there is one."""
+    if bound is None:
+        return
+    norm = float(nn.utils.clip_grad_norm_(trained.values(), bound))
+    if not math.isfinite(norm):
+        raise TrainingError(f"gradient norm is {norm} at step {step}")
 
 
 def _penalise(value: Tensor, step: int) -> None:
