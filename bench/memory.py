@@ -24,9 +24,9 @@ from typing import Any
 import torch
 
 from fedquilt.adapters.lora.inject import initial, inject, layout, load, trainable
-from fedquilt.adapters.lora.module import LoraSettings
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.mixture.inject import initial_mixture, inject_mixture, mixture_layout
-from fedquilt.adapters.mixture.module import MixtureSettings
+from fedquilt.adapters.mixture.settings import MixtureSettings
 from fedquilt.core.rng import Rng
 from fedquilt.models.hf_files import config_from, model_from
 from fedquilt.models.layers import find_blocks
@@ -94,7 +94,7 @@ def prepared(model: Any, way: str, options: argparse.Namespace) -> list[torch.nn
         where = layout(model, blocks, "llama")
         start = initial(where, model)(Rng(3))
     else:
-        settings = MixtureSettings(options.rank, branches=3, num_slots=blocks.num_layers)
+        settings = MixtureSettings(options.rank, float(options.rank), branches=3, num_slots=blocks.num_layers)
         layers = range(blocks.num_layers // 2, blocks.num_layers) if way == "dema-top" else None
         inject_mixture(model, blocks, settings, layers)
         where = mixture_layout(model, blocks, "llama")

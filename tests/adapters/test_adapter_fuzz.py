@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fedquilt.adapters.lora.module import LoraSettings, pattern_problem
 from fedquilt.adapters.lora.peft_files import PEFT_CONFIG, PEFT_TENSORS, load_peft
+from fedquilt.adapters.lora.settings import LoraSettings, pattern_problem
 from fedquilt.core.errors import ConfigError, ModelError
 
 GOOD = {

@@ -16,7 +16,7 @@ from project_sources import ROOT, imported, sources
 OURS = {"core": {"torch", "annotated_types"}}
 """What a package may import from outside the standard library; the packages not named here get ``REST``."""
 
-REST = {"torch", "numpy", "safetensors"}
+REST = {"torch", "numpy", "safetensors", "annotated_types"}
 
 MORE = {
     "core/rng.py": {"numpy"},

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from project_sources import sources
 
+from fedquilt.adapters.settings import OF_KIND
 from fedquilt.aggregate.lowrank.rules import RULES
-from fedquilt.config.adapter import OF_KIND
 from fedquilt.config.schema import Method
 from fedquilt.methods import METHODS
 

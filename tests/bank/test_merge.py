@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedquilt.adapters.lora.inject import adapters, inject, layout, trainable
-from fedquilt.adapters.lora.module import LoraSettings
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.sites import places, sites_of
 from fedquilt.bank.entries import gathered
 from fedquilt.bank.merge import (

@@ -11,7 +11,7 @@ from small_federation import BERT, DATA, GPT2, LLAMA, TOKENS, VIT, rows, start_o
 from torch import nn
 
 from fedquilt.adapters.lora.inject import inject, layout, trainable
-from fedquilt.adapters.lora.module import LoraSettings
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.client import Workbench
 from fedquilt.client.probe import fisher_diagonal, layer_scores
 from fedquilt.client.task import Scoring

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from fedquilt.adapters.lora.inject import inject
-from fedquilt.adapters.lora.module import LoraSettings
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.client.shallow import only_blocks
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fedquilt.adapters.lora.core import cores, with_cores
-from fedquilt.adapters.lora.module import LoraLinear, LoraSettings, initial_factors
+from fedquilt.adapters.lora.module import LoraLinear, initial_factors
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.sites import Place
 from fedquilt.bank.merge import BankUpdate, drawn_bank, merged_bank, offered
 from fedquilt.bank.relation import depth_logits, lifted, lowered, relation

@@ -16,9 +16,9 @@ import torch
 
 from fedquilt.adapters.kind import Host
 from fedquilt.adapters.lora.inject import initial, inject, layout, trainable
-from fedquilt.adapters.lora.module import LoraSettings
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.mixture.kind import MIXTURE
-from fedquilt.adapters.mixture.module import MixtureSettings
+from fedquilt.adapters.mixture.settings import MixtureSettings
 from fedquilt.client import Client, Training, Workbench
 from fedquilt.client.task import scoring_of
 from fedquilt.client.workbench import Batch
@@ -199,7 +199,7 @@ def mixtures(
     training = training or Training(steps=2, epochs=None, batch_size=4, learning_rate=0.05)
     loaded = [_loaded(model, task_of(model)) for model in models]
     slots = min(one.blocks.num_layers for one in loaded)
-    settings = MixtureSettings(**{"rank": rank, "branches": len(models), "num_slots": slots, **more})
+    settings = MixtureSettings(rank, float(rank), **{"branches": len(models), "num_slots": slots, **more})
     clients: dict[ClientId, Client] = {}
     layouts, makers, frozen = {}, {}, {}
     for place, (model, one) in enumerate(zip(models, loaded, strict=True)):

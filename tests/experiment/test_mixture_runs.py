@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedquilt import load_adapter
-from fedquilt.adapters.mixture.module import MixtureSettings
+from fedquilt.adapters.mixture.settings import MixtureSettings
 from fedquilt.config.load import load
 from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.rng import Rng

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from fedquilt.adapters.lora.inject import inject, layout, trainable
-from fedquilt.adapters.lora.module import LoraSettings
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.client.task import Scoring
 from fedquilt.client.workbench import Workbench
 from fedquilt.core.errors import ModelError

@@ -10,7 +10,8 @@ from small_federation import LLAMA, small
 from stand_ins import cast, layers_of, run
 from torch import nn
 
-from fedquilt.adapters.lora.module import LoraLinear, LoraSettings
+from fedquilt.adapters.lora.module import LoraLinear
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Reply
 from fedquilt.methods.ffa_lora import ffa_lora

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,6 +11,7 @@ from fedquilt.adapters.buffers import State, numbers
 from fedquilt.adapters.folders import replace_folder
 from fedquilt.adapters.kind import Export, Host, Kind, Put, no_scaling
 from fedquilt.adapters.lora.inject import copied, own_parameters, trainable
+from fedquilt.adapters.settings import Adapter
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks, Layout, Params
 
@@ -89,7 +89,7 @@ def _in_order(model: nn.Module, names: Collection[str]) -> Iterator[str]:
                 yield whole
 
 
-def _put(section: Any, host: Host) -> Put:
+def _put(section: Adapter, host: Host) -> Put:
     resting = frozenset(host.head) - frozenset(host.trained_head)
     where = full_layout(host.model, host.blocks, host.architecture, host.trained_head, resting, host.state)
 

@@ -1,7 +1,7 @@
 """The interface of a kind of adapter, through which experiments use all adapters.
 
-A new kind is a module with a ``Kind`` in it, a row in ``registry.KINDS`` and its keys in the section [adapter] of the
-run file; docs/extending.md has an example.
+A new kind is a module with a ``Kind`` in it, a row in ``registry.KINDS``, and its keys in ``settings``, the section
+[adapter] of the run file; docs/extending.md has an example.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from fedquilt.adapters.buffers import State
+from fedquilt.adapters.settings import Adapter
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks, Layout, Params
 
@@ -107,7 +108,7 @@ class Kind:
     Attributes
     ----------
     put : ``put(section, host)`` puts the adapters into the host's model, in place, and returns what is trained.
-        ``section`` is the section [adapter] of the run file, with its keys as attributes. Afterwards no parameter
+        ``section`` is the section [adapter] of the run file. Afterwards no parameter
         requires a gradient. Raises ConfigError or ModelError if section and model do not fit.
     load : ``load(model, blocks, folder)`` puts a saved adapter into a model without adapters, in place; None if the
         folders hold whole models.
@@ -119,7 +120,7 @@ class Kind:
         ranks.
     """
 
-    put: Callable[[Any, Host], Put]
+    put: Callable[[Adapter, Host], Put]
     load: Callable[[nn.Module, Blocks, Path], None] | None = None
     files: tuple[str, ...] = ()
     trains_base: bool = False

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from torch import nn
 
 from fedquilt.adapters.families import FAMILIES, Family, ends_in, ends_of
 from fedquilt.adapters.lora.module import is_linear
+from fedquilt.adapters.mixture.settings import SlotRule
 from fedquilt.core.errors import ConfigError, ModelError, suggestion
 from fedquilt.core.factors import modules_of
 from fedquilt.core.types import Blocks, Layout
@@ -22,7 +23,7 @@ OUTPUTS: dict[str, tuple[str, ...]] = {"attention": SITES["output"], "feed-forwa
 SUPPORTED = tuple(name for name, family in FAMILIES.items() if family.output and family.down)
 """The model families whose sites are tested; models with the same module names are accepted too."""
 
-SLOT_RULES = ("relative", "spaced", "top")
+SLOT_RULES = get_args(SlotRule)
 
 
 class Place(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from fedquilt.config.adapter import Adapter, of_kind
+from fedquilt.adapters.settings import Adapter, of_kind
 from fedquilt.config.clients import Partition
 from fedquilt.config.error_text import from_validation, shown
 from fedquilt.config.schema import Config, Group, Head

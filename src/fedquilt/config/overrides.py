@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedquilt.config.adapter import of_kind
+from fedquilt.adapters.settings import of_kind
 from fedquilt.config.clients import Partition
 from fedquilt.config.error_text import shown, unknown
 from fedquilt.config.schema import SECTIONS, Config, Group, Method

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from fedquilt.config.adapter import Adapter
+from fedquilt.adapters.settings import Adapter
 from fedquilt.config.error_text import from_details
 from fedquilt.config.rejected_values import Spoilt
 from fedquilt.config.schema import SECTIONS, Config, Group
@@ -33,7 +33,7 @@ _TOGETHER = {
     "partition": ("test_fraction", "validation_fraction"),
     "clients": ("shares", "budgets", "ranks"),
     "training": ("steps", "epochs"),
-    "adapter": tuple(name for name in Adapter.model_fields if name != "kind"),
+    "adapter": tuple(name for name in fields_of(Adapter) if name != "kind"),
 }
 """Keys of a section that its own validator checks against one another."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, PrivateAttr, field_validator
 
-from fedquilt.config.adapter import Adapter, OwnAdapter
+from fedquilt.adapters.settings import Adapter
 from fedquilt.config.aggregation import Aggregation
 from fedquilt.config.checkpoints import Checkpoints
 from fedquilt.config.clients import FREE, Clients, Partition
@@ -29,8 +29,11 @@ from fedquilt.core.settings import Count, Layers, Part, Rank, Rounds, Seed, Text
 from fedquilt.core.training import Training
 
 if TYPE_CHECKING:
+    OwnAdapter = BaseModel
     OwnTraining = BaseModel
 else:
+    OwnAdapter = keys_apart(Adapter)
+    """The keys of [adapter] that a group sets itself; they are checked against the kind when both are known."""
     OwnTraining = keys_apart(Training)
     """The keys of [training] that a group sets itself; steps and epochs are checked once both are known."""
 

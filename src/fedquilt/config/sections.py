@@ -32,7 +32,7 @@ def fields_of(section: Section) -> Mapping[str, FieldInfo]:
 
 def default_of(section: Section, key: str) -> Any:
     """The default of a key."""
-    return fields_of(section)[key].default
+    return fields_of(section)[key].get_default(call_default_factory=True)
 
 
 def values_of(table: Any) -> dict[str, Any]:
@@ -74,10 +74,14 @@ def keys_apart(section: Any) -> type[BaseModel]:
     hints, meanings = get_type_hints(section, include_extras=True), _meanings(section)
     keys: dict[str, Any] = {}
     for field in dataclasses.fields(section):
-        default = ... if field.default is dataclasses.MISSING else field.default
-        keys[field.name] = (hints[field.name], Field(default, description=meanings.get(field.name)))
-    made: type[BaseModel] = create_model(section.__name__, __config__=STRICT, __doc__=section.__doc__, **keys)
+        keys[field.name] = (hints[field.name], Field(description=meanings.get(field.name), **_default(field)))
+    made: type[BaseModel] = create_model(f"{section.__name__}Keys", __config__=STRICT, __doc__=section.__doc__, **keys)
     return made
+
+
+def _default(field: dataclasses.Field[Any]) -> dict[str, Any]:
+    defaults = {"default": field.default, "default_factory": field.default_factory}
+    return {name: value for name, value in defaults.items() if value is not dataclasses.MISSING}
 
 
 def _meanings(section: Section) -> dict[str, str]:

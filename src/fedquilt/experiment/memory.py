@@ -124,7 +124,7 @@ def _budgeted(config: Config, shares: str, budgets: tuple[int, ...], rank: int |
     return config.model_copy(
         update={
             "clients": config.clients.model_copy(update=change),
-            "adapter": config.adapter.model_copy(update={} if rank is None else {"rank": rank}),
+            "adapter": config.adapter if rank is None else replace(config.adapter, rank=rank),
             "partition": config.partition.model_copy(update={"num_clients": num_clients}),
         }
     )

@@ -58,7 +58,7 @@ def kind_of(part: Part, classes: Sequence[str]) -> str:
     """A text of all settings that groups must have in common to train one adapter together."""
     config = part.config
     return json.dumps(
-        [values_of(config.model), config.adapter.model_dump(), config.head.policy, list(classes)], sort_keys=True
+        [values_of(config.model), values_of(config.adapter), config.head.policy, list(classes)], sort_keys=True
     )
 
 

@@ -11,8 +11,8 @@ from peft import PeftModel
 
 from fedquilt.adapters.lora.as_plain_lora import plain
 from fedquilt.adapters.lora.inject import initial, inject, layout, trainable
-from fedquilt.adapters.lora.module import LoraSettings
 from fedquilt.adapters.lora.peft_files import save_peft
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.client.task import scoring_of
 from fedquilt.client.workbench import Workbench
 from fedquilt.core.factors import cut, factors

@@ -11,8 +11,9 @@ from torch import nn
 
 from fedquilt.adapters.lora.core import cores, drift, folded, with_cores
 from fedquilt.adapters.lora.inject import adapters, fresh, initial, inject, layout, load, trainable
-from fedquilt.adapters.lora.module import LoraLinear, LoraSettings
+from fedquilt.adapters.lora.module import LoraLinear
 from fedquilt.adapters.lora.peft_files import save_peft
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.sites import Place, places, places_in, sites_of
 from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng

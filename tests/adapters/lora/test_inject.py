@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedquilt.adapters.lora.inject import adapters, initial, inject, layout, load, remove, trainable
-from fedquilt.adapters.lora.module import LoraSettings, is_linear
+from fedquilt.adapters.lora.module import is_linear
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks

@@ -9,13 +9,13 @@ from torch import nn
 from fedquilt.adapters.lora.inject import adapters, inject
 from fedquilt.adapters.lora.module import (
     LoraLinear,
-    LoraSettings,
     activated,
     initial_factors,
     is_linear,
     merged_weights,
     num_features,
 )
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks
@@ -159,7 +159,7 @@ def test_what_is_not_linear_is_refused_by_name():
         ({"rank": 2.5}, r"adapter\.rank is 2\.5"),
         ({"alpha": -1.0}, r"adapter\.alpha is -1\.0; it must be a finite number above 0"),
         ({"alpha": math.inf}, r"adapter\.alpha is inf"),
-        ({"dropout": 1.0}, r"adapter\.dropout is 1\.0; it must be at least 0 and below 1"),
+        ({"dropout": 1.0}, r"adapter\.dropout is 1\.0; it must be a finite number of at least 0 and below 1"),
     ],
 )
 def test_settings_out_of_range_are_told(values, text):

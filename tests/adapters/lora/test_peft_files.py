@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
 from fedquilt.adapters.lora.inject import adapters, initial, inject, layout, load, trainable
-from fedquilt.adapters.lora.module import LoraSettings
 from fedquilt.adapters.lora.peft_files import load_peft, save_peft
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.core.errors import ModelError, RunError
 from fedquilt.core.rng import Rng
 from fedquilt.models.hf import load_model

@@ -7,9 +7,9 @@ from peft import PeftModel
 from torch import nn
 
 from fedquilt.adapters.lora.inject import inject, layout, load, trainable
-from fedquilt.adapters.lora.module import LoraSettings
 from fedquilt.adapters.lora.peft_files import save_peft
 from fedquilt.adapters.lora.peft_targets import bare_modules, peft_names
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.core.errors import ModelError
 from fedquilt.core.types import Blocks
 

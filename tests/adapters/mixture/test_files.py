@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from fedquilt import load_adapter
 from fedquilt.adapters.lora.inject import inject, layout, trainable
-from fedquilt.adapters.lora.module import LoraSettings
 from fedquilt.adapters.lora.peft_files import save_peft
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.mixture.files import CONFIG, TENSORS, read_mixture, save_mixture
 from fedquilt.adapters.mixture.inject import BANK, inject_mixture, mixture_layout, mixtures
-from fedquilt.adapters.mixture.module import MixtureSettings
+from fedquilt.adapters.mixture.settings import MixtureSettings
 from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
 from fedquilt.models.hf import load_model

@@ -1,5 +1,6 @@
 import warnings
 from itertools import product
+from typing import get_args
 
 import pytest
 import torch
@@ -21,14 +22,15 @@ from fedquilt.adapters.mixture.inject import (
     shared_penalty,
     trained_names,
 )
-from fedquilt.adapters.mixture.module import GATES, PLACEMENTS, MixtureSettings
+from fedquilt.adapters.mixture.settings import Gate, MixtureSettings, Placement
 from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Layout
 from fedquilt.models.hf import load_model
 from fedquilt.models.weights_digest import digest
 
-SETTINGS = MixtureSettings(rank=4, branches=3, num_slots=2)
+GATES, PLACEMENTS = get_args(Gate), get_args(Placement)
+SETTINGS = MixtureSettings(rank=4, alpha=4.0, branches=3, num_slots=2)
 TINY = [
     ("tiny:vit", "image-classification"),
     ("tiny:bert", "sequence-classification"),
@@ -73,7 +75,7 @@ def drawn(parameters, seed=5, size=0.3):
 @every_model
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_ht_1_a_fresh_mixture_changes_no_bit_and_a_drawn_one_does_and_comes_out_again(name, task, placement):
-    options = MixtureSettings(rank=4, branches=3, num_slots=2, placement=placement)
+    options = MixtureSettings(rank=4, alpha=4.0, branches=3, num_slots=2, placement=placement)
     bare = load_model(name, task, num_classes=None if task == "causal-lm" else 3, rng=Rng(0))
     before, weights = bare.model(**inputs(task)).logits, digest(bare.model)
     found, where, parameters = adapted(name, task, options)
@@ -91,7 +93,7 @@ def test_ht_1_a_fresh_mixture_changes_no_bit_and_a_drawn_one_does_and_comes_out_
 @pytest.mark.parametrize(("gate", "trained"), list(product(GATES, ("own", "all"))))
 def test_ht_2_to_4_local_training_moves_what_it_should_and_nothing_else(gate, trained):
     """The frozen rest and, in the first form, foreign branches stay to the bit, under weight decay too."""
-    options = MixtureSettings(rank=4, branches=3, num_slots=2, gate=gate, trained=trained, deviation=0.02)
+    options = MixtureSettings(rank=4, alpha=4.0, branches=3, num_slots=2, gate=gate, trained=trained, deviation=0.02)
     found, where, parameters = adapted("tiny:vit", "image-classification", options)
     names = trained_names(where, options, own=1)
     foreign = {name for name in parameters if is_shared(name) and branch_of(name) != 1}
@@ -185,7 +187,7 @@ def test_blocks_of_one_slot_share_their_branches_and_a_branch_lies_at_its_shallo
     assert where.depth["mixture.attention.1.2"] == 2
     depths = [depth for depth in where.depth.values() if depth is not None]
     assert depths == sorted(depths)
-    spaced = MixtureSettings(rank=4, branches=3, num_slots=2, slot_rule="spaced")
+    spaced = MixtureSettings(rank=4, alpha=4.0, branches=3, num_slots=2, slot_rule="spaced")
     found, where, _ = adapted("tiny:llama?layers=4", "causal-lm", spaced)
     assert [len(block.mlp.down_proj.experts) for block in found.model.model.layers] == [0, 3, 0, 3]
     assert "model.layers.0.mlp.down_proj.gate" not in where.depth
@@ -216,7 +218,9 @@ def test_on_the_top_half_backward_stops_half_way():
 @every_model
 @pytest.mark.parametrize(("gate", "placement"), list(product(("uniform", "static"), PLACEMENTS)))
 def test_ht_12_the_bare_model_with_folded_weights_computes_what_the_mixtures_do(name, task, gate, placement):
-    options = MixtureSettings(4, 3, 2, alpha=2.0, gate=gate, placement=placement, activation="identity")
+    options = MixtureSettings(
+        4, branches=3, num_slots=2, alpha=2.0, gate=gate, placement=placement, activation="identity"
+    )
     found, where, parameters = adapted(name, task, options)
     local = {one: value for one, value in parameters.items() if one not in where.head}
     load(local, drawn(local, size=1.0))
@@ -250,7 +254,7 @@ def test_ht_12_the_bare_model_with_folded_weights_computes_what_the_mixtures_do(
     ],
 )
 def test_peft_computes_with_the_written_lora_what_the_mixtures_do(name, task, placement, tmp_path):
-    options = MixtureSettings(4, 3, 2, alpha=2.0, placement=placement, activation="identity")
+    options = MixtureSettings(4, branches=3, num_slots=2, alpha=2.0, placement=placement, activation="identity")
     found, where, parameters = adapted(name, task, options)
     local = {one: value for one, value in parameters.items() if one not in where.head}
     load(local, drawn(local, size=1.0))

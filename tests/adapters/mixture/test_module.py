@@ -1,5 +1,7 @@
 import math
+from dataclasses import replace
 from itertools import product
+from typing import get_args
 
 import pytest
 import torch
@@ -9,9 +11,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from fedquilt.adapters.mixture.module import GATES, PLACEMENTS, MixtureLinear, MixtureSettings, drawn_down, drawn_expert
+from fedquilt.adapters.mixture.module import MixtureLinear, drawn_down, drawn_expert
+from fedquilt.adapters.mixture.settings import Gate, MixtureSettings, Placement
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.rng import Rng
+
+GATES, PLACEMENTS = get_args(Gate), get_args(Placement)
 
 every_form = pytest.mark.parametrize(
     ("gate", "activation", "placement"), list(product(GATES, ("gelu", "identity"), PLACEMENTS))
@@ -76,7 +81,7 @@ def test_a_mixture_worked_by_hand():
     base = nn.Linear(1, 1, bias=False)
     layer = MixtureLinear(
         base,
-        MixtureSettings(1, 2, 1, alpha=2.0, activation="identity"),
+        MixtureSettings(1, branches=2, num_slots=1, alpha=2.0, activation="identity"),
         {"a": nn.Parameter(torch.tensor([[10.0]])), "b": nn.Parameter(torch.tensor([[-4.0]]))},
     )
     with torch.no_grad():
@@ -178,7 +183,7 @@ def test_ht_2_the_first_step_moves_up_alone_and_the_second_everything(gate, acti
 def test_ht_2_equal_branches_trained_alike_stay_equal_for_ever_and_distinct_ones_part():
     """The tie: branches that begin at zero get the same gradient for ever; those of the drawn start do not."""
     tied, free = made(), made()
-    drawn = MixtureSettings(2, 3, 1)
+    drawn = MixtureSettings(2, branches=3, num_slots=1)
     with torch.no_grad():
         for branch, (one, other) in enumerate(zip(tied.experts, free.experts, strict=True)):
             one.zero_()
@@ -195,13 +200,14 @@ def test_ht_2_equal_branches_trained_alike_stay_equal_for_ever_and_distinct_ones
 
 
 def test_the_draw_of_branches_depends_on_name_and_stream_alone_and_has_the_variance():
-    options = MixtureSettings(64, 2, 1, deviation=0.5)
+    options = MixtureSettings(64, branches=2, num_slots=1, deviation=0.5)
+    other = replace(options, branches=5, num_slots=9)
     one = drawn_expert("mixture.attention.0.0", options, Rng(7))
-    assert torch.equal(one, drawn_expert("mixture.attention.0.0", MixtureSettings(64, 5, 9, deviation=0.5), Rng(7)))
+    assert torch.equal(one, drawn_expert("mixture.attention.0.0", other, Rng(7)))
     assert not torch.equal(one, drawn_expert("mixture.attention.0.1", options, Rng(7)))
     assert float(one.std()) == pytest.approx(0.5 / 8, rel=0.05)
     assert float(drawn_down("m", 64, 256, Rng(7)).std()) == pytest.approx(1 / 16, rel=0.05)
-    own = MixtureSettings(4, 2, 1, trained="own")
+    own = MixtureSettings(4, branches=2, num_slots=1, trained="own")
     assert not drawn_expert("mixture.attention.0.0", own, Rng(7)).any()
 
 
@@ -316,8 +322,9 @@ def test_a_base_in_half_precision_keeps_its_dtype_and_the_ends_theirs(dtype):
         ({"activation": "relu"}, "adapter.activation is 'relu'.*; it must be one of gelu, identity"),
         ({"placement": "series"}, "adapter.placement is 'series'"),
         ({"trained": "none"}, "adapter.trained is 'none'"),
-        ({"sites": ()}, r"adapter.sites is \[\]; give some of attention, feed-forward, each once"),
-        ({"sites": ("mlp",)}, "adapter.sites is 'mlp'"),
+        ({"sites": ()}, r"adapter.sites is \(\); it must be a tuple of at least 1 and of at most 2 entries"),
+        ({"sites": ("attention", "attention")}, "adapter.sites is .*; give each once"),
+        ({"sites": ("mlp",)}, "adapter.sites is 'mlp'; it must be one of attention, feed-forward"),
         ({"alpha": 0.0}, "adapter.alpha is 0.0; it must be a finite number above 0"),
         ({"deviation": -1.0}, "adapter.deviation is -1.0"),
         ({"deviation": 0.0}, "all branches would be equal and stay equal in training"),

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from fedquilt.adapters.lora.module import LoraLinear, LoraSettings, merged_weights
+from fedquilt.adapters.lora.module import LoraLinear, merged_weights
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.aggregate.lowrank.base_log import (
     advanced,
     caught_up,

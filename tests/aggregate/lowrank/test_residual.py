@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from fedquilt.adapters.lora.module import LoraLinear, LoraSettings
+from fedquilt.adapters.lora.module import LoraLinear
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.aggregate.lowrank.kernel import dense, norm, product_distance, stacked, summed, svd
 from fedquilt.aggregate.lowrank.residual import mean_factors, rationed, refined, residual
 from fedquilt.core.errors import RoundError

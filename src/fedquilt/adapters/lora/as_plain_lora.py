@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedquilt.adapters.lora.core import folded
-from fedquilt.adapters.lora.module import LoraSettings
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.core.factors import CORE, SHIFT, Product, factors, named
 from fedquilt.core.params import wide, without
 from fedquilt.core.types import Params

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from fedquilt.adapters.families import ends_in
-from fedquilt.adapters.lora.module import LoraLinear, LoraSettings, initial_factors, is_linear
+from fedquilt.adapters.lora.module import LoraLinear, initial_factors, is_linear
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.core.errors import ModelError, suggestion
 from fedquilt.core.factors import at_rank, named
 from fedquilt.core.rng import Rng
@@ -37,7 +38,7 @@ def inject(
         if a target matches no linear module inside the blocks, or a head parameter is not in the model; lists the
         modules that there are.
     """
-    chosen = tuple(targets) or settings.targets
+    chosen = tuple(targets) or settings.targets or ()
     linears = {name: module for name, module in model.named_modules() if _adaptable(name, module, blocks)}
     endings = sorted({_within_block(name, blocks) for name in linears})
     if not linears:

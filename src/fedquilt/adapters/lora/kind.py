@@ -4,32 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from fedquilt.adapters.kind import Export, Host, Kind, Put
 from fedquilt.adapters.lora.as_plain_lora import plain
 from fedquilt.adapters.lora.inject import adapters, initial, inject, layout, load
-from fedquilt.adapters.lora.module import LoraSettings
 from fedquilt.adapters.lora.peft_files import PEFT_CONFIG, PEFT_TENSORS, load_peft, save_peft
 from fedquilt.adapters.lora.peft_targets import peft_names
+from fedquilt.adapters.lora.settings import LoraSettings
+from fedquilt.adapters.settings import Adapter
 from fedquilt.core.errors import ModelError
+from fedquilt.core.settings import part_of
 from fedquilt.core.types import Blocks, Layout, Params
 
 
-def _put(section: Any, host: Host) -> Put:
-    settings = LoraSettings(
-        rank=section.rank,
-        alpha=section.alpha,
-        dropout=section.dropout,
-        rslora=section.rslora,
-        targets=section.targets or host.targets,
-    )
-    inject(host.model, host.blocks, settings, settings.targets, host.trained_head)
+def _put(section: Adapter, host: Host) -> Put:
+    settings = part_of(section, LoraSettings, targets=section.targets or host.targets or None)
+    inject(host.model, host.blocks, settings, head=host.trained_head)
     where = layout(host.model, host.blocks, host.architecture, host.trained_head)
     # an adapter that PEFT could not read is rejected before anything is trained
-    peft_names(host.model, adapters(host.model), host.head, settings.targets, host.task)
+    peft_names(host.model, adapters(host.model), host.head, settings.targets or (), host.task)
 
     def save(folder: Path, params: Mapping[str, Tensor], export: Export) -> None:
         tensors, own = plain(params, settings)

@@ -4,92 +4,19 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedquilt.core.errors import ConfigError, ModelError
+from fedquilt.adapters.lora.settings import LoraSettings
+from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Params
-
-_Number = TypeVar("_Number", int, float)
-
-MOST_RANK = 16_384
-MOST_PATTERN_SIGNS = 300
-_REPEATED = re.compile(r"(?<!\\)[*+?]")
-_PLAIN_PATTERN = re.compile(r"(?:\\[.dw-]|\[[\w.^-]+\]|(?<!\))[*+?]|[\w.$^-]|\((?:\?:)?|[|)])*")
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """How linear modules are adapted.
-
-    Attributes
-    ----------
-    rank : the rank r.
-    alpha : the scaling is alpha/r, or alpha/sqrt(r) with ``rslora``.
-    dropout : the dropout probability on the adapter's input, in [0, 1).
-    rslora : whether the scaling is that of rsLoRA.
-    targets : names of the adapted modules, or ends of their paths; empty for the model's default.
-    rank_pattern : other ranks by module path, or by a regular expression for the end of one, as in PEFT's config.
-    alpha_pattern : other alphas, likewise.
-    """
-
-    rank: int
-    alpha: float
-    dropout: float = 0.0
-    rslora: bool = False
-    targets: tuple[str, ...] = ()
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        problems = [
-            f"adapter.rank is {rank!r:.80}; it must be a whole number of at least 1, and at most {MOST_RANK}"
-            for rank in (self.rank, *self.rank_pattern.values())
-            if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= MOST_RANK
-        ]
-        problems += [
-            f"adapter.alpha is {alpha!r}; it must be a finite number above 0"
-            for alpha in (self.alpha, *self.alpha_pattern.values())
-            if not (math.isfinite(alpha) and alpha > 0)
-        ]
-        problems += [
-            f"{kind}_pattern {key!r:.80}: {why}"
-            for kind, pattern in (("rank", self.rank_pattern), ("alpha", self.alpha_pattern))
-            for key in pattern
-            if (why := pattern_problem(key))
-        ]
-        if not 0 <= self.dropout < 1:
-            problems.append(f"adapter.dropout is {self.dropout!r}; it must be at least 0 and below 1")
-        if problems:
-            raise ConfigError(problems)
-
-    def rank_of(self, module: str) -> int:
-        """The rank of the module at this path."""
-        return _by_pattern(self.rank_pattern, module, self.rank)
-
-    def alpha_of(self, module: str) -> float:
-        """The alpha of the module at this path."""
-        return _by_pattern(self.alpha_pattern, module, self.alpha)
-
-    def scaling(self, module: str, rank: int | None = None) -> float:
-        """The scaling ``s`` of the module at this path, ``alpha / r`` or with rsLoRA ``alpha / sqrt(r)``.
-
-        ``rank`` None means the module's own rank.
-
-        Paper: lora, scaling; rslora, scaling
-        """
-        rank = self.rank_of(module) if rank is None else rank
-        return self.alpha_of(module) / (math.sqrt(rank) if self.rslora else rank)
 
 
 class LoraLinear(nn.Module):
@@ -257,36 +184,3 @@ def activated(adapters: Mapping[str, LoraLinear], names: Collection[str]) -> Ite
 def merged_weights(adapters: Mapping[str, LoraLinear]) -> Params:
     """The merged weight of every active adapter, by the name of the weight in the model without adapters."""
     return {f"{name}.weight": adapter.merged() for name, adapter in adapters.items() if adapter.active}
-
-
-def pattern_problem(key: str) -> str:
-    """Why a key of ``rank_pattern`` or ``alpha_pattern`` is rejected, or an empty text.
-
-    A key is a module's path or a regular expression for one. Since keys may come from untrusted files, only expressions
-    that match any path quickly are accepted: names, ``.``, ``[...]``, ``(a|b)`` and anchors, with at most two repeated
-    characters.
-    """
-    if len(key) > MOST_PATTERN_SIGNS:
-        return f"has {len(key):,} characters; a module's path has at most {MOST_PATTERN_SIGNS}"
-    if not _PLAIN_PATTERN.fullmatch(key) or len(_REPEATED.findall(key)) > 2:
-        return (
-            "is no module's path, and a regular expression is taken only of names, '.', '[...]' and '(a|b)', with at "
-            "most two of '*', '+' and '?', none behind a bracket ')'; write out the paths"
-        )
-    try:
-        _compiled(key)
-    except re.error as error:
-        return f"is no regular expression ({error})"
-    return ""
-
-
-def _by_pattern(pattern: Mapping[str, _Number], module: str, otherwise: _Number) -> _Number:
-    for key, value in pattern.items():
-        if _compiled(key).match(module):
-            return value
-    return otherwise
-
-
-@lru_cache(maxsize=10_000)
-def _compiled(key: str) -> re.Pattern[str]:
-    return re.compile(rf"(.*\.)?({key})$")

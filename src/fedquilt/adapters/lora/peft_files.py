@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedquilt.adapters.folders import read_folder, write_folder
-from fedquilt.adapters.lora.module import LoraSettings
 from fedquilt.adapters.lora.peft_targets import peft_names
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.model_card import beside
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.types import Layout, Params
@@ -72,7 +72,7 @@ def save_peft(
     whole = {name.rpartition(".")[0] for name in layout.depth if name.endswith(_FACTORS)}
     if unknown := sorted(modules.keys() - whole):
         raise ModelError(f"'{unknown[0]}.lora_A' is not a tensor of {layout.architecture}")
-    where = peft_names(model, modules, kept, settings.targets, task)
+    where = peft_names(model, modules, kept, settings.targets or (), task)
     tensors = {
         _PREFIX + (f"{name}.weight" if name.endswith(_FACTORS) else name): value
         for name, value in {**where.state, **params}.items()
@@ -232,7 +232,7 @@ def _settings(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
             alpha=float(config["lora_alpha"]),
             dropout=float(config.get("lora_dropout") or 0.0),
             rslora=bool(config.get("use_rslora")),
-            targets=tuple(sorted(set(targets))),
+            targets=tuple(sorted(set(targets))) or None,
             rank_pattern=config.get("rank_pattern") or {},
             alpha_pattern=config.get("alpha_pattern") or {},
         )

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from fedquilt.adapters.folders import read_folder, write_folder
 from fedquilt.adapters.lora.inject import load
 from fedquilt.adapters.mixture.inject import inject_mixture, mixture_layout, remove_mixture
-from fedquilt.adapters.mixture.module import MixtureSettings
+from fedquilt.adapters.mixture.settings import MixtureSettings
 from fedquilt.adapters.model_card import beside
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.types import Blocks, Layout, Params

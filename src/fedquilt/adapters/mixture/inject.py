@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fedquilt.adapters.lora.inject import copied, own_parameters, trainable
-from fedquilt.adapters.lora.module import LoraSettings
-from fedquilt.adapters.mixture.module import MixtureLinear, MixtureSettings, drawn_down, drawn_expert
+from fedquilt.adapters.lora.settings import LoraSettings
+from fedquilt.adapters.mixture.module import MixtureLinear, drawn_down, drawn_expert
+from fedquilt.adapters.mixture.settings import MixtureSettings
 from fedquilt.adapters.sites import output_projections, slots_of
 from fedquilt.core.errors import ModelError
 from fedquilt.core.factors import Product, named

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from fedquilt.adapters.kind import Export, Host, Kind, Put
 from fedquilt.adapters.lora.kind import save_lora
-from fedquilt.adapters.lora.module import LoraSettings
 from fedquilt.adapters.lora.peft_targets import peft_names
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.mixture.files import CONFIG, TENSORS, put_mixture, read_mixture, save_mixture
 from fedquilt.adapters.mixture.inject import (
     as_lora,
@@ -22,12 +21,14 @@ from fedquilt.adapters.mixture.inject import (
     mixtures,
     trained_names,
 )
-from fedquilt.adapters.mixture.module import MixtureSettings
+from fedquilt.adapters.mixture.settings import MixtureSettings
+from fedquilt.adapters.settings import Adapter
 from fedquilt.core.errors import ConfigError, ModelError
+from fedquilt.core.settings import part_of
 from fedquilt.core.types import Blocks, Layout, Params
 
 
-def settings_of(section: Any, host: Host) -> MixtureSettings:
+def settings_of(section: Adapter, host: Host) -> MixtureSettings:
     """The settings of an architecture's mixtures.
 
     By default there are as many branches as architectures in the federation, and as many depth slots as blocks in the
@@ -39,18 +40,11 @@ def settings_of(section: Any, host: Host) -> MixtureSettings:
         if each client trains only its own branch and there is none for this architecture, or there are more slots than
         blocks.
     """
-    settings = MixtureSettings(
-        rank=section.rank,
+    settings = part_of(
+        section,
+        MixtureSettings,
         branches=section.branches or host.num_architectures,
         num_slots=section.num_slots or host.fewest_layers,
-        alpha=section.alpha,
-        gate=section.gate,
-        activation=section.activation,
-        placement=section.placement,
-        sites=tuple(section.sites),
-        slot_rule=section.slot_rule,
-        trained=section.trained,
-        deviation=section.deviation,
     )
     depth = host.blocks.num_layers
     if settings.trained == "own" and host.number >= settings.branches:
@@ -66,7 +60,7 @@ def settings_of(section: Any, host: Host) -> MixtureSettings:
     return settings
 
 
-def _put(section: Any, host: Host) -> Put:
+def _put(section: Adapter, host: Host) -> Put:
     settings = settings_of(section, host)
     inject_mixture(host.model, host.blocks, settings)
     where = mixture_layout(host.model, host.blocks, host.architecture, host.trained_head)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import chain
 
 import torch
@@ -23,92 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedquilt.adapters.lora.module import is_transposed, num_features
-from fedquilt.adapters.sites import OUTPUTS, SLOT_RULES
-from fedquilt.core.errors import ConfigError, ModelError, suggestion
+from fedquilt.adapters.mixture.settings import MixtureSettings
+from fedquilt.core.errors import ModelError
 from fedquilt.core.params import wide
 from fedquilt.core.rng import Rng
-
-GATES = ("uniform", "static", "token")
-ACTIVATIONS = ("gelu", "identity")
-PLACEMENTS = ("serial", "parallel")
-TRAINED = ("own", "all")
-
-
-@dataclass(frozen=True)
-class MixtureSettings:
-    """How a model is adapted; ``rank``, ``branches`` and ``num_slots`` must be the same for all models that share.
-
-    Attributes
-    ----------
-    rank : the rank r.
-    branches : the number of branches M, usually the number of architectures.
-    num_slots : the number of depth slots C.
-    alpha : the scaling is alpha/r; None for alpha = r.
-    gate : ``uniform`` (1/M), ``static`` (softmax of M numbers per site) or ``token`` (softmax of a linear map of each
-        token).
-    activation : the activation after ``down``, ``gelu`` or ``identity``; with ``identity`` and without token gates a
-        mixture is linear.
-    placement : ``serial`` (the adapter reads the output of the part's last linear module) or ``parallel`` (it reads
-        that module's input).
-    sites : the adapted parts of a block.
-    slot_rule : as in ``sites.slots_of``.
-    trained : whether a client trains its ``own`` branch or ``all``.
-    deviation : branches are drawn from N(0, deviation^2 / r); None for 0 with ``own`` and 0.02 with ``all``.
-    """
-
-    rank: int
-    branches: int
-    num_slots: int
-    alpha: float | None = None
-    gate: str = "static"
-    activation: str = "gelu"
-    placement: str = "serial"
-    sites: tuple[str, ...] = tuple(OUTPUTS)
-    slot_rule: str = "relative"
-    trained: str = "all"
-    deviation: float | None = None
-
-    def __post_init__(self) -> None:
-        problems = [
-            f"adapter.{key} is {value!r}; it must be a whole number of at least 1"
-            for key, value in (("rank", self.rank), ("branches", self.branches), ("num_slots", self.num_slots))
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1
-        ]
-        problems += [
-            f"adapter.{key} is {value!r}{suggestion(value, allowed)}; it must be one of {', '.join(allowed)}"
-            for key, value, allowed in (
-                ("gate", self.gate, GATES),
-                ("activation", self.activation, ACTIVATIONS),
-                ("placement", self.placement, PLACEMENTS),
-                ("slot_rule", self.slot_rule, SLOT_RULES),
-                ("trained", self.trained, TRAINED),
-                *(("sites", site, tuple(OUTPUTS)) for site in self.sites),
-            )
-            if value not in allowed
-        ]
-        if not self.sites or len(set(self.sites)) < len(self.sites):
-            problems.append(f"adapter.sites is {list(self.sites)}; give some of {', '.join(OUTPUTS)}, each once")
-        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha > 0):
-            problems.append(f"adapter.alpha is {self.alpha!r}; it must be a finite number above 0")
-        if self.deviation is not None and not (math.isfinite(self.deviation) and self.deviation >= 0):
-            problems.append(f"adapter.deviation is {self.deviation!r}; it must be a finite number of at least 0")
-        elif self.deviation == 0 and self.trained == "all" and self.branches > 1:
-            problems.append(
-                "adapter.deviation is 0, so all branches would be equal and stay equal in training; "
-                "give a number above 0, such as 0.02, or set adapter.trained = 'own'"
-            )
-        if problems:
-            raise ConfigError(problems)
-
-    @property
-    def scaling(self) -> float:
-        """The scaling ``s = alpha / r``."""
-        return 1.0 if self.alpha is None else self.alpha / self.rank
-
-    @property
-    def drawn_deviation(self) -> float:
-        """The ``deviation`` with its default filled in."""
-        return (0.02 if self.trained == "all" else 0.0) if self.deviation is None else self.deviation
 
 
 class MixtureLinear(nn.Module):

@@ -1,0 +1,116 @@
+"""Settings of LoRA: the keys that a run file has for it, and those of one model's adapters."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Annotated, TypeVar
+
+from annotated_types import MaxLen, MinLen
+
+from fedquilt.core.errors import ConfigError
+from fedquilt.core.settings import Rank, Rate, Share, Text, problems_of
+
+_Number = TypeVar("_Number", int, float)
+
+MOST_PATTERN_SIGNS = 300
+_REPEATED = re.compile(r"(?<!\\)[*+?]")
+_PLAIN_PATTERN = re.compile(r"(?:\\[.dw-]|\[[\w.^-]+\]|(?<!\))[*+?]|[\w.$^-]|\((?:\?:)?|[|)])*")
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Adapters with a low-dimensional space."""
+
+    rank: Rank = 16
+    """Rank r of every adapter; for a mixture, the dimension of its low-dimensional space."""
+    alpha: Rate = 16.0
+    """Numerator of the scale alpha / r."""
+
+
+@dataclass(frozen=True)
+class LoraKeys(LowRank):
+    """The keys of LoRA in a run file."""
+
+    dropout: Share = 0.0
+    """Dropout on the adapter's input."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(r) instead of alpha / r."""
+    targets: Annotated[tuple[Text, ...], MinLen(1), MaxLen(1000)] | None = None
+    """Names of the linear modules that get an adapter; the model's query and value projections if left out."""
+
+
+@dataclass(frozen=True)
+class LoraSettings(LoraKeys):
+    """How the linear modules of one model are adapted; ranks and alphas may differ between modules, as in PEFT."""
+
+    rank_pattern: Mapping[str, Rank] = field(default_factory=dict)
+    """Other ranks by module path, or by a regular expression for the end of one."""
+    alpha_pattern: Mapping[str, Rate] = field(default_factory=dict)
+    """Other alphas, likewise."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError if a value is not of its type, or a pattern is none."""
+        problems = problems_of(self, "adapter")
+        problems += [
+            f"{kind}_pattern {key!r:.80}: {why}"
+            for kind, pattern in (("rank", self.rank_pattern), ("alpha", self.alpha_pattern))
+            for key in pattern
+            if (why := pattern_problem(key))
+        ]
+        if problems:
+            raise ConfigError(problems)
+
+    def rank_of(self, module: str) -> int:
+        """The rank of the module at this path."""
+        return _by_pattern(self.rank_pattern, module, self.rank)
+
+    def alpha_of(self, module: str) -> float:
+        """The alpha of the module at this path."""
+        return _by_pattern(self.alpha_pattern, module, self.alpha)
+
+    def scaling(self, module: str, rank: int | None = None) -> float:
+        """The scaling ``s`` of the module at this path, ``alpha / r`` or with rsLoRA ``alpha / sqrt(r)``.
+
+        ``rank`` None means the module's own rank.
+
+        Paper: lora, scaling; rslora, scaling
+        """
+        rank = self.rank_of(module) if rank is None else rank
+        return self.alpha_of(module) / (math.sqrt(rank) if self.rslora else rank)
+
+
+def pattern_problem(key: str) -> str:
+    """Why a key of ``rank_pattern`` or ``alpha_pattern`` is rejected, or an empty text.
+
+    A key is a module's path or a regular expression for one. Since keys may come from untrusted files, only expressions
+    that match any path quickly are accepted: names, ``.``, ``[...]``, ``(a|b)`` and anchors, with at most two repeated
+    characters.
+    """
+    if len(key) > MOST_PATTERN_SIGNS:
+        return f"has {len(key):,} characters; a module's path has at most {MOST_PATTERN_SIGNS}"
+    if not _PLAIN_PATTERN.fullmatch(key) or len(_REPEATED.findall(key)) > 2:
+        return (
+            "is no module's path, and a regular expression is taken only of names, '.', '[...]' and '(a|b)', with at "
+            "most two of '*', '+' and '?', none behind a bracket ')'; write out the paths"
+        )
+    try:
+        _compiled(key)
+    except re.error as error:
+        return f"is no regular expression ({error})"
+    return ""
+
+
+def _by_pattern(pattern: Mapping[str, _Number], module: str, otherwise: _Number) -> _Number:
+    for key, value in pattern.items():
+        if _compiled(key).match(module):
+            return value
+    return otherwise
+
+
+@lru_cache(maxsize=10_000)
+def _compiled(key: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({key})$")

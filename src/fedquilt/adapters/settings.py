@@ -1,0 +1,73 @@
+"""The section [adapter] of a run file: the keys of every kind of adapter, each of one kind or of two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from fedquilt.adapters.lora.settings import LoraKeys
+from fedquilt.adapters.mixture.settings import MixtureKeys
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    kind: Literal["lora", "mixture", "full"] = "lora"
+    """``lora``: two low-rank factors at every target. ``mixture``: after attention and after the feed-forward part,
+    projections of the model's width around a dense mixture of branches that all models can share (``heterotune``).
+    ``full``: full fine-tuning; all weights of the model are trained and sent, as a baseline for adapters."""
+
+
+@dataclass(frozen=True)
+class FullKeys:
+    """The keys of full fine-tuning in a run file."""
+
+    buffers: Literal["average", "local"] = "average"
+    """Running statistics and similar buffers (batch normalisation): sent and averaged like the weights, or local to
+    each client. With adapters they stay those of the base."""
+
+
+KEYS: Mapping[str, type | None] = {"lora": LoraKeys, "mixture": MixtureKeys, "full": FullKeys}
+"""The keys of each kind as a dataclass; None for a kind without keys."""
+
+OF_KIND: Mapping[str, tuple[str, ...]] = {
+    kind: () if keys is None else tuple(field.name for field in fields(keys)) for kind, keys in KEYS.items()
+}
+"""The names of the keys of each kind, in addition to ``kind``."""
+
+
+@dataclass(frozen=True)
+class Adapter(FullKeys, MixtureKeys, LoraKeys, _Chosen):  # the last base's keys come first
+    """The trained adapters.
+
+    ``dropout``, ``rslora`` and ``targets`` belong to the kind ``lora``, and the keys from ``activation`` on to
+    ``mixture``; ``full`` has only ``buffers``.
+    """
+
+    def __post_init__(self) -> None:
+        """Refuse keys of another kind."""
+        if odd := odd_keys(self):
+            other = " or ".join(f"'{kind}'" for kind, keys in OF_KIND.items() if not set(keys).isdisjoint(odd))
+            raise ValueError(
+                f"{' and '.join(odd)} {'is' if len(odd) == 1 else 'are'} of kind = {other} alone, and this is "
+                f"'{self.kind}'; leave {'it' if len(odd) == 1 else 'them'} out, or set kind = {other}"
+            )
+
+
+def of_kind(keys: Mapping[str, Any], kind: Any) -> dict[str, Any]:
+    """The keys of [adapter] without those that this kind does not have."""
+    foreign = _foreign(kind) if kind != keys.get("kind", "lora") else ()
+    return {key: value for key, value in keys.items() if key not in foreign}
+
+
+def odd_keys(adapter: Adapter) -> list[str]:
+    """The keys that differ from their default and that adapters of this kind do not have."""
+    defaults = {field.name: field.default for field in fields(adapter)}
+    return [key for key in _foreign(adapter.kind) if getattr(adapter, key) != defaults[key]]
+
+
+def _foreign(kind: Any) -> list[str]:
+    """The keys that only other kinds have."""
+    every = dict.fromkeys(key for keys in OF_KIND.values() for key in keys)
+    own = OF_KIND.get(kind, every) if isinstance(kind, str) else every
+    return [key for key in every if key not in own]
