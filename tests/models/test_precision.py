@@ -8,7 +8,8 @@ import torch
 import transformers
 
 from fedquilt.adapters.lora.inject import adapters, inject
-from fedquilt.adapters.lora.module import LoraSettings, merged_weights
+from fedquilt.adapters.lora.module import merged_weights
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.client.task import scoring_of
 from fedquilt.core.rng import Rng
 from fedquilt.models.hf import load_model
