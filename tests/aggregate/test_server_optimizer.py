@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedquilt.aggregate.mean import layerwise_mean
-from fedquilt.aggregate.server_optimizer import KINDS, MOMENTS, with_server_optimizer
+from fedquilt.aggregate.server_optimizer import KINDS, with_server_optimizer
 from fedquilt.core.bounds import Bounds
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.loop import rounds
@@ -94,12 +94,12 @@ def test_without_momentum_and_at_rate_one_it_is_the_method():
 def test_what_nobody_sends_rests_with_its_moments_and_goes_on_from_them(kind):
     with_gap = [{"a": 0.3, "b": 0.2}, {"a": 0.1}, {"a": 0.1, "b": -0.1}]
     found = states(with_server_optimizer(moving(with_gap), kind), 3)
-    one, gap, after = ({"x": state["params"]["b"], "m": state[MOMENTS]["momentum"]["b"]} for state in found)
+    one, gap, after = ({"x": state["params"]["b"], "m": state["moments"]["momentum"]["b"]} for state in found)
     assert same(one, gap)
     assert not same(gap, after)
     without_gap = [with_gap[0], {"a": 0.1, "b": -0.1}]
     straight = states(with_server_optimizer(moving(without_gap), kind), 2)[-1]
-    assert same(after, {"x": straight["params"]["b"], "m": straight[MOMENTS]["momentum"]["b"]})
+    assert same(after, {"x": straight["params"]["b"], "m": straight["moments"]["momentum"]["b"]})
 
 
 @every_kind
@@ -119,9 +119,9 @@ def test_moments_go_through_a_checkpoint_and_the_rest_ends_in_the_same_bits(kind
         held = tree_from_bytes(tree_to_bytes(whole[taken_up - 1]))
         end = states(method, 4, state=held, start=taken_up)[-1]
         assert same(end["params"], whole[-1]["params"])
-        for moment, tensors in whole[-1][MOMENTS].items():
-            assert same(end[MOMENTS][moment], tensors)
-    assert tree_from_bytes(tree_to_bytes(first(method)))[MOMENTS] == first(method)[MOMENTS]
+        for moment, tensors in whole[-1]["moments"].items():
+            assert same(end["moments"][moment], tensors)
+    assert tree_from_bytes(tree_to_bytes(first(method)))["moments"] == first(method)["moments"]
 
 
 @every_kind
@@ -131,8 +131,8 @@ def test_what_merge_was_given_stays(kind):
     kept = tree_from_bytes(tree_to_bytes(before))
     merged = method.exchanges[0].merge(before, iter([Reply(0, {"a": before["params"]["a"] + 1}, 1.0)]))
     assert same(before["params"], kept["params"])
-    assert same(before[MOMENTS]["momentum"], kept[MOMENTS]["momentum"])
-    assert not same(before[MOMENTS]["momentum"], merged[MOMENTS]["momentum"])
+    assert same(before["moments"]["momentum"], kept["moments"]["momentum"])
+    assert not same(before["moments"]["momentum"], merged["moments"]["momentum"])
 
 
 def test_a_method_without_common_tensors_is_refused_with_the_way_out():
@@ -162,7 +162,7 @@ def test_everything_but_init_and_merge_is_the_methods_own():
     made = with_server_optimizer(method, "momentum")
     assert (made.name, made.view) == (method.name, method.view)
     assert made.exchanges[0]._replace(merge=method.exchanges[0].merge) == method.exchanges[0]
-    assert made.init(Rng(1))[MOMENTS] == {"momentum": {}, "variance": {}}
+    assert made.init(Rng(1))["moments"] == {"momentum": {}, "variance": {}}
 
 
 # Replies that are far too long ------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_one_huge_move_leaves_finite_moments_and_a_tensor_that_stands_still_is_r
     moves = [{"a": 0.1, "b": 0.1}, {"a": 1e30, "b": 0.1}, *[{"a": 0.1, "b": 0.1}] * 100]
     played = states(with_server_optimizer(moving(moves), kind), 102)
     for state in played:
-        for tensors in state[MOMENTS].values():
+        for tensors in state["moments"].values():
             assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
         assert all(bool(torch.isfinite(tensor).all()) for tensor in state["params"].values())
         assert max(float(tensor.abs().max()) for tensor in state["params"].values()) < 5  # a step is of the rate's size

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from declared import declared, misfit
 from torch import Tensor
 
 from fedquilt.client import Client
@@ -372,7 +373,10 @@ def cohort_order_does_not_matter(build: Build) -> None:
 
 
 def state_and_memory_are_trees(build: Build) -> None:
-    """Tensors, numbers, strings, booleans, None, lists, dicts with string keys; so are orders and replies."""
+    """Tensors, numbers, strings, booleans, None, lists, dicts with string keys; so are orders and replies.
+
+    A state is of the type that ``init`` declares.
+    """
     faults = []
 
     def watched(exchange: Exchange) -> Exchange:
@@ -393,8 +397,9 @@ def state_and_memory_are_trees(build: Build) -> None:
 
         return exchange._replace(work=work)
 
-    played = play(_with(build(), watched))
-    faults += [fault(state, "state") for state in played.states]
+    setup = _with(build(), watched)
+    hint = declared(setup.method.init)
+    faults += [fault(state, "state") or misfit(state, hint, "state") for state in play(setup).states]
     assert [f for f in faults if f] == []
     assert len(faults) > 5
 

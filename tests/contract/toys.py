@@ -15,7 +15,7 @@ from promises import Setup
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss, one_hot
 
-from fedquilt.aggregate.server_optimizer import MOMENTS, Kind, with_server_optimizer
+from fedquilt.aggregate.server_optimizer import Kind, with_server_optimizer
 from fedquilt.client.penalty import with_proximal
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Exchange, Method
@@ -142,7 +142,7 @@ def changed(build: Callable[[], Setup], *, mu: float = 0.0, kind: Kind | None = 
             return setup._replace(method=method)
 
         def learned(state: Tree) -> Tree:  # moments fade though no client moves
-            return setup.learned(without(state, [MOMENTS]))
+            return setup.learned(without(state, ["moments"]))
 
         return setup._replace(method=with_server_optimizer(method, kind), learned=learned)
 

@@ -9,7 +9,7 @@ from small_federation import BERT, LLAMA, VIT, WIDE, mixtures, several
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Turn
 from fedquilt.methods import METHODS
-from fedquilt.methods.by_architecture import APART, by_architecture
+from fedquilt.methods.by_architecture import by_architecture
 
 
 def fedit(federation):
@@ -35,7 +35,7 @@ def test_each_architecture_ends_as_if_the_others_were_not_there():
     ends = []
     for scene in (both, one):
         made = Setup(by_architecture(fedit, scene.federation), scene.federation.profiles, scene.clients)
-        ends.append(play(made).states[-1][APART])
+        ends.append(play(made).states[-1]["apart"])
     assert same(ends[0][name], ends[1][name])
     assert ends[0].keys() != ends[1].keys()
 
@@ -45,16 +45,16 @@ def test_neighbouring_numbers_or_not_the_means_are_those_of_the_architecture():
     owners = [made.clients[id].profile.architecture for id in range(4)]
     assert owners[0] == owners[2] != owners[1] == owners[3]
     state = play(made, num_rounds=1).states[-1]
-    for architecture, own in state[APART].items():
+    for architecture, own in state["apart"].items():
         layout = next(c.bench.layout for c in made.clients.values() if c.profile.architecture == architecture)
         assert own["params"].keys() == layout.depth.keys()
 
 
 def test_an_architecture_without_clients_in_a_round_stays_as_it_is():
     made = setup()
-    first, second = made.method.init(Rng(5).child("init"))[APART]
+    first, second = made.method.init(Rng(5).child("init"))["apart"]
     played = play(made, num_rounds=1, cohort=lambda number: made.profiles[:2])
-    before, after = (state[APART] for state in (played.states[0], played.states[-1]))
+    before, after = (state["apart"] for state in (played.states[0], played.states[-1]))
     assert same(before[second], after[second])
     assert not same(before[first], after[first])
 

@@ -14,7 +14,7 @@ from fedquilt.core.params import squared_norm, sub
 from fedquilt.core.rng import Rng, secret
 from fedquilt.core.types import Budget, Order, Profile, Reply
 from fedquilt.core.wrap import with_local
-from fedquilt.privacy.noise import RELEASES, with_central_dp, with_local_dp
+from fedquilt.privacy.noise import with_central_dp, with_local_dp
 
 PROFILES = tuple(Profile(k, 10 * (k + 1), "toy", Budget(1), "toy") for k in range(4))
 SHAPES = {"a": (40, 50), "b": (60, 50), "head": (10, 10)}
@@ -74,7 +74,7 @@ def test_without_noise_the_central_result_is_the_clipped_mean(bound):
     (done,) = played(with_central_dp(method(), clip_norm=bound, noise_multiplier=0.0))
     for name in SHAPES:
         torch.testing.assert_close(done.state["params"][name], wanted[name], rtol=1e-6, atol=1e-6)
-    assert done.state[RELEASES] == 1
+    assert done.state["releases"] == 1
     assert done.state["other"] == 7
 
 
@@ -97,7 +97,7 @@ def test_one_client_moves_the_noiseless_sum_by_at_most_twice_the_bound_whatever_
 
     def result(last):
         replies = [Reply(0, {name: torch.full(s, 0.3) for name, s in SHAPES.items()}, 1.0), Reply(1, last, 1.0)]
-        return merge({"params": base, RELEASES: 0}, replies)["params"]
+        return merge({"params": base, "releases": 0}, replies)["params"]
 
     generator = Rng(3).torch()
     for size in (1e-3, 1.0, 1e6):
@@ -166,7 +166,7 @@ def test_a_method_with_several_exchanges_is_refused_until_its_cost_is_known():
 
 def test_no_reply_and_an_unknown_tensor_are_errors():
     merge = with_central_dp(method(), clip_norm=1.0, noise_multiplier=1.0).exchanges[0].merge
-    state = {"params": {"a": torch.zeros(2)}, RELEASES: 0}
+    state = {"params": {"a": torch.zeros(2)}, "releases": 0}
     with pytest.raises(RoundError, match="no replies"):
         merge(state, [])
     with pytest.raises(RoundError, match="client 1 sent tensor 'x', which the server does not have"):
@@ -273,7 +273,7 @@ def test_with_a_key_rounds_and_clients_still_have_noise_of_their_own():
     start = central.init(Rng(1).child("init"))["params"]["a"]
     steps = [first.state["params"]["a"] - start, second.state["params"]["a"] - first.state["params"]["a"]]
     assert abs(float(torch.corrcoef(torch.stack([step.flatten() for step in steps]))[0, 1])) < 0.2
-    assert second.state[RELEASES] == 2
+    assert second.state["releases"] == 2
 
 
 def test_noise_moves_no_other_draw():

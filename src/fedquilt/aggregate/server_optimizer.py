@@ -8,18 +8,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fedquilt.aggregate.server_step import adam_step, momentum_step, no_moments, num_stalled, yogi_step
+from fedquilt.aggregate.server_step import Moments, adam_step, momentum_step, no_moments, num_stalled, yogi_step
 from fedquilt.core.errors import ConfigError, suggestion
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import without
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import Params, Reply, Tree
-
-MOMENTS = "moments"
-"""Key of the optimiser's moments in the server's state."""
-
-STALLED = "stalled"
-"""Key of the number of tensors that the last step hardly moved, in the server's state and in the record."""
+from fedquilt.core.types import ModelState, Params, Reply
 
 KINDS = ("momentum", "adam", "yogi")
 
@@ -27,7 +21,23 @@ LEARNING_RATES = {"momentum": 1.0, "adam": 1e-3, "yogi": 1e-3}
 """Default server learning rates; with 1 and no momentum yet, the first step is the plain mean."""
 
 Kind = Literal["momentum", "adam", "yogi"]
-_Step = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Tree], tuple[Params, Tree]]
+_Step = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Moments], tuple[Params, Moments]]
+
+
+class OptimizedState(ModelState):
+    """The state of a server that steps, besides the method's own.
+
+    Attributes
+    ----------
+    moments
+        The optimiser's moments, so that a checkpoint holds them.
+    stalled
+        The number of tensors that adam or yogi hardly moved in the last step because their moments are too large, see
+        ``server_step.num_stalled``. The record of a round holds it too.
+    """
+
+    moments: Moments
+    stalled: int
 
 
 def with_server_optimizer(
@@ -42,9 +52,7 @@ def with_server_optimizer(
 ) -> Method:
     """The method whose server updates ``state["params"]`` by a step of FedAvgM, FedAdam or FedYogi.
 
-    The pseudo-gradient is the ``params`` after ``merge`` minus those before; every merge is one step. The moments are
-    in the state under ``moments``, so that a checkpoint holds them. ``stalled`` counts the tensors that adam or yogi
-    hardly move because their moments are too large, see ``server_step.num_stalled``.
+    The pseudo-gradient is the ``params`` after ``merge`` minus those before; every merge is one step.
 
     A tensor that nobody sent (``merge`` gives the same object) is not changed, and neither are its moments: a layer
     that nobody trained is not moved by momentum of earlier rounds, which continues when the layer is trained again. A
@@ -76,28 +84,28 @@ def with_server_optimizer(
     step = _step(kind, LEARNING_RATES.get(kind) if learning_rate is None else learning_rate, momentum, beta2, tau)
     step({}, {}, no_moments())  # raises now if a number is out of range
 
-    def init(rng: Rng) -> Tree:
-        state = method.init(rng)
+    def init(rng: Rng) -> OptimizedState:
+        state: ModelState = method.init(rng)
         if not isinstance(state, Mapping) or not state.get("params"):
             raise ConfigError(
                 f"aggregation.server_optimizer = '{kind}': the server of method '{method.name}' keeps no common "
                 "tensors that it could move; set aggregation.server_optimizer = 'none'"
             )
-        return {**state, MOMENTS: no_moments(), STALLED: 0}
+        return {**state, "moments": no_moments(), "stalled": 0}
 
     def stepping(exchange: Exchange) -> Exchange:
-        def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
-            merged = exchange.merge(state, replies)
+        def merge(state: OptimizedState, replies: Iterable[Reply]) -> OptimizedState:
+            merged: OptimizedState = exchange.merge(state, replies)
             before, proposed = without(state["params"], apart), without(merged["params"], apart)
-            params, moments = step(before, proposed, state[MOMENTS])
+            params, moments = step(before, proposed, state["moments"])
             fresh = params if kind == "momentum" else step(before, proposed, no_moments())[0]
             stalled = num_stalled(before, params, fresh)
-            return {**merged, "params": {**merged["params"], **params}, MOMENTS: moments, STALLED: stalled}
+            return {**merged, "params": {**merged["params"], **params}, "moments": moments, "stalled": stalled}
 
         return exchange._replace(merge=merge)
 
-    def report(state: Tree) -> dict[str, Any]:
-        return {**method.report(state), STALLED: state[STALLED]}
+    def report(state: OptimizedState) -> dict[str, Any]:
+        return {**method.report(state), "stalled": state["stalled"]}
 
     exchanges = tuple(stepping(exchange) for exchange in method.exchanges)
     return method._replace(init=init, exchanges=exchanges, report=report)

@@ -4,22 +4,29 @@ A step maps the server's tensors, those that an aggregator proposes, and the opt
 state. The pseudo-gradient is the proposal minus the server's tensors. A tensor that is the same object in the proposal
 was sent by nobody: it is not changed, and neither are its moments.
 
-The state is a tree, ``{"momentum": tensors, "variance": tensors}``, empty at first; its tensors are finite, and float32
-or wider. On LoRA factors a step depends on how each product is split into factors; methods that average products should
-apply it to the products.
+The optimiser's state are its moments, none at first; they are finite, and float32 or wider. On LoRA factors a step
+depends on how each product is split into factors; methods that average products should apply it to the products.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
 
 from fedquilt.core.params import moved, wide
-from fedquilt.core.types import Params, Tree
+from fedquilt.core.types import Params
+
+
+class Moments(TypedDict):
+    """The optimiser's state: first and second moments, by name of the tensor."""
+
+    momentum: Params
+    variance: Params
+
 
 _Update = Callable[..., tuple[Tensor, ...]]
 """Gives the step and the new moments from the pseudo-gradient and the moments."""
@@ -28,11 +35,11 @@ _Update = Callable[..., tuple[Tensor, ...]]
 def momentum_step(
     current: Mapping[str, Tensor],
     proposal: Mapping[str, Tensor],
-    state: Tree,
+    state: Moments,
     *,
     learning_rate: float = 1.0,
     beta: float = 0.9,
-) -> tuple[Params, Tree]:
+) -> tuple[Params, Moments]:
     """FedAvgM: ``m <- beta m + (proposal - x)``, ``x <- x + learning_rate m``.
 
     Heavy-ball momentum without dampening, as in ``torch.optim.SGD(momentum=beta)``. With learning rate 1 and beta 0 the
@@ -66,13 +73,13 @@ def momentum_step(
 def adam_step(
     current: Mapping[str, Tensor],
     proposal: Mapping[str, Tensor],
-    state: Tree,
+    state: Moments,
     *,
     learning_rate: float = 1e-2,
     beta1: float = 0.9,
     beta2: float = 0.99,
     tau: float = 1e-3,
-) -> tuple[Params, Tree]:
+) -> tuple[Params, Moments]:
     """FedAdam: ``x <- x + learning_rate m / (sqrt(v) + tau)``.
 
     With D the proposal minus x: ``m <- beta1 m + (1 - beta1) D`` and ``v <- beta2 v + (1 - beta2) D^2``. In contrast to
@@ -107,13 +114,13 @@ def adam_step(
 def yogi_step(
     current: Mapping[str, Tensor],
     proposal: Mapping[str, Tensor],
-    state: Tree,
+    state: Moments,
     *,
     learning_rate: float = 1e-2,
     beta1: float = 0.9,
     beta2: float = 0.99,
     tau: float = 1e-3,
-) -> tuple[Params, Tree]:
+) -> tuple[Params, Moments]:
     """FedYogi: as ``adam_step``, but ``v <- v - (1 - beta2) D^2 sign(v - D^2)``.
 
     The change of v does not depend on the size of v, so that after large steps it shrinks slowly.
@@ -141,7 +148,7 @@ def yogi_step(
     return _stepped(current, proposal, state, update, {"momentum": 0.0, "variance": tau**2})
 
 
-def no_moments() -> dict[str, Any]:
+def no_moments() -> Moments:
     """The state before the first step."""
     return {"momentum": {}, "variance": {}}
 
@@ -149,15 +156,15 @@ def no_moments() -> dict[str, Any]:
 def _stepped(
     current: Mapping[str, Tensor],
     proposal: Mapping[str, Tensor],
-    state: Tree,
+    state: Moments,
     update: _Update,
-    first: Mapping[str, float],
-) -> tuple[Params, Tree]:
+    first: Mapping[Literal["momentum", "variance"], float],
+) -> tuple[Params, Moments]:
     """Apply ``update`` to every tensor that was sent; ``first`` holds the initial value of each moment, by name."""
     if current.keys() != proposal.keys():
         odd = sorted(current.keys() ^ proposal.keys())[:5]
         raise ValueError(f"the proposal and the server's tensors have different names: {odd}")
-    moments = {kind: dict(tensors) for kind, tensors in state.items()}
+    moments: Moments = {"momentum": {**state["momentum"]}, "variance": {**state["variance"]}}
     stepped: Params = {}
     for name, tensor in current.items():
         stepped[name] = tensor

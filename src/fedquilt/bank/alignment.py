@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from fedquilt.aggregate.alignment.gradients import Aligned, AlignSettings, combined, cosines, num_conflicts
-from fedquilt.aggregate.alignment.wrapper import draws_of, first_record, next_record, reported
+from fedquilt.aggregate.alignment.wrapper import AlignmentState, draws_of, first_record, next_record, reported
 from fedquilt.bank.merge import BankUpdate, RunningBank, merged_bank
 from fedquilt.core.method import reports_nothing
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import Params, Tree
+from fedquilt.core.types import ModelState, Params, Tree
 
 
 def aligned_bank(
@@ -105,6 +105,10 @@ def _parts(groups: Mapping[str, RunningBank], damping: float) -> Iterator[tuple[
 Align = Literal["none", "projection", "reference", "soft"]
 
 
+class AlignedBank(ModelState, AlignmentState):
+    """The state of a server that aligns the architectures' updates of the bank, ``params``."""
+
+
 class BankMerge(NamedTuple):
     """How a server merges updates into the bank, ``state["params"]``.
 
@@ -113,15 +117,15 @@ class BankMerge(NamedTuple):
     ``core.method.Method``.
     """
 
-    init: Callable[[Rng], dict[str, Any]]
-    merge: Callable[[Tree, Iterable[tuple[str, BankUpdate]]], dict[str, Any]]
+    init: Callable[[Rng], Mapping[str, Any]]
+    merge: Callable[[Tree, Iterable[tuple[str, BankUpdate]]], ModelState]
     report: Callable[[Tree], Mapping[str, Any]]
 
 
 def bank_merge(align: Align, architectures: Sequence[str], *, step: float, damping: float) -> BankMerge:
     """The merge of updates without alignment (``none``), or with the architectures' pulls aligned by this rule."""
 
-    def plain(state: Tree, updates: Iterable[tuple[str, BankUpdate]]) -> dict[str, Any]:
+    def plain(state: ModelState, updates: Iterable[tuple[str, BankUpdate]]) -> ModelState:
         unnamed = (update for _, update in updates)
         return {"params": merged_bank(state["params"], unnamed, step=step, damping=damping)}
 
@@ -129,7 +133,7 @@ def bank_merge(align: Align, architectures: Sequence[str], *, step: float, dampi
         return BankMerge(lambda rng: {}, plain, reports_nothing)
     settings = AlignSettings(align)
 
-    def aligned(state: Tree, updates: Iterable[tuple[str, BankUpdate]]) -> dict[str, Any]:
+    def aligned(state: AlignedBank, updates: Iterable[tuple[str, BankUpdate]]) -> AlignedBank:
         draws = draws_of(state)
         bank, made = aligned_bank(state["params"], updates, settings, draws, step=step, damping=damping)
         return {"params": bank, **next_record(state, made, architectures)}

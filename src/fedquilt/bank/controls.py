@@ -8,10 +8,13 @@ from dataclasses import replace
 from fedquilt.bank.merge import COVERAGE, as_large
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import ClientId, Order, Params, Profile, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, ModelState, Order, Params, Profile, Reply, Turn
 
-NOISE = "noise"
-"""Key of the noise matrices in the server's state."""
+
+class NoisyState(ModelState):
+    """The state of a server that keeps a bank, ``params``, and the random matrices that it sends instead of it."""
+
+    noise: Params
 
 
 def with_noise(method: Method, profiles: Iterable[Profile], drawn: Callable[[Rng], Params]) -> Method:
@@ -23,20 +26,21 @@ def with_noise(method: Method, profiles: Iterable[Profile], drawn: Callable[[Rng
     """
     by_client = {profile.id: profile for profile in profiles}
 
-    def init(rng: Rng) -> Tree:
-        return {**method.init(rng), NOISE: drawn(rng.child("noise"))}
+    def init(rng: Rng) -> NoisyState:
+        state: ModelState = method.init(rng)
+        return {**state, "noise": drawn(rng.child("noise"))}
 
-    def hidden(state: Tree) -> Tree:
-        return {**state, "params": as_large(state[NOISE], state["params"])}
+    def hidden(state: NoisyState) -> NoisyState:
+        return {**state, "params": as_large(state["noise"], state["params"])}
 
-    def view(state: Tree, profile: Profile) -> Order:
+    def view(state: NoisyState, profile: Profile) -> Order:
         return method.view(hidden(state), profile)
 
     def noisy(exchange: Exchange) -> Exchange:
-        def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+        def ask(state: NoisyState, turn: Turn) -> Mapping[ClientId, Order]:
             return exchange.ask(hidden(state), turn)
 
-        def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+        def merge(state: NoisyState, replies: Iterable[Reply]) -> NoisyState:
             sent = hidden(state)
 
             def on_the_bank() -> Iterator[Reply]:
@@ -47,7 +51,8 @@ def with_noise(method: Method, profiles: Iterable[Profile], drawn: Callable[[Rng
                     moved = {name: bank[name] + (slot - noise[name]) for name, slot in slots.items()}
                     yield replace(reply, params={**reply.params, **moved})
 
-            return exchange.merge(state, on_the_bank())
+            merged: NoisyState = exchange.merge(state, on_the_bank())
+            return merged
 
         return exchange._replace(ask=ask, merge=merge)
 

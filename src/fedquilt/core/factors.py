@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -34,6 +34,13 @@ class Product(NamedTuple):
     def to(self, dtype: torch.dtype) -> Product:
         """The product in another dtype."""
         return Product(self.B.to(dtype), self.A.to(dtype))
+
+
+class ProductTree(TypedDict):
+    """A product as it is kept in a server's state, which is a tree: ``Product(**tree)`` reads it."""
+
+    B: Tensor
+    A: Tensor
 
 
 class Factors(NamedTuple):

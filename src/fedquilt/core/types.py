@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from torch import Tensor
 
@@ -19,7 +19,16 @@ ClientId = int
 Tree = Any
 """Nested dicts (with string keys) and lists of tensors, numbers, strings, booleans and None.
 
-A server's state and a client's memory are trees, so that one checkpoint format serves every method."""
+A server's state and a client's memory are trees, so that one checkpoint format serves every method. What a method or a
+wrapper keeps in the state is written down in a ``TypedDict`` beside it; the loop, engines and checkpoints know no more
+than that it is a tree."""
+
+
+class ModelState(TypedDict):
+    """The state of a server that keeps tensors which clients update; methods and wrappers add entries to it."""
+
+    params: Params
+
 
 Memory = dict[str, Any]
 """A client's private tree, which never travels.

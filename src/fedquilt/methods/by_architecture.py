@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby, islice
-from typing import Any
+from typing import Any, TypedDict
 
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Exchange, Method
@@ -13,8 +13,11 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
 from fedquilt.core.worker import Worker
 
-APART = "apart"
-"""Key of the states by architecture in the server's state."""
+
+class SeparateState(TypedDict):
+    """The server's state: the method's own state for each architecture."""
+
+    apart: dict[str, Tree]
 
 
 def by_architecture(factory: Callable[[Federation], Method], federation: Federation) -> Method:
@@ -41,19 +44,19 @@ def by_architecture(factory: Callable[[Federation], Method], federation: Federat
             raise ValueError(f"'{method.name}' has different exchanges for {name} than for the other architectures")
     owners = {profile.id: profile.architecture for profile in federation.profiles}
 
-    def init(rng: Rng) -> Tree:
-        return {APART: {name: method.init(rng.child("architecture", name)) for name, method in methods.items()}}
+    def init(rng: Rng) -> SeparateState:
+        return {"apart": {name: method.init(rng.child("architecture", name)) for name, method in methods.items()}}
 
-    def view(state: Tree, profile: Profile) -> Order:
-        return methods[profile.architecture].view(state[APART][profile.architecture], profile)
+    def view(state: SeparateState, profile: Profile) -> Order:
+        return methods[profile.architecture].view(state["apart"][profile.architecture], profile)
 
     def model(profile: Profile, initial: Params, order: Order, memory: Memory) -> Params:
         return methods[profile.architecture].model(profile, initial, order, memory)
 
-    def report(state: Tree) -> dict[str, dict[str, Any]]:
+    def report(state: SeparateState) -> dict[str, dict[str, Any]]:
         """The reports of the architectures' methods, by key and architecture."""
         reported: dict[str, dict[str, Any]] = {}
-        for name, own in state[APART].items():
+        for name, own in state["apart"].items():
             for key, value in methods[name].report(own).items():
                 reported.setdefault(key, {})[name] = value
         return reported
@@ -78,26 +81,26 @@ def _joined(exchanges: Mapping[str, Exchange], owners: Mapping[ClientId, str]) -
         name: str = order.settings["architecture"]
         return name
 
-    def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+    def ask(state: SeparateState, turn: Turn) -> Mapping[ClientId, Order]:
         orders = {}
         for name, exchange in exchanges.items():
             cohort = tuple(profile for profile in turn.cohort if profile.architecture == name)
             if cohort:
                 own = replace(turn, cohort=cohort, rng=turn.rng.child("architecture", name))
-                for client, order in exchange.ask(state[APART][name], own).items():
+                for client, order in exchange.ask(state["apart"][name], own).items():
                     orders[client] = replace(order, settings={**order.settings, "architecture": name})
         return orders
 
     def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
         return exchanges[owner_of(order)].work(client, order, memory)
 
-    def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+    def merge(state: SeparateState, replies: Iterable[Reply]) -> SeparateState:
         # sorting holds all replies; it is stable, so that those of an architecture stay in client order
         sequence = replies if neighbours else sorted(replies, key=lambda reply: places[owner(reply)])
-        states = dict(state[APART])
+        states = dict(state["apart"])
         for name, own in _runs(sequence, owner):
             states[name] = exchanges[name].merge(states[name], own)
-        return {**state, APART: states}
+        return {**state, "apart": states}
 
     def expects(order: Order) -> Params:
         expected = exchanges[owner_of(order)].expects

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
-from fedquilt.core.types import ClientId, Tree, Turn
+from fedquilt.core.types import ClientId, ModelState, Turn
 from fedquilt.methods.layered import Weighting, layered
 from fedquilt.methods.traits import Traits
 
@@ -29,7 +29,7 @@ def exclusive(federation: Federation, *, weighting: Weighting = "examples") -> M
             f"clients.budgets to {num_layers}"
         )
 
-    def allocate(state: Tree, turn: Turn) -> dict[ClientId, tuple[int, ...]]:
+    def allocate(state: ModelState, turn: Turn) -> dict[ClientId, tuple[int, ...]]:
         return {p.id: tuple(range(num_layers)) for p in turn.cohort if p.budget.layers >= num_layers}
 
     return layered("exclusive", federation, allocate, weighting=weighting)

@@ -15,7 +15,7 @@ from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.settings import FromRound, Rounds, Share, With
-from fedquilt.core.types import ClientId, Memory, Order, Range, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Memory, ModelState, Order, Range, Reply, Turn
 from fedquilt.core.worker import Worker
 from fedquilt.methods.layered import Weighting, layered
 from fedquilt.methods.traits import Traits
@@ -23,6 +23,27 @@ from fedquilt.methods.traits import Traits
 TRIANGLE = With("shape", ("triangle", "inverted-triangle"))
 DRAWN = With("allocation", ("rgd", "fim"))
 SCORED = With("allocation", ("fim",))
+
+
+class FedHelloState(ModelState, total=False):
+    """The server's state; all entries besides ``params`` exist only with the allocation ``fim``.
+
+    Attributes
+    ----------
+    round
+        Number of finished rounds.
+    scores
+        The smoothed Fisher scores of the layers; None before the first refresh, as the two below.
+    probabilities
+        The odds that follow from them.
+    refreshed
+        The number of rounds after which they were computed.
+    """
+
+    round: int
+    scores: list[float] | None
+    probabilities: list[float] | None
+    refreshed: int | None
 
 
 def fed_hello(
@@ -72,7 +93,7 @@ def fed_hello(
     prior = odds(counts(shape, num_layers, budgets, base=base))
     sampled = madow if sampler == "madow" else draw
 
-    def allocate(state: Tree, turn: Turn) -> dict[ClientId, tuple[int, ...]]:
+    def allocate(state: FedHelloState, turn: Turn) -> dict[ClientId, tuple[int, ...]]:
         if allocation == "gd":
             return {p.id: gd_set(shape, num_layers, p.budget.layers, base) for p in turn.cohort}
         probabilities = state.get("probabilities") or prior
@@ -84,7 +105,7 @@ def fed_hello(
         return method
     due = refreshes(federation, warmup, refresh)
 
-    def renewed(state: Tree, scores: Sequence[float]) -> Tree:
+    def renewed(state: FedHelloState, scores: Sequence[float]) -> FedHelloState:
         """The state with the odds of the smoothed scores; unchanged if a score of a diverged model is not finite."""
         if not all(map(math.isfinite, scores)):
             return state
@@ -108,7 +129,7 @@ def traits(settings: Mapping[str, Any]) -> Traits:
 
 Due = Callable[[int], bool]
 """Whether layers are scored before the round with this number."""
-Renewed = Callable[[Tree, Sequence[float]], Tree]
+Renewed = Callable[[FedHelloState, Sequence[float]], FedHelloState]
 """The state with the odds that follow from new scores of all layers."""
 
 
@@ -127,19 +148,21 @@ def _counting_rounds(method: Method) -> Method:
     """The method with the number of finished rounds in its state, and entries for scores and odds."""
     (fit,) = method.exchanges
 
-    def init(rng: Rng) -> Tree:
-        return {**method.init(rng), "round": 0, "scores": None, "probabilities": None, "refreshed": None}
+    def init(rng: Rng) -> FedHelloState:
+        state: ModelState = method.init(rng)
+        return {**state, "round": 0, "scores": None, "probabilities": None, "refreshed": None}
 
-    def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
-        return {**fit.merge(state, replies), "round": state["round"] + 1}
+    def merge(state: FedHelloState, replies: Iterable[Reply]) -> FedHelloState:
+        merged: FedHelloState = fit.merge(state, replies)
+        return {**merged, "round": state["round"] + 1}
 
     return method._replace(init=init, exchanges=(fit._replace(merge=merge),), report=_report)
 
 
-def _report(state: Tree) -> dict[str, Any]:
+def _report(state: FedHelloState) -> dict[str, Any]:
     """The current scores and odds of the layers, and the round before which they were computed, if there are any."""
-    kept = ("scores", "probabilities", "refreshed")
-    return {key: state[key] for key in kept if state[key] is not None}
+    kept: dict[str, Any] = {key: state[key] for key in ("scores", "probabilities", "refreshed")}
+    return {key: value for key, value in kept.items() if value is not None}
 
 
 def _scored_by_server(method: Method, federation: Federation, due: Due, renewed: Renewed, score: str) -> Method:
@@ -152,15 +175,15 @@ def _scored_by_server(method: Method, federation: Federation, due: Due, renewed:
         )
     (fit,) = method.exchanges
 
-    def scored(state: Tree) -> Tree:
+    def scored(state: FedHelloState) -> FedHelloState:
         if not due(state["round"]):
             return state
         return renewed(state, server.layer_scores(method.view(state, server.profile), kind=score))
 
-    def init(rng: Rng) -> Tree:
+    def init(rng: Rng) -> FedHelloState:
         return scored(method.init(rng))
 
-    def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+    def merge(state: FedHelloState, replies: Iterable[Reply]) -> FedHelloState:
         return scored(fit.merge(state, replies))
 
     return method._replace(init=init, exchanges=(fit._replace(merge=merge),))
@@ -171,7 +194,7 @@ def _scored_by_clients(method: Method, federation: Federation, due: Due, renewed
     (fit,) = method.exchanges
     names = tuple(f"score_{layer}" for layer in range(federation.layout.num_layers))
 
-    def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+    def ask(state: FedHelloState, turn: Turn) -> Mapping[ClientId, Order]:
         orders, wanted = fit.ask(state, turn), due(turn.round + 1)
         return {k: Order(order.params, {**order.settings, "score": wanted}) for k, order in orders.items()}
 
@@ -183,7 +206,7 @@ def _scored_by_clients(method: Method, federation: Federation, due: Due, renewed
         metrics = {**reply.metrics, **dict(zip(names, scores, strict=True))}
         return Reply(reply.client, reply.params, reply.weight, metrics), memory
 
-    def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+    def merge(state: FedHelloState, replies: Iterable[Reply]) -> FedHelloState:
         wanted = due(state["round"] + 1)
         sent: list[tuple[float, list[float]]] = []
 

@@ -8,7 +8,7 @@ from typing import Any
 from fedquilt.allocate.layers import cover, draw, odds
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
-from fedquilt.core.types import ClientId, Tree, Turn
+from fedquilt.core.types import ClientId, ModelState, Turn
 from fedquilt.methods.layered import Weighting, layered
 from fedquilt.methods.traits import Traits
 
@@ -31,7 +31,7 @@ def fedra(
     layout = federation.layout
     even = odds([1] * layout.num_layers)
 
-    def allocate(state: Tree, turn: Turn) -> dict[ClientId, tuple[int, ...]]:
+    def allocate(state: ModelState, turn: Turn) -> dict[ClientId, tuple[int, ...]]:
         chosen = {p.id: draw(even, p.budget.layers, turn.rng.child("layers", p.id)) for p in turn.cohort}
         return cover(chosen, layout.num_layers, turn.rng.child("coverage")) if coverage else chosen
 

@@ -19,7 +19,7 @@ from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.settings import Kept, Penalty, Rank, Unless
-from fedquilt.core.types import Memory, Order, Params, Profile, Range, Reply, Tree
+from fedquilt.core.types import Memory, ModelState, Order, Params, Profile, Range, Reply
 from fedquilt.core.worker import Worker
 from fedquilt.methods.layered import Weighting, common_layers, everyone, layered
 from fedquilt.methods.traits import Traits
@@ -27,6 +27,12 @@ from fedquilt.methods.traits import Traits
 TRAITS = Traits(needs="factors", rule=segment_rule())
 
 _PRUNED = Unless("gamma", 1.0)
+
+
+class HetloraState(ModelState):
+    """The server's state; ``ranks`` are those of the clients that pruned theirs, by number."""
+
+    ranks: dict[str, int]
 
 
 def hetlora(
@@ -58,9 +64,8 @@ def hetlora(
     Paper: hetlora, method
     """
 
-    def ranks(state: Tree, profile: Profile) -> int | None:
-        now: int | None = state["ranks"].get(str(profile.id), profile.budget.rank)
-        return now
+    def ranks(state: HetloraState, profile: Profile) -> int | None:
+        return state["ranks"].get(str(profile.id), profile.budget.rank)
 
     rule = segment_rule(normalize)
     trunk = layered(
@@ -68,8 +73,9 @@ def hetlora(
     )
     fit = trunk.exchanges[0]
 
-    def init(rng: Rng) -> Tree:
-        return {**trunk.init(rng), "ranks": {}}
+    def init(rng: Rng) -> HetloraState:
+        state: ModelState = trunk.init(rng)
+        return {**state, "ranks": {}}
 
     def penalty(trained: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor:
         pairs, left = factors(trained), _left(gamma, _rank(trained))
@@ -89,7 +95,7 @@ def hetlora(
         params = {**reply.params, **_emptied(reply.params, rank)}
         return replace(reply, params=params, metrics={**reply.metrics, "rank": float(rank)}), memory
 
-    def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+    def merge(state: HetloraState, replies: Iterable[Reply]) -> HetloraState:
         ranks = dict(state["ranks"])
 
         def pruned() -> Iterator[Reply]:
@@ -101,7 +107,8 @@ def hetlora(
                 # the client trained at the scale of the rank that it was sent
                 yield replace(reply, params=dispatched(reply.params, rank, federation.scaling))
 
-        return {**fit.merge(state, pruned()), "ranks": ranks}
+        merged: ModelState = fit.merge(state, pruned())
+        return {**merged, "ranks": ranks}
 
     def metrics(order: Order) -> dict[str, Range]:
         sent = _rank(order.params)

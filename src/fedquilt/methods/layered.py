@@ -13,19 +13,44 @@ from typing import Literal
 
 from fedquilt.adapters.buffers import VARIANCES
 from fedquilt.adapters.lora.inject import fresh
-from fedquilt.aggregate.lowrank.base_log import advanced, first_base, incoming, model_on_base, outgoing, shifts
+from fedquilt.aggregate.lowrank.base_log import (
+    ServerBase,
+    advanced,
+    first_base,
+    incoming,
+    model_on_base,
+    outgoing,
+    shifts,
+)
 from fedquilt.aggregate.lowrank.rules import dispatched, merged
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.allocate.layers import gd_set
 from fedquilt.client.fit import METRICS
 from fedquilt.core.checks import reach
 from fedquilt.core.errors import ConfigError, RoundError
+from fedquilt.core.factors import ProductTree
 from fedquilt.core.federation import Federation, Rule
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select, without
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import ClientId, Layout, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Layout, Memory, ModelState, Order, Params, Profile, Range, Reply, Tree, Turn
 from fedquilt.core.worker import Worker
+
+
+class ChangingBaseState(ModelState):
+    """The state under a rule that changes the base.
+
+    Attributes
+    ----------
+    base
+        The base's version and changes, and which of them the clients have.
+    carried
+        The part of the changes, by module, that the rule keeps for the next round.
+    """
+
+    base: ServerBase
+    carried: dict[str, ProductTree]
+
 
 Allocation = Callable[[Tree, Turn], Mapping[ClientId, tuple[int, ...]]]
 Weighting = Literal["examples", "uniform"]
@@ -49,9 +74,9 @@ def layered(
     """The method in which client k trains the layers ``allocation(state, turn)[k]`` and the head.
 
     Every client receives all adapters, as the forward pass needs them, and returns the tensors that it trained. The
-    state holds ``params``; a method with more in its state wraps ``init`` and ``merge``. With a rule that changes the
-    base, the state and the memory of every client also hold ``base``, and an order holds the changes that its client
-    lacks.
+    state is a ``ModelState``; a method with more in it wraps ``init`` and ``merge``. With a rule that changes the base,
+    it is a ``ChangingBaseState``, the memory of every client holds ``base``, and an order holds the changes that its
+    client lacks.
 
     Parameters
     ----------
@@ -81,10 +106,10 @@ def layered(
     profiles = {profile.id: profile for profile in federation.profiles}
     _check_ranks(federation, rule)
 
-    def init(rng: Rng) -> Tree:
+    def init(rng: Rng) -> ModelState:
         return {"params": federation.initial[layout.architecture](rng)}
 
-    def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+    def ask(state: ModelState, turn: Turn) -> Mapping[ClientId, Order]:
         policy = {} if factors is None else {"factors": sorted(factors(turn.round))}
         orders = {}
         for client, layers in allocation(state, turn).items():
@@ -101,14 +126,14 @@ def layered(
         fitted = client.fit(order, memory, layers, blocks=layers if drop_layers else None)
         return Reply(client.id, fitted.params, fitted.num_examples, fitted.metrics), memory
 
-    def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+    def merge(state: ModelState, replies: Iterable[Reply]) -> ModelState:
         return {**state, "params": aggregate(state["params"], replies, weighting)}
 
     def expects(order: Order) -> Params:
         trained = {*layout.names(order.settings["layers"]), *layout.head}
         return select(order.params, trained - _left_alone(federation, order))
 
-    def view(state: Tree, profile: Profile) -> Order:
+    def view(state: ModelState, profile: Profile) -> Order:
         return Order({**state["params"], **dispatched(state["params"], ranks(state, profile), federation.scaling)})
 
     ranges = partial(_statistics, layout) if layout.buffers else None
@@ -136,7 +161,7 @@ def _by_rule(rule: Rule, method: Method, federation: Federation, ranks: RankPoli
     """The method whose server combines the factors of adapters by this rule."""
     (fit,) = method.exchanges
 
-    def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+    def merge(state: ModelState, replies: Iterable[Reply]) -> ModelState:
         return {**state, "params": merged(rule, state["params"], replies, weighting, federation.scaling).params}
 
     method = method._replace(exchanges=(fit._replace(merge=merge),))
@@ -163,7 +188,7 @@ def _with_fresh_adapters(method: Method, federation: Federation, ranks: RankPoli
         own = fresh(layout, order.settings["rank"], order.rng.child("fresh"))
         return replace(order, params={**order.params, **own})
 
-    def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+    def ask(state: ModelState, turn: Turn) -> Mapping[ClientId, Order]:
         return {
             client: Order(
                 without(order.params, adapted),
@@ -178,7 +203,7 @@ def _with_fresh_adapters(method: Method, federation: Federation, ranks: RankPoli
     def expects(order: Order) -> Params:
         return expected(drawn(order))
 
-    def view(state: Tree, profile: Profile) -> Order:
+    def view(state: ModelState, profile: Profile) -> Order:
         return Order(dict(state["params"]))
 
     return method._replace(exchanges=(fit._replace(ask=ask, work=work, expects=expects),), view=view)
@@ -189,10 +214,11 @@ def _on_a_changing_base(method: Method, federation: Federation, rule: Rule, weig
     profiles = {profile.id: profile for profile in federation.profiles}
     (fit,) = method.exchanges
 
-    def init(rng: Rng) -> Tree:
-        return {**method.init(rng), "base": first_base(), "carried": {}}
+    def init(rng: Rng) -> ChangingBaseState:
+        state: ModelState = method.init(rng)
+        return {**state, "base": first_base(), "carried": {}}
 
-    def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+    def ask(state: ChangingBaseState, turn: Turn) -> Mapping[ClientId, Order]:
         version = state["base"]["log"]["version"]
         return {
             client: Order(order.params | outgoing(state["base"], client), {**order.settings, "base": version})
@@ -208,7 +234,7 @@ def _on_a_changing_base(method: Method, federation: Federation, rule: Rule, weig
             )
         return fit.work(client, replace(order, params=params), {**memory, "base": base})
 
-    def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+    def merge(state: ChangingBaseState, replies: Iterable[Reply]) -> ChangingBaseState:
         answered: list[ClientId] = []
 
         def noted() -> Iterator[Reply]:
@@ -220,7 +246,7 @@ def _on_a_changing_base(method: Method, federation: Federation, rule: Rule, weig
         base = advanced(state["base"], made.change, answered, profiles)
         return {**state, "params": made.params, "base": base, "carried": made.carried}
 
-    def view(state: Tree, profile: Profile) -> Order:
+    def view(state: ChangingBaseState, profile: Profile) -> Order:
         return Order(method.view(state, profile).params | shifts(state["base"]))
 
     exchange = fit._replace(ask=ask, work=work, merge=merge)

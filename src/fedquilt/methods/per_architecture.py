@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import TypedDict
 
 from fedquilt.aggregate.mean import RunningMean
 from fedquilt.bank.geometry import rank_of
@@ -12,11 +13,17 @@ from fedquilt.core.federation import Federation
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select, without
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import ClientId, Layout, Memory, Order, Params, Profile, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Layout, Memory, Order, Params, Profile, Reply, Turn
 from fedquilt.core.worker import Worker
 
-ENDS = "ends"
-"""Key of the tensors that are averaged within each architecture, in the server's state."""
+
+class EndsState(TypedDict):
+    """What ``with_common_ends`` adds to a state: the tensors that are averaged within each architecture.
+
+    They bear the names that ``placed`` gives.
+    """
+
+    ends: Params
 
 
 def placed(architecture: str, name: str) -> str:
@@ -43,20 +50,20 @@ def with_common_ends(method: Method, federation: Federation) -> Method:
     def layout_of(client: ClientId) -> Layout:
         return layouts[owners[client]]
 
-    def init(rng: Rng) -> Tree:
+    def init(rng: Rng) -> EndsState:
         made = {own: start(rng) for own, start in federation.initial.items()}
         ends = {placed(own, name): tensor for own, params in made.items() for name, tensor in params.items()}
-        return {**method.init(rng), ENDS: ends}
+        return {**method.init(rng), "ends": ends}
 
-    def joined(state: Tree, order: Order, own: str) -> Order:
-        ends = {name: state[ENDS][placed(own, name)] for name in layouts[own].depth}
+    def joined(state: EndsState, order: Order, own: str) -> Order:
+        ends = {name: state["ends"][placed(own, name)] for name in layouts[own].depth}
         return replace(order, params={**order.params, **ends})
 
-    def view(state: Tree, profile: Profile) -> Order:
+    def view(state: EndsState, profile: Profile) -> Order:
         return joined(state, method.view(state, profile), profile.architecture)
 
     def averaging(exchange: Exchange) -> Exchange:
-        def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+        def ask(state: EndsState, turn: Turn) -> Mapping[ClientId, Order]:
             orders = exchange.ask(state, turn)
             return {client: joined(state, order, owners[client]) for client, order in orders.items()}
 
@@ -66,8 +73,8 @@ def with_common_ends(method: Method, federation: Federation) -> Method:
             kept = without(after.get("params", {}), trained)
             return replace(reply, params={**reply.params, **trained}), {**after, "params": kept}
 
-        def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
-            mean = RunningMean(state[ENDS])
+        def merge(state: EndsState, replies: Iterable[Reply]) -> EndsState:
+            mean = RunningMean(state["ends"])
 
             def without_ends() -> Iterator[Reply]:
                 for reply in replies:
@@ -76,7 +83,7 @@ def with_common_ends(method: Method, federation: Federation) -> Method:
                     mean.add(replace(reply, params=named))
                     yield replace(reply, params=without(reply.params, ends))
 
-            return {**exchange.merge(state, without_ends()), ENDS: mean.result()}
+            return {**exchange.merge(state, without_ends()), "ends": mean.result()}
 
         def expects(order: Order) -> Params:
             layout = layouts[order.settings["architecture"]]

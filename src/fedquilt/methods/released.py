@@ -12,9 +12,15 @@ from fedquilt.allocate.layers import odds
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import ClientId, Memory, Order, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Memory, Order, Reply, Turn
 from fedquilt.core.worker import Worker
-from fedquilt.methods.fed_hello import SCORED, fed_hello, refreshes
+from fedquilt.methods.fed_hello import SCORED, FedHelloState, fed_hello, refreshes
+
+
+class ReleasedState(FedHelloState):
+    """The state with labels in arbitrary order: ``seed`` draws them."""
+
+    seed: int
 
 
 def fed_hello_released(
@@ -98,16 +104,19 @@ def _with_arbitrary_ranks(method: Method, log: bool) -> Method:
     """The method that assigns the weights 1, 2 and 3 to the clusters of layers in a random order at every refresh."""
     (fit,) = method.exchanges
 
-    def redrawn(state: Tree) -> Tree:
-        rng = Rng(state["seed"], ("labels", state["refreshed"]))
-        return {**state, "probabilities": list(odds(shuffled(layer_weights(state["scores"], log=log), rng)))}
+    def redrawn(state: ReleasedState) -> ReleasedState:
+        scores, refreshed = state["scores"], state["refreshed"]
+        if scores is None or refreshed is None:
+            return state
+        rng = Rng(state["seed"], ("labels", refreshed))
+        return {**state, "probabilities": list(odds(shuffled(layer_weights(scores, log=log), rng)))}
 
-    def init(rng: Rng) -> Tree:
-        state = {**method.init(rng), "seed": rng.seed}
-        return state if state["refreshed"] is None else redrawn(state)
+    def init(rng: Rng) -> ReleasedState:
+        first: FedHelloState = method.init(rng)
+        return redrawn({**first, "seed": rng.seed})
 
-    def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
-        after = fit.merge(state, replies)
+    def merge(state: ReleasedState, replies: Iterable[Reply]) -> ReleasedState:
+        after: ReleasedState = fit.merge(state, replies)
         return after if after["refreshed"] == state["refreshed"] else redrawn(after)
 
     return method._replace(init=init, exchanges=(fit._replace(merge=merge),))
@@ -119,11 +128,11 @@ def shuffled(weights: Sequence[int], rng: Rng) -> tuple[int, ...]:
     return tuple(labels[weight - 1] + 1 for weight in weights)
 
 
-def _asking(method: Method, seen: Callable[[Tree, Turn], tuple[Tree, Turn]]) -> Method:
+def _asking(method: Method, seen: Callable[[FedHelloState, Turn], tuple[FedHelloState, Turn]]) -> Method:
     """The method that allocates layers from the state and turn that ``seen`` returns."""
     (fit,) = method.exchanges
 
-    def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+    def ask(state: FedHelloState, turn: Turn) -> Mapping[ClientId, Order]:
         return fit.ask(*seen(state, turn))
 
     return method._replace(exchanges=(fit._replace(ask=ask),))
@@ -137,9 +146,8 @@ def _with_odds_used_once(method: Method, due: Callable[[int], bool]) -> Method:
 def _with_layers_held(method: Method) -> Method:
     """The method that draws the same layers in every round from one refresh to the next."""
 
-    def seen(state: Tree, turn: Turn) -> tuple[Tree, Turn]:
-        if state["probabilities"] is None:
-            return state, turn
-        return state, replace(turn, rng=Rng(turn.rng.seed, ("hold", state["refreshed"])))
+    def seen(state: FedHelloState, turn: Turn) -> tuple[FedHelloState, Turn]:
+        refreshed = state["refreshed"]
+        return state, turn if refreshed is None else replace(turn, rng=Rng(turn.rng.seed, ("hold", refreshed)))
 
     return _asking(method, seen)

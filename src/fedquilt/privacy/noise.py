@@ -22,14 +22,17 @@ from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.method import Exchange, Method, Release
 from fedquilt.core.params import moved
 from fedquilt.core.rng import Rng, secret
-from fedquilt.core.types import ClientId, Memory, Order, Params, Range, Reply, Tree
+from fedquilt.core.types import ClientId, Memory, ModelState, Order, Params, Range, Reply
 from fedquilt.core.worker import Worker
-
-RELEASES = "releases"
-"""The key of the server's state that counts the releases so far."""
 
 ALL: ClientId = -1
 """The client number of the one reply that represents the whole cohort."""
+
+
+class CountedState(ModelState):
+    """The state under central DP, besides the method's own: the number of releases so far."""
+
+    releases: int
 
 
 def with_central_dp(
@@ -42,8 +45,8 @@ def with_central_dp(
     weighted. The method's own ``merge`` receives this mean as if one client had sent it, so everything after it is
     post-processing. When the data of one client are replaced, the sum changes by at most ``2 C``.
 
-    The state must hold ``params``, the tensors that clients update, and gets the counter ``releases``. The noise is
-    drawn from the operating system's entropy, or, with ``test_key``, from the key and the counter.
+    The state must hold ``params``, the tensors that clients update, and gets a counter of releases. The noise is drawn
+    from the operating system's entropy, or, with ``test_key``, from the key and the counter.
 
     Raises
     ------
@@ -60,30 +63,30 @@ def with_central_dp(
             "covered; set privacy.mode = 'local' or 'none'"
         )
 
-    def init(rng: Rng) -> Tree:
-        state = method.init(rng)
+    def init(rng: Rng) -> CountedState:
+        state: ModelState = method.init(rng)
         if not isinstance(state, Mapping) or "params" not in state:
             raise ConfigError(
                 f"privacy.mode = 'central': the server of method '{method.name}' keeps no common tensors whose "
                 "updates could be clipped; set privacy.mode = 'local' or 'none'"
             )
-        return {**state, RELEASES: 0}
+        return {**state, "releases": 0}
 
     def noisy(exchange: Exchange) -> Exchange:
         def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
             reply, memory = exchange.work(client, order, memory)
             return _bare(reply), memory
 
-        def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
-            stream = secret() if test_key is None else Rng(test_key, ("central", exchange.name, state[RELEASES]))
+        def merge(state: CountedState, replies: Iterable[Reply]) -> CountedState:
+            stream = secret() if test_key is None else Rng(test_key, ("central", exchange.name, state["releases"]))
             mean = _noisy_mean(state["params"], replies, clip_norm, noise_multiplier, stream)
-            merged = exchange.merge(state, iter([Reply(ALL, mean, 1.0)]))
-            return {**merged, RELEASES: state[RELEASES] + 1}
+            merged: CountedState = exchange.merge(state, iter([Reply(ALL, mean, 1.0)]))
+            return {**merged, "releases": state["releases"] + 1}
 
         return exchange._replace(work=work, merge=merge, metrics=_no_metrics)
 
-    def report(state: Tree) -> dict[str, Any]:
-        return {**method.report(state), RELEASES: state[RELEASES]}
+    def report(state: CountedState) -> dict[str, Any]:
+        return {**method.report(state), "releases": state["releases"]}
 
     exchanges = tuple(noisy(exchange) for exchange in method.exchanges)
     return method._replace(init=init, exchanges=exchanges, closing=(), report=report)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedquilt.aggregate.alignment.gradients import AlignSettings, aligned_step
 from fedquilt.aggregate.alignment.pseudo_gradients import Gathered
-from fedquilt.aggregate.alignment.wrapper import ALIGN, group_of, with_alignment
+from fedquilt.aggregate.alignment.wrapper import group_of, with_alignment
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.method import Exchange, Method
@@ -79,7 +79,7 @@ def test_the_result_is_that_of_the_aligned_step_and_other_tensors_are_averaged_a
     for r in replies:
         own = Reply(r.client, {n: r.params[n] for n in SHARED}, r.weight)
         gathered.add(PROFILES[r.client].architecture, own, r.metrics["steps"])
-    rng = Rng(state[ALIGN]["seed"]).child("merge", 0)
+    rng = Rng(state["align"]["seed"]).child("merge", 0)
     expected, _ = aligned_step(shared, gathered.gradients(), AlignSettings(rule), rng)
     for name in SHARED:
         torch.testing.assert_close(after[name], expected[name], rtol=0, atol=1e-6)
@@ -137,10 +137,10 @@ def test_draws_go_on_from_merge_to_merge_and_a_stopped_run_repeats_them():
     values = [[1, 0, 0, 0, 0], [-1, 1, 0, 0, 0], [0, -1, 0, 0, 0], [-1, -1, 0, 0, 0]]
     method = wrapped(groups="client")
     first = merged(method, replies_of(values))
-    assert first[ALIGN]["merges"] == 1
+    assert first["align"]["merges"] == 1
     again, other = merged(method, replies_of(values), first), merged(method, replies_of(values), first)
     assert torch.equal(again["params"]["m.a"], other["params"]["m.a"])
-    assert again[ALIGN]["merges"] == 2
+    assert again["align"]["merges"] == 2
 
 
 @pytest.mark.parametrize(

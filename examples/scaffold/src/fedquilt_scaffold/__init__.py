@@ -14,7 +14,7 @@ from fedquilt.core.method import Method
 from fedquilt.core.params import without
 from fedquilt.core.rng import Rng
 from fedquilt.core.settings import Factor
-from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Memory, ModelState, Order, Params, Profile, Reply, Turn
 from fedquilt.core.worker import Worker
 from fedquilt.methods.layered import common_layers, everyone, layered
 from fedquilt.methods.registry import Entry
@@ -24,6 +24,12 @@ PREFIX = "control/"
 """Before the name of a tensor whose control variate travels."""
 
 TRAITS = Traits(merge="own")
+
+
+class ScaffoldState(ModelState):
+    """The server's state; ``control`` is c by name of the tensor."""
+
+    control: Params
 
 
 def scaffold(federation: Federation, *, learning_rate: Factor = 0.05) -> Method:
@@ -43,11 +49,11 @@ def scaffold(federation: Federation, *, learning_rate: Factor = 0.05) -> Method:
     (fit,) = trunk.exchanges
     num_clients = len(federation.profiles)
 
-    def init(rng: Rng) -> Tree:
-        state = trunk.init(rng)
+    def init(rng: Rng) -> ScaffoldState:
+        state: ModelState = trunk.init(rng)
         return {**state, "control": {name: torch.zeros_like(state["params"][name]) for name in sorted(corrected)}}
 
-    def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+    def ask(state: ScaffoldState, turn: Turn) -> Mapping[ClientId, Order]:
         sent = {PREFIX + name: tensor for name, tensor in state["control"].items()}
         orders = fit.ask(state, turn)
         return {client: replace(order, params={**order.params, **sent}) for client, order in orders.items()}
@@ -73,7 +79,7 @@ def scaffold(federation: Federation, *, learning_rate: Factor = 0.05) -> Method:
         change = {PREFIX + name: common[name] + (new - own[name]) for name, new in moved.items()}
         return replace(reply, params={**reply.params, **change}), {**memory, "control": {**own, **moved}}
 
-    def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+    def merge(state: ScaffoldState, replies: Iterable[Reply]) -> ScaffoldState:
         mean, count = RunningMean(state["control"], "uniform"), 0
 
         def trained() -> Iterator[Reply]:
@@ -83,7 +89,7 @@ def scaffold(federation: Federation, *, learning_rate: Factor = 0.05) -> Method:
                 mean.add(replace(reply, params=controls(reply.params)))
                 yield replace(reply, params=without(reply.params, names_of(reply.params)))
 
-        after = fit.merge(state, trained())
+        after: ModelState = fit.merge(state, trained())
         share, proposed = count / num_clients, mean.result()
         control = {name: old + share * (proposed[name] - old) for name, old in state["control"].items()}
         return {**after, "control": control}

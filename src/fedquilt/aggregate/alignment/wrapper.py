@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from torch import Tensor
 
@@ -15,15 +15,38 @@ from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select, without
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import Params, Profile, Reply, Tree
-
-ALIGN = "align"
-"""Key of the alignment's random seed and counter in the server's state."""
+from fedquilt.core.types import Params, Profile, Reply
 
 MOST = 16
 """Largest number of groups for which the cosines between all pairs are recorded."""
 
 Groups = Literal["architecture", "group", "client"]
+
+
+class Draws(TypedDict):
+    """Seed of the projections' random orders, and number of merges so far, each of which has a stream of its own."""
+
+    seed: int
+    merges: int
+
+
+class AlignmentState(TypedDict):
+    """The entries that alignment adds to a server's state.
+
+    Attributes
+    ----------
+    conflicts
+        Number of conflicts in the last merge, see ``gradients.Aligned``.
+    cosines
+        The cosines of the last merge, flat: rows and columns in the order of the groups' names, 0 for an absent group;
+        empty for more than ``MOST`` groups.
+    align
+        The random orders.
+    """
+
+    conflicts: int
+    cosines: list[float]
+    align: Draws
 
 
 def group_of(profile: Profile, groups: Groups) -> str:
@@ -46,11 +69,9 @@ def with_alignment(
 
     The method's ``merge`` is given the replies without these tensors, followed by one more reply that holds them after
     the aligned step: the method's own mean of these tensors is then that step, wherever the method stores them. The
-    tensors before the step are those of ``method.view``. The state additionally holds ``conflicts`` (their number),
-    ``cosines`` (flat, rows and columns in the order of the groups' names, 0 for an absent group; empty for more than 16
-    groups) and ``align``, the seed of the projections' random orders. ``init`` raises ConfigError if the method's state
-    is not a table. A method whose clients send different parts of the server's tensors, such as H2Tune, must align them
-    in its own ``merge``: see ``bank.alignment``.
+    tensors before the step are those of ``method.view``. The state additionally holds an ``AlignmentState``. ``init``
+    raises ConfigError if the method's state is not a table. A method whose clients send different parts of the server's
+    tensors, such as H2Tune, must align them in its own ``merge``: see ``bank.alignment``.
 
     Parameters
     ----------
@@ -69,13 +90,13 @@ def with_alignment(
     names = sorted({group_of(profile, groups) for profile in by_client.values()})
     typical = {profile.architecture: profile for profile in by_client.values()}
 
-    def init(rng: Rng) -> Tree:
+    def init(rng: Rng) -> AlignmentState:
         state = method.init(rng)
         if not isinstance(state, Mapping):
             raise ConfigError(f"aggregation.align: the server of method '{method.name}' keeps no table of tensors")
         return {**state, **first_record(names, rng)}
 
-    def base_of(state: Tree) -> Params:
+    def base_of(state: AlignmentState) -> Params:
         """The aligned tensors as they are on the server."""
         base: Params = {}
         for profile in typical.values():
@@ -83,7 +104,7 @@ def with_alignment(
         return base
 
     def aligning(exchange: Exchange) -> Exchange:
-        def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+        def merge(state: AlignmentState, replies: Iterable[Reply]) -> AlignmentState:
             base = base_of(state)
             gathered, result = Gathered(base), list[Aligned]()
 
@@ -124,25 +145,25 @@ def _steps(reply: Reply, profile: Profile, local_steps: Callable[[Profile], int]
 # Alignment in the server's state ------------------------------------------------------------
 
 
-def first_record(names: Sequence[str], rng: Rng) -> dict[str, Any]:
-    """The initial entries of the state of a server that aligns these groups, see ``with_alignment``."""
-    return {"conflicts": 0, "cosines": _flat(None, names), ALIGN: {"seed": rng.integer(), "merges": 0}}
+def first_record(names: Sequence[str], rng: Rng) -> AlignmentState:
+    """The initial entries of the state of a server that aligns these groups."""
+    return {"conflicts": 0, "cosines": _flat(None, names), "align": {"seed": rng.integer(), "merges": 0}}
 
 
-def reported(state: Mapping[str, Any]) -> dict[str, Any]:
+def reported(state: AlignmentState) -> dict[str, Any]:
     """The statistics of an alignment for the record of a round."""
     return {"conflicts": state["conflicts"], "cosines": state["cosines"]}
 
 
-def draws_of(state: Mapping[str, Any]) -> Rng:
+def draws_of(state: AlignmentState) -> Rng:
     """The stream of the next alignment."""
-    return Rng(state[ALIGN]["seed"]).child("merge", state[ALIGN]["merges"])
+    return Rng(state["align"]["seed"]).child("merge", state["align"]["merges"])
 
 
-def next_record(state: Mapping[str, Any], made: Aligned, names: Sequence[str]) -> dict[str, Any]:
+def next_record(state: AlignmentState, made: Aligned, names: Sequence[str]) -> AlignmentState:
     """The entries of the state after an alignment that drew from ``draws_of(state)``."""
-    own = {**state[ALIGN], "merges": state[ALIGN]["merges"] + 1}
-    return {"conflicts": made.conflicts, "cosines": _flat(made, names), ALIGN: own}
+    draws: Draws = {**state["align"], "merges": state["align"]["merges"] + 1}
+    return {"conflicts": made.conflicts, "cosines": _flat(made, names), "align": draws}
 
 
 def _flat(made: Aligned | None, names: Sequence[str]) -> list[float]:

@@ -10,33 +10,56 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 from fedquilt.aggregate.lowrank.kernel import dense
 from fedquilt.core.errors import RoundError
-from fedquilt.core.factors import SHIFT, Product
+from fedquilt.core.factors import SHIFT, Product, ProductTree
 from fedquilt.core.method import overlay
-from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Tree
+from fedquilt.core.types import ClientId, Memory, Order, Params, Profile
 
 Change = Mapping[str, Product]
 """The change of the base in one round: a low-rank product by module."""
 
 
-def empty_log() -> Tree:
+class Log(TypedDict):
+    """The changes of the base from version ``oldest`` to ``version``, each a low-rank product by module."""
+
+    version: int
+    oldest: int
+    changes: list[dict[str, ProductTree]]
+
+
+class ClientBase(TypedDict):
+    """A client's base: its version, and the sum of all changes up to it, dense (d_out, d_in) by module."""
+
+    version: int
+    shift: Params
+
+
+class ServerBase(TypedDict):
+    """The server's record of the base: the log, the sum of all changes, and the version that each client confirmed."""
+
+    log: Log
+    shift: Params
+    confirmed: dict[str, int]
+
+
+def empty_log() -> Log:
     """The log of an unchanged base: version 0."""
     return {"version": 0, "oldest": 0, "changes": []}
 
 
-def logged(log: Tree, change: Change) -> Tree:
+def logged(log: Log, change: Change) -> Log:
     """The log with one more change, which makes the next version."""
-    entry = {module: {"B": product.B, "A": product.A} for module, product in change.items()}
+    entry: dict[str, ProductTree] = {module: {"B": made.B, "A": made.A} for module, made in change.items()}
     return {**log, "version": log["version"] + 1, "changes": [*log["changes"], entry]}
 
 
-def missed(log: Tree, version: int) -> list[dict[str, Product]]:
+def missed(log: Log, version: int) -> list[dict[str, Product]]:
     """The changes between this version and the newest, in the order in which they must be merged.
 
     Raises
@@ -49,11 +72,11 @@ def missed(log: Tree, version: int) -> list[dict[str, Product]]:
             f"a client's base is version {version}, but the log holds the changes from {log['oldest']} to "
             f"{log['version']}; send this client the whole base"
         )
-    entries: list[dict[str, dict[str, Any]]] = log["changes"][version - log["oldest"] :]
+    entries = log["changes"][version - log["oldest"] :]
     return [{module: Product(**factors) for module, factors in entry.items()} for entry in entries]
 
 
-def forgotten(log: Tree, version: int) -> Tree:
+def forgotten(log: Log, version: int) -> Log:
     """The log without the changes up to this version, for use when no client has an older base."""
     cut = min(max(version, log["oldest"]), log["version"])
     return {**log, "oldest": cut, "changes": log["changes"][cut - log["oldest"] :]}
@@ -81,16 +104,12 @@ _CHANGE = ".change."
 """Part of the name of a change's tensor: ``<module>.change.<version it makes>.B``, or ``.A``."""
 
 
-def first_base() -> Tree:
-    """The server's record of an unchanged base.
-
-    It holds the log, the sum of all changes by module (``shift``), and the version that each client is known to have
-    (``confirmed``).
-    """
+def first_base() -> ServerBase:
+    """The server's record of an unchanged base."""
     return {"log": empty_log(), "shift": {}, "confirmed": {}}
 
 
-def outgoing(base: Tree, client: ClientId) -> Params:
+def outgoing(base: ServerBase, client: ClientId) -> Params:
     """The changes that the client is not known to have, as tensors of an order."""
     known = base["confirmed"].get(str(client), 0)
     return {
@@ -101,14 +120,13 @@ def outgoing(base: Tree, client: ClientId) -> Params:
     }
 
 
-def incoming(params: Mapping[str, Tensor], own: Tree = None) -> tuple[Params, Tree]:
+def incoming(params: Mapping[str, Tensor], own: ClientBase | None = None) -> tuple[Params, ClientBase]:
     """Split received tensors into all but the changes, and the client's base with the missing changes merged.
 
-    ``own`` is the client's base before, ``{"version", "shift"}``, None for an unchanged one. The shift is dense and
-    float32, (d_out, d_in) by module, and summed in the order of the versions. It is bit-identical whether the changes
-    are received one by one or all at once.
+    ``own`` is the client's base before, None for an unchanged one. The shift is float32 and summed in the order of the
+    versions. It is bit-identical whether the changes are received one by one or all at once.
     """
-    base: Tree = {"version": 0, "shift": {}} if own is None else own
+    base: ClientBase = {"version": 0, "shift": {}} if own is None else own
     rest: Params = {}
     changes: dict[int, dict[str, dict[str, Tensor]]] = {}
     for name, tensor in params.items():
@@ -125,7 +143,9 @@ def incoming(params: Mapping[str, Tensor], own: Tree = None) -> tuple[Params, Tr
     return rest, base
 
 
-def advanced(base: Tree, change: Change, answered: Iterable[ClientId], everyone: Iterable[ClientId]) -> Tree:
+def advanced(
+    base: ServerBase, change: Change, answered: Iterable[ClientId], everyone: Iterable[ClientId]
+) -> ServerBase:
     """The server's base after a round: clients that answered have the current version, and ``change`` makes the next.
 
     Changes that all of ``everyone`` have are removed from the log; their sum is kept. An empty change makes no version.
@@ -137,7 +157,7 @@ def advanced(base: Tree, change: Change, answered: Iterable[ClientId], everyone:
     return {"log": logged(log, change), "shift": _shifted(base["shift"], change), "confirmed": confirmed}
 
 
-def shifts(base: Tree) -> Params:
+def shifts(base: ServerBase | ClientBase) -> Params:
     """The sum of all changes of a server's or a client's base, named as a model loads it: ``<module>.shift``."""
     return {f"{module}.{SHIFT}": tensor for module, tensor in base["shift"].items()}
 

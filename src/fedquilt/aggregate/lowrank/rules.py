@@ -25,18 +25,18 @@ from fedquilt.aggregate.lowrank.segment import segment_mean, sparsity_weights
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.core.bounds import limited
 from fedquilt.core.errors import RoundError
-from fedquilt.core.factors import Factors, Product, factors, named, same_but_rank
+from fedquilt.core.factors import Factors, Product, ProductTree, factors, named, same_but_rank
 from fedquilt.core.federation import Combined, Rule, Scaling
 from fedquilt.core.params import select, without
-from fedquilt.core.types import Params, Reply, Tree
+from fedquilt.core.types import Params, Reply
 
 
 class Outcome(NamedTuple):
-    """The server's tensors after a round, the changes of the base by module, and the tree to carry to the next."""
+    """The server's tensors after a round, the changes of the base, and what is carried to the next, by module."""
 
     params: Params
     change: dict[str, Product]
-    carried: Tree
+    carried: dict[str, ProductTree]
 
 
 # The rules ------------------------------------------------------------
@@ -138,7 +138,7 @@ def merged(
     replies: Iterable[Reply],
     weighting: str,
     scaling: Scaling,
-    carried: Tree = None,
+    carried: Mapping[str, ProductTree] | None = None,
 ) -> Outcome:
     """Apply ``rule`` to the replies of a round, and the layer-wise mean to all tensors that are not factors.
 
@@ -187,7 +187,7 @@ def merged(
         weighed = rule.weigh([list(one.values()) for one in sent])
         sent = [{m: f._replace(weight=w) for m, f in one.items()} for one, w in zip(sent, weighed, strict=True)]
     change: dict[str, Product] = {}
-    carry: Tree = dict(carried or {})
+    carry = dict(carried or {})
     for module, pair in pairs.items():
         clients = [one[module] for one in sent if module in one]
         if not clients or (not rule.fresh and all(_unmoved(pair, c, partial(scaling, module)) for c in clients)):
