@@ -117,7 +117,7 @@ class BankMerge(NamedTuple):
     ``core.method.Method``.
     """
 
-    init: Callable[[Rng], Mapping[str, Any]]
+    init: Callable[[Rng], Tree]
     merge: Callable[[Tree, Iterable[tuple[str, BankUpdate]]], ModelState]
     report: Callable[[Tree], Mapping[str, Any]]
 

@@ -16,15 +16,27 @@ from fedquilt.bank.selection import Selection
 from fedquilt.core.errors import RoundError
 from fedquilt.core.params import without
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import Memory, Order, Params, Profile, Range, Reply, Tree
+from fedquilt.core.types import Memory, ModelState, Order, Params, Profile, Range, Reply, Tree
+
+
+class BankState(ModelState):
+    """The server's state: the bank is ``params``, and the merge may have entries of its own (``BankMerge.init``).
+
+    Attributes
+    ----------
+    round
+        Number of finished rounds.
+    selection
+        What ``Selection`` keeps, which depends on its kind.
+    """
+
+    round: int
+    selection: Tree
 
 
 @dataclass(frozen=True)
 class BankServer:
     """A server that keeps a bank; its methods are functions of ``core.method.Method`` and ``core.method.Exchange``.
-
-    The state holds the bank under ``params``, the number of rounds under ``round``, and the entries of ``choice`` and
-    ``merging``.
 
     Attributes
     ----------
@@ -51,12 +63,12 @@ class BankServer:
         """A bank of normal numbers with this standard deviation."""
         return drawn_bank(self.shape.every_site, self.shape.num_slots, self.shape.size, rng, deviation)
 
-    def init(self, rng: Rng) -> Tree:
+    def init(self, rng: Rng) -> BankState:
         """The initial state."""
         first = self.drawn(rng.child("bank"), self.deviation)
         return {"params": first, "round": 0, "selection": self.choice.init(rng, first), **self.merging.init(rng)}
 
-    def order(self, state: Tree, profile: Profile, *, joint: bool) -> Order:
+    def order(self, state: BankState, profile: Profile, *, joint: bool) -> Order:
         """The client's entries of the bank, and the coverage of a relation by relative depth.
 
         With ``joint`` the client trains all tensors at once.
@@ -76,7 +88,7 @@ class BankServer:
         layout = self.shape.layouts[order.settings["architecture"]]
         return frozenset({*layout.names(order.settings["layers"]), *layout.head})
 
-    def merge(self, state: Tree, replies: Iterable[Reply]) -> Tree:
+    def merge(self, state: BankState, replies: Iterable[Reply]) -> BankState:
         """The state after a round."""
 
         def updates() -> Iterator[tuple[str, BankUpdate]]:
@@ -102,7 +114,7 @@ class BankServer:
         """The range of the coverage: a layer's shares sum to 1, and rounding on the wire adds less than one layer."""
         return {COVERAGE: Range(-1.0, len(order.settings["layers"]) + 1.0)}
 
-    def _entries(self, state: Tree, profile: Profile) -> dict[str, Tensor]:
+    def _entries(self, state: BankState, profile: Profile) -> dict[str, Tensor]:
         """The entries of the bank that a client works with, by site."""
         return self.choice.entries(state["selection"], profile.id, self.shape.width(profile), self.shape.sites(profile))
 

@@ -24,13 +24,13 @@ from fedquilt.bank.controls import with_noise
 from fedquilt.bank.geometry import Geometry
 from fedquilt.bank.merge import to_params
 from fedquilt.bank.selection import selection_of
-from fedquilt.bank.server import BankServer
+from fedquilt.bank.server import BankServer, BankState
 from fedquilt.client.fit import METRICS
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select
 from fedquilt.core.settings import Count, Factor, FromRound, Layers, Penalty, Rounds, With
-from fedquilt.core.types import ClientId, Memory, Order, Profile, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Memory, Order, Profile, Reply, Turn
 from fedquilt.core.worker import Extra, Phase, Worker
 from fedquilt.methods.per_architecture import with_common_ends
 from fedquilt.methods.traits import Traits
@@ -113,10 +113,10 @@ def _rounds(server: BankServer, turns: Sequence[Callable[..., Phase]], anchor: f
     """The algorithm above; ``turns`` make its shared and its private phase from the names of what they train."""
     shared_turn, private_turn = turns
 
-    def view(state: Tree, profile: Profile) -> Order:
+    def view(state: BankState, profile: Profile) -> Order:
         return server.order(state, profile, joint=state["round"] < joint_rounds)
 
-    def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+    def ask(state: BankState, turn: Turn) -> Mapping[ClientId, Order]:
         return {profile.id: view(state, profile) for profile in turn.cohort}  # (i)
 
     def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:

@@ -22,7 +22,7 @@ from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select
 from fedquilt.core.rng import Rng
 from fedquilt.core.settings import Factor, Penalty, With
-from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Memory, ModelState, Order, Params, Profile, Reply, Turn
 from fedquilt.core.worker import Penalty as Term
 from fedquilt.core.worker import Worker
 from fedquilt.methods.layered import Weighting
@@ -100,16 +100,16 @@ def _rounds(federation: Federation, share: bool, penalty: Term | None, weighting
         """The name of a tensor in the server's state: one for a shared branch, else one for each architecture."""
         return name if share and is_shared(name) else placed(architecture, name)
 
-    def init(rng: Rng) -> Tree:
+    def init(rng: Rng) -> ModelState:
         # initial branches depend only on their names and this stream, and are the same for every architecture
         made = {name: start(rng) for name, start in federation.initial.items()}
         return {"params": {place(own, name): value for own, params in made.items() for name, value in params.items()}}
 
-    def view(state: Tree, profile: Profile) -> Order:
+    def view(state: ModelState, profile: Profile) -> Order:
         own = profile.architecture
         return Order({name: state["params"][place(own, name)] for name in layouts[own].depth})
 
-    def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
+    def ask(state: ModelState, turn: Turn) -> Mapping[ClientId, Order]:
         orders = {}
         for profile in turn.cohort:
             num_layers = layouts[profile.architecture].num_layers
@@ -130,7 +130,7 @@ def _rounds(federation: Federation, share: bool, penalty: Term | None, weighting
         trained = {*layouts[own].names(order.settings["layers"]), *layouts[own].head} - frozen[own]
         return select(order.params, trained)
 
-    def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
+    def merge(state: ModelState, replies: Iterable[Reply]) -> ModelState:
         def placed() -> Iterator[Reply]:
             for reply in replies:
                 own = owner[reply.client]
