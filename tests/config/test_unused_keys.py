@@ -48,7 +48,8 @@ GROUPED = IMAGES.replace("[clients]\nbudgets = [1, 2, 3]\n", "") + GROUPS
 
 USED = {
     *("name", "seed", "seeds", "rounds", "device", "threads", "quorum", "output", "groups", "compare"),
-    *("model.name", "model.task", "model.dtype", "data.source", "data.test", "data.limit", "data.proxy"),
+    *("model.name", "model.task", "data.source", "data.test", "data.limit", "data.proxy"),
+    *("model.dtype", "model.quantization", "model.attention"),
     *("partition.scheme", "partition.num_clients", "partition.test_fraction", "partition.validation_fraction"),
     *("clients.cohort", "adapter.kind", "method.name"),
     *("training.steps", "training.epochs", "training.batch_size", "training.optimizer", "training.learning_rate"),

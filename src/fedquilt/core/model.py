@@ -39,6 +39,13 @@ class Model:
     always float32, and so is everything that is sent. ``auto`` is float32, except on CUDA GPUs with bfloat16 hardware:
     there it is bfloat16 if the weights are stored in 16 bits and ``adapter.kind`` is not ``full``. Different types give
     different results, so set it if the devices of a federation differ."""
+    quantization: Quantization = "none"
+    """Storage of the weights of the blocks' linear modules, which are most of a model: ``int8`` in 8 bits with a scale
+    for each output, ``nf4`` in 4 bits as in QLoRA (needs the extra ``quantization``); passes compute with the
+    dequantised weights in ``dtype``. Not for ``adapter.kind = "full"``."""
+    attention: Attention = "auto"
+    """Implementation of attention: ``eager``, ``sdpa`` (torch's fused one) or ``flash_attention_2`` (the package
+    flash-attn, on CUDA GPUs in 16 bits); ``auto`` is transformers' choice, ``sdpa`` where the model has it."""
 
     def __post_init__(self) -> None:
         """Refuse labels for a model that is no classifier."""

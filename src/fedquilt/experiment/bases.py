@@ -1,14 +1,17 @@
-"""Number types of the frozen bases of a config, and what they can be combined with."""
+"""Number types, quantisation and attention of the frozen bases of a config, and what they can be combined with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from fedquilt.adapters.registry import KINDS
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
+from fedquilt.models.hf_files import FLASH
+from fedquilt.models.quantization import missing_package
 
 
 def base_dtype(config: Config) -> torch.dtype | None:
@@ -30,20 +33,50 @@ def has_bfloat16(device: str) -> bool:
 
 
 def odd_bases(parts: Sequence[Part]) -> list[str]:
-    """Problems with bases whose number type does not suit what is trained; each names the key."""
+    """Problems of bases: what does not suit what is trained, and what is not installed; each names the key."""
     problems = []
     for part in parts:
-        model, kind = part.config.model, part.config.adapter.kind
-        key = f"groups[{part.place}].model.dtype" if "model" in part.own else "model.dtype"
-        if model.dtype not in ("auto", "float32") and KINDS[kind].trains_base:
-            problems.append(
-                f"{key} = '{model.dtype}': adapter.kind = '{kind}' trains the base's own weights, and 16 bits would "
-                "round its small steps away; set model.dtype = 'float32' (training.precision = 'bf16' makes the "
-                "passes faster)"
-            )
-        elif model.dtype == "float16":
-            problems.append(
-                f"{key} = 'float16': small gradients would vanish in it without loss scaling, which fedquilt does not "
-                "do; set model.dtype = 'bfloat16' or 'float32'"
-            )
+        where = f"groups[{part.place}].model" if "model" in part.own else "model"
+        problems += [f"{where}.{problem}" for problem in (*_odd_weights(part.config), *_odd_attention(part.config))]
     return list(dict.fromkeys(problems))
+
+
+def _odd_weights(config: Config) -> Iterator[str]:
+    model, kind = config.model, config.adapter.kind
+    trains_base = KINDS[kind].trains_base
+    if model.dtype not in ("auto", "float32") and trains_base:
+        yield (
+            f"dtype = '{model.dtype}': adapter.kind = '{kind}' trains the base's own weights, and 16 bits would round "
+            "its small steps away; set it to 'float32' (training.precision = 'bf16' makes the passes faster)"
+        )
+    elif model.dtype == "float16":
+        yield (
+            "dtype = 'float16': small gradients would vanish in it without loss scaling, which fedquilt does not do; "
+            "set it to 'bfloat16' or 'float32'"
+        )
+    if model.quantization != "none" and trains_base:
+        yield (
+            f"quantization = '{model.quantization}': adapter.kind = '{kind}' trains the base's own weights, which "
+            "cannot be done in so few bits; set it to 'none', or train adapters"
+        )
+    elif lacks := missing_package(model.quantization):
+        yield (
+            f"quantization = '{model.quantization}': needs {lacks}, which is not installed; pip install "
+            "'fedquilt[quantization]', or set it to 'int8', which needs no other package"
+        )
+
+
+def _odd_attention(config: Config) -> Iterator[str]:
+    model = config.model
+    if model.attention != FLASH:
+        return
+    if not _on_gpu(config.device):
+        yield f"attention = '{FLASH}': runs on CUDA GPUs only, and device = '{config.device}'; set it to 'sdpa'"
+    elif importlib.util.find_spec("flash_attn") is None:
+        yield f"attention = '{FLASH}': needs the package flash-attn, which is not installed; set it to 'sdpa'"
+    elif model.dtype == "float32" and config.training.precision == "fp32":
+        yield f"attention = '{FLASH}': computes in 16 bits only, and dtype = 'float32'; set dtype to 'bfloat16'"
+
+
+def _on_gpu(device: str) -> bool:
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())

@@ -143,6 +143,8 @@ def load(
         new_tokens=max_new_tokens(config) if new_tokens is None else new_tokens,
         as_decoder=KINDS[config.adapter.kind].trains_base,
         dtype=base_dtype(config),
+        quantization=model.quantization,
+        attention=model.attention,
     )
     if config.head.policy == "frozen":
         refuse_foreign(loaded.outputs, model.name)

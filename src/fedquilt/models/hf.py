@@ -14,6 +14,7 @@ from fedquilt.core.tasks import TASKS, Task
 from fedquilt.models import text
 from fedquilt.models.head import check_body, draw, head_of, outside_base, sized_by_classes
 from fedquilt.models.hf_files import (
+    FLASH,
     explained,
     model_from,
     padding_token,
@@ -22,6 +23,7 @@ from fedquilt.models.hf_files import (
     read_preprocessor,
     read_tokenizer,
     read_weights,
+    set_attention,
 )
 from fedquilt.models.image import encode_images, image_preparer, pixels_of
 from fedquilt.models.labels import UNNAMED, Outputs, named_by, outputs_of
@@ -29,6 +31,7 @@ from fedquilt.models.layers import default_targets, find_blocks
 from fedquilt.models.loaded import Loaded, numbered_by
 from fedquilt.models.locate import Source, find_source, refuse_idle
 from fedquilt.models.precision import base_dtype, set_dtype
+from fedquilt.models.quantization import quantize
 from fedquilt.models.reading import Reading, greedy, text_reading, unread
 from fedquilt.models.stand_in import make_decoder, stand_in
 from fedquilt.models.weights_digest import digest
@@ -52,6 +55,8 @@ def load_model(
     new_tokens: int = 0,
     as_decoder: bool = False,
     dtype: torch.dtype | None = torch.float32,
+    quantization: str = "none",
+    attention: str = "auto",
     source: Source | None = None,
 ) -> Loaded:
     """Load the model called ``name`` for ``task``: frozen, with its blocks, head, targets and encoder.
@@ -80,6 +85,8 @@ def load_model(
         Turn an encoder that can be a decoder into one.
     dtype
         The type of the base's weights (``precision.base_dtype``); the head is float32.
+    quantization, attention
+        The keys of ``core.model.Model``.
 
     Raises
     ------
@@ -98,10 +105,14 @@ def load_model(
         if wanted.has_classes and classes:
             outputs = outputs_of(classes, () if source.values else named_by(config), told=labels, stated=stated)
         resized = wanted.has_classes and _resized(config, num_classes)
+        set_attention(config, source, task, attention)
         dtype = base_dtype(dtype, config)
         weights = partial(read_weights, source, config, task, resized, dtype, options)
         files = _files(source, config, make, weights, task, options, rng, meta, trial)
-    return _loaded(source, files, outputs, task, rng, max_length, new_tokens, dtype)
+    loaded = _loaded(source, files, outputs, task, rng, max_length, new_tokens, dtype, quantization)
+    if attention == FLASH and not meta:  # only now: the trials above run on the CPU, which has no such attention
+        files.model.set_attn_implementation(attention)
+    return loaded
 
 
 class _Files(NamedTuple):
@@ -156,12 +167,14 @@ def _loaded(
     max_length: int,
     new_tokens: int,
     dtype: torch.dtype,
+    quantization: str,
 ) -> Loaded:
     model, tokenizer, preprocessor = files.model, files.tokenizer, files.preprocessor
     blocks = find_blocks(model)
     head, outputs, missing = _head(source, files, task, outputs)
     set_dtype(model, head, dtype)
     draw(model, [name for name in head if name in missing], rng.child("head"))
+    quantize(model, blocks, quantization)
     writes = TASKS[task].writes and tokenizer is not None
     _freeze(model, tokenizer if writes else None)
     meta = files.of_class is not None

@@ -25,6 +25,8 @@ from fedquilt.models.shapes import Values
 from fedquilt.models.stand_in import shortened
 
 PREPROCESSOR = "preprocessor_config.json"
+FLASH = "flash_attention_2"
+_SUPPORTED = {"sdpa": "_supports_sdpa", FLASH: "_supports_flash_attn"}
 
 
 def auto_class(task: str) -> Any:
@@ -87,6 +89,28 @@ def _shorten(config: Any, source: Source) -> None:
     if source.layers is None or source.layers > whole:
         raise ModelError(f"model '{source.name}': the model has {whole} blocks; take at most that many")
     shortened(config, source.layers)  # the weights of the others are then not read
+
+
+def set_attention(config: Any, source: Source, task: str, attention: str) -> None:
+    """Set the implementation of attention in the config, in place; ``"auto"`` leaves it to transformers.
+
+    Flash attention runs on GPUs only: the config gets ``"sdpa"`` for it, and the loaded model is changed later.
+
+    Raises
+    ------
+    ModelError
+        if transformers has no such implementation for this architecture.
+    """
+    if attention == "auto":
+        return
+    kinds = auto_class(task)._model_mapping
+    kind = kinds.get(type(config), None)
+    if kind is not None and attention in _SUPPORTED and not getattr(kind, _SUPPORTED[attention], False):
+        raise ModelError(
+            f"model '{source.name}': model.attention = '{attention}': transformers has no such attention for a "
+            f"{config.model_type} model; set it to 'eager' or 'auto'"
+        )
+    config._attn_implementation = "sdpa" if attention == FLASH else attention
 
 
 def read_weights(

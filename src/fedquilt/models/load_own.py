@@ -20,6 +20,7 @@ from fedquilt.models.loaded import Loaded, numbered_by
 from fedquilt.models.locate import Source
 from fedquilt.models.own import OwnModel, dressed, padded, save_weights
 from fedquilt.models.precision import set_dtype
+from fedquilt.models.quantization import quantize
 from fedquilt.models.reading import Reading
 from fedquilt.models.weights_digest import digest
 
@@ -47,6 +48,7 @@ def load_own(own: OwnModel, name: str, task: str, **options: Any) -> Loaded:
     blocks = own.found_blocks(model)
     head = own.found_head(model, blocks, num_classes)
     set_dtype(model, head, dtype)
+    quantize(model, blocks, options["quantization"])
     outputs = outputs_of(classes, (), told=options["labels"], stated=options["stated"]) if classes else UNNAMED
     about = {"num_labels": num_classes or 0}
     if TASKS[task].reads == "image":

@@ -145,8 +145,8 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether a linear module keeps its weight as (d_in, d_out)."""
-    return not hasattr(module, "in_features") and hasattr(module, "nf")
+    """Whether a linear module keeps its weight as (d_in, d_out), or was quantised from one that does."""
+    return bool(getattr(module, "transposed", not hasattr(module, "in_features") and hasattr(module, "nf")))
 
 
 def initial_factors(name: str, d_in: int, d_out: int, rank: int, rng: Rng) -> tuple[Tensor, Tensor]:
