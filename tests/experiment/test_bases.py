@@ -5,9 +5,14 @@ import torch
 
 from fedquilt.config.groups import parts
 from fedquilt.config.load import load
+from fedquilt.core.errors import ModelError
+from fedquilt.core.rng import Rng
 from fedquilt.experiment.bases import base_dtype, has_bfloat16, odd_bases
 from fedquilt.experiment.check import check
+from fedquilt.experiment.models import load as load_base
 from fedquilt.experiment.plan import plan
+from fedquilt.models.hf_files import config_from, set_attention
+from fedquilt.models.locate import Source
 
 FILE = {
     "model": {"name": "tiny:llama?layers=2&width=16", "task": "causal-lm"},
@@ -72,3 +77,51 @@ def test_a_plan_counts_weights_in_their_type():
     adapters = whole.trained_parameters * 4
     assert short.weight_bytes - adapters == (whole.weight_bytes - adapters) // 2
     assert (short.bytes_up, short.gradient_bytes) == (whole.bytes_up, whole.gradient_bytes)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (
+            ["model.quantization=int8", *TUNED],
+            "model.quantization = 'int8': adapter.kind = 'full' trains the base's own",
+        ),
+        (["model.quantization=nf4"], "model.quantization = 'nf4': needs bitsandbytes, which is not installed; pip"),
+        (["model.quantization=int8"], ""),
+        (["model.attention=flash_attention_2", "device=cpu"], "model.attention = 'flash_attention_2': runs on CUDA"),
+        (["model.attention=flash_attention_2", "device=cuda"], "model.attention = 'flash_attention_2': needs the pack"),
+    ],
+)
+def test_what_a_package_or_a_device_lacks_is_said_before_anything_is_loaded(monkeypatch, overrides, text):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = odd_bases(parts(config(*overrides)))
+    assert [problem.startswith(text) for problem in found] == [True] * bool(text)
+
+
+def test_flash_attention_wants_16_bits(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    asked = ["model.attention=flash_attention_2", "device=cuda", "training.precision=fp32"]
+    (problem,) = odd_bases(parts(config(*asked, "model.dtype=float32")))
+    assert problem.startswith("model.attention = 'flash_attention_2': computes in 16 bits only")
+    assert odd_bases(parts(config(*asked, "model.dtype=bfloat16"))) == []
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_chosen_attention_is_the_models(attention):
+    loaded = load_base(config(f"model.attention={attention}"), (), Rng(1))
+    assert loaded.model.config._attn_implementation == attention
+    assert load_base(config(), (), Rng(1)).model.config._attn_implementation == "sdpa"
+
+
+def test_an_attention_that_the_model_lacks_is_refused():
+    with pytest.raises(ModelError, match=r"model.attention = 'sdpa': transformers has no such attention for a deberta"):
+        set_attention(config_from({"model_type": "deberta"}), Source("x"), "sequence-classification", "sdpa")
+
+
+@pytest.mark.parametrize(("quantization", "share"), [("int8", 0.27), ("nf4", 0.14)])
+def test_a_plan_counts_quantised_weights(quantization, share):
+    wide = {**FILE, "model": {**FILE["model"], "name": "tiny:llama?layers=8&width=128"}}
+    (whole, *_), (small, *_) = plan(load(wide)[0]), plan(load(wide, [f"model.quantization={quantization}"])[0])
+    ends = 2 * 260 * 128 * 4  # the embeddings
+    assert (small.model_bytes - ends) / (whole.model_bytes - ends) < share
+    assert whole.weight_bytes - small.weight_bytes == whole.model_bytes - small.model_bytes
