@@ -26,6 +26,7 @@ MORE = {
     "models": {"huggingface_hub", "tokenizers"},
     "pretrain/arithmetic.py": {"tokenizers"},
     "models/hf_files.py": {"transformers"},
+    "models/quantization.py": {"bitsandbytes"},
     "report/figure.py": {"matplotlib"},
     "report/paired_differences.py": {"scipy"},
     "cli": {"typer", "rich", "click"},
@@ -112,7 +113,8 @@ def test_a_package_imports_only_the_libraries_it_is_allowed() -> None:
 def test_every_library_that_is_imported_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[\[<>=!~;\s]", text)[0].lower() for text in project["dependencies"]}
-    optional = project["optional-dependencies"]["flower"] + project["optional-dependencies"]["privacy"]
+    extra = project["optional-dependencies"]
+    optional = [text for name in ("flower", "privacy", "quantization") for text in extra[name]]
     extras = {re.split(r"[\[<>=!~;\s]", text)[0].lower() for text in optional}
     distributions = {"PIL": "pillow", "sklearn": "scikit-learn", "pydantic_core": "pydantic"}
     used = {name.split(".")[0] for source in sources() for _, name in imported(source.tree)}
