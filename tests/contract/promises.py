@@ -10,7 +10,7 @@ import random
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -176,7 +176,7 @@ def undisturbed(build: Build, num_rounds: int = 3) -> Played:
     return Played(copied(whole.states[: num_rounds + 1]), whole.traffic[:num_rounds], dict(kept[-1]), kept)
 
 
-@lru_cache(maxsize=1)  # the promises of a row are tried one after another
+@cache  # a few small tensors for each row
 def _undisturbed(build: Build) -> Played:
     return play(build(), num_rounds=4)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from promises import PROMISES, Build, Setup, copied, fault, is_tree, play, same
+from promises import PROMISES, Build, Setup, copied, fault, is_tree, play, same, undisturbed
 from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, mixtures, several, small
 from torch.nn.functional import cross_entropy
 from toys import (
@@ -249,7 +249,7 @@ def test_promise(row, promise):
 @pytest.mark.parametrize("row", REAL)
 def test_gradient_checkpointing_changes_no_bit(row):
     """Two rounds, in which all kinds of steps come: turns, agreement, cores, blocks that are left out, dropout."""
-    setup, plain = REAL[row].build(), play(REAL[row].build(), num_rounds=2)
+    setup, plain = REAL[row].build(), undisturbed(REAL[row].build, num_rounds=2)
     clients = {
         id: replace(client, training=replace(client.training, gradient_checkpointing=True))
         for id, client in setup.clients.items()

@@ -62,7 +62,7 @@ def test_a_is_really_frozen():
     scene = small(budgets=(4, 4, 4))
     method, asked = ffa_lora(scene.federation), []
     training = scene.bench.training
-    scene.bench.training = lambda names, beside: asked.append(set(names)) or training(names, beside)
+    scene.bench.training = lambda names, *rest, **more: asked.append(set(names)) or training(names, *rest, **more)
     play(Setup(method, scene.federation.profiles, scene.clients), num_rounds=1)
     assert len(asked) == 3
     assert all(names == names_of(scene, "lora_B") | scene.layout.head for names in asked)

@@ -32,10 +32,9 @@ TRAINING = Training(steps=5, epochs=None, batch_size=4, learning_rate=0.05)
 
 def scene(models=MODELS, ranks=None, layers=None, **settings):
     """A setup in which the clients of each model have the rank that ``ranks`` says."""
-    made = several(models, training=TRAINING)
+    made = several(models, training=TRAINING, rank=2 if ranks is None else max(ranks))
     if ranks is None:
         return Setup(h2tune(made.federation, **settings), made.federation.profiles, made.clients).bound()
-    made = several(models, training=TRAINING, rank=max(ranks))
     clients = {}
     for id, client in made.clients.items():
         budget = Budget(client.profile.budget.layers if layers is None else layers, ranks[id // 2])
