@@ -3,7 +3,9 @@
 The gradients of single rows need no backward passes of their own. For ``y = W x + s B (A x)`` let ``x`` be ``(tokens,
 d_in)``, ``g`` the gradient of the row's objective in ``y``, ``(tokens, d_out)``, ``h = x A^T`` and ``u = g B``. Then
 ``dB = s g^T h`` and ``dA = s u^T x``. As the objective of a batch is the sum over rows, ``g`` of the batch holds the
-``g`` of every row. The gradient of a module that is called several times in one pass is the sum over all calls.
+``g`` of every row. The gradient of a module that is called several times in one pass is the sum over all calls. With
+DoRA, ``y = m V / ||V|| x`` with ``V = W + s B A``: then ``dm = sum_tokens g * (V / ||V|| x)``, and ``g * m / ||V||``
+takes the place of ``g`` in the other two.
 """
 
 from __future__ import annotations
@@ -13,12 +15,15 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedquilt.adapters.lora.dora import DoraLinear
 from fedquilt.adapters.lora.inject import adapters
 from fedquilt.adapters.lora.module import LoraLinear
 from fedquilt.client.task import Scoring
 from fedquilt.client.workbench import Batch, Workbench
+from fedquilt.core.factors import MAGNITUDE
 from fedquilt.core.types import Layout, Params
 
 OBJECTIVES = {
@@ -31,7 +36,7 @@ OBJECTIVES = {
 def fisher_diagonal(
     bench: Workbench, columns: Batch, params: Mapping[str, Tensor], *, objective: str = "log-prob", batch_size: int = 32
 ) -> Params:
-    """Diagonal of the empirical Fisher information of every low-rank factor, averaged over all rows.
+    """Diagonal of the empirical Fisher information of every tensor of the adapters, averaged over all rows.
 
     ``F_theta = (1/N) sum_n (d log p(y_n | x_n) / d theta)^2``, a tensor of theta's shape for every adapter tensor of
     the layout. Every row is used once.
@@ -51,9 +56,9 @@ def fisher_diagonal(
     bench.load(params)
     modules = adapters(bench.model)
     totals = {
-        f"{name}.{factor}": torch.zeros_like(getattr(module, factor), dtype=torch.float32)
+        f"{name}.{own}": torch.zeros_like(parameter, dtype=torch.float32)
         for name, module in modules.items()
-        for factor in ("lora_A", "lora_B")
+        for own, parameter in module.named_parameters(recurse=False)
     }
     num_rows, first = len(columns["labels"]), 0
     with _recorded(modules) as calls, _inputs_kept(bench.model) as inputs:
@@ -109,7 +114,9 @@ _Calls = dict[str, list[_Call]]
 
 
 def _squared_row_gradients(modules: Mapping[str, LoraLinear], calls: _Calls, objective: Tensor) -> Params:
-    """Sums over rows of ``dA^2`` (r, d_in) and ``dB^2`` (d_out, r) for every module that influences the objective.
+    """Sums over rows of ``dA^2`` (r, d_in), ``dB^2`` (d_out, r) and, with DoRA, ``dm^2`` (d_out,).
+
+    They are those of every module that influences the objective.
 
     ``objective`` has one entry for each row, and rows are the first dimension of every call's tensors.
     """
@@ -123,6 +130,9 @@ def _squared_row_gradients(modules: Mapping[str, LoraLinear], calls: _Calls, obj
     squares: Params = {}
     for name, own in pairs.items():
         module, x, g = modules[name], *(torch.cat(tensors, dim=1) for tensors in zip(*own, strict=True))
+        if isinstance(module, DoraLinear):
+            squares[f"{name}.{MAGNITUDE}"] = (g * F.linear(x, module.direction())).sum(1).square().sum(0)
+            g = g * module.factor().detach()
         factor_a, factor_b = module.lora_A.detach().float(), module.lora_B.detach().float()
         hidden = x @ factor_a.T  # (rows, tokens of all calls, r)
         back = g @ factor_b  # (rows, tokens of all calls, r)

@@ -20,7 +20,7 @@ from fedquilt.adapters.lora.inject import adapters
 from fedquilt.client.recompute import recomputed
 from fedquilt.client.shallow import only_blocks
 from fedquilt.client.task import Scoring
-from fedquilt.core.factors import CORE, SHIFT, factors, same_but_rank
+from fedquilt.core.factors import CORE, SHIFT, factors, is_factor, same_but_rank
 from fedquilt.core.types import Blocks, Layout, Params
 
 Batch = dict[str, Tensor]
@@ -69,8 +69,8 @@ class Workbench:
             raise ValueError("the workbench's parameters and its layout name different tensors")
         self.model = model.to(device)
         self.adapters = adapters(model)
-        # parameters that are not LoRA factors: the head, and adapters of other kinds
-        self._whole = [name for name in parameters if name.rpartition(".")[0] not in self.adapters]
+        # parameters that are not LoRA factors: the head, DoRA's magnitudes, and adapters of other kinds
+        self._whole = [name for name in parameters if not is_factor(name)]
         self.blocks = blocks
         self.layout = layout
         self.parameters = dict(parameters)

@@ -12,6 +12,8 @@ from torch import Tensor
 from fedquilt.core.types import Layout, Params
 
 FACTORS = ("lora_A", "lora_B")
+MAGNITUDE = "lora_magnitude_vector"
+"""Last part of the name of DoRA's magnitude of a module: m (d_out,). It does not depend on the rank."""
 SHIFT = "shift"
 """Last part of the name of a change that was merged into a module's base: (d_out, d_in), unscaled."""
 CORE = "core"
@@ -99,7 +101,12 @@ def same_but_rank(name: str, shape: Sequence[int], other: Sequence[int]) -> bool
 
 def modules_of(names: Iterable[str]) -> tuple[str, ...]:
     """The module paths of the factors among ``names``, without duplicates, in their order."""
-    return tuple(dict.fromkeys(name.rpartition(".")[0] for name in names if _factor(name) in FACTORS))
+    return tuple(dict.fromkeys(name.rpartition(".")[0] for name in names if is_factor(name)))
+
+
+def is_factor(name: str) -> bool:
+    """Whether the tensor of this name is one of a module's two factors."""
+    return _factor(name) in FACTORS
 
 
 def _factor(name: str) -> str:

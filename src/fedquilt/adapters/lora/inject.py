@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from fedquilt.adapters.families import ends_in
+from fedquilt.adapters.lora.dora import DoraLinear
 from fedquilt.adapters.lora.module import LoraLinear, initial_factors, is_linear
 from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.core.errors import ModelError, suggestion
-from fedquilt.core.factors import at_rank, named
+from fedquilt.core.factors import at_rank, is_factor, named
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks, Layout, Params
 
@@ -65,7 +66,7 @@ def inject(
     for name, module in linears.items():
         if ends_in(name, *chosen):
             parent, _, child = name.rpartition(".")
-            injected[name] = LoraLinear(module, settings, name)
+            injected[name] = (DoraLinear if settings.use_dora else LoraLinear)(module, settings, name)
             injected[name].train(module.training)
             setattr(model.get_submodule(parent), child, injected[name])
     return injected
@@ -80,7 +81,7 @@ def remove(model: nn.Module) -> Params:
     """Remove every adapter, so that ``model`` is as before ``inject``; returns the adapters' last values by name."""
     taken: Params = {}
     for name, adapter in adapters(model).items():
-        taken[f"{name}.lora_A"], taken[f"{name}.lora_B"] = adapter.lora_A.detach(), adapter.lora_B.detach()
+        taken |= {f"{name}.{own}": parameter.detach() for own, parameter in adapter.named_parameters(recurse=False)}
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, adapter.base)
     return taken
@@ -95,7 +96,9 @@ def layout(model: nn.Module, blocks: Blocks, architecture: str, head: Collection
         if a head parameter is not in the model.
     """
     parameters = own_parameters(model, head)
-    names = [f"{name}.{factor}" for name in adapters(model) for factor in ("lora_A", "lora_B")]
+    names = [
+        f"{name}.{own}" for name, adapter in adapters(model).items() for own, _ in adapter.named_parameters(recurse=False)
+    ]
     # sorted is stable: inside a block the model's own order stays
     depth: dict[str, int | None] = dict(
         sorted(((name, blocks.depth(name)) for name in names), key=lambda item: item[1] or 0)
@@ -126,20 +129,19 @@ def trainable(model: nn.Module, layout: Layout) -> dict[str, nn.Parameter]:
 
 
 def initial(layout: Layout, model: nn.Module) -> Callable[[Rng], Params]:
-    """``make(rng)``, which returns the tensors that training starts from, on the CPU: new factors and the head.
+    """``make(rng)``, which returns the tensors that training starts from, on the CPU: new factors, and other tensors.
 
-    The factors are drawn module by module from ``rng``. The head is copied when this function is called, so that values
-    that clients load into the model later do not change it.
+    The factors are drawn module by module from ``rng``. The head and the magnitudes of DoRA are copied when this
+    function is called, so that values that clients load into the model later do not change them.
     """
-    parameters = trainable(model, layout)
-    head = {name: copied(parameters[name]) for name in layout.depth if name in layout.head}
+    kept = {name: copied(parameter) for name, parameter in trainable(model, layout).items() if not is_factor(name)}
 
     def make(rng: Rng) -> Params:
         params: Params = {}
         for name in layout.depth:
             module, _, factor = name.rpartition(".")
-            if name in head:
-                params[name] = head[name].clone()
+            if name in kept:
+                params[name] = kept[name].clone()
             elif factor == "lora_A":
                 (rank, d_in), d_out = layout.shapes[name], layout.shapes[f"{module}.lora_B"][0]
                 params[name], params[f"{module}.lora_B"] = initial_factors(module, d_in, d_out, rank, rng)

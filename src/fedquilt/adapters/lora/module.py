@@ -86,15 +86,22 @@ class LoraLinear(nn.Module):
 
         Paper: lora, delta
         """
-        y: Tensor = self.base(x)
-        if self.shift is not None:
-            y = (y + F.linear(self._own(x), self.shift)).to(y.dtype)
+        y = self.without(x)
         if not self.active:
             return y
-        h = F.linear(self._own(F.dropout(x, self.dropout, self.training)), self.lora_A)  # (..., r)
+        return (y + self.term(F.dropout(x, self.dropout, self.training))).to(y.dtype)  # (..., d_out)
+
+    def without(self, x: Tensor) -> Tensor:
+        """The output without the adapter: the base's, with what was merged into it."""
+        y: Tensor = self.base(x)
+        return y if self.shift is None else (y + F.linear(self._own(x), self.shift)).to(y.dtype)
+
+    def term(self, x: Tensor) -> Tensor:
+        """The adapter's own ``s B (I + T) A x``, (..., d_in) -> (..., d_out)."""
+        h = F.linear(self._own(x), self.lora_A)  # (..., r)
         if self.core is not None:
             h = h + F.linear(h, self.core)
-        return (y + self.scaling * F.linear(h, self.lora_B)).to(y.dtype)  # (..., d_out)
+        return self.scaling * F.linear(h, self.lora_B)
 
     def _own(self, x: Tensor) -> Tensor:
         """The input in the factors' dtype, for a base in half precision; unchanged under autocast."""
@@ -103,13 +110,15 @@ class LoraLinear(nn.Module):
 
     def delta(self) -> Tensor:
         """The dense ``s B (I + T) A + shift``, shaped as the base's weight: (d_out, d_in); (d_in, d_out) for Conv1D."""
+        return self._dense().T if self.fan_in_fan_out else self._dense()
+
+    def _dense(self) -> Tensor:
+        """``s B (I + T) A + shift``, (d_out, d_in)."""
         a = self.lora_A.detach()
         if self.core is not None:
             a = a + self.core.detach() @ a
-        dense = self.scaling * (self.lora_B.detach() @ a)  # (d_out, d_in)
-        if self.shift is not None:
-            dense = dense + self.shift
-        return dense.T if self.fan_in_fan_out else dense
+        dense = self.scaling * (self.lora_B.detach() @ a)
+        return dense if self.shift is None else dense + self.shift
 
     def merged(self) -> Tensor:
         """The base's weight plus ``delta()``: a linear module with it computes what this one does without dropout."""

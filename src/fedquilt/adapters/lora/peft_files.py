@@ -13,12 +13,13 @@ from fedquilt.adapters.lora.peft_targets import peft_names
 from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.model_card import beside
 from fedquilt.core.errors import ConfigError, ModelError
+from fedquilt.core.factors import FACTORS, MAGNITUDE, modules_of
 from fedquilt.core.types import Layout, Params
 
 PEFT_TENSORS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 MOST_PATTERNS = 5000
 _PREFIX = "base_model.model."
-_FACTORS = ("lora_A", "lora_B")
+_OWN = (*FACTORS, MAGNITUDE)
 # initialisations that leave the base unchanged; the others (pissa, olora, corda, ...) change the base too
 _PLAIN_DRAWS = ("gaussian", "eva", "orthogonal")
 
@@ -69,12 +70,11 @@ def save_peft(
     folder = Path(folder)
     kept = tuple(layout.head | set(head))
     modules = _modules(params, kept, settings)
-    whole = {name.rpartition(".")[0] for name in layout.depth if name.endswith(_FACTORS)}
-    if unknown := sorted(modules.keys() - whole):
+    if unknown := sorted(modules.keys() - set(modules_of(layout.depth))):
         raise ModelError(f"'{unknown[0]}.lora_A' is not a tensor of {layout.architecture}")
     where = peft_names(model, modules, kept, settings.targets or (), task)
     tensors = {
-        _PREFIX + (f"{name}.weight" if name.endswith(_FACTORS) else name): value
+        _PREFIX + (f"{name}.weight" if name.endswith(FACTORS) else name): value
         for name, value in {**where.state, **params}.items()
     }
     config = {
@@ -86,6 +86,7 @@ def save_peft(
         "lora_alpha": settings.alpha,
         "lora_dropout": settings.dropout,
         "use_rslora": settings.rslora,
+        "use_dora": settings.use_dora,
         "rank_pattern": dict(settings.rank_pattern),
         "alpha_pattern": dict(settings.alpha_pattern),
         "target_modules": list(where.targets),
@@ -122,15 +123,15 @@ def load_peft(folder: str | Path, layout: Layout | None = None) -> tuple[Params,
     params: Params = {}
     for key, tensor in tensors.items():
         name = key.removeprefix(_PREFIX)
-        if name == key or "lora_embedding" in name or "lora_magnitude" in name:
+        if name == key or "lora_embedding" in name:
             raise ModelError(
                 f"{folder}: tensor '{key}' is no LoRA factor and no part of a head; save the adapter as plain LoRA"
             )
         if not tensor.is_floating_point():
             raise ModelError(f"{folder}: tensor '{key}' holds {tensor.dtype}, and weights are floating-point numbers")
         bare = name.removesuffix(".weight")
-        params[bare if bare.endswith(_FACTORS) else name] = tensor
-    kept = {name for name in params if not name.endswith(_FACTORS)}
+        params[bare if bare.endswith(FACTORS) else name] = tensor
+    kept = {name for name in params if not name.endswith(_OWN)}
     try:
         _modules(params, kept, settings)
     except ModelError as error:
@@ -147,7 +148,7 @@ def _modules(params: Mapping[str, Tensor], head: Collection[str], settings: Lora
         module, _, factor = name.rpartition(".")
         if name in head:
             continue
-        if factor not in _FACTORS:
+        if factor not in _OWN:
             raise ModelError(f"tensor '{name}' is neither a low-rank factor nor part of the head")
         a, b = params.get(f"{module}.lora_A"), params.get(f"{module}.lora_B")
         if a is None or b is None:
@@ -162,6 +163,15 @@ def _modules(params: Mapping[str, Tensor], head: Collection[str], settings: Lora
         if a.shape[0] != settings.rank_of(module):
             raise ModelError(
                 f"module '{module}' has rank {a.shape[0]}, but the settings say {settings.rank_of(module)}"
+            )
+        magnitude = params.get(f"{module}.{MAGNITUDE}")
+        if (magnitude is not None) != settings.use_dora:
+            there = "a magnitude" if magnitude is not None else "no magnitude"
+            raise ModelError(f"module '{module}' has {there}, but the settings say use_dora = {settings.use_dora}")
+        if magnitude is not None and tuple(magnitude.shape) != (b.shape[0],):
+            raise ModelError(
+                f"module '{module}': {MAGNITUDE} is {tuple(magnitude.shape)}; it must be {(b.shape[0],)}, one number "
+                "for each output feature"
             )
         ranks[module] = a.shape[0]
     return ranks
@@ -187,6 +197,7 @@ def _check_kinds(folder: Path, config: Mapping[str, Any]) -> None:
         "lora_alpha": (lambda value: not isinstance(value, bool), "a number"),
         "lora_dropout": (lambda value: isinstance(value, int | float), "a number"),
         "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
+        "use_dora": (lambda value: isinstance(value, bool), "true or false"),
         "init_lora_weights": (lambda value: isinstance(value, bool | str), "true, false or a name"),
     }
     for key, (holds, words) in kinds.items():
@@ -199,7 +210,6 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
     allowed: dict[str, tuple[Any, ...]] = {
         "peft_type": ("LORA",),
         "bias": ("none", None),
-        "use_dora": (False, None),
         "lora_bias": (False, None),
         "use_qalora": (False, None),
         "use_bdlora": (False, None),
@@ -232,6 +242,7 @@ def _settings(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
             alpha=float(config["lora_alpha"]),
             dropout=float(config.get("lora_dropout") or 0.0),
             rslora=bool(config.get("use_rslora")),
+            use_dora=bool(config.get("use_dora")),
             targets=tuple(sorted(set(targets))) or None,
             rank_pattern=config.get("rank_pattern") or {},
             alpha_pattern=config.get("alpha_pattern") or {},

@@ -39,6 +39,8 @@ class LoraKeys(LowRank):
     """Dropout on the adapter's input."""
     rslora: bool = False
     """Scale by alpha / sqrt(r) instead of alpha / r."""
+    use_dora: bool = False
+    """DoRA: train the norm of each row of an adapted weight too, as a magnitude beside the two factors."""
     targets: Annotated[tuple[Text, ...], MinLen(1), MaxLen(1000)] | None = None
     """Names of the linear modules that get an adapter; the model's query and value projections if left out."""
 
