@@ -2,13 +2,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from torch import nn
 
-from fedquilt.adapters.lora.inject import adapters, initial, inject, layout, load, remove, trainable
+from fedquilt.adapters.lora.inject import adapters, all_linear, initial, inject, layout, load, remove, trainable
 from fedquilt.adapters.lora.module import is_linear
 from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
+from fedquilt.core.tasks import TASKS
 from fedquilt.core.types import Blocks
 from fedquilt.models.hf import load_model
 from fedquilt.models.loaded import Loaded
@@ -63,6 +66,27 @@ def test_layout_names_the_models_own_parameters_by_depth_with_the_head_last(name
     parameters = dict(found.model.named_parameters())
     assert {id(one) for one in trainable(found.model, where).values()} == {id(parameters[name]) for name in where.depth}
     assert where.shapes == {name: tuple(parameters[name].shape) for name in where.depth}
+
+
+OUTSIDE = {
+    ("tiny:vit", "image-classification"): {"classifier"},  # PEFT knows no head of a classifier of images
+    ("tiny:bert", "sequence-classification"): {"bert.pooler.dense"},
+    ("tiny:distilbert", "sequence-classification"): {"pre_classifier"},
+}
+"""What PEFT adapts outside the blocks, where no layer is that a client could train."""
+
+
+@pytest.mark.parametrize(("name", "task"), TINY)
+def test_all_linear_is_pefts_all_linear_inside_the_blocks(name, task):
+    found = loaded(name, task)
+    injected = inject(found.model, found.blocks, SETTINGS, all_linear(found.model, found.blocks), found.head)
+    config = LoraConfig(target_modules="all-linear", task_type=TASKS[task].peft_type)
+    # get_peft_model itself fails for DistilBERT, whose pre_classifier it would both adapt and save
+    adapted = _maybe_include_all_linear_layers(config, loaded(name, task).model).target_modules
+    outside = {path for path in adapted if found.blocks.depth(path) is None}
+    assert injected.keys() == adapted - outside
+    assert outside == OUTSIDE.get((name, task), set())
+    assert len(injected) > 2 * len(found.targets)
 
 
 @pytest.mark.parametrize("num_layers", [12, 32])

@@ -72,6 +72,15 @@ def inject(
     return injected
 
 
+def all_linear(model: nn.Module, blocks: Blocks) -> tuple[str, ...]:
+    """Names that match every linear module inside the blocks, as PEFT's ``target_modules = "all-linear"`` does.
+
+    Outside the blocks PEFT also adapts, for example, a pooler; such a module is in no layer that a client could train.
+    """
+    names = (name for name, module in model.named_modules() if _adaptable(name, module, blocks))
+    return tuple(sorted({name.rpartition(".")[2] for name in names}))
+
+
 def adapters(model: nn.Module) -> dict[str, LoraLinear]:
     """The adapters in ``model`` by module path, in the model's order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
