@@ -61,9 +61,10 @@ def assert_equal(actual, expected, rtol=1e-5) -> None:
 
 @pytest.mark.parametrize(("model", "task"), CASES)
 @pytest.mark.parametrize("objective", ["log-prob", "logit"])
-def test_t8_fisher_is_the_mean_squared_gradient_of_every_row(model, task, objective):
+@pytest.mark.parametrize("dora", [False, True])
+def test_t8_fisher_is_the_mean_squared_gradient_of_every_row(model, task, objective, dora):
     """T8"""
-    bench = workbench(model, task, rank=3)
+    bench = workbench(model, task, rank=3, dora=dora)
     columns, params = rows(task, 7), start_of(bench)
     expected = brute_force(bench, columns, params, objective)
     assert all(bool(tensor.any()) for tensor in expected.values())

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 import torch
 
 from fedquilt.adapters.kind import Host
-from fedquilt.adapters.lora.inject import initial, inject, layout, trainable
+from fedquilt.adapters.lora.inject import all_linear, initial, inject, layout, trainable
 from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.mixture.kind import MIXTURE
 from fedquilt.adapters.mixture.settings import MixtureSettings
 from fedquilt.client import Client, Training, Workbench
 from fedquilt.client.task import scoring_of
 from fedquilt.client.workbench import Batch
-from fedquilt.core.factors import cut
+from fedquilt.core.factors import MAGNITUDE, cut
 from fedquilt.core.federation import Federation, Rule
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId, Layout, Params, Profile
@@ -64,12 +64,20 @@ def _loaded(model: str, task: str) -> Loaded:
 
 
 def workbench(
-    model: str = VIT, task: str | None = None, *, rank: int = 2, dropout: float = 0.0, precision: str = "fp32"
+    model: str = VIT,
+    task: str | None = None,
+    *,
+    rank: int = 2,
+    dropout: float = 0.0,
+    precision: str = "fp32",
+    every: bool = False,
+    dora: bool = False,
 ) -> Workbench:
-    """A workbench with a model of its own: q and v adapted, the head (if there is one) trained."""
+    """A workbench with a model of its own: q and v adapted (or ``every`` linear module), the head, if any, trained."""
     loaded = _loaded(model, task or task_of(model))
     own = deepcopy(loaded.model)
-    inject(own, loaded.blocks, LoraSettings(rank, 2.0 * rank, dropout), loaded.targets, loaded.head)
+    targets = all_linear(own, loaded.blocks) if every else loaded.targets
+    inject(own, loaded.blocks, LoraSettings(rank, 2.0 * rank, dropout, use_dora=dora), targets, loaded.head)
     where = layout(own, loaded.blocks, loaded.architecture, loaded.head)
     cpu = torch.device("cpu")
     return Workbench(
@@ -87,12 +95,14 @@ def workbench(
 def start_of(bench: Workbench, *, zero: bool = False) -> Params:
     """Values for every tensor of the layout, the same at every call; B is zero only if asked for.
 
-    The head is drawn anew too: the model's own is what the last client left there.
+    The head and magnitudes are drawn anew too: the model's own are what the last client left there.
     """
     params = initial(bench.layout, bench.model)(DATA.child("start"))
     for name in params:
         if name in bench.layout.head or (name.endswith("lora_B") and not zero):
             params[name] = 0.3 * torch.randn(params[name].shape, generator=DATA.child("value", name).torch())
+        elif name.endswith(MAGNITUDE):
+            params[name] = 0.5 + torch.rand(params[name].shape, generator=DATA.child("value", name).torch())
     return params
 
 
@@ -155,13 +165,16 @@ def small(
     rank: int = 2,
     ranks: Sequence[int] | None = None,
     rule: Rule | None = None,
+    every: bool = False,
+    dora: bool = False,
 ) -> Small:
     """One client for each budget, with as many rows as ``sizes`` says; ``proxy`` rows for the server.
 
-    The server's adapters have this ``rank`` and scale 2, the clients' ``ranks``.
+    The server's adapters have this ``rank`` and scale 2, the clients' ``ranks``. ``every`` and ``dora`` are those of
+    ``workbench``.
     """
     training = training or Training(steps=2, epochs=None, batch_size=4, learning_rate=0.05)
-    bench = workbench(model, rank=rank, dropout=dropout)
+    bench = workbench(model, rank=rank, dropout=dropout, every=every, dora=dora)
     task, make = task_of(model), initial(bench.layout, bench.model)
     first = make(Rng(5).child("init"))  # as the rounds of seed 5 begin
 

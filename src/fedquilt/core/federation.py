@@ -52,6 +52,8 @@ class Rule(NamedTuple):
         Gives the clients' weights from their modules; None for numbers of examples.
     unsteady
         Why a server optimiser cannot accumulate the steps of the factors over rounds; empty if it can.
+    averages
+        Whether it only averages factors, so that DoRA's magnitudes can be averaged beside them.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Rule(NamedTuple):
     changes_base: bool = False
     weigh: Callable[[Sequence[Sequence[Factors]]], list[float]] | None = None
     unsteady: str = ""
+    averages: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fedquilt.adapters.registry import KINDS
 from fedquilt.aggregate.lowrank.rules import RULES
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError
+from fedquilt.experiment.adapter_contradictions import ADAPTERS
 from fedquilt.experiment.bases import odd_bases
 from fedquilt.experiment.contradictions import Case, Row, odd_ranks
 from fedquilt.experiment.method import Chosen, keys_of
-from fedquilt.methods.traits import Traits
 from fedquilt.privacy.account import accountant
 
 
@@ -32,18 +31,6 @@ def refuse_contradictions(config: Config, parts: Sequence[Part], method: Chosen)
 # The table ------------------------------------------------------------
 
 
-def _has_kind(kind: str, *, combined: bool = False) -> Callable[[Case], bool]:
-    return lambda case: kind in case.kinds and (case.combined or not combined)
-
-
-def _needs(what: str) -> Callable[[Traits], bool]:
-    return lambda traits: traits.needs == what
-
-
-def _differs(key: str) -> Callable[[Case], bool]:
-    return lambda case: case.differs("adapter", key)
-
-
 def _is_of_another(key: str, rule: str | None = None) -> Callable[[Case], bool]:
     """Whether a key of [aggregation] is set that belongs to this rule (None: to alignment), which is not in use."""
 
@@ -54,59 +41,7 @@ def _is_of_another(key: str, rule: str | None = None) -> Callable[[Case], bool]:
     return asked
 
 
-_FACTORS = [name for name, kind in KINDS.items() if kind.has_factors]
-_SHARED = [name for name, kind in KINDS.items() if kind.shares_branches]
-_NEEDED = {"factors": ("LoRA factors", _FACTORS), "mixture": ("mixtures of adapters", _SHARED)}
-"""The adapters that a method may need, in words, and the kinds that have them."""
-
-_OF_BRANCHES = ("kind", "rank", "sites", "trained", "num_slots", "branches")
-"""Keys of [adapter] that must be the same in all groups for their branches to be shared."""
-
 _OF_ALIGNMENT = ("align_groups", "align_per", "align_equalise", "align_sharpness")
-
-_ADAPTERS = (
-    *(
-        Row(
-            _has_kind(other),
-            _needs(needs),
-            f"adapter.kind = '{other}': {{culprit}} needs {what}, and this kind has none; set adapter.kind = "
-            f"'{fitting[0]}', or {{instead}}",
-        )
-        for needs, (what, fitting) in _NEEDED.items()
-        for other in (name for name in KINDS if name not in fitting)
-    ),
-    *(
-        Row(
-            _has_kind(kind, combined=True),
-            None,
-            f"{{given}}: combines LoRA factors, and adapter.kind = '{kind}' has none; set aggregation.rule = 'mean'",
-        )
-        for kind in (name for name in KINDS if name not in _FACTORS)
-    ),
-    *(
-        Row(
-            _has_kind(kind),
-            lambda traits: traits.drops_layers,
-            f"{{culprit}}: with adapter.kind = '{kind}' blocks share branches, so none can be left out; {{instead}}",
-        )
-        for kind in _SHARED
-    ),
-    *(
-        Row(
-            _differs(key),
-            lambda traits: traits.across and traits.needs == "mixture",
-            f"adapter.{key} is not the same in all groups ({{by_group[{key}]}}), so their branches cannot be shared; "
-            "set it in [adapter] and leave it out of the groups",
-        )
-        for key in _OF_BRANCHES
-    ),
-    Row(
-        lambda case: case.differs("head", "policy"),
-        lambda traits: traits.across,
-        "method.name = '{name}': all groups take part in one method and need the same head.policy; set it in [head] "
-        "and leave it out of the groups",
-    ),
-)
 
 _RULES = (
     Row(
@@ -296,5 +231,5 @@ _PRIVACY = (
     ),
 )
 
-ROWS: tuple[Row, ...] = (*_RULES, *_PRIVACY, *_STEPS, *_ALIGNMENT, *_ADAPTERS)
+ROWS: tuple[Row, ...] = (*_RULES, *_PRIVACY, *_STEPS, *_ALIGNMENT, *ADAPTERS)
 """Every contradiction, in the order in which they are reported."""

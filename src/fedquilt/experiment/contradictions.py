@@ -43,6 +43,11 @@ class Case:
         return frozenset(part.config.adapter.kind for part in self.parts)
 
     @property
+    def dora(self) -> bool:
+        """Whether the adapters of a group have DoRA's magnitudes."""
+        return any(part.config.adapter.use_dora for part in self.parts)
+
+    @property
     def rule(self) -> Rule | None:
         """The low-rank rule in use: the method's own, or that of the config."""
         return self.method.traits.rule or lowrank_rule(self.config)

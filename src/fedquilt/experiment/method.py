@@ -18,6 +18,7 @@ from fedquilt.config.arguments import arguments
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.factors import MAGNITUDE
 from fedquilt.core.federation import Aggregate, Federation, Rule
 from fedquilt.core.method import Method
 from fedquilt.core.wire import with_wire_dtype
@@ -85,7 +86,9 @@ def wrapped(
     if config.network.dtype == "float32":
         return made
     # epsilon with secret cohorts requires that updates do not depend on earlier cohorts, as error feedback does
-    exact = buffers_of(federation.layouts.values())
+    # rounding a magnitude would rescale a whole row of the frozen base
+    layouts = federation.layouts.values()
+    exact = buffers_of(layouts) | {name for layout in layouts for name in layout.depth if name.endswith(MAGNITUDE)}
     return with_wire_dtype(made, config.network.dtype, feedback=config.privacy.mode != "central", exact=exact)
 
 

@@ -67,7 +67,7 @@ def segment_rule(normalize: Literal["all", "segment"] = "all") -> Rule:
         return limited(sparsity_weights(clients))
 
     unsteady = "it counts ranks that a client lacks as zeros, so that factors shrink although no client changed them"
-    return Rule("hetlora", combine, weigh=weigh, unsteady=unsteady)
+    return Rule("hetlora", combine, weigh=weigh, unsteady=unsteady, averages=True)
 
 
 def stack_rule() -> Rule:
@@ -97,7 +97,8 @@ def residual_rule(residual_rank: int | None = None) -> Rule:
         )
 
     unsteady = "the residual of the factors' mean is merged into the base, which is exact only for that mean"
-    return Rule("fedex-lora", combine, one_rank=True, changes_base=residual_rank != 0, unsteady=unsteady)
+    plain = residual_rank == 0
+    return Rule("fedex-lora", combine, one_rank=True, changes_base=not plain, unsteady=unsteady, averages=plain)
 
 
 def refined_rule(strength: float = 0.01) -> Rule:

@@ -1,0 +1,93 @@
+"""The rows of the table of contradictions that involve adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fedquilt.adapters.registry import KINDS
+from fedquilt.experiment.contradictions import Case, Row
+from fedquilt.methods.traits import Traits
+
+_FACTORS = [name for name, kind in KINDS.items() if kind.has_factors]
+_SHARED = [name for name, kind in KINDS.items() if kind.shares_branches]
+_NEEDED = {"factors": ("LoRA factors", _FACTORS), "mixture": ("mixtures of adapters", _SHARED)}
+"""The adapters that a method may need, in words, and the kinds that have them."""
+
+_OF_BRANCHES = ("kind", "rank", "sites", "trained", "num_slots", "branches")
+"""Keys of [adapter] that must be the same in all groups for their branches to be shared."""
+
+
+def _has_kind(kind: str, *, combined: bool = False) -> Callable[[Case], bool]:
+    return lambda case: kind in case.kinds and (case.combined or not combined)
+
+
+def _needs(what: str) -> Callable[[Traits], bool]:
+    return lambda traits: traits.needs == what
+
+
+def _differs(key: str) -> Callable[[Case], bool]:
+    return lambda case: case.differs("adapter", key)
+
+
+ADAPTERS: tuple[Row, ...] = (
+    *(
+        Row(
+            _has_kind(other),
+            _needs(needs),
+            f"adapter.kind = '{other}': {{culprit}} needs {what}, and this kind has none; set adapter.kind = "
+            f"'{fitting[0]}', or {{instead}}",
+        )
+        for needs, (what, fitting) in _NEEDED.items()
+        for other in (name for name in KINDS if name not in fitting)
+    ),
+    *(
+        Row(
+            _has_kind(kind, combined=True),
+            None,
+            f"{{given}}: combines LoRA factors, and adapter.kind = '{kind}' has none; set aggregation.rule = 'mean'",
+        )
+        for kind in (name for name in KINDS if name not in _FACTORS)
+    ),
+    *(
+        Row(
+            _has_kind(kind),
+            lambda traits: traits.drops_layers,
+            f"{{culprit}}: with adapter.kind = '{kind}' blocks share branches, so none can be left out; {{instead}}",
+        )
+        for kind in _SHARED
+    ),
+    *(
+        Row(
+            _differs(key),
+            lambda traits: traits.across and traits.needs == "mixture",
+            f"adapter.{key} is not the same in all groups ({{by_group[{key}]}}), so their branches cannot be shared; "
+            "set it in [adapter] and leave it out of the groups",
+        )
+        for key in _OF_BRANCHES
+    ),
+    Row(
+        lambda case: case.differs("head", "policy"),
+        lambda traits: traits.across,
+        "method.name = '{name}': all groups take part in one method and need the same head.policy; set it in [head] "
+        "and leave it out of the groups",
+    ),    Row(
+        lambda case: case.dora and case.rule and not case.rule.averages,
+        None,
+        "adapter.use_dora = true: '{rule.name}' combines the products s B A as changes of the weights, and DoRA's change "
+        "of a weight, m (W + s B A) / ||W + s B A|| - W, is no such product; set adapter.use_dora = false, or take a "
+        "method and aggregation.rule that average the factors",
+    ),
+    Row(
+        lambda case: case.dora,
+        lambda traits: traits.sends in ("A", "B", "alternating"),
+        "adapter.use_dora = true: method.name = '{name}' trains or sends one factor without the other ({sent}), which "
+        "is derived for the product B A and not for DoRA's magnitude; set adapter.use_dora = false, or {instead}",
+    ),
+    Row(
+        lambda case: case.dora,
+        lambda traits: traits.needs == "factors" and traits.across,
+        "adapter.use_dora = true: method.name = '{name}' shares matrices between the factors among clients, and DoRA "
+        "divides what such a matrix does by norms of each client's own; set adapter.use_dora = false, or {instead}",
+    ),
+)
+"""Contradictions that involve adapters, in the order in which they are reported."""
