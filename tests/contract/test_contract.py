@@ -28,6 +28,7 @@ from toys import (
 
 from fedquilt.aggregate.lowrank.rules import residual_rule, stack_rule, svd_rule
 from fedquilt.client import Training
+from fedquilt.core.factors import MAGNITUDE
 from fedquilt.core.loop import rounds
 from fedquilt.core.method import Exchange
 from fedquilt.core.rng import Rng
@@ -72,6 +73,8 @@ def real(
     ranks=None,
     rule=None,
     steps=1,
+    every=False,
+    dora=False,
     **settings,
 ) -> Build:
     """A method of the library among three clients that train a real transformer."""
@@ -79,7 +82,8 @@ def real(
     def build() -> Setup:
         training = Training(steps=steps, epochs=None, batch_size=4, learning_rate=0.05)
         rank = 2 if ranks is None else max(ranks)
-        scene = small(model, budgets=budgets, proxy=proxy, training=training, rank=rank, ranks=ranks, rule=rule)
+        more = {"rank": rank, "ranks": ranks, "rule": rule, "every": every, "dora": dora}
+        scene = small(model, budgets=budgets, sizes=(5, 8, 6)[: len(budgets)], proxy=proxy, training=training, **more)
         method = METHODS[name](scene.federation, **settings)
         if local_head:
             method = with_local(method, scene.layout.head)
@@ -124,12 +128,12 @@ def shared(models=(VIT, WIDE), *, name: str = "heterotune", trained: str = "all"
     return build
 
 
-def across(name: str, models=(VIT, WIDE), *, mixed: bool = False, **settings) -> Build:
+def across(name: str, models=(VIT, WIDE), *, mixed: bool = False, every: bool = False, **settings) -> Build:
     """A method of the library that takes clients of unlike architectures all together."""
 
     def build() -> Setup:
         training = Training(steps=3, epochs=None, batch_size=4, learning_rate=0.05)
-        scene = several(models, mixed=mixed, training=training)
+        scene = several(models, mixed=mixed, training=training, every=every)
         method = METHODS[name](scene.federation, **settings)
         return Setup(method, scene.federation.profiles, scene.clients, learned).bound()
 
@@ -237,6 +241,33 @@ CHANGED = {  # in the first of its steps nothing pulls a client back, so there a
     "fedsa-lora-proximal-yogi": changed(real("fedsa-lora", steps=2), mu=0.5, kind="yogi"),
     "rolora-momentum-int8": short(changed(real("rolora", model=LLAMA, budgets=(1, 2, 3)), kind="momentum"), "int8"),
 }
+WITH_DORA = {  # every linear module has a magnitude
+    "exclusive": {"model": LLAMA},
+    "fed-hello": {"proxy": 3, **SOON},
+    "fed-hello-released": {"proxy": 3, **SOON},
+    "fedit": {},
+    "fedra": {"model": LLAMA},
+    "full": {"model": GPT2},
+    "hetlora": {"ranks": (2, 3), "gamma": 0.75},
+    "local-only": {},
+    "straggler": {"model": BERT},
+}
+ALL_LINEAR = {
+    "fedex-lora": {},
+    "fedsa-lora": {},
+    "ffa-lora": {},
+    "flexlora": {"ranks": (2, 3)},
+    "flora": {"ranks": (2, 3), "model": GPT2},
+    "lora-fair": {},
+    "rolora": {"model": LLAMA},
+}
+ADAPTED = {
+    **{f"{name}-dora": real(name, budgets=(1, 3), every=True, dora=True, **more) for name, more in WITH_DORA.items()},
+    **{f"{name}-all-linear": real(name, budgets=(1, 3), every=True, **more) for name, more in ALL_LINEAR.items()},
+    "h2tune-all-linear": across("h2tune", every=True),
+}
+MOST_TOLD = ("echo_changes_nothing", "resumes_to_the_bit", "the_local_engine_ends_in_the_same_bits")
+"""The promises that say most about other tensors in the same method."""
 ROWS = TOYS | REAL | APART | SHORT | {name: Row(build) for name, build in CHANGED.items()}
 CELLS = [(row, promise) for row in ROWS for promise in PROMISES if promise not in ROWS[row].exempt]
 
@@ -259,6 +290,22 @@ def test_gradient_checkpointing_changes_no_bit(row):
     assert same(again.memories, plain.memories)
     for client in clients.values():
         assert not any("forward" in vars(module) for module in client.bench.model.modules())
+
+
+@pytest.mark.parametrize("row", ADAPTED)
+def test_every_method_keeps_its_promises_with_every_linear_module_and_with_dora(row):
+    for promise in MOST_TOLD:
+        PROMISES[promise](ADAPTED[row])
+
+
+def test_with_dora_only_the_magnitudes_of_trained_layers_move():
+    setup = real("fedit", budgets=(1, 2), every=True, dora=True)()
+    first, last = (state["params"] for state in play(setup, num_rounds=1).states)
+    layers = setup.clients[0].bench.layout.depth
+    magnitudes = [name for name in first if name.endswith(MAGNITUDE)]
+    moved = {layers[name] for name in magnitudes if not torch.equal(first[name], last[name])}
+    assert len(magnitudes) == 6 * 4
+    assert moved == {3}  # the deepest layer alone, as many as the lowest budget
 
 
 def test_every_method_of_the_library_is_in_the_table():

@@ -40,9 +40,7 @@ def write_folder(
     def fill(fresh: Path) -> None:
         content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors[1].items()}
         save_file(content, fresh / tensors[0], metadata={"format": "pt"})
-        # the keys inside keep their order: of rank_pattern and alpha_pattern, the first that matches counts
-        ordered = {key: config[1][key] for key in sorted(config[1])}
-        (fresh / config[0]).write_text(json.dumps(ordered, indent=2) + "\n", "utf-8")
+        (fresh / config[0]).write_text(json.dumps(config[1], indent=2, sort_keys=True) + "\n", "utf-8")
         for name, text in beside.items():
             (fresh / name).write_text(text, "utf-8")
 

@@ -259,11 +259,11 @@ def _check_ranks(federation: Federation, rule: Rule | None) -> None:
     if not given or not (rule is None or rule.one_rank):
         return
     most = server_rank(federation.layout)
-    if unlike := sorted({rank for rank in given if rank != most}):
+    if unlike := sorted({rank for rank in given if rank < most}):
         by = "the mean of factors" if rule is None else f"'{rule.name}'"
         raise ConfigError(
-            f"clients.ranks holds {', '.join(map(str, unlike))} and adapter.rank is {most}: {by} needs one rank; "
-            "leave clients.ranks out, or set method.name or aggregation.rule to 'flexlora', 'hetlora' or 'flora'"
+            f"clients.ranks holds {', '.join(map(str, unlike))} and the server's adapters have rank {most}: {by} needs "
+            "one rank; leave clients.ranks out, or set method.name or aggregation.rule to 'flexlora', 'hetlora' or 'flora'"
         )
 
 

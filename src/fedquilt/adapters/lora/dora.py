@@ -57,7 +57,7 @@ class DoraLinear(LoraLinear):
         plain = plain.to(self.lora_magnitude_vector.dtype)
         if self.bias is not None:
             plain = plain - self.bias
-        return y + (self.factor() * (plain + self.term(x)) - plain).to(y.dtype)
+        return (y + (self.factor() * (plain + self.term(x)) - plain)).to(y.dtype)
 
     def factor(self) -> Tensor:
         """``m / ||V||``, (d_out,); gradients flow to m alone."""
