@@ -169,8 +169,8 @@ def test_clients_of_unlike_rank_are_refused_where_the_rule_takes_one(rule, by):
     with pytest.raises(ConfigError) as caught:
         layered("toy", scene.federation, chosen)
     assert str(caught.value) == (
-        f"clients.ranks holds 2, 3 and the server's adapters have rank 4: {by} needs one rank; leave clients.ranks out, "
-        "or set method.name or aggregation.rule to 'flexlora', 'hetlora' or 'flora'"
+        f"clients.ranks holds 2, 3 and the server's adapters have rank 4: {by} needs one rank; leave clients.ranks "
+        "out, or set method.name or aggregation.rule to 'flexlora', 'hetlora' or 'flora'"
     )
 
 

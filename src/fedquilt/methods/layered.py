@@ -263,7 +263,8 @@ def _check_ranks(federation: Federation, rule: Rule | None) -> None:
         by = "the mean of factors" if rule is None else f"'{rule.name}'"
         raise ConfigError(
             f"clients.ranks holds {', '.join(map(str, unlike))} and the server's adapters have rank {most}: {by} needs "
-            "one rank; leave clients.ranks out, or set method.name or aggregation.rule to 'flexlora', 'hetlora' or 'flora'"
+            "one rank; leave clients.ranks out, or set method.name or aggregation.rule to 'flexlora', 'hetlora' or "
+            "'flora'"
         )
 
 

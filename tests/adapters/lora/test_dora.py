@@ -61,7 +61,9 @@ def adapted(name, task, **values):
     return base, found, where, params, settings
 
 
-@pytest.mark.parametrize("make", [partial(nn.Linear, 6, 4), partial(Conv1D, 4, 6), partial(nn.Linear, 6, 4, bias=False)])
+@pytest.mark.parametrize(
+    "make", [partial(nn.Linear, 6, 4), partial(Conv1D, 4, 6), partial(nn.Linear, 6, 4, bias=False)]
+)
 def test_the_weight_is_the_magnitude_times_the_direction(make):
     torch.manual_seed(0)
     base = make()

@@ -67,14 +67,14 @@ class DoraLinear(LoraLinear):
     def norms(self) -> Tensor:
         """``||V||``, the norms of the rows of V, (d_out,) in float32."""
         with _exact(self.lora_A.device):
-            return self._rows().norm(dim=1)
+            return torch.linalg.vector_norm(self._rows(), dim=1)
 
     @torch.no_grad()
     def direction(self) -> Tensor:
         """``V / ||V||``, (d_out, d_in) in float32."""
         with _exact(self.lora_A.device):
             rows = self._rows()
-            return rows / _divisor(rows.norm(dim=1)).unsqueeze(1)
+            return rows / _divisor(torch.linalg.vector_norm(rows, dim=1)).unsqueeze(1)
 
     @torch.no_grad()
     def delta(self) -> Tensor:

@@ -106,7 +106,9 @@ def layout(model: nn.Module, blocks: Blocks, architecture: str, head: Collection
     """
     parameters = own_parameters(model, head)
     names = [
-        f"{name}.{own}" for name, adapter in adapters(model).items() for own, _ in adapter.named_parameters(recurse=False)
+        f"{name}.{own}"
+        for name, adapter in adapters(model).items()
+        for own, _ in adapter.named_parameters(recurse=False)
     ]
     # sorted is stable: inside a block the model's own order stays
     depth: dict[str, int | None] = dict(
