@@ -55,8 +55,9 @@ class DoraLinear(LoraLinear):
             x = F.dropout(x, self.dropout)
             plain = self.without(x)
         plain = plain.to(self.lora_magnitude_vector.dtype)
-        if self.bias is not None:
-            plain = plain - self.bias
+        bias: Tensor | None = getattr(self.base, "bias", None)
+        if bias is not None:
+            plain = plain - bias
         return (y + (self.factor() * (plain + self.term(x)) - plain)).to(y.dtype)
 
     def factor(self) -> Tensor:
