@@ -75,8 +75,8 @@ ADAPTERS: tuple[Row, ...] = (
         lambda case: case.dora and case.rule and not case.rule.averages,
         None,
         "adapter.use_dora = true: '{rule.name}' combines the products s B A as changes of the weights, and DoRA's "
-        "change of a weight, m (W + s B A) / ||W + s B A|| - W, is no such product; set adapter.use_dora = false, or take a "
-        "method and aggregation.rule that average the factors",
+        "change of a weight, m (W + s B A) / ||W + s B A|| - W, is no such product; set adapter.use_dora = false, or "
+        "take a method and aggregation.rule that average the factors",
     ),
     Row(
         lambda case: case.dora,
