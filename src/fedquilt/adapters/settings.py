@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, Literal
 
 from fedquilt.adapters.lora.settings import LoraKeys
@@ -40,18 +40,26 @@ OF_KIND: Mapping[str, tuple[str, ...]] = {
 class Adapter(FullKeys, MixtureKeys, LoraKeys, _Chosen):  # the last base's keys come first
     """The trained adapters.
 
-    ``dropout``, ``rslora`` and ``targets`` belong to the kind ``lora``, and the keys from ``activation`` on to
+    The keys from ``dropout`` to ``alpha_pattern`` belong to the kind ``lora``, and those from ``activation`` on to
     ``mixture``; ``full`` has only ``buffers``.
     """
 
     def __post_init__(self) -> None:
-        """Refuse keys of another kind."""
+        """Refuse keys of another kind, and patterns that are none."""
+        if problems := self.pattern_problems():
+            raise ValueError("; ".join(problems))
         if odd := odd_keys(self):
             other = " or ".join(f"'{kind}'" for kind, keys in OF_KIND.items() if not set(keys).isdisjoint(odd))
             raise ValueError(
                 f"{' and '.join(odd)} {'is' if len(odd) == 1 else 'are'} of kind = {other} alone, and this is "
                 f"'{self.kind}'; leave {'it' if len(odd) == 1 else 'them'} out, or set kind = {other}"
             )
+
+
+def at_most(adapter: Adapter, rank: int) -> Adapter:
+    """The settings with no rank above this one."""
+    pattern = {key: min(own, rank) for key, own in adapter.rank_pattern.items()}
+    return replace(adapter, rank=min(adapter.rank, rank), rank_pattern=pattern)
 
 
 def of_kind(keys: Mapping[str, Any], kind: Any) -> dict[str, Any]:
@@ -62,7 +70,10 @@ def of_kind(keys: Mapping[str, Any], kind: Any) -> dict[str, Any]:
 
 def odd_keys(adapter: Adapter) -> list[str]:
     """The keys that differ from their default and that adapters of this kind do not have."""
-    defaults = {field.name: field.default for field in fields(adapter)}
+    defaults = {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(adapter)
+    }
     return [key for key in _foreign(adapter.kind) if getattr(adapter, key) != defaults[key]]
 
 

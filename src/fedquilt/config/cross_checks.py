@@ -20,10 +20,13 @@ def cross_problems(config: Config) -> list[str]:
                 f"defence: min_cohort = {config.defence.min_cohort} is more than the {config.cohort} clients that take "
                 "part in a round; take fewer, or raise clients.cohort"
             )
-    if not spoilt.touches("clients.ranks", "adapter.rank") and clients.ranks and not config.groups:
-        most, rank = max(clients.ranks), config.adapter.rank
-        if most > rank:
-            problems.append(f"adapter: rank = {rank} is the server's, and clients.ranks has {most}; raise it to {most}")
+    if not spoilt.touches("clients.ranks", "adapter") and clients.ranks and not config.groups:
+        most = max(clients.ranks)
+        if most > config.adapter.largest_rank:
+            problems.append(
+                f"adapter: rank = {config.adapter.rank} is the server's, and clients.ranks has {most}; raise it to "
+                f"{most}"
+            )
     keys = config.network.node_keys
     if not spoilt.touches("network.node_keys", "partition.num_clients") and keys and len(keys) != num:
         problems.append(

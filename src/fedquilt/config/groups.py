@@ -123,8 +123,11 @@ def group_problems(config: Config) -> list[str]:
         ]
         either = [name for name in _SECTIONS if spoilt.touches(name) or told[place].touches(name)]
         problems += _odd_sections(config, group, where, either)
-        rank = _over(config, group)["adapter"].get("rank", default_of(Adapter, "rank"))
-        if group.rank is not None and group.rank > rank and "adapter" not in either:
+        if group.rank is None or "adapter" in either:
+            continue
+        adapter = _over(config, group)["adapter"]
+        rank = max(adapter.get("rank", default_of(Adapter, "rank")), *adapter.get("rank_pattern", {}).values(), 1)
+        if group.rank > rank:
             problems.append(
                 f"{where}.rank = {group.rank}: is more than the {rank} of the server's adapters; raise adapter.rank "
                 f"to {group.rank}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from fedquilt.adapters.registry import KINDS
+from fedquilt.adapters.settings import at_most
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError
 from fedquilt.experiment.build import shaped
@@ -59,7 +60,7 @@ def afforded(config: Config, gigabytes: Sequence[float]) -> tuple[Afforded, ...]
     if not all(0 < size < float("inf") for size in gigabytes) or list(gigabytes) != sorted(gigabytes):
         raise ConfigError(f"--memory: {given}; give gigabytes above 0, each at least as large as the one before")
     ranks = KINDS[config.adapter.kind].ranks
-    depth, own = num_layers(config), None if ranks == "none" else config.adapter.rank
+    depth, own = num_layers(config), None if ranks == "none" else config.adapter.largest_rank
 
     @cache
     def peak(layers: int, rank: int | None) -> int:
@@ -124,7 +125,7 @@ def _budgeted(config: Config, shares: str, budgets: tuple[int, ...], rank: int |
     return config.model_copy(
         update={
             "clients": config.clients.model_copy(update=change),
-            "adapter": config.adapter if rank is None else replace(config.adapter, rank=rank),
+            "adapter": config.adapter if rank is None else at_most(config.adapter, rank),
             "partition": config.partition.model_copy(update={"num_clients": num_clients}),
         }
     )

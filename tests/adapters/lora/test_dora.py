@@ -11,8 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from fedquilt.adapters.lora.dora import DoraLinear
 from fedquilt.adapters.lora.inject import adapters, initial, inject, layout, load, remove, trainable
-from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.lora.peft_files import load_peft, save_peft
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
 from fedquilt.models.hf import load_model

@@ -68,7 +68,8 @@ class DoraLinear(LoraLinear):
     def norms(self) -> Tensor:
         """``||V||``, the norms of the rows of V, (d_out,) in float32."""
         with _exact(self.lora_A.device):
-            return torch.linalg.vector_norm(self._rows(), dim=1)
+            found: Tensor = torch.linalg.vector_norm(self._rows(), dim=1)
+            return found
 
     @torch.no_grad()
     def direction(self) -> Tensor:

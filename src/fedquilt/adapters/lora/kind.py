@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fedquilt.adapters.kind import Export, Host, Kind, Put
 from fedquilt.adapters.lora.as_plain_lora import plain
-from fedquilt.adapters.lora.inject import adapters, initial, inject, layout, load
+from fedquilt.adapters.lora.inject import adapters, all_linear, initial, inject, layout, load
 from fedquilt.adapters.lora.peft_files import PEFT_CONFIG, PEFT_TENSORS, load_peft, save_peft
 from fedquilt.adapters.lora.peft_targets import peft_names
 from fedquilt.adapters.lora.settings import LoraSettings
@@ -21,8 +21,10 @@ from fedquilt.core.types import Blocks, Layout, Params
 
 
 def _put(section: Adapter, host: Host) -> Put:
-    settings = part_of(section, LoraSettings, targets=section.targets or host.targets or None)
-    inject(host.model, host.blocks, settings, head=host.trained_head)
+    every = section.targets == "all-linear"
+    targets = all_linear(host.model, host.blocks) if every else section.targets or host.targets or None
+    settings = part_of(section, LoraSettings, targets=targets)
+    settings.refuse_patterns(inject(host.model, host.blocks, settings, head=host.trained_head))
     where = layout(host.model, host.blocks, host.architecture, host.trained_head)
     # an adapter that PEFT could not read is rejected before anything is trained
     peft_names(host.model, adapters(host.model), host.head, settings.targets or (), host.task)

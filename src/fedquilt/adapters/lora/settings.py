@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from annotated_types import MaxLen, MinLen
 
@@ -41,28 +41,64 @@ class LoraKeys(LowRank):
     """Scale by alpha / sqrt(r) instead of alpha / r."""
     use_dora: bool = False
     """DoRA: train the norm of each row of an adapted weight too, as a magnitude beside the two factors."""
-    targets: Annotated[tuple[Text, ...], MinLen(1), MaxLen(1000)] | None = None
-    """Names of the linear modules that get an adapter; the model's query and value projections if left out."""
+    targets: Annotated[tuple[Text, ...], MinLen(1), MaxLen(1000)] | Literal["all-linear"] | None = None
+    """Names of the linear modules that get an adapter, or ``all-linear`` for every linear module of the blocks; the
+    model's query and value projections if left out."""
+    rank_pattern: Mapping[str, Rank] = field(default_factory=dict)
+    """Other ranks by module path, or by a regular expression for the end of one, as in PEFT. A client with a rank of
+    its own has that rank or the module's, whichever is lower."""
+    alpha_pattern: Mapping[str, Rate] = field(default_factory=dict)
+    """Other alphas, likewise."""
+
+    @property
+    def largest_rank(self) -> int:
+        """The largest rank that a module may have."""
+        return max(self.rank, *self.rank_pattern.values(), 1)
+
+    def pattern_problems(self) -> list[str]:
+        """What is wrong with the keys of the patterns, as far as it can be told without a model."""
+        return [
+            f"{name} {key!r:.80}: {why}"
+            for name, table in self._tables
+            for key in table
+            if (why := pattern_problem(key))
+        ]
+
+    @property
+    def _tables(self) -> tuple[tuple[str, Mapping[str, float]], ...]:
+        return ("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)
 
 
 @dataclass(frozen=True)
 class LoraSettings(LoraKeys):
-    """How the linear modules of one model are adapted; ranks and alphas may differ between modules, as in PEFT."""
+    """How the linear modules of one model are adapted."""
 
-    rank_pattern: Mapping[str, Rank] = field(default_factory=dict)
-    """Other ranks by module path, or by a regular expression for the end of one."""
-    alpha_pattern: Mapping[str, Rate] = field(default_factory=dict)
-    """Other alphas, likewise."""
+    targets: tuple[Text, ...] | None = None
 
     def __post_init__(self) -> None:
         """Raise ConfigError if a value is not of its type, or a pattern is none."""
-        problems = problems_of(self, "adapter")
-        problems += [
-            f"{kind}_pattern {key!r:.80}: {why}"
-            for kind, pattern in (("rank", self.rank_pattern), ("alpha", self.alpha_pattern))
-            for key in pattern
-            if (why := pattern_problem(key))
-        ]
+        if problems := problems_of(self, "adapter") + self.pattern_problems():
+            raise ConfigError(problems)
+
+    def refuse_patterns(self, modules: Collection[str]) -> None:
+        """Raise ConfigError if a pattern matches none of these adapted modules, or two patterns disagree about one."""
+        problems = []
+        for name, table in self._tables:
+            matched = {module: [key for key in table if _compiled(key).match(module)] for module in modules}
+            idle = table.keys() - {key for keys in matched.values() for key in keys}
+            problems += [
+                f"adapter.{name} holds '{key}', which matches no adapted module; they are called "
+                f"{', '.join(sorted({module.rpartition('.')[2] for module in modules}))}, as in '{min(modules)}'"
+                for key in table
+                if key in idle
+            ]
+            problems += [
+                f"adapter.{name}: '{keys[0]}' = {table[keys[0]]:g} and '{key}' = {table[key]:g} both match '{module}', "
+                "and keys of a table have no order; let only one match it"
+                for module, keys in matched.items()
+                for key in keys[1:]
+                if table[key] != table[keys[0]]
+            ][:1]
         if problems:
             raise ConfigError(problems)
 
