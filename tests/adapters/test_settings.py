@@ -32,6 +32,10 @@ def test_every_key_belongs_to_a_kind():
         ({"kind": "mixture", "targets": ["q"], "rslora": True}, r"rslora and targets are of kind = 'lora' alone"),
         ({"kind": "full", "rank": 4}, r"rank is of kind = 'lora' or 'mixture' alone, and this is 'full'"),
         ({"kind": "full", "targets": ["q"], "gate": "token"}, r"targets and gate are of kind = 'lora' or 'mixture' al"),
+        (
+            {"kind": "mixture", "rank_pattern": {"q": 2}, "use_dora": True},
+            r"use_dora and rank_pattern are of kind = 'l",
+        ),
         ({"kind": "mixtures"}, r"adapter.kind = 'mixtures': not one of the choices \(did you mean 'mixture'\?\)"),
         ({"kind": "mixture", "sites": []}, r"adapter.sites = \[\]: must have at least 1 entry"),
         ({"kind": "mixture", "deviation": -0.1}, r"adapter.deviation = -0.1: must be at least 0"),

@@ -123,6 +123,26 @@ def test_an_unknown_section_is_an_unknown_key(write):
         ("[adapter]\ntargets = []\n", "adapter.targets = []: must have at least 1 entry"),
         ('[adapter]\ntargets = ["q", 1]\n', "adapter.targets[1] = 1: must be text"),
         (
+            '[adapter]\ntargets = "all-lineal"\n',
+            (
+                "adapter.targets = 'all-lineal': must be a list, not text in quotes or not one of the choices (did you "
+                "mean 'all-linear'?); allowed: 'all-linear'"
+            ),
+        ),
+        ('[adapter]\nrank_pattern = {"layers.1" = 0}\n', "adapter.rank_pattern.layers.1 = 0: must be at least 1"),
+        (
+            '[adapter]\nalpha_pattern = {q = "8"}\n',
+            "adapter.alpha_pattern.q = '8': must be a number, not text in quotes",
+        ),
+        (
+            '[adapter]\nrank_pattern = {"(a)*" = 4}\n',
+            (
+                "adapter: rank_pattern '(a)*': is no module's path, and a regular expression is taken only of names, "
+                "'.', '[...]' and '(a|b)', with at most two of '*', '+' and '?', none behind a bracket ')'; write out "
+                "the paths"
+            ),
+        ),
+        (
             '[head]\npolicy = "global"\n',
             (
                 "head.policy = 'global': not one of the choices (did you mean 'local'?); allowed: 'aggregate', "

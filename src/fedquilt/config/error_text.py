@@ -59,12 +59,20 @@ def from_details(
 ) -> tuple[str, ...]:
     """The lines of ``from_validation`` for a list of error details."""
     lines: dict[str, tuple[Any, list[str]]] = {}
-    for details in found:
+    for details in filter(lambda details: not _is_idle(details, found), found):
         key, text = _said(details, prefix, allowed or {})
         texts = lines.setdefault(key, (details["input"], []))[1]
         if text not in texts:
             texts.append(text)
     return tuple(_line(key, value, texts) for key, (value, texts) in lines.items())
+
+
+def _is_idle(details: ErrorDetails, found: Sequence[ErrorDetails]) -> bool:
+    """Whether an error says that a list is none of the choices of a key, of which others say what a list must hold."""
+    if details["type"] != "literal_error" or not isinstance(details["input"], list | tuple):
+        return False
+    above = details["loc"][:-1]  # the last part names the branch of the union
+    return any(other is not details and other["loc"][: len(above)] == above for other in found)
 
 
 def _line(key: str, value: Any, texts: list[str]) -> str:

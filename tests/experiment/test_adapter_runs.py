@@ -1,0 +1,164 @@
+"""DoRA, every linear module and ranks by pattern in whole runs: planned, resumed, exported, combined with methods."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+
+from fedquilt.adapters.lora.peft_files import load_peft
+from fedquilt.config.load import load
+from fedquilt.core.errors import ConfigError
+from fedquilt.experiment.build import build
+from fedquilt.experiment.check import check
+from fedquilt.experiment.memory import afforded
+from fedquilt.experiment.plan import plan
+from fedquilt.experiment.run import resume, run
+from fedquilt.methods import METHODS, traits_of
+from fedquilt.models.hf import load_model
+from fedquilt.record import Record, read_rounds
+
+DORA = ("adapter.use_dora=true", "adapter.targets=all-linear")
+GOES_WITH_DORA = (
+    *("exclusive", "fed-hello", "fed-hello-released", "fedit", "fedra", "full", "hetlora", "local-only", "straggler"),
+)
+
+
+class Stops:
+    """A Progress that interrupts the run after its second round."""
+
+    def started(self, *_): ...
+
+    def client(self, *_): ...
+
+    def step(self, *_): ...
+
+    def round(self, line):
+        if line["round"] == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def wanted(tiny):
+    """``wanted(change, ...)``: the tiny federation with these changes."""
+    text = tiny.read_text()
+
+    def make(*changes):
+        if any(change.startswith("method.name") for change in changes):
+            tiny.write_text(text.replace('allocation = "rgd"\n', ""))
+        return load(tiny, changes)[0]
+
+    return make
+
+
+def test_a_run_with_dora_is_planned_resumed_and_exported_for_peft(wanted, tmp_path, fingerprint):
+    config = wanted(*DORA, "adapter.rank_pattern={'layers.1.mlp.fc1'=3}", "adapter.alpha_pattern={fc2=2.0}")
+    plans = {one.client: one for one in plan(config)}
+    whole = run(config, tmp_path / "whole")
+    (fit,) = read_rounds(whole)[0]["exchanges"]
+    for client, moved in fit["clients"].items():
+        assert moved["bytes_down"] == plans[int(client)].bytes_down
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "half", Stops())
+    resume(tmp_path / "half", config)
+    assert fingerprint(tmp_path / "half") == fingerprint(whole)
+
+    params = Record.open(whole).load_checkpoint()[1]["params"]
+    exported, settings = load_peft(whole / "adapters" / "global")
+    assert all(torch.equal(exported[name], value) for name, value in params.items())
+    told = json.loads((whole / "adapters" / "global" / "adapter_config.json").read_text())
+    assert (told["use_dora"], told["rank_pattern"], told["alpha_pattern"]) == (
+        *(True, {"layers.1.mlp.fc1": 3}, {"fc2": 2.0}),
+    )
+    assert {name: len(value) for name, value in params.items() if name.endswith("fc1.lora_A")} == {
+        name: 3 if "layers.1." in name else settings.rank for name in params if name.endswith("fc1.lora_A")
+    }
+    experiment = build(config)
+    experiment.only.bench.load(params)
+    base = load_model(config.model.name, config.model.task, num_classes=10, rng=experiment.rng.child("model")).model
+    theirs = PeftModel.from_pretrained(base, str(whole / "adapters" / "global")).eval()
+    pixels = torch.rand(3, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            theirs(pixel_values=pixels).logits, experiment.only.bench.model(pixel_values=pixels).logits
+        )
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if traits_of(name).needs != "mixture"])
+def test_dora_goes_with_methods_that_average_tensors(wanted, method):
+    config = wanted(f"method.name={method}", "adapter.use_dora=true", "data.proxy=8")
+    problems = [problem for problem in check(config) if "use_dora" in problem]
+    assert bool(problems) == (method not in GOES_WITH_DORA)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("aggregation.rule=flexlora",), "'flexlora' combines the products s B A as changes of the weights"),
+        (("method.name=fedex-lora",), "'fedex-lora' combines the products s B A"),
+        (("method.name=ffa-lora",), "'ffa-lora' trains or sends one factor without the other (only B is sent)"),
+        (("method.name=h2tune",), "'h2tune' shares matrices between the factors"),
+    ],
+)
+def test_why_dora_does_not_go_with_a_method(wanted, changes, message):
+    with pytest.raises(ConfigError) as caught:
+        build(wanted(*changes, "adapter.use_dora=true"))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [("aggregation.rule=hetlora",), ("method.name=fedex-lora", "method.residual_rank=0")]
+)
+def test_rules_that_average_factors_average_magnitudes_beside_them(wanted, changes):
+    assert check(wanted(*changes, "adapter.use_dora=true")) == []
+
+
+def test_magnitudes_travel_unrounded(wanted):
+    method = build(wanted(*DORA, "network.dtype=int8")).method
+    layout = build(wanted(*DORA)).layout
+    magnitudes = {name for name in layout.depth if name.endswith("lora_magnitude_vector")}
+    assert method.exchanges[0].wire.exact == magnitudes
+    assert len(magnitudes) == len({name.rpartition(".")[0] for name in layout.depth if layout.depth[name] is not None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ("adapter.rank_pattern={gate_proj=4}",),
+            "adapter.rank_pattern holds 'gate_proj', which matches no adapted module; they are called q_proj, v_proj",
+        ),
+        (
+            ("adapter.alpha_pattern={'layers.1.*'=4.0, q_proj=8.0}",),
+            "adapter.alpha_pattern: 'layers.1.*' = 4 and 'q_proj' = 8 both match 'vit.layers.1.attention.q_proj'",
+        ),
+    ],
+)
+def test_a_pattern_matches_some_module_and_no_other_disagrees(wanted, changes, message):
+    with pytest.raises(ConfigError) as caught:
+        build(wanted(*changes))
+    assert message in str(caught.value)
+
+
+def test_a_clients_rank_limits_the_rank_of_every_module(wanted):
+    patterned = ("method.name=flexlora", "adapter.rank_pattern={q_proj=8}", "adapter.rank=4")
+    config = wanted(*patterned, "clients.ranks=[2,4,8]")
+    experiment = build(config)
+    held = {}
+    for client in experiment.clients.values():
+        ranks = {name.split(".")[-2]: len(value) for name, value in client.initial.items() if name.endswith("lora_A")}
+        held[client.profile.budget.rank] = ranks
+    assert held == {rank: {"q_proj": min(rank, 8), "v_proj": min(rank, 4)} for rank in (2, 4, 8)}
+    with pytest.raises(ConfigError, match=r"rank = 4 is the server's, and clients.ranks has 9; raise it to 9"):
+        wanted(*patterned, "clients.ranks=[2,4,9]")
+
+
+def test_memory_lowers_the_ranks_of_patterns_too(wanted):
+    config = wanted("method.name=fedit", "adapter.rank_pattern={q_proj=64}", "adapter.rank=4")
+    peak = max(one.peak_bytes for one in plan(config))
+    few = afforded(config, [peak / 1e9] * 3)
+    assert {one.rank for one in few} == {64}
+    lower = afforded(config, [min(one.peak_bytes for one in few) * 0.9 / 1e9] * 3)
+    assert all(one.rank < 64 or one.layers < few[0].layers for one in lower)
