@@ -9,7 +9,6 @@ import torch
 from peft import PeftModel
 
 from fedquilt.adapters.lora.peft_files import load_peft
-from fedquilt.config.load import load
 from fedquilt.core.errors import ConfigError
 from fedquilt.experiment.build import build
 from fedquilt.experiment.check import check
@@ -26,43 +25,16 @@ GOES_WITH_DORA = (
 )
 
 
-class Stops:
-    """A Progress that interrupts the run after its second round."""
-
-    def started(self, *_): ...
-
-    def client(self, *_): ...
-
-    def step(self, *_): ...
-
-    def round(self, line):
-        if line["round"] == 1:
-            raise KeyboardInterrupt
-
-
-@pytest.fixture
-def wanted(tiny):
-    """``wanted(change, ...)``: the tiny federation with these changes."""
-    text = tiny.read_text()
-
-    def make(*changes):
-        if any(change.startswith("method.name") for change in changes):
-            tiny.write_text(text.replace('allocation = "rgd"\n', ""))
-        return load(tiny, changes)[0]
-
-    return make
-
-
-def test_a_run_with_dora_is_planned_resumed_and_exported_for_peft(wanted, tmp_path, fingerprint):
-    config = wanted(*DORA, "adapter.rank_pattern={'layers.1.mlp.fc1'=3}", "adapter.alpha_pattern={fc2=2.0}")
-    plans = {one.client: one for one in plan(config)}
-    whole = run(config, tmp_path / "whole")
+def test_a_run_with_dora_is_planned_resumed_and_exported_for_peft(config, tmp_path, fingerprint, stopped):
+    wanted = config(*DORA, "adapter.rank_pattern={'layers.1.mlp.fc1'=3}", "adapter.alpha_pattern={fc2=2.0}")
+    plans = {one.client: one for one in plan(wanted)}
+    whole = run(wanted, tmp_path / "whole")
     (fit,) = read_rounds(whole)[0]["exchanges"]
     for client, moved in fit["clients"].items():
         assert moved["bytes_down"] == plans[int(client)].bytes_down
     with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "half", Stops())
-    resume(tmp_path / "half", config)
+        run(wanted, tmp_path / "half", stopped)
+    resume(tmp_path / "half", wanted)
     assert fingerprint(tmp_path / "half") == fingerprint(whole)
 
     params = Record.open(whole).load_checkpoint()[1]["params"]
@@ -75,9 +47,9 @@ def test_a_run_with_dora_is_planned_resumed_and_exported_for_peft(wanted, tmp_pa
     assert {name: len(value) for name, value in params.items() if name.endswith("fc1.lora_A")} == {
         name: 3 if "layers.1." in name else settings.rank for name in params if name.endswith("fc1.lora_A")
     }
-    experiment = build(config)
+    experiment = build(wanted)
     experiment.only.bench.load(params)
-    base = load_model(config.model.name, config.model.task, num_classes=10, rng=experiment.rng.child("model")).model
+    base = load_model(wanted.model.name, wanted.model.task, num_classes=10, rng=experiment.rng.child("model")).model
     theirs = PeftModel.from_pretrained(base, str(whole / "adapters" / "global")).eval()
     pixels = torch.rand(3, 1, 8, 8)
     with torch.no_grad():
@@ -87,9 +59,9 @@ def test_a_run_with_dora_is_planned_resumed_and_exported_for_peft(wanted, tmp_pa
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if traits_of(name).needs != "mixture"])
-def test_dora_goes_with_methods_that_average_tensors(wanted, method):
-    config = wanted(f"method.name={method}", "adapter.use_dora=true", "data.proxy=8")
-    problems = [problem for problem in check(config) if "use_dora" in problem]
+def test_dora_goes_with_methods_that_average_tensors(config, method):
+    wanted = config(f"method.name={method}", "adapter.use_dora=true", "data.proxy=8")
+    problems = [problem for problem in check(wanted) if "use_dora" in problem]
     assert bool(problems) == (method not in GOES_WITH_DORA)
 
 
@@ -102,22 +74,22 @@ def test_dora_goes_with_methods_that_average_tensors(wanted, method):
         (("method.name=h2tune",), "'h2tune' shares matrices between the factors"),
     ],
 )
-def test_why_dora_does_not_go_with_a_method(wanted, changes, message):
+def test_why_dora_does_not_go_with_a_method(config, changes, message):
     with pytest.raises(ConfigError) as caught:
-        build(wanted(*changes, "adapter.use_dora=true"))
+        build(config(*changes, "adapter.use_dora=true"))
     assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "changes", [("aggregation.rule=hetlora",), ("method.name=fedex-lora", "method.residual_rank=0")]
 )
-def test_rules_that_average_factors_average_magnitudes_beside_them(wanted, changes):
-    assert check(wanted(*changes, "adapter.use_dora=true")) == []
+def test_rules_that_average_factors_average_magnitudes_beside_them(config, changes):
+    assert check(config(*changes, "adapter.use_dora=true")) == []
 
 
-def test_magnitudes_travel_unrounded(wanted):
-    method = build(wanted(*DORA, "network.dtype=int8")).method
-    layout = build(wanted(*DORA)).layout
+def test_magnitudes_travel_unrounded(config):
+    method = build(config(*DORA, "network.dtype=int8")).method
+    layout = build(config(*DORA)).layout
     magnitudes = {name for name in layout.depth if name.endswith("lora_magnitude_vector")}
     assert method.exchanges[0].wire.exact == magnitudes
     assert len(magnitudes) == len({name.rpartition(".")[0] for name in layout.depth if layout.depth[name] is not None})
@@ -136,29 +108,29 @@ def test_magnitudes_travel_unrounded(wanted):
         ),
     ],
 )
-def test_a_pattern_matches_some_module_and_no_other_disagrees(wanted, changes, message):
+def test_a_pattern_matches_some_module_and_no_other_disagrees(config, changes, message):
     with pytest.raises(ConfigError) as caught:
-        build(wanted(*changes))
+        build(config(*changes))
     assert message in str(caught.value)
 
 
-def test_a_clients_rank_limits_the_rank_of_every_module(wanted):
+def test_a_clients_rank_limits_the_rank_of_every_module(config):
     patterned = ("method.name=flexlora", "adapter.rank_pattern={q_proj=8}", "adapter.rank=4")
-    config = wanted(*patterned, "clients.ranks=[2,4,8]")
-    experiment = build(config)
+    wanted = config(*patterned, "clients.ranks=[2,4,8]")
+    experiment = build(wanted)
     held = {}
     for client in experiment.clients.values():
         ranks = {name.split(".")[-2]: len(value) for name, value in client.initial.items() if name.endswith("lora_A")}
         held[client.profile.budget.rank] = ranks
     assert held == {rank: {"q_proj": min(rank, 8), "v_proj": min(rank, 4)} for rank in (2, 4, 8)}
     with pytest.raises(ConfigError, match=r"rank = 4 is the server's, and clients.ranks has 9; raise it to 9"):
-        wanted(*patterned, "clients.ranks=[2,4,9]")
+        config(*patterned, "clients.ranks=[2,4,9]")
 
 
-def test_memory_lowers_the_ranks_of_patterns_too(wanted):
-    config = wanted("method.name=fedit", "adapter.rank_pattern={q_proj=64}", "adapter.rank=4")
-    peak = max(one.peak_bytes for one in plan(config))
-    few = afforded(config, [peak / 1e9] * 3)
+def test_memory_lowers_the_ranks_of_patterns_too(config):
+    wanted = config("method.name=fedit", "adapter.rank_pattern={q_proj=64}", "adapter.rank=4")
+    peak = max(one.peak_bytes for one in plan(wanted))
+    few = afforded(wanted, [peak / 1e9] * 3)
     assert {one.rank for one in few} == {64}
-    lower = afforded(config, [min(one.peak_bytes for one in few) * 0.9 / 1e9] * 3)
+    lower = afforded(wanted, [min(one.peak_bytes for one in few) * 0.9 / 1e9] * 3)
     assert all(one.rank < 64 or one.layers < few[0].layers for one in lower)
