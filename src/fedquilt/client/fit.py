@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedquilt.client.agreement import disagreement
+from fedquilt.client.packing import packed
 from fedquilt.client.workbench import Batch, Workbench
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.rng import Rng
@@ -70,8 +71,9 @@ def alternate(
     """Train the model in phases that take turns until all steps of the round are made.
 
     A penalty is added once to each step, whatever the number of its forward passes, and sees all tensors that any phase
-    trains. Metrics: ``loss`` (mean over the labels seen, before each step, without penalties and agreement),
-    ``accuracy`` (over the same labels) and ``steps``.
+    trains. With ``training.packing`` the rows of batches and epochs are packed ones (``packing.packed``); the result
+    still counts examples. Metrics: ``loss`` (mean over the labels seen, before each step, without penalties and
+    agreement), ``accuracy`` (over the same labels) and ``steps``.
 
     Parameters
     ----------
@@ -87,8 +89,8 @@ def alternate(
     TrainingError
         if there are no rows, or if the loss, a penalty or the norm of a gradient to clip is not finite.
     """
-    num_rows = len(columns["labels"])
-    if num_rows == 0:
+    num_examples = len(columns["labels"])
+    if num_examples == 0:
         raise TrainingError("the client has no training rows")
     bench.load(params)
     wanted = frozenset[str]().union(*(phase.names for phase in phases))
@@ -96,8 +98,10 @@ def alternate(
     now = {name: tensor for name, tensor in {**bench.parameters, **beside}.items() if name in wanted}
     if bench.device.type == "meta":  # planning: shapes without numbers
         shapes = {name: tensor.detach() for name, tensor in now.items()}
-        return Fitted({**shapes, **bench.state(wanted)}, num_rows, {"steps": 0.0})
+        return Fitted({**shapes, **bench.state(wanted)}, num_examples, {"steps": 0.0})
     start = _start(bench, params, beside) if any(phase.penalties for phase in phases) else {}
+    columns = packed(columns) if training.packing else columns
+    num_rows = len(columns["labels"])
     own = [{name: tensor for name, tensor in now.items() if name in phase.names} for phase in phases]
     optimizers = [
         _optimizer([*each.values()], training, learning_rate * p.rate) for each, p in zip(own, phases, strict=True)
@@ -129,7 +133,7 @@ def alternate(
                     loss_sum, correct, seen = loss_sum + step_loss, correct + step_correct, seen + step_labels
     fitted = {name: tensor.detach().to("cpu", copy=True) for name, tensor in now.items()} | bench.state(wanted)
     metrics = {"loss": loss_sum / max(1, seen), "accuracy": correct / max(1, seen), "steps": float(steps)}
-    return Fitted(fitted, num_rows, metrics)
+    return Fitted(fitted, num_examples, metrics)
 
 
 def _start(bench: Workbench, params: Mapping[str, Tensor], beside: Mapping[str, Tensor]) -> Params:

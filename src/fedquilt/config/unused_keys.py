@@ -14,6 +14,7 @@ from fedquilt.core.tasks import tasks_where
 _ADAPTIVE = ("adam", "yogi")
 _PRIVATE = ("central", "local")
 _CLASSIFIERS = tasks_where(lambda task: task.has_classes)
+_LANGUAGE = tasks_where(lambda task: task.writes)
 
 APPLIES: Mapping[tuple[str, str], tuple[str, tuple[str, ...]]] = {
     ("training", "momentum"): ("optimizer", ("sgd",)),
@@ -33,6 +34,7 @@ APPLIES: Mapping[tuple[str, str], tuple[str, tuple[str, ...]]] = {
 
 OF_TASKS: Mapping[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("head", "policy"): (_CLASSIFIERS, "is of a classifier's head, and a model of {} has none"),
+    ("training", "packing"): (_LANGUAGE, "puts several texts in a row, and a model of {} needs rows of their own"),
 }
 """Keys that only apply to some tasks, and the reason."""
 

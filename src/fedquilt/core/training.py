@@ -18,7 +18,7 @@ class Training:
     epochs: Count | None = None
     """Passes over the client's rows per round; 1 if ``steps`` is not set either."""
     batch_size: Count = 32
-    """Examples in one forward pass."""
+    """Examples in one forward pass; with ``packing``, packed rows."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Optimiser; its state is reset in every round."""
     learning_rate: Rate = 1e-3
@@ -44,6 +44,10 @@ class Training:
     """bf16 runs the forward pass under autocast; auto uses it on devices where it is fast."""
     gradient_checkpointing: bool = False
     """Compute the activations of each block again in the backward pass: equal gradients, less memory, more time."""
+    packing: bool = False
+    """Let several examples of a language model share a row of up to ``model.max_length`` tokens, with attention that
+    keeps them apart. Batches and epochs are then made of such rows. The loss is still the mean over the labelled tokens
+    of a step, and the weight of a client its number of examples."""
 
     def __post_init__(self) -> None:
         """Fill in one epoch if neither steps nor epochs are given, and refuse both."""

@@ -92,9 +92,12 @@ def check(
             continue
         if tried:
             seen, remarks = rows[part.place], partial(notes_on, part, tried.reading, rows[part.place])
-            said = found.attempt(partial(_once, known, ("notes", which, part.label, id(seen)), remarks), part)
+            packing = part.config.training.packing
+            said = found.attempt(partial(_once, known, ("notes", which, part.label, packing, id(seen)), remarks), part)
             if notes is not None:
                 notes += said or ()
+            if packing and tried.reading.try_packing:
+                found.attempt(partial(_once, known, ("packing", which), tried.reading.try_packing), part)
         if budgets:
             found.attempt(partial(check_part, part, shape))
             depth = shape.blocks.num_layers  # with budgets that fit, so that other problems of the method are found too

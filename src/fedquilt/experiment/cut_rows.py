@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fedquilt.client.packing import best_fit
 from fedquilt.config.groups import Part
 from fedquilt.core.types import ClientId
 from fedquilt.data.table import Columns, Table, as_index
@@ -62,7 +63,7 @@ _MOST = 20_000  # largest number of rows that are checked
 
 
 def notes_on(part: Part, reading: Reading, table: Table | None) -> list[str]:
-    """Remarks on rows that a group's model would truncate.
+    """Remarks on rows that a group's model would truncate, and on how many rows packing would make of them.
 
     Raises
     ------
@@ -79,7 +80,8 @@ def notes_on(part: Part, reading: Reading, table: Table | None) -> list[str]:
     if reading.lost is None or table is None or table.kind != "text":
         return notes
     seen = table.rows(range(min(len(table), _MOST)))
-    found = counted(reading.lost(seen, reading.encode(seen)))
+    columns = reading.encode(seen)
+    found = counted(reading.lost(seen, columns))
     if found["cut"]:
         part_of = "" if len(seen) == len(table) else f"first {len(seen)} of {len(table)} "
         answers = f"; {found['answers']} of them lose the end of their answer" if found["answers"] else ""
@@ -87,4 +89,16 @@ def notes_on(part: Part, reading: Reading, table: Table | None) -> list[str]:
             f"{label}model.max_length = {config.max_length}: {found['cut']} of the {part_of}{found['rows']} rows are "
             f"longer than {reading.width} tokens and are cut ({found['tokens']} tokens in all{answers})"
         )
+    if part.config.training.packing and len(seen):
+        notes.append(label + _on_packing(columns))
     return notes
+
+
+def _on_packing(columns: Columns) -> str:
+    """What packing makes of these rows, before they are divided among clients."""
+    lengths, width = columns["attention_mask"].sum(1).tolist(), columns["input_ids"].shape[1]
+    rows, tokens = len(best_fit(lengths, width)), sum(lengths)
+    return (
+        f"training.packing: {len(lengths)} examples fit into {rows} rows of {width} tokens, "
+        f"{tokens / rows / width:.0%} of which are no padding; training.batch_size counts such rows"
+    )

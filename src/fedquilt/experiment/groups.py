@@ -222,6 +222,8 @@ def built(
         server = client(SERVER, whole, take(rows, assigned.proxy), test=evaluated)
         if num_rows(rows):
             try_out(work.bench, rows, config.model.name)
+            if config.training.packing and work.loaded.reading.try_packing:
+                work.loaded.reading.try_packing()
             if config.training.gradient_checkpointing:
                 try_recomputing(work.bench, work.first, rows, config.model.name)
     group = BuiltGroup(part.label, part.ids, config, architecture, work.loaded, work.put, work.bench, server, lost)

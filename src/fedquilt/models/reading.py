@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from fedquilt.data.table import Columns, Table
 from fedquilt.models import text, text_limits
 from fedquilt.models.causality import refuse_seeing_ahead
 from fedquilt.models.layers import find_blocks
+from fedquilt.models.packing_trial import refuse_mixing
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Reading:
         The most tokens of a prompt together with its generated completion; None if no limit is known.
     pads_left
         Whether completions of prompts of different lengths can be generated in one batch.
+    try_packing
+        Raises ModelError if a language model mixes examples that share a row; None where nothing can be tried.
     """
 
     encode: Callable[[Table], Columns]
@@ -42,6 +46,7 @@ class Reading:
     lost: Callable[[Table, Columns], Tensor] | None = None
     longest: int | None = None
     pads_left: bool = False
+    try_packing: Callable[[], None] | None = None
 
 
 ENCODERS: Mapping[str, Callable[[Any, int, int | None, int], Callable[[Table], Columns]]] = {
@@ -102,7 +107,9 @@ def text_reading(
             refuse_seeing_ahead(tried, name, blocks, width)
         text_limits.refuse_moved_by_padding(tried, encode, text.prepare_text, name)
     pads_left = tried is not None and writes and new_tokens > 0 and text_limits.takes_left_padding(tried, name)
-    return Reading(encode, text.prepare_text, width, text.lost_tokens(tokenizer, writes), longest, pads_left)
+    try_packing = partial(refuse_mixing, tried, name, width) if tried is not None and writes else None
+    lost = text.lost_tokens(tokenizer, writes)
+    return Reading(encode, text.prepare_text, width, lost, longest, pads_left, try_packing)
 
 
 def stated_positions(config: Any) -> int | None:

@@ -206,12 +206,16 @@ def prepare_text(columns: Columns) -> dict[str, Tensor]:
     """The model's inputs for these rows, int64, without labels and without columns that are padding in every row.
 
     Labels of a causal language model have one column per token; the caller cuts them to the width of ``input_ids``.
+    Packed rows (``client.packing``) have position numbers, by which attention keeps their examples apart, in place of a
+    mask.
     """
     width = max(1, int(columns["attention_mask"].sum(dim=1).max()))
-    return {name: columns[name][:, :width].long() for name in _INPUTS if name in columns}  # (rows, width)
+    names = _PACKED if "position_ids" in columns else _INPUTS
+    return {name: columns[name][:, :width].long() for name in names if name in columns}  # (rows, width)
 
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_PACKED = ("input_ids", "position_ids")
 
 
 def decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
