@@ -54,7 +54,7 @@ def test_an_unknown_key_names_itself_its_value_the_nearest_and_the_allowed(write
         (
             "training.stesp = 5: unknown key (did you mean 'steps'?); allowed: steps, epochs, batch_size, optimizer, "
             "learning_rate, weight_decay, momentum, clip_norm, accumulation, schedule, warmup_rounds, "
-            "final_scale, proximal, precision, gradient_checkpointing"
+            "final_scale, proximal, precision, gradient_checkpointing, packing"
         ),
     )
 

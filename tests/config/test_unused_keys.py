@@ -108,6 +108,7 @@ REFUSED = {
     "adapter.buffers": (IMAGES, "adapter.buffers=local"),
     "head.policy": (LANGUAGE, "head.policy=local"),
     "training.momentum": (IMAGES, "training.momentum=0.9"),
+    "training.packing": (IMAGES, "training.packing=true"),
     "training.final_scale": (IMAGES, "training.final_scale=0.5"),
     "training.proximal": (IMAGES, "method.name=local-only", "training.proximal=0.1"),
     "aggregation.rule": (IMAGES, "method.name=flexlora", "aggregation.rule=median"),

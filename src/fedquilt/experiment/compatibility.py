@@ -13,7 +13,7 @@ from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError
 from fedquilt.experiment.adapter_contradictions import ADAPTERS
 from fedquilt.experiment.bases import odd_bases
-from fedquilt.experiment.contradictions import Case, Row, odd_ranks
+from fedquilt.experiment.contradictions import Case, Row, odd_ranks, odd_steps
 from fedquilt.experiment.method import Chosen, keys_of
 from fedquilt.privacy.account import accountant
 
@@ -23,9 +23,9 @@ def refuse_contradictions(config: Config, parts: Sequence[Part], method: Chosen)
     if config.privacy.mode != "none":
         accountant()
     case = Case(config, parts, method)
-    problems = [row.text(case) for row in ROWS if row.holds(case)] + odd_ranks(parts) + odd_bases(parts)
-    if problems:
-        raise ConfigError(problems)
+    told = [row.text(case) for row in ROWS if row.holds(case)] + odd_ranks(parts) + odd_bases(parts) + odd_steps(case)
+    if told:
+        raise ConfigError(told)
 
 
 # The table ------------------------------------------------------------

@@ -146,6 +146,19 @@ def odd_ranks(parts: Sequence[Part]) -> list[str]:
     return problems
 
 
+def odd_steps(case: Case) -> list[str]:
+    """Problems with packing where the server computes a client's number of steps from its number of examples."""
+    traits = case.method.traits
+    if not case.aligned and (traits.alignment in (None, "none") or traits.merge != "mean"):
+        return []
+    trainings = [part.config.training for part in case.parts]
+    problem = (
+        "training.packing = true: with training.epochs the number of steps depends on how the examples fit into rows, "
+        "which the server cannot know, and the alignment of updates needs it; set training.steps"
+    )
+    return [problem] if any(training.packing and training.steps is None for training in trainings) else []
+
+
 def _blamed(row: Row, method: Chosen) -> dict[str, str]:
     """The fields ``culprit`` and ``instead``: other settings of the method if any help, or else other methods."""
     if row.traits is None:

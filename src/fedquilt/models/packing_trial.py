@@ -15,10 +15,9 @@ from fedquilt.data.table import Columns
 from fedquilt.models.causality import ordinary_tokens
 from fedquilt.models.hf_files import quiet
 from fedquilt.models.text import prepare_text
+from fedquilt.models.text_limits import described, most_moved
 
 _WIDTH = 48  # tokens of a row in the trial
-_MOVED = 1e-4  # the most that packing may change a logit, relative to the largest one
-_NOISE = 16  # the same in units of the precision of a base in half precision
 
 
 def refuse_mixing(model: Any, name: str, width: int) -> None:
@@ -39,13 +38,12 @@ def refuse_mixing(model: Any, name: str, width: int) -> None:
             alone: Tensor = model(**prepare_text(rows)).logits.float()
             beside: Tensor = model(**prepare_text(together)).logits.float()
     except Exception as error:  # a model may raise anything for position numbers that it does not expect
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise _mixing(model, name, f"a trial failed: {reason}") from error
+        raise _mixing(model, name, f"a trial ended in {described(error)}") from error
     numbers = together["labels"][:, : beside.shape[1]]
     known = numbers != IGNORED  # all but padding and the first token of each example
     expected = alone.flatten(0, 1)[numbers[known]]
     moved, most = float((beside[known] - expected).abs().max()), float(expected.abs().max())
-    if not moved <= max(_MOVED, _NOISE * torch.finfo(model.dtype).eps) * most:
+    if not moved <= most_moved(model) * most:
         raise _mixing(
             model, name, f"others beside an example change its logits by {moved:.2g}, the largest is {most:.2g}"
         )

@@ -67,7 +67,7 @@ def longest_row(model: Any, blocks: Blocks, name: str, wanted: int) -> int:
             with torch.no_grad(), shape():
                 getattr(model, "base_model", model)(input_ids=row, attention_mask=torch.ones_like(row))
         except Exception as error:  # a model may raise anything beyond its positions
-            return _described(error)
+            return described(error)
         return ""
 
     fits, fails = min(_SHORT, wanted), wanted + 1
@@ -100,13 +100,13 @@ def refuse_moved_by_padding(
             alone, beside = (model(**prepare(take(rows, chosen))).logits[0].float() for chosen in ([0], [0, 1]))
     except Exception as error:
         raise ModelError(
-            f"model '{name}': a trial with two short rows ended in {_described(error)}; choose another"
+            f"model '{name}': a trial with two short rows ended in {described(error)}; choose another"
         ) from error
     if alone.dim() > 1:  # a language model has logits for every token
         beside = beside[: len(alone)][real[: len(alone)]]
         alone = alone[real[: len(alone)]]
     moved, most = float((alone - beside).abs().max()), float(alone.abs().max())
-    if not moved <= _most_moved(model) * most:
+    if not moved <= most_moved(model) * most:
         raise ModelError(
             f"model '{name}': padding changes the logits of a {model.config.model_type} model (by {moved:.2g}; the "
             f"largest logit is {most:.2g}), so its results would depend on the other rows of a batch; choose a model "
@@ -127,14 +127,14 @@ def takes_left_padding(model: Any, name: str) -> bool:
         alone = _written_logits(model, [tokens[:3]], pad)
     except Exception as error:
         raise ModelError(
-            f"model '{name}': generating a few tokens ended in {_described(error)}; choose another model, or leave "
+            f"model '{name}': generating a few tokens ended in {described(error)}; choose another model, or leave "
             "data.answers out"
         ) from error
     try:
         beside = _written_logits(model, [[pad] * 4 + tokens[:3], tokens], pad)
     except Exception:  # a model that does not take the mask generates one prompt at a time
         return False
-    return bool((alone - beside).abs().max() <= _most_moved(model) * alone.abs().max())
+    return bool((alone - beside).abs().max() <= most_moved(model) * alone.abs().max())
 
 
 def _written_logits(model: Any, prompts: list[list[int]], pad: int) -> Tensor:
@@ -148,9 +148,11 @@ def _written_logits(model: Any, prompts: list[list[int]], pad: int) -> Tensor:
     return torch.stack(made.logits)[:, 0].float()
 
 
-def _most_moved(model: Any) -> float:
+def most_moved(model: Any) -> float:
+    """The most that other rows, or padding, may change a logit of ``model``, relative to the largest one."""
     return max(_MOVED, _NOISE * torch.finfo(next(model.parameters()).dtype).eps)
 
 
-def _described(error: Exception) -> str:
+def described(error: Exception) -> str:
+    """An exception of a model's own code in one line."""
     return f"{type(error).__name__}: {str(error).strip() or 'no reason'}".splitlines()[0].rstrip(".")
