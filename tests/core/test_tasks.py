@@ -1,6 +1,5 @@
 """The table of tasks is what a run file may name, and whatever is kept by task or by kind of label follows it."""
 
-import json
 import re
 
 import pytest
@@ -9,6 +8,7 @@ from project_sources import ROOT
 
 from fedquilt.client.task import SCORINGS
 from fedquilt.config.schema import Config, Model
+from fedquilt.config.sections import read
 from fedquilt.core.tasks import TASKS, one_of, tasks_where
 from fedquilt.models.reading import ENCODERS
 
@@ -25,7 +25,7 @@ def test_the_run_file_takes_the_tasks_of_the_table():
     schema = Config.model_json_schema()
     assert schema["$defs"]["Model"]["properties"]["task"]["enum"] == list(TASKS)
     for name in TASKS:
-        assert Model.model_validate_json(json.dumps({"name": "m", "task": name})).task == name
+        assert read(Model, {"name": "m", "task": name}, "model").task == name
 
 
 @pytest.mark.parametrize("name", TASKS)

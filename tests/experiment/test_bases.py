@@ -106,6 +106,13 @@ def test_flash_attention_wants_16_bits(monkeypatch):
     assert odd_bases(parts(config(*asked, "model.dtype=bfloat16"))) == []
 
 
+def test_flash_attention_would_mix_packed_examples(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    asked = ["model.attention=flash_attention_2", "device=cuda", "model.dtype=bfloat16", "training.packing=true"]
+    (problem,) = odd_bases(parts(config(*asked)))
+    assert problem.startswith("model.attention = 'flash_attention_2': would mix the examples of training.packing")
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_the_chosen_attention_is_the_models(attention):
     loaded = load_base(config(f"model.attention={attention}"), (), Rng(1))

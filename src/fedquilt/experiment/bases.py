@@ -76,6 +76,11 @@ def _odd_attention(config: Config) -> Iterator[str]:
         yield f"attention = '{FLASH}': needs the package flash-attn, which is not installed; set it to 'sdpa'"
     elif model.dtype == "float32" and config.training.precision == "fp32":
         yield f"attention = '{FLASH}': computes in 16 bits only, and dtype = 'float32'; set dtype to 'bfloat16'"
+    if config.training.packing:
+        yield (
+            f"attention = '{FLASH}': would mix the examples of training.packing = true, which it keeps apart only in a "
+            "batch of a single row; set it to 'sdpa'"
+        )
 
 
 def _on_gpu(device: str) -> bool:
