@@ -40,7 +40,7 @@ from fedquilt.config.schema import Config
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Order
 from fedquilt.experiment.build import Experiment, build
-from fedquilt.experiment.engine import Silent
+from fedquilt.experiment.progress import Silent
 from fedquilt.experiment.run import run
 from fedquilt.models.hf import load_model
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,6 +129,10 @@ def test_progress_is_silent_printed_called_or_an_object(here, capsys):
     lines = []
     fedquilt.run(TINY, rounds=2, progress=lines.append)
     assert [line["round"] for line in lines] == [0, 1]
+    assert lines[0]["seconds_left"] > lines[1]["seconds_left"] == 0
+    told = SimpleNamespace(forecast=lines.append)  # an object with one of the methods
+    fedquilt.run(TINY, rounds=1, progress=told)
+    assert lines[-1].left == 0
 
 
 def test_the_models_of_a_run_say_what_the_record_says(here):

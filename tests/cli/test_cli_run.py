@@ -8,6 +8,7 @@ from rich.console import Console
 
 from fedquilt.cli import screen
 from fedquilt.cli.screen import Shown
+from fedquilt.experiment.forecast import Forecast
 from fedquilt.experiment.run import run
 from fedquilt.record import read_config, read_result, read_rounds
 
@@ -142,10 +143,12 @@ def test_on_a_terminal_rounds_clients_and_steps_have_bars_and_time_left(config, 
         assert [task.description for task in shown.bars.tasks] == ["shown", "clients (fit)", "steps"]
         assert [(task.completed, task.total) for task in shown.bars.tasks] == [(3, 3), (4, 4), (2, 2)]
         assert shown.bars.tasks[0].fields["note"].startswith("loss ")
+        shown.forecast(Forecast(left=7200, round=60, evaluation=1, runs=12))
+        shown.bars.refresh()
     text = written.getvalue()
     assert "shown" in text
     assert "3/3" in text
-    assert "0:00:00" in text
+    assert "about 2 h 0 min left of 12 runs" in text
     assert "round 1/3" not in text  # the plain lines are for pipes
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from fedquilt.engine.local import LocalEngine
-from fedquilt.experiment.engine import EMBEDDED, Progress
+from fedquilt.experiment.engine import EMBEDDED
+from fedquilt.experiment.progress import Progress
 from fedquilt.experiment.run import run
 
 

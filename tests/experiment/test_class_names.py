@@ -14,9 +14,9 @@ from fedquilt.core.errors import ConfigError, RunError
 from fedquilt.core.rng import Rng
 from fedquilt.experiment.build import build
 from fedquilt.experiment.check import check
-from fedquilt.experiment.engine import Silent
 from fedquilt.experiment.export import export
 from fedquilt.experiment.flower_site import cards
+from fedquilt.experiment.progress import Silent
 from fedquilt.experiment.run import resume, run
 from fedquilt.models.hf import load_model
 from fedquilt.models.hf_files import config_from, read_tokenizer

@@ -10,8 +10,8 @@ from collections import Counter
 import pytest
 
 from fedquilt.core.errors import FedquiltError
-from fedquilt.experiment.engine import Silent
 from fedquilt.experiment.export import export
+from fedquilt.experiment.progress import Silent
 from fedquilt.experiment.run import resume, run
 from fedquilt.record import read_rounds
 from fedquilt.report.runs import read_run

@@ -3,6 +3,7 @@ import signal
 import time
 from multiprocessing import active_children
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,6 +67,26 @@ def test_every_label_and_seed_is_one_job_in_a_folder_of_its_own(file):
     moved = jobs(file, ["evaluation.last=1", "device=cpu"])  # where and how to look, not what comes out
     assert [job.folder for job in moved] == [job.folder for job in found]
     assert not any(job.finished for job in found)
+
+
+def test_the_time_left_is_that_of_all_runs_and_rounds_that_are_done_do_not_count(file):
+    wanted = [job for job in jobs(file) if job.seed == 1]
+    with pytest.raises(KeyboardInterrupt):
+        compare(wanted, progress=Watch(stop_at=3))
+    assert [job.rounds_left for job in wanted] == [0, 1, 2]
+    lines, seen = [], []
+
+    def done(line):
+        lines.append(line)
+        seen.append(forecasts[-1])
+
+    forecasts = []
+    compare(wanted, progress=SimpleNamespace(round=done, forecast=forecasts.append))
+    assert [line["runs_left"] for line in lines] == [2, 1, 1]
+    assert [line["seconds_left"] for line in lines] == [one.left for one in seen]
+    # first both rounds of the last run, at the pace of the one before it
+    expected = [rounds * (one.round + one.evaluation) for rounds, one in zip((2, 1, 0), seen, strict=True)]
+    assert [one.left for one in seen] == pytest.approx(expected)
 
 
 def test_finished_runs_are_kept_stopped_ones_resumed_and_the_split_is_the_same(file):

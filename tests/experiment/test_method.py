@@ -12,9 +12,9 @@ from fedquilt.core.types import Turn
 from fedquilt.experiment.build import build
 from fedquilt.experiment.check import check
 from fedquilt.experiment.compatibility import refuse_contradictions
-from fedquilt.experiment.engine import Progress
 from fedquilt.experiment.method import changed, chosen
 from fedquilt.experiment.plan import plan
+from fedquilt.experiment.progress import Progress
 from fedquilt.experiment.run import resume, run
 from fedquilt.record import Record
 

@@ -14,7 +14,7 @@ from fedquilt.core.errors import ConfigError, DataError, RunError
 from fedquilt.experiment import flower, flower_site
 from fedquilt.experiment.build import build
 from fedquilt.experiment.check import check
-from fedquilt.experiment.engine import Silent
+from fedquilt.experiment.progress import Silent
 from fedquilt.experiment.run import resume, run
 from fedquilt.record import Record, read_partition, read_rounds
 

@@ -13,9 +13,9 @@ from fedquilt.core.errors import ConfigError
 from fedquilt.core.types import Reply, Turn
 from fedquilt.experiment.build import build
 from fedquilt.experiment.check import check
-from fedquilt.experiment.engine import Silent
 from fedquilt.experiment.export import export
 from fedquilt.experiment.plan import plan
+from fedquilt.experiment.progress import Silent
 from fedquilt.experiment.run import resume, run
 from fedquilt.record import Record
 

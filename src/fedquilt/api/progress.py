@@ -6,41 +6,35 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedquilt.core.errors import ConfigError
+from fedquilt.experiment.progress import Silent
 from fedquilt.report.round_text import dropped_texts, round_text
 
 Watcher = Any
-"""``None``, ``True``, a function of a round's record, or an object with the methods of ``experiment.run.Progress``."""
+"""``None``, ``True``, a function of a round's record, or an object with methods of ``experiment.Progress``."""
 
-_METHODS = ("started", "client", "step", "round")
+_METHODS = tuple(name for name in vars(Silent) if not name.startswith("_"))
 
 
-class EachRound:
+class EachRound(Silent):
     """A progress that calls a function with the record of each finished round, and reports nothing else."""
 
     def __init__(self, on_round: Callable[[Mapping[str, Any]], Any]) -> None:
         self.on_round = on_round
 
-    def started(self, name: str, first: int, rounds: int) -> None: ...
-
-    def client(self, exchange: str, number: int, of: int) -> None: ...
-
-    def step(self, number: int, of: int) -> None: ...
-
     def round(self, line: Mapping[str, Any]) -> None:
         self.on_round(line)
 
 
-class PrintedRounds(EachRound):
-    """A progress that prints one line for each finished round and one for each dropped reply."""
-
-    def __init__(self) -> None:
-        super().__init__(self._print)
-        self.name, self.total = "", 0
+class PrintedRounds(Silent):
+    """A progress that prints one line for each finished round, with the time left, and one for each dropped reply."""
 
     def started(self, name: str, first: int, rounds: int) -> None:
         self.name, self.total = name, rounds
 
-    def _print(self, line: Mapping[str, Any]) -> None:
+    def say(self, text: str) -> None:
+        print(f"{self.name}: {text}", flush=True)
+
+    def round(self, line: Mapping[str, Any]) -> None:
         for text in (*dropped_texts(line), round_text(line)):
             print(f"{self.name}: round {line['round'] + 1}/{self.total}: {text}", flush=True)
 
@@ -57,11 +51,11 @@ def progress_of(given: Watcher) -> Any:
         return None
     if given is True:
         return PrintedRounds()
-    if all(callable(getattr(given, name, None)) for name in _METHODS):
+    if any(callable(getattr(given, name, None)) for name in _METHODS):
         return given
     if callable(given):
         return EachRound(given)
     raise ConfigError(
         f"progress = {given!r}: must be True (a printed line for each round), a function of a round's record, or an "
-        f"object with the methods {', '.join(_METHODS)}"
+        f"object with some of the methods {', '.join(_METHODS)}"
     )

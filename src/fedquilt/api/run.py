@@ -223,7 +223,8 @@ def run(
         The name of the run in tables and plots; its method if left out.
     progress
         Nothing is shown by default. True prints a line for each round; a function is called with the record of each
-        round; an object with the methods of ``experiment.engine.Progress`` also receives reports of clients and steps.
+        round, in which ``"seconds_left"`` is an estimate; an object with methods of ``experiment.Progress`` receives
+        those reports: clients, steps, forecasts.
     engine
         ``"embedded"`` runs all clients in this process, ``"flower-sim"`` on Flower's simulation engine.
     sections

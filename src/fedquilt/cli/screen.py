@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from fedquilt.report.round_text import dropped_texts, round_text
+from fedquilt.report.round_text import dropped_texts, left_text, round_text
+
+if TYPE_CHECKING:
+    from fedquilt.experiment.forecast import Forecast
 
 out = Console()
 errors = Console(stderr=True)
+
+
+class TimeLeft(ProgressColumn):
+    """The time that is left by a task's latest estimate, less what has passed since."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text; empty without an estimate."""
+        ends, runs = task.fields.get("ends", (0.0, 1))
+        return Text(left_text(ends - time.monotonic(), runs))
 
 
 class Shown:
@@ -33,7 +46,7 @@ class Shown:
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),  # a terminal of 80 columns also holds the note
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TimeLeft(),
             TextColumn("{task.fields[note]}"),
             console=errors,
             transient=True,
@@ -62,15 +75,22 @@ class Shown:
     def step(self, number: int, of: int) -> None:
         self.bars.update(self._steps, completed=number, total=of)
 
+    def forecast(self, seen: Forecast) -> None:
+        self.bars.update(self._rounds, ends=(time.monotonic() + seen.left, seen.runs))
+
     def round(self, line: Mapping[str, Any]) -> None:
         self.bars.update(self._rounds, completed=line["round"] + 1, note=round_text(line, brief=True))
         for text in dropped_texts(line):
-            self.say(f"{self.name}: round {line['round'] + 1}/{self.total}: {text}")
+            self._print(f"{self.name}: round {line['round'] + 1}/{self.total}: {text}")
         if not self.live and not self.quiet:
-            self.say(f"{self.name}: round {line['round'] + 1}/{self.total}: {round_text(line)}")
+            self._print(f"{self.name}: round {line['round'] + 1}/{self.total}: {round_text(line)}")
 
     def say(self, text: str) -> None:
-        """Print a permanent line above the bars."""
+        """Print a permanent line above the bars, unless quiet."""
+        if not self.quiet:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
         self.bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

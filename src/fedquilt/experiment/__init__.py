@@ -7,9 +7,9 @@ package are imported by their own names: ``fedquilt.experiment.run`` is the func
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.check import check
 from fedquilt.experiment.compare import compare
-from fedquilt.experiment.engine import Progress
 from fedquilt.experiment.export import export
 from fedquilt.experiment.plan import plan
+from fedquilt.experiment.progress import Progress
 from fedquilt.experiment.run import resume, run
 
 __all__ = ["Experiment", "Progress", "build", "check", "compare", "export", "plan", "resume", "run"]

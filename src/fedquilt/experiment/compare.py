@@ -20,9 +20,10 @@ import torch
 from fedquilt.config.load import NOT_DETERMINING, Overrides, Source, digest, load, parse, resolved, variants
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, FedquiltError
-from fedquilt.experiment.engine import Progress
+from fedquilt.experiment.forecast import Forecast, of_all
+from fedquilt.experiment.progress import Passing
 from fedquilt.experiment.run import resume, run
-from fedquilt.record import Record, read_result
+from fedquilt.record import Record, read_result, read_rounds
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Job:
             return False
         Record.open(self.folder, resolved(self.config), NOT_DETERMINING)  # raises an error for another run's folder
         return read_result(self.folder) is not None
+
+    @property
+    def rounds_left(self) -> int:
+        """The number of rounds that are not recorded yet."""
+        return self.config.rounds - (len(read_rounds(self.folder)) if self.folder.exists() else 0)
 
 
 def jobs(source: Source, overrides: Overrides = (), objects: Mapping[str, Any] = MappingProxyType({})) -> list[Job]:
@@ -69,12 +75,13 @@ def compare(
     wanted: Sequence[Job],
     *,
     workers: int = 1,
-    progress: Progress | None = None,
+    progress: object = None,
     on_done: Callable[[Job, int, int], None] | None = None,
 ) -> dict[str, list[Path]]:
     """Run all jobs that are not finished, resuming stopped ones; returns the run folders of every label.
 
-    ``workers`` processes run in parallel, each on its share of the cores unless the config sets ``threads``.
+    ``progress`` receives the reports of every run (see ``experiment.Progress``), with the time that is left of all of
+    them. ``workers`` processes run in parallel, each on its share of the cores unless the config sets ``threads``.
     ``on_done`` is called after each run with the number of runs done and the number that were to do.
 
     Raises
@@ -84,8 +91,9 @@ def compare(
     """
     missing = [job for job in wanted if not job.finished]
     if workers <= 1:
+        told = _OneByOne(progress, missing)
         for number, job in enumerate(missing, start=1):
-            _done(job, progress)
+            _done(job, told)
             if on_done:
                 on_done(job, number, len(missing))
     elif missing:
@@ -96,6 +104,29 @@ def compare(
     for job in wanted:
         folders.setdefault(job.label, []).append(job.folder)
     return folders
+
+
+class _OneByOne(Passing):
+    """Passes on the reports of runs that follow one another; a forecast is of all that are not finished."""
+
+    def __init__(self, told: object, missing: Sequence[Job]) -> None:
+        super().__init__(told)
+        self._waiting = [*missing]
+        self._paces: dict[str, float] = {}
+
+    def started(self, name: str, first: int, rounds: int) -> None:
+        self._running = self._waiting.pop(0)
+        super().started(name, first, rounds)
+
+    def forecast(self, seen: Forecast) -> None:
+        label, config = self._running.label, self._running.config
+        self._paces[label] = seen.round + seen.evaluation / config.evaluation.every
+        waiting = [(job.label, job.rounds_left) for job in self._waiting]
+        self._seen = seen._replace(left=of_all({label: seen.left}, self._paces, waiting), runs=1 + len(waiting))
+        super().forecast(self._seen)
+
+    def round(self, line: Mapping[str, Any]) -> None:
+        super().round({**line, "seconds_left": self._seen.left, "runs_left": self._seen.runs})
 
 
 def _side_by_side(missing: Sequence[Job], workers: int, on_done: Callable[[Job, int, int], None] | None) -> None:
@@ -144,7 +175,7 @@ def _ignoring_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _done(job: Job, progress: Progress | None) -> None:
+def _done(job: Job, progress: object) -> None:
     try:
         if job.folder.exists():
             resume(job.folder, job.config, progress)

@@ -1,46 +1,16 @@
-"""Interfaces of a run: engines, how a run connects to one, and progress reports."""
+"""Interfaces of a run: engines, and how a run connects to one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from fedquilt.config.schema import Config
 from fedquilt.core.method import Exchange
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment.build import Experiment
-
-
-class Progress(Protocol):
-    """Callbacks for the progress of a run."""
-
-    def started(self, name: str, first: int, rounds: int) -> None:
-        """Report that the run ``name`` begins with round ``first`` of ``rounds``."""
-
-    def client(self, exchange: str, number: int, of: int) -> None:
-        """Report that client ``number`` of ``of`` has finished its part of the exchange."""
-
-    def step(self, number: int, of: int) -> None:
-        """Report that a client has made optimiser step ``number`` of ``of``."""
-
-    def round(self, line: Mapping[str, Any]) -> None:
-        """Report that a round is finished and recorded.
-
-        ``line`` is its line of the record; ``line["names"]`` are the natural ids of clients in the data, by client.
-        """
-
-
-class Silent:
-    """A Progress that ignores all reports."""
-
-    def started(self, name: str, first: int, rounds: int) -> None: ...
-
-    def client(self, exchange: str, number: int, of: int) -> None: ...
-
-    def step(self, number: int, of: int) -> None: ...
-
-    def round(self, line: Mapping[str, Any]) -> None: ...
+from fedquilt.experiment.progress import Progress
 
 
 class Engine(Protocol):

@@ -25,8 +25,9 @@ from fedquilt.core.types import ClientId, Memory, Order
 from fedquilt.core.wire import travelling
 from fedquilt.engine.flower.compat import quiet
 from fedquilt.experiment.build import Experiment
-from fedquilt.experiment.engine import Connect, Engine, Progress, Silent
+from fedquilt.experiment.engine import Connect, Engine
 from fedquilt.experiment.flower_site import cards, joined, scored_on_site
+from fedquilt.experiment.progress import Progress, Silent
 from fedquilt.experiment.run import resume, run
 from fedquilt.record import Record, read_config, read_result
 from fedquilt.record.read import is_run
@@ -90,7 +91,7 @@ def over(grid: Any, config: Config, *, name: str, poll: float, stop: Event | Non
 def simulate(
     config: Config | None,
     folder: Path,
-    progress: Progress | None = None,
+    progress: object = None,
     *,
     cpus: float = 1.0,
     gpus: float = 0.0,
@@ -190,6 +191,9 @@ class Logged(Silent):
     def started(self, name: str, first: int, rounds: int) -> None:
         self.rounds = rounds
         log.info("fedquilt: %s begins with round %d of %d", name, first + 1, rounds)
+
+    def say(self, text: str) -> None:
+        log.info("fedquilt: %s", text)
 
     def round(self, line: Mapping[str, Any]) -> None:
         number = line["round"] + 1

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fedquilt.config.schema import Config
 from fedquilt.core.loop import Round, Traffic
 from fedquilt.core.training import learning_rate_at
 from fedquilt.core.types import ClientId, Memory, Tree
@@ -45,6 +46,11 @@ def _global_scores(experiment: Experiment, group: BuiltGroup, state: Tree) -> di
     return (group.server.evaluate(order) or None) if is_whole(group, order) else None
 
 
+def is_due(config: Config, number: int) -> bool:
+    """Whether round ``number`` ends with an evaluation."""
+    return (number + 1) % config.evaluation.every == 0 or number >= config.rounds - config.evaluation.last
+
+
 def round_line(
     experiment: Experiment,
     done: Round,
@@ -69,10 +75,9 @@ def round_line(
         Whether the clients are in this process and can be evaluated here.
     """
     config, number = experiment.config, done.number
-    due = (number + 1) % config.evaluation.every == 0 or number >= config.rounds - config.evaluation.last
     rates = [learning_rate_at(group.server.training, number, config.rounds) for group in experiment.groups]
     began = time.perf_counter()
-    scores = evaluate(experiment, done.state, memories, clients=clients) if due else None
+    scores = evaluate(experiment, done.state, memories, clients=clients) if is_due(config, number) else None
     return {
         "round": number,
         "seconds": done.seconds,

@@ -20,9 +20,11 @@ from fedquilt.engine.flower.handshake import run_key
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.defence import bounds_of, check_of
-from fedquilt.experiment.engine import EMBEDDED, Connect, Engine, Progress, Silent
+from fedquilt.experiment.engine import EMBEDDED, Connect, Engine
 from fedquilt.experiment.export import save_adapters
+from fedquilt.experiment.forecast import work_of
 from fedquilt.experiment.inputs_record import outputs_record, rows_digest, weights_digest
+from fedquilt.experiment.progress import Forecasting
 from fedquilt.experiment.round_record import are_finite, final_record, round_line
 from fedquilt.privacy.spending import cohort_key, cohort_stream, hides_cohorts, spending
 from fedquilt.record import Record, environment, hold, read_environment, read_partition, read_result, read_rounds
@@ -32,7 +34,7 @@ from fedquilt.record.folder import ADAPTERS
 def run(
     config: Config,
     folder: Path,
-    progress: Progress | None = None,
+    progress: object = None,
     connect: Connect = EMBEDDED,
     *,
     label: str | None = None,
@@ -46,7 +48,7 @@ def run(
     folder
         The run's folder.
     progress
-        Receives reports; None for no reports.
+        Receives reports: an object with any of the methods of ``Progress``, or None.
     connect
         How the run connects to its engine; by default all clients are in this process.
     label
@@ -74,21 +76,20 @@ def run(
         )
         if len(experiment.federation.layouts) > 1 and not experiment.traits.across:
             around["apart"] = [*experiment.federation.layouts]  # the method runs separately in each of them
-        progress = progress or Silent()
-        key = run_key()
-        engine = connect.make(experiment, key, {}, progress)
+        told, key = Forecasting(progress), run_key()
+        engine = connect.make(experiment, key, {}, told)
         experiment = experiment.announced(engine.announced)
         around |= {"engine": connect.name, "run_key": key, "cohort_key": cohort_key(config)}
         around |= {"outputs": outputs_record(experiment.groups)}
         around |= {} if label is None else {"label": label}
         record = Record.create(folder, resolved(config), around, experiment.partition, held)
-        return _go_on(experiment, record, 0, None, engine, progress)
+        return _go_on(experiment, record, 0, None, engine, told)
 
 
 def resume(
     folder: Path,
     config: Config | None = None,
-    progress: Progress | None = None,
+    progress: object = None,
     connect: Connect = EMBEDDED,
     *,
     back_to: int | None = None,
@@ -104,7 +105,7 @@ def resume(
     config
         If given, must determine the same result as the run's own.
     progress
-        Receives reports; None for no reports.
+        Receives reports: an object with any of the methods of ``Progress``, or None.
     connect
         How the run connects to its engine, which must be the one that it began with.
     back_to
@@ -135,8 +136,8 @@ def resume(
         start, state, memories = record.load_checkpoint(at)
         torch.set_num_threads(around["threads"])  # sums depend on the number of threads
         experiment = build(connect.adapted(config), connect.here)
-        progress = progress or Silent()
-        engine = connect.make(experiment, around.get("run_key", ""), memories, progress)
+        told = Forecasting(progress)
+        engine = connect.make(experiment, around.get("run_key", ""), memories, told)
         experiment = experiment.announced(_rows_as_at_start(folder, engine.announced))
         _same_inputs(folder, experiment)
         again: dict[str, Any] = {"resumed": True}
@@ -144,7 +145,7 @@ def resume(
             record.truncate_rounds()
         else:
             again["abandoned_rounds"] = record.go_back(back_to)
-        return _go_on(experiment, record, start, state, engine, progress, again)
+        return _go_on(experiment, record, start, state, engine, told, again)
 
 
 def _finished(record: Record) -> bool:
@@ -204,7 +205,7 @@ def _go_on(
     start: int,
     state: Tree,
     engine: Engine,
-    progress: Progress,
+    told: Forecasting,
     again: Mapping[str, Any] | None = None,
 ) -> Path:
     """Run the rounds from ``start`` on.
@@ -216,7 +217,7 @@ def _go_on(
     start : the first round.
     state : the server's state before it.
     engine : the engine.
-    progress : receives reports.
+    told : receives reports.
     again : added to the record of the first round when a run is resumed.
     """
     config, began = experiment.config, time.perf_counter()
@@ -226,7 +227,7 @@ def _go_on(
     check = check_of(config, profiles)
     hiding = read_environment(record.folder).get("cohort_key")  # runs without a key draw cohorts from the seed
     cohorts = uniform_cohorts(profiles, config.cohort, cohort_stream(config, hiding))
-    progress.started(record.folder.name, start, config.rounds)
+    told.begins(record.folder.name, start, config, work_of(experiment, start))
     names = {str(one["id"]): one["name"] for one in experiment.partition["clients"] if "name" in one}
     finished = rounds(
         experiment.method,
@@ -254,7 +255,7 @@ def _go_on(
                 line |= again or {}  # so that readers of the record see that the run was resumed
             record.append_round(line)
             record.save_checkpoint(done.number + 1, state, engine.memories, are_finite(line))
-            progress.round({**line, "names": names})
+            told.round({**line, "names": names})
     except RoundError as error:
         raise RoundError(f"{error}; {_advice(record, config)}") from error
     record.check()  # no adapters are written to a folder that was deleted or replaced in the meantime

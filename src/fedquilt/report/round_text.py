@@ -7,9 +7,32 @@ from typing import Any
 
 from fedquilt.report.scores import score_of
 
+_SHORT = 10.0  # seconds that are not worth an estimate
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words, in at most two units, such as ``3 h 20 min``."""
+    minutes = round(seconds / 60)
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, days = minutes // 60, minutes // (24 * 60)
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{days} days {hours % 24} h"
+
+
+def left_text(seconds: float, runs: int = 1) -> str:
+    """Return a text of the time that is left, of all ``runs`` that are not finished; empty for a few seconds."""
+    if seconds < _SHORT:
+        return ""
+    return f"about {duration(seconds)} left" + (f" of {runs} runs" if runs > 1 else "")
+
 
 def round_text(line: Mapping[str, Any], brief: bool = False) -> str:
-    """Return a round's mean loss over its clients, accuracy and epsilon if any, and, unless ``brief``, its seconds."""
+    """Return a round's mean loss over its clients, accuracy and epsilon if any.
+
+    Unless ``brief``, its seconds follow, and the time that is left if the line has an estimate.
+    """
     losses = [
         client["metrics"]["loss"]
         for exchange in line["exchanges"]
@@ -32,7 +55,9 @@ def round_text(line: Mapping[str, Any], brief: bool = False) -> str:
         words.append(f"clients' mean on receipt {received:.1%}")
     if spent := line.get("privacy"):
         words.append("no epsilon" if spent["epsilon"] is None else f"epsilon {spent['epsilon']:.2f}")
-    return ", ".join(words if brief else [*words, f"{line['seconds']:.1f} s"])
+    if not brief:
+        words += [f"{line['seconds']:.1f} s", left_text(line.get("seconds_left", 0.0), line.get("runs_left", 1))]
+    return ", ".join(word for word in words if word)
 
 
 def dropped_texts(line: Mapping[str, Any]) -> list[str]:
