@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from small_federation import GPT2, LLAMA, LONGEST, rows, start_of, workbench
+from small_federation import GPT2, LLAMA, rows, start_of, workbench
 
-from fedquilt.client import generation
-from fedquilt.client.generation import Answering, right_rows, written
+from fedquilt.client.generation import Answering, Asked, asked, right, written
 from fedquilt.client.score import evaluation
 
 PAD = 0
@@ -60,6 +59,7 @@ def test_what_is_written_is_what_a_plain_loop_writes_in_whatever_company(model, 
     assert written(bench, prompts, new_tokens) == expected
     assert [written(bench, [prompt], new_tokens)[0] for prompt in prompts] == expected
     assert written(bench, prompts[4:7], new_tokens) == expected[4:7]
+    assert written(bench, prompts, new_tokens, batch_size=2) == expected
     assert not any(parameter.requires_grad for parameter in bench.model.parameters())
 
 
@@ -85,34 +85,63 @@ def cases(bench, new_tokens):
 
 
 @pytest.mark.parametrize("model", [LLAMA, GPT2])
-@pytest.mark.parametrize("new_tokens", [3, 8])
-def test_the_rows_that_need_no_writing_are_those_that_writing_finds_right(model, new_tokens, monkeypatch):
+def test_what_is_written_is_what_transformers_generates_one_prompt_at_a_time_without_a_cache(model):
     bench = causal(model)
-    batch, right = cases(bench, 8)
+    prompts = [row.long() for row in prompts_of()]
+    expected = []
+    for prompt in prompts:
+        with torch.no_grad():
+            whole = bench.model.generate(
+                input_ids=prompt[None], attention_mask=torch.ones(1, len(prompt)), max_new_tokens=12, use_cache=False
+            )
+        expected.append(whole[0, len(prompt) :].tolist())
+    assert len({len(ids) for ids in expected}) > 2
+    assert written(bench, prompts, 12, batch_size=4) == expected
+
+
+def test_keys_and_values_are_cached_and_a_batch_holds_prompts_of_similar_lengths():
+    bench = causal(LLAMA)
+    bench.model.generation_config.eos_token_id = None  # every answer has all its tokens
+    shapes = []
+
+    def seen(_module, _words, keys):
+        shapes.append(tuple(keys["input_ids"].shape))
+
+    with bench.model.register_forward_pre_hook(seen, with_kwargs=True):
+        written(bench, prompts_of(8), 3, batch_size=2)
+    # the prompts, two of each length and so without padding, then one token at a time
+    assert shapes == [shape for width in (1, 2, 3, 4) for shape in ((2, width), (2, 1), (2, 1))]
+
+
+@pytest.mark.parametrize("model", [LLAMA, GPT2])
+@pytest.mark.parametrize("new_tokens", [3, 8])
+def test_the_rows_that_need_no_writing_are_those_that_writing_finds_right(model, new_tokens):
+    bench = causal(model)
+    batch, expected = cases(bench, 8)
     answering = Answering("exact", decode, new_tokens)
     with torch.no_grad():
         logits, _ = bench.forward(batch)
-    asked = []
-    real = written
-    monkeypatch.setattr(generation, "written", lambda b, prompts, n: asked.append(len(prompts)) or real(b, prompts, n))
-    found = right_rows(bench, batch, logits, answering)
-    monkeypatch.setattr(generation, "_surely_right", lambda _bench, batch, *_: [False] * len(batch["labels"]))
-    assert right_rows(bench, batch, logits, answering) == found
-    assert asked[1] == 16
+    every = [
+        Asked(ids[: int((labels != -100).int().argmax())], labels[labels != -100].tolist())
+        for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True)
+    ]
+    found = right(bench, every, answering)
+    unsure = asked(bench, batch, logits, answering)
+    assert 16 - len(unsure) + sum(right(bench, unsure, answering)) == sum(found)
     if new_tokens == 8:
-        assert found == right
-        assert 4 <= sum(right) < 16
-        assert asked[0] < 16
+        assert found == expected
+        assert 4 <= sum(expected) < 16
+        assert len(unsure) < 16
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_the_accuracy_is_the_share_of_right_rows_and_the_loss_stays(batch_size):
     bench = causal(LLAMA)
     params = start_of(bench)
-    batch, right = cases(bench, 8)
+    batch, expected = cases(bench, 8)
     plain = evaluation(bench, batch, params)
     scores = evaluation(bench, batch, params, batch_size=batch_size, answering=Answering("exact", decode, 8))
-    assert scores["accuracy"] == sum(right) / 16
+    assert scores["accuracy"] == sum(expected) / 16
     assert scores["loss"] == pytest.approx(plain["loss"], rel=1e-5)
     assert scores["examples"] == 16.0
     assert plain["accuracy"] != scores["accuracy"]
@@ -126,7 +155,7 @@ def test_no_row_has_no_accuracy_but_zero():
 
 
 @pytest.mark.parametrize(
-    ("kind", "said", "gold", "classes", "right"),
+    ("kind", "said", "gold", "classes", "is_right"),
     [
         ("number", "that is 7", "7.0", (), True),
         ("letter", "The answer is B", "B", (), True),
@@ -137,12 +166,8 @@ def test_no_row_has_no_accuracy_but_zero():
         ("program", "import os", "print(7)", (), False),
     ],
 )
-def test_every_kind_of_answer_is_compared_in_its_own_way(kind, said, gold, classes, right, monkeypatch):
+def test_every_kind_of_answer_is_compared_in_its_own_way(kind, said, gold, classes, is_right):
     bench = causal(LLAMA)
-    batch = rows("causal-lm", 1)
     texts = iter([said, gold])
     answering = Answering(kind, lambda ids: next(texts), 2, classes)
-    with torch.no_grad():
-        logits, _ = bench.forward(batch)
-    assert right_rows(bench, batch, logits, answering) == [right]
-    assert LONGEST >= 2
+    assert right(bench, [Asked(torch.tensor([4, 5]), [6])], answering) == [is_right]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,50 +29,59 @@ class Answering:
     classes: tuple[str, ...] = ()
 
 
-def right_rows(bench: Workbench, batch: Batch, logits: Tensor, answering: Answering) -> list[bool]:
-    """Whether the model's answer to each row's prompt is right, with greedy decoding.
+class Asked(NamedTuple):
+    """A prompt that an answer is to be generated for, and the reference completion, both as tokens."""
+
+    prompt: Tensor
+    gold: list[int]
+
+
+def asked(bench: Workbench, batch: Batch, logits: Tensor, answering: Answering) -> list[Asked]:
+    """The rows of a batch for which an answer must be generated to know whether it is right.
 
     ``logits`` are those of the whole rows. If every token of the reference completion has the largest logit, the model
-    would generate exactly this completion, so that answers are generated only for the other rows.
+    would generate exactly this completion with greedy decoding: the answer is right, and nothing is generated.
     """
     golds = [row[row != IGNORED].tolist() for row in batch["labels"]]
-    right = _surely_right(bench, batch, logits, golds, answering)
-    unsure = [row for row, sure in enumerate(right) if not sure]
-    if not unsure:
-        return right
-    prompts = [batch["input_ids"][row, : _start(batch["labels"][row])] for row in unsure]
-    said = [answering.decode(ids) for ids in written(bench, prompts, answering.new_tokens)]
-    wanted = [answering.decode(golds[row]) for row in unsure]
+    sure = _surely_right(bench, batch, logits, golds, answering)
+    prompts = [ids[: _start(labels)] for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True)]
+    return [Asked(prompt, gold) for prompt, gold, known in zip(prompts, golds, sure, strict=True) if not known]
+
+
+def right(bench: Workbench, rows: Sequence[Asked], answering: Answering, batch_size: int = 256) -> list[bool]:
+    """Whether the model's answer to each prompt, by greedy decoding, is right."""
+    ids = written(bench, [row.prompt for row in rows], answering.new_tokens, batch_size)
+    said = [answering.decode(own) for own in ids]
+    wanted = [answering.decode(row.gold) for row in rows]
     if answering.kind == "program":
-        found = right_programs(said, wanted)
-    else:
-        pairs = zip(said, wanted, strict=True)
-        found = [is_right(answering.kind, mine, gold, answering.classes) for mine, gold in pairs]
-    for row, is_so in zip(unsure, found, strict=True):
-        right[row] = is_so
-    return right
+        return right_programs(said, wanted)
+    pairs = zip(said, wanted, strict=True)
+    return [is_right(answering.kind, mine, gold, answering.classes) for mine, gold in pairs]
 
 
-def written(bench: Workbench, prompts: Sequence[Tensor], new_tokens: int) -> list[list[int]]:
+def written(bench: Workbench, prompts: Sequence[Tensor], new_tokens: int, batch_size: int = 256) -> list[list[int]]:
     """The tokens that the model generates after each prompt, at most ``new_tokens``, up to and including the end token.
 
     If the model has a maximum length, fewer tokens are generated after a long prompt; a prompt that leaves no room at
     all is truncated at its start. The result does not depend on the other prompts: prompts of different lengths share a
-    batch only if the model handles left padding correctly (``bench.pads_left``).
+    batch only if the model handles left padding correctly (``bench.pads_left``). Batches are of similar lengths.
     """
     longest = _longest(bench)
-    batches: dict[tuple[int, int], list[int]] = {}
+    groups: dict[tuple[int, int], list[int]] = {}
     own = list(prompts)
     for place, prompt in enumerate(prompts):
         room = _room(len(prompt), new_tokens, longest)
         if longest is not None and len(prompt) >= longest:
             own[place] = prompt[-(longest - room) :]
         together = bench.pads_left and room == new_tokens
-        batches.setdefault((room, 0 if together else len(own[place])), []).append(place)
+        groups.setdefault((room, 0 if together else len(own[place])), []).append(place)
     found: list[list[int]] = [[] for _ in own]
-    for (room, _), places in batches.items():
-        for place, ids in zip(places, _written(bench, [own[place] for place in places], room), strict=True):
-            found[place] = ids
+    for (room, _), places in groups.items():
+        places.sort(key=lambda place: len(own[place]))
+        for first in range(0, len(places), batch_size):
+            batch = places[first : first + batch_size]
+            for place, ids in zip(batch, _written(bench, [own[place] for place in batch], room), strict=True):
+                found[place] = ids
     return found
 
 

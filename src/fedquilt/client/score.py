@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedquilt.client.generation import Answering, right_rows
+from fedquilt.client.generation import Answering, Asked, asked, right
 from fedquilt.client.workbench import Batch, Workbench
 
 
@@ -34,6 +34,7 @@ def evaluation(
     bench.load(params)
     num_rows = len(columns["labels"])
     loss_sum, correct, seen = 0.0, 0, 0
+    to_answer: list[Asked] = []
     with torch.no_grad():
         for first in range(0, num_rows, batch_size):
             batch = {name: column[first : first + batch_size] for name, column in columns.items()}
@@ -43,6 +44,8 @@ def evaluation(
             if answering is None:
                 correct += bench.scoring.num_correct(logits, labels)
             else:
-                correct += sum(right_rows(bench, batch, logits, answering))
+                to_answer += asked(bench, batch, logits, answering)
+        if answering is not None:  # all together, so that prompts of similar lengths share a batch
+            correct = num_rows - len(to_answer) + sum(right(bench, to_answer, answering, batch_size))
     num_answers = max(1, seen if answering is None else num_rows)
     return {"loss": loss_sum / max(1, seen), "accuracy": correct / num_answers, "examples": float(num_rows)}
