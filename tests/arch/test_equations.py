@@ -28,8 +28,10 @@ def listed() -> list[tuple[str, str]]:
     return [(paper["key"], equation["id"]) for paper in papers() for equation in paper.get("equation", [])]
 
 
-def cited() -> Iterator[tuple[str, tuple[str, str]]]:
+@cache
+def cited() -> tuple[tuple[str, tuple[str, str]], ...]:
     """Where, and what: ``("fedquilt/aggregate/mean.py, layerwise_mean", ("fed-hello", "layer-mean"))``."""
+    found = []
     for source in sources():
         for node in ast.walk(source.tree):
             if not isinstance(node, DEFINITIONS):
@@ -37,7 +39,8 @@ def cited() -> Iterator[tuple[str, tuple[str, str]]]:
             for match in LINE.finditer(ast.get_docstring(node) or ""):
                 for citation in match["citations"].rstrip(".").split(";"):
                     key, _, equation = citation.partition(",")
-                    yield f"{source.path}, {node.name}", (key.strip(), equation.strip())
+                    found.append((f"{source.path}, {node.name}", (key.strip(), equation.strip())))
+    return tuple(found)
 
 
 def test_papers_are_complete_and_unlike() -> None:
@@ -58,7 +61,7 @@ def test_an_equation_has_exactly_one_home(equation: tuple[str, str]) -> None:
 
 
 def test_every_citation_leads_to_a_listed_equation() -> None:
-    found = list(cited())
+    found = cited()
     assert len(found) >= 10
     unknown = [
         f"{place}: `Paper: {key}, {equation}`" for place, (key, equation) in found if (key, equation) not in listed()

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -41,9 +42,13 @@ def test_readme_begins_with_python():
 
 
 @pytest.mark.parametrize("page", [marked(page) for page in WITH_BLOCKS])
-def test_the_blocks_of_a_page_run_one_after_another(page, tmp_path):
+def test_the_blocks_of_a_page_run_one_after_another(page, tmp_path, monkeypatch, capsys):
+    """In this process, where everything is imported already; the notebook below is a process of its own."""
     (tmp_path / "page.py").write_text("\n\n".join(blocks(page)), "utf-8")
-    assert done([sys.executable, "page.py"], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    runpy.run_path("page.py", run_name="__main__")
+    assert capsys.readouterr().out
 
 
 @pytest.mark.slow

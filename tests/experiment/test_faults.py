@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds Flower
 
 def test_a_killed_node_a_cut_off_node_and_a_killed_server_lose_no_round(tmp_path):
     told: list[str] = []
-    play = Play(tmp_path, 4, secure=False, said=told.append)
+    play = Play(tmp_path, 3, 3, secure=False, said=told.append)
     play.play(SHORT)
     check(play)
     assert play.killed == [1]
@@ -25,7 +25,7 @@ def test_a_killed_node_a_cut_off_node_and_a_killed_server_lose_no_round(tmp_path
 
 @pytest.mark.slow
 def test_twenty_rounds_over_tls_through_every_failure(tmp_path):
-    play = Play(tmp_path, 20, secure=True)
+    play = Play(tmp_path, 20, 4, secure=True)
     play.play(LONG)
     check(play)
     assert play.killed == [1]

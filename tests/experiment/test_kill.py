@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from fedquilt.config.load import load
 from fedquilt.engine.flower.processes import patience
 from fedquilt.experiment.compare import jobs
 from fedquilt.experiment.run import resume, run
 from fedquilt.record import Record, holder, read_result, read_rounds
 
 COMMAND = [sys.executable, "-c", "from fedquilt.cli import main; main()"]
-CHANGES = ("rounds=40", "head.policy=local", "training.steps=3")
+CHANGES = ("rounds=20", "head.policy=local", "training.steps=3")
+LONGER = ("rounds=40", *CHANGES[1:])
 
 
 def started(tmp_path, *words):
@@ -25,6 +27,13 @@ def started(tmp_path, *words):
     return subprocess.Popen(
         [*COMMAND, *map(str, words)], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
+
+
+@pytest.fixture(scope="module")
+def whole(finished, tmp_path_factory, fingerprint):
+    """The adapters of the run that nothing disturbs."""
+    config = load(finished.parent / "tiny.toml", CHANGES)[0]
+    return fingerprint(run(config, tmp_path_factory.mktemp("whole") / "run"))
 
 
 def next_round(folder):
@@ -52,32 +61,35 @@ def killed(process, folder, rounds, delay):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no kill -9 here")
-def test_a_killed_run_goes_on_to_the_same_bits(tiny, config, tmp_path, fingerprint):
-    whole = run(config(*CHANGES), tmp_path / "whole")
+def test_a_killed_run_goes_on_to_the_same_bits(tiny, tmp_path, fingerprint, whole):
     folder = tmp_path / "killed"
     moment = random.Random(os.getpid()).uniform(0, 0.1)
     process = started(tmp_path, "run", tiny, *CHANGES, "--folder", folder)
     assert killed(process, folder, 2, moment), "the run was over before it could be killed"
     assert read_result(folder) is None
-    assert 1 <= next_round(folder) < 40
-    assert fingerprint(resume(folder)) == fingerprint(whole), f"killed {moment} s after round 2"
+    assert 1 <= next_round(folder) < 20
+    assert fingerprint(resume(folder)) == whole, f"killed {moment} s after round 2"
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no process can be made to wait here")
 def test_a_second_command_on_the_same_folder_is_refused_and_the_first_ends_as_if_alone(
-    tiny, config, tmp_path, fingerprint
+    tiny, tmp_path, fingerprint, whole
 ):
-    whole = run(config(*CHANGES), tmp_path / "whole")
     folder = tmp_path / "both"
     first = started(tmp_path, "run", tiny, *CHANGES, "--folder", folder)
     until((folder / "config.json").exists, first)
-    for words in (("--resume", folder), (tiny, *CHANGES, "--folder", folder)):
-        out, err = started(tmp_path, "run", *words).communicate(timeout=300)
-        if not (folder / "result.json").exists():  # else it was over by then
+    first.send_signal(signal.SIGSTOP)  # or it could be over before the others are
+    try:
+        for words in (("--resume", folder), (tiny, *CHANGES, "--folder", folder)):
+            out, err = started(tmp_path, "run", *words).communicate(timeout=300)
             assert f"is being written by process {first.pid} on ".encode() in err, (out, err)
+        assert not (folder / "result.json").exists()
+    finally:
+        first.send_signal(signal.SIGCONT)
     out, err = first.communicate(timeout=300)
     assert first.returncode == 0, (out, err)
-    assert [line["round"] for line in read_rounds(folder)] == [*range(40)]
-    assert fingerprint(folder) == fingerprint(whole)
+    assert [line["round"] for line in read_rounds(folder)] == [*range(20)]
+    assert fingerprint(folder) == whole
 
 
 ENTRIES = """
@@ -134,13 +146,13 @@ def test_the_workers_of_a_killed_compare_end_with_it_and_a_second_start_ends_in_
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no kill -9 here")
 def test_five_kills_at_random_moments_change_nothing(tiny, config, tmp_path, fingerprint):
-    whole = run(config(*CHANGES), tmp_path / "whole")
+    whole = run(config(*LONGER), tmp_path / "whole")
     folder = tmp_path / "killed"
     chance = random.Random(os.getpid())
     moments = [(chance.randrange(1, 7), chance.uniform(0, 0.08)) for _ in range(5)]
     kills = 0
     for rounds, delay in moments:
-        words = ("--resume", folder) if folder.exists() else (tiny, *CHANGES, "--folder", folder)
+        words = ("--resume", folder) if folder.exists() else (tiny, *LONGER, "--folder", folder)
         kills += killed(started(tmp_path, "run", *words), folder, rounds, delay)
     assert kills == 5, f"{moments}: the run was over before it could be killed five times"
     last = started(tmp_path, "run", "--resume", folder)

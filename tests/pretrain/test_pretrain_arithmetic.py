@@ -18,6 +18,7 @@ from fedquilt.data.synthetic.arithmetic import arithmetic_table, is_held_out
 from fedquilt.data.synthetic.arithmetic_kinds import KINDS
 from fedquilt.models.hf import load_model
 from fedquilt.models.small_tokenizers import MARKS, new_tokenizer
+from fedquilt.pretrain import arithmetic
 from fedquilt.pretrain.arithmetic import FAMILIES, packed, pretrain_arithmetic
 
 ASSETS = Path(str(resources.files("fedquilt"))) / "assets"
@@ -31,8 +32,18 @@ def loaded(name):
     return load_model(str(name), "causal-lm", num_classes=None, rng=Rng(0))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few():
+    """Few passages for the tokenizer and few sums to measure on: these take most of a short pretraining's time."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(arithmetic, "_VOCABULARY_TEXT", 2_000)
+        patched.setattr(arithmetic, "_CHUNK", 200)
+        patched.setattr(arithmetic, "_NUM_SUMS", 16)
+        yield
+
+
 @pytest.fixture(scope="module")
-def short(tmp_path_factory):
+def short(few, tmp_path_factory):
     folder = tmp_path_factory.mktemp("short") / "model"
     return pretrain_arithmetic("qwen", folder, rng=Rng(1), steps=20, batch_size=8, length=48)
 

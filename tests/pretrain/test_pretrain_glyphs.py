@@ -18,6 +18,7 @@ from fedquilt.core.errors import ConfigError, RunError
 from fedquilt.core.rng import Rng
 from fedquilt.data.synthetic.glyphs import CLASSES
 from fedquilt.models.tiny import new_vit
+from fedquilt.pretrain import glyphs
 from fedquilt.pretrain.glyphs import DEFAULT_SIZE, pretrain_glyphs, shape_of
 
 ASSETS = Path(str(resources.files("fedquilt"))) / "assets"
@@ -25,8 +26,16 @@ ASSET = ASSETS / "glyph-vit"
 SMALLER = {"4x32": (4, 32, 60_000), "8x48": (8, 48, 230_000)}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few():
+    """Few drawings to measure on: they take most of a short pretraining's time."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(glyphs, "_HELD_OUT_ROWS", 64)
+        yield
+
+
 @pytest.fixture(scope="module")
-def short(tmp_path_factory):
+def short(few, tmp_path_factory):
     seen = []
     result = pretrain_glyphs(
         tmp_path_factory.mktemp("short") / "model",

@@ -14,8 +14,6 @@ from fedquilt.core.disk import write_bytes
 from fedquilt.core.errors import ConfigError
 from fedquilt.report.comparison import comparison
 from fedquilt.report.groups import group_rows
-from fedquilt.report.page import write_page
-from fedquilt.report.plot import save_plots
 from fedquilt.report.runs import Run, read_run
 from fedquilt.report.table import as_json as rows_json
 from fedquilt.report.table import compare_rows
@@ -70,6 +68,9 @@ def compare(
     groups = {label: [read_run(folder) for folder in places] for label, places in folders.items()}
     show(groups, None, reference or (), save, as_json)
     if plots:
+        from fedquilt.report.page import write_page  # imports matplotlib
+        from fedquilt.report.plot import save_plots
+
         place = jobs[0].folder.parent
         drawn = save_plots(groups, place / "plots")
         page = write_page(groups, place / "report.html", references=reference or ())

@@ -11,8 +11,6 @@ import typer
 import fedquilt
 from fedquilt.cli.compare import show
 from fedquilt.cli.screen import Shown, errors, out
-from fedquilt.report.page import write_page
-from fedquilt.report.plot import save_plots
 from fedquilt.report.round_text import round_text
 from fedquilt.report.runs import read_run
 
@@ -33,6 +31,8 @@ def demo(
     from fedquilt.experiment.compare import Job
     from fedquilt.experiment.compare import compare as run_all
     from fedquilt.experiment.compare import jobs as jobs_of
+    from fedquilt.report.page import write_page
+    from fedquilt.report.plot import save_plots
 
     errors.print(WORDS, highlight=False, markup=False, soft_wrap=True)
     file = Path(str(resources.files(fedquilt) / "assets" / "demo.toml"))

@@ -9,8 +9,6 @@ import typer
 
 from fedquilt.cli.compare import REFERENCE, show
 from fedquilt.cli.screen import errors, out
-from fedquilt.report.page import write_page
-from fedquilt.report.plot import save_plots
 from fedquilt.report.runs import group_runs, read_run
 
 
@@ -29,6 +27,8 @@ def report(
     groups = group_runs([read_run(run) for run in runs])
     show(groups, last, reference or (), save, as_json)
     if html is not None:
+        from fedquilt.report.page import write_page  # imports matplotlib
+
         errors.print(f"wrote {write_page(groups, html, last, reference or ())}", highlight=False, soft_wrap=True)
 
 
@@ -37,5 +37,7 @@ def plot(
     folder: Annotated[Path, typer.Option("--out", help="Folder for the plots.")] = Path("plots"),
 ) -> None:
     """Plot accuracy, communication, layers and classes per client."""
+    from fedquilt.report.plot import save_plots  # imports matplotlib
+
     for path in save_plots(group_runs([read_run(run) for run in runs]), folder):
         out.print(str(path), highlight=False, soft_wrap=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from fedquilt.core.errors import ConfigError, suggestion
 from fedquilt.report.groups import group_values
@@ -86,7 +86,7 @@ def verdict(gaps: Sequence[float]) -> str:
     """Return the verdict on paired differences: ``separates``, ``within noise`` or ``too few seeds``."""
     if len(gaps) < 3:
         return "too few seeds"
-    bound = float(stats.t.ppf(0.975, len(gaps) - 1)) * np.std(gaps, ddof=1) / math.sqrt(len(gaps))
+    bound = float(stdtrit(len(gaps) - 1, 0.975)) * np.std(gaps, ddof=1) / math.sqrt(len(gaps))
     return "separates" if abs(np.mean(gaps)) > bound else "within noise"
 
 

@@ -36,10 +36,10 @@ name = "faults"
 seed = 3
 threads = 1
 rounds = {rounds}
-quorum = 0.5
+quorum = 0.3
 model = {{ name = "tiny:vit?layers=3&width=16&image=8&patch=4", task = "image-classification" }}
 data = {{ source = "{source}", classes = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"] }}
-partition = {{ scheme = "sites", num_clients = 4 }}
+partition = {{ scheme = "sites", num_clients = {nodes} }}
 clients = {{ budgets = [1, 2, 3] }}
 adapter = {{ rank = 2, alpha = 4 }}
 training = {{ steps = 2, batch_size = 8 }}
@@ -54,12 +54,16 @@ Act = Callable[["Play"], None]
 
 
 class Play:
-    """A run of four SuperNodes through the failures that are given by the round in whose middle they come."""
+    """A run of SuperNodes through the failures that are given by the round in whose middle they come."""
 
-    def __init__(self, folder: Path, rounds: int, *, secure: bool, said: Callable[[str], None] = print) -> None:
-        self.folder, self.rounds, self.secure, self.began = folder, rounds, secure, time.monotonic()
+    def __init__(
+        self, folder: Path, rounds: int, nodes: int, *, secure: bool, said: Callable[[str], None] = print
+    ) -> None:
+        self.folder, self.rounds, self.nodes, self.began = folder, rounds, nodes, time.monotonic()
         self.run_folder, self.file = folder / "runs" / "faults", folder / "faults.toml"
-        self.trial = Trial(folder / "trial", 4, secure=secure, node_config=lambda node: {"data": str(self.rows(node))})
+        self.trial = Trial(
+            folder / "trial", nodes, secure=secure, node_config=lambda node: {"data": str(self.rows(node))}
+        )
         self.command: subprocess.Popen[str] | None = None
         self.codes: list[int] = []
         self.killed: list[int] = []  # nodes
@@ -67,8 +71,8 @@ class Play:
         self.broken: list[int] = []  # the rounds before which the run was taken up again
         self._say = said
         folder.mkdir(parents=True, exist_ok=True)
-        self.file.write_text(RUN.format(rounds=rounds, source="node"))
-        for site in range(4):
+        self.file.write_text(RUN.format(rounds=rounds, nodes=nodes, source="node"))
+        for site in range(nodes):
             draw = np.random.default_rng(site)
             images = draw.integers(0, 256, (40 + 8 * site, 8, 8)).astype(np.uint8)
             np.savez(self.rows(site), images=images, labels=draw.integers(0, 10, len(images)))
@@ -127,7 +131,7 @@ class Play:
     def play(self, faults: Mapping[int, Act]) -> None:
         """Run to the end; in the middle of each round that ``faults`` names, its failure comes."""
         with self.trial:
-            self.say(f"four nodes online after {self.trial.ready():.0f} s")
+            self.say(f"{self.nodes} nodes online after {self.trial.ready():.0f} s")
             self.start(str(self.file), "--folder", str(self.run_folder))
             self.until((self.run_folder / "config.json").exists, "all clients have said who they are")
             self.say("everyone has joined")
@@ -219,7 +223,7 @@ def kill_superlink(play: Play) -> None:
 
 
 LONG = {2: kill_node(1), 8: cut_off(2, 2), 12: kill_server(wait=True), 15: kill_superlink}
-SHORT = {0: kill_node(1), 1: cut_off(2, 2), 3: kill_server(wait=False)}
+SHORT = {0: kill_node(1), 1: cut_off(2, 1), 2: kill_server(wait=False)}
 
 
 def replayed(play: Play) -> Path:
@@ -243,7 +247,7 @@ def replayed(play: Play) -> Path:
 
     folder = play.folder / "replayed"
     here = play.folder / "here.toml"
-    here.write_text(RUN.format(rounds=play.rounds, source="./site-{client}.npz"))
+    here.write_text(RUN.format(rounds=play.rounds, nodes=play.nodes, source="./site-{client}.npz"))
     return run(load(here)[0], folder, connect=Connect("replayed", make))
 
 
@@ -254,8 +258,8 @@ def check(play: Play) -> list[str]:
     assert [line["round"] for line in lines] == list(range(play.rounds))
     for line in lines:
         (exchange,) = line["exchanges"]
-        assert len(exchange["clients"]) + len(exchange["dropped"]) == 4
-        assert line["messages"].get("train.fit", 0) <= 4
+        assert len(exchange["clients"]) + len(exchange["dropped"]) == play.nodes
+        assert line["messages"].get("train.fit", 0) <= play.nodes
     gone = {(one["round"], one["client"]) for one in dropped(read_run(play.run_folder))}
     assert {client for _, client in gone} >= set(play.killed)
     assert gone >= {(number, node) for node, numbers in play.away.items() for number in numbers}
@@ -269,10 +273,10 @@ def check(play: Play) -> list[str]:
 def main() -> None:
     """Play it and tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="the short form: four rounds, no TLS")
+    parser.add_argument("--short", action="store_true", help="the short form: three nodes and rounds, no TLS")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        play = Play(Path(folder), 4 if words.short else 20, secure=not words.short)
+        play = Play(Path(folder), *((3, 3) if words.short else (20, 4)), secure=not words.short)
         play.play(SHORT if words.short else LONG)
         print(*check(play), f"exit codes of the commands: {play.codes}", sep="\n")
 
