@@ -65,8 +65,10 @@ class Rng:
         The state of the global generators is restored afterwards, so that nothing outside the block is affected.
         """
         device_type = "mps" if torch.backends.mps.is_available() and not torch.cuda.is_available() else "cuda"
+        # without an accelerator torch.manual_seed would format the call stack for each kind of one, to no end
+        seed = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
         with torch.random.fork_rng(device_type=device_type):
-            torch.manual_seed(self.integer())
+            seed(self.integer())
             yield
 
 

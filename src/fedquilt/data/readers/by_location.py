@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -118,8 +119,6 @@ def _pictures(path: Path, splits: dict[str, list[str]]) -> dict[str, Raw]:
 
 
 def _sklearn(name: str, source: str) -> Raw:
-    from sklearn import datasets as bundled
-
     if name in SKLEARN_TABLES:
         raise DataError(
             f"data.source = '{source}': {name} holds rows of numbers, neither images nor text; of scikit-learn's "
@@ -132,6 +131,14 @@ def _sklearn(name: str, source: str) -> Raw:
             "bundled sets only "
             "sklearn:digits can be used"
         )
-    digits = bundled.load_digits()
-    # 8x8 counts in 0..16
-    return from_columns({"image": np.round(digits.images * (255 / 16)).astype(np.uint8), "label": digits.target})
+    images, labels = _digits()
+    return from_columns({"image": images.copy(), "label": labels.copy()})
+
+
+@cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Scikit-learn's digits, images uint8 (n, 8, 8) and labels (n,): a comparison reads them once, not once a run."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target  # from counts in 0..16
