@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -136,7 +137,7 @@ def _sklearn(name: str, source: str) -> Raw:
 
 
 @cache
-def _digits() -> tuple[np.ndarray, np.ndarray]:
+def _digits() -> tuple[Any, Any]:
     """Scikit-learn's digits, images uint8 (n, 8, 8) and labels (n,): a comparison reads them once, not once a run."""
     from sklearn.datasets import load_digits
 
