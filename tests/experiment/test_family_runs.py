@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 
+from fedquilt.config.load import load
 from fedquilt.core.errors import ConfigError
 from fedquilt.experiment.build import build
 from fedquilt.experiment.check import check
@@ -42,41 +45,43 @@ class Stops:
             raise KeyboardInterrupt
 
 
-@pytest.fixture
-def wanted(tiny):
+@pytest.fixture(scope="module")
+def wanted(finished, tmp_path_factory):
     """``wanted(name, change, ...)``: the tiny federation with the case's changes."""
-    from fedquilt.config.load import load
-
-    text = tiny.read_text()
+    text, file = (finished.parent / "tiny.toml").read_text(), tmp_path_factory.mktemp("wanted") / "tiny.toml"
 
     def make(name, *more):
         changes = [*CASES.get(name, ()), *more]
-        if any(change.startswith("method.name") for change in changes):
-            tiny.write_text(text.replace('allocation = "rgd"\n', ""))
-        return load(tiny, changes)[0]
+        named = any(change.startswith("method.name") for change in changes)
+        file.write_text(text.replace('allocation = "rgd"\n', "") if named else text)
+        return load(file, changes)[0]
 
     return make
 
 
+@pytest.fixture(scope="module")
+def whole(wanted, tmp_path_factory):
+    """``whole(name)``: the folder of the case's embedded run, which nothing disturbed. Not to be changed."""
+    return cache(lambda name: run(wanted(name), tmp_path_factory.mktemp("whole") / name))
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(wanted, tmp_path, fingerprint, name):
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(wanted, whole, tmp_path, fingerprint, name):
     settings = wanted(name)
     assert check(settings) == []
-    whole = run(settings, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(settings, tmp_path / "parts", Stops())
     resume(tmp_path / "parts")
-    assert fingerprint(tmp_path / "parts") == fingerprint(whole)
-    lines = read_rounds(whole)
+    assert fingerprint(tmp_path / "parts") == fingerprint(whole(name))
+    lines = read_rounds(whole(name))
     assert all(0 <= line["evaluation"]["global"]["accuracy"] <= 1 for line in lines if line["evaluation"])
     assert lines[-1]["evaluation"]["clients"]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_peft_gives_our_logits_of_the_global_model_and_of_a_client(wanted, tmp_path, name):
+def test_peft_gives_our_logits_of_the_global_model_and_of_a_client(wanted, whole, tmp_path, name):
     peft = pytest.importorskip("peft")
-    settings = wanted(name, "rounds=2")
-    folder = run(settings, tmp_path / "run")
+    settings, folder = wanted(name), whole(name)
     experiment = build(settings)
     _, state, memories = Record.open(folder).load_checkpoint()
     for who, client in ((None, experiment.server), (0, experiment.clients[0])):
@@ -127,7 +132,7 @@ def test_every_case_can_be_planned(wanted, name):
 
 
 @pytest.mark.parametrize("name", ["hetlora", "flora", "fed-hello-fedex", "fedra-flexlora"])
-def test_on_flower_a_run_ends_in_the_same_bits(wanted, tmp_path, fingerprint, name):
+def test_on_flower_a_run_ends_in_the_same_bits(wanted, whole, tmp_path, fingerprint, name):
     pytest.importorskip("flwr")
     from in_process_grid import InProcessGrid
 
@@ -140,10 +145,9 @@ def test_on_flower_a_run_ends_in_the_same_bits(wanted, tmp_path, fingerprint, na
     grid = InProcessGrid(client_app(flower_site.joined(settings), folder / "sites"), 6)
     connect = flower.over(grid, settings.model_copy(update={"network": quick}), name="in-process", poll=0.05)
     run(settings, folder, connect=connect)
-    embedded = run(settings, tmp_path / "embedded")
-    ours, theirs = fingerprint(folder), fingerprint(embedded)
+    ours, theirs = fingerprint(folder), fingerprint(whole(name))
     assert ours["adapters/global/adapter_model.safetensors"] == theirs["adapters/global/adapter_model.safetensors"]
-    for left, right in zip(read_rounds(folder), read_rounds(embedded), strict=True):
+    for left, right in zip(read_rounds(folder), read_rounds(whole(name)), strict=True):
         assert not left["exchanges"][0]["dropped"]
         for client, sent in left["exchanges"][0]["clients"].items():
             # drawn blocks alone are nobody's model
