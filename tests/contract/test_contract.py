@@ -201,6 +201,7 @@ HETEROTUNE = {
 }
 REAL |= HETEROTUNE
 REAL |= {name: default_row(name) for name in sorted({*METHODS} - {method_of(row) for row in REAL})}
+REAL |= {"fedit-dora": Row(real("fedit", budgets=(1, 2), every=True, dora=True))}
 APART = {
     "fedit-apart": Row(apart("fedit")),
     "fedit-llama-bert": Row(apart("fedit", (LLAMA, BERT))),
@@ -245,7 +246,6 @@ WITH_DORA = {  # every linear module has a magnitude
     "exclusive": {"model": LLAMA},
     "fed-hello": {"proxy": 3, **SOON},
     "fed-hello-released": {"proxy": 3, **SOON},
-    "fedit": {},
     "fedra": {"model": LLAMA},
     "full": {"model": GPT2},
     "hetlora": {"ranks": (2, 3), "gamma": 0.75},

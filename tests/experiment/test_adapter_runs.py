@@ -58,6 +58,21 @@ def test_a_run_with_dora_is_planned_resumed_and_exported_for_peft(config, tmp_pa
         )
 
 
+def test_a_plan_counts_magnitudes_and_every_linear_module(config):
+    vit_b = ("model.name='shape:vit-b16'", "adapter.rank=16", "data.source=nowhere.tsv", "clients.budgets=[6,6,12]")
+    pairs, whole = 16 * (768 + 768), 16 * (768 + 3072)
+    for more, block in (
+        (("adapter.use_dora=true",), 2 * (pairs + 768)),
+        (("adapter.targets=all-linear",), 4 * pairs + 2 * whole),
+        (DORA, 4 * (pairs + 768) + 2 * whole + 3072 + 768),
+        (("adapter.rank_pattern={v_proj=4}",), pairs + pairs // 4),
+    ):
+        plans = plan(config(*vit_b, "head.policy=frozen", "method.name=fed-hello", "method.allocation=gd", *more))
+        assert [one.trained_parameters for one in plans] == [6 * block] * 4 + [12 * block] * 2
+        assert {one.bytes_down for one in plans} == {4 * 12 * block}
+        assert all(one.optimizer_bytes == 2 * one.bytes_up == 8 * one.trained_parameters for one in plans)
+
+
 @pytest.mark.parametrize("method", [name for name in METHODS if traits_of(name).needs != "mixture"])
 def test_dora_goes_with_methods_that_average_tensors(config, method):
     wanted = config(f"method.name={method}", "adapter.use_dora=true", "data.proxy=8")

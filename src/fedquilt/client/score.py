@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fedquilt.adapters.lora.dora import unchanging
 from fedquilt.client.generation import Answering, Asked, asked, right
 from fedquilt.client.workbench import Batch, Workbench
 
@@ -35,7 +36,7 @@ def evaluation(
     num_rows = len(columns["labels"])
     loss_sum, correct, seen = 0.0, 0, 0
     to_answer: list[Asked] = []
-    with torch.no_grad():
+    with torch.no_grad(), unchanging(bench.adapters.values()):
         for first in range(0, num_rows, batch_size):
             batch = {name: column[first : first + batch_size] for name, column in columns.items()}
             logits, labels = bench.forward(batch)

@@ -9,13 +9,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from fedquilt.adapters.lora.dora import DoraLinear
-from fedquilt.adapters.lora.inject import adapters, initial, inject, layout, load, remove, trainable
+from fedquilt.adapters.lora.dora import DoraLinear, unchanging
+from fedquilt.adapters.lora.inject import adapters, all_linear, initial, inject, layout, load, remove, trainable
 from fedquilt.adapters.lora.peft_files import load_peft, save_peft
 from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
 from fedquilt.models.hf import load_model
+from fedquilt.models.quantization import QuantizedLinear
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
@@ -24,6 +25,7 @@ pytestmark = [
 
 CASES = [
     ("tiny:vit", "image-classification"),
+    ("tiny:bert", "sequence-classification"),
     ("tiny:llama", "causal-lm"),
     ("tiny:gpt2", "sequence-classification"),
 ]
@@ -49,7 +51,8 @@ def adapted(name, task, **values):
     """A base, and a copy of it with DoRA adapters that do something; its layout, tensors and settings."""
     found = load_model(name, task, num_classes=None if task == "causal-lm" else 3, rng=Rng(0))
     base = copy.deepcopy(found.model)
-    settings = LoraSettings(**{"rank": 3, "alpha": 12.0, "targets": found.targets, "use_dora": True} | values)
+    targets = all_linear(found.model, found.blocks)  # of BERT by their full paths, as its pooler is called as they are
+    settings = LoraSettings(**{"rank": 3, "alpha": 12.0, "targets": targets, "use_dora": True} | values)
     inject(found.model, found.blocks, settings, (), found.head)
     where = layout(found.model, found.blocks, found.architecture, found.head)
     generator = torch.Generator().manual_seed(1)
@@ -169,6 +172,39 @@ def test_norms_are_exact_under_autocast_and_over_a_base_in_half_precision():
         assert torch.equal(half.norms(), whole.norms())
         assert half(x.to(dtype)).dtype == dtype
         torch.testing.assert_close(half(x.to(dtype)).float(), whole(x.to(dtype).float()), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("make", [partial(nn.Linear, 64, 8), partial(Conv1D, 8, 64)])
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_over_a_quantised_base_it_is_dora_of_the_dequantised_weight(make, quantization):
+    torch.manual_seed(0)
+    base = QuantizedLinear(make(), quantization)
+    layer, plain = filled(base), nn.Linear(64, 8)
+    with torch.no_grad():
+        plain.weight.copy_(base.dequantized(torch.float32))
+        plain.bias.copy_(base.bias)
+    whole = DoraLinear(plain, LoraSettings(rank=3, alpha=6.0))
+    torch.testing.assert_close(DoraLinear(base, LoraSettings(rank=3, alpha=6.0)).norms(), whole.norms())
+    with torch.no_grad():
+        for own, other in zip(layer.parameters(recurse=False), whole.parameters(recurse=False), strict=True):
+            other.copy_(own)
+    x = torch.randn(5, 64)
+    torch.testing.assert_close(layer(x), whole(x))
+    merged = layer.merged().T if base.transposed else layer.merged()
+    torch.testing.assert_close(merged, whole.merged())
+
+
+def test_norms_are_computed_once_while_nothing_changes():
+    layer = filled(nn.Linear(6, 4))
+    x, computed = torch.randn(5, 6), []
+    expected = layer(x)
+    layer.norms = lambda: computed.append(None) or DoraLinear.norms(layer)
+    with torch.no_grad(), unchanging([layer]):
+        assert all(torch.equal(layer(x), expected) for _ in range(3))
+    assert len(computed) == 1
+    with torch.no_grad():
+        layer.lora_B.mul_(2)
+    assert not torch.equal(layer(x), expected)
 
 
 def test_it_runs_on_the_meta_device():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,7 @@ class DoraLinear(LoraLinear):
                 f"{type(base).__name__}'s is {kind}; set adapter.use_dora = false, or load the model without "
                 "quantization"
             )
+        self._held: Tensor | None = None
         self.lora_magnitude_vector = nn.Parameter(self.norms(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,6 +64,8 @@ class DoraLinear(LoraLinear):
 
     def factor(self) -> Tensor:
         """``m / ||V||``, (d_out,); gradients flow to m alone."""
+        if self._held is not None:
+            return self._held
         return self.lora_magnitude_vector / _divisor(self.norms())
 
     @torch.no_grad()
@@ -92,6 +96,22 @@ class DoraLinear(LoraLinear):
         """The base's W, (d_out, d_in), in the dtype of the factors."""
         own = self.weight.detach().to(self.lora_A.dtype)
         return own.T if self.fan_in_fan_out else own
+
+
+@contextmanager
+def unchanging(adapters: Iterable[LoraLinear]) -> Iterator[None]:
+    """Compute the norms of these adapters once for all forward passes inside, which must not change them.
+
+    One token of a generated answer would otherwise cost as much as a product of all weights with the factors.
+    """
+    held = [adapter for adapter in adapters if isinstance(adapter, DoraLinear)]
+    try:
+        for adapter in held:
+            adapter._held = adapter.factor().detach()
+        yield
+    finally:
+        for adapter in held:
+            adapter._held = None
 
 
 def _exact(device: torch.device) -> AbstractContextManager[object]:
