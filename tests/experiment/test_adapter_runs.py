@@ -6,10 +6,11 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from fedquilt.adapters.lora.peft_files import load_peft
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.rng import Rng
 from fedquilt.experiment.build import build
 from fedquilt.experiment.check import check
 from fedquilt.experiment.memory import afforded
@@ -20,6 +21,7 @@ from fedquilt.models.hf import load_model
 from fedquilt.record import Record, read_rounds
 
 DORA = ("adapter.use_dora=true", "adapter.targets=all-linear")
+EVERY = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
 GOES_WITH_DORA = (
     *("exclusive", "fed-hello", "fed-hello-released", "fedit", "fedra", "full", "hetlora", "local-only", "straggler"),
 )
@@ -58,19 +60,23 @@ def test_a_run_with_dora_is_planned_resumed_and_exported_for_peft(config, tmp_pa
         )
 
 
-def test_a_plan_counts_magnitudes_and_every_linear_module(config):
-    vit_b = ("model.name='shape:vit-b16'", "adapter.rank=16", "data.source=nowhere.tsv", "clients.budgets=[6,6,12]")
-    pairs, whole = 16 * (768 + 768), 16 * (768 + 3072)
-    for more, block in (
-        (("adapter.use_dora=true",), 2 * (pairs + 768)),
-        (("adapter.targets=all-linear",), 4 * pairs + 2 * whole),
-        (DORA, 4 * (pairs + 768) + 2 * whole + 3072 + 768),
-        (("adapter.rank_pattern={v_proj=4}",), pairs + pairs // 4),
-    ):
-        plans = plan(config(*vit_b, "head.policy=frozen", "method.name=fed-hello", "method.allocation=gd", *more))
-        assert [one.trained_parameters for one in plans] == [6 * block] * 4 + [12 * block] * 2
-        assert {one.bytes_down for one in plans} == {4 * 12 * block}
-        assert all(one.optimizer_bytes == 2 * one.bytes_up == 8 * one.trained_parameters for one in plans)
+@pytest.mark.parametrize(
+    ("more", "theirs"),
+    [
+        (("adapter.use_dora=true",), {"use_dora": True}),
+        (("adapter.targets=all-linear",), {"target_modules": EVERY}),
+        (DORA, {"target_modules": EVERY, "use_dora": True}),
+        (("adapter.rank_pattern={v_proj=1}",), {"rank_pattern": {"v_proj": 1}}),
+    ],
+)
+def test_a_plan_counts_what_peft_would_train(config, more, theirs):
+    wanted = config("head.policy=frozen", "clients.budgets=[3,3,3]", "method.name=fedit", *more)
+    model = load_model(wanted.model.name, wanted.model.task, num_classes=10, rng=Rng(0)).model
+    settings = {"target_modules": ["q_proj", "v_proj"], **theirs}
+    count, _ = get_peft_model(model, LoraConfig(r=wanted.adapter.rank, **settings)).get_nb_trainable_parameters()
+    for one in plan(wanted):
+        assert one.trained_parameters == count
+        assert one.bytes_down == one.bytes_up == one.gradient_bytes == one.optimizer_bytes // 2 == 4 * count
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if traits_of(name).needs != "mixture"])
