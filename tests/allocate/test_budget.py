@@ -4,23 +4,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedquilt.allocate.budget import check_budgets, groups, shares, sizes
+from fedquilt.allocate.budget import capability_groups, check_budgets, fractions, sizes
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget
 
 
 def test_shares_are_exact_fractions():
-    assert shares("1-1-1") == (Fraction(1, 3),) * 3
-    assert shares("6-3-1") == (Fraction(3, 5), Fraction(3, 10), Fraction(1, 10))
-    assert shares("1") == (Fraction(1),)
-    assert shares(" 2 - 2 ") == (Fraction(1, 2),) * 2
+    assert fractions("1-1-1") == (Fraction(1, 3),) * 3
+    assert fractions("6-3-1") == (Fraction(3, 5), Fraction(3, 10), Fraction(1, 10))
+    assert fractions("1") == (Fraction(1),)
+    assert fractions(" 2 - 2 ") == (Fraction(1, 2),) * 2
 
 
 @pytest.mark.parametrize("text", ["", "1-", "-1-1", "1-0-1", "1.5-1", "1:1:1", "a-b", "1--1", "\u0661-1"])
 def test_malformed_shares_are_refused_with_the_value(text):
     with pytest.raises(ConfigError, match="whole numbers above 0 joined by hyphens") as caught:
-        shares(text)
+        fractions(text)
     assert f"clients.shares is '{text}'" in str(caught.value)
 
 
@@ -39,35 +39,35 @@ def test_malformed_shares_are_refused_with_the_value(text):
     ],
 )
 def test_sizes_and_the_last_group_takes_the_remainder(text, num_clients, expected):
-    assert sizes(shares(text), num_clients) == expected
+    assert sizes(fractions(text), num_clients) == expected
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 500))
 def test_sizes_add_up_and_are_near_the_shares(parts, extra):
     num_clients = sum(parts) + extra
-    fractions = shares("-".join(map(str, parts)))
-    assert sum(fractions) == 1
-    counts = sizes(fractions, num_clients)
+    exact = fractions("-".join(map(str, parts)))
+    assert sum(exact) == 1
+    counts = sizes(exact, num_clients)
     assert sum(counts) == num_clients
-    assert all(0 <= share * num_clients - count < 1 for share, count in zip(fractions[:-1], counts[:-1], strict=True))
+    assert all(0 <= share * num_clients - count < 1 for share, count in zip(exact[:-1], counts[:-1], strict=True))
 
 
 def test_groups_follow_client_order():
-    assert groups(shares("1-1-1"), [6, 9, 12], 7) == tuple(Budget(n) for n in (6, 6, 9, 9, 12, 12, 12))
+    assert capability_groups(fractions("1-1-1"), [6, 9, 12], 7) == tuple(Budget(n) for n in (6, 6, 9, 9, 12, 12, 12))
 
 
 def test_shuffled_groups_keep_their_sizes_and_replay():
-    plain = groups(shares("6-3-1"), [6, 9, 12], 50)
-    mixed = groups(shares("6-3-1"), [6, 9, 12], 50, shuffle=Rng(1, ("groups",)))
+    plain = capability_groups(fractions("6-3-1"), [6, 9, 12], 50)
+    mixed = capability_groups(fractions("6-3-1"), [6, 9, 12], 50, shuffle=Rng(1, ("groups",)))
     assert mixed != plain
     assert sorted(b.layers for b in mixed) == [b.layers for b in plain]
-    assert mixed == groups(shares("6-3-1"), [6, 9, 12], 50, shuffle=Rng(1, ("groups",)))
-    assert mixed != groups(shares("6-3-1"), [6, 9, 12], 50, shuffle=Rng(2, ("groups",)))
+    assert mixed == capability_groups(fractions("6-3-1"), [6, 9, 12], 50, shuffle=Rng(1, ("groups",)))
+    assert mixed != capability_groups(fractions("6-3-1"), [6, 9, 12], 50, shuffle=Rng(2, ("groups",)))
 
 
 def test_one_budget_for_each_share():
     with pytest.raises(ConfigError, match=r"clients\.budgets has 2 numbers \(\[6, 9\]\).*3 groups; give one budget"):
-        groups(shares("1-1-1"), [6, 9], 12)
+        capability_groups(fractions("1-1-1"), [6, 9], 12)
 
 
 @pytest.mark.parametrize(("text", "num_clients", "shown"), [("6-3-1", 3, "1, 0, 2"), ("1-1-1", 2, "0, 0, 2")])
@@ -75,7 +75,7 @@ def test_a_group_without_a_client_is_refused(text, num_clients, shown):
     with pytest.raises(
         ConfigError, match=r"every group needs at least one client: use more clients or fewer"
     ) as caught:
-        groups(shares(text), [6, 9, 12], num_clients)
+        capability_groups(fractions(text), [6, 9, 12], num_clients)
     assert f"{shown} of partition.num_clients = {num_clients}" in str(caught.value)
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from fedquilt.data.classes import numbered, places
+from fedquilt.data.classes import matched, numbered
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from fedquilt.data.classes import numbered, places
     ],
 )
 def test_names_are_joined_to_the_letter_first_and_never_by_a_guess(names, classes, expected):
-    assert places(names, classes) == expected
+    assert matched(names, classes) == expected
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedquilt.aggregate.mean import layerwise_mean
-from fedquilt.allocate.budget import groups, shares
+from fedquilt.allocate.budget import capability_groups, fractions
 from fedquilt.allocate.importance import layer_weights, three_means
 from fedquilt.allocate.layers import SHAPES, _by_race, counts, draw, gd_set, inclusion, odds
 from fedquilt.core.rng import Rng
@@ -57,7 +57,7 @@ def test_the_bottleneck_is_the_released_prior():
     [("1-1-1", 100, {6: 33, 9: 33, 12: 34}), ("6-3-1", 100, {6: 60, 9: 30, 12: 10})],
 )
 def test_groups_of_the_paper(text, num_clients, expected):
-    layers = [budget.layers for budget in groups(shares(text), BUDGETS, num_clients)]
+    layers = [budget.layers for budget in capability_groups(fractions(text), BUDGETS, num_clients)]
     assert {budget: layers.count(budget) for budget in BUDGETS} == expected
     assert layers == sorted(layers)
 

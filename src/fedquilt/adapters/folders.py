@@ -103,12 +103,12 @@ def read_folder(folder: Path, tensors: str, config: str, advice: str) -> tuple[d
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
             raise ModelError(f"{folder / config} is larger than {MOST_BYTES:,} bytes, more than any adapter needs")
-        told = json.loads(content.decode("utf-8"))
+        description = json.loads(content.decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{folder / config} cannot be read: {error}") from error
-    if not isinstance(told, dict):
+    if not isinstance(description, dict):
         raise ModelError(f"{folder / config} holds no JSON object")
     try:
-        return told, load_file(folder / tensors)
+        return description, load_file(folder / tensors)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{folder / tensors} is damaged: {error}; save it again") from error

@@ -39,8 +39,8 @@ def beside(
     if not names:
         return {} if layers is None else {CARD: _card(base_name, task, names, peft, options, layers)}
     named = {
-        "id2label": {str(place): name for place, name in enumerate(names)},
-        "label2id": {name: place for place, name in enumerate(names)},
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
     }
     text = json.dumps(named, indent=2, ensure_ascii=False) + "\n"
     return {LABELS: text, CARD: _card(base_name, task, names, peft, options, layers)}
@@ -136,7 +136,7 @@ def _listed(names: Sequence[str]) -> list[str]:
         "",
         "| output | class |",
         "|---|---|",
-        *(f"| {place} | {_cell(name)} |" for place, name in enumerate(names)),
+        *(f"| {index} | {_cell(name)} |" for index, name in enumerate(names)),
     ]
 
 

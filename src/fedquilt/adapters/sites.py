@@ -156,11 +156,11 @@ def _refusal(
     model: nn.Module, blocks: Blocks, layer: int, part: str, names: Sequence[str], inside: Sequence[str]
 ) -> str:
     prefix = f"{blocks.path}.{layer}."
-    told = ", ".join(name.removeprefix(prefix) for name in (names or inside)) or "none"
+    listed = ", ".join(name.removeprefix(prefix) for name in (names or inside)) or "none"
     problem = (
-        f"has {len(names)} modules that end its {part} part ({told})"
+        f"has {len(names)} modules that end its {part} part ({listed})"
         if names
-        else f"has no linear module that is known to end its {part} part; its linear modules are: {told}"
+        else f"has no linear module that is known to end its {part} part; its linear modules are: {listed}"
     )
     return (
         f"{type(model).__name__}: block {layer} {problem}; adapters after attention and feed-forward are for "

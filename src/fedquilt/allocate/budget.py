@@ -10,7 +10,7 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget
 
 
-def shares(text: str) -> tuple[Fraction, ...]:
+def fractions(text: str) -> tuple[Fraction, ...]:
     """The groups' exact shares of the clients, which sum to 1: ``"6-3-1"`` is ``(3/5, 3/10, 1/10)``.
 
     Raises
@@ -48,7 +48,7 @@ def sizes(shares: Sequence[Fraction], num_clients: int) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def groups(
+def capability_groups(
     shares: Sequence[Fraction],
     budgets: Sequence[int],
     num_clients: int,
@@ -90,15 +90,15 @@ def groups(
     by_index = [budget for budget, count in zip(kinds, counts, strict=True) for _ in range(count)]
     if shuffle is None:
         return tuple(by_index)
-    return tuple(by_index[place] for place in shuffle.numpy().permutation(num_clients).tolist())
+    return tuple(by_index[index] for index in shuffle.numpy().permutation(num_clients).tolist())
 
 
 def check_budgets(budgets: Sequence[int], num_layers: int) -> None:
     """Raise ConfigError if a budget is below 1 or above ``num_layers``, with one problem for each."""
     problems = [
-        f"clients.budgets[{place}] is {budget}; the model has {num_layers} blocks, so a budget is a number of layers "
+        f"clients.budgets[{number}] is {budget}; the model has {num_layers} blocks, so a budget is a number of layers "
         f"from 1 to {num_layers}"
-        for place, budget in enumerate(budgets)
+        for number, budget in enumerate(budgets)
         if not 1 <= budget <= num_layers
     ]
     if problems:

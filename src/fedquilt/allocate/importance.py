@@ -32,7 +32,7 @@ def three_means(scores: Sequence[float], k: int = 3) -> tuple[int, ...]:
     values = sorted(members)
     num_clusters = min(k, len(values))
     starts = _best_starts(values, [members[value] for value in values], num_clusters)
-    rank = {value: k - num_clusters + sum(start <= place for start in starts) - 1 for place, value in enumerate(values)}
+    rank = {value: k - num_clusters + sum(start <= index for start in starts) - 1 for index, value in enumerate(values)}
     return tuple(rank[number] for number in numbers)
 
 

@@ -122,7 +122,7 @@ def compare(
     wanted = _apart([jobs(*asked(config, changes)) for config in several])
     folders = run_all(wanted, workers=workers, progress=progress_of(progress))
     objects = {job.label: job.config.objects for job in wanted}
-    return Comparison({label: tuple(Run(place, objects[label]) for place in own) for label, own in folders.items()})
+    return Comparison({label: tuple(Run(folder, objects[label]) for folder in own) for label, own in folders.items()})
 
 
 def _apart(found: Sequence[Sequence[Job]]) -> list[Job]:

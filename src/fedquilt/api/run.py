@@ -254,20 +254,20 @@ def run(
             f"engine = {engine!r}: its clients are other processes, which cannot see '{min(settings.objects)}'; use "
             "engine = 'embedded', or save the model and the rows to files and give their paths"
         )
-    place = _free(Path(settings.output) / settings.name) if folder is None else Path(folder)
+    target = _free(Path(settings.output) / settings.name) if folder is None else Path(folder)
     if engine == "flower-sim":
         from fedquilt.experiment.flower import simulate
 
-        return Run(simulate(settings, place, progress_of(progress)))
+        return Run(simulate(settings, target, progress_of(progress)))
     from fedquilt.experiment.run import run as embedded
 
-    return Run(embedded(settings, place, progress_of(progress), label=label), settings.objects)
+    return Run(embedded(settings, target, progress_of(progress), label=label), settings.objects)
 
 
-def _free(place: Path) -> Path:
+def _free(target: Path) -> Path:
     """The folder, or the first free one with a number appended."""
-    number, free = 1, place
+    number, free = 1, target
     while free.exists() and any(free.iterdir()):
         number += 1
-        free = place.with_name(f"{place.name}-{number}")
+        free = target.with_name(f"{target.name}-{number}")
     return free

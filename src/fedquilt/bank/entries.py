@@ -18,8 +18,8 @@ def grid(rows: Tensor, columns: Tensor, size: int) -> Tensor:
     ValueError
         if rows or columns are not sorted, repeat, or lie outside the matrix.
     """
-    for name, places in (("rows", rows), ("columns", columns)):
-        if problem := _problem(places, size):
+    for name, indices in (("rows", rows), ("columns", columns)):
+        if problem := _problem(indices, size):
             raise ValueError(f"{name} {problem}")
     return (rows[:, None] * size + columns).flatten()
 

@@ -92,7 +92,7 @@ def as_large(noise: Mapping[str, Tensor], bank: Mapping[str, Tensor]) -> Params:
 
 def offered(bank: Mapping[str, Tensor], entries: Mapping[str, Tensor]) -> Params:
     """The values of the bank at a client's entries, ``(num_slots, k)`` by site, as they are sent to it."""
-    return {site: gathered(bank[site], places) for site, places in entries.items()}
+    return {site: gathered(bank[site], own) for site, own in entries.items()}
 
 
 def at_most(coverage: Tensor, num_layers: int) -> Tensor:

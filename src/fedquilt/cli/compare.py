@@ -50,14 +50,14 @@ def compare(
     if len(files) > 1:  # the same method in two files is not the same line of the table
         jobs = [replace(job, label=f"{job.config.name}: {job.label}") for job in jobs]
 
-    def told(job: Job, number: int, of: int) -> None:
+    def announce(job: Job, number: int, of: int) -> None:
         errors.print(
             f"[{number}/{of}] {job.label}, seed {job.seed}: {job.folder}", highlight=False, markup=False, soft_wrap=True
         )
 
     try:
         with Shown(quiet=workers > 1) as progress:
-            folders = run_all(jobs, workers=workers, progress=progress, on_done=told)
+            folders = run_all(jobs, workers=workers, progress=progress, on_done=announce)
     except KeyboardInterrupt:
         out.print(
             "stopped; finished rounds are kept, and the same command continues from there",
@@ -71,10 +71,10 @@ def compare(
         from fedquilt.report.page import write_page  # imports matplotlib
         from fedquilt.report.plot import save_plots
 
-        place = jobs[0].folder.parent
-        drawn = save_plots(groups, place / "plots")
-        page = write_page(groups, place / "report.html", references=reference or ())
-        errors.print(f"{len(drawn)} plots in {place / 'plots'}, one page in {page}", highlight=False, soft_wrap=True)
+        folder = jobs[0].folder.parent
+        drawn = save_plots(groups, folder / "plots")
+        page = write_page(groups, folder / "report.html", references=reference or ())
+        errors.print(f"{len(drawn)} plots in {folder / 'plots'}, one page in {page}", highlight=False, soft_wrap=True)
 
 
 def show(

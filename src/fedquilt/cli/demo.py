@@ -40,22 +40,22 @@ def demo(
     try:
         with Shown() as progress:
 
-            def told(job: Job, number: int, of: int) -> None:
+            def announce(job: Job, number: int, of: int) -> None:
                 progress.say(f"[{number}/{of}] {job.label}: {round_text(read_run(job.folder).rounds[-1])}")
 
-            folders = run_all(jobs, workers=workers, progress=progress, on_done=told)
+            folders = run_all(jobs, workers=workers, progress=progress, on_done=announce)
     except KeyboardInterrupt:
         out.print("stopped; `fedquilt demo` continues from there", highlight=False)
         raise typer.Exit(130) from None
-    groups = {label: [read_run(folder) for folder in places] for label, places in folders.items()}
+    groups = {label: [read_run(folder) for folder in own] for label, own in folders.items()}
     show(groups, None, ())
-    place = jobs[0].folder.parent
-    save_plots(groups, place / "plots")
-    page = write_page(groups, place / "report.html")
+    folder = jobs[0].folder.parent
+    save_plots(groups, folder / "plots")
+    page = write_page(groups, folder / "report.html")
     hello = jobs[0].folder
     out.print(
         f"""
-One seed and few rounds: a demonstration, not a result. Plots: {place / "plots"}; all on one page: {page}
+One seed and few rounds: a demonstration, not a result. Plots: {folder / "plots"}; all on one page: {page}
 
 Next:
   fedquilt methods {read_run(hello).method:<22} its settings, paper and equations

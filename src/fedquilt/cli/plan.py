@@ -41,8 +41,8 @@ def plan(
         settings = budgeted(settings, groups)
     plans = planned(settings)
     if as_json:
-        told = [asdict(one) | {"peak_bytes": one.peak_bytes, "saving": one.saving} for one in plans]
-        show_json({"groups": [asdict(group) for group in groups], "plans": told} if groups else told)
+        rows = [asdict(one) | {"peak_bytes": one.peak_bytes, "saving": one.saving} for one in plans]
+        show_json({"groups": [asdict(group) for group in groups], "plans": rows} if groups else rows)
         return
     labelled = any(one.group for one in plans)
     moved = [

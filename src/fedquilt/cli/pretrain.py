@@ -30,9 +30,9 @@ def glyphs(
     from fedquilt.experiment.models import device_of
     from fedquilt.pretrain.glyphs import pretrain_glyphs
 
-    place = str(device_of(device))
+    chosen = str(device_of(device))
     with step_bar("pretraining") as progress:
-        made = pretrain_glyphs(folder, rng=Rng(seed), size=size, steps=steps, device=place, progress=progress)
+        made = pretrain_glyphs(folder, rng=Rng(seed), size=size, steps=steps, device=chosen, progress=progress)
     out.print(
         f"{made.folder}: accuracy {made.accuracy_new_fonts:.1%} on held-out fonts, "
         f"{made.accuracy_new_drawings:.1%} on held-out drawings, {made.seconds:.0f} s",
@@ -60,13 +60,13 @@ def arithmetic(
 
     if only is not None and only not in FAMILIES:
         raise ConfigError(f"--only is '{only}'{suggestion(only, list(FAMILIES))}; allowed: {', '.join(FAMILIES)}")
-    place = str(device_of(device))
-    places = {family: folder / f"arith-{family}" for family in ([only] if only else FAMILIES)}
-    for taken in places.values():
+    chosen = str(device_of(device))
+    targets = {family: folder / f"arith-{family}" for family in ([only] if only else FAMILIES)}
+    for taken in targets.values():
         empty_folder(taken)  # all of them before the first one trains
-    for family, target in places.items():
+    for family, target in targets.items():
         with step_bar(family) as progress:
-            made = pretrain_arithmetic(family, target, rng=Rng(seed), steps=steps, device=place, progress=progress)
+            made = pretrain_arithmetic(family, target, rng=Rng(seed), steps=steps, device=chosen, progress=progress)
         sums = ", ".join(f"{kind} {share:.0%}" for kind, share in made.new.items())
         out.print(
             f"{made.folder}: {made.num_weights:,} weights, loss {made.fresh_loss:.3f} on held-out text; "

@@ -67,12 +67,12 @@ def run(
             f"--from {back_to}: needs --resume RUN, and does not work with --engine flower, whose clients keep their "
             "state on their own disks"
         )
-    place = resume
+    target = resume
     try:
         settings = load(config, changes or [])[0] if config is not None else None
         if settings is not None:
-            place = folder or Path(settings.output) / settings.name
-            Record.refuse(place)
+            target = folder or Path(settings.output) / settings.name
+            Record.refuse(target)
         # importing takes seconds, so errors of the command line and the run file come first
         from fedquilt.experiment import resume as resumed
         from fedquilt.experiment import run as embedded
@@ -80,33 +80,33 @@ def run(
         from fedquilt.experiment.flower_app import deploy
 
         with Shown(quiet) as progress:
-            if engine == "flower-sim" and place is not None:
-                simulate(settings, place, progress, cpus=cpus, gpus=gpus, back_to=back_to)
-            elif superlink is not None and place is not None:
-                deploy(settings, place, superlink, progress.say)
+            if engine == "flower-sim" and target is not None:
+                simulate(settings, target, progress, cpus=cpus, gpus=gpus, back_to=back_to)
+            elif superlink is not None and target is not None:
+                deploy(settings, target, superlink, progress.say)
             elif resume is not None:
                 resumed(resume, progress=progress, back_to=back_to)
-            elif settings is not None and place is not None:
-                embedded(settings, place, progress)
+            elif settings is not None and target is not None:
+                embedded(settings, target, progress)
     except KeyboardInterrupt:
         try:
-            _stopped(place)
+            _stopped(target)
         finally:
             if engine == "flower-sim":  # threads of Flower's simulation may wait for workers that are gone
                 sys.stdout.flush()
                 os._exit(130)
-    out.print(f"{place}: finished; show it with `fedquilt report {place}`", highlight=False, soft_wrap=True)
+    out.print(f"{target}: finished; show it with `fedquilt report {target}`", highlight=False, soft_wrap=True)
 
 
-def _stopped(place: Path | None) -> None:
+def _stopped(target: Path | None) -> None:
     """Say how to continue the run after Ctrl-C."""
-    if place is None or not (place / "config.json").exists():
+    if target is None or not (target / "config.json").exists():
         text = "stopped before the run started; nothing was saved"
     else:
-        text = f"stopped before the first round was finished; {place} has no checkpoint yet"
-        record = Record.open(place)
+        text = f"stopped before the first round was finished; {target} has no checkpoint yet"
+        record = Record.open(target)
         if record.has_checkpoint:
-            text = f"stopped; {place / 'checkpoint.json'} holds the first {record.next_round} rounds"
-        text += f"; continue with `fedquilt run --resume {place}`"
+            text = f"stopped; {target / 'checkpoint.json'} holds the first {record.next_round} rounds"
+        text += f"; continue with `fedquilt run --resume {target}`"
     out.print(text, highlight=False, soft_wrap=True)
     raise typer.Exit(130)

@@ -96,16 +96,16 @@ class Shown:
 
 @contextmanager
 def step_bar(name: str) -> Iterator[Callable[[int, int, float], None]]:
-    """Yield ``told(step, steps, loss)``: a bar of one long training on a terminal, a line every 200 steps elsewhere."""
+    """Yield ``report(step, steps, loss)``, a bar of one training on a terminal, and elsewhere a line every 200 steps."""
     with Bars(*Bars.get_default_columns(), console=errors, disable=not errors.is_terminal) as bars:
         task = bars.add_task(name, total=None)
 
-        def told(step: int, steps: int, loss: float) -> None:
+        def report(step: int, steps: int, loss: float) -> None:
             bars.update(task, completed=step, total=steps, description=f"{name}, loss {loss:.3f}")
             if not errors.is_terminal and (step % 200 == 0 or step == steps):
                 errors.print(f"{name}: step {step}/{steps}, loss {loss:.3f}", highlight=False)
 
-        yield told
+        yield report
 
 
 def show_table(rows: Sequence[Sequence[str]], title: str | None = None) -> None:

@@ -108,14 +108,14 @@ def up(
             _say(f"  flwr run APP {CONNECTION} --stream")
             _say(f"  flwr supernode list {CONNECTION}")
             _say(f"logs: {trial.folder / 'logs'}; press Ctrl-C to end it")
-            told: set[str] = set()
+            reported: set[str] = set()
             while True:
                 time.sleep(1)
                 for process in trial.ended():
                     if process.name == "superlink":
                         raise FedquiltError(f"superlink ended: {tail(process)}")
-                    if process.name not in told:
-                        told.add(process.name)
+                    if process.name not in reported:
+                        reported.add(process.name)
                         _say(f"{process.name} ended: {tail(process)}")
     except KeyboardInterrupt:
         _say(f"ended; everything is kept in {folder}, and `fedquilt site up --folder {folder}` continues with it")
@@ -143,22 +143,22 @@ def status(
         return
     if not found:
         _say(f"{folder}: no client has answered a run with privacy.mode = 'local'")
-    for name, told in found.items():
-        _say(f"{name}: {_spent(told)}")
+    for name, account in found.items():
+        _say(f"{name}: {_spent(account)}")
 
 
-def _spent(told: dict[str, Any]) -> str:
+def _spent(account: dict[str, Any]) -> str:
     """Return the epsilon that a client has spent, in words."""
-    runs, replies = told["runs"], told["releases"]
+    runs, replies = account["runs"], account["releases"]
     said = f"{replies} repl{'y' if replies == 1 else 'ies'} in {runs} run{'' if runs == 1 else 's'}"
-    spent = "unbounded (a reply without noise)" if told["spent"] is None else f"epsilon {told['spent']:.4g}"
-    if told["epsilon"] is None:
+    spent = "unbounded (a reply without noise)" if account["spent"] is None else f"epsilon {account['spent']:.4g}"
+    if account["epsilon"] is None:
         return (
             f"{said}, {spent}; no allowance (the run file had no noise); set one with epsilon=... in the node's config"
         )
-    left = "" if told["spent"] is None else f", {max(0.0, told['epsilon'] - told['spent']):.4g} left"
-    origin = "set by the site" if told["by"] == "site" else "set by the first run file; the node's config can set it"
-    return f"{said}, {spent} of {told['epsilon']:.4g} at delta {told['delta']:g}{left} ({origin})"
+    left = "" if account["spent"] is None else f", {max(0.0, account['epsilon'] - account['spent']):.4g} left"
+    origin = "set by the site" if account["by"] == "site" else "set by the first run file; the node's config can set it"
+    return f"{said}, {spent} of {account['epsilon']:.4g} at delta {account['delta']:g}{left} ({origin})"
 
 
 def _require(command: str) -> None:

@@ -69,19 +69,19 @@ def written(bench: Workbench, prompts: Sequence[Tensor], new_tokens: int, batch_
     longest = _longest(bench)
     groups: dict[tuple[int, int], list[int]] = {}
     own = list(prompts)
-    for place, prompt in enumerate(prompts):
+    for index, prompt in enumerate(prompts):
         room = _room(len(prompt), new_tokens, longest)
         if longest is not None and len(prompt) >= longest:
-            own[place] = prompt[-(longest - room) :]
+            own[index] = prompt[-(longest - room) :]
         together = bench.pads_left and room == new_tokens
-        groups.setdefault((room, 0 if together else len(own[place])), []).append(place)
+        groups.setdefault((room, 0 if together else len(own[index])), []).append(index)
     found: list[list[int]] = [[] for _ in own]
-    for (room, _), places in groups.items():
-        places.sort(key=lambda place: len(own[place]))
-        for first in range(0, len(places), batch_size):
-            batch = places[first : first + batch_size]
-            for place, ids in zip(batch, _written(bench, [own[place] for place in batch], room), strict=True):
-                found[place] = ids
+    for (room, _), indices in groups.items():
+        indices.sort(key=lambda index: len(own[index]))
+        for first in range(0, len(indices), batch_size):
+            batch = indices[first : first + batch_size]
+            for index, ids in zip(batch, _written(bench, [own[index] for index in batch], room), strict=True):
+                found[index] = ids
     return found
 
 
@@ -143,5 +143,5 @@ def _ends(model: Any) -> frozenset[int]:
 
 
 def _up_to(ids: list[int], ends: frozenset[int]) -> list[int]:
-    place = next((place for place, token in enumerate(ids) if token in ends), len(ids) - 1)
-    return ids[: place + 1]
+    end = next((index for index, token in enumerate(ids) if token in ends), len(ids) - 1)
+    return ids[: end + 1]

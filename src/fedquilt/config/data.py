@@ -89,9 +89,9 @@ def idle_keys(data: Data, tasks: Set[str], scheme: str) -> list[str]:
     A key with its default value counts as not set.
     """
     given = {key for key, field in Data.model_fields.items() if getattr(data, key) != field.default}
-    told = ", ".join(f"'{task}'" for task in sorted(tasks))
+    others = ", ".join(f"'{task}'" for task in sorted(tasks))
     problems = [
-        f"data.{key} = {getattr(data, key)!r}: is for {_FOR[own]}, and model.task = {told} is not one; leave it out"
+        f"data.{key} = {getattr(data, key)!r}: is for {_FOR[own]}, and model.task = {others} is not one; leave it out"
         for key, own in _TASKS.items()
         if key in given and tasks.isdisjoint(own)
     ]

@@ -94,8 +94,8 @@ def group_problems(config: Config) -> list[str]:
     ]
     counts, seen = sizes(config), set()
     spoilt = config.spoilt
-    told = [spoilt.in_group(place) for place in range(len(config.groups))]
-    unsure = spoilt.touches("partition.num_clients") or any(own.touches("share") for own in told)
+    rejected = [spoilt.in_group(place) for place in range(len(config.groups))]
+    unsure = spoilt.touches("partition.num_clients") or any(own.touches("share") for own in rejected)
     if min(counts) < 1 and not unsure:
         problems.append(
             f"partition.num_clients = {config.partition.num_clients}: makes groups of {', '.join(map(str, counts))} "
@@ -103,10 +103,10 @@ def group_problems(config: Config) -> list[str]:
         )
     for place, group in enumerate(config.groups):
         where = f"groups[{place}]"
-        if group.label in seen and not told[place].touches("label"):
+        if group.label in seen and not rejected[place].touches("label"):
             problems.append(f"{where}.label = '{group.label}': stands twice; give every group a label of its own")
         seen.add(group.label)
-        if group.partition is not None and group.data is None and not told[place].touches("data"):
+        if group.partition is not None and group.data is None and not rejected[place].touches("data"):
             problems.append(
                 f"{where}.partition: the group has no data of its own to deal; give it data, or leave this out"
             )
@@ -121,7 +121,7 @@ def group_problems(config: Config) -> list[str]:
             for key in _OF_ALL
             if own is not None and key in own.model_fields_set
         ]
-        either = [name for name in _SECTIONS if spoilt.touches(name) or told[place].touches(name)]
+        either = [name for name in _SECTIONS if spoilt.touches(name) or rejected[place].touches(name)]
         problems += _odd_sections(config, group, where, either)
         if group.rank is None or "adapter" in either:
             continue

@@ -30,14 +30,14 @@ NOT_DETERMINING = (
 _PATHS = (("data", "source"), ("data", "test"), ("model", "name"))
 
 
-Source = str | Path | Mapping[str, Any]
+RunFile = str | Path | Mapping[str, Any]
 """The path of a run file, or its tables; paths in tables are relative to the working folder."""
 
 Overrides = Sequence[str] | Mapping[str, Any]
 """Texts ``key=value``, or tables of the keys to override."""
 
 
-def load(source: Source, overrides: Overrides = ()) -> tuple[Config, dict[str, Any]]:
+def load(source: RunFile, overrides: Overrides = ()) -> tuple[Config, dict[str, Any]]:
     """The checked config of a run file, and its raw tables after the overrides, from which ``variants`` are made.
 
     An override is ``key=value`` with a value as TOML writes it; a bare word is a string. Setting ``training.steps``
@@ -57,7 +57,7 @@ def load(source: Source, overrides: Overrides = ()) -> tuple[Config, dict[str, A
     return parse(raw), raw
 
 
-def examine(source: Source, overrides: Overrides = ()) -> tuple[list[str], list[tuple[str, Config]]]:
+def examine(source: RunFile, overrides: Overrides = ()) -> tuple[list[str], list[tuple[str, Config]]]:
     """Every problem of a run file, and its variants by label, in which wrong keys are marked as ``spoilt``.
 
     The correct keys of a variant can so still be checked against the data and the model.
@@ -71,7 +71,7 @@ def examine(source: Source, overrides: Overrides = ()) -> tuple[list[str], list[
     return problems, [(label, repaired(variant)[0]) for label, variant in entries]
 
 
-def base_of(source: Source, overrides: Overrides = ()) -> Config | None:
+def base_of(source: RunFile, overrides: Overrides = ()) -> Config | None:
     """The config that the entries of [[compare]] change; None without entries or without [method] in the file."""
     raw = _examined(source, overrides)[0]
     return repaired(raw)[0] if raw.get("compare") and "method" in raw else None
@@ -131,12 +131,12 @@ def digest(config: Config) -> str:
 
 
 def _examined(
-    source: Source, overrides: Overrides
+    source: RunFile, overrides: Overrides
 ) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any]]], list[str]]:
     """The raw tables after the overrides, the variants' raw tables by label, and every problem of both."""
     changes, problems = (deepcopy(dict(overrides)), []) if isinstance(overrides, Mapping) else changes_of(overrides)
-    told, folder = (deepcopy(dict(source)), Path()) if isinstance(source, Mapping) else _of_file(Path(source))
-    raw, lost = with_changes(told, changes)
+    given, folder = (deepcopy(dict(source)), Path()) if isinstance(source, Mapping) else _of_file(Path(source))
+    raw, lost = with_changes(given, changes)
     problems += [*lost, *_place(raw, folder), *_judged(raw)[1]]
     entries, found = entries_of(raw)
     problems += found

@@ -122,7 +122,7 @@ def within_limits(tables: Mapping[str, Any]) -> Taken:
                     refused[(*key, repr(name)[1:60] + "...")] = why
             return {name: taken(inner, (*key, name)) for name, inner in value.items() if not _odd_key(name)}
         if isinstance(value, list | tuple):
-            return [taken(inner, (*key, place)) for place, inner in enumerate(value)]
+            return [taken(inner, (*key, index)) for index, inner in enumerate(value)]
         if why := _odd_value(value):
             refused[key] = why
             return WRONG

@@ -53,10 +53,10 @@ def idle_problems(config: Config) -> list[str]:
     problems = [f"{section}.{key}{why}" for (section, key), why in found.items()]
     if config.spoilt.touches("groups", "model", "head", "training") or group_problems(config):
         return problems
-    told = [(part.place, config.groups[part.place], _idle(part.config, of_groups)) for part in parts(config)]
+    idle_by_group = [(part.place, config.groups[part.place], _idle(part.config, of_groups)) for part in parts(config)]
     for section, key in of_groups:
         inherited = []
-        for place, group, idle in told:
+        for place, group, idle in idle_by_group:
             why = idle.get((section, key))
             if not _says(group, section, key):
                 inherited.append(why)

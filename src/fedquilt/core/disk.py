@@ -61,11 +61,11 @@ def sync_folder(folder: Path) -> None:
 
 def sync_tree(folder: Path) -> None:
     """Sync everything in ``folder`` to the disk, contents and names."""
-    for place, _, names in os.walk(folder):
+    for inside, _, names in os.walk(folder):
         for name in names:
-            with open(Path(place) / name, "r+b" if os.name == "nt" else "rb") as file:
+            with open(Path(inside) / name, "r+b" if os.name == "nt" else "rb") as file:
                 os.fsync(file.fileno())
-        sync_folder(Path(place))
+        sync_folder(Path(inside))
 
 
 def private_folder(folder: Path) -> None:

@@ -120,4 +120,4 @@ def _cut(name: str, tensor: Tensor, rank: int) -> Tensor:
 
 def _shape(name: str, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
     axis = _RANK_AXIS.get(_factor(name))
-    return tuple(min(rank, size) if place == axis else size for place, size in enumerate(shape))
+    return tuple(min(rank, size) if number == axis else size for number, size in enumerate(shape))

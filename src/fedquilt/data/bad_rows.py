@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Sequence
 
 from fedquilt.core.errors import DataError
-from fedquilt.data.readers.raw_columns import Origin, Place, Trouble
+from fedquilt.data.readers.raw_columns import Location, Origin, Trouble
 
 _FEW = 5  # rows that are listed for each problem
 
@@ -16,14 +16,14 @@ class Troubles:
 
     def __init__(self, origin: Origin, found: Sequence[Trouble] = ()) -> None:
         self._origin = origin
-        self._found: dict[str, dict[Place, str]] = {}
-        for what, place in found:
-            self._found.setdefault(what, {}).setdefault(place, "")
+        self._found: dict[str, dict[Location, str]] = {}
+        for what, location in found:
+            self._found.setdefault(what, {}).setdefault(location, "")
 
     def add(self, what: str, row: int, value: object = None, *, show: bool = False) -> None:
         """Note that row number ``row`` cannot be used; with ``show`` the report quotes the first such ``value``."""
         example = f" ({short(value)})" if show else ""
-        self._found.setdefault(what, {}).setdefault(self._origin.place(row), example)
+        self._found.setdefault(what, {}).setdefault(self._origin.location(row), example)
 
     def refuse(self, source: str) -> None:
         """Raise DataError if any row cannot be used.
@@ -35,26 +35,28 @@ class Troubles:
         """
         if not self._found:
             return
-        places = {place for rows in self._found.values() for place in rows}
+        locations = {location for rows in self._found.values() for location in rows}
         lines = [
             f"  {what}{next(iter(rows.values()))}: {_rows(len(rows))}: {listed(list(rows))}"
             for what, rows in self._found.items()
         ]
-        them = "it" if len(places) == 1 else "them"
-        raise DataError(f"{source}: {_rows(len(places))} cannot be used; repair or remove {them}\n" + "\n".join(lines))
+        them = "it" if len(locations) == 1 else "them"
+        raise DataError(
+            f"{source}: {_rows(len(locations))} cannot be used; repair or remove {them}\n" + "\n".join(lines)
+        )
 
 
-def listed(places: Sequence[Place]) -> str:
+def listed(locations: Sequence[Location]) -> str:
     """List rows by file: ``"rows.csv, lines 4, 7 and 353"``; of many rows the first few and the number of others."""
     by_file: dict[tuple[str, str], list[int]] = {}
-    for file, unit, number in sorted(places, key=lambda place: (place.file, place.number))[:_FEW]:
+    for file, unit, number in sorted(locations, key=lambda location: (location.file, location.number))[:_FEW]:
         by_file.setdefault((file, unit), []).append(number)
     words = []
     for (file, unit), numbers in by_file.items():
         *some, last = map(str, numbers)
         listing = f"{', '.join(some)} and {last}" if some else last
         words.append(f"{file}, {unit}{'s' if some else ''} {listing}")
-    more = f" and {len(places) - _FEW} more" if len(places) > _FEW else ""
+    more = f" and {len(locations) - _FEW} more" if len(locations) > _FEW else ""
     return "; ".join(words) + more
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 _WORDS = {"true": "1", "false": "0"}
 
 
-def places(names: Sequence[str], classes: Sequence[str]) -> list[int | None]:
+def matched(names: Sequence[str], classes: Sequence[str]) -> list[int | None]:
     """The index in ``classes`` of each name, or None for a name that has no match there.
 
     Exactly equal names are matched first; of the remaining names those that are equal except for case and white space;
@@ -18,19 +18,19 @@ def places(names: Sequence[str], classes: Sequence[str]) -> list[int | None]:
     found: list[int | None] = [None] * len(names)
     readings: tuple[Callable[[str], str], ...] = (str, _folded, _number)
     for reading in readings:
-        mine = {place: reading(name) for place, name in enumerate(names) if found[place] is None}
-        free = {place: reading(name) for place, name in enumerate(classes) if place not in found}
+        mine = {index: reading(name) for index, name in enumerate(names) if found[index] is None}
+        free = {index: reading(name) for index, name in enumerate(classes) if index not in found}
         if len({*mine.values()}) < len(mine) or len({*free.values()}) < len(free):
             continue
-        where = {name: place for place, name in free.items()}
-        for place, name in mine.items():
-            found[place] = where.get(name)
+        where = {name: index for index, name in free.items()}
+        for index, name in mine.items():
+            found[index] = where.get(name)
     return found
 
 
 def numbered(names: Sequence[str]) -> bool:
     """Whether each name is only its own index: ``LABEL_0``, ``LABEL_1``, or ``0``, ``1``."""
-    return all(_number(name) == str(place) and not _is_word(name) for place, name in enumerate(names))
+    return all(_number(name) == str(index) and not _is_word(name) for index, name in enumerate(names))
 
 
 def _folded(name: str) -> str:

@@ -13,7 +13,7 @@ from fedquilt.data.partition import digest
 
 
 @dataclass(frozen=True)
-class Shares:
+class ClientRows:
     """The row numbers of one client, each array ascending; the three are disjoint."""
 
     train: np.ndarray
@@ -33,8 +33,8 @@ def stratified(indices: np.ndarray, labels: np.ndarray | None, count: int, rng: 
     order = generator.permutation(np.sort(indices))
     if labels is not None:
         order = order[np.argsort(labels[order], kind="stable")]
-    places = (np.arange(count) * len(order) + generator.integers(len(order))) // count
-    return np.sort(order[places])
+    chosen = (np.arange(count) * len(order) + generator.integers(len(order))) // count
+    return np.sort(order[chosen])
 
 
 def carve_proxy(
@@ -72,7 +72,7 @@ def split_client(
     *,
     test_fraction: float = 0.0,
     validation_fraction: float = 0.0,
-) -> Shares:
+) -> ClientRows:
     """Split the rows of one client into training, validation and test, stratified by class.
 
     A share is ``round(n * fraction)`` rows, and at least one row if its fraction is above 0. With too few rows,
@@ -109,7 +109,7 @@ def split_client(
     test = stratified(indices, labels, num_test, rng.child("test"))
     rest = np.setdiff1d(indices, test)
     validation = stratified(rest, labels, num_validation, rng.child("validation"))
-    return Shares(np.setdiff1d(rest, validation), validation, test)
+    return ClientRows(np.setdiff1d(rest, validation), validation, test)
 
 
 def split_clients(
@@ -119,7 +119,7 @@ def split_clients(
     *,
     test_fraction: float = 0.0,
     validation_fraction: float = 0.0,
-) -> dict[int, Shares]:
+) -> dict[int, ClientRows]:
     """Apply ``split_client`` to every client, each with its own stream ``rng.child("client", i)``.
 
     The split of a client therefore depends neither on the other clients nor on where its rows stand in the data.
@@ -153,7 +153,7 @@ def label_counts(
     return [{name: int(count) for name, count in zip(classes, row, strict=True) if count} for row in counts]
 
 
-def split_digest(shares: Sequence[Shares], proxy: np.ndarray) -> str:
+def split_digest(shares: Sequence[ClientRows], proxy: np.ndarray) -> str:
     """The sha256 (hex) of the whole split: the server's proxy rows and the three shares of every client."""
     return digest([proxy, *(part for share in shares for part in (share.train, share.validation, share.test))])
 

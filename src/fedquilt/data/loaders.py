@@ -16,10 +16,10 @@ from torch import Tensor
 from fedquilt.core.errors import DataError, suggestion
 from fedquilt.core.rng import Rng
 from fedquilt.data.bad_rows import Troubles
-from fedquilt.data.classes import places
+from fedquilt.data.classes import matched
 from fedquilt.data.columns import classes, column, found, groups, published, strings
 from fedquilt.data.prompts import class_words, conversations, filled, layout_of, placeholders, rendered
-from fedquilt.data.readers.by_location import read_place
+from fedquilt.data.readers.by_location import read_location
 from fedquilt.data.readers.images import Pictures, decoded
 from fedquilt.data.readers.raw_columns import Raw, joined
 from fedquilt.data.synthetic.arithmetic_source import PREFIX, arithmetic_source
@@ -75,21 +75,21 @@ def load_table(
         if the source is missing, damaged or empty, has no such column or split, or some of its rows cannot be used:
         with every kind of trouble, the file and the lines of each.
     """
-    place = expanded(source)
-    if place.startswith(PREFIX):
+    location = expanded(source)
+    if location.startswith(PREFIX):
         if prompt or words or format != "auto":
             raise DataError(f"data.source = '{source}': its prompts are ready; leave data.prompt, words and format out")
-        return limited(_of_split(arithmetic_source(place), split), limit, rng)
-    if place.startswith("hub:"):
-        place, _, named = place.partition("@")
+        return limited(_of_split(arithmetic_source(location), split), limit, rng)
+    if location.startswith("hub:"):
+        location, _, named = location.partition("@")
         split = split or named or None
     wanted = {text, pair, label, target, image, group, *(placeholders(prompt) if prompt else ())} - {None}
-    splits = objects[source] if source in objects else read_place(place, source, {str(name) for name in wanted})
+    splits = objects[source] if source in objects else read_location(location, source, {str(name) for name in wanted})
     raw, is_train = _chosen(splits, split, label, source)
     if raw.num_rows == 0:
         Troubles(raw.origin, raw.troubles).refuse(f"data.source = '{source}'")
         raise DataError(f"data.source = '{source}': holds no rows")
-    if group is None and place.endswith(".npz") and "client" in raw.names:
+    if group is None and location.endswith(".npz") and "client" in raw.names:
         group = "client"
     names = {"text": text, "pair": pair, "label": label, "target": target, "image": image, "group": group}
     table = _table(raw, source, names, format, prompt, words)
@@ -145,7 +145,7 @@ def with_classes(
 ) -> Table:
     """The table with its labels numbered by ``classes``, so that tables that were read apart agree.
 
-    Names that mean the same are joined as ``classes.places`` says.
+    Names that mean the same are joined as ``classes.matched`` says.
 
     ``where`` names the table in the error, ``absent_from`` where a class of it is missing.
 
@@ -156,13 +156,13 @@ def with_classes(
     """
     if table.labels is None or table.classes == tuple(classes):
         return table
-    placed = places(table.classes, classes)
+    indices = matched(table.classes, classes)
     used = {*table.labels.unique().tolist()}
-    unknown = [name for number, name in enumerate(table.classes) if placed[number] is None and number in used]
+    unknown = [name for number, name in enumerate(table.classes) if indices[number] is None and number in used]
     if unknown:
         names = ", ".join(repr(name) for name in unknown)
         raise DataError(f"{where}: has classes that {absent_from} ({names})")
-    numbers = torch.tensor([-1 if place is None else place for place in placed])
+    numbers = torch.tensor([-1 if index is None else index for index in indices])
     return replace(table, labels=numbers[table.labels], classes=tuple(classes))
 
 
@@ -251,9 +251,9 @@ def _table(
         told_of = f"data.source = '{source}'"
         inputs = decoded(column(raw, "image", image, source), f"column '{found(raw, image)}'", troubles, told_of)
     elif layout != "plain":
-        told = conversations(raw, layout, troubles)
-        turns, targets = (told.turns if prompt is None else None), targets or told.completions
-        inputs = [rendered(one) for one in told.turns]
+        dialogues = conversations(raw, layout, troubles)
+        turns, targets = (dialogues.turns if prompt is None else None), targets or dialogues.completions
+        inputs = [rendered(one) for one in dialogues.turns]
     elif prompt is None:
         inputs = strings(raw, "text", text, source, troubles)
     if prompt is not None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedquilt.core.errors import DataError, suggestion
 from fedquilt.core.rng import Rng
-from fedquilt.data.partition_schemes import SCHEMES, Rows
+from fedquilt.data.partition_schemes import SCHEMES, RowLabels
 
 
 def partition(
@@ -64,7 +64,7 @@ def partition(
             f"partition.num_clients = {num_clients}: the data has {known} examples, fewer than clients; "
             "lower partition.num_clients or raise data.limit"
         )
-    parts = SCHEMES[scheme](Rows(known, labels, groups), num_clients, rng, **settings)
+    parts = SCHEMES[scheme](RowLabels(known, labels, groups), num_clients, rng, **settings)
     for client, part in enumerate(parts):
         if len(part) == 0:
             raise DataError(
@@ -91,12 +91,12 @@ def settings_problems(scheme: str, settings: Mapping[str, Any]) -> list[str]:
         if name not in allowed
     ]
     for name, parameter in allowed.items():
-        rule = _rule(parameter.annotation)
+        bound = _bound(parameter.annotation)
         if name not in settings:
             if parameter.default is parameter.empty:
-                problems.append(f"partition.{name}: scheme '{scheme}' needs it; set it to {rule.words}")
-        elif not rule.holds(settings[name]):
-            problems.append(f"partition.{name} = {reprlib.repr(settings[name])}: must be {rule.words}")
+                problems.append(f"partition.{name}: scheme '{scheme}' needs it; set it to {bound.words}")
+        elif not bound.holds(settings[name]):
+            problems.append(f"partition.{name} = {reprlib.repr(settings[name])}: must be {bound.words}")
     return problems
 
 
@@ -110,20 +110,20 @@ def digest(parts: Iterable[np.ndarray]) -> str:
     return hasher.hexdigest()
 
 
-class _Rule(NamedTuple):
+class _Bound(NamedTuple):
     words: str
     holds: Callable[[Any], bool]
 
 
-def _rule(kind: Any) -> _Rule:
+def _bound(kind: Any) -> _Bound:
     """What a setting of this type, a number between two ends, must be."""
     number, low, high = get_args(kind)
     if number is int:
-        return _Rule(
+        return _Bound(
             f"a whole number, {low.ge} or more, at most {high.le:,}",
             lambda value: isinstance(value, int) and not isinstance(value, bool) and low.ge <= value <= high.le,
         )
-    return _Rule(
+    return _Bound(
         f"a number above {low.gt} and at most {high.le:,}",
         lambda value: isinstance(value, int | float) and not isinstance(value, bool) and low.gt < value <= high.le,
     )

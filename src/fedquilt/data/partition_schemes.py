@@ -14,20 +14,22 @@ from fedquilt.data.readers import hub
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowLabels:
     """What a scheme may look at: the number of rows, their labels and their natural client ids."""
 
     count: int
     labels: np.ndarray | None = None
-    groups: np.ndarray | None = None
+    client_ids: np.ndarray | None = None
 
 
-def iid(rows: Rows, num_clients: int, rng: Rng) -> list[np.ndarray]:
+def iid(rows: RowLabels, num_clients: int, rng: Rng) -> list[np.ndarray]:
     """A random order of the rows, cut into parts of equal size (to one)."""
     return hub.iid_parts(rng.numpy().permutation(rows.count), num_clients)
 
 
-def dirichlet(rows: Rows, num_clients: int, rng: Rng, *, alpha: Positive, min_size: Whole = 10) -> list[np.ndarray]:
+def dirichlet(
+    rows: RowLabels, num_clients: int, rng: Rng, *, alpha: Positive, min_size: Whole = 10
+) -> list[np.ndarray]:
     """Label skew: every class is shared out by ``p ~ Dirichlet(alpha, ..., alpha)``.
 
     Parameters
@@ -57,7 +59,7 @@ def dirichlet(rows: Rows, num_clients: int, rng: Rng, *, alpha: Positive, min_si
     ) from cause
 
 
-def pathological(rows: Rows, num_clients: int, rng: Rng, *, classes_per_client: Count) -> list[np.ndarray]:
+def pathological(rows: RowLabels, num_clients: int, rng: Rng, *, classes_per_client: Count) -> list[np.ndarray]:
     """Every client owns ``classes_per_client`` classes, and the owners of a class share it equally (to one row).
 
     With at least as many clients as classes this is flwr-datasets' partitioner; with fewer clients, for which that
@@ -88,7 +90,7 @@ def pathological(rows: Rows, num_clients: int, rng: Rng, *, classes_per_client: 
 
 
 def pathological_dirichlet(
-    rows: Rows, num_clients: int, rng: Rng, *, classes_per_client: Count, beta: Positive = 1.0, floor: Whole = 10
+    rows: RowLabels, num_clients: int, rng: Rng, *, classes_per_client: Count, beta: Positive = 1.0, floor: Whole = 10
 ) -> list[np.ndarray]:
     """Every client owns some classes, assigned by ``deal``; the owners of a class share it unequally.
 
@@ -117,28 +119,28 @@ def pathological_dirichlet(
     )
 
 
-def natural(rows: Rows, num_clients: int, rng: Rng) -> list[np.ndarray]:
+def natural(rows: RowLabels, num_clients: int, rng: Rng) -> list[np.ndarray]:
     """One client for every value of the group column, in ascending order of the values; draws nothing."""
-    if rows.groups is None:
+    if rows.client_ids is None:
         raise DataError(
             "partition.scheme = 'natural': the data has no client id column; set data.group to the column that "
             "holds it, "
             "or use another scheme"
         )
-    found = len(np.unique(rows.groups))
+    found = len(np.unique(rows.client_ids))
     if found != num_clients:
         raise DataError(
             f"partition.num_clients = {num_clients}: the group column has {found} different ids and each is one "
             "client; "
             f"set partition.num_clients = {found}"
         )
-    return hub.natural_parts(rows.groups)
+    return hub.natural_parts(rows.client_ids)
 
 
-def sites(rows: Rows, num_clients: int, rng: Rng) -> list[np.ndarray]:
+def sites(rows: RowLabels, num_clients: int, rng: Rng) -> list[np.ndarray]:
     """Client i has the rows of group i, which are those of its own source; draws nothing."""
-    groups = np.empty(0) if rows.groups is None else rows.groups
-    return [np.flatnonzero(groups == client) for client in range(num_clients)]
+    ids = np.empty(0) if rows.client_ids is None else rows.client_ids
+    return [np.flatnonzero(ids == client) for client in range(num_clients)]
 
 
 SCHEMES: dict[str, Callable[..., list[np.ndarray]]] = {
@@ -198,7 +200,7 @@ def _dirichlet_sizes(count: int, owners: int, beta: float, floor: int, rng: Rng)
     return sizes
 
 
-def _labels(rows: Rows, scheme: str) -> np.ndarray:
+def _labels(rows: RowLabels, scheme: str) -> np.ndarray:
     if rows.labels is None:
         raise DataError(
             f"partition.scheme = '{scheme}': needs labels and the data has none; set data.label, or use scheme "

@@ -20,10 +20,10 @@ from fedquilt.data.table import Table
 from fedquilt.experiment.buffers import refuse_layouts
 from fedquilt.experiment.compatibility import refuse_contradictions
 from fedquilt.experiment.data import AssignedRows, classes_here, read
-from fedquilt.experiment.data_of_groups import Source, naming_groups, sources
+from fedquilt.experiment.data_of_groups import DataSource, data_sources, naming_groups
 from fedquilt.experiment.groups import (
     BuiltGroup,
-    Rows,
+    EncodedRows,
     Work,
     budgets_of,
     built,
@@ -140,8 +140,8 @@ def build(config: Config, here: Collection[ClientId] | None = None) -> Experimen
     refuse_contradictions(config, groups, method)
     device_of(config.device)
     rng = Rng(config.seed)
-    assigned: list[tuple[Source, AssignedRows]] = []
-    for source in sources(config, groups):
+    assigned: list[tuple[DataSource, AssignedRows]] = []
+    for source in data_sources(config, groups):
         with naming_groups(*source.parts):
             table, test = tables_of(source, rng, here)
             assigned.append((source, source.assign(table, test, rng, here)))
@@ -155,7 +155,7 @@ def build(config: Config, here: Collection[ClientId] | None = None) -> Experimen
     return joined(config, method, groups, classes, load_all(groups, classes, rng, real=real), rng, assigned)
 
 
-def tables_of(source: Source, rng: Rng, here: Collection[ClientId] | None) -> tuple[Table | None, Table | None]:
+def tables_of(source: DataSource, rng: Rng, here: Collection[ClientId] | None) -> tuple[Table | None, Table | None]:
     """The rows of a source that are partitioned, and the common test rows."""
     return source.read(read, rng, here)
 
@@ -179,7 +179,7 @@ def joined(
     classes: Mapping[int, Classes],
     loaded: Sequence[Loaded],
     rng: Rng,
-    assigned: Sequence[tuple[Source, AssignedRows]] | None = None,
+    assigned: Sequence[tuple[DataSource, AssignedRows]] | None = None,
     budgets: Mapping[int, tuple[Budget, ...]] | None = None,
 ) -> Experiment:
     """Join models, clients, federation and method to an experiment.
@@ -198,7 +198,7 @@ def joined(
     device, shape = device_of(config.device) if assigned else torch.device("meta"), torch.device("meta")
     names = architectures(parts, [kind_of(part, classes[part.place]) for part in parts], loaded)
     depths = {name: model.blocks.num_layers for name, model in zip(names, loaded, strict=True)}
-    rows_of = Rows(assigned)
+    rows_of = EncodedRows(assigned)
     works: dict[str, Work] = {}
     groups: list[BuiltGroup] = []
     clients: dict[ClientId, Client] = {}

@@ -19,7 +19,7 @@ from fedquilt.experiment.build import joined, tables_of
 from fedquilt.experiment.compatibility import refuse_contradictions
 from fedquilt.experiment.cut_rows import notes_on
 from fedquilt.experiment.data import NODE, SITES
-from fedquilt.experiment.data_of_groups import Source, naming_groups, sources
+from fedquilt.experiment.data_of_groups import DataSource, data_sources, naming_groups
 from fedquilt.experiment.groups import budgets_of, check_part
 from fedquilt.experiment.method import chosen
 from fedquilt.experiment.models import Classes, classes_of, device_of, load, load_all, max_new_tokens
@@ -72,7 +72,7 @@ def check(
     groups = () if unsure else found.attempt(lambda: parts(config)) or ()
     classes: dict[int, Classes] = {}
     rows: dict[int, Table | None] = {}
-    for source in () if config.groups and not groups else sources(config, groups):
+    for source in () if config.groups and not groups else data_sources(config, groups):
         table = _checked_data(source, known, rng, here, found)
         classes |= {part.place: classes_of(part, table) for part in source.parts}
         rows |= dict.fromkeys((part.place for part in source.parts), table)
@@ -148,7 +148,7 @@ def _lacks(config: Config, part: Part, section: str) -> bool:
 
 
 def _checked_data(
-    source: Source, known: Known, rng: Rng, here: Collection[ClientId] | None, found: _Found
+    source: DataSource, known: Known, rng: Rng, here: Collection[ClientId] | None, found: _Found
 ) -> Table | None:
     """The rows of a source, or None if they cannot be read; notes problems of reading and partitioning them."""
     config, own, spoilt = source.config, source.parts, source.config.spoilt

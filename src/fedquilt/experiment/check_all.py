@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from fedquilt.config.load import Overrides, Source, base_of, examine
+from fedquilt.config.load import Overrides, RunFile, base_of, examine
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.types import ClientId
 from fedquilt.experiment.check import check, method_problems
@@ -20,7 +20,7 @@ class Checked(NamedTuple):
 
 
 def check_all(
-    source: Source,
+    source: RunFile,
     overrides: Overrides = (),
     here: Collection[ClientId] | None = None,
     objects: Mapping[str, Any] = MappingProxyType({}),

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fedquilt.config.load import NOT_DETERMINING, Overrides, Source, digest, load, parse, resolved, variants
+from fedquilt.config.load import NOT_DETERMINING, Overrides, RunFile, digest, load, parse, resolved, variants
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, FedquiltError
 from fedquilt.experiment.forecast import Forecast, of_all
@@ -49,7 +49,7 @@ class Job:
         return self.config.rounds - (len(read_rounds(self.folder)) if self.folder.exists() else 0)
 
 
-def jobs(source: Source, overrides: Overrides = (), objects: Mapping[str, Any] = MappingProxyType({})) -> list[Job]:
+def jobs(source: RunFile, overrides: Overrides = (), objects: Mapping[str, Any] = MappingProxyType({})) -> list[Job]:
     """All runs of the comparison in a run file, by label and then by seed.
 
     The name of a folder ends in a digest of everything that determines the run's result, so a changed config is another

@@ -14,7 +14,7 @@ from fedquilt.core.errors import ConfigError, DataError
 from fedquilt.core.rng import Rng
 from fedquilt.core.tasks import TASKS, one_of, tasks_where
 from fedquilt.core.types import ClientId
-from fedquilt.data.holdout import Shares, carve_proxy, split_clients
+from fedquilt.data.holdout import ClientRows, carve_proxy, split_clients
 from fedquilt.data.loaders import limited, load_table, published_split, require_labels, with_classes
 from fedquilt.data.partition import partition
 from fedquilt.data.table import Table, concatenated
@@ -42,7 +42,7 @@ class AssignedRows:
 
     table: Table | None
     test: Table | None
-    splits: Mapping[ClientId, Shares]
+    splits: Mapping[ClientId, ClientRows]
     proxy: np.ndarray
     names: Mapping[ClientId, str] = field(default_factory=dict)
 

@@ -20,7 +20,7 @@ from fedquilt.experiment.data import SITES, AssignedRows, assign, check_kind
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """Data that is partitioned over the clients of one group, or of all groups without their own data.
 
     ``config`` describes a federation of only these clients; their numbers are those in the whole federation.
@@ -63,7 +63,7 @@ class Source:
         if self.config.partition.scheme == SITES:
             return assigned
         ids = self.ids
-        return replace(assigned, splits={ids[place]: split for place, split in assigned.splits.items()})
+        return replace(assigned, splits={ids[number]: split for number, split in assigned.splits.items()})
 
     def here(self, here: Collection[ClientId] | None) -> tuple[ClientId, ...] | None:
         """The clients of this source that are ``here``, if each client has its own source; None if they share one."""
@@ -72,19 +72,19 @@ class Source:
         return tuple(id for id in self.ids if here is None or id in here)
 
 
-def sources(config: Config, parts: Sequence[Part]) -> tuple[Source, ...]:
+def data_sources(config: Config, parts: Sequence[Part]) -> tuple[DataSource, ...]:
     """The data sources and their groups; the groups without their own data come first and share the file's."""
     if not config.groups:
-        return (Source(tuple(parts), config),)
+        return (DataSource(tuple(parts), config),)
     common = tuple(part for part in parts if config.groups[part.place].data is None)
-    own = [Source((part,), part.config) for part in parts if config.groups[part.place].data is not None]
+    own = [DataSource((part,), part.config) for part in parts if config.groups[part.place].data is not None]
     if not common:
         return tuple(own)
     # a group that needs labels determines how the rows are read
     reader = next((part for part in common if TASKS[part.config.model.task].has_classes), common[0])
     num = sum(len(part.ids) for part in common)
     together = {"partition": config.partition.model_copy(update={"num_clients": num}), "model": reader.config.model}
-    return Source(common, config.model_copy(update=together)), *own
+    return DataSource(common, config.model_copy(update=together)), *own
 
 
 @contextmanager

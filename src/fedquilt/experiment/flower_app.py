@@ -109,8 +109,8 @@ def write_app(folder: Path, text: str = RUN_FILE, run_file: str = "run.toml") ->
 
     def fill(fresh: Path) -> None:
         (fresh / package).mkdir()
-        for place, content in files.items():
-            (fresh / place).write_text(content, encoding="utf-8")
+        for file, content in files.items():
+            (fresh / file).write_text(content, encoding="utf-8")
 
     replace_folder(folder.resolve(), fill, "app")
     return folder / run_file
@@ -139,8 +139,8 @@ def deploy(config: Config | None, folder: Path, superlink: str, said: Callable[[
     with tempfile.TemporaryDirectory(prefix="fedquilt-") as made:
         app = Path(made) / "fedquilt-run"
         write_app(app, json.dumps(settings, indent=1), "run.json")
-        place = json.dumps(str(folder.absolute()))
-        started = _flwr("run", str(app), superlink, "--run-config", f"folder={place}", "--format", "json")
+        quoted = json.dumps(str(folder.absolute()))
+        started = _flwr("run", str(app), superlink, "--run-config", f"folder={quoted}", "--format", "json")
     run = started.get("run-id")
     if not started.get("success") or run is None:
         raise ConfigError(f"--superlink {superlink}: Flower did not start the run: {_cause(started)}")

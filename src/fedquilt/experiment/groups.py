@@ -13,8 +13,7 @@ from fedquilt.adapters.buffers import state_of
 from fedquilt.adapters.kind import Host, Kind, Put
 from fedquilt.adapters.lora.inject import trainable
 from fedquilt.adapters.registry import KINDS
-from fedquilt.allocate.budget import check_budgets, shares
-from fedquilt.allocate.budget import groups as capability_groups
+from fedquilt.allocate.budget import capability_groups, check_budgets, fractions
 from fedquilt.client.client import Client
 from fedquilt.client.task import scoring_of
 from fedquilt.client.workbench import Workbench
@@ -30,7 +29,7 @@ from fedquilt.experiment.bases import has_bfloat16
 from fedquilt.experiment.buffers import buffers_of
 from fedquilt.experiment.cut_rows import lost_of
 from fedquilt.experiment.data import AssignedRows
-from fedquilt.experiment.data_of_groups import Source, naming_groups
+from fedquilt.experiment.data_of_groups import DataSource, naming_groups
 from fedquilt.experiment.method import lowrank_rule, tensor_rule
 from fedquilt.experiment.prompt_checks import answering_of
 from fedquilt.experiment.trial_pass import try_out, try_recomputing
@@ -93,10 +92,10 @@ class Work:
     first: Params
 
 
-class Rows:
+class EncodedRows:
     """The rows of each group, encoded for its model; without data (None) there are none."""
 
-    def __init__(self, assigned: Sequence[tuple[Source, AssignedRows]] | None) -> None:
+    def __init__(self, assigned: Sequence[tuple[DataSource, AssignedRows]] | None) -> None:
         self._assigned = assigned
         self._encoded: dict[tuple[str, int], Columns] = {}
 
@@ -172,7 +171,7 @@ def work_of(config: Config, loaded: Loaded, host: Host, device: torch.device, rn
 
 
 def built(
-    part: Part, work: Work, budgets: Sequence[Budget], rows_of: Rows, rng: Rng
+    part: Part, work: Work, budgets: Sequence[Budget], rows_of: EncodedRows, rng: Rng
 ) -> tuple[BuiltGroup, dict[ClientId, Client]]:
     """A group, and those of its clients whose rows are on this machine.
 
@@ -275,7 +274,7 @@ def budgets_of(part: Part) -> tuple[Budget, ...]:
     """The budgets of a group's clients, in their order."""
     clients = part.config.clients
     ranks = clients.ranks if KINDS[part.config.adapter.kind].ranks == "own" else None
-    return capability_groups(shares(clients.shares), clients.budgets, part.config.partition.num_clients, ranks=ranks)
+    return capability_groups(fractions(clients.shares), clients.budgets, part.config.partition.num_clients, ranks=ranks)
 
 
 def check_part(part: Part, loaded: Loaded) -> None:

@@ -12,7 +12,7 @@ from fedquilt.core.types import Profile
 from fedquilt.data.holdout import label_counts, split_digest
 from fedquilt.data.table import digest
 from fedquilt.experiment.data import AssignedRows
-from fedquilt.experiment.data_of_groups import Source
+from fedquilt.experiment.data_of_groups import DataSource
 from fedquilt.experiment.groups import BuiltGroup
 
 
@@ -60,7 +60,7 @@ def _about(profile: Profile) -> dict[str, Any]:
 
 
 def record_of(
-    assigned: Sequence[tuple[Source, AssignedRows]], groups: Sequence[BuiltGroup], profiles: Sequence[Profile]
+    assigned: Sequence[tuple[DataSource, AssignedRows]], groups: Sequence[BuiltGroup], profiles: Sequence[Profile]
 ) -> dict[str, Any]:
     """The assignment of rows to clients with class counts and counts of truncated rows, for ``partition.json``."""
     lost = [{"group": group.label, **group.lost} for group in groups if group.lost]
@@ -68,7 +68,7 @@ def record_of(
 
 
 def _assigned_record(
-    assigned: Sequence[tuple[Source, AssignedRows]], groups: Sequence[BuiltGroup], profiles: Sequence[Profile]
+    assigned: Sequence[tuple[DataSource, AssignedRows]], groups: Sequence[BuiltGroup], profiles: Sequence[Profile]
 ) -> dict[str, Any]:
     records = []
     for source, rows in assigned:

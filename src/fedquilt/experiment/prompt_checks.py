@@ -78,7 +78,7 @@ def _check_answers(kind: str, table: Table, where: str) -> None:
         few = [program(target) for target in targets[:_FEW]]
         reasons = [ran.reason for ran in run_programs(few)]
         if few and all(reasons):
-            first = origin.place(0)
+            first = origin.location(0)
             raise DataError(
                 f"{where}: {first.file}, {first.unit} {first.number} is a program without a value ({reasons[0]}), and "
                 f"so are all of the first {len(few)}; a program leaves a number in `answer` or prints it, and may "

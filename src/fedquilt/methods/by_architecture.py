@@ -70,7 +70,7 @@ def by_architecture(factory: Callable[[Federation], Method], federation: Federat
 
 def _joined(exchanges: Mapping[str, Exchange], owners: Mapping[ClientId, str]) -> Exchange:
     """The exchanges of all architectures as one; ``owners`` is the architecture of each client."""
-    places = {name: place for place, name in enumerate(exchanges)}
+    numbers = {name: number for number, name in enumerate(exchanges)}
     in_order = [owners[client] for client in sorted(owners)]
     neighbours = len(list(groupby(in_order))) == len(set(in_order))
 
@@ -96,7 +96,7 @@ def _joined(exchanges: Mapping[str, Exchange], owners: Mapping[ClientId, str]) -
 
     def merge(state: SeparateState, replies: Iterable[Reply]) -> SeparateState:
         # sorting holds all replies; it is stable, so that those of an architecture stay in client order
-        sequence = replies if neighbours else sorted(replies, key=lambda reply: places[owner(reply)])
+        sequence = replies if neighbours else sorted(replies, key=lambda reply: numbers[owner(reply)])
         states = dict(state["apart"])
         for name, own in _runs(sequence, owner):
             states[name] = exchanges[name].merge(states[name], own)

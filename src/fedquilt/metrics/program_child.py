@@ -158,10 +158,10 @@ def alone(program: str, seconds: int, wall_seconds: float, steps: int, memory: i
         os.close(reading)
         try:
             confine(seconds, memory)
-            told = json.dumps(said(program, steps)).encode()
+            result = json.dumps(said(program, steps)).encode()
         except BaseException as error:  # out of memory at the very edge: nothing may return into the parent's loop
-            told = json.dumps([None, f"ends in {type(error).__name__}"]).encode()
-        os.write(writing, told)
+            result = json.dumps([None, f"ends in {type(error).__name__}"]).encode()
+        os.write(writing, result)
         os._exit(0)
     os.close(writing)
     end, heard = time.monotonic() + wall_seconds, b""

@@ -56,7 +56,7 @@ def run_programs(programs: Sequence[str]) -> list[Ran]:
     with tempfile.TemporaryDirectory(prefix="fedquilt-programs-") as empty:
         process = subprocess.Popen(command, cwd=empty, env={}, start_new_session=True, encoding="utf-8", **pipes)
         try:
-            told, complaint = process.communicate(asked, timeout=30 + len(programs) * (WALL_SECONDS + 1))
+            results, complaint = process.communicate(asked, timeout=30 + len(programs) * (WALL_SECONDS + 1))
         except BaseException:  # of whatever kind, an interrupt too: none of them may live on
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
@@ -67,7 +67,7 @@ def run_programs(programs: Sequence[str]) -> list[Ran]:
             f"data.answers = 'program': the process that runs programs ended with {process.returncode} ({last}); look "
             "at the limits on processes and memory of this machine, or choose another data.answers"
         )
-    return [_ran(text, reason) for text, reason in json.loads(told)]
+    return [_ran(text, reason) for text, reason in json.loads(results)]
 
 
 def right_programs(said: Sequence[str], gold: Sequence[str]) -> list[bool]:

@@ -56,21 +56,21 @@ def sees_far_ahead(model: Any, blocks: Blocks, length: int) -> bool:
         return sees_ahead(model, long, 2)
 
 
-def sees_ahead(model: Any, length: int = 9, num_places: int = 8) -> bool:
+def sees_ahead(model: Any, length: int = 9, num_positions: int = 8) -> bool:
     """Whether changing a token of a row changes the logits at earlier positions.
 
     ``model`` has weights and maps ``input_ids`` and ``attention_mask`` to ``logits`` (rows, tokens, vocabulary). One
-    forward pass takes a row of ``length`` tokens, and copies of it with one token changed at each of ``num_places``
+    forward pass takes a row of ``length`` tokens, and copies of it with one token changed at each of ``num_positions``
     positions spread over the row.
     """
-    rows, places = _changed(ordinary_tokens(model, length + 1), length, num_places)
+    rows, positions = _changed(ordinary_tokens(model, length + 1), length, num_positions)
     rows = rows.to(next(model.parameters()).device)
     with torch.no_grad():
         logits = model(input_ids=rows, attention_mask=torch.ones_like(rows)).logits.float()
     precision = torch.finfo(next(model.parameters()).dtype).eps
     noise = min(_MOST_NOISE, _NOISE * precision) * float(logits.abs().max())
     moved = (logits[1:] - logits[:1]).abs().amax(-1)  # (rows - 1, tokens)
-    return any(float(row[:place].max()) > noise for row, place in zip(moved, places, strict=True))
+    return any(float(row[:position].max()) > noise for row, position in zip(moved, positions, strict=True))
 
 
 def ordinary_tokens(model: Any, count: int) -> list[int]:
@@ -90,14 +90,14 @@ def ordinary_tokens(model: Any, count: int) -> list[int]:
     own = getattr(table, "padding_idx", None)  # some models count their positions from it
     special |= set() if own is None else {int(own)}
     plain = [token for token in range(size) if token not in special]
-    return [plain[place * len(plain) // count % len(plain)] for place in range(count)]
+    return [plain[position * len(plain) // count % len(plain)] for position in range(count)]
 
 
-def _changed(tokens: list[int], length: int, num_places: int) -> tuple[Tensor, list[int]]:
+def _changed(tokens: list[int], length: int, num_positions: int) -> tuple[Tensor, list[int]]:
     """A row of ``length`` tokens with copies that have the last of ``tokens`` at one position; and these positions."""
-    places = [1 + (step + 1) * (length - 1) // num_places - 1 for step in range(num_places)]
-    places = sorted({place for place in places if place > 0})
-    rows = torch.tensor(tokens[:length]).repeat(1 + len(places), 1)
-    for row, place in enumerate(places, start=1):
-        rows[row, place] = tokens[-1]
-    return rows, places
+    positions = [1 + (step + 1) * (length - 1) // num_positions - 1 for step in range(num_positions)]
+    positions = sorted({position for position in positions if position > 0})
+    rows = torch.tensor(tokens[:length]).repeat(1 + len(positions), 1)
+    for row, position in enumerate(positions, start=1):
+        rows[row, position] = tokens[-1]
+    return rows, positions

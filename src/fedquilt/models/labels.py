@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fedquilt.core.errors import ConfigError
-from fedquilt.data.classes import numbered, places
+from fedquilt.data.classes import matched, numbered
 
 
 class Outputs(NamedTuple):
@@ -30,7 +30,7 @@ class Outputs(NamedTuple):
         """Write the names into a model's config, if there are any."""
         if self.names:
             config.id2label = dict(enumerate(self.names))
-            config.label2id = {name: place for place, name in enumerate(self.names)}
+            config.label2id = {name: index for index, name in enumerate(self.names)}
 
 
 UNNAMED = Outputs()
@@ -40,8 +40,8 @@ UNNAMED = Outputs()
 def named_by(config: Any) -> tuple[str, ...]:
     """The names of a config's outputs, in their order; () if not every output has one."""
     names: Mapping[Any, Any] = getattr(config, "id2label", None) or {}
-    by_place = {int(key): str(name) for key, name in names.items()}
-    return tuple(by_place[place] for place in sorted(by_place)) if set(by_place) == set(range(len(by_place))) else ()
+    by_index = {int(key): str(name) for key, name in names.items()}
+    return tuple(by_index[index] for index in sorted(by_index)) if set(by_index) == set(range(len(by_index))) else ()
 
 
 def outputs_of(
@@ -66,10 +66,10 @@ def outputs_of(
         )
     base = tuple(told) or own
     bare = numbered(base)
-    found = places(classes, base)
+    found = matched(classes, base)
     if len(base) == len(classes) and None not in found:
-        order = sorted(range(len(classes)), key=lambda place: found[place] or 0)
-        ordered = tuple(classes[place] for place in order)
+        order = sorted(range(len(classes)), key=lambda index: found[index] or 0)
+        ordered = tuple(classes[index] for index in order)
         return Outputs(ordered, ordered if numbered(own) else own)
     if told:
         raise ConfigError(
@@ -79,7 +79,7 @@ def outputs_of(
     if bare and len(base) == len(classes):
         reason = f"its outputs have no names, so which of them is which of {_listed(classes)} is not known"
         return Outputs(classes, classes, "" if stated else reason)
-    shared = any(place is not None for place in found) and not bare
+    shared = any(index is not None for index in found) and not bare
     reason = f"its outputs are {_listed(base)}, and the data's classes are {_listed(classes)}"
     if len(base) == len(classes):
         return Outputs(classes, classes, reason, redrawn=True)

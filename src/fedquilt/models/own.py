@@ -171,10 +171,10 @@ def dressed(model: Any, inputs: Sequence[str], **config: Any) -> Any:
     own = model.forward
     kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
     taken = [one.name for one in signature(own).parameters.values() if one.kind in kinds]
-    places = {name: name for name in inputs if name in taken} or dict(zip(inputs, taken, strict=False))
+    matched = {name: name for name in inputs if name in taken} or dict(zip(inputs, taken, strict=False))
 
     def forward(**given: Tensor) -> Any:
-        made = own(**{places[name]: value for name, value in given.items() if name in places})
+        made = own(**{matched[name]: value for name, value in given.items() if name in matched})
         made = made[0] if isinstance(made, tuple) else made
         return made if hasattr(made, "logits") else SimpleNamespace(logits=made)
 

@@ -158,7 +158,7 @@ def _pieces(tokenizer: Any, table: Table) -> list[tuple[list[int], list[int]]]:
 def _head(tokenizer: Any) -> list[int]:
     """The special tokens that the tokenizer puts before a text."""
     found = tokenizer("a", return_special_tokens_mask=True)
-    length = next((place for place, special in enumerate(found["special_tokens_mask"]) if not special), 0)
+    length = next((index for index, special in enumerate(found["special_tokens_mask"]) if not special), 0)
     return list(found["input_ids"][:length])
 
 

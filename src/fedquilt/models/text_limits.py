@@ -62,7 +62,7 @@ def longest_row(model: Any, blocks: Blocks, name: str, wanted: int) -> int:
     tokens = ordinary_tokens(model, 64)
 
     def refusal(shape: Callable[[], AbstractContextManager[object]], length: int) -> str:
-        row = torch.tensor([tokens[place % len(tokens)] for place in range(length)])[None]
+        row = torch.tensor([tokens[index % len(tokens)] for index in range(length)])[None]
         try:
             with torch.no_grad(), shape():
                 getattr(model, "base_model", model)(input_ids=row, attention_mask=torch.ones_like(row))

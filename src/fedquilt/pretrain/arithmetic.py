@@ -22,7 +22,7 @@ from fedquilt.data.synthetic.arithmetic_text import passages, quantities
 from fedquilt.models.small_tokenizers import MARKS, new_tokenizer, save_tokenizer
 from fedquilt.models.tiny import new_causal_lm
 from fedquilt.models.whole_files import save_model
-from fedquilt.pretrain.recipe import Told, check_settings, empty_folder, recipe_text, trained
+from fedquilt.pretrain.recipe import OnStep, check_settings, empty_folder, recipe_text, trained
 
 POSITIONS = 512
 """How many tokens the models can read at once."""
@@ -79,7 +79,7 @@ def pretrain_arithmetic(
     weight_decay: float = 0.1,
     warmup: float = 0.05,
     device: str = "cpu",
-    progress: Told | None = None,
+    progress: OnStep | None = None,
 ) -> PretrainedText:
     """A small causal language model of a family, with a tokenizer of its own, trained on drawn text about quantities.
 

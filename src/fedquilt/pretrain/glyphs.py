@@ -18,7 +18,7 @@ from fedquilt.core.rng import Rng
 from fedquilt.data.synthetic.glyphs import CLASSES, FONTS, SIDE, draw, glyph_pool
 from fedquilt.models.tiny import new_vit
 from fedquilt.models.whole_files import save_model
-from fedquilt.pretrain.recipe import Told, check_settings, empty_folder, recipe_text, trained
+from fedquilt.pretrain.recipe import OnStep, check_settings, empty_folder, recipe_text, trained
 
 SIZES: dict[str, dict[str, Any]] = {
     "4x32": {
@@ -97,7 +97,7 @@ def pretrain_glyphs(
     warmup: float = 0.1,
     label_smoothing: float = 0.0,
     device: str = "cpu",
-    progress: Told | None = None,
+    progress: OnStep | None = None,
 ) -> Pretrained:
     """A ViT with all weights trained to tell ``CLASSES`` apart, saved in ``out`` as a Hugging Face folder.
 

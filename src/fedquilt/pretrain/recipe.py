@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fedquilt.core.errors import ConfigError, RunError, TrainingError
 
-Told = Callable[[int, int, float], None]
-"""``told(step, steps, loss)``, called after every step."""
+OnStep = Callable[[int, int, float], None]
+"""``progress(step, steps, loss)``, called after every step."""
 
 
 def check_settings(settings: Mapping[str, float]) -> None:
@@ -73,7 +73,7 @@ def trained(
     learning_rate: float,
     weight_decay: float,
     warmup: float,
-    progress: Told | None,
+    progress: OnStep | None,
 ) -> tuple[float, ...]:
     """The loss of every step, after all weights of ``model`` took ``steps`` steps of AdamW; the model is changed.
 

@@ -29,17 +29,17 @@ _OPEN: set[int] = set()
 
 
 class Hold:
-    """A held lock on the run ``folder``, or on its draft at ``place``; valid inside ``hold``."""
+    """A held lock on the run ``folder``, or on its draft at ``path``; valid inside ``hold``."""
 
-    def __init__(self, folder: Path, place: Path) -> None:
-        self.folder, self.place = folder, place
-        self._handle = _acquire(folder, place / LOCK)
+    def __init__(self, folder: Path, path: Path) -> None:
+        self.folder, self.path = folder, path
+        self._handle = _acquire(folder, path / LOCK)
 
     def check(self) -> None:
         """Raise RunError if the locked folder has been deleted, moved or replaced."""
-        if not _same(self._handle, self.place / LOCK):
+        if not _same(self._handle, self.path / LOCK):
             raise RunError(
-                f"{self.place}: was deleted, moved or replaced while this run was writing it, so the run ends; what it "
+                f"{self.path}: was deleted, moved or replaced while this run was writing it, so the run ends; what it "
                 "wrote since is lost unless the folder is brought back; nothing was finished"
             )
 
@@ -47,16 +47,16 @@ class Hold:
         """Rename the locked draft to ``folder``."""
         if os.name == "nt":  # a folder that holds an open file cannot be renamed there
             self.free(keep=True)
-        os.replace(self.place, folder)
-        self.place = folder
+        os.replace(self.path, folder)
+        self.path = folder
         if os.name == "nt":
             self._handle = _acquire(folder, folder / LOCK)
 
     def free(self, keep: bool = False) -> None:
         """Release the lock; its file is deleted if it is still this one, unless ``keep``."""
-        if not keep and os.name != "nt" and _same(self._handle, self.place / LOCK):
+        if not keep and os.name != "nt" and _same(self._handle, self.path / LOCK):
             with suppress(OSError):
-                (self.place / LOCK).unlink()
+                (self.path / LOCK).unlink()
         _OPEN.discard(self._handle)
         os.close(self._handle)
 
@@ -70,21 +70,21 @@ def hold(folder: Path) -> Iterator[Hold]:
     RunError
         if another process holds the lock (the error names it and its machine), or the file system has no locks.
     """
-    place = folder if is_run(folder) else draft_of(folder)
-    made = [parent for parent in place.parents if not parent.exists()]
+    path = folder if is_run(folder) else draft_of(folder)
+    made = [parent for parent in path.parents if not parent.exists()]
     with explained(folder, lambda: "nothing was changed" if is_run(folder) else "no run was started", "start again"):
-        place.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
         try:
-            held = Hold(folder, place)
+            held = Hold(folder, path)
         except FileNotFoundError as error:  # another process renamed the draft between the two steps
             raise RunError(f"{folder}: another process has just begun a run there; choose another name") from error
     try:
         yield held
     finally:
-        unused = held.place != folder
+        unused = held.path != folder
         held.free()
         if unused:
-            shutil.rmtree(held.place, ignore_errors=True)
+            shutil.rmtree(held.path, ignore_errors=True)
             with suppress(OSError):  # they may hold other files by now
                 for parent in made:
                     parent.rmdir()

@@ -26,10 +26,10 @@ from fedquilt.aggregate.lowrank.kernel import (
     dense,
     leading,
     norm,
+    normalised,
     product_distance,
     redistributed,
     reprojected,
-    shares,
     stacked,
     summed,
     svd,
@@ -410,7 +410,7 @@ def test_what_does_not_fit_is_told():
         stacked([one._replace(A=torch.zeros(3, 3))])
     for weights in ([0.0, 0.0], [1.0, -1.0], [math.nan], [math.inf, 1.0]):
         with pytest.raises(ValueError, match=r"weights are .*; they must be finite and at least 0, and not all 0"):
-            shares(weights)
+            normalised(weights)
     parts = svd(Product(*one[:2]))
     with pytest.raises(ValueError, match="rank is -1; it must be at least 0"):
         leading(parts, -1)

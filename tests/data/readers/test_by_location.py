@@ -10,7 +10,7 @@ from PIL import Image
 
 from fedquilt.core.errors import DataError
 from fedquilt.data.loaders import load_table
-from fedquilt.data.readers.by_location import read_place
+from fedquilt.data.readers.by_location import read_location
 
 # the datasets library, which these tests compare with, leaves the files that it reads open
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -55,7 +55,7 @@ def theirs(folder: Path, cache: Path) -> dict[str, list[str]]:
 
 
 def ours(folder: Path) -> dict[str, list[str]]:
-    return {split: sorted(raw.read("text")) for split, raw in read_place(str(folder), "x", {"text"}).items()}
+    return {split: sorted(raw.read("text")) for split, raw in read_location(str(folder), "x", {"text"}).items()}
 
 
 @pytest.mark.parametrize("names", LAYOUTS.values(), ids=LAYOUTS)
@@ -106,7 +106,7 @@ def test_a_folder_of_pictures_has_the_classes_of_its_folders(tmp_path: Path, cac
         (tmp_path / "x" / folder).mkdir(parents=True)
         Image.new("RGB", (4 + number, 5), (number, 0, 0)).save(tmp_path / "x" / folder / "1.png")
     loaded = datasets.load_dataset(str(tmp_path / "x"), cache_dir=str(cache))
-    mine = read_place(str(tmp_path / "x"), "x", set())
+    mine = read_location(str(tmp_path / "x"), "x", set())
     assert {split: raw.num_rows for split, raw in mine.items()} == {split: len(rows) for split, rows in loaded.items()}
     for split, rows in loaded.items():
         names = rows.features["label"].names if "label" in rows.features else None

@@ -103,7 +103,7 @@ def test_what_a_csv_writer_wrote_is_read_back(
 def test_a_row_is_named_by_the_line_on_which_it_starts(tmp_path: Path) -> None:
     raw = read_csv(write(tmp_path / "a.csv", 'text,label\n\n"one\ntwo\nthree",x\nb,y\n'))
     assert raw.origin.number.tolist() == [3, 6]
-    assert raw.origin.place(1) == (str(tmp_path / "a.csv"), "line", 6)
+    assert raw.origin.location(1) == (str(tmp_path / "a.csv"), "line", 6)
 
 
 def test_a_long_document_is_one_cell(tmp_path: Path) -> None:

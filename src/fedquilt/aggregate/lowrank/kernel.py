@@ -32,7 +32,7 @@ class Svd(NamedTuple):
     Vh: Tensor
 
 
-def shares(weights: Sequence[float]) -> list[float]:
+def normalised(weights: Sequence[float]) -> list[float]:
     """``w_k / sum_j w_j``.
 
     Raises
@@ -61,11 +61,11 @@ def stacked(clients: Sequence[Factors], *, keep_wide: bool = False) -> Product:
     Raises
     ------
     RoundError, ValueError
-        as ``shares``; ValueError if clients differ in d_in or d_out, or one's B and A in rank.
+        as ``normalised``; ValueError if clients differ in d_in or d_out, or one's B and A in rank.
 
     Paper: flora, stack
     """
-    parts = shares([client.weight for client in clients])
+    parts = normalised([client.weight for client in clients])
     check_factors(clients)
     columns = [wide(c.B.detach()) * (p * c.scale) for p, c in zip(parts, clients, strict=True)]
     product = Product(torch.cat(columns, dim=1), torch.cat([wide(c.A.detach()) for c in clients]))
@@ -225,12 +225,12 @@ class _Reflected(NamedTuple):
 
 def check_factors(clients: Sequence[Factors]) -> None:
     """Raise ValueError if a client's B and A differ in rank, or clients differ in d_in or d_out."""
-    for place, client in enumerate(clients):
+    for number, client in enumerate(clients):
         if client.B.dim() != 2 or client.A.dim() != 2 or client.B.shape[1] != client.A.shape[0]:
-            raise ValueError(f"adapter {place}: B is {tuple(client.B.shape)} and A {tuple(client.A.shape)}")
+            raise ValueError(f"adapter {number}: B is {tuple(client.B.shape)} and A {tuple(client.A.shape)}")
         sizes, first = (len(client.B), client.A.shape[1]), (len(clients[0].B), clients[0].A.shape[1])
         if sizes != first:
-            raise ValueError(f"adapter {place} is for a weight of {sizes}, adapter 0 for one of {first}")
+            raise ValueError(f"adapter {number} is for a weight of {sizes}, adapter 0 for one of {first}")
 
 
 def common_dtype(clients: Sequence[Factors]) -> torch.dtype:

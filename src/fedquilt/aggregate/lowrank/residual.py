@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedquilt.aggregate.lowrank.kernel import check_factors, common_dtype, leading, shares, summed, svd
+from fedquilt.aggregate.lowrank.kernel import check_factors, common_dtype, leading, normalised, summed, svd
 from fedquilt.core.factors import Factors, Product
 from fedquilt.core.params import wide
 
@@ -111,7 +111,7 @@ def refined(clients: Sequence[Factors], strength: float = 0.01) -> Product:
 
 def _parts(clients: Sequence[Factors]) -> tuple[list[float], Product, list[Product]]:
     """The normalised weights, the mean factors, and every client's factors with the scale in B; all in float64."""
-    parts = shares([client.weight for client in clients])
+    parts = normalised([client.weight for client in clients])
     check_factors(clients)
     ranks = [client.A.shape[0] for client in clients]
     if len(set(ranks)) > 1:

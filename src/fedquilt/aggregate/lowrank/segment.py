@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedquilt.aggregate.lowrank.kernel import check_factors, norm, shares
+from fedquilt.aggregate.lowrank.kernel import check_factors, norm, normalised
 from fedquilt.core.errors import RoundError
 from fedquilt.core.factors import Factors, Product
 from fedquilt.core.params import wide
@@ -62,7 +62,7 @@ def sparsity_weights(clients: Sequence[Sequence[Factors]]) -> list[float]:
     if not clients:
         raise RoundError("no adapters to weigh; at least one client must answer")
     sizes = [math.hypot(*(one.scale * norm(Product(one.B, one.A)) for one in modules)) for modules in clients]
-    return shares(sizes) if any(sizes) else shares([1.0] * len(sizes))
+    return normalised(sizes) if any(sizes) else normalised([1.0] * len(sizes))
 
 
 def segment_mean(base: Product, clients: Sequence[Factors], normalize: Literal["all", "segment"] = "all") -> Product:
@@ -82,7 +82,7 @@ def segment_mean(base: Product, clients: Sequence[Factors], normalize: Literal["
     """
     if normalize not in ("all", "segment"):
         raise ValueError(f"normalize is '{normalize}'; it must be 'all' or 'segment'")
-    parts = shares([client.weight for client in clients])
+    parts = normalised([client.weight for client in clients])
     check_factors([Factors(*base), *clients])
     ranks = [client.A.shape[0] for client in clients]
     if max(ranks) > base.rank:

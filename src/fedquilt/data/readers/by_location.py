@@ -1,4 +1,4 @@
-"""From the place that a source names, a file, a folder, the hub, to columns."""
+"""Columns from the location that a source names: a file, a folder, the hub."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ SKLEARN_TABLES = ("breast_cancer", "diabetes", "iris", "linnerud", "wine")  # bu
 PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
 
 
-def read_place(place: str, source: str, wanted: set[str]) -> dict[str, Raw]:
-    """The columns of each split that lies at ``place``, by its name; ``""`` where there is one without a name.
+def read_location(location: str, source: str, wanted: set[str]) -> dict[str, Raw]:
+    """The columns of each split that lies at ``location``, by its name; ``""`` where there is one without a name.
 
     ``source`` is how the user wrote it, for messages; ``wanted`` are the columns that may be asked for.
 
@@ -42,17 +42,17 @@ def read_place(place: str, source: str, wanted: set[str]) -> dict[str, Raw]:
     DataError
         if there is nothing, or what is there cannot be read.
     """
-    if place.startswith("sklearn:"):
-        return {"": _sklearn(place.removeprefix("sklearn:"), source)}
-    if place.startswith("hub:"):
-        name, _, configuration = place.removeprefix("hub:").partition(":")
+    if location.startswith("sklearn:"):
+        return {"": _sklearn(location.removeprefix("sklearn:"), source)}
+    if location.startswith("hub:"):
+        name, _, configuration = location.removeprefix("hub:").partition(":")
         return hub.read_hub(name, configuration or None)
-    if place.startswith(IN_MEMORY):
+    if location.startswith(IN_MEMORY):
         raise DataError(
             f"data.source = '{source}': is an object of the Python program that began the run; give it again: "
             "fedquilt.open_run(folder, data=...)"
         )
-    path = Path(place)
+    path = Path(location)
     if path.is_dir():
         return hub.read_saved(path) if hub.is_saved(path) else _folder(path, source, wanted)
     if not path.exists():

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from fedquilt.core.errors import DataError
 from fedquilt.data.limits import refuse_large
-from fedquilt.data.readers.raw_columns import Place, Raw, Trouble, from_columns
+from fedquilt.data.readers.raw_columns import Location, Raw, Trouble, from_columns
 
 SEPARATORS = ",;\t|"
 """The characters that may separate the cells of a ``.csv`` file."""
@@ -119,7 +119,7 @@ def _taken_apart(path: Path, text: str, separator: str, *, quotes: bool) -> _Row
             return _Rows(rows, troubles)
         except csv.Error as error:
             fault = "a quote is never closed" if "end of data" in str(error) else f"its quotes are broken, {error}"
-            troubles.append(Trouble(fault, Place(str(path), "line", number)))
+            troubles.append(Trouble(fault, Location(str(path), "line", number)))
             continue
         if cells:
             rows.append((number, cells))
@@ -145,7 +145,7 @@ def _separator(path: Path, text: str) -> str:
 
 def _named(path: Path, number: int, cells: Sequence[str]) -> list[str]:
     """The column names; an empty one, as pandas writes for an index, is numbered."""
-    names = [cell.strip() or f"Unnamed: {place}" for place, cell in enumerate(cells)]
+    names = [cell.strip() or f"Unnamed: {index}" for index, cell in enumerate(cells)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(
@@ -179,10 +179,10 @@ def _columns(
         Trouble(
             f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'}, but the file has {len(names)} columns "
             f"({', '.join(names)})",
-            Place(str(path), "line", number),
+            Location(str(path), "line", number),
         )
         for number, cells in rows
         if len(cells) != len(names)
     ]
-    columns = {name: [cells[place] for _, cells in whole] for place, name in enumerate(names)}
+    columns = {name: [cells[index] for _, cells in whole] for index, name in enumerate(names)}
     return from_columns(columns, str(path), "line", [number for number, _ in whole], found)

@@ -13,7 +13,7 @@ import numpy as np
 from fedquilt.core.errors import DataError
 from fedquilt.data.limits import refuse_bomb
 from fedquilt.data.readers.delimited import read_text
-from fedquilt.data.readers.raw_columns import Place, Raw, Trouble, from_columns
+from fedquilt.data.readers.raw_columns import Location, Raw, Trouble, from_columns
 
 
 def read_npz(path: Path) -> Raw:
@@ -75,7 +75,7 @@ def read_jsonl(path: Path) -> Raw:
                 raise ValueError(f"{type(row).__name__} found")
         except (ValueError, RecursionError) as error:
             fault = f"not JSON ({_reason(error)}); every line must be one JSON object"
-            troubles.append(Trouble(fault, Place(str(path), "line", number)))
+            troubles.append(Trouble(fault, Location(str(path), "line", number)))
             continue
         rows.append(row)
         numbers.append(number)
@@ -104,7 +104,7 @@ def read_json(path: Path) -> Raw:
         )
     kept = [(number, row) for number, row in enumerate(rows, start=1) if isinstance(row, dict)]
     troubles = [
-        Trouble(f"{type(row).__name__} found; every row must be a JSON object", Place(str(path), "row", number))
+        Trouble(f"{type(row).__name__} found; every row must be a JSON object", Location(str(path), "row", number))
         for number, row in enumerate(rows, start=1)
         if not isinstance(row, dict)
     ]

@@ -11,7 +11,7 @@ import numpy as np
 from fedquilt.core.errors import DataError
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """The location of a row: a file, the unit ``"line"`` or ``"row"``, and its number from 1; a header line counts."""
 
     file: str
@@ -23,12 +23,12 @@ class Trouble(NamedTuple):
     """A problem with one row, and the location of the row."""
 
     what: str
-    place: Place
+    location: Location
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The location of each row of a table: ``origin.place(row)``.
+    """The location of each row of a table: ``origin.location(row)``.
 
     ``files`` are pairs of a file and its unit, ``"line"`` or ``"row"``; ``file`` (n,) holds the index into ``files``,
     ``number`` (n,) the row's number in its file, from 1.
@@ -38,10 +38,10 @@ class Origin:
     file: np.ndarray
     number: np.ndarray
 
-    def place(self, row: int) -> Place:
+    def location(self, row: int) -> Location:
         """The location of row number ``row``, from 0."""
         file, unit = self.files[self.file[row]]
-        return Place(file, unit, int(self.number[row]))
+        return Location(file, unit, int(self.number[row]))
 
     def rows(self, indices: np.ndarray) -> Origin:
         """The locations of the rows numbered ``indices``, in that order."""

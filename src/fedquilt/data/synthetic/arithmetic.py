@@ -161,6 +161,6 @@ def _values(operands: tuple[int, ...]) -> dict[str, int]:
 def _choices(answer: int, draws: np.random.Generator) -> list[int]:
     """Four numbers in random order: the answer, and three near it that are not negative."""
     near = [answer + step for step in (-20, -10, -3, -2, -1, 1, 2, 3, 10, 20) if answer + step >= 0]
-    wrong = [near[place] for place in draws.permutation(len(near))[: len(LETTERS) - 1]]
+    wrong = [near[index] for index in draws.permutation(len(near))[: len(LETTERS) - 1]]
     choices = [answer, *wrong]
-    return [choices[place] for place in draws.permutation(len(choices))]
+    return [choices[index] for index in draws.permutation(len(choices))]

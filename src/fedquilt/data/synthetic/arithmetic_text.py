@@ -195,7 +195,7 @@ def _ordered(draws: np.random.Generator) -> str:
     form = int(draws.integers(6))
     if form == 0:
         start, step, length = _number(draws), int(draws.choice([1, 2, 5, 10])), int(draws.integers(4, 8))
-        row = [str(start + step * place) for place in range(length)]
+        row = [str(start + step * index) for index in range(length)]
         return ", ".join(row if draws.random() < 0.7 else row[::-1])
     numbers = [_number(draws) for _ in range(4)]
     if form == 1:
@@ -217,9 +217,9 @@ def _ordered(draws: np.random.Generator) -> str:
 def _listed(number: int, draws: np.random.Generator) -> tuple[str, str]:
     """A list of four different numbers with letters, and the letter of ``number``; the others are near it."""
     near = [number + step for step in (-20, -10, -3, -2, -1, 1, 2, 3, 10, 20) if number + step >= 0]
-    numbers = [number, *(near[place] for place in draws.permutation(len(near))[:3])]
-    labels = [_LABELS[place] for place in draws.permutation(len(_LABELS))[:4]]
-    pairs = [f"{labels[place]} {numbers[place]}" for place in draws.permutation(4)]
+    numbers = [number, *(near[index] for index in draws.permutation(len(near))[:3])]
+    labels = [_LABELS[index] for index in draws.permutation(len(_LABELS))[:4]]
+    pairs = [f"{labels[index]} {numbers[index]}" for index in draws.permutation(4)]
     return ", ".join(pairs), labels[0]
 
 
@@ -242,7 +242,7 @@ def _asked(draws: np.random.Generator) -> str:
 
 def _assigned(kind: str, operands: tuple[int, ...], draws: np.random.Generator) -> str:
     """Assignments of the operands and of the steps, then the variable of the result on a line of its own."""
-    x, y, z, w, v = (_VARIABLES[place] for place in draws.permutation(len(_VARIABLES))[:5])
+    x, y, z, w, v = (_VARIABLES[index] for index in draws.permutation(len(_VARIABLES))[:5])
     lines = [f"{letter} = {operand}" for letter, operand in zip((x, y, z), operands, strict=False)]
     if kind in _FIRST_STEP:
         lines += [f"{w} = {x} {_SIGNS[_FIRST_STEP[kind]]} {y}", f"{v} = {w} {_SIGNS[_SECOND_STEP[kind]]} {z}", v]

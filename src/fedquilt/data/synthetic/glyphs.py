@@ -69,8 +69,8 @@ def font_folder() -> Path:
         if matplotlib, or the folder inside it, is not installed.
     """
     spec = find_spec("matplotlib")  # finds a package without importing it
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        folder = Path(place) / "mpl-data" / "fonts" / "ttf"
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        folder = Path(location) / "mpl-data" / "fonts" / "ttf"
         if folder.is_dir():
             return folder
     raise DataError("no fonts found: glyphs are drawn from the fonts inside matplotlib; run 'pip install matplotlib'")
