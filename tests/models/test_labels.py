@@ -55,13 +55,13 @@ def test_outputs_of_other_classes_are_the_datas_and_their_head_is_not(base, fore
 
 
 def test_the_run_file_says_what_the_bases_outputs_are():
-    assert outputs_of(("0", "1"), ("POSITIVE", "NEGATIVE"), told=("1", "0")) == Outputs(
+    assert outputs_of(("0", "1"), ("POSITIVE", "NEGATIVE"), labels=("1", "0")) == Outputs(
         ("1", "0"), ("POSITIVE", "NEGATIVE")
     )
     with pytest.raises(ConfigError, match=r"model.labels names 2 classes \('0', '1'\), but the base has 3 outputs"):
-        outputs_of(("0", "1"), ("a", "b", "c"), told=("0", "1"))
+        outputs_of(("0", "1"), ("a", "b", "c"), labels=("0", "1"))
     with pytest.raises(ConfigError, match=r"model.labels = 'good', 'bad': the data's classes are '0', '1'"):
-        outputs_of(("0", "1"), ("a", "b"), told=("good", "bad"))
+        outputs_of(("0", "1"), ("a", "b"), labels=("good", "bad"))
 
 
 def test_only_a_head_of_other_classes_is_refused():

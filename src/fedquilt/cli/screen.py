@@ -96,7 +96,7 @@ class Shown:
 
 @contextmanager
 def step_bar(name: str) -> Iterator[Callable[[int, int, float], None]]:
-    """Yield ``report(step, steps, loss)``: a bar of one training on a terminal, and elsewhere a line every 200 steps."""
+    """Yield ``report(step, steps, loss)``: a bar of one training on a terminal, a line every 200 steps elsewhere."""
     with Bars(*Bars.get_default_columns(), console=errors, disable=not errors.is_terminal) as bars:
         task = bars.add_task(name, total=None)
 

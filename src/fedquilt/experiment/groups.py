@@ -142,7 +142,7 @@ def work_of(config: Config, loaded: Loaded, host: Host, device: torch.device, rn
     config
         The config of a group of this architecture.
     loaded, host
-        The model, and what the kind of adapter is told about it (``host_of``).
+        The model, and what the kind of adapter knows of it (``host_of``).
     device
         Where to train; on the meta device tensors have shapes only.
     rng

@@ -74,7 +74,7 @@ def load_model(
     rng
         The model's random stream.
     classes, stated, labels
-        The data's class names, matched with the base's (``labels.outputs_of``, whose ``told`` is ``labels``).
+        The data's class names, matched with the base's (``labels.outputs_of``).
     revision, trust_remote_code
         The revision on the hub, and whether Python code of the model may run.
     meta, trial
@@ -103,7 +103,7 @@ def load_model(
             make_decoder(config, make, rng.child("stand-in"))
         outputs = UNNAMED
         if wanted.has_classes and classes:
-            outputs = outputs_of(classes, () if source.values else named_by(config), told=labels, stated=stated)
+            outputs = outputs_of(classes, () if source.values else named_by(config), labels=labels, stated=stated)
         resized = wanted.has_classes and _resized(config, num_classes)
         set_attention(config, source, task, attention)
         dtype = base_dtype(dtype, config)

@@ -45,36 +45,37 @@ def named_by(config: Any) -> tuple[str, ...]:
 
 
 def outputs_of(
-    classes: Sequence[str], own: Sequence[str], *, told: Sequence[str] = (), stated: bool = False
+    classes: Sequence[str], own: Sequence[str], *, labels: Sequence[str] = (), stated: bool = False
 ) -> Outputs:
     """Match the data's ``classes`` with ``own``, the names of the base's outputs.
 
     Names decide, and the base keeps its order: if both have the same classes, output ``i`` is the class that the base
-    names for its output ``i``. ``told`` are the names of the base's outputs in the run file (``model.labels``), which
+    names for its output ``i``. ``labels`` are the names of the base's outputs in the run file (``model.labels``), which
     replace ``own``. If the base's names are only numbers, its outputs are taken in the data's order, and ``stated``
     says that the user gave this order.
 
     Raises
     ------
     ConfigError
-        if ``told`` does not have one name for each output of the base, or its names are not the data's classes.
+        if ``labels`` does not have one name for each output of the base, or its names are not the data's classes.
     """
     classes, own = tuple(classes), tuple(own)
-    if told and len(told) != len(own):
+    if labels and len(labels) != len(own):
         raise ConfigError(
-            f"model.labels names {len(told)} classes ({_listed(told)}), but the base has {len(own)} outputs; name each"
+            f"model.labels names {len(labels)} classes ({_listed(labels)}), but the base has {len(own)} outputs; name "
+            "each"
         )
-    base = tuple(told) or own
+    base = tuple(labels) or own
     bare = numbered(base)
     found = matched(classes, base)
     if len(base) == len(classes) and None not in found:
         order = sorted(range(len(classes)), key=lambda index: found[index] or 0)
         ordered = tuple(classes[index] for index in order)
         return Outputs(ordered, ordered if numbered(own) else own)
-    if told:
+    if labels:
         raise ConfigError(
-            f"model.labels = {_listed(told)}: the data's classes are {_listed(classes)}; give the data's own names, in "
-            "the order of the base's outputs"
+            f"model.labels = {_listed(labels)}: the data's classes are {_listed(classes)}; give the data's own names, "
+            "in the order of the base's outputs"
         )
     if bare and len(base) == len(classes):
         reason = f"its outputs have no names, so which of them is which of {_listed(classes)} is not known"

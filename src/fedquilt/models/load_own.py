@@ -49,7 +49,7 @@ def load_own(own: OwnModel, name: str, task: str, **options: Any) -> Loaded:
     head = own.found_head(model, blocks, num_classes)
     set_dtype(model, head, dtype)
     quantize(model, blocks, options["quantization"])
-    outputs = outputs_of(classes, (), told=options["labels"], stated=options["stated"]) if classes else UNNAMED
+    outputs = outputs_of(classes, (), labels=options["labels"], stated=options["stated"]) if classes else UNNAMED
     about = {"num_labels": num_classes or 0}
     if TASKS[task].reads == "image":
         pixels = Pixels(own.image_size, own.num_channels(), own.mean, own.std)
