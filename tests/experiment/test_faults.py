@@ -20,7 +20,7 @@ def test_a_killed_node_a_cut_off_node_and_a_killed_server_lose_no_round(tmp_path
     check(play)
     assert play.killed == [1]
     assert [*play.away] == [2]
-    assert play.broken == [3]
+    assert play.broken == [2]
 
 
 @pytest.mark.slow
