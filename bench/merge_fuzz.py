@@ -24,10 +24,10 @@ import torch
 from hostile import DEFAULT, attacked
 from test_hostile import TABLE, outcome, ruled
 
-from fedquilt.core.bounds import Bounds
+from fedquilt.core.defence import UNBOUNDED, Defence
 
 
-def fuzzed(num_replies: int, bounds: Bounds) -> dict[str, Any]:
+def fuzzed(num_replies: int, bounds: Defence) -> dict[str, Any]:
     """Attack with at least so many replies, spread evenly over the table; return counts and failures."""
     counts, failed, share = Counter[str](), dict[str, str](), -(-num_replies // len(TABLE))
     for name, build in TABLE.items():
@@ -42,7 +42,7 @@ def fuzzed(num_replies: int, bounds: Bounds) -> dict[str, Any]:
     return {**{key: counts[key] for key in ("hostile", "taken", "dropped", "bounded", "merges")}, "failed": failed}
 
 
-def outside(rule: str, bounds: Bounds, num_seeds: int) -> float:
+def outside(rule: str, bounds: Defence, num_seeds: int) -> float:
     """Return the largest distance of a coordinate from the range of the honest clients, in widths of that range."""
     worst = 0.0
     for seed in range(num_seeds):
@@ -66,11 +66,11 @@ def main() -> int:
     found: dict[str, Any] = {
         "rows": len(TABLE),
         "default bounds": fuzzed(options.replies // 2, DEFAULT),
-        "without bounds": fuzzed(options.replies // 2, Bounds()),
+        "without bounds": fuzzed(options.replies // 2, UNBOUNDED),
         "beyond the honest range": {
-            "median": outside("median", Bounds(), options.seeds),
+            "median": outside("median", UNBOUNDED, options.seeds),
             "mean with default bounds": outside("mean", DEFAULT, options.seeds),
-            "mean": outside("mean", Bounds(), options.seeds),
+            "mean": outside("mean", UNBOUNDED, options.seeds),
         },
     }
     found["seconds"] = round(time.perf_counter() - began, 1)

@@ -19,6 +19,7 @@ from fedquilt.aggregate.robust import (
     coordinate_median,
     trimmed_mean,
 )
+from fedquilt.aggregate.settings import RuleSettings
 from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.params import squared_norm, sub
 from fedquilt.core.rng import Rng
@@ -139,7 +140,7 @@ def test_huge_values_do_not_overflow():
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_takes_what_layered_methods_give_it(rule):
     base, replies = drawn(4, 5)
-    aggregate = aggregate_rule(rule, trim_share=0.2, clip_norm=1.0)
+    aggregate = aggregate_rule(RuleSettings(rule, trim_share=0.2))
     for weighting in ("examples", "uniform"):
         result = aggregate(base, iter(replies), weighting)
         assert list(result) == list(base)
@@ -153,7 +154,7 @@ def test_every_rule_takes_what_layered_methods_give_it(rule):
 def test_wrong_settings_are_named():
     base, replies = drawn(4, 3)
     with pytest.raises(ConfigError, match=r"aggregation\.rule is 'krum'; it must be one of mean, median, trimmed-mean"):
-        aggregate_rule("krum", trim_share=0.1, clip_norm=1.0)
+        RuleSettings("krum")
     for share in (-0.1, 0.5):
         with pytest.raises(ConfigError, match=r"aggregation\.trim_share = .*must be at least 0 and below 0\.5"):
             trimmed_mean(base, replies, share=share)

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedquilt.aggregate.mean import layerwise_mean
-from fedquilt.aggregate.server_optimizer import KINDS, with_server_optimizer
-from fedquilt.core.bounds import Bounds
+from fedquilt.aggregate.server_optimizer import with_server_optimizer
+from fedquilt.aggregate.settings import ServerOptimizer
+from fedquilt.core.defence import UNBOUNDED, Defence
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.loop import rounds
 from fedquilt.core.method import Exchange, Method
@@ -20,6 +21,7 @@ from fedquilt.engine.local import LocalEngine
 from fedquilt.record.tree_bytes import tree_from_bytes, tree_to_bytes
 
 PROFILES = tuple(Profile(k, k + 1, "toy", Budget(1), "toy") for k in range(3))
+KINDS = ("momentum", "adam", "yogi")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -77,7 +79,7 @@ def test_three_kinds_step_as_by_hand(moves):
         return x
 
     for kind in KINDS:
-        end = states(with_server_optimizer(method, kind), len(moves))[-1]["params"]
+        end = states(with_server_optimizer(method, ServerOptimizer(kind)), len(moves))[-1]["params"]
         torch.testing.assert_close(end["a"].double(), by_hand(kind), rtol=1e-5, atol=1e-6)
         assert torch.equal(end["b"], first(method)["params"]["b"])  # nobody ever sent it
 
@@ -85,7 +87,7 @@ def test_three_kinds_step_as_by_hand(moves):
 def test_without_momentum_and_at_rate_one_it_is_the_method():
     method = moving([{"a": 0.3, "b": -0.1}, {"b": 0.7}, {"a": 0.2}])
     plain = states(method, 3)
-    stepped = states(with_server_optimizer(method, "momentum", learning_rate=1.0, momentum=0.0), 3)
+    stepped = states(with_server_optimizer(method, ServerOptimizer("momentum", 1.0, 0.0)), 3)
     assert [same(one["params"], other["params"]) for one, other in zip(plain, stepped, strict=True)] == [True] * 3
     assert [one["round"] for one in stepped] == [1, 2, 3]
 
@@ -93,27 +95,29 @@ def test_without_momentum_and_at_rate_one_it_is_the_method():
 @every_kind
 def test_what_nobody_sends_rests_with_its_moments_and_goes_on_from_them(kind):
     with_gap = [{"a": 0.3, "b": 0.2}, {"a": 0.1}, {"a": 0.1, "b": -0.1}]
-    found = states(with_server_optimizer(moving(with_gap), kind), 3)
+    found = states(with_server_optimizer(moving(with_gap), ServerOptimizer(kind)), 3)
     one, gap, after = ({"x": state["params"]["b"], "m": state["moments"]["momentum"]["b"]} for state in found)
     assert same(one, gap)
     assert not same(gap, after)
     without_gap = [with_gap[0], {"a": 0.1, "b": -0.1}]
-    straight = states(with_server_optimizer(moving(without_gap), kind), 2)[-1]
+    straight = states(with_server_optimizer(moving(without_gap), ServerOptimizer(kind)), 2)[-1]
     assert same(after, {"x": straight["params"]["b"], "m": straight["moments"]["momentum"]["b"]})
 
 
 @every_kind
 def test_clients_that_return_what_they_received_change_no_bit_until_something_has_moved(kind):
-    still = states(with_server_optimizer(moving([{"a": 0.0, "b": 0.0}] * 3), kind), 3)
+    still = states(with_server_optimizer(moving([{"a": 0.0, "b": 0.0}] * 3), ServerOptimizer(kind)), 3)
     assert all(same(state["params"], first(moving([]))["params"]) for state in still)
-    later = states(with_server_optimizer(moving([{"a": 0.5}, {"a": 0.0, "b": 0.0}]), kind), 2)
+    later = states(with_server_optimizer(moving([{"a": 0.5}, {"a": 0.0, "b": 0.0}]), ServerOptimizer(kind)), 2)
     assert not torch.equal(later[1]["params"]["a"], later[0]["params"]["a"])  # what is left of its momentum
     assert torch.equal(later[1]["params"]["b"], later[0]["params"]["b"])
 
 
 @every_kind
 def test_moments_go_through_a_checkpoint_and_the_rest_ends_in_the_same_bits(kind):
-    method = with_server_optimizer(moving([{"a": 0.3}, {"a": -0.2, "b": 0.1}, {"b": 0.4}, {"a": 0.1}]), kind)
+    method = with_server_optimizer(
+        moving([{"a": 0.3}, {"a": -0.2, "b": 0.1}, {"b": 0.4}, {"a": 0.1}]), ServerOptimizer(kind)
+    )
     whole = states(method, 4)
     for taken_up in (1, 2, 3):
         held = tree_from_bytes(tree_to_bytes(whole[taken_up - 1]))
@@ -126,7 +130,7 @@ def test_moments_go_through_a_checkpoint_and_the_rest_ends_in_the_same_bits(kind
 
 @every_kind
 def test_what_merge_was_given_stays(kind):
-    method = with_server_optimizer(moving([{"a": 0.3}, {"a": 0.1}]), kind)
+    method = with_server_optimizer(moving([{"a": 0.3}, {"a": 0.1}]), ServerOptimizer(kind))
     before = states(method, 1)[0]
     kept = tree_from_bytes(tree_to_bytes(before))
     merged = method.exchanges[0].merge(before, iter([Reply(0, {"a": before["params"]["a"] + 1}, 1.0)]))
@@ -138,28 +142,36 @@ def test_what_merge_was_given_stays(kind):
 def test_a_method_without_common_tensors_is_refused_with_the_way_out():
     method = moving([])._replace(init=lambda rng: {"groups": {}})
     with pytest.raises(ConfigError, match=r"server_optimizer = 'adam': the server of method 'moving' keeps no common"):
-        with_server_optimizer(method, "adam").init(Rng(0))
+        with_server_optimizer(method, ServerOptimizer("adam")).init(Rng(0))
 
 
 @pytest.mark.parametrize(
-    ("kind", "wrong", "message"),
+    ("wrong", "message"),
     [
-        ("adamm", {}, r"there is no server optimiser 'adamm' \(did you mean 'adam'\?\); allowed: momentum, adam, yogi"),
-        ("momentum", {"learning_rate": 0.0}, r"learning_rate = 0.0: must be above 0"),
-        ("momentum", {"momentum": 1.0}, r"beta = 1.0: must be at least 0 and below 1"),
-        ("adam", {"beta2": -0.1}, r"beta2 = -0.1: must be at least 0"),
-        ("yogi", {"tau": 0.0}, r"tau = 0.0: must be above 0"),
-        ("yogi", {"tau": math.nan}, r"tau = nan: must be above 0"),
+        (
+            {"server_optimizer": "adamm"},
+            r"server_optimizer is 'adamm' \(did you mean 'adam'\?\); .* momentum, adam, yo",
+        ),
+        ({"server_learning_rate": 0.0}, r"server_learning_rate is 0.0; it must be a finite number above 0"),
+        ({"server_momentum": 1.0}, r"server_momentum is 1.0; it must be a finite number of at least 0 and below 1"),
+        ({"server_beta2": -0.1}, r"server_beta2 is -0.1; it must be a finite number of at least 0"),
+        ({"server_tau": 0.0}, r"server_tau is 0.0; it must be a finite number above 0"),
+        ({"server_tau": math.nan}, r"server_tau is nan; it must be a finite number above 0"),
     ],
 )
-def test_a_number_out_of_range_is_refused_at_once(kind, wrong, message):
-    with pytest.raises(ValueError, match=message):
-        with_server_optimizer(moving([]), kind, **wrong)
+def test_a_number_out_of_range_is_refused_at_once(wrong, message):
+    with pytest.raises(ConfigError, match=rf"aggregation\.{message}"):
+        ServerOptimizer(**wrong)
+
+
+def test_without_an_optimiser_it_is_the_method_itself():
+    method = moving([])
+    assert with_server_optimizer(method, ServerOptimizer()) is method
 
 
 def test_everything_but_init_and_merge_is_the_methods_own():
     method = moving([])
-    made = with_server_optimizer(method, "momentum")
+    made = with_server_optimizer(method, ServerOptimizer("momentum"))
     assert (made.name, made.view) == (method.name, method.view)
     assert made.exchanges[0]._replace(merge=method.exchanges[0].merge) == method.exchanges[0]
     assert made.init(Rng(1))["moments"] == {"momentum": {}, "variance": {}}
@@ -171,7 +183,7 @@ def test_everything_but_init_and_merge_is_the_methods_own():
 @pytest.mark.parametrize("kind", ["adam", "yogi"])
 def test_one_huge_move_leaves_finite_moments_and_a_tensor_that_stands_still_is_reported(kind):
     moves = [{"a": 0.1, "b": 0.1}, {"a": 1e30, "b": 0.1}, *[{"a": 0.1, "b": 0.1}] * 100]
-    played = states(with_server_optimizer(moving(moves), kind), 102)
+    played = states(with_server_optimizer(moving(moves), ServerOptimizer(kind)), 102)
     for state in played:
         for tensors in state["moments"].values():
             assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
@@ -188,11 +200,13 @@ def test_one_huge_move_leaves_finite_moments_and_a_tensor_that_stands_still_is_r
 @every_kind
 def test_what_moves_is_not_reported(kind):
     moves = [{"a": 0.1 * 0.5**number, "b": 1e-6} for number in range(8)]
-    assert all(state["stalled"] == 0 for state in states(with_server_optimizer(moving(moves), kind), 8))
+    assert all(
+        state["stalled"] == 0 for state in states(with_server_optimizer(moving(moves), ServerOptimizer(kind)), 8)
+    )
 
 
 def test_with_the_bound_on_updates_one_huge_reply_holds_nothing_back():
-    method = with_server_optimizer(moving([{"a": 0.1, "b": 0.1}] * 100), "adam")
+    method = with_server_optimizer(moving([{"a": 0.1, "b": 0.1}] * 100), ServerOptimizer("adam"))
     (fit,) = method.exchanges
     fit = fit._replace(expects=lambda order: dict(order.params))
     engine = LocalEngine({k: k for k in range(3)})
@@ -206,7 +220,7 @@ def test_with_the_bound_on_updates_one_huge_reply_holds_nothing_back():
         changed = method._replace(exchanges=(fit,))
         return [*rounds(changed, lambda n: PROFILES, send, Rng(4), num_rounds=100, bounds=bounds)][-1].state
 
-    bounded, free = end(Bounds(10.0)), end(Bounds())
+    bounded, free = end(Defence()), end(UNBOUNDED)
     start = first(method)["params"]
     steady = {name: (bounded["params"][name] - start[name]).abs().min() for name in "ab"}
     assert free["stalled"] == 2

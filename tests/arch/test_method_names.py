@@ -19,7 +19,7 @@ WORDS = {"exclusive", "straggler", "full"}
 ALLOWED = {
     *(("aggregate/lowrank/rules.py", rule) for rule in RULES),  # the rules' own names, at home
     *(("config/privacy.py", rule) for rule in RULES),  # the choices of aggregation.rule
-    *(("config/aggregation.py", rule) for rule in RULES),
+    *(("aggregate/settings.py", rule) for rule in RULES),
     ("config/schema.py", Method.model_fields["name"].default),  # what a run file runs that does not say
 }
 """Files and the names in them that are another thing than a method, or the default of the run file."""

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedquilt.aggregate.alignment.gradients import AlignSettings
+from fedquilt.aggregate.settings import AlignSettings
 from fedquilt.bank.alignment import aligned_bank
 from fedquilt.bank.merge import BankUpdate, merged_bank, offered
 from fedquilt.bank.selection import drawn, leading

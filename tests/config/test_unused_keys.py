@@ -188,6 +188,8 @@ def test_a_key_that_nothing_would_come_of_is_refused(told, key):
         ("fed-hello", {"allocation": "rgd", "score": "norm"}, "method.allocation = 'fim' alone, and this is 'rgd'"),
         ("fed-hello", {"allocation": "gd", "coverage": False}, "method.allocation = 'rgd' or 'fim' alone"),
         ("fed-hello", {"base": "output"}, "method.shape = 'triangle' or 'inverted-triangle' alone"),
+        ("h2tune", {"agreement": 0.0, "temperature": 2.0}, "has no effect with method.agreement = 0.0"),
+        ("h2tune", {"alignment": "top", "width": 0.2}, "method.alignment = 'learned' alone, and this is 'top'"),
         ("h2tune", {"reselect": 2}, "method.selection = 'strongest' alone, and this is 'leading'"),
         ("heterotune", {"sharpness": 2.0}, "method.align = 'soft' alone, and this is left out"),
         ("heterotune", {"share": False, "per": "tensor"}, "method.share = true alone, and this is false"),
@@ -207,6 +209,13 @@ def test_a_setting_that_another_one_makes_idle_is_refused(method, idle, choice):
     if default is not None:
         assert arguments(METHODS[method], {**idle, key: default}, prefix="method")[key] == default
     assert value != default
+
+
+def test_the_sharpness_is_of_soft_alignment_alone(told):
+    sharp = "aggregation.align_sharpness=2.0"
+    (problem,) = told(IMAGES, "aggregation.align=mean", sharp)
+    assert problem.startswith("aggregation.align_sharpness = 2.0: is of aggregation.align = 'soft' alone")
+    assert told(IMAGES, "aggregation.align=soft", sharp) == []
 
 
 def test_a_key_that_groups_share_is_idle_where_it_is_so_in_all_of_them(told):

@@ -16,8 +16,8 @@ import torch
 from promises import Build, Setup
 from torch import Tensor
 
-from fedquilt.core.bounds import Bounds
 from fedquilt.core.checks import MAX_GROWTH, MIN_WEIGHT, reply_check
+from fedquilt.core.defence import Defence
 from fedquilt.core.loop import Round, perform, rounds
 from fedquilt.core.method import Exchange
 from fedquilt.core.rng import Rng
@@ -111,7 +111,7 @@ def honest(template: Reply, examples: int, rng: Rng) -> Reply:
     return replace(template, params=params, weight=float(examples))
 
 
-DEFAULT = Bounds(10.0, 0.5)
+DEFAULT = Defence(max_weight_share=0.5)
 
 
 class Attack:
@@ -152,7 +152,7 @@ class Attack:
         reply, self.memories[client] = perform(exchange._replace(wire=None), *held)
         return reply
 
-    def run(self, num_rounds: int, bounds: Bounds = DEFAULT, **more: Any) -> list[Round]:
+    def run(self, num_rounds: int, bounds: Defence = DEFAULT, **more: Any) -> list[Round]:
         """The rounds; a merge that raises, or makes a number that is not finite, is an error here too."""
         done = list(
             rounds(
@@ -174,7 +174,7 @@ class Attack:
         return done
 
 
-def attacked(build: Build, seeds: range, *, num_rounds: int = 3, bounds: Bounds = DEFAULT) -> Counter[str]:
+def attacked(build: Build, seeds: range, *, num_rounds: int = 3, bounds: Defence = DEFAULT) -> Counter[str]:
     """What came of attacking a method from these seeds; each time all clients but one, drawn anew, mean harm."""
     setup, counts = build(), Counter[str]()
     ids = [profile.id for profile in setup.profiles]

@@ -11,12 +11,13 @@ from promises import Build, Setup
 from small_federation import VIT, small
 from test_contract import ROWS, SOON, real
 
-from fedquilt.aggregate.alignment.gradients import AlignSettings
 from fedquilt.aggregate.alignment.wrapper import with_alignment
 from fedquilt.aggregate.robust import aggregate_rule
 from fedquilt.aggregate.server_optimizer import with_server_optimizer
+from fedquilt.aggregate.settings import AlignSettings, RuleSettings, ServerOptimizer
 from fedquilt.client import Training
-from fedquilt.core.bounds import Bounds, moved_far
+from fedquilt.core.bounds import moved_far
+from fedquilt.core.defence import UNBOUNDED, Defence
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Order, Reply
 from fedquilt.core.wire import with_wire_dtype
@@ -31,7 +32,7 @@ def ruled(rule: str, name: str = "fedit", *, clients: int = 5, **settings) -> Bu
     def build() -> Setup:
         training = Training(steps=1, epochs=None, batch_size=4)
         scene = small(VIT, budgets=(4,) * clients, sizes=(5, 8, 6, 7, 9)[:clients], training=training)
-        found = aggregate_rule(rule, trim_share=0.4, clip_norm=0.5)
+        found = aggregate_rule(RuleSettings(rule, trim_share=0.4, clip_norm=0.5))
         federation = replace(scene.federation, aggregate=found)
         return Setup(METHODS[name](federation, **settings), federation.profiles, scene.clients)
 
@@ -47,7 +48,7 @@ def wrapped(build: Build, change) -> Build:
 
 
 def _aligned(setup: Setup, rule: str):
-    settings = AlignSettings(rule, equalise=rule == "soft")
+    settings = AlignSettings(rule, align_equalise=rule == "soft")
     return with_alignment(setup.method, setup.profiles, lambda name: "lora" in name, settings, groups="client")
 
 
@@ -60,7 +61,9 @@ WRAPPED = {
         for rule in ("projection", "reference", "soft", "mean")
     },
     **{
-        f"fedra-{kind}": wrapped(real("fedra"), lambda setup, kind=kind: with_server_optimizer(setup.method, kind))
+        f"fedra-{kind}": wrapped(
+            real("fedra"), lambda setup, kind=kind: with_server_optimizer(setup.method, ServerOptimizer(kind))
+        )
         for kind in ("momentum", "adam", "yogi")
     },
     "fed-hello-received": wrapped(
@@ -96,13 +99,13 @@ FREE = ["fedit", "flora", "flexlora", "lora-fair", "hetlora", "h2tune-common-end
 
 @pytest.mark.parametrize("name", FREE)
 def test_nor_without_the_bounds_of_the_cohort(name):
-    counts = attacked(TABLE[name], range(2), num_rounds=3, bounds=Bounds())
+    counts = attacked(TABLE[name], range(2), num_rounds=3, bounds=UNBOUNDED)
     assert counts["bounded"] == 0
     assert counts["merges"] >= 6
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bounds", [Bounds(10.0, 0.5), Bounds()], ids=["bounded", "free"])
+@pytest.mark.parametrize("bounds", [Defence(max_weight_share=0.5), UNBOUNDED], ids=["bounded", "free"])
 def test_twenty_thousand_hostile_replies(bounds):
     total = Counter[str]()
     for name, build in TABLE.items():
@@ -114,7 +117,7 @@ def test_twenty_thousand_hostile_replies(bounds):
 # Honest clients among them ------------------------------------------------------------
 
 
-def outcome(build: Build, bounds: Bounds, seed: int, *, num_bad: int = 2):
+def outcome(build: Build, bounds: Defence, seed: int, *, num_bad: int = 2):
     """What a round was sent, its honest replies, and the tensors after it, where so many of all clients mean harm."""
     setup, rng = build(), Rng(seed).child("outcome")
     ids = [profile.id for profile in setup.profiles]
@@ -131,7 +134,7 @@ def outcome(build: Build, bounds: Bounds, seed: int, *, num_bad: int = 2):
 @pytest.mark.parametrize("rule", ["median", "trimmed-mean"])
 def test_two_of_five_never_take_a_coordinate_out_of_the_range_of_the_honest(rule):
     for seed in range(25):
-        _, taken, fair, after = outcome(ruled(rule), Bounds(), seed)
+        _, taken, fair, after = outcome(ruled(rule), UNBOUNDED, seed)
         if rule == "trimmed-mean" and len(taken) < 5:
             continue  # of four clients, a share of 0.4 cuts one on each side
         for name in next(iter(fair.values())).params:
@@ -142,7 +145,7 @@ def test_two_of_five_never_take_a_coordinate_out_of_the_range_of_the_honest(rule
 
 def test_nobody_moves_a_clipped_mean_by_more_than_the_clip():
     for seed in range(10):
-        start, _, _, after = outcome(ruled("clipped-mean"), Bounds(), seed)
+        start, _, _, after = outcome(ruled("clipped-mean"), UNBOUNDED, seed)
         assert float(sum((after[n] - start[n]).double().square().sum() for n in start)) ** 0.5 <= 0.5 * (1 + 1e-6)
 
 
@@ -150,7 +153,7 @@ def test_a_mean_moves_by_no_more_than_the_ratio_times_the_median_of_honest_updat
     build, ratio = ruled("mean"), 10.0
     fit = build().method.exchanges[0]
     for seed in range(25):
-        start, _, fair, after = outcome(build, Bounds(ratio, 0.5), seed)
+        start, _, fair, after = outcome(build, Defence(max_norm_ratio=ratio, max_weight_share=0.5), seed)
         sent = Reply(0, {name: after[name] for name in next(iter(fair.values())).params}, 1.0)
         order = Order(start, {"layers": [0, 1, 2, 3]})
         moves = sorted(moved_far(fit, order, reply).rms for reply in fair.values())

@@ -15,7 +15,8 @@ from promises import Setup
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss, one_hot
 
-from fedquilt.aggregate.server_optimizer import Kind, with_server_optimizer
+from fedquilt.aggregate.server_optimizer import with_server_optimizer
+from fedquilt.aggregate.settings import ServerOptimizer
 from fedquilt.client.penalty import with_proximal
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Exchange, Method
@@ -132,7 +133,7 @@ def short(build: Callable[[], Setup], dtype: str) -> Callable[[], Setup]:
     return shortened
 
 
-def changed(build: Callable[[], Setup], *, mu: float = 0.0, kind: Kind | None = None) -> Callable[[], Setup]:
+def changed(build: Callable[[], Setup], *, mu: float = 0.0, kind: str | None = None) -> Callable[[], Setup]:
     """The same among the same clients, held near what they receive, and with a server optimiser."""
 
     def made() -> Setup:
@@ -144,7 +145,7 @@ def changed(build: Callable[[], Setup], *, mu: float = 0.0, kind: Kind | None = 
         def learned(state: Tree) -> Tree:  # moments fade though no client moves
             return setup.learned(without(state, ["moments"]))
 
-        return setup._replace(method=with_server_optimizer(method, kind), learned=learned)
+        return setup._replace(method=with_server_optimizer(method, ServerOptimizer(kind)), learned=learned)
 
     return made
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedquilt.aggregate.mean import layerwise_mean
-from fedquilt.core.bounds import Bounds, bounded, fair_weight, limited, moved_far
+from fedquilt.core.bounds import bounded, fair_weight, limited, moved_far
 from fedquilt.core.checks import reply_check
+from fedquilt.core.defence import UNBOUNDED, Defence
 from fedquilt.core.errors import RoundError
 from fedquilt.core.loop import perform, rounds
 from fedquilt.core.method import Exchange, Method
@@ -35,7 +36,12 @@ def moved_by(client, length, weight=1.0):
 
 def of(replies, ratio=10.0, share=None, exchange=None, orders=None):
     exchange = exchange or exchange_of()
-    return bounded(exchange, orders or orders_of(*(one.client for one in replies)), replies, Bounds(ratio, share))
+    return bounded(
+        exchange,
+        orders or orders_of(*(one.client for one in replies)),
+        replies,
+        Defence(max_norm_ratio=ratio, max_weight_share=share),
+    )
 
 
 # Updates ------------------------------------------------------------
@@ -147,7 +153,7 @@ def test_the_share_holds_for_every_tensor_and_not_only_for_the_sum():
         Reply(2, {"a": SENT["a"]}, 60.0),
         Reply(3, {"b": SENT["b"]}, 5.0),
     ]
-    made, notes = of(replies, None, 0.5)
+    made, notes = of(replies, "off", 0.5)
     assert [one.weight for one in made] == [5.0, 5.0, 5.0, 5.0]  # of the two that sent b, none is more than half
     assert notes[0] == {"sent_weight": 100.0}
     assert made[3] is replies[3]
@@ -155,7 +161,7 @@ def test_the_share_holds_for_every_tensor_and_not_only_for_the_sum():
 
 def test_who_is_alone_with_a_tensor_is_not_bounded_for_it():
     replies = [Reply(0, {"a": SENT["a"], "b": SENT["b"]}, 3.0), Reply(1, {"a": SENT["a"]}, 3.0)]
-    assert of(replies, None, 0.5).replies == replies
+    assert of(replies, "off", 0.5).replies == replies
 
 
 # In the loop ------------------------------------------------------------
@@ -188,7 +194,9 @@ def played(spoil, **arguments):
 
 
 def test_what_was_bounded_is_told_and_bounds_that_do_not_act_change_no_bit():
-    honest = [played(lambda order, reply: reply, bounds=bounds) for bounds in (Bounds(), Bounds(10.0, 0.5))]
+    honest = [
+        played(lambda order, reply: reply, bounds=bounds) for bounds in (UNBOUNDED, Defence(max_weight_share=0.5))
+    ]
     for one, other in zip(*honest, strict=True):
         assert all(torch.equal(one.state["params"][n], other.state["params"][n]) for n in SENT)
         assert other.traffic[0].bounded == {}
@@ -197,7 +205,7 @@ def test_what_was_bounded_is_told_and_bounds_that_do_not_act_change_no_bit():
     def long(order, reply):
         return replace(reply, params={name: tensor + 1000 for name, tensor in order.params.items()})
 
-    first = played(long, bounds=Bounds(10.0))[0]
+    first = played(long, bounds=Defence())[0]
     assert list(first.traffic[0].bounded) == [2]
     assert all((first.state["params"][n] - SENT[n]).abs().max() < 0.1 for n in SENT)
     assert played(long)[0].state["params"]["a"].min() > 200

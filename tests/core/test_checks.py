@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedquilt.aggregate.mean import layerwise_mean
-from fedquilt.core.checks import Limits, reply_check
+from fedquilt.core.checks import reply_check
+from fedquilt.core.defence import Defence
 from fedquilt.core.errors import RoundError
 from fedquilt.core.loop import perform, rounds
 from fedquilt.core.method import Exchange, Method
@@ -28,7 +29,7 @@ def expects(order):
 
 EXCHANGE = Exchange("fit", None, None, None, expects)
 UNANNOUNCED = Exchange("fit", None, None, None)
-LIMITS = Limits(max_update_norm=10.0, max_reply_bytes=1000)
+LIMITS = Defence(max_update_norm=10.0, max_reply_bytes=1000)
 check = reply_check(PROFILES, LIMITS)
 
 
@@ -105,7 +106,7 @@ def test_the_norm_is_that_of_the_whole_update_and_the_bound_itself_is_taken(boun
     a = torch.randn(2, 3, generator=Rng(seed).torch())
     a *= bound / float(a.double().norm())
     inside, outside = held(a=a * 0.999), held(a=a * 1.001)
-    bounded = reply_check(PROFILES, Limits(max_update_norm=bound))
+    bounded = reply_check(PROFILES, Defence(max_update_norm=bound))
     assert bounded(EXCHANGE, ORDER, inside) is None
     assert "the update's norm is" in bounded(EXCHANGE, ORDER, outside)
 

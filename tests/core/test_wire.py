@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from fedquilt.core.checks import Limits, reply_check
+from fedquilt.core.checks import reply_check
+from fedquilt.core.defence import Defence
 from fedquilt.core.errors import WireError
 from fedquilt.core.loop import perform, rounds
 from fedquilt.core.method import Exchange, Method, Wire
@@ -383,7 +384,7 @@ def test_a_client_whose_numbers_have_no_short_form_fails_and_owes_what_it_did():
     ],
 )
 def test_a_reply_is_checked_in_the_form_it_has_for_merge(spoil, reason):
-    check = reply_check(PROFILES, Limits(max_update_norm=100.0, max_reply_bytes=200))
+    check = reply_check(PROFILES, Defence(max_update_norm=100.0, max_reply_bytes=200))
     method = with_wire_dtype(toy(), "int8")
     (done,) = played(method, 1, check=check, spoil=lambda r: replace(r, params=spoil(r.params)))
     assert [*done.traffic[0].dropped] == [0]
@@ -394,7 +395,7 @@ def test_a_reply_is_checked_in_the_form_it_has_for_merge(spoil, reason):
 
 def test_the_largest_reply_is_counted_as_it_travelled():
     for bound, dropped in ((40, 0), (39, 3)):
-        check = reply_check(PROFILES, Limits(max_reply_bytes=bound))
+        check = reply_check(PROFILES, Defence(max_reply_bytes=bound))
         if not dropped:
             assert not played(with_wire_dtype(toy(), "int8"), 1, check=check)[0].traffic[0].dropped
             continue

@@ -11,6 +11,7 @@ from promises import same
 
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.aggregate.robust import aggregate_rule
+from fedquilt.aggregate.settings import RuleSettings
 from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.loop import perform
 from fedquilt.core.method import Wire
@@ -45,7 +46,7 @@ def test_a_run_combines_replies_by_the_rule_of_its_file(config, tmp_path, record
     folder, moved = recorded_run(wanted, tmp_path / rule)
     begun, replies = moved[0][0].params, [reply for _, reply in moved]
     after = Record.open(folder).load_checkpoint()[1]["params"]
-    combine = aggregate_rule(rule, **{"trim_share": 0.1, "clip_norm": 1.0, **own})
+    combine = aggregate_rule(RuleSettings(rule, **own))
     assert same(after, combine(begun, replies, "examples"))
     assert not same(after, layerwise_mean(begun, replies, "examples"))
 

@@ -10,7 +10,7 @@ from promises import Setup, copied, play, same
 from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, several, small
 
 from fedquilt.adapters.sites import places_in, sites_of
-from fedquilt.aggregate.alignment.gradients import AlignSettings
+from fedquilt.aggregate.settings import AlignSettings
 from fedquilt.bank.alignment import aligned_bank
 from fedquilt.bank.merge import BankUpdate, exchange_bytes, merged_bank, offered, slots_in
 from fedquilt.bank.relation import lowered, relation

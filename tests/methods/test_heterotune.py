@@ -10,6 +10,7 @@ from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, mixtures, rows, sever
 from fedquilt.adapters.mixture.inject import branch_of, is_shared
 from fedquilt.aggregate.alignment.pseudo_gradients import Gathered
 from fedquilt.aggregate.robust import aggregate_rule
+from fedquilt.aggregate.settings import RuleSettings
 from fedquilt.client import Training
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.params import num_bytes
@@ -336,7 +337,7 @@ def test_the_penalty_holds_the_branches_near_what_was_sent():
 
 def test_a_robust_rule_takes_the_place_of_the_mean_where_nothing_is_aligned():
     scene = mixtures((VIT,), budgets=(4, 4, 4))
-    federation = replace(scene.federation, aggregate=aggregate_rule("median", trim_share=0.1, clip_norm=1.0))
+    federation = replace(scene.federation, aggregate=aggregate_rule(RuleSettings("median")))
     built = Setup(heterotune(federation, align="none"), federation.profiles, scene.clients)
     found, played = sent(built)
     for name, value in bank(played.states[1]).items():
@@ -353,9 +354,15 @@ def test_a_robust_rule_takes_the_place_of_the_mean_where_nothing_is_aligned():
             r"method.align = 'mean': with method.share = false no tensors are shared",
         ),
         ({"trained": "own"}, {"align": "projection"}, r"method.align = 'projection': with adapter.trained = 'own'"),
+        (
+            {"trained": "own"},
+            {"per": "tensor", "equalise": True},
+            r"method.per = 'tensor': has no effect .* adapter.trained = 'own'.*\nmethod.equalise = true: has no effect",
+        ),
+        ({"trained": "own"}, {"server_learning_rate": 0.5}, r"method.server_learning_rate = 0.5: has no effect"),
         ({}, {"mu": -1.0}, r"method.mu = -1.0: must be at least 0"),
         ({}, {"decay": float("inf")}, r"method.decay = inf: must be at least 0 and finite"),
-        ({}, {"server_learning_rate": 0.0}, r"align.learning_rate is 0.0"),
+        ({}, {"server_learning_rate": 0.0}, r"the server's learning rate is 0.0; it must be a finite number above 0"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(make, settings, told):

@@ -12,36 +12,30 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from fedquilt.aggregate.mean import check_reply, layerwise_mean
+from fedquilt.aggregate.settings import RuleSettings, TensorRule
 from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.federation import Aggregate
 from fedquilt.core.params import narrow, scale, select, squared_norm, wide, without
 from fedquilt.core.types import Params, Reply
 
-RULES = ("mean", "median", "trimmed-mean", "clipped-mean")
+RULES = get_args(TensorRule)
 
 
-def aggregate_rule(rule: str, *, trim_share: float, clip_norm: float) -> Aggregate:
-    """The aggregator of a run file's ``[aggregation] rule``: ``aggregate(base, replies, weighting)``.
-
-    Raises
-    ------
-    ConfigError
-        if there is no such rule.
-    """
-    if rule == "mean":
-        return layerwise_mean
-    if rule == "median":
+def aggregate_rule(settings: RuleSettings) -> Aggregate:
+    """The aggregator of a rule for single tensors, ``aggregate(base, replies, weighting)``; of other rules the mean."""
+    if settings.rule == "median":
         return coordinate_median
-    if rule == "trimmed-mean":
-        return partial(trimmed_mean, share=trim_share)
-    if rule == "clipped-mean":
-        return partial(clipped_mean, bound=clip_norm)
-    raise ConfigError(f"aggregation.rule is '{rule}'; it must be one of {', '.join(RULES)}")
+    if settings.rule == "trimmed-mean":
+        return partial(trimmed_mean, share=settings.trim_share)
+    if settings.rule == "clipped-mean":
+        return partial(clipped_mean, bound=settings.clip_norm)
+    return layerwise_mean
 
 
 def coordinate_median(base: Mapping[str, Tensor], replies: Iterable[Reply], weighting: str = "uniform") -> Params:
@@ -66,7 +60,11 @@ def coordinate_median(base: Mapping[str, Tensor], replies: Iterable[Reply], weig
 
 
 def trimmed_mean(
-    base: Mapping[str, Tensor], replies: Iterable[Reply], weighting: str = "uniform", *, share: float = 0.1
+    base: Mapping[str, Tensor],
+    replies: Iterable[Reply],
+    weighting: str = "uniform",
+    *,
+    share: float = RuleSettings.trim_share,
 ) -> Params:
     """The coordinate-wise mean over a tensor's k senders without the ``floor(share k)`` smallest and largest values.
 
@@ -92,7 +90,11 @@ def trimmed_mean(
 
 
 def clipped_mean(
-    base: Mapping[str, Tensor], replies: Iterable[Reply], weighting: str = "examples", *, bound: float = 1.0
+    base: Mapping[str, Tensor],
+    replies: Iterable[Reply],
+    weighting: str = "examples",
+    *,
+    bound: float = RuleSettings.clip_norm,
 ) -> Params:
     """The layer-wise mean of updates whose norms are clipped to ``bound``.
 

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from fedquilt.aggregate.server_step import Moments, adam_step, momentum_step, no_moments, num_stalled, yogi_step
-from fedquilt.core.errors import ConfigError, suggestion
+from fedquilt.aggregate.settings import ServerOptimizer
+from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import without
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ModelState, Params, Reply
 
-KINDS = ("momentum", "adam", "yogi")
-
-LEARNING_RATES = {"momentum": 1.0, "adam": 1e-3, "yogi": 1e-3}
-"""Default server learning rates; with 1 and no momentum yet, the first step is the plain mean."""
-
-Kind = Literal["momentum", "adam", "yogi"]
 _Step = Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Moments], tuple[Params, Moments]]
 
 
@@ -40,16 +35,7 @@ class OptimizedState(ModelState):
     stalled: int
 
 
-def with_server_optimizer(
-    method: Method,
-    kind: Kind,
-    *,
-    learning_rate: float | None = None,
-    momentum: float = 0.9,
-    beta2: float = 0.99,
-    tau: float = 1e-3,
-    apart: Collection[str] = (),
-) -> Method:
+def with_server_optimizer(method: Method, settings: ServerOptimizer, *, apart: Collection[str] = ()) -> Method:
     """The method whose server updates ``state["params"]`` by a step of FedAvgM, FedAdam or FedYogi.
 
     The pseudo-gradient is the ``params`` after ``merge`` minus those before; every merge is one step.
@@ -59,30 +45,18 @@ def with_server_optimizer(
     tensor that was sent unchanged is a step with pseudo-gradient 0, in which its remaining momentum moves it. Values
     that ``merge`` computes from its new ``params`` (a Fisher score, say) refer to the proposal, before the step.
 
-    Parameters
-    ----------
-    method
-        The method to wrap.
-    kind
-        ``"momentum"`` (FedAvgM), ``"adam"`` (FedAdam) or ``"yogi"`` (FedYogi).
-    learning_rate
-        The server's learning rate; None for 1 with momentum and 0.001 with the others.
-    momentum
-        The momentum, which is beta 1 of adam and yogi.
-    beta2, tau
-        Of adam and yogi: the decay of the second moment, and the constant in the denominator.
-    apart
-        Names of tensors that are taken from ``merge`` without a step, such as running statistics.
+    ``apart`` are the names of tensors that are taken from ``merge`` without a step, such as running statistics. With
+    ``"none"`` this is the method itself.
 
     Raises
     ------
-    ValueError
-        if there is no such kind, or a number is out of range.
     ConfigError
         from ``init``, if the state holds no ``params``.
     """
-    step = _step(kind, LEARNING_RATES.get(kind) if learning_rate is None else learning_rate, momentum, beta2, tau)
-    step({}, {}, no_moments())  # raises now if a number is out of range
+    kind = settings.server_optimizer
+    if kind == "none":
+        return method
+    step = _step(settings)
 
     def init(rng: Rng) -> OptimizedState:
         state: ModelState = method.init(rng)
@@ -111,10 +85,9 @@ def with_server_optimizer(
     return method._replace(init=init, exchanges=exchanges, report=report)
 
 
-def _step(kind: str, learning_rate: float | None, momentum: float, beta2: float, tau: float) -> _Step:
-    if kind not in KINDS or learning_rate is None:
-        raise ValueError(f"there is no server optimiser '{kind}'{suggestion(kind, KINDS)}; allowed: {', '.join(KINDS)}")
-    if kind == "momentum":
-        return partial(momentum_step, learning_rate=learning_rate, beta=momentum)
-    adaptive = adam_step if kind == "adam" else yogi_step
-    return partial(adaptive, learning_rate=learning_rate, beta1=momentum, beta2=beta2, tau=tau)
+def _step(settings: ServerOptimizer) -> _Step:
+    rate, beta = settings.learning_rate, settings.server_momentum
+    if settings.server_optimizer == "momentum":
+        return partial(momentum_step, learning_rate=rate, beta=beta)
+    adaptive = adam_step if settings.server_optimizer == "adam" else yogi_step
+    return partial(adaptive, learning_rate=rate, beta1=beta, beta2=settings.server_beta2, tau=settings.server_tau)

@@ -16,8 +16,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fedquilt.aggregate.alignment.gradients import Aligned, AlignSettings, combined, cosines, num_conflicts
+from fedquilt.aggregate.alignment.gradients import Aligned, combined, cosines, num_conflicts
 from fedquilt.aggregate.alignment.wrapper import AlignmentState, draws_of, first_record, next_record, reported
+from fedquilt.aggregate.settings import AlignSettings
 from fedquilt.bank.merge import BankUpdate, RunningBank, merged_bank
 from fedquilt.core.method import reports_nothing
 from fedquilt.core.rng import Rng
@@ -68,7 +69,7 @@ def aligned_bank(
     for group, update in updates:
         whole.add(update)
         groups.setdefault(group, RunningBank(bank)).add(update)
-    plain = replace(settings, rule="mean", equalise=False)
+    plain = replace(settings, align="mean", align_equalise=False)
     nums = {site: num.clone() for site, (num, _) in whole.sums.items()}
     pulls: dict[str, Params] = {group: {} for group in sorted(groups)}
     conflicts = 0
@@ -102,7 +103,7 @@ def _parts(groups: Mapping[str, RunningBank], damping: float) -> Iterator[tuple[
 
 # As a method uses it ------------------------------------------------------------
 
-Align = Literal["none", "projection", "reference", "soft"]
+BankAlign = Literal["none", "projection", "reference", "soft"]
 
 
 class AlignedBank(ModelState, AlignmentState):
@@ -122,7 +123,7 @@ class BankMerge(NamedTuple):
     report: Callable[[Tree], Mapping[str, Any]]
 
 
-def bank_merge(align: Align, architectures: Sequence[str], *, step: float, damping: float) -> BankMerge:
+def bank_merge(align: BankAlign, architectures: Sequence[str], *, step: float, damping: float) -> BankMerge:
     """The merge of updates without alignment (``none``), or with the architectures' pulls aligned by this rule."""
 
     def plain(state: ModelState, updates: Iterable[tuple[str, BankUpdate]]) -> ModelState:

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, Field, PrivateAttr, field_validator
 
 from fedquilt.adapters.settings import Adapter
-from fedquilt.config.aggregation import Aggregation
+from fedquilt.aggregate.settings import Aggregation
 from fedquilt.config.checkpoints import Checkpoints
 from fedquilt.config.clients import FREE, Clients, Partition
 from fedquilt.config.data import Data
-from fedquilt.config.defence import Defence
 from fedquilt.config.evaluation import Evaluation
 from fedquilt.config.network import Network
 from fedquilt.config.privacy import Privacy
 from fedquilt.config.rejected_values import Spoilt
 from fedquilt.config.sections import Section, is_section, keys_apart
 from fedquilt.config.strict import STRICT
+from fedquilt.core.defence import Defence
 from fedquilt.core.model import Model
 from fedquilt.core.settings import Count, Layers, Part, Rank, Rounds, Seed, Text, Written
 from fedquilt.core.training import Training

@@ -11,38 +11,16 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import median_low
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from fedquilt.core.defence import RATIO, Defence
 from fedquilt.core.method import Exchange
 from fedquilt.core.params import wide
 from fedquilt.core.types import ClientId, Order, Params, Reply
-
-RATIO = 10.0
-"""Largest ratio of a client's value to the median of its peers, unless a setting says otherwise."""
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Bounds on one reply relative to the others of its exchange; None is no bound.
-
-    ``max_norm_ratio`` bounds the root mean square of an update by this multiple of the median over its peers.
-    ``max_weight_share`` bounds a client's share of the weights, wherever enough clients send the same tensor.
-    """
-
-    max_norm_ratio: float | None = None
-    max_weight_share: float | None = None
-
-    @property
-    def any(self) -> bool:
-        """Whether any bound is set, so that replies must be held."""
-        return self.max_norm_ratio is not None or self.max_weight_share is not None
-
-
-UNBOUNDED = Bounds()
 
 
 class Bounded(NamedTuple):
@@ -85,8 +63,8 @@ def moved_far(exchange: Exchange, order: Order, reply: Reply) -> Move:
     return Move(math.sqrt(squares), size)
 
 
-def bounded(exchange: Exchange, orders: Mapping[ClientId, Order], replies: Sequence[Reply], bounds: Bounds) -> Bounded:
-    """The replies within the bounds, and a note on each reply that was changed.
+def bounded(exchange: Exchange, orders: Mapping[ClientId, Order], replies: Sequence[Reply], bounds: Defence) -> Bounded:
+    """The replies within the bounds on one reply relative to the others, and a note on each reply that was changed.
 
     An exchange without ``expects`` has no known start values, so that its updates are not bounded. Neither is the
     update of a client without peers.
@@ -137,10 +115,10 @@ def fair_weight(weights: Collection[float], share: float) -> float:
 
 
 def _scales(
-    exchange: Exchange, orders: Mapping[ClientId, Order], replies: Iterable[Reply], ratio: float | None
+    exchange: Exchange, orders: Mapping[ClientId, Order], replies: Iterable[Reply], ratio: float | Literal["off"]
 ) -> dict[ClientId, float]:
     """The factor of each client's update."""
-    if ratio is None or exchange.expects is None:
+    if ratio == "off" or exchange.expects is None:
         return {}
     apart: dict[str, dict[ClientId, float]] = defaultdict(dict)
     for reply in replies:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedquilt.core.bounds import moved_far, starts
+from fedquilt.core.defence import UNBOUNDED, Defence
 from fedquilt.core.errors import written
 from fedquilt.core.method import Exchange
 from fedquilt.core.params import not_finite
@@ -35,19 +36,7 @@ MAX_VALUE = 1e12
 _FINITE = Range(-sys.float_info.max, sys.float_info.max)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Bounds on one reply; None is no bound.
-
-    ``max_update_norm`` bounds the norm of the update, the trained tensors less their start values, over all tensors of
-    the reply that have a start value. ``max_reply_bytes`` bounds the raw bytes of its tensors as they travelled.
-    """
-
-    max_update_norm: float | None = None
-    max_reply_bytes: int | None = None
-
-
-def reply_check(profiles: Iterable[Profile], limits: Limits = Limits()) -> Check:
+def reply_check(profiles: Iterable[Profile], defence: Defence = UNBOUNDED) -> Check:
     """Return ``check(exchange, order, reply)``, which gives the reason to drop a reply, or None.
 
     The cheapest checks come first. A reply must
@@ -55,7 +44,8 @@ def reply_check(profiles: Iterable[Profile], limits: Limits = Limits()) -> Check
     - answer this round's order;
     - have a weight of at most the number of examples that its client announced;
     - hold few and finite metrics, each within the range that its exchange declares;
-    - stay within ``limits``;
+    - stay within ``defence.max_reply_bytes``, counted as its tensors travelled, and ``defence.max_update_norm``, over
+      all tensors that have a start value;
     - hold exactly the tensors that the exchange expects, with their shapes and dtypes, if the exchange has ``expects``;
     - hold finite numbers within ``MAX_GROWTH``, ``MAX_VALUE`` and the ranges of the exchange.
     """
@@ -66,10 +56,10 @@ def reply_check(profiles: Iterable[Profile], limits: Limits = Limits()) -> Check
             _stale(order, reply)
             or _odd_weight(reply, examples.get(reply.client))
             or _odd_metrics(exchange, order, reply)
-            or _too_large(exchange, reply, limits.max_reply_bytes)
+            or _too_large(exchange, reply, defence.max_reply_bytes)
             or _unlike(exchange, order, reply)
             or refusal(reply)
-            or _too_far(exchange, order, reply, limits.max_update_norm)
+            or _too_far(exchange, order, reply, defence.max_update_norm)
             or _out_of_range(exchange, order, reply)
         )
 

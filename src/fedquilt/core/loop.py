@@ -14,8 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from fedquilt.core.bounds import UNBOUNDED, Bounds, bounded
+from fedquilt.core.bounds import bounded
 from fedquilt.core.checks import Check, declared, refusal
+from fedquilt.core.defence import UNBOUNDED, Defence
 from fedquilt.core.errors import FedquiltError, RoundError, WireError
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import not_finite, num_bytes
@@ -79,7 +80,7 @@ def rounds(
     quorum: float = 0.0,
     min_replies: int = 1,
     check: Check | None = None,
-    bounds: Bounds = UNBOUNDED,
+    bounds: Defence = UNBOUNDED,
 ) -> Iterator[Round]:
     """Run ``method`` and yield each finished round, from ``start`` up to ``num_rounds``.
 
@@ -156,7 +157,7 @@ def closed(
 
 
 def _exchanged(
-    exchange: Exchange, state: Tree, turn: Turn, send: Send, check: Check | None, bounds: Bounds
+    exchange: Exchange, state: Tree, turn: Turn, send: Send, check: Check | None, bounds: Defence
 ) -> tuple[Tree, Traffic]:
     moved = Traffic(exchange.name)
     orders = {
@@ -181,7 +182,7 @@ def _exchanged(
         return reply if reason is None else Failure(reply.client, reason)
 
     usable = _usable(send(exchange, sent), moved, checked)
-    if bounds.any:
+    if bounds.compares:
         replies, moved.bounded = bounded(exchange, orders, list(usable), bounds)
         moved.weights |= {reply.client: float(reply.weight) for reply in replies}
         usable = iter(replies)

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from fedquilt.aggregate.lowrank.rules import RULES
+from fedquilt.aggregate.settings import Aggregation
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
+from fedquilt.config.sections import fields_of
 from fedquilt.core.errors import ConfigError
 from fedquilt.experiment.adapter_contradictions import ADAPTERS
 from fedquilt.experiment.bases import odd_bases
@@ -41,7 +43,7 @@ def _is_of_another(key: str, rule: str | None = None) -> Callable[[Case], bool]:
     return asked
 
 
-_OF_ALIGNMENT = ("align_groups", "align_per", "align_equalise", "align_sharpness")
+_OF_ALIGNMENT = [key for key in fields_of(Aggregation) if key.startswith("align_")]
 
 _RULES = (
     Row(
@@ -131,6 +133,14 @@ _ALIGNMENT = (
             "out",
         )
         for key in _OF_ALIGNMENT
+    ),
+    Row(
+        lambda case: (
+            case.aligned and case.changed("aggregation", "align_sharpness") and case.config.aggregation.align != "soft"
+        ),
+        None,
+        "aggregation.align_sharpness = {config.aggregation.align_sharpness!r}: is of aggregation.align = 'soft' alone; "
+        "leave it out",
     ),
     Row(
         lambda case: case.aligned,

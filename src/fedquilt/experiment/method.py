@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from fedquilt.aggregate.alignment.gradients import AlignSettings
 from fedquilt.aggregate.alignment.wrapper import with_alignment
 from fedquilt.aggregate.lowrank.rules import RULES
 from fedquilt.aggregate.robust import aggregate_rule, apart
@@ -105,22 +104,12 @@ def changed(config: Config, method: Method, federation: Federation, settings: Ma
             method,
             federation.profiles,
             adapted.__contains__,
-            AlignSettings(wanted.align, wanted.align_per, wanted.align_equalise, wanted.align_sharpness),
+            wanted,
             groups=wanted.align_groups,
             weighting=settings.get("weighting", "examples"),
             local_steps=federation.local_steps,
         )
-    if wanted.server_optimizer == "none":
-        return method
-    return with_server_optimizer(
-        method,
-        wanted.server_optimizer,
-        learning_rate=wanted.server_learning_rate,
-        momentum=wanted.server_momentum,
-        beta2=wanted.server_beta2,
-        tau=wanted.server_tau,
-        apart=buffers_of(federation.layouts.values()),
-    )
+    return with_server_optimizer(method, wanted, apart=buffers_of(federation.layouts.values()))
 
 
 def protected(config: Config, method: Method) -> Method:
@@ -164,9 +153,7 @@ def _client_epsilon(config: Config, method: Method) -> float | None:
 def tensor_rule(config: Config, buffers: Collection[str] = ()) -> Aggregate:
     """The rule with which layered methods combine each tensor; ``buffers`` are the names of running statistics."""
     wanted = config.aggregation
-    rule = aggregate_rule(
-        "mean" if wanted.rule in RULES else wanted.rule, trim_share=wanted.trim_share, clip_norm=wanted.clip_norm
-    )
+    rule = aggregate_rule(wanted)
     return apart(rule, buffers) if wanted.rule == "clipped-mean" else rule
 
 

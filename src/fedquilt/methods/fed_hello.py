@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from fedquilt.allocate.importance import layer_weights, smoothed
 from fedquilt.allocate.layers import Shape, counts, cover, draw, gd_set, madow, odds
 from fedquilt.client.fit import METRICS
-from fedquilt.core.bounds import RATIO, limited
+from fedquilt.core.bounds import limited
+from fedquilt.core.defence import RATIO
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
@@ -228,7 +229,7 @@ def _scored_by_clients(method: Method, federation: Federation, due: Due, renewed
 def _mean_scores(sent: Sequence[tuple[float, Sequence[float]]]) -> list[float]:
     """The weighted mean of the clients' scores, layer by layer, from their weights and scores.
 
-    If the sum of a client's scores is more than ``core.bounds.RATIO`` squared times the median (as scores are squares),
+    If the sum of a client's scores is more than ``core.defence.RATIO`` squared times the median, as scores are squares,
     its scores are scaled down to that bound. Scores have no common scale, and a single client could otherwise determine
     the ranking.
     """

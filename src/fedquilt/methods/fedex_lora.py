@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedquilt.aggregate.lowrank.rules import residual_rule
+from fedquilt.aggregate.settings import RuleSettings
 from fedquilt.allocate.layers import Shape
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.federation import Federation
@@ -19,7 +20,7 @@ def fedex_lora(
     federation: Federation,
     *,
     shape: Shape = "inverted-triangle",
-    residual_rank: RankOrZero | None = None,
+    residual_rank: RankOrZero | None = RuleSettings.residual_rank,
     weighting: Weighting = "examples",
 ) -> Method:
     """``A`` and ``B`` as in FedIT, and ``W <- W + sum_k p_k s_k B_k A_k - s B A``, so that the model is the exact mean.

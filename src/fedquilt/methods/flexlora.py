@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from fedquilt.aggregate.lowrank.rules import svd_rule
+from fedquilt.aggregate.settings import RuleSettings, Split
 from fedquilt.allocate.layers import Shape
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
@@ -18,7 +17,7 @@ def flexlora(
     federation: Federation,
     *,
     shape: Shape = "inverted-triangle",
-    split: Literal["left", "even"] = "left",
+    split: Split = RuleSettings.split,
     weighting: Weighting = "examples",
 ) -> Method:
     """``D = sum_k p_k s_k B_k A_k``; a client of rank r continues from the best approximation of D with rank r.

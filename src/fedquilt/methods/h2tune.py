@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from fedquilt.bank.alignment import Align, bank_merge
+from fedquilt.bank.alignment import BankAlign, bank_merge
 from fedquilt.bank.client_cores import RELATION
 from fedquilt.bank.controls import with_noise
 from fedquilt.bank.geometry import Geometry
@@ -29,7 +29,7 @@ from fedquilt.client.fit import METRICS
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select
-from fedquilt.core.settings import Count, Factor, FromRound, Layers, Penalty, Rounds, With
+from fedquilt.core.settings import Count, Factor, FromRound, Layers, Penalty, Rounds, Unless, With
 from fedquilt.core.types import ClientId, Memory, Order, Profile, Reply, Turn
 from fedquilt.core.worker import Extra, Phase, Worker
 from fedquilt.methods.per_architecture import with_common_ends
@@ -43,7 +43,7 @@ def h2tune(
     max_bytes: Count | None = None,
     reselect: Annotated[Rounds, With("selection", ("strongest",))] = 1,
     alignment: Literal["learned", "top", "slots"] = "learned",
-    width: Factor = 0.5,
+    width: Annotated[Factor, With("alignment", ("learned",))] = 0.5,
     slots: Layers | None = None,
     joint_rounds: FromRound = 1,
     shared_steps: Count = 1,
@@ -51,12 +51,12 @@ def h2tune(
     shared_rate: Factor = 1.0,
     anchor: Penalty = 1.0,
     agreement: Penalty = 0.5,
-    temperature: Factor = 1.0,
+    temperature: Annotated[Factor, Unless("agreement", 0.0)] = 1.0,
     deviation: Penalty = 0.0,
     server_rate: Factor = 1.0,
     damping: Penalty = 0.01,
     bank: Literal["shared", "noise"] = "shared",
-    align: Align = "none",
+    align: BankAlign = "none",
     ends: Literal["private", "architecture"] = "private",
 ) -> Method:
     """Client k, of rank r_k, adapts its model by ``dW = s B (I + T) A``, where A, B and its head are local.

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from fedquilt.adapters.mixture.inject import check_bank, is_shared, shared_penalty
-from fedquilt.aggregate.alignment.gradients import AlignSettings
 from fedquilt.aggregate.alignment.wrapper import with_alignment
 from fedquilt.aggregate.mean import layerwise_mean
+from fedquilt.aggregate.settings import Align, AlignPer, AlignSettings
 from fedquilt.allocate.layers import gd_set
 from fedquilt.client.fit import METRICS
 from fedquilt.core.errors import ConfigError, ModelError
@@ -37,10 +38,10 @@ def heterotune(
     federation: Federation,
     *,
     share: bool = True,
-    align: Literal["projection", "reference", "soft", "mean", "none"] | None = None,
-    per: Annotated[Literal["module", "tensor", "global"], _SHARED, _ALIGNED] = "module",
-    equalise: Annotated[bool, _SHARED, _ALIGNED] = False,
-    sharpness: Annotated[Penalty, _SHARED, With("align", ("soft",))] = 1.0,
+    align: Align | None = None,
+    per: Annotated[AlignPer, _SHARED, _ALIGNED] = AlignSettings.align_per,
+    equalise: Annotated[bool, _SHARED, _ALIGNED] = AlignSettings.align_equalise,
+    sharpness: Annotated[Penalty, _SHARED, With("align", ("soft",))] = AlignSettings.align_sharpness,
     server_learning_rate: Annotated[Factor, _SHARED, _ALIGNED] = 1.0,
     mu: Penalty = 0.0,
     decay: Penalty = 0.0,
@@ -82,12 +83,20 @@ def heterotune(
         return shared_penalty(trained, start, mu, decay)
 
     rule = _rule(federation, share, align, (mu, decay))
+    if rule == "none":
+        _refuse_idle(per=per, equalise=equalise, server_learning_rate=server_learning_rate)
     method = _rounds(federation, share, penalty if mu or decay else None, weighting)
     if rule == "none":
         return method
-    settings = AlignSettings(rule, per, equalise, sharpness, server_learning_rate)
-    steps = federation.local_steps
-    return with_alignment(method, federation.profiles, is_shared, settings, weighting=weighting, local_steps=steps)
+    return with_alignment(
+        method,
+        federation.profiles,
+        is_shared,
+        AlignSettings(rule, per, equalise, sharpness),
+        weighting=weighting,
+        local_steps=federation.local_steps,
+        learning_rate=server_learning_rate,
+    )
 
 
 def _rounds(federation: Federation, share: bool, penalty: Term | None, weighting: Weighting) -> Method:
@@ -148,7 +157,22 @@ def traits(settings: Mapping[str, Any]) -> Traits:
     return Traits(needs="mixture", across=True, alignment=aligned if settings["share"] else "none")
 
 
-def _rule(federation: Federation, share: bool, align: str | None, penalties: tuple[float, float]) -> str:
+def _refuse_idle(**settings: Any) -> None:
+    """Raise ConfigError for settings of the alignment that differ from their defaults, as there is no alignment."""
+    defaults = inspect.signature(heterotune).parameters
+    idle = {key: value for key, value in settings.items() if value != defaults[key].default}
+    if idle:
+        raise ConfigError(
+            [
+                f"method.{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}: has no effect where "
+                "branches are not aligned, as with adapter.trained = 'own' each is of one architecture; leave it out, "
+                "or set adapter.trained = 'all'"
+                for key, value in idle.items()
+            ]
+        )
+
+
+def _rule(federation: Federation, share: bool, align: Align | None, penalties: tuple[float, float]) -> Align:
     """The rule of alignment; raise ConfigError if the settings contradict each other or the federation."""
     problems = []
     shapes = {

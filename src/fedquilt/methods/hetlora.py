@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from fedquilt.aggregate.lowrank.rules import dispatched, segment_rule
 from fedquilt.aggregate.lowrank.segment import pruned_rank, tail
+from fedquilt.aggregate.settings import Normalize, RuleSettings
 from fedquilt.allocate.layers import Shape
 from fedquilt.client.fit import METRICS
 from fedquilt.core.factors import factors, named
@@ -39,7 +40,7 @@ def hetlora(
     federation: Federation,
     *,
     shape: Shape = "inverted-triangle",
-    normalize: Literal["all", "segment"] = "all",
+    normalize: Normalize = RuleSettings.normalize,
     gamma: Kept = 0.99,
     min_rank: Annotated[Rank, _PRUNED] = 1,
     tail_penalty: Annotated[Penalty, _PRUNED] = 0.0,

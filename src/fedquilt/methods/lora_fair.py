@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedquilt.aggregate.lowrank.rules import refined_rule
+from fedquilt.aggregate.settings import RuleSettings
 from fedquilt.allocate.layers import Shape
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.federation import Federation
@@ -18,7 +19,7 @@ def lora_fair(
     federation: Federation,
     *,
     shape: Shape = "inverted-triangle",
-    strength: Penalty = 0.01,
+    strength: Penalty = RuleSettings.strength,
     weighting: Weighting = "examples",
 ) -> Method:
     """``A = sum_k p_k A_k`` and ``B = sum_k p_k B_k + dB``, with dB in closed form and regularised by ``strength``.

@@ -1,4 +1,5 @@
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -6,9 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedquilt.aggregate.alignment.gradients import (
-    PARTS,
-    RULES,
-    AlignSettings,
     aligned,
     aligned_step,
     cosines,
@@ -19,11 +17,14 @@ from fedquilt.aggregate.alignment.gradients import (
 )
 from fedquilt.aggregate.alignment.pseudo_gradients import Gathered, GroupGradient
 from fedquilt.aggregate.mean import layerwise_mean
+from fedquilt.aggregate.settings import Align, AlignPer, AlignSettings
 from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Reply
 
 laws = settings(deadline=None)
+RULES = tuple(rule for rule in get_args(Align) if rule != "none")
+PARTS = get_args(AlignPer)
 every_rule = pytest.mark.parametrize("rule", RULES)
 every_setting = st.builds(AlignSettings, st.sampled_from(RULES), st.sampled_from(PARTS), st.booleans())
 NAMES = ("mixture.attention.0.0", "mixture.attention.0.1", "mixture.feed-forward.1.0")
@@ -112,10 +113,10 @@ def test_conflicts_and_cosines_by_hand():
         "a": {"m.x": torch.tensor([1.0, 0.0]), "n.x": torch.tensor([1.0])},
         "b": {"m.x": torch.tensor([-1.0, 0.0]), "n.x": torch.tensor([1.0])},
     }
-    told = aligned(found, {"a": 1.0, "b": 1.0}, AlignSettings(per="module"), Rng(0))
+    told = aligned(found, {"a": 1.0, "b": 1.0}, AlignSettings("projection", align_per="module"), Rng(0))
     assert (told.groups, told.conflicts) == (("a", "b"), 1)
     torch.testing.assert_close(told.cosines, torch.eye(2, dtype=torch.float64))
-    assert aligned(found, {"a": 1.0, "b": 1.0}, AlignSettings(per="global"), Rng(0)).conflicts == 0
+    assert aligned(found, {"a": 1.0, "b": 1.0}, AlignSettings("projection", align_per="global"), Rng(0)).conflicts == 0
     assert float(told.gradient["n.x"]) == 1.0
 
 
@@ -129,9 +130,9 @@ def test_pseudo_gradients_by_hand():
     found = group_gradients(base, iter(replies))
     assert float(found["vit"].gradient["m.a"]) == 1.5
     assert (found["vit"].weight, found["vit"].steps) == (4.0, 2.75)
-    moved, _ = aligned_step(base, found, AlignSettings(), Rng(0))
+    moved, _ = aligned_step(base, found, AlignSettings("projection"), Rng(0))
     assert float(moved["m.a"]) == 10 - 2.75 * 1.5
-    half, _ = aligned_step(base, found, AlignSettings(learning_rate=0.5), Rng(0))
+    half, _ = aligned_step(base, found, AlignSettings("projection"), Rng(0), learning_rate=0.5)
     assert float(half["m.a"]) == 10 - 0.5 * 2.75 * 1.5
 
 
@@ -231,7 +232,9 @@ def test_ht_9h_twice_the_gradients_is_twice_the_result(options, drawn, factor):
 def test_ht_9_the_same_stream_gives_the_same_bits_and_another_may_give_others():
     found = one_name([tuple(torch.randn(4, generator=Rng(1, (place,)).torch()).tolist()) for place in range(6)])
     weights = dict.fromkeys(found, 1.0)
-    results = [aligned(found, weights, AlignSettings(), Rng(seed)).gradient["m.a"] for seed in (0, 0, *range(1, 9))]
+    results = [
+        aligned(found, weights, AlignSettings("projection"), Rng(seed)).gradient["m.a"] for seed in (0, 0, *range(1, 9))
+    ]
     assert torch.equal(results[0], results[1])
     assert any(not torch.equal(results[0], other) for other in results[2:])
 
@@ -239,7 +242,7 @@ def test_ht_9_the_same_stream_gives_the_same_bits_and_another_may_give_others():
 @every_rule
 @pytest.mark.parametrize("equalise", [False, True])
 def test_ht_9_a_zero_gradient_is_never_nan_and_a_nan_is_refused(rule, equalise):
-    options = AlignSettings(rule, equalise=equalise)
+    options = AlignSettings(rule, align_equalise=equalise)
     told = aligned(
         one_name([(0.0, 0.0), (1.0, -1.0), (-1.0, 0.0)]), dict.fromkeys(("g0", "g1", "g2"), 1.0), options, Rng(0)
     )
@@ -325,7 +328,7 @@ def test_a_group_takes_part_where_it_has_tensors_and_nowhere_else():
         "a": {"m.x": torch.tensor([1.0]), "m.y": torch.tensor([2.0])},
         "b": {"m.x": torch.tensor([3.0])},
     }
-    told = aligned(found, {"a": 1.0, "b": 1.0}, AlignSettings(per="global"), Rng(0))
+    told = aligned(found, {"a": 1.0, "b": 1.0}, AlignSettings("projection", align_per="global"), Rng(0))
     assert {name: float(one) for name, one in told.gradient.items()} == {"m.x": 2.0, "m.y": 2.0}
     assert float(cosines(found, ("a", "b"))[0, 1]) == 1.0
 
@@ -364,9 +367,9 @@ def test_ht_9a_many_groups_with_equal_steps_and_no_alignment_are_fedavg():
 
 def test_ht_8_the_order_of_clients_inside_a_group_moves_nothing_but_rounding():
     base, replies = round_of(6, ["a", "b"], 4)
-    one = aligned_step(base, group_gradients(base, replies), AlignSettings(), Rng(0))[0]
-    again = aligned_step(base, group_gradients(base, replies), AlignSettings(), Rng(0))[0]
-    other = aligned_step(base, group_gradients(base, reversed(replies)), AlignSettings(), Rng(0))[0]
+    one = aligned_step(base, group_gradients(base, replies), AlignSettings("projection"), Rng(0))[0]
+    again = aligned_step(base, group_gradients(base, replies), AlignSettings("projection"), Rng(0))[0]
+    other = aligned_step(base, group_gradients(base, reversed(replies)), AlignSettings("projection"), Rng(0))[0]
     for name in NAMES:
         assert torch.equal(one[name], again[name])
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-6)
@@ -439,23 +442,23 @@ def test_an_empty_round_and_odd_weights_are_refused():
     with pytest.raises(RoundError, match="no replies to align"):
         group_gradients({}, [])
     with pytest.raises(RoundError, match="no groups to align"):
-        aligned_step({}, {}, AlignSettings(), Rng(0))
+        aligned_step({}, {}, AlignSettings("projection"), Rng(0))
     with pytest.raises(RoundError, match=r"group a has weight 0.0; it must be a number above 0"):
-        aligned_step({}, {"a": GroupGradient({}, 0.0, 1.0)}, AlignSettings(), Rng(0))
+        aligned_step({}, {"a": GroupGradient({}, 0.0, 1.0)}, AlignSettings("projection"), Rng(0))
 
 
 @pytest.mark.parametrize(
     ("values", "told"),
     [
         (
-            {"rule": "project"},
-            r"align.rule is 'project' \(did you mean 'projection'\?\); it must be one of projection, re",
+            {"align": "project"},
+            r"align is 'project' \(did you mean 'projection'\?\); it must be one of none, mean, pro",
         ),
-        ({"per": "layer"}, "align.per is 'layer'; it must be one of module, tensor, global"),
-        ({"sharpness": -1.0}, "align.sharpness is -1.0; it must be a finite number of at least 0"),
-        ({"learning_rate": 0.0}, "align.learning_rate is 0.0; it must be a finite number above 0"),
+        ({"align_per": "layer"}, "align_per is 'layer'; it must be one of module, tensor, global"),
+        ({"align_equalise": 1}, "align_equalise is 1; it must be True or False"),
+        ({"align_sharpness": -1.0}, "align_sharpness is -1.0; it must be a finite number of at least 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(values, told):
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=f"aggregation.{told}"):
         AlignSettings(**values)

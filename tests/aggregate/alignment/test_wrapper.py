@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedquilt.aggregate.alignment.gradients import AlignSettings, aligned_step
+from fedquilt.aggregate.alignment.gradients import aligned_step
 from fedquilt.aggregate.alignment.pseudo_gradients import Gathered
 from fedquilt.aggregate.alignment.wrapper import group_of, with_alignment
 from fedquilt.aggregate.mean import layerwise_mean
+from fedquilt.aggregate.settings import AlignSettings
 from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.rng import Rng
@@ -127,7 +128,7 @@ def test_the_record_is_in_the_order_of_names_and_zero_for_who_was_away():
 
 def test_more_groups_than_the_record_can_hold_keep_no_cosines():
     many = tuple(Profile(id, 5, "vit", Budget(1), "toy") for id in range(17))
-    method = with_alignment(averaging(), many, SHARED.__contains__, AlignSettings(), groups="client")
+    method = with_alignment(averaging(), many, SHARED.__contains__, AlignSettings("projection"), groups="client")
     state = merged(method, replies_of([[1, 0, 0, 0, 0], [-1, 0, 0, 0, 0]]))
     assert state["cosines"] == []
     assert state["conflicts"] == 1

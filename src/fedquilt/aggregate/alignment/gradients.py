@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
@@ -25,50 +24,11 @@ import torch
 from torch import Tensor
 
 from fedquilt.aggregate.alignment.pseudo_gradients import GroupGradient
-from fedquilt.core.errors import ConfigError, RoundError, suggestion
+from fedquilt.aggregate.settings import AlignSettings
+from fedquilt.core.errors import RoundError
 from fedquilt.core.params import moved, not_finite, wide
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Params
-
-RULES = ("projection", "reference", "soft", "mean")
-PARTS = ("module", "tensor", "global")
-
-
-@dataclass(frozen=True)
-class AlignSettings:
-    """How gradients are aligned.
-
-    Attributes
-    ----------
-    rule, per
-        The rule, and the parts that it acts on; see the module.
-    equalise
-        Whether every group's gradient is first scaled to the median norm, so that a large model does not outweigh a
-        small one.
-    sharpness
-        Kappa of the soft rule.
-    learning_rate
-        The server's learning rate.
-    """
-
-    rule: str = "projection"
-    per: str = "module"
-    equalise: bool = False
-    sharpness: float = 1.0
-    learning_rate: float = 1.0
-
-    def __post_init__(self) -> None:
-        problems = [
-            f"align.{key} is {value!r}{suggestion(value, allowed)}; it must be one of {', '.join(allowed)}"
-            for key, value, allowed in (("rule", self.rule, RULES), ("per", self.per, PARTS))
-            if value not in allowed
-        ]
-        if not 0 <= self.sharpness < math.inf:
-            problems.append(f"align.sharpness is {self.sharpness!r}; it must be a finite number of at least 0")
-        if not 0 < self.learning_rate < math.inf:
-            problems.append(f"align.learning_rate is {self.learning_rate!r}; it must be a finite number above 0")
-        if problems:
-            raise ConfigError(problems)
 
 
 class Aligned(NamedTuple):
@@ -109,7 +69,7 @@ def aligned(
             raise RoundError(f"the gradient of group {group} is not finite in tensor '{bad}'")
     common: Params = {}
     conflicts = 0
-    for label, (names, holders) in sorted(_parts(gradients, groups, settings.per).items()):
+    for label, (names, holders) in sorted(_parts(gradients, groups, settings.align_per).items()):
         vectors = torch.stack([_flat(gradients[group], names) for group in holders])  # (groups, numbers)
         shares = torch.tensor([weights[group] for group in holders], dtype=vectors.dtype, device=vectors.device)
         conflicts += num_conflicts(vectors)
@@ -124,14 +84,14 @@ def aligned(
 
 def combined(vectors: Tensor, shares: Tensor, settings: AlignSettings, rng: Rng) -> Tensor:
     """Combine ``vectors`` (groups, n) into one (n,) by the rule of the settings; ``shares`` (groups,) sum to 1."""
-    if settings.equalise:
+    if settings.align_equalise:
         vectors = equalised(vectors)
-    if settings.rule == "projection":
+    if settings.align == "projection":
         vectors = projected(vectors, rng)
-    elif settings.rule == "reference":
+    elif settings.align == "reference":
         vectors = towards_reference(vectors, shares)
-    elif settings.rule == "soft":
-        shares = soft_shares(vectors, shares, settings.sharpness)
+    elif settings.align == "soft":
+        shares = soft_shares(vectors, shares, settings.align_sharpness)
     return (shares[:, None] * vectors).sum(0)
 
 
@@ -214,13 +174,25 @@ def cosines(gradients: Mapping[str, Mapping[str, Tensor]], groups: Iterable[str]
 
 
 def aligned_step(
-    base: Mapping[str, Tensor], found: Mapping[str, GroupGradient], settings: AlignSettings, rng: Rng
+    base: Mapping[str, Tensor],
+    found: Mapping[str, GroupGradient],
+    settings: AlignSettings,
+    rng: Rng,
+    learning_rate: float = 1.0,
 ) -> tuple[Params, Aligned]:
     """The shared tensors after a round, ``S - learning_rate tau G``, and the common gradient G with its statistics.
 
     tau is the groups' mean number of local steps, weighted by examples: with equal steps, learning rate 1 and no
     conflicts the result is the mean of the tensors that clients sent. A tensor that nobody sent is the same object as
     in ``base``; where the step is 0, the result is bit-identical to ``base``.
+
+    Parameters
+    ----------
+    base : the shared tensors before the round.
+    found : the groups' pseudo-gradients.
+    settings : how they are aligned.
+    rng : the random stream of the projections' orders.
+    learning_rate : the server's learning rate.
 
     Raises
     ------
@@ -233,7 +205,7 @@ def aligned_step(
     result = aligned({group: one.gradient for group, one in found.items()}, weights, settings, rng)
     total = sum(weights.values())
     steps = sum(found[group].steps * weights[group] for group in result.groups) / total
-    rate = settings.learning_rate * steps
+    rate = learning_rate * steps
     stepped = {
         name: moved(tensor, -(rate * result.gradient[name])) if name in result.gradient else tensor
         for name, tensor in base.items()

@@ -9,8 +9,9 @@ from typing import Any, Literal, TypedDict
 
 from torch import Tensor
 
-from fedquilt.aggregate.alignment.gradients import Aligned, AlignSettings, aligned_step
+from fedquilt.aggregate.alignment.gradients import Aligned, aligned_step
 from fedquilt.aggregate.alignment.pseudo_gradients import Gathered
+from fedquilt.aggregate.settings import AlignSettings
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select, without
@@ -64,6 +65,7 @@ def with_alignment(
     groups: Groups = "architecture",
     weighting: str = "examples",
     local_steps: Callable[[Profile], int] | None = None,
+    learning_rate: float = 1.0,
 ) -> Method:
     """The method whose server aligns the groups' updates of some tensors, instead of averaging them.
 
@@ -85,7 +87,11 @@ def with_alignment(
         ``Federation.local_steps``; a reply's steps are then computed from the number of examples that it weighs. If
         left out, they are the replies' metric ``steps``, at least 1: a client could then move the shared tensors
         arbitrarily far, as the server's step grows with the reported steps.
+    learning_rate
+        The server's learning rate, above 0; ConfigError otherwise.
     """
+    if not 0 < learning_rate < math.inf:
+        raise ConfigError(f"the server's learning rate is {learning_rate!r}; it must be a finite number above 0")
     by_client = {profile.id: profile for profile in profiles}
     names = sorted({group_of(profile, groups) for profile in by_client.values()})
     typical = {profile.architecture: profile for profile in by_client.values()}
@@ -120,7 +126,7 @@ def with_alignment(
                     yield replace(reply, params=without(reply.params, counted.keys()))
                 if last is None:
                     return
-                moved, made = aligned_step(base, gathered.gradients(), settings, draws_of(state))
+                moved, made = aligned_step(base, gathered.gradients(), settings, draws_of(state), learning_rate)
                 result.append(made)
                 if made.gradient:
                     yield replace(last, params=select(moved, made.gradient.keys()))

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from fedquilt.aggregate.lowrank.kernel import redistributed, stacked, svd
 from fedquilt.aggregate.lowrank.residual import mean_factors, rationed, refined, residual
 from fedquilt.aggregate.lowrank.segment import segment_mean, sparsity_weights
 from fedquilt.aggregate.mean import layerwise_mean
+from fedquilt.aggregate.settings import Normalize, RuleSettings, Split
 from fedquilt.core.bounds import limited
 from fedquilt.core.errors import RoundError
 from fedquilt.core.factors import Factors, Product, ProductTree, factors, named, same_but_rank
@@ -42,7 +43,7 @@ class Outcome(NamedTuple):
 # The rules ------------------------------------------------------------
 
 
-def svd_rule(split: Literal["left", "even"] = "left") -> Rule:
+def svd_rule(split: Split = RuleSettings.split) -> Rule:
     """FlexLoRA's rule: the mean of the products, truncated to the server's rank; ``split`` as in ``redistributed``."""
 
     def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
@@ -53,10 +54,10 @@ def svd_rule(split: Literal["left", "even"] = "left") -> Rule:
     return Rule("flexlora", combine, unsteady=unsteady)
 
 
-def segment_rule(normalize: Literal["all", "segment"] = "all") -> Rule:
+def segment_rule(normalize: Normalize = RuleSettings.normalize) -> Rule:
     """HETLoRA's rule: the mean of factors padded to the server's rank, weighted by the norms of the clients' products.
 
-    A weight is at most ``core.bounds.RATIO`` times the median, as a client can choose the norm of its product.
+    A weight is at most ``core.defence.RATIO`` times the median, as a client can choose the norm of its product.
     """
 
     def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
@@ -80,7 +81,7 @@ def stack_rule() -> Rule:
     return Rule("flora", combine, fresh=True, changes_base=True, unsteady=unsteady)
 
 
-def residual_rule(residual_rank: int | None = None) -> Rule:
+def residual_rule(residual_rank: int | None = RuleSettings.residual_rank) -> Rule:
     """FedEx-LoRA's rule: the mean of factors, with the residual merged into the base.
 
     With ``residual_rank`` None the whole residual is merged. Otherwise each round merges its best approximation of this
@@ -101,7 +102,7 @@ def residual_rule(residual_rank: int | None = None) -> Rule:
     return Rule("fedex-lora", combine, one_rank=True, changes_base=not plain, unsteady=unsteady, averages=plain)
 
 
-def refined_rule(strength: float = 0.01) -> Rule:
+def refined_rule(strength: float = RuleSettings.strength) -> Rule:
     """LoRA-FAIR's rule: the mean of factors, with B corrected towards the mean of the products."""
 
     def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
