@@ -6,6 +6,7 @@ from promises import Setup, play
 from small_federation import LLAMA, VIT, several, small
 
 from fedquilt.aggregate.server_optimizer import with_server_optimizer
+from fedquilt.aggregate.settings import ServerOptimizer
 from fedquilt.client import Training
 from fedquilt.methods.by_architecture import by_architecture
 from fedquilt.methods.fed_hello import fed_hello
@@ -48,7 +49,7 @@ def test_h2tune_reports_its_alignment_alone_and_no_draw():
 def test_wrappers_add_what_they_count():
     scene = small(proxy=3, training=TRAINING)
     hello = fed_hello(scene.federation, warmup=0, refresh=1)
-    stepped = with_server_optimizer(hello, "adam")
+    stepped = with_server_optimizer(hello, ServerOptimizer("adam"))
     noised = with_central_dp(stepped, clip_norm=1.0, noise_multiplier=0.1, test_key=3)
     last = reports(noised, scene)[-1]
     assert last["releases"] == 2

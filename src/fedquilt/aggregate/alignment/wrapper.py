@@ -81,14 +81,13 @@ def with_alignment(
         The method to wrap, all clients of the federation, and how to align.
     counts
         ``counts(name)`` says whether a tensor of a reply is aligned.
-    groups, weighting
-        The groups that are aligned with each other, and the clients' weights: ``"examples"`` or ``"uniform"``.
+    groups, weighting, learning_rate
+        The groups that are aligned with each other, the clients' weights (``"examples"`` or ``"uniform"``), and the
+        server's learning rate, above 0; ConfigError otherwise.
     local_steps
         ``Federation.local_steps``; a reply's steps are then computed from the number of examples that it weighs. If
         left out, they are the replies' metric ``steps``, at least 1: a client could then move the shared tensors
         arbitrarily far, as the server's step grows with the reported steps.
-    learning_rate
-        The server's learning rate, above 0; ConfigError otherwise.
     """
     if not 0 < learning_rate < math.inf:
         raise ConfigError(f"the server's learning rate is {learning_rate!r}; it must be a finite number above 0")
