@@ -82,8 +82,7 @@ def with_alignment(
     counts
         ``counts(name)`` says whether a tensor of a reply is aligned.
     groups, weighting, learning_rate
-        The groups that are aligned with each other, the clients' weights (``"examples"`` or ``"uniform"``), and the
-        server's learning rate, above 0; ConfigError otherwise.
+        The groups that are aligned, the clients' weights (``"examples"``, ``"uniform"``), the server's learning rate.
     local_steps
         ``Federation.local_steps``; a reply's steps are then computed from the number of examples that it weighs. If
         left out, they are the replies' metric ``steps``, at least 1: a client could then move the shared tensors
