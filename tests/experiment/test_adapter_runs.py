@@ -79,6 +79,23 @@ def test_a_plan_counts_what_peft_would_train(config, more, theirs):
         assert one.bytes_down == one.bytes_up == one.gradient_bytes == one.optimizer_bytes // 2 == 4 * count
 
 
+@pytest.mark.parametrize("base", ["model.dtype=bfloat16", "model.quantization=int8"])
+def test_dora_trains_over_a_base_of_fewer_bits(config, tmp_path, base):
+    wanted = config(*DORA, base, "rounds=1", "clients.cohort=2", "training.gradient_checkpointing=true")
+    one = plan(wanted)[0]
+    folder = run(wanted, tmp_path / "run")
+    params = Record.open(folder).load_checkpoint()[1]["params"]
+    assert {value.dtype for value in params.values()} == {torch.float32}
+    assert sum(4 * value.numel() for value in params.values()) == one.bytes_down
+    experiment = build(wanted)
+    first = experiment.method.init(experiment.rng.child("init"))["params"]
+    moved = {name.rpartition(".")[2] for name in first if not torch.equal(first[name], params[name])}
+    assert moved >= {"lora_A", "lora_B", "lora_magnitude_vector"}
+    experiment.only.bench.load(params)
+    for adapter in experiment.only.bench.adapters.values():
+        torch.testing.assert_close(adapter.norms(), (adapter.base.weight.float() + adapter._dense()).norm(dim=1))
+
+
 @pytest.mark.parametrize("method", [name for name in METHODS if traits_of(name).needs != "mixture"])
 def test_dora_goes_with_methods_that_average_tensors(config, method):
     wanted = config(f"method.name={method}", "adapter.use_dora=true", "data.proxy=8")

@@ -76,7 +76,7 @@ def test_a_model_that_can_is_left_as_it_was():
         ("a row each", r"Toy gives logits \(2,\), but the labels are \(2,\)"),
         ("none", r"Toy gives logits NoneType, but the labels are \(2,\)"),
         ("zeros", r"does not depend on its modules query, value, so adapters there would have no effect"),
-        ("by its weight", r"does not call its modules 'value' .* leave 'value' out of adapter.targets"),
+        ("by its weight", r"does not call its modules 'value' .* list modules without 'value' in adapter.targets"),
     ],
 )
 def test_a_model_that_cannot_is_refused_with_the_reason(act, text):

@@ -62,7 +62,8 @@ def try_out(bench: Workbench, rows: Batch, name: str) -> None:
         if kind not in map(_kind, called):
             raise ModelError(
                 f"model '{name}': {type(bench.model).__name__} does not call its modules '{kind}' but uses their "
-                f"weights itself, so adapters there would have no effect; leave '{kind}' out of adapter.targets"
+                f"weights itself, so adapters there would have no effect; list modules without '{kind}' in "
+                "adapter.targets"
             )
 
 

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedquilt.adapters.lora.dora import DoraLinear, unchanging
 from fedquilt.adapters.lora.inject import adapters, all_linear, initial, inject, layout, load, remove, trainable
+from fedquilt.adapters.lora.kind import LORA
 from fedquilt.adapters.lora.peft_files import load_peft, save_peft
 from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.core.errors import ModelError
@@ -236,6 +237,9 @@ def test_peft_computes_the_same_logits_from_our_folder_and_gives_it_back(tmp_pat
     theirs = PeftModel.from_pretrained(copy.deepcopy(base), str(folder)).eval()
     torch.testing.assert_close(theirs(**inputs(task)).logits, ours, rtol=0, atol=1e-5)
     theirs.save_pretrained(tmp_path / "again")
+    loaded = copy.deepcopy(base)
+    LORA.load(loaded, found.blocks, tmp_path / "again")
+    torch.testing.assert_close(loaded(**inputs(task)).logits, ours)
     for one in (folder, tmp_path / "again"):
         again, told = load_peft(one, where)
         assert told.use_dora
