@@ -50,8 +50,8 @@ def test_a_refused_pattern_is_named_with_what_there_is():
     ranks, alphas = {"query": 2}, {"up": 1.0, "layers.1.*": 2.0}
     idle, torn = problems_of_patterns(LoraSettings(4, 4.0, rank_pattern=ranks, alpha_pattern=alphas))
     assert idle == (
-        "adapter.rank_pattern holds 'query', which matches no adapted module; they are called k_proj, q_proj, up, as in "
-        "'model.layers.0.mlp.up'"
+        "adapter.rank_pattern holds 'query', which matches no adapted module; they are called k_proj, q_proj, up, as "
+        "in 'model.layers.0.mlp.up'"
     )
     assert torn == (
         "adapter.alpha_pattern: 'up' = 1 and 'layers.1.*' = 2 both match 'model.layers.1.mlp.up', and keys of a table "
