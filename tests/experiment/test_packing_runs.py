@@ -100,3 +100,13 @@ def test_a_run_counts_examples_and_is_evaluated_in_rows_of_their_own(wanted, tmp
         assert 2 * 2 <= one["metrics"]["steps"] < before[client]["metrics"]["steps"]
         assert one["metrics"]["loss"] == pytest.approx(before[client]["metrics"]["loss"], rel=1e-4)
     assert packed["evaluation"]["global"] == pytest.approx(plain["evaluation"]["global"], rel=1e-4)
+
+
+@pytest.mark.parametrize("base", ["model.dtype=bfloat16", "model.quantization=int8", "training.precision=bf16"])
+def test_gradient_checkpointing_changes_no_bit_beside_packing_and_short_bases(wanted, tmp_path, fingerprint, base):
+    changes = (base, "data.limit=12", "training.steps=2", "adapter.dropout=0.2")
+    plain, again = (
+        fingerprint(run(wanted(*changes, f"training.gradient_checkpointing={on}"), tmp_path / on))
+        for on in ("false", "true")
+    )
+    assert plain == again

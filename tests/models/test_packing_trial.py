@@ -51,6 +51,12 @@ def test_models_that_do_not_are_refused(kind, values):
         refuse_mixing(made(kind, **values), "its name", 64)
 
 
+def test_a_model_that_would_cache_is_tried_without():
+    model = made("llama", num_key_value_heads=2, use_cache=True)
+    refuse_mixing(model, "its name", 64)
+    assert model.config.use_cache
+
+
 def test_a_model_that_fails_in_the_trial_says_how():
     model = made("gpt2", max_position_embeddings=16)
     with pytest.raises(ModelError, match=r"apart \(a trial ended in IndexError: index out of range in self\); set it"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
 
+from fedquilt.client.model_config import configs_of, set_until
 from fedquilt.core.types import Blocks
 
 
@@ -37,33 +38,21 @@ def only_blocks(model: nn.Module, blocks: Blocks, keep: Collection[int]) -> Iter
         # the undoing of every change is registered at once, so that a failure half-way leaves the model unchanged
         kept = nn.ModuleList(whole[index] for index in chosen)
         kept.training = whole.training
-        _set(undo, model.get_submodule(parent_path), name, kept)
-        for config in _configs(model):
+        set_until(undo, model.get_submodule(parent_path), name, kept)
+        for config in configs_of(model):
             _shorten(undo, config, blocks.num_layers, chosen)
         for new, old in enumerate(chosen):
             for module in whole[old].modules():
                 if getattr(module, "layer_idx", None) == old:  # the index in a key-value cache, and in GPT-2's scaling
-                    _set(undo, module, "layer_idx", new)
+                    set_until(undo, module, "layer_idx", new)
         yield model
-
-
-def _configs(model: nn.Module) -> list[Any]:
-    """The distinct config objects of the model and of its parts."""
-    found = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    return list(found.values())
 
 
 def _shorten(undo: ExitStack, config: Any, num_layers: int, chosen: list[int]) -> None:
     if getattr(config, "num_hidden_layers", None) != num_layers:
         return
-    _set(undo, config, "num_hidden_layers", len(chosen))
+    set_until(undo, config, "num_hidden_layers", len(chosen))
     for key, value in list(vars(config).items()):
         # lists with one entry per block, such as layer_types, mlp_layer_types and no_rope_layers
         if "layer" in key and isinstance(value, list | tuple) and len(value) == num_layers:
-            _set(undo, config, key, type(value)(value[index] for index in chosen))
-
-
-def _set(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
-    restore: Callable[..., None] = setattr
-    undo.callback(restore, owner, name, getattr(owner, name))
-    setattr(owner, name, value)
+            set_until(undo, config, key, type(value)(value[index] for index in chosen))

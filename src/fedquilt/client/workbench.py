@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fedquilt.adapters.buffers import State, numbers
 from fedquilt.adapters.lora.core import with_cores
 from fedquilt.adapters.lora.inject import adapters
+from fedquilt.client.model_config import without_cache
 from fedquilt.client.recompute import recomputed
 from fedquilt.client.shallow import only_blocks
 from fedquilt.client.task import Scoring
@@ -187,7 +188,7 @@ class Workbench:
             owners = {id(buffer.module): buffer.module for buffer in self._state.values()}
             self._running = [module for key, module in owners.items() if key not in held]
             self._train()
-            with recomputed(blocks, self._again):
+            with without_cache(self.model), recomputed(blocks, self._again):
                 yield trained
         finally:
             self._running = []

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedquilt.client.model_config import without_cache
 from fedquilt.client.packing import packed
 from fedquilt.core.errors import ModelError
 from fedquilt.core.tasks import IGNORED
@@ -34,7 +35,7 @@ def refuse_mixing(model: Any, name: str, width: int) -> None:
     rows = _examples(model, [width - width // 4, width // 2, width // 3, width // 4], width)
     together = packed(rows)
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), without_cache(model), quiet():
             alone: Tensor = model(**prepare_text(rows)).logits.float()
             beside: Tensor = model(**prepare_text(together)).logits.float()
     except Exception as error:  # a model may raise anything for position numbers that it does not expect
