@@ -117,6 +117,22 @@ def test_compare_runs_what_is_missing_prints_a_table_and_draws(command, tiny):
     assert "--reference 'nobody': no such label; allowed: random, straggler" in said.err
 
 
+def test_runs_side_by_side_show_their_number_and_the_time_left(monkeypatch):
+    written = io.StringIO()
+    monkeypatch.setattr(screen, "errors", Console(file=written, force_terminal=True, width=120))
+    with Shown() as shown:
+        shown.runs(1, 12)
+        assert shown.time_left() == ""
+        shown.forecast(Forecast(left=7200.5, round=60, evaluation=1, runs=11))
+        shown.bars.refresh()
+    text = written.getvalue()
+    assert shown.time_left() == "about 2 h 0 min left of 11 runs"
+    assert "runs" in text
+    assert "1/12" in text
+    assert "about 2 h 0 min left of 11 runs" in text
+    assert "steps" not in text
+
+
 def test_compare_stopped_says_how_to_go_on(command, tiny, monkeypatch):
     def interrupted(self, line):
         raise KeyboardInterrupt

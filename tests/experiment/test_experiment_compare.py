@@ -143,9 +143,13 @@ def test_processes_side_by_side_give_the_same_bits(file):
     alone = [job for job in jobs(file, ["output=alone"]) if job.seed == 1][:2]
     beside = [job for job in jobs(file, ["output=beside"]) if job.seed == 1][:2]
     compare(alone)
-    told = []
-    compare(beside, workers=2, on_done=lambda job, number, of: told.append((number, of)))
+    told, seen = [], []
+    watch = SimpleNamespace(forecast=seen.append)
+    compare(beside, workers=2, progress=watch, on_done=lambda job, number, of: told.append((number, of)))
     assert told == [(1, 2), (2, 2)]
+    assert len(seen) >= 2  # one from each process
+    assert seen[0].runs == 2
+    assert all(0 <= one.left < 100 for one in seen)
     for one, other in zip(alone, beside, strict=True):
         assert one.folder.name == other.folder.name
         assert adapters(one.folder) == adapters(other.folder)

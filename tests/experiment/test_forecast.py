@@ -29,10 +29,10 @@ def test_finished_rounds_and_evaluations_count_as_they_were():
 
 def test_all_runs_of_a_comparison_count_those_of_unknown_pace_at_the_mean():
     waiting = [("a", 10), ("b", 10), ("c", 4)]
-    assert of_all({"a": 30}, {"a": 2, "b": 4}, waiting) == 30 + 20 + 40 + 12
-    assert of_all({"a": 30, "b": 50}, {"a": 2, "b": 4}, waiting, workers=2) == (30 + 50 + 20 + 40 + 12) / 2
-    assert of_all({"a": 300, "b": 5}, {"a": 2, "b": 4}, [], workers=2) == 300  # it cannot be shared
-    assert of_all({}, {}, []) == 0
+    assert of_all([30], {"a": 2, "b": 4}, waiting) == 30 + 20 + 40 + 12
+    assert of_all([30, 50], {"a": 2, "b": 4}, waiting, workers=2) == (30 + 50 + 20 + 40 + 12) / 2
+    assert of_all([300, 5], {"a": 2, "b": 4}, [], workers=2) == 300  # it cannot be shared
+    assert of_all([], {}, []) == 0
 
 
 class Heard(Silent):

@@ -98,8 +98,8 @@ def compare(
     seeds
         Seeds to run each config and method with; those of the config if left out.
     workers
-        Number of runs in parallel, each in its own process. With more than one there are no progress reports, and a
-        script needs ``if __name__ == "__main__":``, as for all of Python's process pools.
+        Number of runs in parallel, each in its own process. With more than one, ``progress`` receives only forecasts,
+        and a script needs ``if __name__ == "__main__":``, as for all of Python's process pools.
     progress
         As for ``run``.
     sections

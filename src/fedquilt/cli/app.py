@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -57,6 +58,8 @@ def _frame(
 
 def main() -> None:
     """Run the command; print an error as text with exit code 1, and a traceback only with ``--debug``."""
+    if "torch" not in sys.modules:  # read when it is loaded: waiting threads sleep, which leaves others the processors
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     debug = "--debug" in sys.argv
     if debug:  # anywhere on the line, not only before the subcommand
         sys.argv.remove("--debug")

@@ -50,13 +50,18 @@ def compare(
     if len(files) > 1:  # the same method in two files is not the same line of the table
         jobs = [replace(job, label=f"{job.config.name}: {job.label}") for job in jobs]
 
-    def announce(job: Job, number: int, of: int) -> None:
-        errors.print(
-            f"[{number}/{of}] {job.label}, seed {job.seed}: {job.folder}", highlight=False, markup=False, soft_wrap=True
-        )
-
     try:
-        with Shown(quiet=workers > 1) as progress:
+        with Shown() as progress:
+            if workers > 1:
+                progress.runs(0, None)
+
+            def announce(job: Job, number: int, of: int) -> None:
+                text = f"[{number}/{of}] {job.label}, seed {job.seed}: {job.folder}"
+                if workers > 1:  # their rounds are not shown, which would say the time left
+                    progress.runs(number, of)
+                    text = ", ".join(filter(None, [text, progress.time_left()]))
+                progress.say(text)
+
             folders = run_all(jobs, workers=workers, progress=progress, on_done=announce)
     except KeyboardInterrupt:
         out.print(

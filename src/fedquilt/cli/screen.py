@@ -27,12 +27,15 @@ errors = Console(stderr=True)
 
 
 class TimeLeft(ProgressColumn):
-    """The time that is left by a task's latest estimate, less what has passed since."""
+    """A text in the first row of the bars."""
+
+    def __init__(self, text: Callable[[], str]) -> None:
+        super().__init__()
+        self._text = text
 
     def render(self, task: Task) -> Text:
-        """Return the text; empty without an estimate."""
-        ends, runs = task.fields.get("ends", (0.0, 1))
-        return Text(left_text(ends - time.monotonic(), runs))
+        """Return the text, which is empty in all other rows."""
+        return Text(self._text() if task.id == 0 else "")
 
 
 class Shown:
@@ -42,11 +45,12 @@ class Shown:
         self.live = errors.is_terminal and not quiet
         self.quiet = quiet
         self.name, self.total = "", 0
+        self.ends = (0.0, 1)  # when everything will be done, and the number of unfinished runs
         self.bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),  # a terminal of 80 columns also holds the note
             MofNCompleteColumn(),
-            TimeLeft(),
+            TimeLeft(self.time_left),
             TextColumn("{task.fields[note]}"),
             console=errors,
             transient=True,
@@ -56,8 +60,8 @@ class Shown:
     def __enter__(self) -> Shown:
         self.bars.start()
         self._rounds = self.bars.add_task("rounds", total=None, note="")
-        self._clients = self.bars.add_task("clients", total=None, note="")
-        self._steps = self.bars.add_task("steps", total=None, note="")
+        self._clients = self.bars.add_task("clients", total=None, note="", visible=False)
+        self._steps = self.bars.add_task("steps", total=None, note="", visible=False)
         return self
 
     def __exit__(
@@ -70,13 +74,22 @@ class Shown:
         self.bars.reset(self._rounds, total=rounds, completed=first, description=name)
 
     def client(self, exchange: str, number: int, of: int) -> None:
-        self.bars.update(self._clients, completed=number, total=of, description=f"clients ({exchange})")
+        words = f"clients ({exchange})"
+        self.bars.update(self._clients, completed=number, total=of, description=words, visible=True)
 
     def step(self, number: int, of: int) -> None:
-        self.bars.update(self._steps, completed=number, total=of)
+        self.bars.update(self._steps, completed=number, total=of, visible=True)
+
+    def runs(self, number: int, of: int | None) -> None:
+        """Show the number of finished runs in place of rounds, for runs in parallel; None if the total is unknown."""
+        self.bars.update(self._rounds, completed=number, total=of, description="runs")
 
     def forecast(self, seen: Forecast) -> None:
-        self.bars.update(self._rounds, ends=(time.monotonic() + seen.left, seen.runs))
+        self.ends = (time.monotonic() + seen.left, seen.runs)
+
+    def time_left(self) -> str:
+        """Return a text of the time that is left by the latest estimate, less what has passed since."""
+        return left_text(self.ends[0] - time.monotonic(), self.ends[1])
 
     def round(self, line: Mapping[str, Any]) -> None:
         self.bars.update(self._rounds, completed=line["round"] + 1, note=round_text(line, brief=True))

@@ -121,8 +121,9 @@ class Config(BaseModel):
     device: Written = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:0`` or ``mps``."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """Number of CPU threads that torch uses; torch's own choice if left out. Results are bit-identical only for the
-    same number."""
+    """Number of CPU threads that torch uses. If left out, it is 1 for models of fewer than a million weights, otherwise
+    torch's own choice; the environment variable ``OMP_NUM_THREADS`` overrides both. Results are bit-identical only for
+    the same number; a resumed run keeps its own."""
     quorum: Part = 0.0
     """Smallest fraction of the cohort that must send a usable reply; one reply is always needed."""
     output: Text = "runs"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -15,14 +16,13 @@ from threading import Thread, current_thread, main_thread
 from types import MappingProxyType
 from typing import Any
 
-import torch
-
 from fedquilt.config.load import NOT_DETERMINING, Overrides, RunFile, digest, load, parse, resolved, variants
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, FedquiltError
 from fedquilt.experiment.forecast import Forecast, of_all
-from fedquilt.experiment.progress import Passing
+from fedquilt.experiment.progress import Passing, Silent
 from fedquilt.experiment.run import resume, run
+from fedquilt.experiment.threads import share_threads
 from fedquilt.record import Record, read_result, read_rounds
 
 
@@ -81,7 +81,8 @@ def compare(
     """Run all jobs that are not finished, resuming stopped ones; returns the run folders of every label.
 
     ``progress`` receives the reports of every run (see ``experiment.Progress``), with the time that is left of all of
-    them. ``workers`` processes run in parallel, each on its share of the cores unless the config sets ``threads``.
+    them. ``workers`` processes run in parallel, each on its share of the processors unless the config sets ``threads``;
+    they report forecasts only.
     ``on_done`` is called after each run with the number of runs done and the number that were to do.
 
     Raises
@@ -90,57 +91,105 @@ def compare(
         the first error of a run, with its label and seed; finished runs are kept.
     """
     missing = [job for job in wanted if not job.finished]
+    every = _All(missing, workers)
     if workers <= 1:
-        told = _OneByOne(progress, missing)
-        for number, job in enumerate(missing, start=1):
-            _done(job, told)
+        reporting = _OneByOne(progress, every)
+        for number, job in enumerate(missing):
+            reporting.number = number
+            _done(job, reporting)
+            every.done(number)
             if on_done:
-                on_done(job, number, len(missing))
+                on_done(job, number + 1, len(missing))
     elif missing:
         if held := [name for job in missing for name in job.config.objects]:
             raise ConfigError(f"workers = {workers}: '{held[0]}' is in the memory of this process; leave workers out")
-        _side_by_side(missing, workers, on_done)
+        _side_by_side(missing, workers, Passing(progress), every, on_done)
     folders: dict[str, list[Path]] = {}
     for job in wanted:
         folders.setdefault(job.label, []).append(job.folder)
     return folders
 
 
-class _OneByOne(Passing):
-    """Passes on the reports of runs that follow one another; a forecast is of all that are not finished."""
+class _All:
+    """The forecast of all runs of a comparison, from those of the runs that have begun."""
 
-    def __init__(self, told: object, missing: Sequence[Job]) -> None:
-        super().__init__(told)
-        self._waiting = [*missing]
+    def __init__(self, missing: Sequence[Job], workers: int) -> None:
+        self._jobs, self._workers = missing, workers
+        self._waiting = {number: (job.label, job.rounds_left) for number, job in enumerate(missing)}
+        self._begun: dict[int, float] = {}
+        self._done: set[int] = set()
         self._paces: dict[str, float] = {}
 
-    def started(self, name: str, first: int, rounds: int) -> None:
-        self._running = self._waiting.pop(0)
-        super().started(name, first, rounds)
+    def of(self, number: int, seen: Forecast) -> Forecast:
+        """The forecast of all runs after that of run ``number``."""
+        job = self._jobs[number]
+        self._waiting.pop(number, None)
+        if number not in self._done:  # reports of other processes may come late
+            self._begun[number] = seen.left
+        self._paces[job.label] = seen.round + seen.evaluation / job.config.evaluation.every
+        return self._whole(seen)
+
+    def done(self, number: int) -> Forecast:
+        """The forecast of the other runs once a run is finished."""
+        self._done.add(number)
+        self._waiting.pop(number, None)
+        self._begun.pop(number, None)
+        return self._whole(Forecast(0.0, 0.0, 0.0))
+
+    def _whole(self, seen: Forecast) -> Forecast:
+        left = of_all([*self._begun.values()], self._paces, [*self._waiting.values()], self._workers)
+        return seen._replace(left=left, runs=len(self._waiting) + len(self._begun))
+
+
+class _OneByOne(Passing):
+    """Passes on the reports of runs that follow one another; a forecast is of all, and nothing is said twice."""
+
+    def __init__(self, receiver: object, every: _All) -> None:
+        super().__init__(receiver)
+        self.number, self._all = 0, every
+        self._said: set[str] = set()
+
+    def say(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            super().say(text)
 
     def forecast(self, seen: Forecast) -> None:
-        label, config = self._running.label, self._running.config
-        self._paces[label] = seen.round + seen.evaluation / config.evaluation.every
-        waiting = [(job.label, job.rounds_left) for job in self._waiting]
-        self._seen = seen._replace(left=of_all({label: seen.left}, self._paces, waiting), runs=1 + len(waiting))
+        self._seen = self._all.of(self.number, seen)
         super().forecast(self._seen)
 
     def round(self, line: Mapping[str, Any]) -> None:
         super().round({**line, "seconds_left": self._seen.left, "runs_left": self._seen.runs})
 
 
-def _side_by_side(missing: Sequence[Job], workers: int, on_done: Callable[[Job, int, int], None] | None) -> None:
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    others = set(active_children())
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_worker, initargs=(threads,))
+def _side_by_side(
+    missing: Sequence[Job],
+    workers: int,
+    receiver: Passing,
+    every: _All,
+    on_done: Callable[[Job, int, int], None] | None,
+) -> None:
+    """Run the jobs in worker processes; ``receiver`` receives forecasts of all runs, and what they say."""
+    others, context = set(active_children()), get_context("spawn")
+    reports = context.SimpleQueue()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_worker, initargs=(workers, reports))
+    listener = _OneByOne(receiver, every)
+
+    def listen() -> None:
+        while (report := reports.get()) is not None:
+            listener.number, name, word = report
+            getattr(listener, name)(word)
+
+    Thread(target=listen, daemon=True).start()  # it may wait for ever for a worker that was killed while it reported
     with pool:
         with _ignoring_interrupts():  # the worker processes inherit this: only this process handles Ctrl-C
-            futures = {pool.submit(_done, job, None): job for job in missing}
+            futures = {pool.submit(_in_worker, number, job): number for number, job in enumerate(missing)}
         try:
-            for number, future in enumerate(as_completed(futures), start=1):
+            for done, future in enumerate(as_completed(futures), start=1):
                 future.result()
+                receiver.forecast(every.done(futures[future]))
                 if on_done:
-                    on_done(futures[future], number, len(missing))
+                    on_done(missing[futures[future]], done, len(missing))
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             if not isinstance(error, Exception):  # an interrupt: any stopped run can be resumed
@@ -148,11 +197,35 @@ def _side_by_side(missing: Sequence[Job], workers: int, on_done: Callable[[Job, 
                     child.terminate()
                     child.join()
             raise
+    reports.put(None)
 
 
-def _worker(threads: int) -> None:
+class _Sent(Silent):
+    """A Progress in a worker process: sends forecasts, one per second at most, and what is said to the main process."""
+
+    reports: Any = None
+    """The queue to the main process, set when the worker starts."""
+
+    def __init__(self, number: int) -> None:
+        self._number, self._last = number, float("-inf")
+
+    def say(self, text: str) -> None:
+        self.reports.put((self._number, "say", text))
+
+    def forecast(self, seen: Forecast) -> None:
+        if time.monotonic() - self._last > 1:
+            self._last = time.monotonic()
+            self.reports.put((self._number, "forecast", seen))
+
+
+def _in_worker(number: int, job: Job) -> None:
+    _done(job, _Sent(number))
+
+
+def _worker(workers: int, reports: Any) -> None:
     """Initialise a worker process: set its threads, and make it end when its parent ends, even if that is killed."""
-    torch.set_num_threads(threads)
+    share_threads(workers)
+    _Sent.reports = reports
     parent = parent_process()
 
     def watch() -> None:

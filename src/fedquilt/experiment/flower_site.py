@@ -21,6 +21,7 @@ from fedquilt.engine.flower.handshake import card
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.data import SITES
 from fedquilt.experiment.inputs_record import rows_digest
+from fedquilt.experiment.threads import spare_threads
 
 _FOLLOWED = ("seed", "rounds", "adapter", "head", "training", "privacy", "method")
 """Parts of a run file that determine a client's work; they must be equal on server and client."""
@@ -92,7 +93,9 @@ def _prepared(key: str, here: tuple[ClientId, ...] | None) -> Experiment:
     config = parse(json.loads(key))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    return build(config, here)
+    experiment = build(config, here)
+    spare_threads(experiment)
+    return experiment
 
 
 def cards(experiment: Experiment) -> dict[ClientId, dict[str, Any]]:

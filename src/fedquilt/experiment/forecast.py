@@ -92,14 +92,14 @@ def forecast(work: Work, spent: Spent) -> Forecast:
 
 
 def of_all(
-    begun: Mapping[str, float], paces: Mapping[str, float], waiting: Sequence[tuple[str, int]], workers: int = 1
+    begun: Sequence[float], paces: Mapping[str, float], waiting: Sequence[tuple[str, int]], workers: int = 1
 ) -> float:
     """Seconds until all runs of a comparison are done.
 
     Parameters
     ----------
     begun
-        Seconds left of each run that has begun, by any name.
+        Seconds left of each run that has begun.
     paces
         Seconds of a round with its share of evaluations, by the label of runs that have begun.
     waiting
@@ -108,7 +108,7 @@ def of_all(
         Number of runs in parallel.
     """
     mean = sum(paces.values()) / max(1, len(paces))
-    left = [*begun.values(), *(rounds * paces.get(label, mean) for label, rounds in waiting)]
+    left = [*begun, *(rounds * paces.get(label, mean) for label, rounds in waiting)]
     return max([sum(left) / workers, *left])
 
 

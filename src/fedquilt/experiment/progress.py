@@ -55,11 +55,11 @@ class Silent:
 class Passing:
     """A Progress that passes reports on to an object with any of the methods of ``Progress``, or to None."""
 
-    def __init__(self, told: object) -> None:
-        self._told = told
+    def __init__(self, receiver: object) -> None:
+        self._receiver = receiver
 
     def _pass(self, report: str, *words: Any) -> None:
-        if (method := getattr(self._told, report, None)) is not None:
+        if (method := getattr(self._receiver, report, None)) is not None:
             method(*words)
 
     def started(self, name: str, first: int, rounds: int) -> None:
@@ -89,14 +89,14 @@ class Forecasting(Passing):
 
     Parameters
     ----------
-    told
+    receiver
         Receives the reports.
     clock
         Gives the time in seconds.
     """
 
-    def __init__(self, told: object, clock: Callable[[], float] = time.perf_counter) -> None:
-        super().__init__(told)
+    def __init__(self, receiver: object, clock: Callable[[], float] = time.perf_counter) -> None:
+        super().__init__(receiver)
         self._clock = clock
         self._slow = False  # whether the user has been told that rounds take long
         self._steps_seen = False

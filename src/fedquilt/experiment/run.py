@@ -26,6 +26,7 @@ from fedquilt.experiment.forecast import work_of
 from fedquilt.experiment.inputs_record import outputs_record, rows_digest, weights_digest
 from fedquilt.experiment.progress import Forecasting
 from fedquilt.experiment.round_record import are_finite, final_record, round_line
+from fedquilt.experiment.threads import restored_threads, spare_threads
 from fedquilt.privacy.spending import cohort_key, cohort_stream, hides_cohorts, spending
 from fedquilt.record import Record, environment, hold, read_environment, read_partition, read_result, read_rounds
 from fedquilt.record.folder import ADAPTERS
@@ -61,10 +62,12 @@ def run(
         the errors of ``build``, before the folder is made.
     """
     Record.refuse(folder)
-    with hold(folder) as held:
+    with hold(folder) as held, restored_threads():
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        experiment = build(connect.adapted(config), connect.here)
+        experiment, reporting = build(connect.adapted(config), connect.here), Forecasting(progress)
+        if (spared := spare_threads(experiment)) is not None:
+            reporting.say(spared)
         bench = experiment.groups[0].bench  # device and precision are one for all groups
         around = environment(
             seed=config.seed,
@@ -76,14 +79,14 @@ def run(
         )
         if len(experiment.federation.layouts) > 1 and not experiment.traits.across:
             around["apart"] = [*experiment.federation.layouts]  # the method runs separately in each of them
-        told, key = Forecasting(progress), run_key()
-        engine = connect.make(experiment, key, {}, told)
+        key = run_key()
+        engine = connect.make(experiment, key, {}, reporting)
         experiment = experiment.announced(engine.announced)
         around |= {"engine": connect.name, "run_key": key, "cohort_key": cohort_key(config)}
         around |= {"outputs": outputs_record(experiment.groups)}
         around |= {} if label is None else {"label": label}
         record = Record.create(folder, resolved(config), around, experiment.partition, held)
-        return _go_on(experiment, record, 0, None, engine, told)
+        return _go_on(experiment, record, 0, None, engine, reporting)
 
 
 def resume(
@@ -120,7 +123,7 @@ def resume(
     wanted = None if config is None else resolved(config)
     if back_to is None and _finished(Record.open(folder, wanted, NOT_DETERMINING)):
         return folder
-    with hold(folder) as held:
+    with hold(folder) as held, restored_threads():
         record = Record.open(folder, wanted, NOT_DETERMINING, held)
         if back_to is None and _finished(record):  # finished by another process in the meantime
             return folder
@@ -136,8 +139,8 @@ def resume(
         start, state, memories = record.load_checkpoint(at)
         torch.set_num_threads(around["threads"])  # sums depend on the number of threads
         experiment = build(connect.adapted(config), connect.here)
-        told = Forecasting(progress)
-        engine = connect.make(experiment, around.get("run_key", ""), memories, told)
+        reporting = Forecasting(progress)
+        engine = connect.make(experiment, around.get("run_key", ""), memories, reporting)
         experiment = experiment.announced(_rows_as_at_start(folder, engine.announced))
         _same_inputs(folder, experiment)
         again: dict[str, Any] = {"resumed": True}
@@ -145,7 +148,7 @@ def resume(
             record.truncate_rounds()
         else:
             again["abandoned_rounds"] = record.go_back(back_to)
-        return _go_on(experiment, record, start, state, engine, told, again)
+        return _go_on(experiment, record, start, state, engine, reporting, again)
 
 
 def _finished(record: Record) -> bool:
@@ -205,7 +208,7 @@ def _go_on(
     start: int,
     state: Tree,
     engine: Engine,
-    told: Forecasting,
+    reporting: Forecasting,
     again: Mapping[str, Any] | None = None,
 ) -> Path:
     """Run the rounds from ``start`` on.
@@ -217,7 +220,7 @@ def _go_on(
     start : the first round.
     state : the server's state before it.
     engine : the engine.
-    told : receives reports.
+    reporting : receives reports.
     again : added to the record of the first round when a run is resumed.
     """
     config, began = experiment.config, time.perf_counter()
@@ -227,7 +230,7 @@ def _go_on(
     check = check_of(config, profiles)
     hiding = read_environment(record.folder).get("cohort_key")  # runs without a key draw cohorts from the seed
     cohorts = uniform_cohorts(profiles, config.cohort, cohort_stream(config, hiding))
-    told.begins(record.folder.name, start, config, work_of(experiment, start))
+    reporting.begins(record.folder.name, start, config, work_of(experiment, start))
     names = {str(one["id"]): one["name"] for one in experiment.partition["clients"] if "name" in one}
     finished = rounds(
         experiment.method,
@@ -255,7 +258,7 @@ def _go_on(
                 line |= again or {}  # so that readers of the record see that the run was resumed
             record.append_round(line)
             record.save_checkpoint(done.number + 1, state, engine.memories, are_finite(line))
-            told.round({**line, "names": names})
+            reporting.round({**line, "names": names})
     except RoundError as error:
         raise RoundError(f"{error}; {_advice(record, config)}") from error
     record.check()  # no adapters are written to a folder that was deleted or replaced in the meantime
