@@ -1,6 +1,9 @@
 import importlib
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -225,3 +228,23 @@ def test_two_sizes_of_images_and_a_group_of_words_run_in_one_federation(command,
     told = [line.split()[:2] for line in lines[start + 3 : start + 11]]
     groups = ["vit-16", "vit-24", "words", "worst"]
     assert told == [[label, group] for label in ("group-only", "alone") for group in groups]
+
+
+SLEEPING = """
+import os, sys
+from fedquilt.cli import main
+sys.argv = ["fedquilt", "--version"]
+try:
+    main()
+except SystemExit:
+    pass
+assert "torch" not in sys.modules
+print(os.environ["OMP_WAIT_POLICY"])
+"""
+
+
+@pytest.mark.parametrize(("chosen", "policy"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
+def test_waiting_threads_sleep_unless_the_environment_says_otherwise(chosen, policy):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | chosen
+    ran = subprocess.run([sys.executable, "-c", SLEEPING], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout.split()[-1] == policy
