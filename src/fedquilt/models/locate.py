@@ -17,10 +17,14 @@ from fedquilt.models.text import NUM_TOKENS
 BUILTIN = ("glyph-vit", "glyph-vit-4x32", "glyph-vit-8x48", "arith-llama", "arith-gemma", "arith-qwen")
 """The models that are part of the package."""
 
+MODELS = "FEDQUILT_MODELS"
+"""The environment variable that names a folder with local copies of models on the hub."""
+
 FORMS = (
     f"a model is a built-in name ({', '.join(BUILTIN)}), 'tiny:<architecture>', a local folder, "
     "'package:<python package>/<folder>' or a hub name such as 'google/vit-base-patch16-224-in21k'; '?layers=N' after "
-    "any but 'tiny:' keeps only the first N blocks"
+    "any but 'tiny:' keeps only the first N blocks; the environment variable FEDQUILT_MODELS names a folder with local "
+    "copies of hub models"
 )
 
 
@@ -38,6 +42,8 @@ class Source:
         A folder, or a name on the hub.
     local
         Whether ``location`` is a folder.
+    on_hub
+        Whether the name is one on the hub; then a folder is a local copy.
     layers
         Keep only so many transformer blocks, the first ones; None for all.
     """
@@ -47,6 +53,7 @@ class Source:
     location: str | None = None
     local: bool = False
     layers: int | None = None
+    on_hub: bool = False
 
 
 def find_source(name: str, meta: bool, max_length: int) -> Source:
@@ -55,7 +62,8 @@ def find_source(name: str, meta: bool, max_length: int) -> Source:
     ``name`` is one of ``BUILTIN``, ``"tiny:<architecture>"`` (random weights, as in ``"tiny:vit?layers=12&width=64"``),
     a local folder, ``"package:<python package>/<folder>"``, a hub name, or with ``meta`` also ``"shape:<published
     shape>"``. ``"?layers=N"`` after a built-in name, a folder or a hub name keeps only the first N blocks.
-    ``max_length`` is the number of positions that a tiny model needs at least.
+    A hub name stands for a folder if the environment variable ``FEDQUILT_MODELS`` names a folder with a local copy (see
+    ``local_copy``). ``max_length`` is the number of positions that a tiny model needs at least.
 
     Raises
     ------
@@ -92,9 +100,33 @@ def find_source(name: str, meta: bool, max_length: int) -> Source:
     folder = Path(name).expanduser()
     if os.path.isdir(folder):  # also False if no folder can have this name
         return Source(name, location=str(folder), local=True)
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         raise ModelError(f"model '{name}': there is no such folder; {FORMS}")
-    return Source(name, location=name)
+    copy = local_copy(name)
+    return Source(name, location=name if copy is None else str(copy), local=copy is not None, on_hub=True)
+
+
+def local_copy(name: str) -> Path | None:
+    """The folder with the local copy of the model called ``name`` on the hub, or None.
+
+    For ``org/name`` it is ``$FEDQUILT_MODELS/org/name``, or else ``$FEDQUILT_MODELS/name``. Records and exported
+    adapters hold the name, not the folder, so that they are valid on other machines.
+
+    Raises
+    ------
+    ModelError
+        if the environment variable names no folder.
+    """
+    place = os.environ.get(MODELS)
+    if not place:
+        return None
+    root = Path(place).expanduser()
+    if not root.is_dir():
+        raise ModelError(
+            f"model '{name}': the environment variable {MODELS} is '{place}', and there is no such folder; set it to "
+            "the folder that holds the local copies of models, or unset it"
+        )
+    return next((found for own in (name, name.rpartition("/")[2]) if (found := root / own).is_dir()), None)
 
 
 def refuse_idle(source: Source, revision: str | None, trust_remote_code: bool) -> None:
@@ -106,7 +138,7 @@ def refuse_idle(source: Source, revision: str | None, trust_remote_code: bool) -
         names each of the two keys that has no effect.
     """
     problems = []
-    if revision is not None and (source.local or source.values is not None):
+    if revision is not None and not source.on_hub:
         problems.append(
             f"model.revision = {revision!r}: applies only to names on the hub, and model.name = '{source.name}' is "
             "not one; leave it out"
