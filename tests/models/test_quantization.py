@@ -43,7 +43,7 @@ def loaded(name, task, quantization="none", dtype=torch.float32, **options):
 def test_nf4_is_that_of_bitsandbytes_to_the_bit(shape, dtype):
     library = _bitsandbytes()
     base = linear(shape, dtype)
-    own = QuantizedLinear(base, "nf4")
+    own = QuantizedLinear(base, "nf4", dtype)
     codes, state = library.quantize_4bit(base.weight, quant_type="nf4", compress_statistics=True)
     assert torch.equal(own.codes, codes)
     assert torch.equal(own.scale, state.absmax)
@@ -54,7 +54,7 @@ def test_nf4_is_that_of_bitsandbytes_to_the_bit(shape, dtype):
 
 def test_int8_rounds_to_the_nearest_of_255_steps_as_bitsandbytes_does():
     base = linear((96, 64))
-    own = QuantizedLinear(base, "int8")
+    own = QuantizedLinear(base, "int8", torch.float32)
     step = base.weight.abs().amax(1, keepdim=True) / 127
     assert ((own.weight - base.weight).abs() <= 0.5001 * step).all()
     codes, scales, _ = _bitsandbytes().int8_vectorwise_quant(base.weight.half())
@@ -66,13 +66,13 @@ def test_int8_rounds_to_the_nearest_of_255_steps_as_bitsandbytes_does():
 def test_a_weight_of_zeros_stays_zero(quantization):
     base = linear((8, 64))
     base.weight[:4] = 0
-    assert not QuantizedLinear(base, quantization).weight[:4].any()
+    assert not QuantizedLinear(base, quantization, torch.float32).weight[:4].any()
 
 
 @pytest.mark.parametrize("quantization", SCHEMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_pass_is_that_of_a_linear_module_with_the_dequantised_weight(quantization, dtype):
-    own = QuantizedLinear(linear((24, 64), dtype), quantization)
+    own = QuantizedLinear(linear((24, 64), dtype), quantization, dtype)
     plain = linear((24, 64), dtype)
     plain.weight.copy_(own.weight)
     x = torch.randn(2, 5, 64, generator=Rng(1).torch()).to(dtype).requires_grad_(True)
@@ -85,7 +85,7 @@ def test_a_pass_is_that_of_a_linear_module_with_the_dequantised_weight(quantizat
 
 @pytest.mark.parametrize("quantization", SCHEMES)
 def test_autocast_decides_the_type_as_for_a_linear_module(quantization):
-    own = QuantizedLinear(linear((24, 64)), quantization)
+    own = QuantizedLinear(linear((24, 64)), quantization, torch.float32)
     x = torch.randn(3, 64, generator=Rng(1).torch(), requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         made = own(x)
@@ -159,9 +159,9 @@ def test_training_adapters_leaves_the_bytes_of_the_base_and_merging_dequantises(
 
 def test_none_changes_nothing_and_a_wrapped_module_is_no_reason_to_fail():
     found = loaded("tiny:llama", "causal-lm")
-    quantize(found.model, found.blocks, "none")
+    quantize(found.model, found.blocks, "none", torch.float32)
     assert digest(found.model) == found.digest
-    wrapped = LoraLinear(QuantizedLinear(linear((8, 64)), "int8"), LoraSettings(2, 2.0))
+    wrapped = LoraLinear(QuantizedLinear(linear((8, 64)), "int8", torch.float32), LoraSettings(2, 2.0))
     assert wrapped(torch.ones(1, 64)).shape == (1, 8)
 
 

@@ -47,8 +47,8 @@ def load_own(own: OwnModel, name: str, task: str, **options: Any) -> Loaded:
     model = own.copied(meta).requires_grad_(False).eval()
     blocks = own.found_blocks(model)
     head = own.found_head(model, blocks, num_classes)
+    quantize(model, blocks, options["quantization"], dtype)
     set_dtype(model, head, dtype)
-    quantize(model, blocks, options["quantization"])
     outputs = outputs_of(classes, (), labels=options["labels"], stated=options["stated"]) if classes else UNNAMED
     about = {"num_labels": num_classes or 0}
     if TASKS[task].reads == "image":

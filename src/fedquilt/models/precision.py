@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedquilt.models.quantization import QuantizedLinear
+
 _SHORT = (torch.bfloat16, torch.float16)
 
 
@@ -18,8 +20,13 @@ def base_dtype(dtype: torch.dtype | None, config: Any) -> torch.dtype:
     """
     if dtype is not None:
         return dtype
-    stored = {getattr(part, "dtype", None) for part in (config, config.get_text_config())}
-    return torch.bfloat16 if stored & {*_SHORT} else torch.float32
+    return torch.bfloat16 if stored_dtype(config, torch.float32) in _SHORT else torch.float32
+
+
+def stored_dtype(config: Any, otherwise: torch.dtype) -> torch.dtype:
+    """The type of the stored weights according to the model's config, or ``otherwise`` if it says nothing."""
+    said = (getattr(part, "dtype", None) for part in (config, config.get_text_config()))
+    return next((dtype for dtype in said if isinstance(dtype, torch.dtype)), otherwise)
 
 
 def set_dtype(model: nn.Module, head: Collection[str], dtype: torch.dtype) -> None:
@@ -27,13 +34,15 @@ def set_dtype(model: nn.Module, head: Collection[str], dtype: torch.dtype) -> No
 
     Buffers that are part of the saved model are converted with the base; others, such as the frequencies of rotary
     positions, keep their type, as in transformers. The modules of a float32 head behind a base of another type convert
-    their inputs to float32, as PEFT's adapters do; with ``dtype`` float32 the modules stay as they are.
+    their inputs to float32, as PEFT's adapters do; with ``dtype`` float32 the modules stay as they are. Quantised
+    weights stay as they are.
     """
     for path, module in model.named_modules():
+        stored = module.stored if isinstance(module, QuantizedLinear) else ()
         names = [f"{path}.{name}" if path else name for name in module._parameters]
         own = [parameter for name, parameter in zip(names, module._parameters.values(), strict=True) if name in head]
         for name, parameter in zip(names, module._parameters.values(), strict=True):
-            if parameter is not None and parameter.is_floating_point():
+            if parameter is not None and parameter.is_floating_point() and name.rpartition(".")[2] not in stored:
                 parameter.data = parameter.data.to(torch.float32 if name in head else dtype)
         if own and dtype != torch.float32:
             module.register_forward_pre_hook(_widened, with_kwargs=True)

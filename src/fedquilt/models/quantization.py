@@ -34,10 +34,12 @@ def missing_package(quantization: str) -> str:
     return "bitsandbytes" if lacking else ""
 
 
-def quantize(model: nn.Module, blocks: Blocks, quantization: str) -> None:
+def quantize(model: nn.Module, blocks: Blocks, quantization: str, dtype: torch.dtype) -> None:
     """Quantise the linear modules of the model's blocks in place; on the meta device only their shapes.
 
-    ``quantization`` is ``"int8"``, ``"nf4"`` or ``"none"``, which changes nothing.
+    ``quantization`` is ``"int8"``, ``"nf4"`` or ``"none"``, which changes nothing. ``dtype`` is the type in which the
+    modules give their weights. The other weights are copied, so that the file of a model that is mapped into memory is
+    no longer used and its memory can be freed.
     """
     if quantization == "none":
         return
@@ -46,23 +48,25 @@ def quantize(model: nn.Module, blocks: Blocks, quantization: str) -> None:
     ]
     for name, module in inside:
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, QuantizedLinear(module, quantization))
+        setattr(model.get_submodule(parent), child, QuantizedLinear(module, quantization, dtype))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
 
 
 class QuantizedLinear(nn.Module):
     """A frozen linear module with a quantised weight: ``y = W x + b``, computed in the type of x (or of autocast).
 
-    Its parameters are the tensors of the quantised weight and the bias of ``base``. ``transposed`` says whether
-    ``base`` keeps its weight as (d_in, d_out), as GPT-2's Conv1D does; ``weight`` then does too.
+    Its parameters are the tensors of the quantised weight (``stored``) and the bias of ``base``. ``transposed`` says
+    whether ``base`` keeps its weight as (d_in, d_out), as GPT-2's Conv1D does; ``weight`` then does too.
     """
 
-    def __init__(self, base: nn.Module, quantization: str) -> None:
+    def __init__(self, base: nn.Module, quantization: str, dtype: torch.dtype) -> None:
         super().__init__()
         self.in_features, self.out_features = num_features(base)
         self.transposed = is_transposed(base)
         self.quantization = quantization
+        self.dtype = dtype
         weight = cast(Tensor, base.weight).detach()
-        self.dtype = weight.dtype
         for name, tensor in _SCHEMES[quantization].quantized(weight.T if self.transposed else weight).items():
             self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
         self.bias = cast("nn.Parameter | None", getattr(base, "bias", None))
@@ -70,14 +74,18 @@ class QuantizedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dequantised weight, in the type of the weights before they were quantised."""
+        """The dequantised weight, in the type of the model's other weights."""
         weight = self.dequantized(self.dtype)
         return weight.T if self.transposed else weight
 
+    @property
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors of the quantised weight."""
+        return {name: tensor for name, tensor in self._parameters.items() if tensor is not None and name != "bias"}
+
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """The weight (d_out, d_in) in this type."""
-        tensors = {name: tensor for name, tensor in self._parameters.items() if tensor is not None and name != "bias"}
-        return _SCHEMES[self.quantization].dequantized(tensors, (self.out_features, self.in_features), dtype)
+        return _SCHEMES[self.quantization].dequantized(self.stored, (self.out_features, self.in_features), dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """``W x + b``, (..., d_in) -> (..., d_out)."""
