@@ -6,7 +6,8 @@ milliseconds. Every federation has a model of its own, so that no test sees what
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -58,9 +59,27 @@ def task_of(model: str) -> str:
     return "causal-lm" if "llama" in model else "sequence-classification"
 
 
-@cache
+_BASE: dict[str, Any] = {}
+
+
+@contextmanager
+def bases(**options: Any) -> Iterator[None]:
+    """Federations that are made inside have bases of this ``dtype`` and ``quantization``."""
+    _BASE.update(options)
+    try:
+        yield
+    finally:
+        _BASE.clear()
+
+
 def _loaded(model: str, task: str) -> Loaded:
-    return load_model(model, task, num_classes=None if task == "causal-lm" else CLASSES, rng=DATA.child("model"))
+    return _read(model, task, frozenset(_BASE.items()))
+
+
+@cache
+def _read(model: str, task: str, options: frozenset[tuple[str, Any]]) -> Loaded:
+    classes = None if task == "causal-lm" else CLASSES
+    return load_model(model, task, num_classes=classes, rng=DATA.child("model"), **dict(options))
 
 
 def workbench(
