@@ -33,7 +33,7 @@ from fedquilt.models.locate import Source, find_source, refuse_idle
 from fedquilt.models.precision import base_dtype, set_dtype, stored_dtype
 from fedquilt.models.quantization import quantize
 from fedquilt.models.reading import Reading, greedy, text_reading, unread
-from fedquilt.models.stand_in import make_decoder, stand_in
+from fedquilt.models.stand_in import make_decoder, stand_in_for
 from fedquilt.models.weights_digest import digest
 from fedquilt.models.whole_files import AsItCame, as_it_came, save_model
 
@@ -180,7 +180,7 @@ def _loaded(
     writes = TASKS[task].writes and tokenizer is not None
     _freeze(model, tokenizer if writes else None)
     meta = files.of_class is not None
-    tried = partial(_tried, model, files.make, rng) if meta else lambda: model
+    tried = partial(stand_in_for, model, files.make, rng) if meta else lambda: model
     reading = _reading(source, files, tried, task, max_length, new_tokens, dtype)
     return Loaded(
         model=model,
@@ -292,11 +292,3 @@ def _freeze(model: Any, tokenizer: Any) -> None:
     model.requires_grad_(False).eval()
     if tokenizer is not None:
         model.generation_config = greedy(model.generation_config, tokenizer)
-
-
-def _tried(model: Any, make: Callable[[Any], Any], rng: Rng) -> Any:
-    """A small stand-in for trials of a model without weights, or None."""
-    small = stand_in(model.config, make, rng.child("stand-in"))
-    if small is not None and hasattr(small, "generation_config"):
-        small.generation_config = model.generation_config
-    return small

@@ -39,6 +39,14 @@ def stand_in(config: Any, make: Make, rng: Rng) -> Any:
     return model
 
 
+def stand_in_for(model: Any, make: Make, rng: Rng) -> Any:
+    """The stand-in for trials of a model without weights, which generates text as the model does; or None."""
+    small = stand_in(model.config, make, rng.child("stand-in"))
+    if small is not None and hasattr(small, "generation_config"):
+        small.generation_config = model.generation_config
+    return small
+
+
 def shortened(config: Any, num_layers: int) -> Any:
     """Change the config in place to the first ``num_layers`` blocks only, and return it."""
     config.num_hidden_layers = num_layers
