@@ -7,9 +7,10 @@ from fedquilt.config.groups import parts
 from fedquilt.config.load import load
 from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
-from fedquilt.experiment.bases import base_dtype, has_bfloat16, odd_bases
+from fedquilt.experiment.bases import base_dtype, has_bfloat16, odd_bases, other_weights
 from fedquilt.experiment.check import check
 from fedquilt.experiment.models import load as load_base
+from fedquilt.experiment.models import load_all
 from fedquilt.experiment.plan import plan
 from fedquilt.models.hf_files import config_from, set_attention
 from fedquilt.models.locate import Source
@@ -132,3 +133,24 @@ def test_a_plan_counts_quantised_weights(quantization, share):
     ends = 2 * 260 * 128 * 4  # the embeddings
     assert (small.model_bytes - ends) / (whole.model_bytes - ends) < share
     assert whole.weight_bytes - small.weight_bytes == whole.model_bytes - small.model_bytes
+
+
+def test_weights_of_another_type_are_explained_by_the_device():
+    text = "model.name = 'tiny:llama?layers=2&width=16' does not have the weights that the run began with"
+    assert other_weights([config("device=cpu")], "cpu") == text
+    assert other_weights([config("device=cpu", "model.dtype=bfloat16")], "cuda:0") == text
+    why = " (their type follows the device, with model.dtype = 'auto': 'cuda:0' then, 'cpu' here)"
+    assert other_weights([config("device=cpu")], "cuda:0") == text + why
+
+
+@pytest.mark.parametrize("overrides", [{}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "quantization": "nf4"}])
+def test_groups_with_one_base_share_its_memory(overrides):
+    tables = {**FILE, "model": {**FILE["model"], **overrides}, "clients": {}}
+    tables["groups"] = [{"label": str(rank), "budget": 2, "adapter": {"rank": rank}} for rank in (2, 4)]
+    groups = parts(load(tables)[0])
+    one, other = load_all(groups, dict.fromkeys(range(2), ()), Rng(1))
+    assert one is not other
+    pairs = zip(one.model.parameters(), other.model.parameters(), strict=True)
+    assert all(own.data_ptr() == same.data_ptr() for own, same in pairs)
+    (twin, again) = load_all([groups[0], groups[0]], {0: ()}, Rng(1))
+    assert twin is again

@@ -11,6 +11,7 @@ from torch import nn
 from fedquilt.adapters.lora.inject import adapters, inject
 from fedquilt.adapters.lora.module import LoraLinear, LoraSettings, is_linear, is_transposed
 from fedquilt.core.rng import Rng
+from fedquilt.core.types import Blocks
 from fedquilt.models.hf import load_model
 from fedquilt.models.quantization import QuantizedLinear, _bitsandbytes, missing_package, quantize
 from fedquilt.models.trial_batch import example
@@ -183,3 +184,19 @@ def test_the_level_of_its_log_is_as_before():
     logging.getLogger("bitsandbytes").setLevel(logging.WARNING)
     _bitsandbytes()
     assert logging.getLogger("bitsandbytes").level == logging.WARNING
+
+
+class Router(nn.Linear):
+    """A module that computes more than a linear map, as the routers of some mixtures of experts do."""
+
+    def forward(self, x):
+        return super().forward(x).softmax(-1)
+
+
+@pytest.mark.parametrize("quantization", SCHEMES)
+def test_a_module_that_computes_more_than_a_linear_map_stays(quantization):
+    block = nn.ModuleDict({"route": Router(8, 4), "value": nn.Linear(8, 8)})
+    model = nn.ModuleDict({"blocks": nn.ModuleList([block]), "head": nn.Linear(8, 2)})
+    quantize(model, Blocks("blocks", 1), quantization, torch.float32)
+    kinds = {name: type(module) for name, module in model.named_modules() if is_linear(module)}
+    assert kinds == {"blocks.0.route": Router, "blocks.0.value": QuantizedLinear, "head": nn.Linear}

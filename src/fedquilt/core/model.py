@@ -40,7 +40,8 @@ class Model:
     """Number type of the frozen base's weights; adapters, a trained head, gradients and the optimiser's state are
     always float32, and so is everything that is sent. ``auto`` is float32, except on CUDA GPUs with bfloat16 hardware:
     there it is bfloat16 if the weights are stored in 16 bits and ``adapter.kind`` is not ``full``. Different types give
-    different results, so set it if the devices of a federation differ."""
+    different results, so set it if the devices of a federation differ. ``float16`` is refused: gradients would vanish
+    in it without loss scaling."""
     quantization: Quantization = "none"
     """Storage of the weights of the blocks' linear modules, which are most of a model: ``int8`` in 8 bits with a scale
     for each output, ``nf4`` in 4 bits as in QLoRA (needs the extra ``quantization``); passes compute with the

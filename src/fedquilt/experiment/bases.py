@@ -32,6 +32,16 @@ def has_bfloat16(device: str) -> bool:
     return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
+def other_weights(configs: Sequence[Config], began: str) -> str:
+    """The message that a run's bases are not those with which it ``began``, on the device of this name."""
+    names = "', '".join(dict.fromkeys(config.model.name for config in configs))
+    text = f"model.name = '{names}' does not have the weights that the run began with"
+    here = configs[0].device
+    if any(config.model.dtype == "auto" for config in configs) and has_bfloat16(here) != has_bfloat16(began):
+        text += f" (their type follows the device, with model.dtype = 'auto': '{began}' then, '{here}' here)"
+    return text
+
+
 def odd_bases(parts: Sequence[Part]) -> list[str]:
     """Problems of bases: what does not suit what is trained, and what is not installed; each names the key."""
     problems = []

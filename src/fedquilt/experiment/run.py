@@ -18,6 +18,7 @@ from fedquilt.core.types import ClientId, Tree
 from fedquilt.engine.cohort import uniform_cohorts
 from fedquilt.engine.flower.handshake import run_key
 from fedquilt.engine.local import LocalEngine
+from fedquilt.experiment.bases import other_weights
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.defence import bounds_of, check_of
 from fedquilt.experiment.engine import EMBEDDED, Connect, Engine
@@ -187,8 +188,8 @@ def _same_inputs(folder: Path, experiment: Experiment) -> None:
     if experiment.partition["digest"] != read_partition(folder)["digest"]:
         raise RunError(f"{folder}: data.source = '{source}' is not partitioned as when the run began; {advice}")
     if weights_digest(experiment.groups) != read_environment(folder)["model"]:
-        names = "', '".join(dict.fromkeys(group.config.model.name for group in experiment.groups))
-        raise RunError(f"{folder}: model.name = '{names}' does not have the weights that the run began with; {advice}")
+        other = other_weights([group.config for group in experiment.groups], read_environment(folder)["device"])
+        raise RunError(f"{folder}: {other}; {advice}")
     outputs, began = outputs_record(experiment.groups), read_environment(folder).get("outputs")
     if began is not None and began != outputs:
         raise RunError(

@@ -30,7 +30,7 @@ from fedquilt.models.labels import UNNAMED, Outputs, named_by, outputs_of
 from fedquilt.models.layers import default_targets, find_blocks
 from fedquilt.models.loaded import Loaded, numbered_by
 from fedquilt.models.locate import Source, find_source, refuse_idle
-from fedquilt.models.precision import base_dtype, set_dtype, stored_dtype
+from fedquilt.models.precision import base_dtype, set_dtype
 from fedquilt.models.quantization import quantize
 from fedquilt.models.reading import Reading, greedy, text_reading, unread
 from fedquilt.models.stand_in import make_decoder, stand_in_for
@@ -107,9 +107,7 @@ def load_model(
         resized = wanted.has_classes and _resized(config, num_classes)
         set_attention(config, source, task, attention)
         dtype = base_dtype(dtype, config)
-        # weights to be quantised are read as they are stored, so that they need not be copied before
-        read = dtype if quantization == "none" else stored_dtype(config, dtype)
-        weights = partial(read_weights, source, config, task, resized, read, options)
+        weights = partial(read_weights, source, config, task, resized, dtype, options)
         files = _files(source, config, make, weights, task, options, rng, meta, trial)
     loaded = _loaded(source, files, outputs, task, rng, max_length, new_tokens, dtype, quantization)
     if attention == FLASH and not meta:  # only now: the trials above run on the CPU, which has no such attention

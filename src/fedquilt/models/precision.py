@@ -20,13 +20,8 @@ def base_dtype(dtype: torch.dtype | None, config: Any) -> torch.dtype:
     """
     if dtype is not None:
         return dtype
-    return torch.bfloat16 if stored_dtype(config, torch.float32) in _SHORT else torch.float32
-
-
-def stored_dtype(config: Any, otherwise: torch.dtype) -> torch.dtype:
-    """The type of the stored weights according to the model's config, or ``otherwise`` if it says nothing."""
-    said = (getattr(part, "dtype", None) for part in (config, config.get_text_config()))
-    return next((dtype for dtype in said if isinstance(dtype, torch.dtype)), otherwise)
+    stored = {getattr(part, "dtype", None) for part in (config, config.get_text_config())}
+    return torch.bfloat16 if stored & {*_SHORT} else torch.float32
 
 
 def set_dtype(model: nn.Module, head: Collection[str], dtype: torch.dtype) -> None:

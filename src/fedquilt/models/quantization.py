@@ -37,16 +37,17 @@ def missing_package(quantization: str) -> str:
 def quantize(model: nn.Module, blocks: Blocks, quantization: str, dtype: torch.dtype) -> None:
     """Quantise the linear modules of the model's blocks in place; on the meta device only their shapes.
 
+    Modules of classes that compute more than a linear map, such as some routers of experts, stay as they are.
     ``quantization`` is ``"int8"``, ``"nf4"`` or ``"none"``, which changes nothing. ``dtype`` is the type in which the
     modules give their weights. The other weights are copied, so that the file of a model that is mapped into memory is
     no longer used and its memory can be freed.
     """
     if quantization == "none":
         return
-    inside = [
-        (name, module) for name, module in model.named_modules() if blocks.depth(name) is not None and is_linear(module)
-    ]
-    for name, module in inside:
+    inside = {name: module for name, module in model.named_modules() if blocks.depth(name) is not None}
+    for name, module in inside.items():
+        if not (type(module).forward is nn.Linear.forward or (is_linear(module) and is_transposed(module))):
+            continue
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, QuantizedLinear(module, quantization, dtype))
     for parameter in model.parameters():
