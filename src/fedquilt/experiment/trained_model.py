@@ -14,6 +14,7 @@ from torch import nn
 from fedquilt.adapters.registry import KINDS
 from fedquilt.config.groups import Part, parts
 from fedquilt.config.load import parse
+from fedquilt.config.schema import Config
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId
 from fedquilt.experiment.export import adapter_folder
@@ -40,11 +41,7 @@ def trained_model(
         RunError as ``export.export`` does, ModelError if the base cannot be loaded.
     """
     folder = adapter_folder(run, client, group, objects)
-    whole = parse(read_config(run)).with_objects(objects)
-    part = _part_of(parts(whole), client, group)
-    # in the order of the model's outputs
-    classes = tuple(read_environment(run).get("outputs", {}).get(part.label, {}).get("classes", ()))
-    config, rng = part.config, Rng(whole.seed)
+    config, classes, rng = base_of_run(run, client, group, objects)
     if not KINDS[config.adapter.kind].trains_base:
         loaded = load(config, classes, rng)
         return undressed(load_adapter(loaded.model, folder, blocks=loaded.blocks).eval())
@@ -54,6 +51,17 @@ def trained_model(
     model = undressed(load(config, classes, rng).model)
     model.load_state_dict(load_file(folder / WEIGHTS))
     return model
+
+
+def base_of_run(
+    run: Path, client: ClientId | None, group: str | None, objects: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Config, tuple[str, ...], Rng]:
+    """What ``load`` needs for the base of a run's group, or of a client's: its config, its classes, and the stream."""
+    whole = parse(read_config(run)).with_objects(objects)
+    part = _part_of(parts(whole), client, group)
+    # in the order of the model's outputs
+    classes = tuple(read_environment(run).get("outputs", {}).get(part.label, {}).get("classes", ()))
+    return part.config, classes, Rng(whole.seed)
 
 
 def _part_of(groups: Sequence[Part], client: ClientId | None, label: str | None) -> Part:

@@ -44,14 +44,30 @@ def quantize(model: nn.Module, blocks: Blocks, quantization: str, dtype: torch.d
     """
     if quantization == "none":
         return
-    inside = {name: module for name, module in model.named_modules() if blocks.depth(name) is not None}
-    for name, module in inside.items():
-        if not (type(module).forward is nn.Linear.forward or (is_linear(module) and is_transposed(module))):
-            continue
+    for name, module in _plain_modules(model, blocks).items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, QuantizedLinear(module, quantization, dtype))
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
+
+
+def dequantize(model: nn.Module, blocks: Blocks, quantization: str) -> None:
+    """Give the modules that ``quantize`` would quantise the values that they then compute with, in place."""
+    if quantization == "none":
+        return
+    for module in _plain_modules(model, blocks).values():
+        weight = cast(nn.Parameter, module.weight)
+        weight.data = QuantizedLinear(module, quantization, weight.dtype).weight.contiguous()
+
+
+def _plain_modules(model: nn.Module, blocks: Blocks) -> dict[str, nn.Module]:
+    """The linear modules of the blocks by path, those alone whose class computes no more than a linear map."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if blocks.depth(name) is not None
+        and (type(module).forward is nn.Linear.forward or (is_linear(module) and is_transposed(module)))
+    }
 
 
 class QuantizedLinear(nn.Module):

@@ -1,0 +1,58 @@
+"""Export of a run's adapter merged into its base, as a whole model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from fedquilt.adapters.folders import replace_folder
+from fedquilt.adapters.lora.inject import adapters, remove
+from fedquilt.adapters.lora.module import merged_weights
+from fedquilt.adapters.mixture.inject import folded_weights, mixtures, remove_mixture
+from fedquilt.adapters.registry import KINDS
+from fedquilt.core.errors import RunError
+from fedquilt.core.types import ClientId
+from fedquilt.experiment.export import adapter_folder, export
+from fedquilt.experiment.models import load
+from fedquilt.experiment.trained_model import base_of_run
+from fedquilt.models.quantization import dequantize
+from fedquilt.models.saved_adapter import load_adapter
+
+
+def export_merged(run: Path, out: Path, client: ClientId | None = None, group: str | None = None) -> Path:
+    """Write the model of a run's last checkpoint as a folder that ``from_pretrained`` reads, without adapters.
+
+    A quantised base is dequantised: the weights are those that the run's passes computed with, in ``model.dtype``, plus
+    what the adapter adds, rounded once. ``client`` and ``group`` are as for ``export``.
+
+    Raises
+    ------
+    FedquiltError
+        RunError as ``export`` does, or if ``out`` is not empty; ModelError if the adapter is a mixture that is not
+        linear, so that no weights compute what it does, or if the base cannot be loaded.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise RunError(f"--out {out}: is not an empty folder; give a new one, since a whole model is never overwritten")
+    config, classes, rng = base_of_run(run, client, group)
+    if KINDS[config.adapter.kind].trains_base:
+        return export(run, out, client, group)
+    folder = adapter_folder(run, client, group)
+    plain = config.model_copy(update={"model": replace(config.model, quantization="none")})
+    loaded = load(plain, classes, rng)
+    dequantize(loaded.model, loaded.blocks, config.model.quantization)
+    _merge(load_adapter(loaded.model, folder, blocks=loaded.blocks))
+    replace_folder(out.resolve(), loaded.save, "model")
+    return out
+
+
+def _merge(model: nn.Module) -> None:
+    """Merge the adapters in the model into its weights and remove them, in place."""
+    weights = {**merged_weights(adapters(model)), **folded_weights(mixtures(model))}
+    remove(model)
+    if mixtures(model):
+        remove_mixture(model)
+    own = dict(model.named_parameters())
+    for name, weight in weights.items():
+        own[name].data = weight.contiguous()
