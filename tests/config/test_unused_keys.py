@@ -118,6 +118,7 @@ REFUSED = {
     "aggregation.normalize": (IMAGES, "aggregation.normalize=segment"),
     "aggregation.residual_rank": (IMAGES, "aggregation.residual_rank=2"),
     "aggregation.strength": (IMAGES, "aggregation.strength=0.5"),
+    "aggregation.sparse_scale": (IMAGES, "aggregation.sparse_scale=3.0"),
     "aggregation.server_learning_rate": (IMAGES, "aggregation.server_learning_rate=0.5"),
     "aggregation.server_momentum": (IMAGES, "aggregation.server_momentum=0.5"),
     "aggregation.server_beta2": (IMAGES, "aggregation.server_optimizer=momentum", "aggregation.server_beta2=0.5"),

@@ -63,8 +63,8 @@ def mean_change(sent: list[Sent], scaling: Scaling) -> Params:
     return {module: matrix / weight[module] for module, matrix in total.items()}
 
 
-def gauged(seed: int = 0) -> Callable[[Reply], Reply]:
-    """Replies with other factors of the same products: ``B M`` and ``M^-1 A``, M drawn for every module."""
+def gauged(seed: int = 0, *, rotated: bool = False) -> Callable[[Reply], Reply]:
+    """Replies with other factors of the same products: ``B M`` and ``M^-1 A``, M drawn, orthogonal if ``rotated``."""
     generator = torch.Generator().manual_seed(seed)
 
     def change(reply: Reply) -> Reply:
@@ -73,6 +73,7 @@ def gauged(seed: int = 0) -> Callable[[Reply], Reply]:
             m = torch.eye(len(a), dtype=torch.float64) * 1.5 + torch.rand(
                 len(a), len(a), generator=generator, dtype=torch.float64
             )
+            m = torch.linalg.qr(m).Q if rotated else m
             params[f"{module}.lora_B"] = (b.double() @ m).to(b.dtype)
             params[f"{module}.lora_A"] = torch.linalg.solve(m, a.double()).to(a.dtype)
         return replace(reply, params=params)

@@ -255,6 +255,8 @@ WITH_DORA = {  # every linear module has a magnitude
     "exclusive": {"model": LLAMA},
     "fed-hello": {"proxy": 3, **SOON},
     "fed-hello-released": {"proxy": 3, **SOON},
+    "fedrot-lora": {},
+    "fedrpca": {},
     "fedra": {"model": LLAMA},
     "full": {"model": GPT2},
     "hetlora": {"ranks": (2, 3), "gamma": 0.75},
@@ -267,6 +269,7 @@ ALL_LINEAR = {
     "ffa-lora": {},
     "flexlora": {"ranks": (2, 3)},
     "flora": {"ranks": (2, 3), "model": GPT2},
+    "florg": {"model": GPT2},
     "lora-fair": {},
     "rolora": {"model": LLAMA},
 }

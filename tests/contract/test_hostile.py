@@ -94,7 +94,18 @@ def test_no_reply_ends_a_merge_or_leaves_what_is_no_number(name):
     assert counts["merges"] >= 4
 
 
-FREE = ["fedit", "flora", "flexlora", "lora-fair", "hetlora", "h2tune-common-ends", "fedra-adam"]
+FREE = [
+    "fedit",
+    "flora",
+    "flexlora",
+    "lora-fair",
+    "hetlora",
+    "fedrot-lora",
+    "florg",
+    "fedrpca",
+    "h2tune-common-ends",
+    "fedra-adam",
+]
 
 
 @pytest.mark.parametrize("name", FREE)

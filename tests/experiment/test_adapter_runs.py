@@ -23,7 +23,8 @@ from fedquilt.record import Record, read_rounds
 DORA = ("adapter.use_dora=true", "adapter.targets=all-linear")
 EVERY = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
 GOES_WITH_DORA = (
-    *("exclusive", "fed-hello", "fed-hello-released", "fedit", "fedra", "full", "hetlora", "local-only", "straggler"),
+    *("exclusive", "fed-hello", "fed-hello-released", "fedit", "fedra", "fedrot-lora", "fedrpca", "full", "hetlora"),
+    *("local-only", "straggler"),
 )
 
 

@@ -24,6 +24,9 @@ CASES = {
     "flora": ("method.name=flora", *RANKS),
     "fedex-lora": ("method.name=fedex-lora",),
     "lora-fair": ("method.name=lora-fair",),
+    "fedrot-lora": ("method.name=fedrot-lora",),
+    "fed-hello-florg": ("aggregation.rule=florg",),
+    "fedrpca": ("method.name=fedrpca",),
     "fed-hello-fedex": ("aggregation.rule=fedex-lora", "aggregation.residual_rank=1"),
     "fed-hello-flora": ("aggregation.rule=flora", *RANKS),
     "fedra-flexlora": ("method.name=fedra", "aggregation.rule=flexlora", *RANKS),
@@ -182,6 +185,8 @@ def test_on_flower_a_run_ends_in_the_same_bits(wanted, whole, tmp_path, fingerpr
         (("method.name=fedit", "clients.ranks=[1, 2, 2]"), "the mean of factors needs one rank"),
         (("aggregation.rule=median", "clients.ranks=[1, 2, 2]"), "the mean of factors needs one rank"),
         (("method.name=lora-fair", "clients.ranks=[1, 2, 2]"), "'lora-fair' needs one rank"),
+        (("method.name=florg", "clients.ranks=[1, 2, 2]"), "'florg' needs one rank"),
+        (("method.name=fedrot-lora", "aggregation.sparse_scale=3.0"), "only applies to aggregation.rule = 'fedrpca'"),
         (
             ("method.name=flexlora", "privacy.mode=central", "method.weighting=uniform"),
             "method.name = 'flexlora' does not use the sum of the clients' updates",

@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 
 from fedquilt.aggregate.lowrank.rules import (
     dispatched,
+    gram_rule,
     merged,
     refined_rule,
     residual_rule,
+    robust_pca_rule,
+    rotated_rule,
     segment_rule,
     stack_rule,
     svd_rule,
@@ -30,6 +33,9 @@ RULES = {
     "fedex-lora, rank 1": residual_rule(1),
     "fedex-lora, rank 0": residual_rule(0),
     "lora-fair": refined_rule(),
+    "fedrot-lora": rotated_rule(),
+    "florg": gram_rule(),
+    "fedrpca": robust_pca_rule(),
 }
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 laws = settings(deadline=None)

@@ -11,7 +11,8 @@ from small_federation import small
 from fedquilt.methods import METHODS
 
 SEE_PRODUCTS = {"flexlora": (2, 4, 3), "flora": (2, 4, 3), "fedex-lora": None}
-SEE_FACTORS = {"fedit": None, "lora-fair": None, "hetlora": (2, 4, 3)}
+SEE_FACTORS = {"fedit": None, "lora-fair": None, "hetlora": (2, 4, 3), "fedrpca": None}
+SEE_NO_ROTATION = {"fedrot-lora": None, "florg": None}
 
 
 def after_one_round(name, ranks, change):
@@ -22,9 +23,9 @@ def after_one_round(name, ranks, change):
     return weights(view.params, scene.federation.scaling)
 
 
-def difference(name, ranks) -> float:
+def difference(name, ranks, change=None) -> float:
     """How far the merged weights move when all clients send other factors, in the norm of what was learned."""
-    plain, other = (after_one_round(name, ranks, change) for change in (lambda reply: reply, gauged()))
+    plain, other = (after_one_round(name, ranks, other) for other in (lambda reply: reply, change or gauged()))
     moved = torch.stack([(plain[module] - other[module]).norm() for module in plain]).norm()
     size = torch.stack([matrix.norm() for matrix in plain.values()]).norm()
     assert size > 1e-3
@@ -41,3 +42,11 @@ def test_t22_a_gauge_of_the_clients_factors_leaves_the_merged_weights(name):
 def test_t22_methods_that_average_factors_do_depend_on_it(name):
     """T22: the test would notice."""
     assert difference(name, SEE_FACTORS[name]) > 1e-2
+
+
+@pytest.mark.parametrize("name", SEE_NO_ROTATION)
+def test_methods_that_rotate_depend_on_any_gauge_but_a_rotation(name):
+    """Also in the first round, when B is still zero at the server and only A tells the rotation."""
+    assert difference(name, None, gauged(rotated=True)) < 1e-5
+    assert difference(name, None) > 1e-3
+    assert difference("fedit", None, gauged(rotated=True)) > 1e-2

@@ -11,7 +11,7 @@ from fedquilt.core.errors import ConfigError
 from fedquilt.core.settings import Penalty, RankOrZero, Rate, Share, Strength, problems_of
 
 TensorRule = Literal["mean", "median", "trimmed-mean", "clipped-mean"]
-LowRankRule = Literal["flexlora", "hetlora", "flora", "fedex-lora", "lora-fair"]
+LowRankRule = Literal["flexlora", "hetlora", "flora", "fedex-lora", "lora-fair", "fedrot-lora", "florg", "fedrpca"]
 Split = Literal["left", "even"]
 Normalize = Literal["all", "segment"]
 Align = Literal["none", "mean", "projection", "reference", "soft"]
@@ -49,6 +49,8 @@ class RuleSettings(_Checked):
     residual if left out."""
     strength: Penalty = 0.01
     """Regularisation of the correction of B in ``lora-fair``."""
+    sparse_scale: Penalty = 2.0
+    """Factor of the sparse, client-specific part of the updates in ``fedrpca``; 1 is the mean."""
 
 
 @dataclass(frozen=True)

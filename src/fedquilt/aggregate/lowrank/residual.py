@@ -109,14 +109,24 @@ def refined(clients: Sequence[Factors], strength: float = 0.01) -> Product:
     return Product(mean.B + move, mean.A).to(common_dtype(clients))
 
 
-def _parts(clients: Sequence[Factors]) -> tuple[list[float], Product, list[Product]]:
-    """The normalised weights, the mean factors, and every client's factors with the scale in B; all in float64."""
-    parts = normalised([client.weight for client in clients])
+def scaled(clients: Sequence[Factors]) -> list[Factors]:
+    """The factors of clients with equal ranks in float64, with the scale in B.
+
+    Raises
+    ------
+    ValueError
+        as ``lowrank.stacked``; if the ranks differ.
+    """
     check_factors(clients)
     ranks = [client.A.shape[0] for client in clients]
     if len(set(ranks)) > 1:
         raise ValueError(f"ranks are {ranks}; factors of different ranks have no mean: pad them, or sum the products")
-    own = [Product(wide(client.B.detach()) * client.scale, wide(client.A.detach())) for client in clients]
+    return [Factors(wide(c.B.detach()) * c.scale, wide(c.A.detach()), weight=c.weight) for c in clients]
+
+
+def _parts(clients: Sequence[Factors]) -> tuple[list[float], Product, list[Factors]]:
+    """The normalised weights, the mean factors, and every client's factors with the scale in B; all in float64."""
+    parts, own = normalised([client.weight for client in clients]), scaled(clients)
     # as steps from the first client, so that the mean of equal clients is bit-identical to them
     first = own[0]
     steps_b = [part * (client.B - first.B) for part, client in zip(parts, own, strict=True)]

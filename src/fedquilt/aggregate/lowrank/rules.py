@@ -21,6 +21,8 @@ from torch import Tensor
 
 from fedquilt.aggregate.lowrank.kernel import redistributed, stacked, svd
 from fedquilt.aggregate.lowrank.residual import mean_factors, rationed, refined, residual
+from fedquilt.aggregate.lowrank.robust_pca import amplified_mean
+from fedquilt.aggregate.lowrank.rotation import gram_mean, rotated_mean
 from fedquilt.aggregate.lowrank.segment import segment_mean, sparsity_weights
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.aggregate.settings import Normalize, RuleSettings, Split
@@ -42,6 +44,8 @@ class Outcome(NamedTuple):
 
 # The rules ------------------------------------------------------------
 
+_DECOMPOSED = "its factors come from a new decomposition in every round"
+
 
 def svd_rule(split: Split = RuleSettings.split) -> Rule:
     """FlexLoRA's rule: the mean of the products, truncated to the server's rank; ``split`` as in ``redistributed``."""
@@ -50,8 +54,7 @@ def svd_rule(split: Split = RuleSettings.split) -> Rule:
         whole = svd(stacked(clients, keep_wide=True), base.A.shape[0])
         return Combined(redistributed(whole, base.A.shape[0], base.scale, split=split, spare=base.A))
 
-    unsteady = "its factors come from a new decomposition of a product in every round"
-    return Rule("flexlora", combine, unsteady=unsteady)
+    return Rule("flexlora", combine, unsteady=_DECOMPOSED)
 
 
 def segment_rule(normalize: Normalize = RuleSettings.normalize) -> Rule:
@@ -112,12 +115,42 @@ def refined_rule(strength: float = RuleSettings.strength) -> Rule:
     return Rule("lora-fair", combine, one_rank=True, unsteady=unsteady)
 
 
+def rotated_rule() -> Rule:
+    """FedRot-LoRA's rule: the mean of the clients' factors, each pair first rotated to the server's."""
+
+    def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
+        return Combined(_at(rotated_mean(base, clients), base.scale))
+
+    return Rule("fedrot-lora", combine, one_rank=True, averages=True)
+
+
+def gram_rule() -> Rule:
+    """FLoRG's rule: the mean Gram matrix of the clients' stacked factors, factored and rotated to the server's."""
+
+    def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
+        return Combined(_at(gram_mean(base, clients), base.scale))
+
+    return Rule("florg", combine, one_rank=True, unsteady=_DECOMPOSED)
+
+
+def robust_pca_rule(sparse_scale: float = RuleSettings.sparse_scale) -> Rule:
+    """FedRPCA's rule: the mean of factors, with the sparse, client-specific part of the updates scaled up."""
+
+    def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
+        return Combined(_at(amplified_mean(base, clients, sparse_scale), base.scale))
+
+    return Rule("fedrpca", combine, one_rank=True, averages=True)
+
+
 RULES: dict[str, Callable[..., Rule]] = {
     "flexlora": svd_rule,
     "hetlora": segment_rule,
     "flora": stack_rule,
     "fedex-lora": residual_rule,
     "lora-fair": refined_rule,
+    "fedrot-lora": rotated_rule,
+    "florg": gram_rule,
+    "fedrpca": robust_pca_rule,
 }
 """The rules by their names in run files; their arguments are keys of [aggregation]."""
 
