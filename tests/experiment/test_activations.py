@@ -1,6 +1,8 @@
-"""What a plan says of activations, against what autograd keeps on the processor."""
+"""What a plan says of activations, against what a step on the processor holds."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from math import prod
 
 import pytest
 
@@ -10,7 +12,7 @@ from fedquilt.experiment.build import build, shaped
 from fedquilt.experiment.plan import plan
 
 
-def test_only_what_autograd_must_keep_is_counted(config):
+def test_what_the_backward_pass_does_not_need_is_not_counted(config):
     experiment = shaped(config("model.name='tiny:vit?layers=12'", "clients.budgets=[4,8,12]", "head.policy=frozen"))
     client = experiment.clients[0]
 
@@ -18,8 +20,7 @@ def test_only_what_autograd_must_keep_is_counted(config):
         return activation_bytes(client, experiment.layout.names(layers), 0)
 
     whole, top, last = kept(range(12)), kept(range(8, 12)), kept([11])
-    assert kept([]) == 0
-    assert last < top < whole
+    assert 0 < kept([]) < last < top < whole  # without a backward pass the largest tensors of one block are left
     assert top < 0.4 * whole  # the backward pass ends at block 8
     assert kept([0, 11]) > 0.7 * whole  # and here it goes all the way down
 
@@ -36,7 +37,7 @@ TASKS = {
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", TASKS)
-def test_the_estimate_on_meta_is_what_the_processor_really_keeps(config, tmp_path, monkeypatch, name, precision):
+def test_the_estimate_on_meta_is_what_the_processor_really_holds(config, tmp_path, monkeypatch, name, precision):
     task = TASKS[name]
     (tmp_path / "said.tsv").write_text("text\tlabel\n" + "".join(f"text {n}\t{n % 2}\n" for n in range(30)))
     source = "sklearn:digits" if task == "image-classification" else "./said.tsv"
@@ -47,14 +48,14 @@ def test_the_estimate_on_meta_is_what_the_processor_really_keeps(config, tmp_pat
     for layers in ([0, 1], [1]):
         names = [name for name, layer in real.layout.depth.items() if layer is None or layer in layers]
         estimate = activation_bytes(planned.clients[0], names, 24)
-        bench = real.clients[0].bench
         with monkeypatch.context() as patched:  # no stand-ins: the processor's own attention and its own autocast
-            patched.setattr(activations, "_AsOnADevice", lambda lowered, bench=bench: bench.autocast())
-            assert activation_bytes(real.clients[0], names, 24) == estimate > 0
+            patched.setattr(activations, "_AsOnADevice", lambda lowered: nullcontext())
+            held = activation_bytes(real.clients[0], names, 24)
+        assert held == estimate > 0 if precision == "fp32" else held == pytest.approx(estimate, rel=2e-3)
 
 
 def test_with_gradient_checkpointing_the_inputs_of_the_blocks_and_one_block_are_counted(config):
-    """Linear in the number of blocks, with one block's input as its slope; what a block keeps for itself comes once."""
+    """Linear in the number of blocks, with one block's input as its slope; what a block holds for itself comes once."""
     sizes, rows, width = {}, 8, 16
     for depth in (6, 12):
         changes = f"model.name='tiny:vit?layers={depth}&width={width}&image=8&patch=4'", "clients.budgets=[1,1,1]"
@@ -64,9 +65,11 @@ def test_with_gradient_checkpointing_the_inputs_of_the_blocks_and_one_block_are_
             names = client.bench.layout.depth
             sizes[depth, recompute] = activation_bytes(replace(client, training=how), names, 0)
     slope = (sizes[12, True] - sizes[6, True]) / 6
-    assert slope == 4 * rows * (1 + 4) * width
+    layout = client.bench.layout
+    gradients = 4 * sum(prod(layout.shapes[name]) for name in layout.names([0]))  # none is there yet at the peak
+    assert slope == 4 * rows * (1 + 4) * width - gradients
     block = (sizes[12, False] - sizes[6, False]) / 6
-    assert block + 12 * slope <= sizes[12, True] < block + 16 * slope
+    assert block + 12 * slope <= sizes[12, True] < 2 * block + 16 * slope
 
 
 def test_a_frozen_block_keeps_no_input(config):
@@ -74,7 +77,6 @@ def test_a_frozen_block_keeps_no_input(config):
     client = replace(client, training=replace(client.training, gradient_checkpointing=True))
     layout = client.bench.layout
     assert activation_bytes(client, layout.names([11]), 0) < activation_bytes(client, layout.names([8]), 0)
-    assert activation_bytes(client, [], 0) == 0
 
 
 def test_a_plan_shows_what_gradient_checkpointing_saves(config):

@@ -153,7 +153,98 @@ def test_where_the_weights_are_trained_there_is_no_rank_to_lower_and_none_to_wri
     assert "ranks" not in budget_lines(some)
     assert budget_lines(some).startswith("[clients]\nbudgets = [")
     assert all(one.peak_bytes <= some[one.client // 2].memory_bytes for one in plan(budgeted(full, some)))
-    with pytest.raises(
-        ConfigError, match=r"--memory 1e-05: one layer needs 0.\d+ GB; give the group as much, or lower"
-    ):
+    with pytest.raises(ConfigError, match=r"--memory 1e-05: one layer needs 0.\d+ GB; give the group as much, or take"):
         afforded(full, [0.00001, 0.002, 1.0])
+
+
+LLAMA = """
+seed = 1
+rounds = 2
+
+[model]
+name = "shape:llama-3.1-8b"
+task = "causal-lm"
+max_length = 512
+dtype = "bfloat16"
+{quantization}
+[data]
+source = "nowhere.tsv"
+
+[partition]
+num_clients = 2
+
+[clients]
+shares = "1"
+budgets = [1]
+
+[adapter]
+rank = 16
+
+[training]
+batch_size = 2
+gradient_checkpointing = true
+
+[method]
+name = "fedit"
+"""
+
+
+@pytest.mark.parametrize(("gigabytes", "quantization"), [(12, 'quantization = "nf4"\n'), (24, "")])
+def test_llama_3_1_8b_fits_into_12_gb_in_4_bits_and_into_24_gb_in_16(tmp_path, gigabytes, quantization):
+    file = tmp_path / "llama.toml"
+    file.write_text(LLAMA.format(quantization=quantization))
+    (group,) = afforded(load(file)[0], [gigabytes])
+    assert (group.layers, group.rank) == (32, 16)
+    found = budget_lines([group]).removeprefix("[clients]\n")
+    file.write_text(file.read_text().replace("budgets = [1]", found))
+    plans = plan(load(file)[0])
+    assert len(plans) == 2
+    assert all(one.layers == tuple(range(32)) and one.peak_bytes <= gigabytes * 1e9 for one in plans)
+
+
+def test_where_nothing_fits_the_settings_that_would_are_named(config):
+    deep = ("model.name='tiny:llama?layers=4&width=256'", "model.task=causal-lm", "model.max_length=256", DEEP[-1])
+    wanted = config(*deep, "clients.shares='1'", "clients.budgets=[1]", "method={name='fedit'}")
+    with pytest.raises(
+        ConfigError, match=r"one layer at rank 1 needs 0.0\d+ GB; give the group as much, or set "
+    ) as said:
+        afforded(wanted, [0.02])
+    text = str(said.value)
+    assert "set training.batch_size = 1 or model.max_length = 64" in text
+    smaller = config(
+        *deep, "clients.shares='1'", "clients.budgets=[1]", "method={name='fedit'}", "training.batch_size=1"
+    )
+    assert afforded(smaller, [0.02])[0].peak_bytes <= 20_000_000
+    with pytest.raises(ConfigError, match=r"or take a smaller model: training.gradient_checkpointing = true, model"):
+        afforded(wanted, [0.0001])
+
+
+GROUPS = """
+[[groups]]
+label = "small"
+share = 2
+budget = 1
+rank = 4
+model = {name = "tiny:vit?layers=4&width=32&image=8&patch=4", task = "image-classification"}
+
+[[groups]]
+label = "large"
+budget = 1
+"""
+
+
+def test_groups_are_fitted_by_their_own_models_and_ranks(tiny):
+    lines = [line for line in tiny.read_text().splitlines() if not line.startswith("budgets")]
+    tiny.write_text("\n".join(lines) + GROUPS)
+    wanted, _ = load(tiny, ["adapter.rank=8", DEEP[-1], "method={name='flexlora'}"])
+    fitted = afforded(wanted, [1.0, 0.5])  # in the order of the file, not by size
+    assert [(one.group, one.layers, one.rank) for one in fitted] == [("small", 4, 4), ("large", 3, 8)]
+    assert budget_lines(fitted).endswith('[[groups]]\nlabel = "large"\nbudget = 3\nrank = 8')
+    by_group = {one.group: one.peak_bytes for one in plan(budgeted(wanted, fitted))}
+    assert by_group == {one.group: one.peak_bytes for one in fitted}
+    tight = (fitted[0].peak_bytes - 1) / 1e9
+    assert [one.layers for one in afforded(wanted, [tight, 0.5])] == [3, 3]
+    with pytest.raises(
+        ConfigError, match=r"1 numbers \(1\) for the 2 \[\[groups\]\]; give one for each group, in their"
+    ):
+        afforded(wanted, [1.0])

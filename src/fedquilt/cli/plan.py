@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fedquilt.cli.screen import out, show_json, show_table
+from fedquilt.core.errors import ConfigError
 from fedquilt.report.table import human_bytes
 
 
@@ -16,18 +17,18 @@ def plan(
     config: Annotated[Path, typer.Argument(help="The run file (TOML).")],
     changes: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Keys to override.")] = None,
     memory: Annotated[
-        list[float] | None,
+        list[str] | None,
         typer.Option(
             "--memory",
-            help="Gigabytes per client of one capability group; repeat for each group, lowest budget first.",
+            help="Gigabytes per client of each group, as in 12,24,80; capability groups from the lowest budget on, "
+            "[[groups]] in their order. May be repeated.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show layers, communication and memory of each client.
 
-    Neither weights nor data are loaded. With --memory, once per capability group, find the number of layers and the
-    rank that fit.
+    Neither weights nor data are loaded. With --memory, find the number of layers and the rank that fit for each group.
     """
     from fedquilt.config.load import load
 
@@ -36,7 +37,7 @@ def plan(
     from fedquilt.experiment.memory import afforded, budget_lines, budgeted
     from fedquilt.experiment.plan import plan as planned
 
-    groups = afforded(settings, memory) if memory else ()
+    groups = afforded(settings, _numbers(memory)) if memory else ()
     if groups:
         settings = budgeted(settings, groups)
     plans = planned(settings)
@@ -69,8 +70,8 @@ def plan(
     whole = " or ".join(human_bytes(size) for size in dict.fromkeys(one.model_bytes for one in plans))
     out.print(
         "down, up: bytes of adapters and head in network.dtype. saved: communication saved against sending the whole "
-        f"model both ways ({whole} each way). peak: estimated sum of weights, gradients, optimiser state and "
-        f"activations of one forward pass; temporary buffers of single operations are not included.{head}",
+        f"model both ways ({whole} each way). peak: sum of weights, gradients, optimiser state and the most that a "
+        f"forward and backward pass holds besides; the program and its libraries come on top.{head}",
         highlight=False,
         soft_wrap=not out.is_terminal,
     )
@@ -79,13 +80,20 @@ def plan(
         for number, group in enumerate(groups):
             rank = "-" if group.rank is None else str(group.rank)
             fits = human_bytes(group.memory_bytes), str(group.layers), rank, human_bytes(group.peak_bytes)
-            fitted.append([str(number), *fits])
+            fitted.append([group.group or str(number), *fits])
         show_table(fitted, "Layers and rank per group")
         out.print(
-            "Put this into the run file; leave a margin for memory that the estimate does not include.\n",
+            "Put this into the run file; leave a margin for the program, its libraries and what the device keeps.\n",
             highlight=False,
         )
         out.print(budget_lines(groups), markup=False, highlight=False, soft_wrap=True)
+
+
+def _numbers(given: list[str]) -> list[float]:
+    try:
+        return [float(number) for text in given for number in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--memory: {' '.join(given)}; give gigabytes as numbers, as in 12,24,80") from error
 
 
 def _ranges(layers: tuple[int, ...]) -> str:

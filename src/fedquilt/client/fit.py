@@ -188,24 +188,32 @@ def _backward(
     bench: Workbench, columns: Batch, parts: Sequence[Tensor], phase: Phase, earlier: Earlier | None
 ) -> tuple[float, int, int]:
     """Backpropagate the mean loss over all parts; return the summed loss and the numbers of hits and labels."""
-    scoring = bench.scoring
-    labels_in_step = sum(scoring.num_labels(columns["labels"][part]) for part in parts)
+    labels_in_step = sum(bench.scoring.num_labels(columns["labels"][part]) for part in parts)
     loss_sum, correct = 0.0, 0
     for part in parts:
-        batch = {name: column[part] for name, column in columns.items()}
-        logits, labels = bench.forward(batch)
-        loss = scoring.loss(logits, labels).sum()
-        whole = loss
-        if earlier is not None:
-            given, known = scoring.answers(logits, labels)
-            taught, _ = scoring.answers(earlier(batch), labels)
-            # the disagreement is a mean over this part's labels, but the step's loss over those of all parts
-            apart = disagreement(given, taught, known, phase.temperature)
-            whole = loss + phase.agreement * scoring.num_labels(labels) * apart
+        whole, loss, hits = _losses(bench, {name: column[part] for name, column in columns.items()}, phase, earlier)
         (whole / max(1, labels_in_step)).backward()
-        loss_sum += float(loss.detach())
-        correct += scoring.num_correct(logits.detach(), labels)
+        loss_sum += float(loss)
+        correct += hits
     return loss_sum, correct, labels_in_step
+
+
+def _losses(bench: Workbench, batch: Batch, phase: Phase, earlier: Earlier | None) -> tuple[Tensor, Tensor, int]:
+    """The summed loss of a batch with and without agreement, and the number of hits.
+
+    The logits, a language model's largest tensor, are freed before the backward pass, which does not need them.
+    """
+    scoring = bench.scoring
+    logits, labels = bench.forward(batch)
+    loss = scoring.loss(logits, labels).sum()
+    whole = loss
+    if earlier is not None:
+        given, known = scoring.answers(logits, labels)
+        taught, _ = scoring.answers(earlier(batch), labels)
+        # the disagreement is a mean over this part's labels, but the step's loss over those of all parts
+        apart = disagreement(given, taught, known, phase.temperature)
+        whole = loss + phase.agreement * scoring.num_labels(labels) * apart
+    return whole, loss.detach(), scoring.num_correct(logits.detach(), labels)
 
 
 def _clip(trained: Mapping[str, Tensor], bound: float | None, step: int) -> None:

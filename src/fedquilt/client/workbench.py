@@ -21,6 +21,7 @@ from fedquilt.client.model_config import without_cache
 from fedquilt.client.recompute import recomputed
 from fedquilt.client.shallow import only_blocks
 from fedquilt.client.task import Scoring
+from fedquilt.core.autocast import autocast_device
 from fedquilt.core.factors import CORE, SHIFT, factors, is_factor, same_but_rank
 from fedquilt.core.types import Blocks, Layout, Params
 
@@ -86,7 +87,7 @@ class Workbench:
         self.pads_left = pads_left
         self._cores: Callable[[], Mapping[str, Tensor]] | None = None
         # what holds during the last forward pass besides autocast
-        self._during: Callable[[], AbstractContextManager[object]] = nullcontext
+        self.during: Callable[[], AbstractContextManager[object]] = nullcontext
         # called after each optimiser step with its number and the number of all steps
         self.stepped: Callable[[int, int], None] | None = None
 
@@ -145,14 +146,15 @@ class Workbench:
         if labels.dim() > 1:
             labels = labels[:, : inputs["input_ids"].shape[1]]  # prepare removes padding that the batch does not need
         cores = {} if self._cores is None else self._cores()
-        self._during = partial(self._conditions, cores, len(labels) == 1)
-        with self.autocast(), self._during():
+        self.during = partial(self._conditions, cores, len(labels) == 1)
+        with self.autocast(), self.during():
             logits = self.model(**inputs).logits
         return logits, labels
 
     def autocast(self) -> AbstractContextManager[object]:
         """The autocast context of mixed precision, or a null context."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        kind = autocast_device(self.device)
+        return torch.autocast(kind, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     @contextmanager
     def making_cores(self, cores: Callable[[], Mapping[str, Tensor]]) -> Iterator[None]:
@@ -240,7 +242,7 @@ class Workbench:
                 for module, buffers in zip(modules, now, strict=True):
                     module._buffers.update(buffers)
 
-        return again(self._during)
+        return again(self.during)
 
     @contextmanager
     def _alone(self, single: bool) -> Iterator[None]:

@@ -1,88 +1,93 @@
-"""Bytes of activations that training keeps between the forward and the backward pass, counted on the meta device."""
+"""Bytes that a training step holds besides weights and gradients, followed on the meta device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
-from weakref import WeakSet
+from itertools import chain
+from typing import Any
+from weakref import finalize
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fedquilt.client.client import Client
+from fedquilt.client.workbench import Workbench
 
 
 def activation_bytes(
     client: Client, names: Collection[str], max_length: int, blocks: Collection[int] | None = None
 ) -> int:
-    """Most bytes that autograd keeps at a time between the start of the forward and the end of the backward pass.
+    """The most bytes that a forward and backward pass holds at a time, less the gradients of the tensors ``names``.
 
-    Storage that several operations keep is counted once; the model's weights are not counted. ``blocks`` are the
-    transformer blocks that are run, None for all. That is what is kept when the forward pass ends; with gradient
-    checkpointing it may be the input of every block and what one block keeps that is computed again.
+    Every tensor counts from the operation that makes it until it is freed: what autograd keeps, logits and loss with
+    their gradients, dequantised weights, and with gradient checkpointing the blocks' inputs and the activations of the
+    block that is computed again. The model's weights do not count. ``blocks`` are the transformer blocks that are run,
+    None for all.
     """
-    kept = partial(_kept_bytes, client, names, max_length, blocks)
-    if not client.training.gradient_checkpointing:
-        return kept(recompute=False).whole
-    inputs, plain = kept(recompute=True), kept(recompute=False)
-    return max(inputs.whole, inputs.to_last_block + plain.largest_block)
-
-
-class _Kept(NamedTuple):
-    """Bytes that autograd keeps after a forward pass, after the last block of it, and the most of one block's own."""
-
-    whole: int
-    to_last_block: int
-    largest_block: int
-
-
-@dataclass(eq=False)
-class _Saved:
-    """A tensor that autograd keeps."""
-
-    tensor: Tensor
-
-
-def _kept_bytes(
-    client: Client, names: Collection[str], max_length: int, blocks: Collection[int] | None, *, recompute: bool
-) -> _Kept:
     bench = client.bench
-    weights = {parameter.untyped_storage()._cdata for parameter in bench.model.parameters()}
-    saved: WeakSet[_Saved] = WeakSet()  # what autograd lets go of is gone from it
-    marks: list[int] = []
-
-    def pack(tensor: Tensor) -> _Saved:
-        held = _Saved(tensor)
-        saved.add(held)
-        return held
-
-    def kept() -> int:
-        storages = {held.tensor.untyped_storage()._cdata: held.tensor.untyped_storage().nbytes() for held in saved}
-        return sum(size for storage, size in storages.items() if storage not in weights)
-
-    def mark(*_: object) -> None:
-        marks.append(kept())
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor)
+    inputs = _inputs(bench.model, client.training.batch_size, max_length)
+    live = _Live(chain(bench.model.parameters(), bench.model.buffers(), inputs.values()))
     with ExitStack() as stack:
-        stack.enter_context(bench.training(names, recompute=recompute))
+        trained = stack.enter_context(bench.training(names, recompute=client.training.gradient_checkpointing))
         stack.enter_context(bench.shallow(blocks))
-        for block in bench.model.get_submodule(bench.blocks.path).children():
-            stack.callback(block.register_forward_pre_hook(mark).remove)
-            stack.callback(block.register_forward_hook(mark).remove)
-        stack.enter_context(hooks)
-        stack.enter_context(_AsOnADevice(bench.precision == "bf16"))
-        output = bench.model(**_inputs(bench.model, client.training.batch_size, max_length))
-        ends = output.logits.float().logsumexp(-1) if output.logits.requires_grad else output
-        whole = kept()
-        del ends
-    own = [after - before for before, after in zip(marks[::2], marks[1::2], strict=True)]
-    return _Kept(whole, marks[-1], max(own))
+        if client.training.accumulation > 1:  # all but the first pass of a step begin with gradients
+            for tensor in trained:
+                tensor.grad = torch.empty_like(tensor)
+                live.count(tensor.grad)
+        stack.enter_context(live)
+        _pass(client, inputs)
+    return max(0, live.most - sum(tensor.numel() * tensor.element_size() for tensor in trained))
+
+
+def _pass(client: Client, inputs: dict[str, Tensor]) -> None:
+    """One forward and backward pass, which frees its tensors where those of ``client.fit`` do."""
+    loss = _loss(client.bench, inputs)
+    if loss.requires_grad:  # nothing may be trained
+        loss.backward()
+
+
+def _loss(bench: Workbench, inputs: dict[str, Tensor]) -> Tensor:
+    bench.during = partial(_AsOnADevice, bench.precision == "bf16")  # also when a block is computed again
+    with bench.autocast(), bench.during():
+        logits = bench.model(**inputs).logits
+    labels = torch.zeros(logits.shape[:-1], dtype=torch.long, device=logits.device)
+    return bench.scoring.loss(logits, labels).sum()
+
+
+class _Live(TorchDispatchMode):
+    """Follow the bytes of all tensors that operations make inside; ``most`` is their largest number at a time."""
+
+    def __init__(self, given: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.most = self._now = 0
+        self._sizes: dict[int, int] = {tensor.untyped_storage()._cdata: 0 for tensor in given}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self.count(tensor)
+        return made
+
+    def count(self, tensor: Tensor) -> None:
+        """Count a tensor until its storage is freed; views of one storage count once."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._sizes:
+            self._sizes[storage._cdata] = storage.nbytes()
+            self._now += storage.nbytes()
+            self.most = max(self.most, self._now)
+            finalize(storage, self._freed, storage._cdata)
+
+    def _freed(self, storage: int) -> None:
+        self._now -= self._sizes.pop(storage)
 
 
 def _inputs(model: Any, rows: int, max_length: int) -> dict[str, Tensor]:

@@ -158,7 +158,7 @@ def work_of(config: Config, loaded: Loaded, host: Host, device: torch.device, rn
         loaded.prepare,
         scoring=scoring_of(config.model.task),
         device=device,
-        precision=_precision(config.training.precision, device),
+        precision=_precision(config),
         state=host.state,
         longest=loaded.reading.longest,
         pads_left=loaded.reading.pads_left,
@@ -266,8 +266,10 @@ def _evaluation_rows(test: Columns | None, assigned: AssignedRows, rows: Columns
     return evaluated
 
 
-def _precision(wanted: str, device: torch.device) -> str:
-    return ("bf16" if has_bfloat16(device.type) else "fp32") if wanted == "auto" else wanted
+def _precision(config: Config) -> str:
+    """The precision of passes on the config's device, also where only shapes are wanted."""
+    wanted = config.training.precision
+    return ("bf16" if has_bfloat16(config.device) else "fp32") if wanted == "auto" else wanted
 
 
 def budgets_of(part: Part) -> tuple[Budget, ...]:

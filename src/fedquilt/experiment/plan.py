@@ -35,8 +35,8 @@ class ClientPlan:
     weight_bytes : bytes of the weights in memory.
     gradient_bytes : bytes of the gradients.
     optimizer_bytes : bytes of the optimiser's state.
-    activation_bytes : bytes that autograd keeps for one pass over a batch with fused attention
-        (``activations.activation_bytes``); temporary buffers of single operations are not counted.
+    activation_bytes : the most bytes that a forward and backward pass over a batch holds at a time, with fused
+        attention, besides weights and gradients (``activations.activation_bytes``).
     """
 
     client: ClientId
@@ -95,7 +95,7 @@ def client_plan(experiment: Experiment, id: ClientId, order: Order, measured: Me
     reply, _ = exchange.work(client, order, {})
     trained = client.trained
     shapes = frozenset((name, tensor.shape) for name, tensor in trained.items())
-    how = config.training.batch_size, config.training.gradient_checkpointing
+    how = config.training, config.model.max_length, client.bench.precision
     key = (group.architecture, how, shapes, client.blocks)
     if key not in measured:
         with client.bench.shallow(client.blocks):

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedquilt.adapters.lora.module import is_linear, is_transposed, num_features
+from fedquilt.core.autocast import autocast_dtype
 from fedquilt.core.types import Blocks
 
 _BLOCK, _OUTER = 64, 256
@@ -106,8 +107,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``W x + b``, (..., d_in) -> (..., d_out)."""
-        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        x = x.to(autocast_dtype(x) or x.dtype)
         product: Callable[..., Tensor] = _Product.apply
         return product(x, self)
 

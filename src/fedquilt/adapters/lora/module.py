@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedquilt.adapters.lora.settings import LoraSettings
+from fedquilt.core.autocast import autocast_dtype
 from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Params
@@ -105,7 +106,7 @@ class LoraLinear(nn.Module):
 
     def _own(self, x: Tensor) -> Tensor:
         """The input in the factors' dtype, for a base in half precision; unchanged under autocast."""
-        other = x.dtype != self.lora_A.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type))
+        other = x.dtype != self.lora_A.dtype and autocast_dtype(x) is None
         return x.to(self.lora_A.dtype) if other else x
 
     def delta(self) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fedquilt.adapters.lora.module import is_transposed, num_features
 from fedquilt.adapters.mixture.settings import MixtureSettings
+from fedquilt.core.autocast import autocast_dtype
 from fedquilt.core.errors import ModelError
 from fedquilt.core.params import wide
 from fedquilt.core.rng import Rng
@@ -184,7 +185,7 @@ class MixtureLinear(nn.Module):
 
     def _own(self, x: Tensor) -> Tensor:
         """The input in the adapter's dtype, for a base in half precision; unchanged under autocast."""
-        other = x.dtype != self.down.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type))
+        other = x.dtype != self.down.dtype and autocast_dtype(x) is None
         return x.to(self.down.dtype) if other else x
 
 
