@@ -15,12 +15,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fedquilt.adapters.kind import Host
+from fedquilt.adapters.common.kind import COMMON
+from fedquilt.adapters.common.settings import Axes
+from fedquilt.adapters.kind import Host, Kind
 from fedquilt.adapters.lora.inject import all_linear, initial, inject, layout, trainable
 from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.mixture.kind import MIXTURE
 from fedquilt.adapters.mixture.settings import MixtureSettings
+from fedquilt.adapters.settings import Adapter
 from fedquilt.client import Client, Training, Workbench
+from fedquilt.client.public import PublicInputs
 from fedquilt.client.task import scoring_of
 from fedquilt.client.workbench import Batch
 from fedquilt.core.factors import MAGNITUDE, cut
@@ -217,23 +221,42 @@ def small(
     return Small(federation, clients, bench)
 
 
-def mixtures(
-    models: Sequence[str] = (VIT, WIDE),
+def mixtures(models: Sequence[str] = (VIT, WIDE), *, rank: int = 3, **more: Any) -> Several:
+    """A federation with mixtures of adapters, see ``_sharing``; ``more`` may hold settings of the mixture, too."""
+    kept, settings = _split(more)
+    slots = min(_loaded(model, task_of(model)).blocks.num_layers for model in models)
+    made = MixtureSettings(rank, float(rank), **{"branches": len(models), "num_slots": slots, **settings})
+    return _sharing(models, MIXTURE, made, **kept)
+
+
+def common(models: Sequence[str] = (VIT, WIDE), *, rank: int = 3, **more: Any) -> Several:
+    """A federation with adapters in common coordinates of public inputs; ``more`` as for ``mixtures``."""
+    kept, settings = _split(more)
+    return _sharing(models, COMMON, Adapter(kind="common", rank=rank, alpha=float(rank), **settings), **kept)
+
+
+def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of the federation, and those of its adapters."""
+    kept = {name: value for name, value in options.items() if name in ("budgets", "training", "mixed")}
+    return kept, {name: value for name, value in options.items() if name not in kept}
+
+
+def _sharing(
+    models: Sequence[str],
+    kind: Kind,
+    section: Any,
     *,
     budgets: Sequence[int] = (1, 3),
     training: Training | None = None,
-    rank: int = 3,
     mixed: bool = False,
-    **more: Any,
 ) -> Several:
-    """A federation of clients of unlike architectures with mixtures of adapters in them: for each model, one client
-    for each budget; ``more`` are settings of the mixture."""
+    """A federation of clients of unlike architectures with adapters of this kind: for each model, one client for each
+    budget."""
     training = training or Training(steps=2, epochs=None, batch_size=4, learning_rate=0.05)
     loaded = [_loaded(model, task_of(model)) for model in models]
     slots = min(one.blocks.num_layers for one in loaded)
-    settings = MixtureSettings(rank, float(rank), **{"branches": len(models), "num_slots": slots, **more})
     clients: dict[ClientId, Client] = {}
-    layouts, makers, frozen = {}, {}, {}
+    layouts, makers, frozen, public = {}, {}, {}, {}
     for place, (model, one) in enumerate(zip(models, loaded, strict=True)):
         task, own = task_of(model), deepcopy(one.model)
         host = Host(
@@ -248,19 +271,18 @@ def mixtures(
             fresh_head=one.fresh_head,
             targets=one.targets,
             task=task,
+            classes=(),
             state={},
         )
-        added = MIXTURE.put(settings, host)
-        where, start = added.layout, added.start
+        added = kind.put(section, host)
+        where, start, cpu = added.layout, added.start, torch.device("cpu")
         bench = Workbench(
-            own,
-            one.blocks,
-            where,
-            trainable(own, where),
-            one.prepare,
-            scoring=scoring_of(task),
-            device=torch.device("cpu"),
+            own, one.blocks, where, trainable(own, where), one.prepare, scoring=scoring_of(task), device=cpu
         )
+        if added.common is not None:
+            axes, inputs = Axes(inputs=40, held_out=12, basis=16), rows(task, 52, "public")
+            bench.public = PublicInputs(own, added.common, axes, cpu, one.prepare, inputs)
+            public[one.architecture] = bench.public.shapes(section.rank, one.prepare(inputs))
         first = start(Rng(5).child("init"))  # as the rounds of seed 5 begin
         layouts[one.architecture], makers[one.architecture] = where, start
         frozen |= {one.architecture: added.frozen} if added.frozen else {}
@@ -272,4 +294,4 @@ def mixtures(
             clients[id] = Client(profile, bench, first, training, 4, rows(task, size, id), held_out)
     clients = dict(sorted(clients.items()))
     profiles = tuple(client.profile for client in clients.values())
-    return Several(Federation(profiles, layouts, makers, 4, frozen=frozen), clients)
+    return Several(Federation(profiles, layouts, makers, 4, frozen=frozen, public=public), clients)

@@ -7,7 +7,8 @@ import torch
 from promises import Setup, copied, play, same
 from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, mixtures, rows, several, task_of
 
-from fedquilt.adapters.mixture.inject import branch_of, is_shared
+from fedquilt.adapters.mixture.inject import branch_of
+from fedquilt.adapters.sites import is_shared
 from fedquilt.aggregate.alignment.pseudo_gradients import Gathered
 from fedquilt.aggregate.robust import aggregate_rule
 from fedquilt.aggregate.settings import RuleSettings

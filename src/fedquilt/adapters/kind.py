@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from fedquilt.adapters.buffers import State
+from fedquilt.adapters.common.inject import CommonAdapters
 from fedquilt.adapters.settings import Adapter
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks, Layout, Params
@@ -36,6 +37,7 @@ class Host:
     fresh_head : whether the head was initialised at random instead of being loaded with the model.
     targets : the path ends of the linear modules that are adapted by default; empty if there is no default.
     task : what it is fine-tuned for, such as ``"causal-lm"``.
+    classes : the names of the classes in the order of the outputs; empty for a language model.
     state : the buffers that training changes (running statistics and their like).
     """
 
@@ -50,6 +52,7 @@ class Host:
     fresh_head: bool
     targets: tuple[str, ...]
     task: str
+    classes: tuple[str, ...]
     state: State
 
 
@@ -91,6 +94,7 @@ class Put:
         for a whole model) reads; an existing folder is replaced.
     frozen : the tensors of the layout that clients of this architecture never train.
     settings : the settings that follow from the section and the model; None for a kind without settings.
+    common : the modules with matrices in common coordinates; None for kinds without such coordinates.
     """
 
     layout: Layout
@@ -99,6 +103,7 @@ class Put:
     save: Callable[[Path, Mapping[str, Tensor], Export], None]
     frozen: frozenset[str] = frozenset()
     settings: Any = None
+    common: CommonAdapters | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,7 @@ class Kind:
     trains_base : whether the model's own weights are trained, so that several groups cannot share one base.
     has_factors : whether low-rank factors are trained, ``lora_A`` and ``lora_B`` of each module.
     shares_branches : whether models of different architectures share tensors (mixtures of adapters).
+    needs_public : whether all parties must have public inputs, [axes].
     ranks : ``own`` if each client may have its own rank, ``one`` if all have the same, ``none`` for kinds without
         ranks.
     """
@@ -126,6 +132,7 @@ class Kind:
     trains_base: bool = False
     has_factors: bool = False
     shares_branches: bool = False
+    needs_public: bool = False
     ranks: Literal["own", "one", "none"] = "none"
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from fedquilt.adapters.common.kind import COMMON
 from fedquilt.adapters.full import FULL
 from fedquilt.adapters.kind import Kind
 from fedquilt.adapters.lora.kind import LORA
 from fedquilt.adapters.mixture.kind import MIXTURE
 
-KINDS: dict[str, Kind] = {"lora": LORA, "mixture": MIXTURE, "full": FULL}
+KINDS: dict[str, Kind] = {"lora": LORA, "mixture": MIXTURE, "full": FULL, "common": COMMON}
 """The values of ``adapter.kind``."""

@@ -6,16 +6,19 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, Literal
 
+from fedquilt.adapters.common.settings import CommonKeys
 from fedquilt.adapters.lora.settings import LoraKeys
 from fedquilt.adapters.mixture.settings import MixtureKeys
 
 
 @dataclass(frozen=True)
 class _Chosen:
-    kind: Literal["lora", "mixture", "full"] = "lora"
+    kind: Literal["lora", "mixture", "full", "common"] = "lora"
     """``lora``: two low-rank factors at every target. ``mixture``: after attention and after the feed-forward part,
     projections of the model's width around a dense mixture of branches that all models can share (``heterotune``).
-    ``full``: full fine-tuning; all weights of the model are trained and sent, as a baseline for adapters."""
+    ``full``: full fine-tuning; all weights of the model are trained and sent, as a baseline for adapters.
+    ``common``: matrices in coordinates that all models have in common, found on public inputs (``[axes]``), and a
+    common head, shared across architectures."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class FullKeys:
     each client. With adapters they stay those of the base."""
 
 
-KEYS: Mapping[str, type | None] = {"lora": LoraKeys, "mixture": MixtureKeys, "full": FullKeys}
+KEYS: Mapping[str, type | None] = {"lora": LoraKeys, "mixture": MixtureKeys, "full": FullKeys, "common": CommonKeys}
 """The keys of each kind as a dataclass; None for a kind without keys."""
 
 OF_KIND: Mapping[str, tuple[str, ...]] = {
@@ -37,11 +40,12 @@ OF_KIND: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Adapter(FullKeys, MixtureKeys, LoraKeys, _Chosen):  # the last base's keys come first
+class Adapter(CommonKeys, FullKeys, MixtureKeys, LoraKeys, _Chosen):  # the last base's keys come first
     """The trained adapters.
 
     The keys from ``dropout`` to ``alpha_pattern`` belong to the kind ``lora``, and those from ``activation`` on to
-    ``mixture``; ``full`` has only ``buffers``.
+    ``mixture``, except for ``private_rank`` and ``head_scale`` of ``common``, which has ``sites``, ``slot_rule`` and
+    ``num_slots`` too; ``full`` has only ``buffers``.
     """
 
     def __post_init__(self) -> None:

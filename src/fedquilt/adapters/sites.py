@@ -25,6 +25,12 @@ SUPPORTED = tuple(name for name, family in FAMILIES.items() if family.output and
 
 SLOT_RULES = get_args(SlotRule)
 
+BANK = "mixture"
+"""The name of the module that holds the shared branches of mixtures: ``mixture.<part>.<slot>.<branch>``."""
+
+SHARED = "common"
+"""The name of the module with matrices in common coordinates: ``common.<site>.<slot>``, ``common.head-<classes>.0``."""
+
 
 class Place(NamedTuple):
     """The position of a module in a model: its site, which models have in common, and its transformer block."""
@@ -117,6 +123,11 @@ def output_projections(
                 raise ModelError(_refusal(model, blocks, layer, part, names, [*inside]))
             found |= {name: Place(part, layer) for name in names if part in parts}
     return found
+
+
+def is_shared(name: str) -> bool:
+    """Whether clients of all architectures share the tensor of this name: a branch, core or common head."""
+    return name.startswith((BANK + ".", SHARED + "."))
 
 
 def slots_of(num_layers: int, num_slots: int, rule: str = "relative") -> tuple[int | None, ...]:

@@ -28,6 +28,14 @@ from torch import Tensor
 RIDGE = 1e-3
 """The default ridge, as a fraction of the mean variance of a model's features."""
 
+POINT = "point"
+"""First part of the name of the common coordinates of the public inputs at one place: ``point.<site>.<slot>``."""
+
+
+def is_point(name: str) -> bool:
+    """Whether a tensor of this name holds common coordinates of public inputs."""
+    return name.startswith(POINT + ".")
+
 
 class Axes(NamedTuple):
     """One model's way into the common coordinates and back, at one place.

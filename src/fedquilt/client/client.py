@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from fedquilt.client.fit import alternate
 from fedquilt.client.generation import Answering
 from fedquilt.client.probe import fisher_diagonal, layer_scores
+from fedquilt.client.public import PublicInputs
 from fedquilt.client.score import evaluation
 from fedquilt.client.workbench import Batch, Workbench
 from fedquilt.core.method import overlay
@@ -133,6 +134,16 @@ class Client:
         fisher = fisher_diagonal(self.bench, self.train, self.params(order, memory), objective=objective)
         return layer_scores(fisher, self.bench.layout, kind)
 
+    def bases(self) -> Params:
+        """The bases of the model's features on the public inputs, by ``basis.<place>``."""
+        return _of(self.bench).bases()
+
+    def seen(self, points: Params) -> Params:
+        """The common coordinates of held-out public inputs, by ``seen.<place>``, for these points."""
+        public = _of(self.bench)
+        public.place(points)
+        return public.seen()
+
     def evaluate(self, order: Order, memory: Memory | None = None, split: str = "test") -> dict[str, float]:
         """Loss and accuracy on one of the client's held-out splits; empty if the client has no such rows."""
         columns = self.splits.get(split)
@@ -140,3 +151,9 @@ class Client:
             return {}
         params = self.params(order, memory)
         return evaluation(self.bench, columns, params, batch_size=self.batch_size, answering=self.answering)
+
+
+def _of(bench: Workbench) -> PublicInputs:
+    if bench.public is None:
+        raise ValueError("the adapters are not in common coordinates, so there are no public inputs")
+    return bench.public

@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from fedquilt.adapters.buffers import State, numbers
 from fedquilt.adapters.lora.core import with_cores
 from fedquilt.adapters.lora.inject import adapters
+from fedquilt.aggregate.axes import is_point
 from fedquilt.client.model_config import without_cache
+from fedquilt.client.public import PublicInputs
 from fedquilt.client.recompute import recomputed
 from fedquilt.client.shallow import only_blocks
 from fedquilt.client.task import Scoring
 from fedquilt.core.autocast import autocast_device
 from fedquilt.core.factors import CORE, SHIFT, factors, is_factor, same_but_rank
+from fedquilt.core.params import without
 from fedquilt.core.types import Blocks, Layout, Params
 
 Batch = dict[str, Tensor]
@@ -90,19 +93,26 @@ class Workbench:
         self.during: Callable[[], AbstractContextManager[object]] = nullcontext
         # called after each optimiser step with its number and the number of all steps
         self.stepped: Callable[[int, int], None] | None = None
+        # what the model makes of public inputs, for adapters in common coordinates
+        self.public: PublicInputs | None = None
 
     def load(self, params: Mapping[str, Tensor]) -> None:
         """Load ``params`` into the model; they must hold every tensor of the layout with its shape.
 
         The factors of a module may have another rank than the layout's. A change that was merged into the base is
         ``<module>.shift``, (d_out, d_in), and the matrix between the factors ``<module>.core``, (r, r). A module
-        without them has an unchanged base and is plain LoRA. No tensor of the previous client remains.
+        without them has an unchanged base and is plain LoRA. ``point.<place>`` are the common coordinates of public
+        inputs, from which the model's axes follow. No tensor of the previous client remains.
 
         Raises
         ------
         ValueError
             if a tensor is missing, unknown or has another shape (names the first).
         """
+        if self.public is not None:
+            points = {name: tensor for name, tensor in params.items() if is_point(name)}
+            params = without(params, points)
+            self.public.place(points)
         shapes = self.layout.shapes
         for name in self.layout.depth:
             if name not in params:

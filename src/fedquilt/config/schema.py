@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, PrivateAttr, field_validator
 
+from fedquilt.adapters.common.settings import Axes
 from fedquilt.adapters.settings import Adapter
 from fedquilt.aggregate.settings import Aggregation
 from fedquilt.config.checkpoints import Checkpoints
@@ -133,6 +134,7 @@ class Config(BaseModel):
     partition: Partition = Partition()
     clients: Clients = Clients()
     adapter: Adapter = Adapter()
+    axes: Axes = Axes()
     head: Head = Head()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()

@@ -66,6 +66,19 @@ class Rule(NamedTuple):
     averages: bool = False
 
 
+class Public(NamedTuple):
+    """What a client of one architecture says of public inputs, as meta tensors: shapes without values.
+
+    Attributes
+    ----------
+    bases : the bases of its features, by ``basis.<place>``, see ``aggregate.axes.basis``.
+    seen : its common coordinates of held-out inputs, by ``seen.<place>``.
+    """
+
+    bases: Params
+    seen: Params
+
+
 @dataclass(frozen=True)
 class Federation:
     """The argument of a method's factory: the server's view of one federation.
@@ -96,6 +109,8 @@ class Federation:
         Names of the tensors of a layout that its clients use and never train, by architecture.
     local_steps
         ``local_steps(profile)`` is the number of optimiser steps of one local training of this client.
+    public
+        What clients say of public inputs, by architecture; empty without adapters in common coordinates.
     """
 
     profiles: tuple[Profile, ...]
@@ -108,6 +123,7 @@ class Federation:
     rule: Rule | None = None
     frozen: Mapping[str, frozenset[str]] = field(default_factory=dict)
     local_steps: Callable[[Profile], int] | None = None
+    public: Mapping[str, Public] = field(default_factory=dict)
 
     def of(self, architecture: str) -> Federation:
         """The federation of the clients of this architecture alone.
@@ -125,6 +141,7 @@ class Federation:
             scalings={name: scaling for name, scaling in self.scalings.items() if name == architecture},
             servers={name: server for name, server in self.servers.items() if name == architecture},
             frozen={name: names for name, names in self.frozen.items() if name == architecture},
+            public={name: public for name, public in self.public.items() if name == architecture},
         )
 
     @property

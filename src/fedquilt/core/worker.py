@@ -144,6 +144,17 @@ class Worker(Protocol):
         """
         ...
 
+    def bases(self) -> Params:
+        """The bases of the model's features on the public inputs, by ``basis.<place>``; no row of the client is read.
+
+        For adapters in common coordinates only, see ``aggregate.axes``.
+        """
+        ...
+
+    def seen(self, points: Params) -> Params:
+        """The common coordinates of held-out public inputs, by ``seen.<place>``, for these points."""
+        ...
+
     def evaluate(self, order: Order, memory: Memory | None = None, split: str = "test") -> dict[str, float]:
         """Loss, accuracy and number of examples on the client's rows of this split; empty if it has none."""
         ...

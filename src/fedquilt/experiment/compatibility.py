@@ -17,6 +17,7 @@ from fedquilt.experiment.adapter_contradictions import ADAPTERS
 from fedquilt.experiment.bases import odd_bases
 from fedquilt.experiment.contradictions import Case, Row, odd_ranks, odd_steps
 from fedquilt.experiment.method import Chosen, keys_of
+from fedquilt.experiment.public_inputs import odd_axes
 from fedquilt.privacy.account import accountant
 
 
@@ -25,9 +26,10 @@ def refuse_contradictions(config: Config, parts: Sequence[Part], method: Chosen)
     if config.privacy.mode != "none":
         accountant()
     case = Case(config, parts, method)
-    told = [row.text(case) for row in ROWS if row.holds(case)] + odd_ranks(parts) + odd_bases(parts) + odd_steps(case)
-    if told:
-        raise ConfigError(told)
+    problems = [row.text(case) for row in ROWS if row.holds(case)]
+    problems += [*odd_ranks(parts), *odd_bases(parts), *odd_steps(case), *odd_axes(config, parts)]
+    if problems:
+        raise ConfigError(problems)
 
 
 # The table ------------------------------------------------------------

@@ -15,6 +15,7 @@ from fedquilt.adapters.lora.inject import trainable
 from fedquilt.adapters.registry import KINDS
 from fedquilt.allocate.budget import capability_groups, check_budgets, fractions
 from fedquilt.client.client import Client
+from fedquilt.client.public import PublicInputs
 from fedquilt.client.task import scoring_of
 from fedquilt.client.workbench import Workbench
 from fedquilt.config.groups import Part
@@ -32,6 +33,7 @@ from fedquilt.experiment.data import AssignedRows
 from fedquilt.experiment.data_of_groups import DataSource, naming_groups
 from fedquilt.experiment.method import lowrank_rule, tensor_rule
 from fedquilt.experiment.prompt_checks import answering_of
+from fedquilt.experiment.public_inputs import public_rows
 from fedquilt.experiment.trial_pass import try_out, try_recomputing
 from fedquilt.models.loaded import Loaded
 from fedquilt.models.trial_batch import example
@@ -130,6 +132,7 @@ def host_of(config: Config, loaded: Loaded, architecture: str, depths: Mapping[s
         fresh_head=loaded.fresh_head,
         targets=loaded.targets,
         task=config.model.task,
+        classes=loaded.outputs.classes,
         state=state_of(loaded.model, example(loaded.model, loaded.prepare)),
     )
 
@@ -163,6 +166,9 @@ def work_of(config: Config, loaded: Loaded, host: Host, device: torch.device, rn
         longest=loaded.reading.longest,
         pads_left=loaded.reading.pads_left,
     )
+    if put.common is not None:
+        rows = None if device.type == "meta" else public_rows(config, loaded)
+        bench.public = PublicInputs(loaded.model, put.common, config.axes, bench.device, loaded.prepare, rows)
     if device.type == "meta" and not kind.trains_base:  # shapes need no values, and no memory for them
         first: Params = {name: torch.empty(shape, device=device) for name, shape in put.layout.shapes.items()}
     else:
@@ -249,6 +255,11 @@ def federated(
         lowrank_rule(config),
         {name: work.put.frozen for name, work in works.items() if work.put.frozen},
         lambda profile: num_steps(profile.num_examples, trainings[profile.group]),
+        {
+            name: work.bench.public.shapes(config.adapter.rank, example(work.loaded.model, work.loaded.prepare))
+            for name, work in works.items()
+            if work.bench.public is not None
+        },
     )
 
 

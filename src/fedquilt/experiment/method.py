@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from fedquilt.aggregate.alignment.wrapper import with_alignment
+from fedquilt.aggregate.axes_exchange import with_axes
 from fedquilt.aggregate.lowrank.rules import RULES
 from fedquilt.aggregate.robust import aggregate_rule, apart
 from fedquilt.aggregate.server_optimizer import with_server_optimizer
@@ -82,13 +83,14 @@ def wrapped(
     if config.evaluation.clients == "received":
         made = with_received_scores(made)
     made = protected(config, made)  # outermost except for rounding, which only processes its output
-    if config.network.dtype == "float32":
-        return made
-    # epsilon with secret cohorts requires that updates do not depend on earlier cohorts, as error feedback does
-    # rounding a magnitude would rescale a whole row of the frozen base
-    layouts = federation.layouts.values()
-    exact = buffers_of(layouts) | {name for layout in layouts for name in layout.depth if name.endswith(MAGNITUDE)}
-    return with_wire_dtype(made, config.network.dtype, feedback=config.privacy.mode != "central", exact=exact)
+    if config.network.dtype != "float32":
+        # epsilon with secret cohorts requires that updates do not depend on earlier cohorts, as error feedback does
+        # rounding a magnitude would rescale a whole row of the frozen base
+        layouts = federation.layouts.values()
+        exact = buffers_of(layouts) | {name for layout in layouts for name in layout.depth if name.endswith(MAGNITUDE)}
+        made = with_wire_dtype(made, config.network.dtype, feedback=config.privacy.mode != "central", exact=exact)
+    # public inputs are not rounded, clipped or noised: they say nothing of clients, and all must have the same points
+    return with_axes(made, federation, config.adapter.rank) if federation.public else made
 
 
 def changed(config: Config, method: Method, federation: Federation, settings: Mapping[str, Any]) -> Method:

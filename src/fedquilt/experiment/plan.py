@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedquilt.adapters.mixture.inject import is_shared
+from fedquilt.adapters.sites import is_shared
 from fedquilt.client.client import Client
 from fedquilt.config.schema import Config
+from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import num_bytes
 from fedquilt.core.types import ClientId, Memory, Order, Params, Turn
 from fedquilt.core.wire import num_wire_bytes
@@ -82,12 +83,17 @@ def first_orders(experiment: Experiment) -> Mapping[ClientId, Order]:
     """The orders of a first round in which every client takes part."""
     turn = Turn(0, experiment.federation.profiles, experiment.rng.child("round", 0))
     state = experiment.method.init(experiment.rng.child("init"))
-    return experiment.method.exchanges[0].ask(state, turn)
+    return training_of(experiment.method).ask(state, turn)
+
+
+def training_of(method: Method) -> Exchange:
+    """The exchange in which clients train: that called ``fit``, or else the first."""
+    return next((exchange for exchange in method.exchanges if exchange.name == "fit"), method.exchanges[0])
 
 
 def client_plan(experiment: Experiment, id: ClientId, order: Order, measured: Measured) -> ClientPlan:
     """The plan of a client for this order, on the meta device; results are cached in ``measured``."""
-    group, exchange = experiment.group_of(id), experiment.method.exchanges[0]
+    group, exchange = experiment.group_of(id), training_of(experiment.method)
     config = group.config
     model: Any = group.loaded.model
     states = {"adamw": 2, "sgd": 1 if config.training.momentum else 0}[config.training.optimizer]

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from fedquilt.adapters.mixture.inject import check_bank, is_shared, shared_penalty
+from fedquilt.adapters.mixture.inject import check_bank, shared_penalty
+from fedquilt.adapters.sites import is_shared
 from fedquilt.aggregate.alignment.wrapper import with_alignment
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.aggregate.settings import Align, AlignPer, AlignSettings

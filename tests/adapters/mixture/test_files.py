@@ -12,8 +12,9 @@ from fedquilt.adapters.lora.inject import inject, layout, trainable
 from fedquilt.adapters.lora.peft_files import save_peft
 from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.mixture.files import CONFIG, TENSORS, read_mixture, save_mixture
-from fedquilt.adapters.mixture.inject import BANK, inject_mixture, mixture_layout, mixtures
+from fedquilt.adapters.mixture.inject import inject_mixture, mixture_layout, mixtures
 from fedquilt.adapters.mixture.settings import MixtureSettings
+from fedquilt.adapters.sites import BANK
 from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
 from fedquilt.models.hf import load_model

@@ -15,7 +15,6 @@ from fedquilt.adapters.mixture.inject import (
     folded_weights,
     initial_mixture,
     inject_mixture,
-    is_shared,
     mixture_layout,
     mixtures,
     remove_mixture,
@@ -23,6 +22,7 @@ from fedquilt.adapters.mixture.inject import (
     trained_names,
 )
 from fedquilt.adapters.mixture.settings import Gate, MixtureSettings, Placement
+from fedquilt.adapters.sites import is_shared
 from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Layout

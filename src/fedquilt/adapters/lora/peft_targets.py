@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fedquilt.adapters.families import ends_in
 from fedquilt.adapters.lora.module import LoraLinear, is_transposed
-from fedquilt.adapters.mixture.inject import BANK
 from fedquilt.adapters.mixture.module import MixtureLinear
+from fedquilt.adapters.sites import BANK
 from fedquilt.core.errors import ModelError
 from fedquilt.core.tasks import TASKS
 

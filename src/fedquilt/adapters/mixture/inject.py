@@ -11,14 +11,11 @@ from fedquilt.adapters.lora.inject import copied, own_parameters, trainable
 from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.mixture.module import MixtureLinear, drawn_down, drawn_expert
 from fedquilt.adapters.mixture.settings import MixtureSettings
-from fedquilt.adapters.sites import output_projections, slots_of
+from fedquilt.adapters.sites import BANK, is_shared, output_projections, slots_of
 from fedquilt.core.errors import ModelError
 from fedquilt.core.factors import Product, named
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks, Layout, Params
-
-BANK = "mixture"
-"""The name of the module that holds the shared branches: ``mixture.<part>.<slot>.<branch>``."""
 
 
 def inject_mixture(
@@ -77,11 +74,6 @@ def remove_mixture(model: nn.Module) -> None:
 def expert_names(part: str, slot: int, branches: int) -> list[str]:
     """The names of the branches of one part and slot."""
     return [f"{BANK}.{part}.{slot}.{branch}" for branch in range(branches)]
-
-
-def is_shared(name: str) -> bool:
-    """Whether the tensor of this name is a branch, which clients of all architectures share."""
-    return name.startswith(BANK + ".")
 
 
 def branch_of(name: str) -> int:

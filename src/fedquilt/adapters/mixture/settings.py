@@ -20,7 +20,20 @@ Trained = Literal["own", "all"]
 
 
 @dataclass(frozen=True)
-class MixtureKeys(LowRank):
+class SharedSites(LowRank):
+    """Adapters at places that models of different families and depths have in common."""
+
+    sites: Annotated[tuple[Site, ...], MinLen(1), MaxLen(2)] = ("attention", "feed-forward")
+    """Parts of a block with an adapter; the same in all groups that share tensors."""
+    slot_rule: SlotRule = "relative"
+    """Depth slot of a block: by relative depth; equally spaced blocks one each; or counted from the last block."""
+    num_slots: Slots | None = None
+    """Number of depth slots, each with its own shared tensors; the number of blocks of the shallowest model if left
+    out."""
+
+
+@dataclass(frozen=True)
+class MixtureKeys(SharedSites):
     """The keys of mixtures of adapters in a run file."""
 
     activation: Activation = "gelu"
@@ -31,12 +44,6 @@ class MixtureKeys(LowRank):
     placement: Placement = "serial"
     """Input of the adapter: the output of the part that it follows (``serial``), or the input of that part's last
     module (``parallel``)."""
-    sites: Annotated[tuple[Site, ...], MinLen(1), MaxLen(2)] = ("attention", "feed-forward")
-    """Parts of a block with an adapter; the same in all groups that share branches."""
-    slot_rule: SlotRule = "relative"
-    """Depth slot of a block: by relative depth; equally spaced blocks one each; or counted from the last block."""
-    num_slots: Slots | None = None
-    """Number of depth slots, each with its own branches; the number of blocks of the shallowest model if left out."""
     branches: Few | None = None
     """Number of branches of each slot and site; the number of architectures if left out."""
     trained: Trained = "all"

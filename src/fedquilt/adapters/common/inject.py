@@ -1,0 +1,175 @@
+"""Adapters in common coordinates in a whole model: injection, layout and initial values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import nn
+
+from fedquilt.adapters.common.module import CommonHead, CommonLinear
+from fedquilt.adapters.common.settings import CommonSettings
+from fedquilt.adapters.lora.module import initial_factors, is_linear, num_features
+from fedquilt.adapters.sites import SHARED, output_projections, slots_of
+from fedquilt.core.errors import ModelError
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import Blocks, Layout, Params
+
+Adapted = TypeVar("Adapted", bound=nn.Module)
+
+
+class Place(NamedTuple):
+    """A module whose features are observed: its path, and the site and slot that it stands for."""
+
+    module: str
+    point: str
+
+
+class CommonAdapters(NamedTuple):
+    """What was put into a model: its modules with cores by path, and the classifier's last module, if it has one."""
+
+    linears: Mapping[str, CommonLinear]
+    head: tuple[str, CommonHead] | None
+
+    def observed(self) -> tuple[Place, ...]:
+        """The modules of which the models' agreement is found: of each site and slot the deepest, and the head."""
+        deepest = {own.core_name: name for name, own in self.linears.items()}
+        found = [Place(name, point_of(core)) for core, name in deepest.items()]
+        return (*found, *([] if self.head is None else [Place(self.head[0], "head")]))
+
+    @contextmanager
+    def taken_out(self, model: nn.Module) -> Iterator[None]:
+        """The model without these adapters inside, with the modules of its own names."""
+        own: dict[str, nn.Module] = {**self.linears, **({} if self.head is None else dict([self.head]))}
+        shared = model.get_submodule(SHARED)
+        try:
+            for name, module in own.items():
+                _set(model, name, module.get_submodule("base"))
+            delattr(model, SHARED)
+            yield
+        finally:
+            for name, module in own.items():
+                _set(model, name, module)
+            model.add_module(SHARED, shared)
+
+
+def point_of(core: str) -> str:
+    """The site and slot of a core, ``<site>.<slot>``."""
+    return core.removeprefix(SHARED + ".")
+
+
+def inject_common(
+    model: nn.Module, blocks: Blocks, settings: CommonSettings, head: Collection[str] = (), classes: str = ""
+) -> CommonAdapters:
+    """Put cores after attention and after the feed-forward part of each block, and the common head onto a classifier.
+
+    The model is changed in place. It then also has a module ``common`` with the core of every site and slot, and with
+    the common head. Afterwards no parameter requires a gradient.
+
+    Parameters
+    ----------
+    model : a model without adapters.
+    blocks : where its transformer blocks are.
+    settings : ranks, sites and slots.
+    head : the names of the head's parameters; the common head goes onto the last linear module among them. Empty for
+        a model without a trained head.
+    classes : a name of the classes of the outputs; architectures with the same name share a head.
+
+    Raises
+    ------
+    ModelError
+        if the model's sites are unknown, its head has no linear module, or it already has a module ``common``.
+    """
+    if hasattr(model, SHARED):
+        raise ModelError(f"{type(model).__name__} already has a module '{SHARED}'; take that out first")
+    found = output_projections(model, blocks, settings.sites)
+    slots = slots_of(blocks.num_layers, settings.num_slots, settings.slot_rule)
+    device, size = next(model.parameters()).device, (settings.rank, settings.rank)
+    shared = nn.ModuleDict(
+        {
+            site: nn.ParameterList(torch.zeros(size, device=device) for _ in range(settings.num_slots))
+            for site in settings.sites
+        }
+    )
+    last = _last_linear(model, head) if head else None
+    if last is not None:
+        _, outputs = num_features(model.get_submodule(last))
+        shared[f"head-{classes}"] = nn.ParameterList([torch.zeros(outputs, settings.rank, device=device)])
+    model.add_module(SHARED, shared)
+    model.requires_grad_(False)
+    own = dict(shared.named_parameters(prefix=SHARED))
+    linears = {}
+    for name, (site, layer) in found.items():
+        if slots[layer] is None:  # a block that shares nothing
+            continue
+        core = f"{SHARED}.{site}.{slots[layer]}"
+        linears[name] = _replaced(model, name, partial(CommonLinear, settings=settings, core={core: own[core]}))
+    if last is None:
+        return CommonAdapters(linears, None)
+    v = own[f"{SHARED}.head-{classes}.0"]
+    head_of = partial(CommonHead, rank=settings.rank, scale=settings.head_scale, shared=v)
+    return CommonAdapters(linears, (last, _replaced(model, last, head_of)))
+
+
+def _last_linear(model: nn.Module, head: Collection[str]) -> str:
+    """The path of the last linear module of a head.
+
+    Raises
+    ------
+    ModelError
+        if there is none.
+    """
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in head)
+    found = [name for name in modules if is_linear(model.get_submodule(name))]
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__} has no linear module in its head ({', '.join(modules)}), so it cannot have a "
+            "common head; set head.policy = 'frozen', or use another adapter.kind"
+        )
+    return found[-1]
+
+
+def _replaced(model: nn.Module, name: str, make: Callable[[nn.Module], Adapted]) -> Adapted:
+    """Put ``make(base)`` in the place of the module at this path."""
+    base = model.get_submodule(name)
+    made = make(base)
+    made.train(base.training)
+    _set(model, name, made)
+    return made
+
+
+def _set(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def common_layout(model: nn.Module, blocks: Blocks, architecture: str, adapters: CommonAdapters) -> Layout:
+    """Names, depths and shapes of cores, private factors and common head: by depth, the head last.
+
+    A core has the depth of the shallowest block that uses it; one that no block uses is not listed.
+    """
+    depth: dict[str, int | None] = {}
+    for name, adapter in adapters.linears.items():
+        for own in (*(f"{name}.{end}" for end, _ in adapter.named_parameters(recurse=False)), adapter.core_name):
+            depth.setdefault(own, blocks.depth(name))
+    if adapters.head is not None:
+        depth |= {name: None for name, own in model.named_parameters() if own is adapters.head[1].shared}
+    shapes = dict(model.named_parameters())
+    return Layout(architecture, blocks.num_layers, depth, {name: tuple(shapes[name].shape) for name in depth})
+
+
+def initial_common(layout: Layout) -> Callable[[Rng], Params]:
+    """``make(rng)``, which returns the tensors that training starts from: private factors as in LoRA, all else 0."""
+
+    def make(rng: Rng) -> Params:
+        params = {name: torch.zeros(shape) for name, shape in layout.shapes.items()}
+        for name, (rank, d_in) in ((name, shape) for name, shape in layout.shapes.items() if name.endswith(".down")):
+            module = name.removesuffix(".down")
+            d_out = layout.shapes[f"{module}.up"][0]
+            params[name], params[f"{module}.up"] = initial_factors(module, d_in, d_out, rank, rng)
+        return params
+
+    return make

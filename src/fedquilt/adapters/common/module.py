@@ -1,0 +1,139 @@
+"""A linear module, and a classifier's last one, with a trained matrix in common coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedquilt.adapters.common.settings import CommonSettings
+from fedquilt.adapters.lora.module import num_features
+from fedquilt.core.factors import Product
+
+
+class CommonLinear(nn.Module):
+    """A linear module with a core between frozen axes: ``y = base(x) + s B S A x + t P Q x``.
+
+    The encoder A (r, d_in) takes inputs into common coordinates, the decoder B (d_out, r) takes these into outputs. The
+    centre of the inputs is left out, so that the adapter is linear and can be saved as LoRA. Axes are 0 until they are
+    set. The core S (r, r) is a parameter of the model's module ``common``, shared by all modules of its site and slot
+    and by all architectures. P (d_out, q) and Q (q, d_in), ``up`` and ``down``, are the private factors; there are none
+    with ``private_rank = 0``.
+
+    Attributes
+    ----------
+    base : the linear module, unchanged.
+    core_name : the name of its core in the model.
+    """
+
+    encoder: Tensor
+    decoder: Tensor
+
+    def __init__(self, base: nn.Module, settings: CommonSettings, core: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        d_in, d_out = num_features(base)
+        (self.core_name, parameter), device = *core.items(), next(iter(core.values())).device
+        self.base, self.settings = base, settings
+        self._core = [parameter]  # in a list: it is a parameter of the model, not of this module
+        rank, own = settings.rank, settings.private_rank
+        for name, shape in (("encoder", (rank, d_in)), ("decoder", (d_out, rank))):
+            self.register_buffer(name, torch.zeros(shape, device=device), persistent=False)
+        if own:
+            self.down = nn.Parameter(torch.zeros(own, d_in, device=device), requires_grad=False)
+            self.up = nn.Parameter(torch.zeros(d_out, own, device=device), requires_grad=False)
+
+    @property
+    def core(self) -> nn.Parameter:
+        """S, (r, r)."""
+        return self._core[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight, for model code that asks a linear module for its dtype or device."""
+        return self.base.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's bias."""
+        return self.base.bias  # type: ignore[return-value]
+
+    def place(self, encoder: Tensor, decoder: Tensor) -> None:
+        """Set the axes, in place."""
+        self.encoder.copy_(encoder)
+        self.decoder.copy_(decoder)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d_in) -> (..., d_out), in the dtype of the base's output."""
+        y: Tensor = self.base(x)
+        own = _in_dtype(x, self.core)
+        z = F.linear(F.linear(own, self.encoder), self.core)  # (..., r)
+        change = self.settings.scaling * F.linear(z, self.decoder)
+        if self.settings.private_rank:
+            change = change + self.settings.private_scaling * F.linear(F.linear(own, self.down), self.up)
+        return (y + change).to(y.dtype)
+
+    def folded(self) -> Product:
+        """LoRA factors of scale 1 that compute what the adapter adds to the base's output."""
+        b = self.settings.scaling * self.decoder @ self.core.detach()
+        if not self.settings.private_rank:
+            return Product(b, self.encoder.clone())
+        own = self.settings.private_scaling * self.up.detach()
+        return Product(torch.cat((b, own), 1), torch.cat((self.encoder, self.down.detach())))
+
+
+class CommonHead(nn.Module):
+    """A classifier's last linear module with the common head: ``logits = base(h) + s V A (h - m)``.
+
+    V (classes, r) is a parameter of the model's module ``common``, shared by all architectures with the same classes.
+    """
+
+    encoder: Tensor
+    centre: Tensor
+
+    def __init__(self, base: nn.Module, rank: int, scale: float, shared: nn.Parameter) -> None:
+        super().__init__()
+        d_in, _ = num_features(base)
+        self.base, self.scale, self._shared = base, scale, [shared]
+        self.register_buffer("encoder", torch.zeros(rank, d_in, device=shared.device), persistent=False)
+        self.register_buffer("centre", torch.zeros(d_in, device=shared.device), persistent=False)
+
+    @property
+    def shared(self) -> nn.Parameter:
+        """V, (classes, r)."""
+        return self._shared[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight."""
+        return self.base.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's bias."""
+        return self.base.bias  # type: ignore[return-value]
+
+    def place(self, encoder: Tensor, centre: Tensor) -> None:
+        """Set the axes, in place."""
+        self.encoder.copy_(encoder)
+        self.centre.copy_(centre)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(..., d) -> (..., classes)."""
+        z = F.linear(_in_dtype(h, self.shared) - self.centre, self.encoder)
+        y: Tensor = self.base(h)
+        return (y + self.scale * F.linear(z, self.shared)).to(y.dtype)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias with which the base alone computes what this module does."""
+        change = self.scale * self.shared.detach() @ self.encoder
+        bias = -change @ self.centre
+        own = self.bias
+        return self.weight.detach() + change, bias if own is None else own.detach() + bias
+
+
+def _in_dtype(x: Tensor, parameter: Tensor) -> Tensor:
+    """The input in the parameter's dtype, for a base in half precision; unchanged under autocast."""
+    other = x.dtype != parameter.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type))
+    return x.to(parameter.dtype) if other else x

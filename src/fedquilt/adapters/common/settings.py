@@ -1,0 +1,61 @@
+"""Settings of adapters in common coordinates, and of the public inputs that these coordinates come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fedquilt.adapters.mixture.settings import SharedSites
+from fedquilt.core.settings import Count, RankOrZero, Rate, Text
+
+
+@dataclass(frozen=True)
+class CommonKeys(SharedSites):
+    """The keys of adapters in common coordinates in a run file."""
+
+    private_rank: RankOrZero = 0
+    """Rank of a LoRA beside each core, of the same scale, whose factors are not shared across architectures."""
+    head_scale: Rate = 10.0
+    """Scale of the common head; with AdamW it multiplies the head's learning rate."""
+
+
+@dataclass(frozen=True)
+class CommonSettings(CommonKeys):
+    """How one model is adapted; rank, sites and the number of slots are the same for all models that share."""
+
+    num_slots: int = field(kw_only=True)
+
+    @property
+    def scaling(self) -> float:
+        """The scaling of the cores, ``s = alpha / r``."""
+        return self.alpha / self.rank
+
+    @property
+    def private_scaling(self) -> float:
+        """The scaling of the private factors, ``alpha / private_rank``."""
+        return self.alpha / max(1, self.private_rank)
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Public inputs that every client has, from which models of different architectures get common coordinates.
+
+    They are of the kind that the models read, need no labels, and hold no client's rows.
+    """
+
+    source: Text | None = None
+    """Source of the public inputs, as ``data.source``, or ``glyphs`` for drawings of letters; needed by
+    ``adapter.kind = "common"``."""
+    column: Text | None = None
+    """Column of the text or image; that of [data] if left out."""
+    inputs: Count = 1000
+    """Number of inputs that the coordinates are made from."""
+    held_out: Count = 200
+    """Number of further inputs on which the agreement between models is measured."""
+    rows: Literal["inputs", "tokens"] = "inputs"
+    """What counts as one observation: an input, with the mean of its tokens' features, or each of its tokens, for
+    models that cut an input into the same tokens."""
+    basis: Count = 96
+    """Columns of the basis that an architecture sends for each site and slot; more is more exact."""
+    ridge: Rate = 1e-3
+    """Ridge of the features' covariance, as a fraction of their mean variance."""
