@@ -192,6 +192,10 @@ def survives_one_client_missing(build: Build) -> None:
         {client for traffic in undisturbed(build).traffic for moved in traffic for client in moved.settings}
     )
     assert len(asked_at_all) >= 2
+    # an exchange may ask nobody in later rounds, such as the one that finds common coordinates
+    later = {moved.exchange for moved in undisturbed(build, 2).traffic[-1] if moved.settings}
+    names = [name for name in names if name in later]
+    assert names
     for missing in asked_at_all:
         for name in [None, *names]:
 
@@ -228,9 +232,9 @@ def refuses_a_round_without_replies(build: Build) -> None:
     setup = build()
     played = undisturbed(build, 1)
     state, before = played.states[-1], copied(played.states[-1])
-    exchange = setup.method.exchanges[0]
     turn = Turn(1, setup.profiles, Rng(5).child("round", 1))
-    asked = sorted(exchange.ask(state, turn))
+    orders = ((exchange, exchange.ask(state, turn)) for exchange in setup.method.exchanges)
+    exchange, asked = next((exchange, sorted(found)) for exchange, found in orders if found)
     with pytest.raises(RoundError) as caught:
         play(setup, state=state, memories=played.memories, start=1, away=lambda *call: True)
     assert f"round 2, exchange '{exchange.name}': 0 of {len(asked)} clients" in str(caught.value)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from promises import PROMISES, Build, Setup, copied, fault, is_tree, play, same, undisturbed
-from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, mixtures, several, small
+from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, common, mixtures, several, small
 from torch.nn.functional import cross_entropy
 from toys import (
     Party,
@@ -26,6 +26,7 @@ from toys import (
     vertical_setup,
 )
 
+from fedquilt.aggregate.axes_exchange import with_axes
 from fedquilt.aggregate.lowrank.rules import residual_rule, stack_rule, svd_rule
 from fedquilt.client import Training
 from fedquilt.core.factors import MAGNITUDE
@@ -130,6 +131,19 @@ def shared(models=(VIT, WIDE), *, name: str = "heterotune", trained: str = "all"
     return build
 
 
+def coordinated(models=(VIT, WIDE), *, private_rank: int = 0, **settings) -> Build:
+    """HeteroTune among clients with adapters in common coordinates."""
+
+    def build() -> Setup:
+        training = Training(steps=2, epochs=None, batch_size=4, learning_rate=0.05)
+        scene = common(models, training=training, private_rank=private_rank)
+        method = METHODS["heterotune"](scene.federation, **settings)
+        made = with_axes(method, scene.federation, 3)
+        return Setup(made, scene.federation.profiles, scene.clients, learned).bound()
+
+    return build
+
+
 def across(name: str, models=(VIT, WIDE), *, mixed: bool = False, every: bool = False, **settings) -> Build:
     """A method of the library that takes clients of unlike architectures all together."""
 
@@ -157,6 +171,7 @@ def method_of(row: str) -> str:
 
 
 ALL_AT_ONCE = {"merge_lets_replies_go": "a module's factors are combined when those of all clients are there"}
+AT_FIRST = {"merge_lets_replies_go": "the axes need a basis of each architecture at once, in the first round"}
 SOON = {"warmup": 1, "refresh": 1}  # so that every kind of round comes in three
 REAL = {
     "fed-hello-gd": Row(real("fed-hello", allocation="gd")),
@@ -199,6 +214,8 @@ HETEROTUNE = {
     "heterotune-reference-mixed": Row(shared(mixed=True, align="reference", weighting="uniform")),
     "heterotune-not-aligned": Row(shared(align="none")),
     "heterotune-not-shared": Row(shared(share=False)),
+    "heterotune-common": Row(coordinated(align="none"), AT_FIRST),
+    "heterotune-common-private-text": Row(coordinated((LLAMA, VIT), private_rank=2), AT_FIRST),
     "heterotune-one": Row(shared((BERT,), align="soft")),
 }
 REAL |= HETEROTUNE

@@ -31,6 +31,9 @@ RIDGE = 1e-3
 POINT = "point"
 """First part of the name of the common coordinates of the public inputs at one place: ``point.<site>.<slot>``."""
 
+SEEN = "seen"
+"""First part of the name of one model's coordinates of held-out public inputs: ``seen.<site>.<slot>``."""
+
 
 def is_point(name: str) -> bool:
     """Whether a tensor of this name holds common coordinates of public inputs."""

@@ -1,10 +1,10 @@
-"""Any method in common coordinates: two exchanges that find them, before clients train for the first time.
+"""Any method in common coordinates: an exchange that finds them, before clients train for the first time.
 
 server   ask each client of the first cohort for the bases of its model's features on the public inputs
 client   F  for each site and slot, and for the head, (observations, R)
 server   Z  common coordinates of the public inputs, from one basis of each architecture          (consensus)
-         send Z to every client once, the first time that it takes part
-client   A, B, m  its model's axes, solved for at home and kept; returns the coordinates of held-out public inputs
+         send Z to every client once, with the first order that it answers
+client   A, B, m  its model's axes, solved for at home; with its reply, the coordinates of held-out public inputs
 server   the agreement between architectures, for the record
 
 A client keeps the points Z in its memory, where they are part of its model. Nothing in these messages depends on a
@@ -13,16 +13,17 @@ client's own rows, nor has a dimension of its model's width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypedDict
 
 import torch
 
-from fedquilt.aggregate.axes import POINT, agreement, consensus
+from fedquilt.aggregate.axes import POINT, SEEN, agreement, consensus, is_point
 from fedquilt.core.errors import RoundError
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Exchange, Method
+from fedquilt.core.params import without
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
 from fedquilt.core.worker import Worker
@@ -57,8 +58,9 @@ def with_axes(method: Method, federation: Federation, rank: int) -> Method:
     def report(state: Tree) -> Mapping[str, Any]:
         return {**method.report(state), "agreement": agreements(state["axes"]["seen"])}
 
-    finding = (_bases(federation, owner, rank), _points(federation, owner))
-    return method._replace(init=init, exchanges=(*finding, *method.exchanges), view=view, report=report)
+    informing = (_informing(exchange, federation, owner) for exchange in method.exchanges)
+    exchanges = (_bases(federation, owner, rank), *informing)
+    return method._replace(init=init, exchanges=exchanges, view=view, report=report)
 
 
 def agreements(seen: Mapping[str, Params]) -> dict[str, float]:
@@ -109,31 +111,75 @@ def _bases(federation: Federation, owner: Mapping[ClientId, str], rank: int) -> 
     return Exchange("axes-bases", ask, work, merge, expects, ranges=ranges)
 
 
-def _points(federation: Federation, owner: Mapping[ClientId, str]) -> Exchange:
-    """The exchange that gives a client the common coordinates, once."""
+def _informing(exchange: Exchange, federation: Federation, owner: Mapping[ClientId, str]) -> Exchange:
+    """The exchange whose orders also give the common coordinates to each client that does not have them yet."""
 
     def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
-        known = set(state["axes"]["knows"])
-        return _asked((profile for profile in turn.cohort if profile.id not in known), state["axes"]["points"])
+        points, known = state["axes"]["points"], set(state["axes"]["knows"])
+        return {
+            client: order if client in known else replace(order, params={**order.params, **points})
+            for client, order in exchange.ask(state, turn).items()
+        }
 
     def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
-        own = {**memory.get("params", {}), **order.params}
-        return Reply(client.id, client.seen(order.params), 1.0), {**memory, "params": own}
+        points = _points(order)
+        kept = {**memory, "params": {**memory.get("params", {}), **points}} if points else memory
+        reply, after = exchange.work(client, _without_points(order), kept)
+        return replace(reply, params={**reply.params, **(client.seen(points) if points else {})}), after
 
     def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
-        axes, knows, seen = state["axes"], set(state["axes"]["knows"]), dict(state["axes"]["seen"])
-        for reply in replies:
-            knows.add(reply.client)
-            seen.setdefault(owner[reply.client], reply.params)
-        return {**state, "axes": {**axes, "knows": sorted(knows), "seen": seen}}
+        knows, seen = set(state["axes"]["knows"]), dict(state["axes"]["seen"])
+
+        def noted() -> Iterator[Reply]:
+            for reply in replies:
+                told = {name: tensor for name, tensor in reply.params.items() if name.startswith(SEEN + ".")}
+                if told:
+                    seen.setdefault(owner[reply.client], told)
+                knows.add(reply.client)
+                yield replace(reply, params=without(reply.params, told)) if told else reply
+
+        merged = exchange.merge(state, noted())
+        return {**merged, "axes": {**state["axes"], "knows": sorted(knows), "seen": seen}}
+
+    def of_public(order: Order) -> Params:
+        architecture = order.settings.get("architecture", only)
+        return _zeros(federation.public[architecture].seen) if _points(order) else {}
 
     def expects(order: Order) -> Params:
-        return _zeros(federation.public[order.settings["architecture"]].seen)
+        inner = {} if exchange.expects is None else exchange.expects(_without_points(order))
+        return {**inner, **of_public(order)}
 
     def ranges(order: Order) -> Mapping[str, Range]:
-        return dict.fromkeys(expects(order), Range(-1e4, 1e4))
+        inner = {} if exchange.ranges is None else exchange.ranges(_without_points(order))
+        return {**inner, **dict.fromkeys(of_public(order), Range(-1e4, 1e4))}
 
-    return Exchange("axes-points", ask, work, merge, expects, ranges=ranges)
+    only = next(iter(federation.layouts))
+    return exchange._replace(
+        ask=ask,
+        work=work,
+        merge=merge,
+        expects=None if exchange.expects is None else expects,
+        ranges=ranges,
+        **_given(exchange),
+    )
+
+
+def _given(exchange: Exchange) -> dict[str, Any]:
+    """The fields of an exchange that read an order, for orders that may hold points."""
+    fields = {}
+    for name in ("metrics", "peers"):
+        if (inner := getattr(exchange, name)) is not None:
+            fields[name] = lambda order, inner=inner: inner(_without_points(order))
+    return fields
+
+
+def _points(order: Order) -> Params:
+    return {name: tensor for name, tensor in order.params.items() if is_point(name)}
+
+
+def _without_points(order: Order) -> Order:
+    points = _points(order)
+    return replace(order, params=without(order.params, points)) if points else order
 
 
 def _zeros(shapes: Params) -> Params:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedquilt.adapters.common.inject import CommonAdapters, point_of
 from fedquilt.adapters.common.settings import Axes as AxesSettings
-from fedquilt.aggregate.axes import POINT, basis, coordinates, solve
+from fedquilt.aggregate.axes import POINT, SEEN, basis, coordinates, solve
 from fedquilt.core.federation import Public
 from fedquilt.core.types import Params
 
@@ -61,7 +61,7 @@ class PublicInputs:
             (each, width), point = inputs.shape[1:], self._observed[module]
             count = own.inputs * each
             bases[f"basis.{point}"] = torch.empty(count, min(own.basis, count, width), device="meta")
-            seen[f"seen.{point}"] = torch.empty(own.held_out * each, rank, device="meta")
+            seen[f"{SEEN}.{point}"] = torch.empty(own.held_out * each, rank, device="meta")
         return Public(bases, seen)
 
     def bases(self) -> Params:
@@ -100,7 +100,7 @@ class PublicInputs:
             elif self.adapters.head is not None:
                 self.adapters.head[1].place(entry.encoder, entry.centre)
             if module in self._observed:
-                self._seen[f"seen.{point}"] = coordinates(entry, self._held_out(inputs)).float().cpu()
+                self._seen[f"{SEEN}.{point}"] = coordinates(entry, self._held_out(inputs)).float().cpu()
         self._placed = {name: tensor.clone() for name, tensor in points.items()}
 
     def clear(self) -> None:

@@ -13,7 +13,7 @@ from fedquilt.adapters.common.inject import CommonAdapters, common_layout, initi
 from fedquilt.adapters.common.settings import CommonSettings
 from fedquilt.adapters.kind import Export, Host, Kind, Put
 from fedquilt.adapters.lora.inject import copied
-from fedquilt.adapters.lora.kind import save_lora
+from fedquilt.adapters.lora.kind import LORA, save_lora
 from fedquilt.adapters.lora.peft_targets import peft_names
 from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.settings import Adapter
@@ -77,5 +77,5 @@ def _folded(
     return tensors, lora, Layout(host.architecture, host.blocks.num_layers, depth, shapes)
 
 
-COMMON = Kind(_put, shares_branches=True, needs_public=True, ranks="one")
+COMMON = Kind(_put, LORA.load, LORA.files, shares_branches=True, needs_public=True, ranks="one")
 """Matrices in common coordinates, which models of all architectures share; ends are found, not trained."""

@@ -1,0 +1,87 @@
+"""Finding common coordinates in a federation: what travels, who is told, and what absence changes."""
+
+import pytest
+import torch
+from promises import Setup, play, same
+from small_federation import VIT, WIDE, common
+
+from fedquilt.aggregate.axes import POINT
+from fedquilt.aggregate.axes_exchange import agreements, with_axes
+from fedquilt.core.errors import RoundError
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import Reply, Turn
+from fedquilt.methods import METHODS
+
+
+def setup(models=(VIT, WIDE), **settings) -> Setup:
+    scene = common(models, **settings)
+    method = with_axes(METHODS["heterotune"](scene.federation, align="none"), scene.federation, 3)
+    return Setup(method, scene.federation.profiles, scene.clients)
+
+
+def test_points_are_sent_once_and_no_message_has_the_models_width() -> None:
+    scene = setup()
+    orders, exchanges = [], []
+    for exchange in scene.method.exchanges:
+
+        def ask(state, turn, exchange=exchange):
+            found = exchange.ask(state, turn)
+            orders.append((turn.round, exchange.name, found))
+            return found
+
+        exchanges.append(exchange._replace(ask=ask))
+    played = play(scene._replace(method=scene.method._replace(exchanges=tuple(exchanges))), num_rounds=2)
+    points = {
+        (number, name): {key for order in found.values() for key in order.params if key.startswith(POINT)}
+        for number, name, found in orders
+    }
+    assert len(points[0, "fit"]) == 7  # three slots of two sites, and the head
+    assert not points[0, "axes-bases"]
+    assert not points[1, "fit"]
+    assert [found for number, name, found in orders if (number, name) == (1, "axes-bases")] == [{}]
+    # 40 observations, 3 coordinates, 3 classes, a basis of at most 16 columns: never 8 or 16 wide beside another width
+    shapes = {tuple(t.shape) for *_, found in orders for order in found.values() for t in order.params.values()}
+    assert shapes <= {(40, 3), (3, 3)}
+    assert played.states[-1]["axes"]["knows"] == sorted(client.id for client in scene.profiles)
+
+
+def test_a_client_that_joins_later_is_told_later_and_others_are_not_changed_by_it() -> None:
+    late = setup().profiles[-1].id
+
+    def played(first: int):
+        def cohort(number: int):
+            return tuple(profile for profile in setup().profiles if profile.id != late or number >= first)
+
+        return play(setup(), num_rounds=2, cohort=cohort)
+
+    without, with_late = played(9), played(1)
+    assert same(without.states[1], with_late.states[1])
+    assert late not in without.states[-1]["axes"]["knows"]
+    assert late in with_late.states[-1]["axes"]["knows"]
+
+
+def test_an_absent_architecture_does_not_change_the_coordinates_later() -> None:
+    only = [profile for profile in setup().profiles if profile.architecture == setup().profiles[0].architecture]
+    played = play(setup(), num_rounds=2, cohort=lambda number: tuple(only) if number == 0 else setup().profiles)
+    first, last = (state["axes"]["points"] for state in (played.states[1], played.states[-1]))
+    assert same(first, last)
+    assert len(played.states[-1]["axes"]["seen"]) == 2
+
+
+def test_the_agreement_of_equal_models_is_one() -> None:
+    seen = {"attention.0": torch.randn(30, 2, generator=Rng(1).torch())}
+    own = {f"seen.{name}": tensor for name, tensor in seen.items()}
+    assert agreements({"a": own, "b": own})["attention.0"] == pytest.approx(1.0)
+    assert agreements({"a": own}) == {}
+
+
+def test_bases_of_different_tokens_are_refused_with_the_remedy() -> None:
+    scene = setup()
+    exchange = scene.method.exchanges[0]
+    state = scene.method.init(Rng(1))
+    assert exchange.ask(state, Turn(0, scene.profiles, Rng(2)))
+    replies = [
+        Reply(profile.id, {"basis.head": torch.eye(5 + n)[:, :3]}, 1.0) for n, profile in enumerate(scene.profiles)
+    ]
+    with pytest.raises(RoundError, match=r"axes\.rows = 'inputs'"):
+        exchange.merge(state, iter(replies))
