@@ -1,10 +1,10 @@
 """Runs in common coordinates: public inputs, a run among architectures, resume, and what is refused."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
-from fedquilt.record.rounds import read_rounds
 
 from fedquilt import load_adapter
 from fedquilt.config.load import parse
@@ -12,6 +12,7 @@ from fedquilt.core.errors import ConfigError, DataError
 from fedquilt.core.rng import Rng
 from fedquilt.experiment import build, resume, run
 from fedquilt.models.hf import load_model
+from fedquilt.record import read_rounds
 
 FILE = """
 rounds = 2
@@ -36,11 +37,11 @@ model = { name = "tiny:vit?layers=3&width=16", task = "image-classification" }
 
 
 def test_a_run_among_architectures_shares_cores_and_is_saved_as_lora(tmp_path: Path) -> None:
-    folder = run(parse(FILE), output=tmp_path)
+    folder = run(parse(tomllib.loads(FILE)), tmp_path / "run")
     lines = read_rounds(folder)
     assert set(lines[0]["state"]["agreement"]) >= {"attention.0", "feed-forward.1", "head"}
     assert (folder / "adapters" / "client-000" / "adapter_config.json").is_file()
-    config = parse(FILE)
+    config = parse(tomllib.loads(FILE))
     experiment = build(config)
     client = experiment.clients[0]
     base = load_model("tiny:vit?layers=2&width=8", "image-classification", num_classes=10, rng=Rng(9)).model
@@ -50,8 +51,8 @@ def test_a_run_among_architectures_shares_cores_and_is_saved_as_lora(tmp_path: P
 
 
 def test_a_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    whole = run(parse(FILE), output=tmp_path / "whole")
-    again = run(parse(FILE), output=tmp_path / "again")
+    whole = run(parse(tomllib.loads(FILE)), tmp_path / "whole")
+    again = run(parse(tomllib.loads(FILE)), tmp_path / "again")
     resume(again, back_to=1)
     one, other = (folder / "adapters" / "global-large" / "adapter_model.safetensors" for folder in (whole, again))
     assert one.read_bytes() == other.read_bytes()
@@ -69,7 +70,7 @@ def test_what_does_not_go_together_is_refused_before_a_model_is_loaded(change, m
     if "privacy" in change:
         text = FILE.replace("[[groups]]", change + "\n\n[[groups]]", 1)
     with pytest.raises(ConfigError, match=message):
-        build(parse(text))
+        build(parse(tomllib.loads(text)))
 
 
 def test_axes_without_adapters_that_read_them_have_no_effect() -> None:
@@ -77,10 +78,10 @@ def test_axes_without_adapters_that_read_them_have_no_effect() -> None:
         'name = "heterotune", align = "none"', 'name = "fedit"'
     )
     with pytest.raises(ConfigError, match=r"axes\.source = 'glyphs': has no effect"):
-        build(parse(text))
+        build(parse(tomllib.loads(text)))
 
 
 def test_too_few_public_inputs_are_refused_with_the_numbers(tmp_path: Path) -> None:
     text = FILE.replace('source = "glyphs", inputs = 60', 'source = "sklearn:digits", inputs = 5000')
     with pytest.raises(DataError, match=r"has 1797 rows, and axes\.inputs = 5000 and axes\.held_out = 20 need 5020"):
-        build(parse(text))
+        build(parse(tomllib.loads(text)))
