@@ -19,7 +19,7 @@ from fedquilt.aggregate.lowrank.residual import mean_factors, scaled
 from fedquilt.core.factors import Factors, Product
 
 MOST_STEPS = 500
-TOLERANCE = 1e-5
+TOLERANCE = 1e-4
 """The splitting ends when both residuals of ADMM are below this, relative to the matrix and to the multiplier."""
 
 
@@ -44,18 +44,19 @@ def robust_pca(matrix: Tensor) -> Split:
         return Split(matrix, matrix)
     unit, weight = matrix / size, 1 / math.sqrt(max(matrix.shape))
     mu = unit.numel() / (4 * float(unit.abs().sum()))
-    low = sparse = multiplier = torch.zeros_like(unit)
+    low = sparse = owed = torch.zeros_like(unit)  # owed: the multiplier of L + S = M, over mu
     for step in range(1, MOST_STEPS + 1):
         last = sparse
-        low = _fewer_directions(unit - sparse + multiplier / mu, 1 / mu)
-        sparse = _fewer_entries(unit - low + multiplier / mu, weight / mu)
+        low = _fewer_directions(unit - sparse + owed, 1 / mu)
+        sparse = _fewer_entries(unit - low + owed, weight / mu)
         missing = unit - low - sparse
-        multiplier = multiplier + mu * missing
-        primal, dual = float(missing.norm()), mu * float((sparse - last).norm()) / float(multiplier.norm())
+        owed = owed + missing
+        primal, dual = float(missing.norm()), float((sparse - last).norm() / owed.norm())
         if max(primal, dual) <= TOLERANCE:
             break
         if step % 10 == 0 and step <= MOST_STEPS // 2:
-            mu *= 2.0 if primal > 10 * dual else 0.5 if dual > 10 * primal else 1.0
+            growth = 2.0 if primal > 10 * dual else 0.5 if dual > 10 * primal else 1.0
+            mu, owed = mu * growth, owed / growth
     return Split(low * size, sparse * size)
 
 
