@@ -132,11 +132,11 @@ def _informing(exchange: Exchange, federation: Federation, owner: Mapping[Client
 
         def noted() -> Iterator[Reply]:
             for reply in replies:
-                told = {name: tensor for name, tensor in reply.params.items() if name.startswith(SEEN + ".")}
-                if told:
-                    seen.setdefault(owner[reply.client], told)
+                public = {name: tensor for name, tensor in reply.params.items() if name.startswith(SEEN + ".")}
+                if public:
+                    seen.setdefault(owner[reply.client], public)
                 knows.add(reply.client)
-                yield replace(reply, params=without(reply.params, told)) if told else reply
+                yield replace(reply, params=without(reply.params, public)) if public else reply
 
         merged = exchange.merge(state, noted())
         return {**merged, "axes": {**state["axes"], "knows": sorted(knows), "seen": seen}}
