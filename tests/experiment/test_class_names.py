@@ -1,6 +1,7 @@
 """A base that is a classifier already: its classes and the data's are joined by name, or the run does not begin."""
 
 import json
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -153,9 +154,7 @@ def test_each_site_maps_its_own_labels(tmp_path):
     alone = build(config, (1,))
     assert set(alone.clients[1].train["labels"].tolist()) == {1, 0}
     base(tmp_path / "other", ["bee", "cow", "ant"])
-    other = build(
-        config.model_copy(update={"model": config.model.model_copy(update={"name": str(tmp_path / "other")})}), (1,)
-    )
+    other = build(config.model_copy(update={"model": replace(config.model, name=str(tmp_path / "other"))}), (1,))
     assert cards(alone)[1]["sections"] != cards(other)[1]["sections"], "a node whose base names its outputs otherwise"
 
 

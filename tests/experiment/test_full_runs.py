@@ -204,7 +204,10 @@ def test_what_is_exported_is_a_model_that_transformers_loads_and_scores_as_the_r
             ("method.name=fed-hello", "data.proxy=5"),
             r"'fim' needs LoRA .*, or set method.allocation = 'gd' or 'rgd'",
         ),
-        (("adapter.rank=4",), r"rank is of kind = 'lora' or 'mixture' alone, and this is 'full'; leave it out"),
+        (
+            ("adapter.rank=4",),
+            r"rank is of kind = 'lora' or 'mixture' or 'common' alone, and this is 'full'; leave it out",
+        ),
     ],
 )
 def test_what_needs_adapters_is_refused_before_weights_load(two, changes, told):

@@ -228,7 +228,7 @@ def test_a_plan_lists_every_client_with_its_group(grouped):
     assert [one.group for one in plans] == ["small", "small", "wide", "wide", "words", "words"]
     assert [one.num_classes for one in plans] == [10, 10, 10, 10, 2, 2]
     assert plans[0].weight_bytes != plans[2].weight_bytes
-    with pytest.raises(ConfigError, match=r"--memory: finds budgets for the capability groups"):
+    with pytest.raises(ConfigError, match=r"--memory: 1 number \(1\) for the 3 \[\[groups\]\]; give one for each"):
         afforded(config, [1.0])
 
 
@@ -242,7 +242,7 @@ WRONG = [
         r"^group 'words': data.source = 'sklearn:digits': holds images, and model.task = 'sequence-cl",
     ),
     ("rank = 3}", "rank = 3}\nrank = 2", ConfigError,
-     r"groups\[1\].rank holds 2 and adapter.rank is 3.*leave groups\[1\].rank out"),
+     r"groups\[1\].rank holds 2 and the server's adapters have rank 3.*leave groups\[1\].rank out"),
     ('[method]\nname = "fedit"', '[privacy]\nmode = "central"\n[method]\nname = "fedit"\nweighting = "uniform"',
      ConfigError, r"privacy.mode = 'central': groups of different architectures"),
     ('"sklearn:digits"', '"sklearn:digit"', DataError, r"^data.source = 'sklearn:digit'"),

@@ -245,6 +245,6 @@ def test_groups_are_fitted_by_their_own_models_and_ranks(tiny):
     tight = (fitted[0].peak_bytes - 1) / 1e9
     assert [one.layers for one in afforded(wanted, [tight, 0.5])] == [3, 3]
     with pytest.raises(
-        ConfigError, match=r"1 numbers \(1\) for the 2 \[\[groups\]\]; give one for each group, in their"
+        ConfigError, match=r"1 number \(1\) for the 2 \[\[groups\]\]; give one for each group, in their"
     ):
         afforded(wanted, [1.0])

@@ -43,7 +43,9 @@ def test_a_copy_takes_the_revision_of_its_name_and_a_plain_folder_none(copies):
 
 
 @pytest.mark.parametrize("name", ["org/..", "org/.hidden", "../models", "org/a/b"])
-def test_no_name_leaves_the_folder(copies, name):
+def test_no_name_leaves_the_folder(copies, name, monkeypatch):
+    (copies / "elsewhere").mkdir()
+    monkeypatch.chdir(copies / "elsewhere")  # a name is a local folder first
     with pytest.raises(ModelError, match="there is no such folder; a model is a built-in name"):
         find_source(name, False, 8)
 

@@ -8,9 +8,11 @@ from functools import lru_cache
 
 import torch
 
+from fedquilt.adapters.common.settings import Axes
 from fedquilt.adapters.registry import KINDS
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
+from fedquilt.config.sections import default_of, values_of
 from fedquilt.core.errors import DataError
 from fedquilt.core.rng import Rng
 from fedquilt.core.tasks import TASKS
@@ -27,7 +29,11 @@ def odd_axes(config: Config, parts: Sequence[Part]) -> list[str]:
     """Problems of [axes]: adapters in common coordinates without public inputs, and what they do not go with."""
     named, kinds = config.axes.source, {part.config.adapter.kind for part in parts}
     if not any(KINDS[kind].needs_public for kind in kinds):
-        return [] if named is None else [f"axes.source = '{named}': has no effect: no adapter.kind reads public inputs"]
+        return [
+            f"axes.{key} = {value!r}: has no effect; only adapters of kind = 'common' read public inputs; leave it out"
+            for key, value in values_of(config.axes).items()
+            if value != default_of(Axes, key)
+        ]
     problems = []
     if named is None:
         problems.append(

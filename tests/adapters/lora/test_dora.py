@@ -179,7 +179,7 @@ def test_norms_are_exact_under_autocast_and_over_a_base_in_half_precision():
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
 def test_over_a_quantised_base_it_is_dora_of_the_dequantised_weight(make, quantization):
     torch.manual_seed(0)
-    base = QuantizedLinear(make(), quantization)
+    base = QuantizedLinear(make(), quantization, torch.float32)
     layer, plain = filled(base), nn.Linear(64, 8)
     with torch.no_grad():
         plain.weight.copy_(base.dequantized(torch.float32))
