@@ -54,8 +54,8 @@ def afforded(config: Config, gigabytes: Sequence[float]) -> tuple[Afforded, ...]
         which = "[[groups]]" if config.groups else f"groups of clients.shares = '{config.clients.shares}'"
         order = "in their order" if config.groups else "lowest budget first"
         raise ConfigError(
-            f"--memory: {len(gigabytes)} number{'s' * (len(gigabytes) != 1)} ({given}) for the {groups} {which}; give one "
-            f"for each group, {order}"
+            f"--memory: {len(gigabytes)} number{'s' * (len(gigabytes) != 1)} ({given}) for the {groups} {which}; give "
+            f"one for each group, {order}"
         )
     ordered = bool(config.groups) or list(gigabytes) == sorted(gigabytes)
     if not all(0 < size < float("inf") for size in gigabytes) or not ordered:
