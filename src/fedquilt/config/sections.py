@@ -75,8 +75,26 @@ def keys_apart(section: Any) -> type[BaseModel]:
     keys: dict[str, Any] = {}
     for field in dataclasses.fields(section):
         keys[field.name] = (hints[field.name], Field(description=meanings.get(field.name), **_default(field)))
-    made: type[BaseModel] = create_model(f"{section.__name__}Keys", __config__=STRICT, __doc__=section.__doc__, **keys)
+    made: type[BaseModel] = create_model(f"{section.__name__}Keys", __base__=_Apart, __doc__=section.__doc__, **keys)
+    _SECTION_OF[made] = section
     return made
+
+
+_SECTION_OF: dict[type[BaseModel], type] = {}
+"""The dataclass of each model that ``keys_apart`` has made."""
+
+
+class _Apart(BaseModel):
+    """The base of the models that ``keys_apart`` makes; a worker process that is sent one makes its class again."""
+
+    model_config = STRICT
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (_SECTION_OF[type(self)], dict(self), set(self.model_fields_set))
+
+
+def _again(section: type, values: dict[str, Any], given: set[str]) -> BaseModel:
+    return keys_apart(section).model_construct(_fields_set=given, **values)
 
 
 def _default(field: dataclasses.Field[Any]) -> dict[str, Any]:
