@@ -7,7 +7,7 @@ from small_federation import VIT, WIDE, common
 
 from fedquilt.aggregate.axes import POINT
 from fedquilt.aggregate.axes_exchange import agreements, with_axes
-from fedquilt.core.errors import RoundError
+from fedquilt.core.errors import RoundError, TrainingError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Reply, Turn
 from fedquilt.methods import METHODS
@@ -85,3 +85,10 @@ def test_bases_of_different_tokens_are_refused_with_the_remedy() -> None:
     ]
     with pytest.raises(RoundError, match=r"axes\.rows = 'inputs'"):
         exchange.merge(state, iter(replies))
+
+
+@pytest.mark.parametrize("points", [{"point.head": torch.zeros(40, 3)}, {"point.attention.0": torch.zeros(9, 3)}])
+def test_points_that_do_not_fit_the_model_are_an_error_for_the_server(points) -> None:
+    client = next(iter(setup().clients.values()))
+    with pytest.raises(TrainingError, match=r"the common coordinates of 'attention\.0' are"):
+        client.seen(points)

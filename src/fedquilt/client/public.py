@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedquilt.adapters.common.inject import CommonAdapters, point_of
 from fedquilt.adapters.common.settings import Axes as AxesSettings
 from fedquilt.aggregate.axes import POINT, SEEN, basis, coordinates, solve
+from fedquilt.core.errors import TrainingError
 from fedquilt.core.federation import Public
 from fedquilt.core.types import Params
 
@@ -77,8 +78,8 @@ class PublicInputs:
 
         Raises
         ------
-        ValueError
-            if a place lacks its points, or these are of another number of observations.
+        TrainingError
+            if a place lacks its points, or these are of another shape; they may come from a server.
         """
         if self._placed.keys() == points.keys() and all(torch.equal(self._placed[n], t) for n, t in points.items()):
             return
@@ -88,11 +89,7 @@ class PublicInputs:
         self._seen = {}
         for module, (inputs, outputs) in self._features(self._modules, self._batches()).items():
             point = self._modules[module]
-            z, ridge = points[f"{POINT}.{point}"].to(inputs.device), self.settings.ridge
-            if len(z) != len(self._fitted(inputs)):
-                raise ValueError(
-                    f"the points of '{point}' are of {len(z)} observations, not {len(self._fitted(inputs))}"
-                )
+            z, ridge = self._checked(points, point, len(self._fitted(inputs))).to(inputs.device), self.settings.ridge
             entry = solve(self._fitted(inputs), z, ridge=ridge)
             if module in self.adapters.linears:
                 decoder = solve(self._fitted(outputs), z, ridge=ridge).decoder
@@ -127,6 +124,15 @@ class PublicInputs:
         """The places of all adapted modules, by module path."""
         linears = {name: point_of(own.core_name) for name, own in self.adapters.linears.items()}
         return linears | ({} if self.adapters.head is None else {self.adapters.head[0]: "head"})
+
+    def _checked(self, points: Mapping[str, Tensor], point: str, count: int) -> Tensor:
+        """The points of a place, (count, r)."""
+        linear = next(iter(self.adapters.linears.values()))
+        found, wanted = points.get(f"{POINT}.{point}"), (count, linear.settings.rank)
+        if found is None or found.shape != wanted:
+            given = "missing" if found is None else f"of shape {tuple(found.shape)}"
+            raise TrainingError(f"the common coordinates of '{point}' are {given}; this model needs {wanted}")
+        return found
 
     def _fitted(self, features: Tensor) -> Tensor:
         """The observations that axes are made from."""

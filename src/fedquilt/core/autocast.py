@@ -11,6 +11,11 @@ def autocast_device(device: torch.device) -> str:
     return "cpu" if device.type == "meta" else device.type
 
 
+def in_dtype_of(x: Tensor, parameter: Tensor) -> Tensor:
+    """The input in a parameter's dtype, for adapters around a base in half precision; unchanged under autocast."""
+    return x if x.dtype == parameter.dtype or autocast_dtype(x) is not None else x.to(parameter.dtype)
+
+
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The type in which autocast computes matrix products of ``x``; None where it is off."""
     kind = autocast_device(x.device)

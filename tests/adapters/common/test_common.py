@@ -91,6 +91,17 @@ def test_a_model_without_a_trained_head_has_no_common_head() -> None:
     }  # fmt: skip
 
 
+def test_a_head_without_a_bias_takes_no_centre_so_that_it_can_be_folded() -> None:
+    loaded = load_model("tiny:gpt2?layers=2&width=8", "sequence-classification", num_classes=3, rng=Rng(0))
+    settings = CommonSettings(rank=2, num_slots=2)
+    _, head = inject_common(loaded.model, loaded.blocks, settings, loaded.head, "abc").head
+    head.place(torch.ones(2, 8), torch.ones(8))
+    weight, bias = head.folded()
+    assert bias is None
+    assert not head.centre.any()
+    assert torch.equal(weight, head.weight)
+
+
 def test_a_model_is_adapted_once() -> None:
     loaded, _, _ = adapted()
     with pytest.raises(ModelError, match="already has a module 'common'"):

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedquilt.adapters.common.settings import CommonSettings
-from fedquilt.adapters.lora.module import num_features
+from fedquilt.adapters.lora.module import AroundLinear, num_features
+from fedquilt.core.autocast import in_dtype_of
 from fedquilt.core.factors import Product
 
 
-class CommonLinear(nn.Module):
+class CommonLinear(AroundLinear):
     """A linear module with a core between frozen axes: ``y = base(x) + s B S A x + t P Q x``.
 
     The encoder A (r, d_in) takes inputs into common coordinates, the decoder B (d_out, r) takes these into outputs. The
@@ -49,16 +50,6 @@ class CommonLinear(nn.Module):
         """S, (r, r)."""
         return self._core[0]
 
-    @property
-    def weight(self) -> Tensor:
-        """The base's weight, for model code that asks a linear module for its dtype or device."""
-        return self.base.weight  # type: ignore[return-value]
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The base's bias."""
-        return self.base.bias  # type: ignore[return-value]
-
     def place(self, encoder: Tensor, decoder: Tensor) -> None:
         """Set the axes, in place."""
         self.encoder.copy_(encoder)
@@ -67,7 +58,7 @@ class CommonLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) -> (..., d_out), in the dtype of the base's output."""
         y: Tensor = self.base(x)
-        own = _in_dtype(x, self.core)
+        own = in_dtype_of(x, self.core)
         z = F.linear(F.linear(own, self.encoder), self.core)  # (..., r)
         change = self.settings.scaling * F.linear(z, self.decoder)
         if self.settings.private_rank:
@@ -83,7 +74,7 @@ class CommonLinear(nn.Module):
         return Product(torch.cat((b, own), 1), torch.cat((self.encoder, self.down.detach())))
 
 
-class CommonHead(nn.Module):
+class CommonHead(AroundLinear):
     """A classifier's last linear module with the common head: ``logits = base(h) + s V A (h - m)``.
 
     V (classes, r) is a parameter of the model's module ``common``, shared by all architectures with the same classes.
@@ -104,36 +95,20 @@ class CommonHead(nn.Module):
         """V, (classes, r)."""
         return self._shared[0]
 
-    @property
-    def weight(self) -> Tensor:
-        """The base's weight."""
-        return self.base.weight  # type: ignore[return-value]
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The base's bias."""
-        return self.base.bias  # type: ignore[return-value]
-
     def place(self, encoder: Tensor, centre: Tensor) -> None:
-        """Set the axes, in place."""
+        """Set the axes, in place; without a bias of the base the centre stays 0, as nothing could take it up."""
         self.encoder.copy_(encoder)
-        self.centre.copy_(centre)
+        if self.bias is not None:
+            self.centre.copy_(centre)
 
     def forward(self, h: Tensor) -> Tensor:
         """(..., d) -> (..., classes)."""
-        z = F.linear(_in_dtype(h, self.shared) - self.centre, self.encoder)
+        z = F.linear(in_dtype_of(h, self.shared) - self.centre, self.encoder)
         y: Tensor = self.base(h)
         return (y + self.scale * F.linear(z, self.shared)).to(y.dtype)
 
-    def folded(self) -> tuple[Tensor, Tensor]:
+    def folded(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias with which the base alone computes what this module does."""
         change = self.scale * self.shared.detach() @ self.encoder
-        bias = -change @ self.centre
-        own = self.bias
-        return self.weight.detach() + change, bias if own is None else own.detach() + bias
-
-
-def _in_dtype(x: Tensor, parameter: Tensor) -> Tensor:
-    """The input in the parameter's dtype, for a base in half precision; unchanged under autocast."""
-    other = x.dtype != parameter.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type))
-    return x.to(parameter.dtype) if other else x
+        bias = None if self.bias is None else self.bias.detach() - change @ self.centre
+        return self.weight.detach() + change, bias

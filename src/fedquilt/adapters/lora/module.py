@@ -14,13 +14,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedquilt.adapters.lora.settings import LoraSettings
-from fedquilt.core.autocast import autocast_dtype
+from fedquilt.core.autocast import in_dtype_of
 from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Params
 
 
-class LoraLinear(nn.Module):
+class AroundLinear(nn.Module):
+    """A module around a linear one, ``base``, whose weight and bias model code may ask for."""
+
+    base: nn.Module
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight, for model code that asks a linear module for its dtype or device."""
+        return self.base.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's bias."""
+        return self.base.bias  # type: ignore[return-value]
+
+
+class LoraLinear(AroundLinear):
     """A linear module with a low-rank term added to its output: ``y = base(x) + s B A dropout(x)``.
 
     ``lora_A`` is (r, d_in) and ``lora_B`` (d_out, r), both float32 and zero until values are set. ``set_factor``
@@ -66,16 +82,6 @@ class LoraLinear(nn.Module):
             parameter.data = value.detach().to(parameter.device, parameter.dtype, copy=True)
 
     @property
-    def weight(self) -> Tensor:
-        """The base's weight, for model code that asks a linear module for its dtype or device."""
-        return self.base.weight  # type: ignore[return-value]
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The base's bias."""
-        return self.base.bias  # type: ignore[return-value]
-
-    @property
     def fan_in_fan_out(self) -> bool:
         """Whether the base keeps its weight as (d_in, d_out), as GPT-2's Conv1D does."""
         return is_transposed(self.base)
@@ -95,19 +101,14 @@ class LoraLinear(nn.Module):
     def without(self, x: Tensor) -> Tensor:
         """The output without the adapter: the base's, with what was merged into it."""
         y: Tensor = self.base(x)
-        return y if self.shift is None else (y + F.linear(self._own(x), self.shift)).to(y.dtype)
+        return y if self.shift is None else (y + F.linear(in_dtype_of(x, self.lora_A), self.shift)).to(y.dtype)
 
     def term(self, x: Tensor) -> Tensor:
         """The adapter's own ``s B (I + T) A x``, (..., d_in) -> (..., d_out)."""
-        h = F.linear(self._own(x), self.lora_A)  # (..., r)
+        h = F.linear(in_dtype_of(x, self.lora_A), self.lora_A)  # (..., r)
         if self.core is not None:
             h = h + F.linear(h, self.core)
         return self.scaling * F.linear(h, self.lora_B)
-
-    def _own(self, x: Tensor) -> Tensor:
-        """The input in the factors' dtype, for a base in half precision; unchanged under autocast."""
-        other = x.dtype != self.lora_A.dtype and autocast_dtype(x) is None
-        return x.to(self.lora_A.dtype) if other else x
 
     def delta(self) -> Tensor:
         """The dense ``s B (I + T) A + shift``, shaped as the base's weight: (d_out, d_in); (d_in, d_out) for Conv1D."""

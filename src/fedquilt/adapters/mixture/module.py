@@ -21,15 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedquilt.adapters.lora.module import is_transposed, num_features
+from fedquilt.adapters.lora.module import AroundLinear, is_transposed, num_features
 from fedquilt.adapters.mixture.settings import MixtureSettings
-from fedquilt.core.autocast import autocast_dtype
+from fedquilt.core.autocast import in_dtype_of
 from fedquilt.core.errors import ModelError
 from fedquilt.core.params import wide
 from fedquilt.core.rng import Rng
 
 
-class MixtureLinear(nn.Module):
+class MixtureLinear(AroundLinear):
     """A linear module with a mixture of adapters after or beside it: ``y + s up mixed(phi(down h))``, y = base(x).
 
     ``h`` is ``y`` (serial) or ``x`` (parallel), phi the activation. ``down`` is (r, width of h), ``up`` (d_out, r);
@@ -63,16 +63,6 @@ class MixtureLinear(nn.Module):
             self.gate_bias = zeros(len(self.experts))
         self.active = True
 
-    @property
-    def weight(self) -> Tensor:
-        """The base's weight, for model code that asks a linear module for its dtype or device."""
-        return self.base.weight  # type: ignore[return-value]
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The base's bias."""
-        return self.base.bias  # type: ignore[return-value]
-
     def forward(self, x: Tensor) -> Tensor:
         """``y + s up mixed(phi(down h))``, (..., d_in) -> (..., d_out), in the dtype of y = base(x).
 
@@ -81,7 +71,7 @@ class MixtureLinear(nn.Module):
         y: Tensor = self.base(x)
         if not self.active:
             return y
-        z = F.linear(self._own(y if self.settings.placement == "serial" else x), self.down)  # (..., r)
+        z = F.linear(in_dtype_of(y if self.settings.placement == "serial" else x, self.down), self.down)  # (..., r)
         if self.settings.activation == "gelu":
             z = F.gelu(z)
         return (y + self.settings.scaling * F.linear(self.mixed(z), self.up)).to(y.dtype)  # (..., d_out)
@@ -182,11 +172,6 @@ class MixtureLinear(nn.Module):
             weight = wide(self.weight.detach())
             a = a @ (weight.T if is_transposed(self.base) else weight)
         return b.to(self.up.dtype), a.to(self.down.dtype)
-
-    def _own(self, x: Tensor) -> Tensor:
-        """The input in the adapter's dtype, for a base in half precision; unchanged under autocast."""
-        other = x.dtype != self.down.dtype and autocast_dtype(x) is None
-        return x.to(self.down.dtype) if other else x
 
 
 def drawn_expert(name: str, settings: MixtureSettings, rng: Rng) -> Tensor:
