@@ -22,12 +22,13 @@ def adapted(private_rank: int = 0, head: bool = True):
     return loaded, adapters, before
 
 
-def drawn(adapters, seed: int) -> None:
+def drawn(loaded, adapters, seed: int) -> None:
     rng = Rng(seed).torch()
+    private = [loaded.model.get_submodule(name) for name in adapters.linears]
     modules = [*adapters.linears.values(), adapters.head[1]]
     tensors = [tensor for module in modules for tensor in (*module.buffers(recurse=False),)]
     tensors += [module.core for module in adapters.linears.values()] + [adapters.head[1].shared]
-    tensors += [own for module in adapters.linears.values() for own in module.parameters(recurse=False)]
+    tensors += [own for module in private for own in module.parameters(recurse=False)]
     with torch.no_grad():
         for tensor in tensors:
             tensor.copy_(0.3 * torch.randn(tensor.shape, generator=rng))
@@ -41,13 +42,15 @@ def test_zero_cores_change_no_output_to_the_bit() -> None:
 
 
 def test_a_core_is_computed_as_written() -> None:
-    _, adapters, _ = adapted(private_rank=1)
-    drawn(adapters, 2)
-    module = next(iter(adapters.linears.values()))
+    loaded, adapters, _ = adapted(private_rank=1)
+    drawn(loaded, adapters, 2)
+    name, module = next(iter(adapters.linears.items()))
+    around = loaded.model.get_submodule(name)
     x = torch.randn(5, module.encoder.shape[1], generator=Rng(3).torch())
     core = 4.0 / 2 * x @ module.encoder.T @ module.core.T @ module.decoder.T
-    wanted = module.base(x) + core + 4.0 * x @ module.down.T @ module.up.T
-    torch.testing.assert_close(module(x), wanted)
+    torch.testing.assert_close(module(x), module.base(x) + core)
+    wanted = module.base(x) + core + 4.0 * x @ around.lora_A.T @ around.lora_B.T
+    torch.testing.assert_close(around(x), wanted)
     head = adapters.head[1]
     h = torch.randn(5, 8, generator=Rng(4).torch())
     torch.testing.assert_close(head(h), head.base(h) + 10.0 * (h - head.centre) @ head.encoder.T @ head.shared.T)
@@ -63,20 +66,21 @@ def test_what_is_shared_has_no_dimension_of_the_models_width() -> None:
     assert [layout.depth[f"{SHARED}.attention.{slot}"] for slot in (0, 1)] == [0, 2]
     start = initial_common(layout)(Rng(5))
     assert {name: tuple(tensor.shape) for name, tensor in start.items()} == dict(layout.shapes)
-    assert all(tensor.any() == name.endswith(".down") for name, tensor in start.items())
+    assert all(tensor.any() == name.endswith(".lora_A") for name, tensor in start.items())
 
 
 def test_folding_equals_the_live_model() -> None:
     loaded, adapters, before = adapted(private_rank=1)
-    drawn(adapters, 6)
+    drawn(loaded, adapters, 6)
     wanted = loaded.model(pixel_values=IMAGES).logits
+    around = {name: loaded.model.get_submodule(name) for name in adapters.linears}
     changes = {name: module.folded() for name, module in adapters.linears.items()}
     name, head = adapters.head
     weight, bias = head.folded()
     with adapters.taken_out(loaded.model), torch.no_grad():
         assert torch.equal(loaded.model(pixel_values=IMAGES).logits, before)
         for path, (b, a) in changes.items():
-            loaded.model.get_submodule(path).weight += b @ a
+            loaded.model.get_submodule(path).weight += b @ a + around[path].delta()
         loaded.model.get_submodule(name).weight.copy_(weight)
         loaded.model.get_submodule(name).bias.copy_(bias)
         torch.testing.assert_close(loaded.model(pixel_values=IMAGES).logits, wanted, rtol=1e-4, atol=1e-4)

@@ -12,9 +12,10 @@ from torch import nn
 
 from fedquilt.adapters.common.module import CommonHead, CommonLinear
 from fedquilt.adapters.common.settings import CommonSettings
-from fedquilt.adapters.lora.module import initial_factors, is_linear, num_features
+from fedquilt.adapters.lora.module import LoraLinear, initial_factors, is_linear, num_features
 from fedquilt.adapters.sites import SHARED, output_projections, slots_of
 from fedquilt.core.errors import ModelError
+from fedquilt.core.factors import modules_of, named
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Blocks, Layout, Params
 
@@ -44,6 +45,7 @@ class CommonAdapters(NamedTuple):
     def taken_out(self, model: nn.Module) -> Iterator[None]:
         """The model without these adapters inside, with the modules of its own names."""
         own: dict[str, nn.Module] = {**self.linears, **({} if self.head is None else dict([self.head]))}
+        put = {name: model.get_submodule(name) for name in own}  # with the private LoRA around, where there is one
         shared = model.get_submodule(SHARED)
         try:
             for name, module in own.items():
@@ -51,7 +53,7 @@ class CommonAdapters(NamedTuple):
             delattr(model, SHARED)
             yield
         finally:
-            for name, module in own.items():
+            for name, module in put.items():
                 _set(model, name, module)
             model.add_module(SHARED, shared)
 
@@ -67,7 +69,8 @@ def inject_common(
     """Put cores after attention and after the feed-forward part of each block, and the common head onto a classifier.
 
     The model is changed in place. It then also has a module ``common`` with the core of every site and slot, and with
-    the common head. Afterwards no parameter requires a gradient.
+    the common head. With a ``private_rank``, a LoRA of this rank is around each module with a core. Afterwards no
+    parameter requires a gradient.
 
     Parameters
     ----------
@@ -106,7 +109,10 @@ def inject_common(
         if slots[layer] is None:  # a block that shares nothing
             continue
         core = f"{SHARED}.{site}.{slots[layer]}"
+        base = model.get_submodule(name)
         linears[name] = _replaced(model, name, partial(CommonLinear, settings=settings, core={core: own[core]}))
+        if settings.private_rank:
+            _replaced(model, name, partial(_with_private, base=base, settings=settings, name=name))
     if last is None:
         return CommonAdapters(linears, None)
     v = own[f"{SHARED}.head-{classes}.0"]
@@ -132,6 +138,13 @@ def _last_linear(model: nn.Module, head: Collection[str]) -> str:
     return found[-1]
 
 
+def _with_private(module: nn.Module, base: nn.Module, settings: CommonSettings, name: str) -> LoraLinear:
+    """The private LoRA around a module with a core, which is itself around ``base``."""
+    around = LoraLinear(base, settings.private, name)
+    around.base = module
+    return around
+
+
 def _replaced(model: nn.Module, name: str, make: Callable[[nn.Module], Adapted]) -> Adapted:
     """Put ``make(base)`` in the place of the module at this path."""
     base = model.get_submodule(name)
@@ -153,7 +166,8 @@ def common_layout(model: nn.Module, blocks: Blocks, architecture: str, adapters:
     """
     depth: dict[str, int | None] = {}
     for name, adapter in adapters.linears.items():
-        for own in (*(f"{name}.{end}" for end, _ in adapter.named_parameters(recurse=False)), adapter.core_name):
+        private = (f"{name}.{end}" for end, _ in model.get_submodule(name).named_parameters(recurse=False))
+        for own in (*private, adapter.core_name):
             depth.setdefault(own, blocks.depth(name))
     if adapters.head is not None:
         depth |= {name: None for name, own in model.named_parameters() if own is adapters.head[1].shared}
@@ -166,10 +180,10 @@ def initial_common(layout: Layout) -> Callable[[Rng], Params]:
 
     def make(rng: Rng) -> Params:
         params = {name: torch.zeros(shape) for name, shape in layout.shapes.items()}
-        for name, (rank, d_in) in ((name, shape) for name, shape in layout.shapes.items() if name.endswith(".down")):
-            module = name.removesuffix(".down")
-            d_out = layout.shapes[f"{module}.up"][0]
-            params[name], params[f"{module}.up"] = initial_factors(module, d_in, d_out, rank, rng)
+        for module in modules_of(layout.depth):
+            (rank, d_in), (d_out, _) = layout.shapes[f"{module}.lora_A"], layout.shapes[f"{module}.lora_B"]
+            a, b = initial_factors(module, d_in, d_out, rank, rng)
+            params |= named({module: (b, a)})
         return params
 
     return make

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from fedquilt.adapters.common.inject import CommonAdapters, common_layout, initial_common, inject_common
 from fedquilt.adapters.common.settings import CommonSettings
-from fedquilt.adapters.kind import Export, Host, Kind, Put
+from fedquilt.adapters.kind import Export, Host, Kind, Put, no_scaling
+from fedquilt.adapters.lora.as_plain_lora import plain
 from fedquilt.adapters.lora.inject import copied
 from fedquilt.adapters.lora.kind import LORA, save_lora
 from fedquilt.adapters.lora.peft_targets import peft_names
 from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.settings import Adapter
 from fedquilt.adapters.sites import output_projections
-from fedquilt.core.factors import named
+from fedquilt.core.factors import Product, factors, named
 from fedquilt.core.settings import part_of
 from fedquilt.core.types import Layout
 
@@ -36,15 +37,13 @@ def _put(section: Adapter, host: Host) -> Put:
                 parameter.zero_()
     where = common_layout(host.model, host.blocks, host.architecture, adapters)
 
-    def scaling(module: str, rank: int) -> float:
-        return settings.scaling
-
     def save(folder: Path, params: Mapping[str, Tensor], export: Export) -> None:
         export.load(params)
-        folded = _folded(host, adapters, settings)
+        folded = _folded(host, adapters, _private(params, adapters, settings))
         with adapters.taken_out(host.model):
             save_lora(folder, *folded, host, export)
 
+    scaling = settings.private.scaling if settings.private_rank else no_scaling
     return Put(where, initial_common(where), scaling, save, settings=settings, common=adapters)
 
 
@@ -53,14 +52,23 @@ def _named(host: Host) -> str:
     return hashlib.sha256("\n".join(host.classes).encode()).hexdigest()[:8]
 
 
+def _private(params: Mapping[str, Tensor], adapters: CommonAdapters, settings: CommonSettings) -> dict[str, Product]:
+    """The private factors by module, of scale 1, with what was merged into the base."""
+    own = {name: tensor for name, tensor in params.items() if name.rpartition(".")[0] in adapters.linears}
+    if not own:
+        return {}
+    made, lora = plain(own, settings.private)
+    return {name: Product(lora.scaling(name, pair.rank) * pair.B, pair.A) for name, pair in factors(made).items()}
+
+
 def _folded(
-    host: Host, adapters: CommonAdapters, settings: CommonSettings
+    host: Host, adapters: CommonAdapters, private: Mapping[str, Product]
 ) -> tuple[dict[str, Tensor], LoraSettings, Layout]:
     """The adapters in the model as plain LoRA with the classifier's weights, its settings and its layout."""
-    tensors = {
-        name: tensor.cpu()
-        for name, tensor in named({module: own.folded() for module, own in adapters.linears.items()}).items()
-    }
+    pairs = {name: own.folded() for name, own in adapters.linears.items()}
+    for name, (b, a) in private.items():
+        pairs[name] = Product(torch.cat((pairs[name].B.cpu(), b), 1), torch.cat((pairs[name].A.cpu(), a)))
+    tensors = {name: tensor.cpu() for name, tensor in named(pairs).items()}
     depth: dict[str, int | None] = {name: host.blocks.depth(name) for name in tensors}
     with adapters.taken_out(host.model):
         parameters = dict(host.model.named_parameters())
@@ -71,8 +79,11 @@ def _folded(
         weight, bias = head.folded()
         tensors |= {f"{module}.weight": weight.cpu()} | ({} if bias is None else {f"{module}.bias": bias.cpu()})
         depth |= dict.fromkeys((f"{module}.weight",) if bias is None else (f"{module}.weight", f"{module}.bias"))
-    rank = settings.rank + settings.private_rank
-    lora = LoraSettings(rank, float(rank), targets=tuple(adapters.linears))
+    ranks = {name: pair.rank for name, pair in pairs.items()}
+    most = max(ranks.values())
+    unlike = {name: rank for name, rank in ranks.items() if rank != most}
+    alphas = {name: float(rank) for name, rank in unlike.items()}
+    lora = LoraSettings(most, float(most), rank_pattern=unlike, alpha_pattern=alphas, targets=tuple(adapters.linears))
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return tensors, lora, Layout(host.architecture, host.blocks.num_layers, depth, shapes)
 

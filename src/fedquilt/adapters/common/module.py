@@ -15,13 +15,12 @@ from fedquilt.core.factors import Product
 
 
 class CommonLinear(AroundLinear):
-    """A linear module with a core between frozen axes: ``y = base(x) + s B S A x + t P Q x``.
+    """A linear module with a core between frozen axes: ``y = base(x) + s B S A x``.
 
     The encoder A (r, d_in) takes inputs into common coordinates, the decoder B (d_out, r) takes these into outputs. The
     centre of the inputs is left out, so that the adapter is linear and can be saved as LoRA. Axes are 0 until they are
     set. The core S (r, r) is a parameter of the model's module ``common``, shared by all modules of its site and slot
-    and by all architectures. P (d_out, q) and Q (q, d_in), ``up`` and ``down``, are the private factors; there are none
-    with ``private_rank = 0``.
+    and by all architectures.
 
     Attributes
     ----------
@@ -38,12 +37,8 @@ class CommonLinear(AroundLinear):
         (self.core_name, parameter), device = *core.items(), next(iter(core.values())).device
         self.base, self.settings = base, settings
         self._core = [parameter]  # in a list: it is a parameter of the model, not of this module
-        rank, own = settings.rank, settings.private_rank
-        for name, shape in (("encoder", (rank, d_in)), ("decoder", (d_out, rank))):
+        for name, shape in (("encoder", (settings.rank, d_in)), ("decoder", (d_out, settings.rank))):
             self.register_buffer(name, torch.zeros(shape, device=device), persistent=False)
-        if own:
-            self.down = nn.Parameter(torch.zeros(own, d_in, device=device), requires_grad=False)
-            self.up = nn.Parameter(torch.zeros(d_out, own, device=device), requires_grad=False)
 
     @property
     def core(self) -> nn.Parameter:
@@ -58,20 +53,12 @@ class CommonLinear(AroundLinear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) -> (..., d_out), in the dtype of the base's output."""
         y: Tensor = self.base(x)
-        own = in_dtype_of(x, self.core)
-        z = F.linear(F.linear(own, self.encoder), self.core)  # (..., r)
-        change = self.settings.scaling * F.linear(z, self.decoder)
-        if self.settings.private_rank:
-            change = change + self.settings.private_scaling * F.linear(F.linear(own, self.down), self.up)
-        return (y + change).to(y.dtype)
+        z = F.linear(F.linear(in_dtype_of(x, self.core), self.encoder), self.core)  # (..., r)
+        return (y + self.settings.scaling * F.linear(z, self.decoder)).to(y.dtype)
 
     def folded(self) -> Product:
         """LoRA factors of scale 1 that compute what the adapter adds to the base's output."""
-        b = self.settings.scaling * self.decoder @ self.core.detach()
-        if not self.settings.private_rank:
-            return Product(b, self.encoder.clone())
-        own = self.settings.private_scaling * self.up.detach()
-        return Product(torch.cat((b, own), 1), torch.cat((self.encoder, self.down.detach())))
+        return Product(self.settings.scaling * self.decoder @ self.core.detach(), self.encoder.clone())
 
 
 class CommonHead(AroundLinear):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.mixture.settings import SharedSites
 from fedquilt.core.settings import Count, RankOrZero, Rate, Text
 
@@ -31,9 +32,9 @@ class CommonSettings(CommonKeys):
         return self.alpha / self.rank
 
     @property
-    def private_scaling(self) -> float:
-        """The scaling of the private factors, ``alpha / private_rank``."""
-        return self.alpha / max(1, self.private_rank)
+    def private(self) -> LoraSettings:
+        """Rank and scaling of the LoRA beside each core; only with a ``private_rank``."""
+        return LoraSettings(self.private_rank, self.alpha)
 
 
 @dataclass(frozen=True)
