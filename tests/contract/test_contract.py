@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -131,13 +132,13 @@ def shared(models=(VIT, WIDE), *, name: str = "heterotune", trained: str = "all"
     return build
 
 
-def coordinated(models=(VIT, WIDE), *, private_rank: int = 0, **settings) -> Build:
-    """HeteroTune among clients with adapters in common coordinates."""
+def coordinated(models=(VIT, WIDE), *, name="heterotune", private_rank: int = 0, mixed=False, **settings) -> Build:
+    """A method among clients with adapters in common coordinates."""
 
     def build() -> Setup:
         training = Training(steps=2, epochs=None, batch_size=4, learning_rate=0.05)
-        scene = common(models, training=training, private_rank=private_rank)
-        method = METHODS["heterotune"](scene.federation, **settings)
+        scene = common(models, training=training, private_rank=private_rank, mixed=mixed)
+        method = METHODS[name](scene.federation, **settings)
         made = with_axes(method, scene.federation, 3)
         return Setup(made, scene.federation.profiles, scene.clients, learned).bound()
 
@@ -172,6 +173,7 @@ def method_of(row: str) -> str:
 
 ALL_AT_ONCE = {"merge_lets_replies_go": "a module's factors are combined when those of all clients are there"}
 AT_FIRST = {"merge_lets_replies_go": "the axes need a basis of each architecture at once, in the first round"}
+tuned = partial(coordinated, name="h2tune", ends="common")
 SOON = {"warmup": 1, "refresh": 1}  # so that every kind of round comes in three
 REAL = {
     "fed-hello-gd": Row(real("fed-hello", allocation="gd")),
@@ -186,6 +188,8 @@ REAL = {
     "h2tune-common-ends": Row(across("h2tune", (VIT, LLAMA), mixed=True, ends="architecture", private_steps=1)),
     "h2tune-aligned": Row(across("h2tune", mixed=True, align="projection", deviation=0.1)),
     "h2tune-noise": Row(across("h2tune", deviation=0.1, bank="noise", joint_rounds=9)),
+    "h2tune-common": Row(tuned(private_rank=2, private_steps=1), AT_FIRST),
+    "h2tune-common-cores-text": Row(tuned((LLAMA, VIT), joint_rounds=0, server_rate=0.5), AT_FIRST),
     "rolora": Row(real("rolora", model=LLAMA, budgets=(1, 2, 3))),
     "fedsa-lora": Row(real("fedsa-lora")),
     "fedsa-lora-common-head": Row(real("fedsa-lora", local_head=False)),

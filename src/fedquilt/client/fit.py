@@ -103,9 +103,7 @@ def alternate(
     columns = packed(columns) if training.packing else columns
     num_rows = len(columns["labels"])
     own = [{name: tensor for name, tensor in now.items() if name in phase.names} for phase in phases]
-    optimizers = [
-        _optimizer([*each.values()], training, learning_rate * p.rate) for each, p in zip(own, phases, strict=True)
-    ]
+    optimizers = [_optimizer(each, training, learning_rate, phase) for each, phase in zip(own, phases, strict=True)]
     of_steps = num_steps(num_rows, training)
     drawn = batches(num_rows, training, rng.child("batches"))
     loss_sum, correct, seen, steps = 0.0, 0, 0, 0
@@ -233,9 +231,15 @@ def _penalise(value: Tensor, step: int) -> None:
         value.backward()
 
 
-def _optimizer(trained: list[Tensor], training: Training, learning_rate: float) -> torch.optim.Optimizer:
+def _optimizer(
+    trained: Mapping[str, Tensor], training: Training, learning_rate: float, phase: Phase
+) -> torch.optim.Optimizer:
+    by_rate: dict[float, list[Tensor]] = {}
+    for name, tensor in trained.items():
+        by_rate.setdefault(phase.rates.get(name, phase.rate), []).append(tensor)
+    groups = [{"params": tensors, "lr": learning_rate * rate} for rate, tensors in by_rate.items()]
     if training.optimizer == "sgd":
         return torch.optim.SGD(
-            trained, lr=learning_rate, momentum=training.momentum, weight_decay=training.weight_decay
+            groups, lr=learning_rate, momentum=training.momentum, weight_decay=training.weight_decay
         )
-    return torch.optim.AdamW(trained, lr=learning_rate, weight_decay=training.weight_decay)
+    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=training.weight_decay)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, Self
 
 from torch import Tensor
@@ -26,6 +26,8 @@ class Phase:
         Number of optimiser steps before the next phase; None for all steps.
     rate
         Factor of the learning rate.
+    rates
+        Factors of the learning rate of single tensors, in place of ``rate``.
     penalties
         Terms that are added to the loss of each step.
     agreement
@@ -41,6 +43,14 @@ class Phase:
     penalties: tuple[Penalty, ...] = ()
     agreement: float = 0.0
     temperature: float = 1.0
+    rates: Mapping[str, float] = field(default_factory=dict)
+
+
+def at_once(phases: Iterable[Phase]) -> Phase:
+    """One phase in place of these: all their tensors at once, at the rates of their phases, with all penalties."""
+    chosen = tuple(phases)
+    rates = {name: phase.rate for phase in chosen for name in phase.names}
+    return Phase(frozenset(rates), penalties=tuple(own for phase in chosen for own in phase.penalties), rates=rates)
 
 
 class Extra(NamedTuple):

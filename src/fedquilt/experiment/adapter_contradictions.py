@@ -10,19 +10,29 @@ from fedquilt.methods.traits import Traits
 
 _FACTORS = [name for name, kind in KINDS.items() if kind.has_factors]
 _SHARED = [name for name, kind in KINDS.items() if kind.shares_branches]
-_NEEDED = {"factors": ("LoRA factors", _FACTORS), "mixture": ("mixtures of adapters", _SHARED)}
+_PUBLIC = [name for name, kind in KINDS.items() if kind.needs_public]
+_NEEDED = {
+    "factors": ("LoRA factors", _FACTORS),
+    "mixture": ("mixtures of adapters", _SHARED),
+    "coordinates": ("adapters in common coordinates", _PUBLIC),
+}
 """The adapters that a method may need, in words, and the kinds that have them."""
 
 _OF_BRANCHES = ("kind", "rank", "sites", "trained", "num_slots", "branches")
 """Keys of [adapter] that must be the same in all groups for their branches to be shared."""
 
 
-def _has_kind(kind: str, *, combined: bool = False) -> Callable[[Case], bool]:
-    return lambda case: kind in case.kinds and (case.combined or not combined)
+def _has_kind(kind: str, *, combined: bool = False, needs: str | None = None) -> Callable[[Case], bool]:
+    return lambda case: (
+        kind in case.kinds
+        and (case.combined or not combined)
+        and (needs is None or case.method.traits.needs == needs)
+    )
 
 
-def _needs(what: str) -> Callable[[Traits], bool]:
-    return lambda traits: traits.needs == what
+def _lacks(kind: str) -> Callable[[Traits], bool]:
+    """Whether this kind of adapter is not one that the method needs."""
+    return lambda traits: traits.needs in _NEEDED and kind not in _NEEDED[traits.needs][1]
 
 
 def _differs(key: str) -> Callable[[Case], bool]:
@@ -32,8 +42,8 @@ def _differs(key: str) -> Callable[[Case], bool]:
 ADAPTERS: tuple[Row, ...] = (
     *(
         Row(
-            _has_kind(other),
-            _needs(needs),
+            _has_kind(other, needs=needs),
+            _lacks(other),
             f"adapter.kind = '{other}': {{culprit}} needs {what}, and this kind has none; set adapter.kind = "
             f"'{fitting[0]}', or {{instead}}",
         )
@@ -59,7 +69,7 @@ ADAPTERS: tuple[Row, ...] = (
     *(
         Row(
             _differs(key),
-            lambda traits: traits.across and traits.needs == "mixture",
+            lambda traits: traits.across and traits.needs in ("mixture", "coordinates"),
             f"adapter.{key} is not the same in all groups ({{by_group[{key}]}}), so their branches cannot be shared; "
             "set it in [adapter] and leave it out of the groups",
         )

@@ -26,7 +26,7 @@ from fedquilt.core.wrap import with_local, with_received_scores
 from fedquilt.experiment.buffers import buffers_of, kept_by_clients
 from fedquilt.experiment.data_of_groups import naming_groups
 from fedquilt.methods.by_architecture import by_architecture
-from fedquilt.methods.registry import METHODS, Factory, known, traits_of
+from fedquilt.methods.registry import METHODS, Factory, entry_of, known, traits_of
 from fedquilt.methods.traits import Traits
 from fedquilt.privacy.account import gaussian_epsilon
 from fedquilt.privacy.noise import with_central_dp, with_local_dp
@@ -50,8 +50,8 @@ def chosen(config: Config) -> Chosen:
         if there is no such method, or any of its settings is wrong; lists all that are.
     """
     name = known(config.method.name)
-    factory = METHODS[name]
-    settings = arguments(factory, config.method.settings, prefix="method")
+    factory, suited = METHODS[name], entry_of(name).suited.get(config.adapter.kind, {})
+    settings = arguments(factory, {**suited, **config.method.settings}, prefix="method")
     return Chosen(name, factory, settings, traits_of(name, settings))
 
 

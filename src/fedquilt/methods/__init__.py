@@ -46,7 +46,7 @@ ENTRIES |= {
     "fedrot-lora": Entry(fedrot_lora.fedrot_lora, fedrot_lora.TRAITS),
     "florg": Entry(florg.florg, florg.TRAITS),
     "fedrpca": Entry(fedrpca.fedrpca, fedrpca.TRAITS),
-    "h2tune": Entry(h2tune.h2tune, h2tune.traits),
+    "h2tune": Entry(h2tune.h2tune, h2tune.traits, {"common": {"ends": "common"}}),
     "fedra": Entry(fedra.fedra, fedra.traits),
     "exclusive": Entry(exclusive.exclusive, exclusive.TRAITS),
     "straggler": Entry(straggler.straggler, straggler.TRAITS),

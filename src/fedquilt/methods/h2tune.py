@@ -10,6 +10,8 @@ client   T_l = sum_j P[j, l] G_j + C_l,  C = 0      its layers' cores, by its ow
          send back  G_j + sum_l P[j, l] C_l / sum_l P[j, l]  and the coverage  v[j] = sum_l P[j, l]
 server   G_j[e] += server_rate * sum_k n_k v_k[j] (D_k - G_j[e]) / max(sum_k n_k v_k[j], damping sum_k n_k)
          with D_k what client k sent for entry e of slot j
+
+With adapters in common coordinates (``ends = "common"``) the algorithm is that of ``h2tune_common``.
 """
 
 from __future__ import annotations
@@ -32,19 +34,23 @@ from fedquilt.core.params import select
 from fedquilt.core.settings import Count, Factor, FromRound, Layers, Penalty, Rounds, Unless, With
 from fedquilt.core.types import ClientId, Memory, Order, Profile, Reply, Turn
 from fedquilt.core.worker import Extra, Phase, Worker
+from fedquilt.methods.h2tune_common import Turns, in_common_coordinates
 from fedquilt.methods.per_architecture import with_common_ends
 from fedquilt.methods.traits import Traits
+
+_BANK = With("ends", ("private", "architecture"))
 
 
 def h2tune(
     federation: Federation,
     *,
-    selection: Literal["leading", "drawn", "strongest"] = "leading",
-    max_bytes: Count | None = None,
-    reselect: Annotated[Rounds, With("selection", ("strongest",))] = 1,
-    alignment: Literal["learned", "top", "slots"] = "learned",
-    width: Annotated[Factor, With("alignment", ("learned",))] = 0.5,
-    slots: Layers | None = None,
+    ends: Literal["private", "architecture", "common"] = "private",
+    selection: Annotated[Literal["leading", "drawn", "strongest"], _BANK] = "leading",
+    max_bytes: Annotated[Count | None, _BANK] = None,
+    reselect: Annotated[Rounds, With("selection", ("strongest",)), _BANK] = 1,
+    alignment: Annotated[Literal["learned", "top", "slots"], _BANK] = "learned",
+    width: Annotated[Factor, With("alignment", ("learned",)), _BANK] = 0.5,
+    slots: Annotated[Layers | None, _BANK] = None,
     joint_rounds: FromRound = 1,
     shared_steps: Count = 1,
     private_steps: Count = 4,
@@ -52,12 +58,11 @@ def h2tune(
     anchor: Penalty = 1.0,
     agreement: Penalty = 0.5,
     temperature: Annotated[Factor, Unless("agreement", 0.0)] = 1.0,
-    deviation: Penalty = 0.0,
+    deviation: Annotated[Penalty, _BANK] = 0.0,
     server_rate: Factor = 1.0,
-    damping: Penalty = 0.01,
-    bank: Literal["shared", "noise"] = "shared",
-    align: BankAlign = "none",
-    ends: Literal["private", "architecture"] = "private",
+    damping: Annotated[Penalty, _BANK] = 0.01,
+    bank: Annotated[Literal["shared", "noise"], _BANK] = "shared",
+    align: Annotated[BankAlign, _BANK] = "none",
 ) -> Method:
     """Client k, of rank r_k, adapts its model by ``dW = s B (I + T) A``, where A, B and its head are local.
 
@@ -66,6 +71,8 @@ def h2tune(
     Parameters
     ----------
     federation : its clients may differ in model, task, head and rank.
+    ends : ``architecture`` averages A, B and head over the clients of each architecture; ``common`` is for adapters in
+        common coordinates, whose A and B are the axes of their models, and is chosen with ``adapter.kind = "common"``.
     selection : the entries of a client: of the ``leading`` rows and columns, of rows and columns ``drawn`` once for it,
         or the ``strongest``, those of the largest magnitude.
     max_bytes : bound on a client's messages in each direction, in float32; its cores may then be smaller than r_k.
@@ -75,7 +82,8 @@ def h2tune(
     width : standard deviation of the initial relation, in slots around a layer's relative depth.
     slots : number of slots; if left out, the number of layers of the deepest client.
     joint_rounds : number of initial rounds in which all tensors are trained at once; later, phases take turns.
-    shared_steps, private_steps : optimiser steps of the two phases: on change and relation, and on A, B and head.
+    shared_steps, private_steps : optimiser steps of the two phases: on change and relation, and on A, B and head; in
+        common coordinates on what is shared, and on what is not.
     shared_rate : learning rate of the shared phase, relative to that of the private one.
     anchor : strength of the penalty on the drift of the cores from those received.
     agreement, temperature : strength and temperature of the distillation from the model before the private phase.
@@ -84,7 +92,6 @@ def h2tune(
     damping : reduces the step of slots to which layers are only weakly related.
     bank : ``noise`` is the control without shared information, see ``bank.controls.with_noise``.
     align : the rule that aligns the architectures' updates of the bank before they are summed (CMGA).
-    ends : ``architecture`` averages A, B and head over the clients of each architecture.
 
     Raises
     ------
@@ -95,14 +102,16 @@ def h2tune(
 
     Paper: h2tune, method
     """
+    shared = partial(Phase, steps=shared_steps, rate=shared_rate)
+    private = partial(Phase, steps=private_steps, agreement=agreement, temperature=temperature)
+    if ends == "common":
+        return in_common_coordinates(federation, Turns(shared, private, anchor, joint_rounds), server_rate)
     shape = Geometry(federation, slots, max_bytes)
     if alignment == "top":
         shape.refuse_deep("method.alignment = 'top'")
     choice = selection_of(selection, shape.size, reselect)
     merging = bank_merge(align, sorted(federation.layouts), step=server_rate, damping=damping)
     server = BankServer(shape, choice, merging, alignment, width, deviation)
-    shared = partial(Phase, steps=shared_steps, rate=shared_rate)
-    private = partial(Phase, steps=private_steps, agreement=agreement, temperature=temperature)
     method = _rounds(server, (shared, private), anchor, joint_rounds)
     if bank == "noise":
         method = with_noise(method, federation.profiles, server.drawn)
@@ -136,5 +145,10 @@ def _rounds(server: BankServer, turns: Sequence[Callable[..., Phase]], anchor: f
 
 
 def traits(settings: Mapping[str, Any]) -> Traits:
-    """The bank travels, across architectures; clients train their own factors, and cores computed from the bank."""
+    """The bank travels, across architectures; clients train their own factors, and cores computed from the bank.
+
+    In common coordinates the cores themselves travel, and are averaged.
+    """
+    if settings["ends"] == "common":
+        return Traits(needs="coordinates", across=True)
     return Traits(needs="factors", trains="own", merge="own", across=True, alignment=settings["align"])

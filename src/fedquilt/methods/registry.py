@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fedquilt.core.errors import ConfigError, suggestion
@@ -25,10 +26,18 @@ Factory = Callable[..., Method]
 
 
 class Entry(NamedTuple):
-    """A registered method: its factory and its traits, which are a value or a function of all settings."""
+    """A registered method.
+
+    Attributes
+    ----------
+    factory : makes it.
+    traits : its traits, a value or a function of all settings.
+    suited : defaults of its settings that follow from the kind of adapter, by kind, where they are not the factory's.
+    """
 
     factory: Factory
     traits: GivenTraits = Traits()
+    suited: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
 ENTRIES: dict[str, Entry] = {}
@@ -116,7 +125,7 @@ def traits_of(name: str, settings: Mapping[str, Any] | None = None) -> Traits:
     KeyError
         if there is no such method.
     """
-    factory, traits = entry_of(name)
+    factory, traits, _ = entry_of(name)
     if isinstance(traits, Traits):
         return traits
     return traits({**defaults(factory), **(settings or {})})

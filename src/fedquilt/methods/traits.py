@@ -18,8 +18,8 @@ class Traits:
 
     Attributes
     ----------
-    needs : the kind of trained tensors: any ``tensors`` (every adapter kind), low-rank ``factors`` (only LoRA), or a
-        ``mixture`` of adapters.
+    needs : the kind of trained tensors: any ``tensors`` (every adapter kind), low-rank ``factors`` (only LoRA), a
+        ``mixture`` of adapters or other branches that all models have, or adapters in common ``coordinates``.
     sends : the part of a trained pair of factors that a client sends: ``all``, ``A``, ``B``, one of them
         ``alternating`` over rounds, or ``nothing``.
     trains : whether a client trains the tensors that it is ``sent``, or its ``own``, while other tensors travel.
@@ -36,7 +36,7 @@ class Traits:
         known, the privacy accounting does not rely on it.
     """
 
-    needs: Literal["tensors", "factors", "mixture"] = "tensors"
+    needs: Literal["tensors", "factors", "mixture", "coordinates"] = "tensors"
     sends: Literal["all", "A", "B", "alternating", "nothing"] = "all"
     trains: Literal["sent", "own"] = "sent"
     merge: Literal["mean", "own"] = "mean"
