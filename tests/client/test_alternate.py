@@ -17,7 +17,7 @@ from fedquilt.core.errors import TrainingError
 from fedquilt.core.rng import Rng
 from fedquilt.core.training import Training, num_steps
 from fedquilt.core.types import Order
-from fedquilt.core.worker import Extra, Phase
+from fedquilt.core.worker import Extra, Phase, at_once
 
 SEED = Rng(4).child("alternate")
 PLAIN = Training(steps=6, epochs=None, batch_size=4, optimizer="sgd")
@@ -232,3 +232,16 @@ def test_a_clients_own_penalties_and_frozen_tensors_hold_in_every_phase():
     fitted = client.alternate(Order({}, rng=SEED), None, phases)
     assert fitted.params.keys() == {*layout.names([1]), *layout.head}
     assert len(calls) == 6
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_phase_of_several_rates_moves_each_tensor_as_if_its_rate_were_that_of_all(optimizer):
+    bench, start, columns, _ = scene()
+    names = [*bench.layout.names(range(4)), *bench.layout.head]
+    one_step = replace(PLAIN, steps=1, optimizer=optimizer)
+    fast = frozenset(names[::2])
+    together = at_once([Phase(fast, rate=3.0), Phase(frozenset(names) - fast)])
+    ours = alternate(bench, columns, start, [together], one_step, 0.1, SEED).params
+    for chosen, rate in ((fast, 0.1 * 3.0), (frozenset(names) - fast, 0.1)):
+        theirs = alternate(bench, columns, start, [Phase(frozenset(names))], one_step, rate, SEED).params
+        assert all(torch.equal(ours[name], theirs[name]) for name in chosen)

@@ -10,9 +10,10 @@ pytest.importorskip("flwr")
 
 from in_process_grid import RUN, InProcessGrid, app_of, cards_of
 from promises import Played, Setup, copied, play, same
-from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, mixtures, several, small
+from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, common, mixtures, several, small
 from toys import changed, distillation_setup, fedavg_setup, groups_setup, local_bias_setup, short, vertical_setup
 
+from fedquilt.aggregate.axes_exchange import with_axes
 from fedquilt.aggregate.lowrank.rules import stack_rule
 from fedquilt.client import Training
 from fedquilt.core.federation import Rule
@@ -65,6 +66,13 @@ def across(models, **settings) -> Setup:
     return Setup(method, scene.federation.profiles, scene.clients)
 
 
+def coordinated(models, *, private_rank: int, **settings) -> Setup:
+    """H2Tune among clients of different architectures with adapters in common coordinates."""
+    scene = common(models, private_rank=private_rank)
+    method = METHODS["h2tune"](scene.federation, ends="common", **settings)
+    return Setup(with_axes(method, scene.federation, 3), scene.federation.profiles, scene.clients)
+
+
 TABLE = {
     **{name: lambda name=name: real(name) for name in METHODS if name != "heterotune"},
     "heterotune": lambda: shared((VIT, WIDE, LLAMA), mu=0.1),
@@ -84,6 +92,7 @@ TABLE = {
     "flora-apart": lambda: apart("flora", (BERT, WIDE)),
     "h2tune-across": lambda: across((VIT, WIDE, LLAMA, BERT)),
     "h2tune-common-ends": lambda: across((VIT, LLAMA), ends="architecture"),
+    "h2tune-common": lambda: coordinated((VIT, WIDE), private_rank=2, private_steps=1),
     "toy-fedavg": fedavg_setup,
     "toy-local-bias": local_bias_setup,
     "toy-vertical": vertical_setup,

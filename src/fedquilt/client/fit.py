@@ -239,7 +239,5 @@ def _optimizer(
         by_rate.setdefault(phase.rates.get(name, phase.rate), []).append(tensor)
     groups = [{"params": tensors, "lr": learning_rate * rate} for rate, tensors in by_rate.items()]
     if training.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, lr=learning_rate, momentum=training.momentum, weight_decay=training.weight_decay
-        )
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=training.momentum, weight_decay=training.weight_decay)
     return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=training.weight_decay)

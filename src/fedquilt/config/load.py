@@ -27,7 +27,7 @@ NOT_DETERMINING = (
 )
 """Keys that may differ between two runs of the same experiment, because they do not affect the results."""
 
-_PATHS = (("data", "source"), ("data", "test"), ("model", "name"))
+_PATHS = (("data", "source"), ("data", "test"), ("axes", "source"), ("model", "name"))
 
 
 RunFile = str | Path | Mapping[str, Any]
@@ -42,9 +42,9 @@ def load(source: RunFile, overrides: Overrides = ()) -> tuple[Config, dict[str, 
 
     An override is ``key=value`` with a value as TOML writes it; a bare word is a string. Setting ``training.steps``
     removes ``training.epochs`` and the other way round; another ``method.name`` or ``partition.scheme`` removes the
-    settings that belonged to the old one. In ``data.source``, ``data.test`` and ``model.name``, ``$NAME`` is an
-    environment variable, and a path that starts with ``./`` or ``../`` or exists beside the file is relative to the
-    file's folder.
+    settings that belonged to the old one. In ``data.source``, ``data.test``, ``axes.source`` and ``model.name``,
+    ``$NAME`` is an environment variable, and a path that starts with ``./`` or ``../`` or exists beside the file is
+    relative to the file's folder.
 
     Raises
     ------

@@ -24,9 +24,7 @@ _OF_BRANCHES = ("kind", "rank", "sites", "trained", "num_slots", "branches")
 
 def _has_kind(kind: str, *, combined: bool = False, needs: str | None = None) -> Callable[[Case], bool]:
     return lambda case: (
-        kind in case.kinds
-        and (case.combined or not combined)
-        and (needs is None or case.method.traits.needs == needs)
+        kind in case.kinds and (case.combined or not combined) and (needs is None or case.method.traits.needs == needs)
     )
 
 
