@@ -6,7 +6,7 @@ from promises import Setup, play, same
 from small_federation import VIT, WIDE, common
 
 from fedquilt.aggregate.axes import POINT
-from fedquilt.aggregate.axes_exchange import agreements, with_axes
+from fedquilt.aggregate.axes_exchange import SPEAKS, agreements, with_axes
 from fedquilt.core.errors import RoundError, TrainingError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Reply, Turn
@@ -43,6 +43,19 @@ def test_points_are_sent_once_and_no_message_has_the_models_width() -> None:
     shapes = {tuple(t.shape) for *_, found in orders for order in found.values() for t in order.params.values()}
     assert shapes <= {(40, 3), (3, 3)}
     assert played.states[-1]["axes"]["knows"] == sorted(client.id for client in scene.profiles)
+
+
+def test_two_clients_speak_for_each_architecture() -> None:
+    scene, spoke = setup(budgets=(1, 2, 3)), []
+    for exchange in scene.method.exchanges:
+        orders = exchange.ask(scene.method.init(Rng(1)), Turn(0, scene.profiles, Rng(2)))
+        spoke.append([client for client, order in orders.items() if order.settings[SPEAKS]])
+        for client in orders.keys() - set(spoke[-1]):
+            assert not any(name.startswith(("basis.", "seen.")) for name in exchange.expects(orders[client]))
+    owners = {profile.id: profile.architecture for profile in scene.profiles}
+    assert spoke[0] == spoke[1]
+    assert sorted(owners[client] for client in spoke[0]) == sorted([*set(owners.values())] * 2)
+    assert len(spoke[0]) < len(owners)
 
 
 def test_a_client_that_joins_later_is_told_later_and_others_are_not_changed_by_it() -> None:

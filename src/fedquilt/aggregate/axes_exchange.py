@@ -1,10 +1,11 @@
 """Any method in common coordinates: an exchange that finds them, before clients train for the first time.
 
-server   ask each client of the first cohort for the bases of its model's features on the public inputs
+server   ask two clients of each architecture in the first cohort for bases of their model's features on public inputs
 client   F  for each site and slot, and for the head, (observations, R)
-server   Z  common coordinates of the public inputs, from one basis of each architecture          (consensus)
+server   Z  common coordinates of the public inputs, from one reply of each architecture          (consensus)
          send Z to every client once, with the first order that it answers
-client   A, B, m  its model's axes, solved for at home; with its reply, the coordinates of held-out public inputs
+client   A, B, m  its model's axes, solved for at home; two of each architecture also send the coordinates of
+         held-out public inputs
 server   the agreement between architectures, for the record
 
 A client keeps the points Z in its memory, where they are part of its model. Nothing in these messages depends on a
@@ -13,7 +14,7 @@ client's own rows, nor has a dimension of its model's width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict
 
@@ -27,6 +28,10 @@ from fedquilt.core.params import without
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
 from fedquilt.core.worker import Worker
+
+
+SPEAKS = "speaks"
+"""The setting of an order whose client speaks for its architecture: what it sends, the others would send as well."""
 
 
 class AxesState(TypedDict):
@@ -73,23 +78,34 @@ def agreements(seen: Mapping[str, Params]) -> dict[str, float]:
     return {name.partition(".")[2]: float(agreement(own).mean()) for name, own in held.items() if len(own) > 1}
 
 
-def _asked(profiles: Iterable[Profile], params: Params) -> dict[ClientId, Order]:
-    return {profile.id: Order(params, {"architecture": profile.architecture}) for profile in profiles}
+def _speakers(cohort: Sequence[Profile]) -> set[ClientId]:
+    """The first two clients of each architecture."""
+    of: dict[str, list[ClientId]] = {}
+    for profile in cohort:
+        of.setdefault(profile.architecture, []).append(profile.id)
+    return {client for own in of.values() for client in own[:2]}
 
 
 def _bases(federation: Federation, owner: Mapping[ClientId, str], rank: int) -> Exchange:
     """The exchange that finds the common coordinates; nobody is asked once they are known."""
 
     def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
-        return {} if state["axes"]["points"] else _asked(turn.cohort, {})
+        if state["axes"]["points"]:
+            return {}
+        # two clients speak for each architecture, as one may fail; the others only reply, as the quorum counts them
+        speakers = _speakers(turn.cohort)
+        return {
+            own.id: Order({}, {"architecture": own.architecture, SPEAKS: own.id in speakers}) for own in turn.cohort
+        }
 
     def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
-        return Reply(client.id, client.bases(), 1.0), memory
+        return Reply(client.id, client.bases() if order.settings[SPEAKS] else {}, 1.0), memory
 
     def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
-        of: dict[str, Params] = {}
+        of: dict[str, Params] = {}  # stays empty if all are away: the next round asks again
         for reply in replies:
-            of.setdefault(owner[reply.client], reply.params)
+            if reply.params:
+                of.setdefault(owner[reply.client], reply.params)
         names = dict.fromkeys(name for own in of.values() for name in own)
         points = {}
         for name in names:
@@ -103,7 +119,7 @@ def _bases(federation: Federation, owner: Mapping[ClientId, str], rank: int) -> 
         return {**state, "axes": {**state["axes"], "points": points}}
 
     def expects(order: Order) -> Params:
-        return _zeros(federation.public[order.settings["architecture"]].bases)
+        return _zeros(federation.public[order.settings["architecture"]].bases) if order.settings[SPEAKS] else {}
 
     def ranges(order: Order) -> Mapping[str, Range]:
         return dict.fromkeys(expects(order), Range(-1.001, 1.001))
@@ -115,9 +131,13 @@ def _informing(exchange: Exchange, federation: Federation, owner: Mapping[Client
     """The exchange whose orders also give the common coordinates to each client that does not have them yet."""
 
     def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
-        points, known = state["axes"]["points"], set(state["axes"]["knows"])
+        points, known, seen = state["axes"]["points"], set(state["axes"]["knows"]), state["axes"]["seen"]
+        new = [profile for profile in turn.cohort if profile.id not in known]
+        speakers = _speakers([profile for profile in new if profile.architecture not in seen])
         return {
-            client: order if client in known else replace(order, params={**order.params, **points})
+            client: order
+            if client in known
+            else Order({**order.params, **points}, {**order.settings, SPEAKS: client in speakers})
             for client, order in exchange.ask(state, turn).items()
         }
 
@@ -125,7 +145,7 @@ def _informing(exchange: Exchange, federation: Federation, owner: Mapping[Client
         points = _points(order)
         kept = {**memory, "params": {**memory.get("params", {}), **points}} if points else memory
         reply, after = exchange.work(client, _without_points(order), kept)
-        return replace(reply, params={**reply.params, **(client.seen(points) if points else {})}), after
+        return replace(reply, params={**reply.params, **(client.seen(points) if _speaks(order) else {})}), after
 
     def merge(state: Tree, replies: Iterable[Reply]) -> Tree:
         knows, seen = set(state["axes"]["knows"]), dict(state["axes"]["seen"])
@@ -143,7 +163,7 @@ def _informing(exchange: Exchange, federation: Federation, owner: Mapping[Client
 
     def of_public(order: Order) -> Params:
         architecture = order.settings.get("architecture", only)
-        return _zeros(federation.public[architecture].seen) if _points(order) else {}
+        return _zeros(federation.public[architecture].seen) if _speaks(order) else {}
 
     def expects(order: Order) -> Params:
         inner = {} if exchange.expects is None else exchange.expects(_without_points(order))
@@ -177,9 +197,14 @@ def _points(order: Order) -> Params:
     return {name: tensor for name, tensor in order.params.items() if is_point(name)}
 
 
+def _speaks(order: Order) -> bool:
+    return bool(order.settings.get(SPEAKS, False))
+
+
 def _without_points(order: Order) -> Order:
     points = _points(order)
-    return replace(order, params=without(order.params, points)) if points else order
+    settings = {key: value for key, value in order.settings.items() if key != SPEAKS}
+    return Order(without(order.params, points), settings) if points else order
 
 
 def _zeros(shapes: Params) -> Params:
