@@ -29,7 +29,6 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
 from fedquilt.core.worker import Worker
 
-
 SPEAKS = "speaks"
 """The setting of an order whose client speaks for its architecture: what it sends, the others would send as well."""
 
