@@ -113,6 +113,7 @@ REFUSED = {
     "axes.inputs": (IMAGES, "axes.inputs=50"),
     "axes.held_out": (IMAGES, "axes.held_out=50"),
     "axes.rows": (IMAGES, "axes.rows=tokens"),
+    "axes.words": (IMAGES, "axes.words=4"),
     "axes.basis": (IMAGES, "axes.basis=50"),
     "axes.ridge": (IMAGES, "axes.ridge=0.01"),
     "head.policy": (LANGUAGE, "head.policy=local"),

@@ -21,7 +21,7 @@ model = { name = "tiny:vit?layers=2&width=8", task = "image-classification" }
 data = { source = "sklearn:digits", limit = 60 }
 partition = { num_clients = 4, test_fraction = 0.2 }
 adapter = { kind = "common", rank = 4, alpha = 4, private_rank = 1 }
-axes = { source = "glyphs", inputs = 60, held_out = 20, basis = 8 }
+axes = { source = "glyphs:80", inputs = 60, held_out = 20, basis = 8 }
 training = { steps = 2, batch_size = 8, learning_rate = 0.01 }
 method = { name = "heterotune", align = "none" }
 
@@ -61,27 +61,101 @@ def test_a_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("axes = { inputs = 60 }", "axes.source: missing"),
+        (
+            'axes = { rows = "words" }',
+            r"axes\.rows = 'words': is for .* texts, .* read images; allowed: inputs, tokens",
+        ),
+        ("axes = { words = 3 }", r"axes\.words = 3: only counts with axes\.rows = 'words', and this is 'inputs'"),
         ('privacy = { mode = "local", clip_norm = 1.0, noise_multiplier = 1.0 }', "privacy.mode = 'local'"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_a_model_is_loaded(change, message) -> None:
-    text = FILE.replace('axes = { source = "glyphs", inputs = 60, held_out = 20, basis = 8 }', change)
+    text = FILE.replace('axes = { source = "glyphs:80", inputs = 60, held_out = 20, basis = 8 }', change)
     if "privacy" in change:
         text = FILE.replace("[[groups]]", change + "\n\n[[groups]]", 1)
     with pytest.raises(ConfigError, match=message):
         build(parse(tomllib.loads(text)))
 
 
+def test_models_that_read_unlike_inputs_have_none_in_common() -> None:
+    text = FILE.replace('"tiny:vit?layers=3&width=16", task = "image', '"tiny:bert", task = "sequence')
+    with pytest.raises(ConfigError, match="read images and those of others text"):
+        build(parse(tomllib.loads(text)))
+
+
+TEXTS = """
+rounds = 1
+threads = 1
+model = { name = "tiny:gpt2?layers=2&width=8", task = "causal-lm" }
+data = { source = "arithmetic:blank?train=40&test=8" }
+partition = { num_clients = 2 }
+adapter = { kind = "common", rank = 4, alpha = 4 }
+axes = { inputs = 30, held_out = 10, basis = 8, rows = "words", words = 4 }
+training = { steps = 1, batch_size = 4, learning_rate = 0.01 }
+method = { name = "heterotune", align = "none" }
+
+[[groups]]
+label = "bytes"
+budget = 2
+
+[[groups]]
+label = "pieces"
+budget = 8
+model = { name = "arith-qwen", task = "causal-lm" }
+"""
+
+
+def test_language_models_with_unlike_tokenizers_agree_on_words_of_the_bundled_text(tmp_path: Path) -> None:
+    experiment = build(parse(tomllib.loads(TEXTS)))
+    bases = [client.bases() for client in experiment.clients.values()]
+    assert bases[0].keys() == bases[1].keys()
+    assert {len(basis) for own in bases for basis in own.values()} == {30 * 4}
+    lines = read_rounds(run(parse(tomllib.loads(TEXTS)), tmp_path / "run"))
+    assert set(lines[0]["state"]["agreement"]) >= {"attention.0", "feed-forward.1"}
+
+
+def test_classifiers_with_unlike_heads_observe_one_input_at_a_time_there(words: Path) -> None:
+    """GPT-2 classifies each token and BERT the first one alone."""
+    text = TEXTS.replace("causal-lm", "sequence-classification").replace("budget = 8", "budget = 2")
+    text = text.replace("arith-qwen", "tiny:bert?layers=2&width=8")
+    experiment = build(parse(tomllib.loads(text.replace("arithmetic:blank?train=40&test=8", str(words)))))
+    for client in experiment.clients.values():
+        bases = client.bases()
+        assert len(bases["basis.head"]) == 30
+        assert len(bases["basis.attention.0"]) == 30 * 4
+
+
+def test_tokens_of_a_text_are_not_the_same_for_all_models() -> None:
+    text = TEXTS.replace('rows = "words", words = 4', 'rows = "tokens"')
+    with pytest.raises(ConfigError, match=r"axes\.rows = 'tokens': is for .* images, .* texts; allowed: inputs, words"):
+        build(parse(tomllib.loads(text)))
+
+
+def test_only_texts_of_so_many_words_are_public_inputs() -> None:
+    text = TEXTS.replace("words = 4", "words = 26")
+    with pytest.raises(DataError, match=r"has \d+ rows of at least axes\.words = 26 words, and axes\.inputs = 30 and"):
+        build(parse(tomllib.loads(text.replace("held_out = 10", "held_out = 1000"))))
+    with pytest.raises(DataError, match=r"axes\.words = 12: .* at most 20 tokens, .* model\.max_length higher"):
+        build(
+            parse(
+                tomllib.loads(
+                    text.replace("words = 26", "words = 12").replace(
+                        '"causal-lm" }', '"causal-lm", max_length = 20 }', 1
+                    )
+                )
+            )
+        )
+
+
 def test_axes_without_adapters_that_read_them_have_no_effect() -> None:
     text = FILE.replace('kind = "common", rank = 4, alpha = 4, private_rank = 1', "rank = 4").replace(
         'name = "heterotune", align = "none"', 'name = "fedit"'
     )
-    with pytest.raises(ConfigError, match=r"axes\.source = 'glyphs': has no effect.*\n.*axes\.inputs = 60"):
+    with pytest.raises(ConfigError, match=r"axes\.source = 'glyphs:80': has no effect.*\n.*axes\.inputs = 60"):
         build(parse(tomllib.loads(text)))
 
 
 def test_too_few_public_inputs_are_refused_with_the_numbers(tmp_path: Path) -> None:
-    text = FILE.replace('source = "glyphs", inputs = 60', 'source = "sklearn:digits", inputs = 5000')
+    text = FILE.replace('source = "glyphs:80", inputs = 60', 'source = "sklearn:digits", inputs = 5000')
     with pytest.raises(DataError, match=r"has 1797 rows, and axes\.inputs = 5000 and axes\.held_out = 20 need 5020"):
         build(parse(tomllib.loads(text)))

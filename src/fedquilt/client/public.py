@@ -22,6 +22,9 @@ from fedquilt.core.types import Params
 
 Batch = dict[str, Tensor]
 
+ENDS = "word_ends"
+"""The column of public inputs that says at which tokens words end, int64 (inputs, words); see ``rows = "words"``."""
+
 _BATCH = 64
 """Inputs in one forward pass."""
 
@@ -41,8 +44,8 @@ class PublicInputs:
     prepare
         Converts rows to the model's keyword arguments.
     rows
-        The public inputs in the model's columns: those that axes are made from, then those held out. None on the meta
-        device, where only shapes are known.
+        The public inputs in the model's columns: those that axes are made from, then those held out; with
+        ``settings.rows = "words"`` also the column ``ENDS``. None on the meta device, where only shapes are known.
     """
 
     model: nn.Module
@@ -58,6 +61,9 @@ class PublicInputs:
         """The shapes of ``bases()`` and of ``seen()`` for axes of this rank; ``example`` are arguments of the model."""
         own = self.settings
         bases, seen = {}, {}
+        if own.rows == "words":
+            count = len(next(iter(example.values())))
+            example = {**example, ENDS: torch.zeros(count, own.words, dtype=torch.int64, device=self.device)}
         for module, (inputs, _) in self._features(self._observed, [example]).items():
             (each, width), point = inputs.shape[1:], self._observed[module]
             count = own.inputs * each
@@ -142,38 +148,46 @@ class PublicInputs:
         return features[self.settings.inputs :].flatten(0, -2)
 
     def _batches(self) -> Iterator[Batch]:
-        """The model's keyword arguments for all public inputs."""
+        """The model's keyword arguments for all public inputs, with ``ENDS`` where there is such a column."""
         if self.rows is None:
             raise ValueError("the public inputs are not here")
         for start in range(0, self.settings.inputs + self.settings.held_out, _BATCH):
-            yield self.prepare({name: rows[start : start + _BATCH].to(self.device) for name, rows in self.rows.items()})
+            batch = {name: rows[start : start + _BATCH].to(self.device) for name, rows in self.rows.items()}
+            ends = {ENDS: batch.pop(ENDS)} if ENDS in batch else {}
+            yield self.prepare(batch) | ends
 
     def _features(self, modules: Iterable[str], batches: Iterable[Batch]) -> dict[str, tuple[Tensor, Tensor]]:
         """The features before and after each of these modules, (inputs, observations, d), with the adapters out."""
         found: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in modules}
-        mask: list[Tensor | None] = [None]
+        at, points = [dict[str, Tensor]()], self._modules
 
         def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            rows = "inputs" if points[name] == "head" else self.settings.rows
             for kept, features in zip(found[name], (inputs[0], output), strict=True):
-                kept.append(self._observations(features.detach(), mask[0]))
+                kept.append(_observations(features.detach(), rows, at[0]))
 
         with torch.no_grad(), self.adapters.taken_out(self.model):
             hooks = [self.model.get_submodule(name).register_forward_hook(partial(note, name)) for name in found]
             try:
                 for batch in batches:
-                    mask[0] = batch.get("attention_mask")
-                    self.model(**batch)
+                    at[0] = batch
+                    self.model(**{name: tensor for name, tensor in batch.items() if name != ENDS})
             finally:
                 for hook in hooks:
                     hook.remove()
         return {name: (torch.cat(before), torch.cat(after)) for name, (before, after) in found.items()}
 
-    def _observations(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        """Features (inputs, tokens, d) or (inputs, d) as (inputs, observations, d)."""
-        if features.dim() == 2:
-            return features.unsqueeze(1)
-        if self.settings.rows == "tokens":
-            return features
-        known = mask is not None and mask.dim() == 2
-        weights = (mask if known else torch.ones(features.shape[:2])).to(features).unsqueeze(-1)  # type: ignore[union-attr]
-        return (features * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+
+def _observations(features: Tensor, rows: str, batch: Batch) -> Tensor:
+    """Features (inputs, tokens, d) or (inputs, d) as (inputs, observations, d)."""
+    if features.dim() == 2:
+        return features.unsqueeze(1)
+    if rows == "tokens":
+        return features
+    if rows == "words":
+        ends = batch[ENDS].unsqueeze(-1).expand(-1, -1, features.shape[-1])  # (inputs, words, d)
+        return features.gather(1, ends)
+    mask = batch.get("attention_mask")
+    known = mask is not None and mask.dim() == 2
+    weights = (mask if known else torch.ones(features.shape[:2])).to(features).unsqueeze(-1)  # type: ignore[union-attr]
+    return (features * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)

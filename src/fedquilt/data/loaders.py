@@ -51,10 +51,10 @@ def load_table(
     Parameters
     ----------
     source
-        ``"sklearn:digits"``; ``"arithmetic:blank"`` (see ``arithmetic_source``); a path to a file of a type in
-        ``readers.by_location.READERS``, to a folder of such files or to a folder written by ``save_to_disk``; or
-        ``"hub:owner/name"``, ``"hub:owner/name:configuration"``, either with ``"@split"`` behind it. ``$NAME`` in it is
-        the environment variable.
+        ``"sklearn:digits"``, ``"glyphs"`` and ``"passages"`` (see ``readers.bundled``); ``"arithmetic:blank"`` (see
+        ``arithmetic_source``); a path to a file of a type in ``readers.by_location.READERS``, to a folder of such files
+        or to a folder written by ``save_to_disk``; or ``"hub:owner/name"``, ``"hub:owner/name:configuration"``, either
+        with ``"@split"`` behind it. ``$NAME`` in it is the environment variable.
     split
         The split to read. Without it, a source that has a train split and a test split (or, where the test split is
         missing or has no labels, a validation split) gives the rows of both, told apart by ``is_train``.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 
 import torch
 
 from fedquilt.adapters.common.settings import Axes
 from fedquilt.adapters.registry import KINDS
+from fedquilt.client.public import ENDS
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
 from fedquilt.config.sections import default_of, values_of
@@ -17,29 +17,42 @@ from fedquilt.core.errors import DataError
 from fedquilt.core.rng import Rng
 from fedquilt.core.tasks import TASKS
 from fedquilt.data.loaders import limited, load_table, published_split
-from fedquilt.data.synthetic.glyphs import glyph_table
+from fedquilt.data.readers.bundled import GLYPHS, PASSAGES
 from fedquilt.data.table import Columns, Table
 from fedquilt.models.loaded import Loaded
+from fedquilt.models.words import ends_of_words
 
-GLYPHS = "glyphs"
-"""The source of drawings of letters, which are made when they are needed."""
+_SOURCES = {"image": GLYPHS, "text": PASSAGES}
+"""Where the public inputs come from if the config names no source, by what the models read."""
+
+_ROWS = {"tokens": "image", "words": "text"}
+"""What models must read for observations of this kind; others are for all models."""
 
 
 def odd_axes(config: Config, parts: Sequence[Part]) -> list[str]:
-    """Problems of [axes]: adapters in common coordinates without public inputs, and what they do not go with."""
-    named, kinds = config.axes.source, {part.config.adapter.kind for part in parts}
+    """Problems of [axes]: keys without effect, and what adapters in common coordinates do not go with."""
+    own, kinds = config.axes, {part.config.adapter.kind for part in parts}
     if not any(KINDS[kind].needs_public for kind in kinds):
         return [
             f"axes.{key} = {value!r}: has no effect; only adapters of kind = 'common' read public inputs; leave it out"
-            for key, value in values_of(config.axes).items()
+            for key, value in values_of(own).items()
             if value != default_of(Axes, key)
         ]
     problems = []
-    if named is None:
+    reads = {TASKS[part.config.model.task].reads for part in parts}
+    if len(reads) > 1:
         problems.append(
-            "axes.source: missing; adapter.kind = 'common' finds coordinates that models have in common on public "
-            "inputs, which every client has: name a file, a source on the hub, or 'glyphs' for drawings of letters"
+            "model.task: the models of some groups read images and those of others text; with adapter.kind = 'common' "
+            "all models read the same public inputs"
         )
+    elif not reads <= {_ROWS.get(own.rows, *reads)}:
+        others = sorted({"inputs", *_ROWS} - {rows for rows, kind in _ROWS.items() if kind not in reads})
+        problems.append(
+            f"axes.rows = '{own.rows}': is for models that read {_ROWS[own.rows]}s, and these read {reads.pop()}s; "
+            f"allowed: {', '.join(others)}"
+        )
+    if own.rows != "words" and own.words != default_of(Axes, "words"):
+        problems.append(f"axes.words = {own.words}: only counts with axes.rows = 'words', and this is '{own.rows}'")
     if len(kinds) > 1:
         problems.append(
             f"adapter.kind is {' and '.join(map(repr, sorted(kinds)))} in different groups; with 'common' all groups "
@@ -56,41 +69,50 @@ def odd_axes(config: Config, parts: Sequence[Part]) -> list[str]:
 def public_rows(config: Config, loaded: Loaded) -> Columns | None:
     """The public inputs as the model's columns; None for kinds of adapters without axes.
 
-    They depend only on [axes], not on the run's seed, so that all parties read the same ones.
+    They depend only on [axes] and on what the models read, not on the run's seed, so that all parties read the same
+    ones. With ``axes.rows = "words"`` a column ``ENDS`` says where the words end.
 
     Raises
     ------
     DataError
-        if the source has too few rows, or they are not what the model reads.
+        if the source has too few rows, they are not what the model reads, or the model does not read all the words.
     """
     if not KINDS[config.adapter.kind].needs_public:
         return None
     table = _table(config)
-    reads = TASKS[config.model.task].reads
-    if table.kind != reads:
-        raise DataError(f"axes.source = '{config.axes.source}': holds {table.kind}s, and the model reads {reads}s")
     # labels and completions are not used: a language model reads the inputs as plain text
     labels = torch.zeros(len(table), dtype=torch.long)
     bare = replace(table, labels=labels, classes=loaded.outputs.classes or ("",), targets=None, turns=None, groups=None)
-    columns = loaded.encode(bare)
-    return {name: column for name, column in columns.items() if name != "labels"}
+    columns = {name: column for name, column in loaded.encode(bare).items() if name != "labels"}
+    if config.axes.rows == "words" and loaded.reading.words is not None:
+        columns[ENDS] = loaded.reading.words(_texts(table), columns, config.axes.words)
+    return columns
 
 
 def _table(config: Config) -> Table:
-    own, number = config.axes, config.axes.inputs + config.axes.held_out
-    if own.source == GLYPHS:
-        return _glyphs(number)
-    data = config.data
-    text, image = own.column or data.text, own.column or data.image
-    table, _ = published_split(load_table(str(own.source), text=text, image=image, objects=config.objects))
+    own, data, number = config.axes, config.data, config.axes.inputs + config.axes.held_out
+    reads = TASKS[config.model.task].reads
+    source = own.source or _SOURCES[reads]
+    bundled = source.partition(":")[0] in _SOURCES.values()  # its columns are not called as those of [data]
+    text, image = ("text", "image") if bundled else (own.column or data.text, own.column or data.image)
+    table, _ = published_split(load_table(source, text=text, image=image, objects=config.objects))
+    if table.kind != reads:
+        raise DataError(f"axes.source = '{source}': holds {table.kind}s, and the model reads {reads}s")
+    with_words = ""
+    if own.rows == "words":
+        table = table.rows([row for row, text in enumerate(_texts(table)) if _long_enough(text, own.words)])
+        with_words = f" of at least axes.words = {own.words} words"
     if len(table) < number:
         raise DataError(
-            f"axes.source = '{own.source}': has {len(table)} rows, and axes.inputs = {own.inputs} and axes.held_out = "
-            f"{own.held_out} need {number}"
+            f"axes.source = '{source}': has {len(table)} rows{with_words}, and axes.inputs = {own.inputs} and "
+            f"axes.held_out = {own.held_out} need {number}"
         )
     return limited(table, number, Rng(0).child("axes"))
 
 
-@lru_cache(maxsize=1)
-def _glyphs(number: int) -> Table:
-    return glyph_table(number, Rng(0).child("axes"))
+def _texts(table: Table) -> list[str]:
+    return table.inputs if isinstance(table.inputs, list) else []
+
+
+def _long_enough(text: str, words: int) -> bool:
+    return len(ends_of_words(text, words)) == words

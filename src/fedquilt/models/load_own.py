@@ -23,6 +23,7 @@ from fedquilt.models.precision import set_dtype
 from fedquilt.models.quantization import quantize
 from fedquilt.models.reading import Reading
 from fedquilt.models.weights_digest import digest
+from fedquilt.models.words import word_finder
 
 
 def load_own(own: OwnModel, name: str, task: str, **options: Any) -> Loaded:
@@ -80,4 +81,5 @@ def _text_reading(model: Any, tokenizer: Any, name: str, max_length: int, meta: 
     encode = text.classification_encoder(tokenizer, width, size)
     if not meta:
         text_limits.refuse_moved_by_padding(model, encode, text.prepare_text, name)
-    return Reading(encode, text.prepare_text, width, text.lost_tokens(tokenizer, False))
+    lost, words = text.lost_tokens(tokenizer, False), word_finder(tokenizer, name)
+    return Reading(encode, text.prepare_text, width, lost, words=words)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from fedquilt.models import text, text_limits
 from fedquilt.models.causality import refuse_seeing_ahead
 from fedquilt.models.layers import find_blocks
 from fedquilt.models.packing_trial import refuse_mixing
+from fedquilt.models.words import word_finder
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Reading:
         Whether completions of prompts of different lengths can be generated in one batch.
     try_packing
         Raises ModelError if a language model mixes examples that share a row; None where nothing can be tried.
+    words
+        Finds the tokens at which words end, see ``words.word_finder``; None for images.
     """
 
     encode: Callable[[Table], Columns]
@@ -47,6 +50,7 @@ class Reading:
     longest: int | None = None
     pads_left: bool = False
     try_packing: Callable[[], None] | None = None
+    words: Callable[[Sequence[str], Columns, int], Tensor] | None = None
 
 
 ENCODERS: Mapping[str, Callable[[Any, int, int | None, int], Callable[[Table], Columns]]] = {
@@ -109,7 +113,8 @@ def text_reading(
     pads_left = tried is not None and writes and new_tokens > 0 and text_limits.takes_left_padding(tried, name)
     try_packing = partial(refuse_mixing, tried, name, width) if tried is not None and writes else None
     lost = text.lost_tokens(tokenizer, writes)
-    return Reading(encode, text.prepare_text, width, lost, longest, pads_left, try_packing)
+    words = word_finder(tokenizer, name)
+    return Reading(encode, text.prepare_text, width, lost, longest, pads_left, try_packing, words)
 
 
 def stated_positions(config: Any) -> int | None:

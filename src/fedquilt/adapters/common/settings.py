@@ -45,17 +45,21 @@ class Axes:
     """
 
     source: Text | None = None
-    """Source of the public inputs, as ``data.source``, or ``glyphs`` for drawings of letters; needed by
-    ``adapter.kind = "common"``."""
+    """Source of the public inputs, as ``data.source``; if left out, drawings of letters (``glyphs``) for models that
+    read images, and passages of a novel (``passages``) for models that read text."""
     column: Text | None = None
     """Column of the text or image; that of [data] if left out."""
     inputs: Count = 1000
     """Number of inputs that the coordinates are made from."""
     held_out: Count = 200
     """Number of further inputs on which the agreement between models is measured."""
-    rows: Literal["inputs", "tokens"] = "inputs"
-    """What counts as one observation: an input, with the mean of its tokens' features, or each of its tokens, for
-    models that cut an input into the same tokens."""
+    rows: Literal["inputs", "tokens", "words"] = "inputs"
+    """What counts as one observation. ``inputs``: an input, with the mean of its tokens' features. ``tokens``, for
+    images: each token, for models that cut an image into the same tokens. ``words``, for text: the token at which a
+    word ends, so that models with different tokenizers observe the same words."""
+    words: Count = 8
+    """Number of words, the first ones, that are observed of each text with ``rows = "words"``; shorter texts are left
+    out. Every model must read as many within ``model.max_length``."""
     basis: Count = 96
     """Columns of the basis that an architecture sends for each site and slot; more is more exact."""
     ridge: Rate = 1e-3

@@ -1,18 +1,17 @@
-"""Columns from the location that a source names: a file, a folder, the hub."""
+"""Columns from the location that a source names: a file, a folder, the hub, or what comes with fedquilt."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fedquilt.core.errors import DataError, suggestion
 from fedquilt.core.types import IN_MEMORY
 from fedquilt.data.readers import delimited, files, hub
-from fedquilt.data.readers.raw_columns import Origin, Raw, from_columns, joined
+from fedquilt.data.readers.bundled import read_bundled
+from fedquilt.data.readers.raw_columns import Origin, Raw, joined
 
 Reader = Callable[[Path, set[str]], Raw]
 """``reader(path, wanted)``: a file's columns; ``wanted`` are those that may be asked for."""
@@ -28,7 +27,6 @@ READERS: dict[str, Reader] = {
 """The types of file that can be read, by the ends of their names. A new format is a row here."""
 
 FILE_TYPES = tuple(READERS)
-SKLEARN_TABLES = ("breast_cancer", "diabetes", "iris", "linnerud", "wine")  # bundled, but rows of plain numbers
 PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
 
 
@@ -42,8 +40,8 @@ def read_location(location: str, source: str, wanted: set[str]) -> dict[str, Raw
     DataError
         if there is nothing, or what is there cannot be read.
     """
-    if location.startswith("sklearn:"):
-        return {"": _sklearn(location.removeprefix("sklearn:"), source)}
+    if (found := read_bundled(location, source)) is not None:
+        return found
     if location.startswith("hub:"):
         name, _, configuration = location.removeprefix("hub:").partition(":")
         return hub.read_hub(name, configuration or None)
@@ -117,29 +115,3 @@ def _pictures(path: Path, splits: dict[str, list[str]]) -> dict[str, Raw]:
         )
         made[split] = Raw(tuple(columns), len(names), columns.__getitem__, origin)
     return made
-
-
-def _sklearn(name: str, source: str) -> Raw:
-    if name in SKLEARN_TABLES:
-        raise DataError(
-            f"data.source = '{source}': {name} holds rows of numbers, neither images nor text; of scikit-learn's "
-            "bundled sets "
-            "only sklearn:digits can be used"
-        )
-    if name != "digits":
-        raise DataError(
-            f"data.source = '{source}': there is no such set{suggestion(name, ['digits'])}; of scikit-learn's "
-            "bundled sets only "
-            "sklearn:digits can be used"
-        )
-    images, labels = _digits()
-    return from_columns({"image": images.copy(), "label": labels.copy()})
-
-
-@cache
-def _digits() -> tuple[Any, Any]:
-    """Scikit-learn's digits, images uint8 (n, 8, 8) and labels (n,): a comparison reads them once, not once a run."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target  # from counts in 0..16

@@ -1,0 +1,100 @@
+"""Sources that need no files of the user's: digits, drawings of letters, and passages of a novel."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache, lru_cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from fedquilt.core.errors import DataError, suggestion
+from fedquilt.core.rng import Rng
+from fedquilt.data.readers.raw_columns import Raw, from_columns, of_one_file
+from fedquilt.data.synthetic.glyphs import CLASSES, glyph_table
+from fedquilt.data.table import Table
+
+GLYPHS = "glyphs"
+"""The source of labelled drawings of letters and symbols, see ``data.synthetic.glyphs``; no digits are among them."""
+
+PASSAGES = "passages"
+"""The source of 1,440 passages of English prose, each of 12 words or more; see ``assets/passages.md``."""
+
+SKLEARN_TABLES = ("breast_cancer", "diabetes", "iris", "linnerud", "wine")  # bundled, but rows of plain numbers
+_NUM_GLYPHS = {"train": 2000, "test": 400}
+_MOST_GLYPHS = 1_000_000
+
+
+def read_bundled(location: str, source: str) -> dict[str, Raw] | None:
+    """The columns of each split of a bundled source, as ``by_location.read_location``; None if it is not one.
+
+    Raises
+    ------
+    DataError
+        if there is no bundled source of this name, or it cannot have so many rows.
+    """
+    name, _, rest = location.partition(":")
+    if name == "sklearn" and rest:
+        return {"": _sklearn(rest, source)}
+    if location == PASSAGES:
+        return {"": from_columns({"text": _passages()}, PASSAGES)}
+    return _glyphs(rest, source) if re.fullmatch(f"{GLYPHS}(:.*)?", location) else None
+
+
+def _sklearn(name: str, source: str) -> Raw:
+    if name in SKLEARN_TABLES:
+        raise DataError(
+            f"data.source = '{source}': {name} holds rows of numbers, neither images nor text; of scikit-learn's "
+            "bundled sets "
+            "only sklearn:digits can be used"
+        )
+    if name != "digits":
+        raise DataError(
+            f"data.source = '{source}': there is no such set{suggestion(name, ['digits'])}; of scikit-learn's "
+            "bundled sets only "
+            "sklearn:digits can be used"
+        )
+    images, labels = _digits()
+    return from_columns({"image": images.copy(), "label": labels.copy()})
+
+
+@cache
+def _digits() -> tuple[Any, Any]:
+    """Scikit-learn's digits, images uint8 (n, 8, 8) and labels (n,): a comparison reads them once, not once a run."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target  # from counts in 0..16
+
+
+@cache
+def _passages() -> list[str]:
+    text = (resources.files("fedquilt") / "assets" / "passages.txt").read_text(encoding="utf-8")
+    return text.splitlines()
+
+
+def _glyphs(given: str, source: str) -> dict[str, Raw]:
+    """Drawings for training, as many as ``given`` says, and for testing; those of a split are made when it is read."""
+    if given and not (given.isdecimal() and 0 < int(given) <= _MOST_GLYPHS):
+        raise DataError(
+            f"data.source = '{source}': '{given}' is no number of drawings from 1 to {_MOST_GLYPHS}; write "
+            f"'{GLYPHS}', or '{GLYPHS}:5000' for 5,000 of them to train with"
+        )
+    sizes = _NUM_GLYPHS | ({"train": int(given)} if given else {})
+    return {split: _drawn_when_read(split, size) for split, size in sizes.items()}
+
+
+def _drawn_when_read(split: str, size: int) -> Raw:
+    read: dict[str, Callable[[], Any]] = {
+        "image": lambda: np.asarray(_drawings(split, size).inputs),
+        "label": lambda: np.asarray(_drawings(split, size).labels),
+    }
+    origin = of_one_file(GLYPHS, "row", np.arange(1, size + 1))
+    return Raw(tuple(read), size, lambda name: read[name](), origin, {"label": CLASSES})
+
+
+@lru_cache(maxsize=2)
+def _drawings(split: str, size: int) -> Table:
+    return glyph_table(size, Rng(0, ("glyph drawings",)).child(split))
