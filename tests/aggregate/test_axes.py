@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from sklearn.cross_decomposition import CCA
 from torch import Tensor
 
-from fedquilt.aggregate.axes import agreement, basis, consensus, coordinates, solve
+from fedquilt.aggregate import axes as module
+from fedquilt.aggregate.axes import agreement, basis, consensus, coordinates, decoder, solve
 from fedquilt.core.rng import Rng
 
 WIDTHS = (7, 12, 20)
@@ -146,3 +147,30 @@ def test_the_rank_is_bounded_by_inputs_and_columns() -> None:
         consensus([basis(models[0], 3), basis(models[1][:9], 3)], 2)
     with pytest.raises(ValueError, match="at least two"):
         agreement([models[0]])
+
+
+@pytest.mark.parametrize(("num_inputs", "width"), [(30, 12), (12, 30), (12, 12)])
+def test_axes_solve_the_ridge_problem_whichever_side_is_longer(num_inputs: int, width: int) -> None:
+    rng = Rng(31).torch()
+    features = torch.randn(num_inputs, width, generator=rng, dtype=torch.float64) + 3.0
+    points = torch.randn(num_inputs, 2, generator=rng, dtype=torch.float64)
+    centred = features - features.mean(0)
+    covariance = centred.T @ centred / num_inputs
+    ridge = 1e-3 * covariance.diagonal().mean() * torch.eye(width, dtype=torch.float64)
+    found = solve(features, points)
+    torch.testing.assert_close(found.encoder, torch.linalg.solve(covariance + ridge, centred.T @ points / num_inputs).T)
+    torch.testing.assert_close(found.decoder, centred.T @ points / num_inputs)
+    assert torch.equal(decoder(features, points), found.decoder)
+
+
+@pytest.mark.parametrize(("num_inputs", "width"), [(40, 12), (12, 40)])
+def test_features_that_are_read_in_parts_give_the_same_axes(num_inputs: int, width: int, monkeypatch) -> None:
+    rng = Rng(32).torch()
+    features, points = torch.randn(num_inputs, width, generator=rng), torch.randn(num_inputs, 3, generator=rng)
+    whole = basis(features, 5), *solve(features, points)
+    monkeypatch.setattr(module, "_PART", 7 * min(num_inputs, width))
+    parts = basis(features, 5), *solve(features, points)
+    signs = (whole[0] * parts[0]).sum(0).sign()
+    torch.testing.assert_close(whole[0], parts[0] * signs, rtol=1e-9, atol=1e-9)
+    for one, other in zip(whole[1:], parts[1:], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)

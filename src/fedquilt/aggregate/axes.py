@@ -19,7 +19,8 @@ Source: Kettenring, Canonical analysis of several sets of variables, 1971 (MAXVA
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,9 @@ RIDGE = 1e-3
 
 POINT = "point"
 """First part of the name of the common coordinates of the public inputs at one place: ``point.<site>.<slot>``."""
+
+_PART = 2**22
+"""Numbers of a feature matrix that are converted to float64 at a time: 32 MiB."""
 
 SEEN = "seen"
 """First part of the name of one model's coordinates of held-out public inputs: ``seen.<site>.<slot>``."""
@@ -74,11 +78,9 @@ def basis(features: Tensor, rank: int, *, ridge: float = RIDGE) -> Tensor:
     Its columns are the R = min(``rank``, N, d) leading principal components, each scaled by
     ``sqrt(s^2 / (s^2 + e))``, where s^2 is its variance. With R = d it is exact: ``basis basis' = Q Q'``.
     """
-    centred = features.double() - features.double().mean(0)
-    variance, vectors = _spectrum(centred)
-    kept = min(rank, *features.shape)
-    variance, vectors = variance[:kept], vectors[:, :kept]
-    return vectors * (variance / (variance + _ridge(centred, ridge))).sqrt()
+    centre, kept = _mean(features), min(rank, *features.shape)
+    variance, vectors = _spectrum(features, centre, kept, scale=1 / len(features))
+    return vectors * (variance / (variance + _ridge(features, centre, ridge))).sqrt()
 
 
 def consensus(bases: Sequence[Tensor], rank: int) -> Consensus:
@@ -95,19 +97,30 @@ def consensus(bases: Sequence[Tensor], rank: int) -> Consensus:
     if rank > min(joint.shape):
         raise ValueError(f"rank is {rank}; {joint.shape[0]} inputs and bases of {joint.shape[1]} columns allow less")
     # the larger side is thousands long and the smaller one hundreds: the eigenvectors of the smaller Gram matrix
-    squares, vectors = _spectrum(joint, scale=1.0)
-    return Consensus(math.sqrt(len(joint)) * _signed(vectors[:, :rank]), squares[:rank] / len(bases))
+    squares, vectors = _spectrum(joint, torch.zeros_like(joint[0]), rank, scale=1.0)
+    return Consensus(math.sqrt(len(joint)) * _signed(vectors), squares / len(bases))
 
 
 def solve(features: Tensor, points: Tensor, *, ridge: float = RIDGE) -> Axes:
-    """A model's axes, from its features (N, d) and the common coordinates (N, r) of the same inputs."""
-    centre = features.double().mean(0)
-    centred, count = features.double() - centre, len(features)
-    cross = centred.T @ points.double() / count
-    covariance = centred.T @ centred / count
-    covariance.diagonal().add_(_ridge(centred, ridge))
-    encoder = torch.cholesky_solve(cross, torch.linalg.cholesky(covariance)).T
-    return Axes(centre, encoder, cross)
+    """A model's axes, from its features (N, d) and the common coordinates (N, r) of the same inputs.
+
+    For fewer inputs than features the encoder is found as ``(X' (X X' / N + e I)^-1 Z / N)'``, which is the same.
+    """
+    centre, count = _mean(features), len(features)
+    cross = _times(features, centre, points.double()) / count
+    matrix = _gram(features, centre).div_(count)
+    matrix.diagonal().add_(_ridge(features, centre, ridge))
+    torch.linalg.cholesky(matrix, out=matrix)
+    if count > features.shape[1]:
+        encoder = torch.cholesky_solve(cross, matrix)
+    else:
+        encoder = _times(features, centre, torch.cholesky_solve(points.double() / count, matrix))
+    return Axes(centre, encoder.T, cross)
+
+
+def decoder(features: Tensor, points: Tensor) -> Tensor:
+    """The decoder of ``solve`` alone, (d, r)."""
+    return _times(features, _mean(features), points.double()) / len(features)
 
 
 def coordinates(axes: Axes, features: Tensor) -> Tensor:
@@ -134,26 +147,58 @@ def agreement(seen: Sequence[Tensor]) -> Tensor:
     return torch.stack(pairs).mean(0)
 
 
-def _spectrum(matrix: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
-    """Squared singular values over N (or times ``scale``) and left singular vectors (N, c), largest first.
+def _spectrum(features: Tensor, centre: Tensor, kept: int, *, scale: float) -> tuple[Tensor, Tensor]:
+    """Squared singular values of the centred features times ``scale``, and left singular vectors (N, ``kept``).
 
-    They come from the smaller of the two Gram matrices. A direction without variance has the vector 0.
+    The largest come first. They come from the smaller of the two Gram matrices. A direction without variance has the
+    vector 0.
     """
-    rows, columns = matrix.shape
-    factor = 1 / rows if scale is None else scale
-    if rows <= columns:
-        squares, vectors = torch.linalg.eigh(matrix @ matrix.T)
-    else:
-        squares, right = torch.linalg.eigh(matrix.T @ matrix)
-        present = squares > squares.max() * columns * torch.finfo(squares.dtype).eps
+    squares, found = torch.linalg.eigh(_gram(features, centre))
+    squares, found, largest = squares.flip(0)[:kept], found[:, -kept:].flip(1), squares.max()
+    if len(features) > features.shape[1]:
+        present = squares > largest * features.shape[1] * torch.finfo(squares.dtype).eps
         inverse = torch.where(present, squares.clamp_min(0), torch.inf).rsqrt()
-        vectors = (matrix @ right) * inverse
-    return squares.clamp_min(0).flip(0) * factor, vectors.flip(1)
+        found = torch.cat([part @ found for part in _centred(features, centre, 0)]) * inverse
+    return squares.clamp_min(0) * scale, found
 
 
-def _ridge(centred: Tensor, ridge: float) -> Tensor:
+def _gram(features: Tensor, centre: Tensor) -> Tensor:
+    """The smaller of ``X X'`` and ``X' X`` for centred features X, (min(N, d), min(N, d))."""
+    if len(features) > features.shape[1]:
+        return _sum(part.T @ part for part in _centred(features, centre, 0))
+    return _sum(part @ part.T for part in _centred(features, centre, 1))
+
+
+def _times(features: Tensor, centre: Tensor, other: Tensor) -> Tensor:
+    """``X' Y`` for centred features X (N, d) and Y (N, r)."""
+    return torch.cat([part.T @ other for part in _centred(features, centre, 1)])
+
+
+def _mean(features: Tensor) -> Tensor:
+    return torch.cat([part.mean(0) for part in _centred(features, features.new_zeros(features.shape[1]).double(), 1)])
+
+
+def _ridge(features: Tensor, centre: Tensor, ridge: float) -> Tensor:
     """The ridge of these features: a fraction of their mean variance; a little above 0 where they do not vary."""
-    return (ridge * centred.square().mean()).clamp_min(torch.finfo(torch.float64).tiny)
+    total = _sum(part.square().sum() for part in _centred(features, centre, 0))
+    return (ridge * (total / features.numel())).clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def _centred(features: Tensor, centre: Tensor, dim: int) -> Iterator[Tensor]:
+    """The features in float64 without their mean, in parts along a dimension: no second copy of all is made."""
+    parts = features.split(max(1, _PART * features.shape[dim] // max(1, features.numel())), dim)
+    centres = centre.split([part.shape[1] for part in parts]) if dim else repeat(centre)
+    for part, own in zip(parts, centres, strict=False):
+        yield part.double() - own
+
+
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    """The sum, in place of the first."""
+    own = iter(parts)
+    total = next(own)
+    for part in own:
+        total += part
+    return total
 
 
 def _signed(vectors: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fedquilt.adapters.common.inject import CommonAdapters, point_of
 from fedquilt.adapters.common.settings import Axes as AxesSettings
-from fedquilt.aggregate.axes import POINT, SEEN, basis, coordinates, solve
+from fedquilt.aggregate.axes import POINT, SEEN, basis, coordinates, decoder, solve
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.federation import Public
 from fedquilt.core.types import Params
@@ -25,8 +26,18 @@ Batch = dict[str, Tensor]
 ENDS = "word_ends"
 """The column of public inputs that says at which tokens words end, int64 (inputs, words); see ``rows = "words"``."""
 
+_KEPT = 2**31
+"""Bytes of features that are kept at a time; those of one module are kept even if they are more."""
+
 _BATCH = 64
 """Inputs in one forward pass."""
+
+
+class Features(NamedTuple):
+    """What goes into a module and what comes out of it, each (inputs, observations, d)."""
+
+    inputs: Tensor
+    outputs: Tensor
 
 
 @dataclass
@@ -60,12 +71,11 @@ class PublicInputs:
     def shapes(self, rank: int, example: Batch) -> Public:
         """The shapes of ``bases()`` and of ``seen()`` for axes of this rank; ``example`` are arguments of the model."""
         own = self.settings
-        bases, seen = {}, {}
+        bases, seen, number = {}, {}, len(next(iter(example.values())))
         if own.rows == "words":
-            count = len(next(iter(example.values())))
-            example = {**example, ENDS: torch.zeros(count, own.words, dtype=torch.int64, device=self.device)}
-        for module, (inputs, _) in self._features(self._observed, [example]).items():
-            (each, width), point = inputs.shape[1:], self._observed[module]
+            example = {**example, ENDS: torch.zeros(number, own.words, dtype=torch.int64, device=self.device)}
+        for module, features in self._features(self._observed, lambda: [example], number):
+            (each, width), point = features.inputs.shape[1:], self._observed[module]
             count = own.inputs * each
             bases[f"basis.{point}"] = torch.empty(count, min(own.basis, count, width), device="meta")
             seen[f"{SEEN}.{point}"] = torch.empty(own.held_out * each, rank, device="meta")
@@ -73,11 +83,11 @@ class PublicInputs:
 
     def bases(self) -> Params:
         """For each place the basis of the model's whitened features, (observations, R), by ``basis.<place>``."""
-        own, found = self.settings, self._features(self._observed, self._batches())
-        return {
-            f"basis.{self._observed[module]}": basis(self._fitted(inputs), own.basis, ridge=own.ridge).float().cpu()
-            for module, (inputs, _) in found.items()
-        }
+        own, bases = self.settings, {}
+        for module, features in self._features(self._observed, self._batches, self._number):
+            found = basis(self._fitted(features.inputs), own.basis, ridge=own.ridge)
+            bases[f"basis.{self._observed[module]}"] = found.float().cpu()
+        return bases
 
     def place(self, points: Mapping[str, Tensor]) -> None:
         """Set the axes of all modules by the points of their places; nothing is done if they are those set last.
@@ -93,13 +103,12 @@ class PublicInputs:
             self.clear()
             return
         self._seen = {}
-        for module, (inputs, outputs) in self._features(self._modules, self._batches()).items():
+        for module, (inputs, outputs) in self._features(self._modules, self._batches, self._number):
             point = self._modules[module]
-            z, ridge = self._checked(points, point, len(self._fitted(inputs))).to(inputs.device), self.settings.ridge
-            entry = solve(self._fitted(inputs), z, ridge=ridge)
+            z = self._checked(points, point, len(self._fitted(inputs))).to(inputs.device)
+            entry = solve(self._fitted(inputs), z, ridge=self.settings.ridge)
             if module in self.adapters.linears:
-                decoder = solve(self._fitted(outputs), z, ridge=ridge).decoder
-                self.adapters.linears[module].place(entry.encoder, decoder)
+                self.adapters.linears[module].place(entry.encoder, decoder(self._fitted(outputs), z))
             elif self.adapters.head is not None:
                 self.adapters.head[1].place(entry.encoder, entry.centre)
             if module in self._observed:
@@ -119,6 +128,10 @@ class PublicInputs:
     def seen(self) -> Params:
         """The common coordinates of the held-out inputs by ``seen.<place>``, after ``place``."""
         return dict(self._seen)
+
+    @property
+    def _number(self) -> int:
+        return self.settings.inputs + self.settings.held_out
 
     @property
     def _observed(self) -> dict[str, str]:
@@ -151,31 +164,56 @@ class PublicInputs:
         """The model's keyword arguments for all public inputs, with ``ENDS`` where there is such a column."""
         if self.rows is None:
             raise ValueError("the public inputs are not here")
-        for start in range(0, self.settings.inputs + self.settings.held_out, _BATCH):
+        for start in range(0, self._number, _BATCH):
             batch = {name: rows[start : start + _BATCH].to(self.device) for name, rows in self.rows.items()}
             ends = {ENDS: batch.pop(ENDS)} if ENDS in batch else {}
             yield self.prepare(batch) | ends
 
-    def _features(self, modules: Iterable[str], batches: Iterable[Batch]) -> dict[str, tuple[Tensor, Tensor]]:
-        """The features before and after each of these modules, (inputs, observations, d), with the adapters out."""
-        found: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in modules}
-        at, points = [dict[str, Tensor]()], self._modules
+    def _features(
+        self, modules: Iterable[str], batches: Callable[[], Iterable[Batch]], number: int
+    ) -> Iterator[tuple[str, Features]]:
+        """The features of each of these modules on ``number`` inputs, with the adapters out.
+
+        What does not fit into ``_KEPT`` bytes at once is left to a further pass over the batches.
+        """
+        waiting = list(modules)
+        while waiting:
+            found = self._pass(waiting, batches(), number)
+            waiting = [name for name in waiting if name not in found]
+            yield from ((name, found.pop(name)) for name in list(found))
+
+    def _pass(self, modules: Iterable[str], batches: Iterable[Batch], number: int) -> dict[str, Features]:
+        """The features of the first modules of which all fits into memory; of at least one."""
+        found: dict[str, Features] = {}
+        at, start, points = dict[str, Tensor](), 0, self._modules
 
         def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             rows = "inputs" if points[name] == "head" else self.settings.rows
-            for kept, features in zip(found[name], (inputs[0], output), strict=True):
-                kept.append(_observations(features.detach(), rows, at[0]))
+            own = [_observations(features.detach(), rows, at) for features in (inputs[0], output)]
+            if start == 0 and (not found or _num_bytes(own, number) + _num_bytes(kept(), number) <= _KEPT):
+                found[name] = Features(*(features.new_empty((number, *features.shape[1:])) for features in own))
+            for whole, features in zip(found.get(name, ()), own, strict=False):
+                whole[start : start + len(features)] = features
+
+        def kept() -> list[Tensor]:
+            return [features for both in found.values() for features in both]
 
         with torch.no_grad(), self.adapters.taken_out(self.model):
-            hooks = [self.model.get_submodule(name).register_forward_hook(partial(note, name)) for name in found]
+            hooks = [self.model.get_submodule(name).register_forward_hook(partial(note, name)) for name in modules]
             try:
                 for batch in batches:
-                    at[0] = batch
+                    at = batch
                     self.model(**{name: tensor for name, tensor in batch.items() if name != ENDS})
+                    start += len(next(iter(batch.values())))
             finally:
                 for hook in hooks:
                     hook.remove()
-        return {name: (torch.cat(before), torch.cat(after)) for name, (before, after) in found.items()}
+        return found
+
+
+def _num_bytes(features: Iterable[Tensor], number: int) -> int:
+    """Bytes of such features, (inputs, observations, d), of another number of inputs."""
+    return sum(number * own[0].numel() * own.element_size() for own in features)
 
 
 def _observations(features: Tensor, rows: str, batch: Batch) -> Tensor:
