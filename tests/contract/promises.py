@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -166,19 +167,157 @@ def raw(tensor: Tensor) -> Tensor:
 # The run that nothing disturbs ------------------------------------------------------------
 
 
+class Watched(NamedTuple):
+    """A run, what the calls of ``work`` in it broke, by promise, and how many calls there were."""
+
+    played: Played
+    faults: Mapping[str, list[str]]
+    calls: int
+
+
 def undisturbed(build: Build, num_rounds: int = 3) -> Played:
     """What ``play(build(), num_rounds=num_rounds)`` gives, for at most four rounds; the caller's own copy.
 
     Most promises compare with this run, so it is played once for a row of the table.
     """
-    whole = _undisturbed(build)
+    whole = _watched(build).played
     kept = copied(whole.kept[: num_rounds + 1])
     return Played(copied(whole.states[: num_rounds + 1]), whole.traffic[:num_rounds], dict(kept[-1]), kept)
 
 
 @cache  # a few small tensors for each row
-def _undisturbed(build: Build) -> Played:
-    return play(build(), num_rounds=4)
+def _watched(build: Build) -> Watched:
+    """Four rounds in which all that is promised of ``work`` is looked at, and after which its replies are known."""
+    faults: dict[str, list[str]] = defaultdict(list)
+    replies, calls = _replies(build), 0
+
+    def watched(exchange: Exchange) -> Exchange:
+        def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+            nonlocal calls
+            calls += 1
+            given = [order.params, order.settings, memory, _insides(client)]
+            before, asked = copied(given), Asked.of(order, memory)
+            reply, after = exchange.work(client, order, memory)
+            if not same(given, before):
+                faults["work_changes_nothing_it_was_given"].append(f"work of '{exchange.name}' changed it")
+            faults["state_and_memory_are_trees"] += _no_trees(client, order, reply, after)
+            faults["the_private_part_stays_home"] += _leaked(memory, reply, after)
+            replies[exchange.name, client.id].append((asked, _own(reply, after)))
+            return reply, after
+
+        return exchange._replace(work=work)
+
+    before = seeded(1)
+    played = play(_with(build(), watched), num_rounds=4)
+    faults["same_seed_same_bits"] += touched(before)
+    return Watched(played, faults, calls)
+
+
+def seeded(seed: int) -> tuple[Any, ...]:
+    """The states of the global generators, which have been given this seed."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    return torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+
+
+def touched(before: tuple[Any, ...]) -> list[str]:
+    """Which of the global generators are no longer as ``seeded`` left them."""
+    untouched = {
+        "torch": torch.equal(before[0], torch.get_rng_state()),
+        "numpy": np.array_equal(before[1], np.random.get_state()[1]),
+        "Python": before[2] == random.getstate(),
+    }
+    return [f"{name}'s global generator was touched" for name, well in untouched.items() if not well]
+
+
+def _insides(client: Any) -> dict[str, Any]:
+    return {name: value for name, value in getattr(client, "__dict__", {}).items() if tensors(value)}
+
+
+def _no_trees(client: Any, order: Order, reply: Reply, after: Memory) -> list[str]:
+    found = [
+        fault(order.params, "order.params"),
+        fault(dict(order.settings), "order.settings"),
+        fault(reply.params, "reply.params"),
+        fault(dict(reply.metrics), "reply.metrics"),
+        fault(after, "memory"),
+        None if reply.client == client.id else f"client {client.id} answers as {reply.client}",
+    ]
+    odd = [n for n, value in [*order.params.items(), *reply.params.items()] if not isinstance(value, Tensor)]
+    return [one for one in found if one] + [f"'{name}' travels and is no tensor" for name in odd]
+
+
+def _leaked(memory: Memory, reply: Reply, after: Memory) -> list[str]:
+    private = {**memory.get("params", {}), **after.get("params", {})}
+    found = [f"the name of the private '{name}' is in the reply" for name in private.keys() & reply.params.keys()]
+    for name, own in [*memory.get("params", {}).items(), *after.get("params", {}).items()]:
+        for sent in reply.params.values():
+            stored = own.untyped_storage().data_ptr() == sent.untyped_storage().data_ptr() and bool(own.numel())
+            if stored or (same(own, sent) and bool(own.any())):
+                found.append(f"the private '{name}' is in the reply")
+    return found
+
+
+# Work that is not done twice ------------------------------------------------------------
+
+
+class Asked(NamedTuple):
+    """What a call of ``work`` depends on besides its client."""
+
+    round: int
+    rng: Rng
+    settings: Tree
+    memory: Tree
+    params: Tree
+
+    @classmethod
+    def of(cls, order: Order, memory: Memory) -> Asked:
+        return cls(order.round, order.rng, copied(order.settings), copied(memory), copied(order.params))
+
+    def is_by(self, order: Order, memory: Memory) -> bool:
+        return self.rng == order.rng and same(
+            [self.round, self.settings, self.memory, self.params], [order.round, order.settings, memory, order.params]
+        )
+
+
+@lru_cache(maxsize=4)  # the promises of a row follow one another
+def _replies(build: Build) -> dict[tuple[str, ClientId], list[tuple[Asked, tuple[Reply, Memory]]]]:
+    return defaultdict(list)
+
+
+def _own(reply: Reply, memory: Memory) -> tuple[Reply, Memory]:
+    return replace(reply, params=copied(reply.params), metrics=dict(reply.metrics)), copied(memory)
+
+
+def recalled(build: Build) -> Setup:
+    """The row's method and clients; a client asked to the bit what it was asked before answers as it did, untrained.
+
+    ``work`` depends on its client, order and memory alone: ``same_seed_same_bits`` and ``resumes_to_the_bit`` hold it
+    to that, and train. A promise about the server, the loop or an engine trains only where its orders are new.
+    """
+    _watched(build)
+    replies = _replies(build)
+
+    def remembering(exchange: Exchange) -> Exchange:
+        def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+            known = replies[exchange.name, client.id]
+            for asked, answer in known:
+                if asked.is_by(order, memory):
+                    return _own(*answer)
+            asked = Asked.of(order, memory)
+            reply, after = exchange.work(client, order, memory)
+            known.append((asked, _own(reply, after)))
+            return reply, after
+
+        return exchange._replace(work=work)
+
+    return _with(build(), remembering)
+
+
+def _with(setup: Setup, change: Callable[[Exchange], Exchange]) -> Setup:
+    exchanges = tuple(change(exchange) for exchange in setup.method.exchanges)
+    return setup._replace(method=setup.method._replace(exchanges=exchanges))
 
 
 # Promises ------------------------------------------------------------
@@ -197,6 +336,7 @@ def survives_one_client_missing(build: Build) -> None:
     names = [name for name in names if name in later]
     assert names
     for missing in asked_at_all:
+        setup = recalled(build)
         for name in [None, *names]:
 
             def away(client: ClientId, exchange: str, number: int, missing=missing, name=name) -> bool:
@@ -204,10 +344,10 @@ def survives_one_client_missing(build: Build) -> None:
 
             asked = 0
             if name is None:
-                played = play(build(), num_rounds=2, away=away)
+                played = play(setup, num_rounds=2, away=away)
             else:  # on from round 0, in which all were there
                 state, memories = copied(before.states[-1]), copied(before.memories)
-                played = play(build(), num_rounds=2, start=1, state=state, memories=memories, away=away)
+                played = play(setup, num_rounds=2, start=1, state=state, memories=memories, away=away)
             for number, traffic in enumerate(played.traffic, start=2 - len(played.traffic)):
                 for moved in traffic:
                     gone = missing in moved.settings and away(missing, moved.exchange, number)
@@ -268,7 +408,7 @@ def ask_and_view_read_only(build: Build) -> None:
 
         return exchange._replace(ask=ask)
 
-    setup = build()
+    setup = recalled(build)
     played = play(_with(setup, watched))
     for state in played.states:
         before = copied(state)
@@ -278,17 +418,10 @@ def ask_and_view_read_only(build: Build) -> None:
 
 
 def work_changes_nothing_it_was_given(build: Build) -> None:
-    def watched(exchange: Exchange) -> Exchange:
-        def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
-            given = [order.params, order.settings, memory, _insides(client)]
-            before = copied(given)
-            result = exchange.work(client, order, memory)
-            assert same(given, before), f"work of '{exchange.name}' changed what it was given"
-            return result
-
-        return exchange._replace(work=work)
-
-    play(_with(build(), watched))
+    """Order, memory and the client's own tensors are the same to the bit after each call."""
+    watched = _watched(build)
+    assert watched.calls
+    assert watched.faults["work_changes_nothing_it_was_given"] == []
 
 
 def merge_changes_nothing_it_was_given(build: Build) -> None:
@@ -303,7 +436,7 @@ def merge_changes_nothing_it_was_given(build: Build) -> None:
 
         return exchange._replace(merge=merge)
 
-    play(_with(build(), watched))
+    play(_with(recalled(build), watched))
 
 
 def merge_reads_replies_once(build: Build) -> None:
@@ -327,7 +460,7 @@ def merge_reads_replies_once(build: Build) -> None:
     def watched(exchange: Exchange) -> Exchange:
         return exchange._replace(merge=lambda state, replies: exchange.merge(state, Once(list(replies))))
 
-    assert same(play(_with(build(), watched)).end, undisturbed(build).end)
+    assert same(play(_with(recalled(build), watched)).end, undisturbed(build).end)
 
 
 def merge_lets_replies_go(build: Build) -> None:
@@ -350,28 +483,20 @@ def merge_lets_replies_go(build: Build) -> None:
             yield reply
             del reply
 
-    setup = build()
+    setup = recalled(build)
     assert len(setup.profiles) > 2
     play(_with(setup, watched))
 
 
 def same_seed_same_bits(build: Build) -> None:
     """Nothing but the seed decides: not the global generators, which stay as they were, nor an earlier run."""
-    ends = []
-    for global_seed in (1, 2):
-        torch.manual_seed(global_seed)
-        np.random.seed(global_seed)
-        random.seed(global_seed)
-        before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-        ends.append(play(build(), seed=11).end)
-        assert torch.equal(before[0], torch.get_rng_state()), "torch's global generator was touched"
-        assert np.array_equal(before[1], np.random.get_state()[1]), "numpy's global generator was touched"
-        assert before[2] == random.getstate(), "Python's global generator was touched"
-    assert same(*ends)
+    expected, before = undisturbed(build), seeded(2)  # played after ``seeded(1)``
+    assert same(play(build()).end, expected.end)
+    assert _watched(build).faults["same_seed_same_bits"] + touched(before) == []
 
 
 def cohort_order_does_not_matter(build: Build) -> None:
-    setup = build()
+    setup = recalled(build)
     forward, backward = undisturbed(build), play(setup, cohort=lambda number: setup.profiles[::-1])
     assert same(forward.end, backward.end)
 
@@ -381,31 +506,11 @@ def state_and_memory_are_trees(build: Build) -> None:
 
     A state is of the type that ``init`` declares.
     """
-    faults = []
-
-    def watched(exchange: Exchange) -> Exchange:
-        def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
-            reply, memory = exchange.work(client, order, memory)
-            faults.extend(
-                [
-                    fault(order.params, "order.params"),
-                    fault(dict(order.settings), "order.settings"),
-                    fault(reply.params, "reply.params"),
-                    fault(dict(reply.metrics), "reply.metrics"),
-                    fault(memory, "memory"),
-                ]
-            )
-            assert all(isinstance(value, Tensor) for value in [*order.params.values(), *reply.params.values()])
-            assert reply.client == client.id
-            return reply, memory
-
-        return exchange._replace(work=work)
-
-    setup = _with(build(), watched)
-    hint = declared(setup.method.init)
-    faults += [fault(state, "state") or misfit(state, hint, "state") for state in play(setup).states]
-    assert [f for f in faults if f] == []
-    assert len(faults) > 5
+    watched = _watched(build)
+    hint = declared(build().method.init)
+    faults = [fault(state, "state") or misfit(state, hint, "state") for state in watched.played.states]
+    assert watched.calls
+    assert watched.faults["state_and_memory_are_trees"] + [f for f in faults if f] == []
 
 
 def resumes_to_the_bit(build: Build) -> None:
@@ -425,7 +530,7 @@ def a_failed_round_leaves_the_state(build: Build) -> None:
     """A run that dies in its last exchange can be taken up from the state and memories before that round."""
     last = build().method.exchanges[-1].name
     whole, first = undisturbed(build, 2), undisturbed(build, 1)
-    setup, state, memories = build(), first.states[-1], first.memories
+    setup, state, memories = recalled(build), first.states[-1], first.memories
     before = copied(state)
     with pytest.raises(RoundError, match=f"round 2, exchange '{last}'"):
         play(setup, start=1, state=state, memories=memories, away=lambda client, name, number: name == last)
@@ -435,40 +540,19 @@ def a_failed_round_leaves_the_state(build: Build) -> None:
 
 def the_private_part_stays_home(build: Build) -> None:
     """No tensor of ``memory["params"]`` is in a reply: not by name, not by storage, not by value."""
-
-    def watched(exchange: Exchange) -> Exchange:
-        def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
-            reply, after = exchange.work(client, order, memory)
-            private = {**memory.get("params", {}), **after.get("params", {})}
-            assert not private.keys() & reply.params.keys(), "a private tensor's name is in the reply"
-            for own in [*memory.get("params", {}).values(), *after.get("params", {}).values()]:
-                for sent in reply.params.values():
-                    assert own.untyped_storage().data_ptr() != sent.untyped_storage().data_ptr() or not own.numel()
-                    assert not same(own, sent) or not bool(own.any()), "a private tensor is in the reply"
-            return reply, after
-
-        return exchange._replace(work=work)
-
-    play(_with(build(), watched))
+    watched = _watched(build)
+    assert watched.calls
+    assert watched.faults["the_private_part_stays_home"] == []
 
 
 def the_local_engine_ends_in_the_same_bits(build: Build) -> None:
-    setup = build()
+    setup = recalled(build)
     engine = LocalEngine(setup.clients)
     *_, last = rounds(setup.method, lambda number: setup.profiles, engine.send, Rng(5), num_rounds=3)
     expected = undisturbed(build)
     assert same(last.state, expected.states[-1])
     kept = {client: memory for client, memory in expected.memories.items() if memory}
     assert same(engine.memories, kept)
-
-
-def _with(setup: Setup, change: Callable[[Exchange], Exchange]) -> Setup:
-    exchanges = tuple(change(exchange) for exchange in setup.method.exchanges)
-    return setup._replace(method=setup.method._replace(exchanges=exchanges))
-
-
-def _insides(client: Any) -> dict[str, Any]:
-    return {name: value for name, value in getattr(client, "__dict__", {}).items() if tensors(value)}
 
 
 PROMISES: dict[str, Callable[[Build], None]] = {

@@ -432,7 +432,7 @@ def _work_that_keeps_a_tuple(fit: Exchange):
 
 def _work_that_sends_its_memory(fit: Exchange):
     def work(client: Party, order: Order, memory):
-        reply, _ = fit.work(client, order, memory)
+        reply, _ = fit.work(client, order, {})
         return reply, {"params": {"own": reply.params["weight"]}}
 
     return work
@@ -708,8 +708,7 @@ def test_an_architecture_without_replies_stays_to_the_bit_while_the_head_moves()
 
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_runs_through_the_loop_and_reports_its_traffic(row):
-    setup = ROWS[row].build()
-    played = play(setup, num_rounds=2)
+    setup, played = ROWS[row].build(), undisturbed(ROWS[row].build, num_rounds=2)
     assert [[moved.exchange for moved in traffic] for traffic in played.traffic] == [
         [exchange.name for exchange in setup.method.exchanges]
     ] * 2
