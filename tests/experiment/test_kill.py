@@ -73,7 +73,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tiny, tmp_path, fingerprint, whol
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no process can be made to wait here")
 def test_a_second_command_on_the_same_folder_is_refused_and_the_first_ends_as_if_alone(
-    tiny, tmp_path, fingerprint, whole
+    tiny, tmp_path, fingerprint, whole, command
 ):
     folder = tmp_path / "both"
     first = started(tmp_path, "run", tiny, *CHANGES, "--folder", folder)
@@ -81,8 +81,8 @@ def test_a_second_command_on_the_same_folder_is_refused_and_the_first_ends_as_if
     first.send_signal(signal.SIGSTOP)  # or it could be over before the others are
     try:
         for words in (("--resume", folder), (tiny, *CHANGES, "--folder", folder)):
-            out, err = started(tmp_path, "run", *words).communicate(timeout=300)
-            assert f"is being written by process {first.pid} on ".encode() in err, (out, err)
+            said = command("run", *words)
+            assert f"is being written by process {first.pid} on " in said.err, said
         assert not (folder / "result.json").exists()
     finally:
         first.send_signal(signal.SIGCONT)

@@ -68,6 +68,9 @@ def shortened(tensor: Tensor, dtype: str) -> tuple[Tensor, Tensor | None]:
     For int8 this is ``round(x / s)`` with one float32 scale ``s = max |x| / 127``, and the error is at most ``s / 2``.
     For bfloat16 it is the nearest number, and the error is at most ``2^-8 |x|``. 0 stays 0.
     """
+    if tensor.is_meta:  # only the form is wanted, and arithmetic on meta tensors is slow
+        scale = torch.empty((), dtype=torch.float32, device="meta") if dtype == "int8" else None
+        return torch.empty_like(tensor, dtype=_SHORT[dtype], requires_grad=False), scale
     exact = wide(tensor.detach())
     if dtype == "bfloat16":
         return exact.to(torch.bfloat16), None
