@@ -203,6 +203,7 @@ def test_a_key_that_nothing_would_come_of_is_refused(told, key):
         ("h2tune", {"alignment": "top", "width": 0.2}, "method.alignment = 'learned' alone, and this is 'top'"),
         ("h2tune", {"reselect": 2}, "method.selection = 'strongest' alone, and this is 'leading'"),
         ("h2tune", {"ends": "common", "damping": 0.1}, "method.ends = 'private' or 'architecture' alone"),
+        ("h2tune", {"free_after": 2}, "method.ends = 'common' alone, and this is 'private'"),
         ("heterotune", {"sharpness": 2.0}, "method.align = 'soft' alone, and this is left out"),
         ("heterotune", {"share": False, "per": "tensor"}, "method.share = true alone, and this is false"),
     ],

@@ -189,7 +189,7 @@ REAL = {
     "h2tune-aligned": Row(across("h2tune", mixed=True, align="projection", deviation=0.1)),
     "h2tune-noise": Row(across("h2tune", deviation=0.1, bank="noise", joint_rounds=9)),
     "h2tune-common": Row(tuned(private_rank=2, private_steps=1), AT_FIRST),
-    "h2tune-common-cores-text": Row(tuned((LLAMA, VIT), joint_rounds=0, server_rate=0.5), AT_FIRST),
+    "h2tune-common-cores-text": Row(tuned((LLAMA, VIT), joint_rounds=0, server_rate=0.5, free_after=1), AT_FIRST),
     "rolora": Row(real("rolora", model=LLAMA, budgets=(1, 2, 3))),
     "fedsa-lora": Row(real("fedsa-lora")),
     "fedsa-lora-common-head": Row(real("fedsa-lora", local_head=False)),

@@ -92,7 +92,7 @@ TABLE = {
     "flora-apart": lambda: apart("flora", (BERT, WIDE)),
     "h2tune-across": lambda: across((VIT, WIDE, LLAMA, BERT)),
     "h2tune-common-ends": lambda: across((VIT, LLAMA), ends="architecture"),
-    "h2tune-common": lambda: coordinated((VIT, WIDE), private_rank=2, private_steps=1),
+    "h2tune-common": lambda: coordinated((VIT, WIDE), private_rank=2, private_steps=1, free_after=1),
     "toy-fedavg": fedavg_setup,
     "toy-local-bias": local_bias_setup,
     "toy-vertical": vertical_setup,

@@ -15,8 +15,10 @@ from fedquilt.aggregate.axes_exchange import with_axes
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.client import Training
 from fedquilt.core.errors import ConfigError, ModelError
+from fedquilt.core.params import without
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, Reply, Turn
+from fedquilt.core.worker import Phase
 from fedquilt.core.wrap import with_local
 from fedquilt.methods.h2tune import h2tune
 
@@ -236,3 +238,66 @@ def test_a_client_that_would_train_nothing_is_refused() -> None:
     poor = replace(federation, profiles=(first, *federation.profiles[1:]))
     with pytest.raises(ConfigError, match=r"client 0 has a budget of 1 of the 3 blocks .* would train nothing"):
         h2tune(poor, ends="common")
+
+
+# Ends of a client's own ------------------------------------------------------------
+
+
+def ends_in(params):
+    return {name: tensor for name, tensor in params.items() if name.endswith((".encoder", ".decoder"))}
+
+
+def test_after_some_rounds_each_client_trains_ends_of_its_own_from_the_axes_and_keeps_them() -> None:
+    setup, seen = watched(scene(free_after=2, joint_rounds=0))
+    played = play(setup)
+    assert not any(ends_in({**order.params, **reply.params}) for order, reply in seen)
+    assert not any(ends_in(memory["params"]) for memory in played.kept[2].values())
+    for id, memory in played.memories.items():
+        bench, own = setup.clients[id].bench, memory["params"]
+        depth, budget = bench.layout.num_layers, setup.profiles[id].budget.layers
+        trained = range(depth - min(budget, depth), depth)
+        assert ends_in(own).keys() == bench.ends(trained) != frozenset()
+        bench.public.place({name: tensor for name, tensor in own.items() if name.startswith("point.")})
+        for name, tensor in ends_in(own).items():
+            module, _, end = name.rpartition(".")
+            axis = bench.public.adapters.linears[module].get_buffer(end)
+            assert not torch.equal(tensor, axis)
+            assert float((tensor - axis).abs().max()) < 0.25  # four steps of AdamW at 0.05
+
+
+def test_ends_of_one_client_are_not_those_of_the_next_one_in_the_same_model() -> None:
+    setup = scene(free_after=0)
+    played = play(setup)
+    state = played.states[-1]
+    views = {id: setup.method.view(state, setup.profiles[id]) for id in (0, 1)}
+    own = played.memories[0]["params"]
+    frozen = {"params": without(own, ends_in(own))}
+    alone = scene(free_after=0).clients[0].evaluate(views[0], frozen)
+    setup.clients[1].evaluate(views[1], played.memories[1])
+    assert setup.clients[0].evaluate(views[0], frozen) == alone
+    assert setup.clients[0].evaluate(views[0], played.memories[0]) != alone
+
+
+def test_a_step_on_the_ends_is_a_step_along_their_gradient() -> None:
+    """SGD of rate 1 over one batch of all rows: the change is minus the gradient that autograd finds from outside."""
+    step = Training(steps=1, epochs=None, batch_size=50, learning_rate=1.0, optimizer="sgd")
+    setup = scene(free_after=0, training=step, private_steps=1, shared_rate=1e-6)
+    played = play(setup, num_rounds=1)
+    client = replace(setup.clients[1], training=step)
+    (_, fit), state, memory = setup.method.exchanges, played.states[-1], played.memories[1]
+    core = {name: 0.1 * torch.randn(tensor.shape, generator=Rng(3).torch()) for name, tensor in state["params"].items()}
+    order = replace(fit.ask({**state, "params": core}, Turn(1, setup.profiles, Rng(1)))[1], round=1, rng=Rng(2))
+    client.bench.load(client.params(order, memory))
+    linears = client.bench.public.adapters.linears
+    leaves = {f"{name}.{end}": linear.ends[end] for name, linear in linears.items() for end in linear.ends}
+    assert leaves
+    for leaf in leaves.values():
+        leaf.requires_grad_(True)
+    logits, labels = client.bench.forward(dict(client.train))
+    wanted = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, labels), [*leaves.values()])
+    before = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+    private = frozenset(leaves)
+    fitted = client.alternate(order, memory, [Phase(private)])
+    for (name, old), gradient in zip(before.items(), wanted, strict=True):
+        torch.testing.assert_close(fitted.params[name], old - gradient, rtol=1e-4, atol=1e-6)
+    assert any(bool(gradient.any()) for gradient in wanted)

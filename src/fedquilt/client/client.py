@@ -134,6 +134,10 @@ class Client:
         fisher = fisher_diagonal(self.bench, self.train, self.params(order, memory), objective=objective)
         return layer_scores(fisher, self.bench.layout, kind)
 
+    def ends(self, layers: Collection[int]) -> frozenset[str]:
+        """The names of the ends of adapters in common coordinates in these blocks."""
+        return self.bench.ends(layers)
+
     def bases(self) -> Params:
         """The bases of the model's features on the public inputs, by ``basis.<place>``."""
         return _of(self.bench).bases()

@@ -94,7 +94,8 @@ def alternate(
         raise TrainingError("the client has no training rows")
     bench.load(params)
     wanted = frozenset[str]().union(*(phase.names for phase in phases))
-    beside = {} if extra is None else {name: tensor.to(bench.device).clone() for name, tensor in extra.tensors.items()}
+    more = {} if extra is None else extra.tensors
+    beside = {**bench.opened(wanted), **{name: tensor.to(bench.device).clone() for name, tensor in more.items()}}
     now = {name: tensor for name, tensor in {**bench.parameters, **beside}.items() if name in wanted}
     if bench.device.type == "meta":  # planning: shapes without numbers
         shapes = {name: tensor.detach() for name, tensor in now.items()}

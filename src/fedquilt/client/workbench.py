@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedquilt.adapters.buffers import State, numbers
+from fedquilt.adapters.common.ends import end_names, opened, put_ends
 from fedquilt.adapters.lora.core import with_cores
 from fedquilt.adapters.lora.inject import adapters
 from fedquilt.aggregate.axes import is_point
@@ -102,7 +103,8 @@ class Workbench:
         The factors of a module may have another rank than the layout's. A change that was merged into the base is
         ``<module>.shift``, (d_out, d_in), and the matrix between the factors ``<module>.core``, (r, r). A module
         without them has an unchanged base and is plain LoRA. ``point.<place>`` are the common coordinates of public
-        inputs, from which the model's axes follow. No tensor of the previous client remains.
+        inputs, from which the model's axes follow, and ``<module>.encoder`` and ``<module>.decoder`` ends in place of
+        them. No tensor of the previous client remains.
 
         Raises
         ------
@@ -111,8 +113,8 @@ class Workbench:
         """
         if self.public is not None:
             points = {name: tensor for name, tensor in params.items() if is_point(name)}
-            params = without(params, points)
             self.public.place(points)
+            params = without(params, points.keys() | put_ends(self.public.adapters.linears, params))
         shapes = self.layout.shapes
         for name in self.layout.depth:
             if name not in params:
@@ -142,6 +144,14 @@ class Workbench:
                 self.parameters[name].copy_(params[name])
         for name, buffer in self._buffers.items():
             buffer.put(params[name])
+
+    def ends(self, layers: Collection[int]) -> frozenset[str]:
+        """The names of the ends of adapters in common coordinates in these blocks."""
+        return frozenset() if self.public is None else end_names(self.public.adapters.linears, self.blocks, layers)
+
+    def opened(self, names: Collection[str]) -> Params:
+        """Those ends among the named tensors, to be trained, as ``load`` or the axes have made them."""
+        return {} if self.public is None else opened(self.public.adapters.linears, names)
 
     def state(self, names: Collection[str]) -> Params:
         """The current values, on the CPU, of those of the named tensors that are buffers."""

@@ -154,6 +154,13 @@ class Worker(Protocol):
         """
         ...
 
+    def ends(self, layers: Collection[int]) -> frozenset[str]:
+        """The names of the ends of adapters in common coordinates in these blocks, which ``alternate`` can train.
+
+        They are not in the layout: ends that nobody has trained are the axes of the client's model.
+        """
+        ...
+
     def bases(self) -> Params:
         """The bases of the model's features on the public inputs, by ``basis.<place>``; no row of the client is read.
 

@@ -51,6 +51,7 @@ def h2tune(
     alignment: Annotated[Literal["learned", "top", "slots"], _BANK] = "learned",
     width: Annotated[Factor, With("alignment", ("learned",)), _BANK] = 0.5,
     slots: Annotated[Layers | None, _BANK] = None,
+    free_after: Annotated[FromRound | None, With("ends", ("common",))] = None,
     joint_rounds: FromRound = 1,
     shared_steps: Count = 1,
     private_steps: Count = 4,
@@ -81,6 +82,8 @@ def h2tune(
         (counted from the last layer) or ``slots`` (by relative depth).
     width : standard deviation of the initial relation, in slots around a layer's relative depth.
     slots : number of slots; if left out, the number of layers of the deepest client.
+    free_after : number of initial rounds in which the ends in common coordinates are frozen; later each client trains
+        its own. If left out, they are frozen in all rounds.
     joint_rounds : number of initial rounds in which all tensors are trained at once; later, phases take turns.
     shared_steps, private_steps : optimiser steps of the two phases: on change and relation, and on A, B and head; in
         common coordinates on what is shared, and on what is not.
@@ -105,7 +108,8 @@ def h2tune(
     shared = partial(Phase, steps=shared_steps, rate=shared_rate)
     private = partial(Phase, steps=private_steps, agreement=agreement, temperature=temperature)
     if ends == "common":
-        return in_common_coordinates(federation, Turns(shared, private, anchor, joint_rounds), server_rate)
+        turns = Turns(shared, private, anchor, joint_rounds, free_after)
+        return in_common_coordinates(federation, turns, server_rate)
     shape = Geometry(federation, slots, max_bytes)
     if alignment == "top":
         shape.refuse_deep("method.alignment = 'top'")

@@ -5,8 +5,9 @@ server   S  one (r, r) matrix for each site and slot of depth, 0 at first, and o
 client   y = W0 x + s B S A x + t P Q x      A and B: the axes of its model; P, Q: its own LoRA            (ii)
          repeat                                                                                            (iii)
            shared_steps   on S and V, at shared_rate times the learning rate:   CE + anchor * drift(S, V)
-           private_steps  on P and Q:                    CE + agreement * t^2 KL(before this turn || now)
-         send back S and V, keep P and Q
+           private_steps  on P and Q, and after free_after rounds on A and B:
+                                                         CE + agreement * t^2 KL(before this turn || now)
+         send back S and V, keep all else
 server   S += server_rate * sum_k n_k (S_k - S) / sum_k n_k      over the clients k that trained S, and so for V
 
 A tensor that the order lacks is the client's own: V is trained and kept like P and Q with ``head.policy = "local"``.
@@ -47,12 +48,15 @@ class Turns:
         Strength of the penalty on the drift of what is shared.
     joint_rounds
         Number of initial rounds in which everything is trained at once.
+    free_after
+        Number of initial rounds in which the ends are the axes; None for all rounds.
     """
 
     shared: Callable[..., Phase]
     private: Callable[..., Phase]
     anchor: float
     joint_rounds: int
+    free_after: int | None = None
 
 
 def in_common_coordinates(federation: Federation, turns: Turns, server_rate: float) -> Method:
@@ -86,7 +90,9 @@ def in_common_coordinates(federation: Federation, turns: Turns, server_rate: flo
 
     def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
         shared = trained(order) & order.params.keys()
-        private = trained(order) - shared
+        free = turns.free_after is not None and order.round >= turns.free_after
+        ends = client.ends(order.settings["layers"]) if free else frozenset()
+        private = (trained(order) - shared) | ends
         near = (_anchor(shared, turns.anchor),) if shared and turns.anchor else ()
         phases = [turns.shared(shared, penalties=near)] if shared else []
         phases += [turns.private(private)] if private else []

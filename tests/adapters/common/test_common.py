@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fedquilt.adapters.common.ends import put_ends
 from fedquilt.adapters.common.inject import common_layout, initial_common, inject_common
 from fedquilt.adapters.common.settings import CommonSettings
 from fedquilt.adapters.sites import SHARED, is_shared
@@ -110,3 +111,21 @@ def test_a_model_is_adapted_once() -> None:
     loaded, _, _ = adapted()
     with pytest.raises(ModelError, match="already has a module 'common'"):
         inject_common(loaded.model, loaded.blocks, CommonSettings(rank=2, num_slots=2))
+
+
+def test_ends_of_a_clients_own_replace_the_axes_until_others_are_put() -> None:
+    loaded, adapters, _ = adapted()
+    drawn(loaded, adapters, 7)
+    name, module = next(iter(adapters.linears.items()))
+    x = torch.randn(5, module.encoder.shape[1], generator=Rng(8).torch())
+    with_axes = module(x)
+    own = torch.randn(module.decoder.shape, generator=Rng(9).torch())
+    assert put_ends(adapters.linears, {f"{name}.decoder": own}) == {f"{name}.decoder"}
+    wanted = 4.0 / 2 * x @ module.encoder.T @ module.core.T @ own.T
+    torch.testing.assert_close(module(x), module.base(x) + wanted)
+    b, a = module.folded()
+    torch.testing.assert_close(x @ a.T @ b.T, wanted)
+    assert put_ends(adapters.linears, {}) == frozenset()
+    assert torch.equal(module(x), with_axes)
+    with pytest.raises(ValueError, match=rf"'{name}.encoder' is \(1, 1\), not"):
+        put_ends(adapters.linears, {f"{name}.encoder": torch.zeros(1, 1)})

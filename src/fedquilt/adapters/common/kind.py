@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedquilt.adapters.common.inject import CommonAdapters, common_layout, initial_common, inject_common
+from fedquilt.adapters.common.module import ENDS
 from fedquilt.adapters.common.settings import CommonSettings
 from fedquilt.adapters.kind import Export, Host, Kind, Put, no_scaling
 from fedquilt.adapters.lora.as_plain_lora import plain
@@ -54,7 +55,11 @@ def _named(host: Host) -> str:
 
 def _private(params: Mapping[str, Tensor], adapters: CommonAdapters, settings: CommonSettings) -> dict[str, Product]:
     """The private factors by module, of scale 1, with what was merged into the base."""
-    own = {name: tensor for name, tensor in params.items() if name.rpartition(".")[0] in adapters.linears}
+    own = {
+        name: tensor
+        for name, tensor in params.items()
+        if name.rpartition(".")[0] in adapters.linears and name.rpartition(".")[2] not in ENDS
+    }
     if not own:
         return {}
     made, lora = plain(own, settings.private)

@@ -13,6 +13,9 @@ from fedquilt.adapters.lora.module import AroundLinear, num_features
 from fedquilt.core.autocast import in_dtype_of
 from fedquilt.core.factors import Product
 
+ENDS = ("encoder", "decoder")
+"""The names of the ends of an adapter, A and B."""
+
 
 class CommonLinear(AroundLinear):
     """A linear module with a core between frozen axes: ``y = base(x) + s B S A x``.
@@ -26,6 +29,7 @@ class CommonLinear(AroundLinear):
     ----------
     base : the linear module, unchanged.
     core_name : the name of its core in the model.
+    ends : matrices in place of the axes, by the names of ``ENDS``; empty unless a client has trained some of its own.
     """
 
     encoder: Tensor
@@ -37,6 +41,7 @@ class CommonLinear(AroundLinear):
         (self.core_name, parameter), device = *core.items(), next(iter(core.values())).device
         self.base, self.settings = base, settings
         self._core = [parameter]  # in a list: it is a parameter of the model, not of this module
+        self.ends: dict[str, Tensor] = {}
         for name, shape in (("encoder", (settings.rank, d_in)), ("decoder", (d_out, settings.rank))):
             self.register_buffer(name, torch.zeros(shape, device=device), persistent=False)
 
@@ -53,12 +58,19 @@ class CommonLinear(AroundLinear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) -> (..., d_out), in the dtype of the base's output."""
         y: Tensor = self.base(x)
-        z = F.linear(F.linear(in_dtype_of(x, self.core), self.encoder), self.core)  # (..., r)
-        return (y + self.settings.scaling * F.linear(z, self.decoder)).to(y.dtype)
+        a, b = self._ends
+        z = F.linear(F.linear(in_dtype_of(x, self.core), a), self.core)  # (..., r)
+        return (y + self.settings.scaling * F.linear(z, b)).to(y.dtype)
 
     def folded(self) -> Product:
         """LoRA factors of scale 1 that compute what the adapter adds to the base's output."""
-        return Product(self.settings.scaling * self.decoder @ self.core.detach(), self.encoder.clone())
+        a, b = (end.detach() for end in self._ends)
+        return Product(self.settings.scaling * b @ self.core.detach(), a.clone())
+
+    @property
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        """A and B."""
+        return self.ends.get("encoder", self.encoder), self.ends.get("decoder", self.decoder)
 
 
 class CommonHead(AroundLinear):
