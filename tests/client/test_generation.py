@@ -4,8 +4,9 @@ import pytest
 import torch
 from small_federation import GPT2, LLAMA, rows, start_of, workbench
 
-from fedquilt.client.generation import Answering, Asked, asked, right, written
+from fedquilt.client.generation import Answering, Asked, Sampling, asked, right, stops_at, written
 from fedquilt.client.score import evaluation
+from fedquilt.core.rng import Rng
 
 PAD = 0
 ENDS = [3 * number for number in range(1, 86)]  # a third of all tokens, so that a random model comes to an end
@@ -171,3 +172,51 @@ def test_every_kind_of_answer_is_compared_in_its_own_way(kind, said, gold, class
     texts = iter([said, gold])
     answering = Answering(kind, lambda ids: next(texts), 2, classes)
     assert right(bench, [Asked(torch.tensor([4, 5]), [6])], answering) == [is_right]
+
+
+@pytest.mark.parametrize("model", [LLAMA, GPT2])
+def test_a_sample_depends_on_its_prompt_and_its_stream_alone(model):
+    bench = causal(model)
+    prompts = [row.long() for row in prompts_of()]
+    sampling = Sampling(0.7, Rng(3))
+    found = written(bench, prompts, 8, sampling=sampling)
+    assert found == written(bench, prompts, 8, batch_size=2, sampling=sampling)
+    assert found[:4] == written(bench, prompts[:4], 8, sampling=sampling)
+    assert found != written(bench, prompts, 8, sampling=Sampling(0.7, Rng(4)))
+    assert found != written(bench, prompts, 8)
+    assert written(bench, prompts, 8, sampling=Sampling(1e-6, Rng(3))) == written(bench, prompts, 8)
+
+
+def test_samples_have_the_frequencies_of_the_softmax():
+    bench = causal(LLAMA)
+    prompt, temperature = prompts_of()[3].long(), 0.05  # of a random model, whose logits are all alike
+    with torch.no_grad():
+        odds = (bench.model(input_ids=prompt[None]).logits[0, -1] / temperature).softmax(0)
+    found = written(bench, [prompt] * 2000, 1, batch_size=1000, sampling=Sampling(temperature, Rng(0)))
+    counts = torch.bincount(torch.tensor(found).flatten(), minlength=len(odds)) / 2000
+    assert 0.02 < odds.max() < 0.9
+    assert (counts - odds).abs().max() < 4 * (odds.max() * (1 - odds.max()) / 2000).sqrt()
+
+
+def test_a_text_ends_where_it_is_whole_and_others_go_on():
+    bench = causal(LLAMA)
+    bench.model.generation_config.eos_token_id = None
+    prompts = [row.long() for row in prompts_of()]
+    whole = written(bench, prompts, 12)
+    wanted = whole[0][1]
+
+    def first(ids):
+        return next((ids[: index + 1] for index, token in enumerate(ids) if token == wanted), ids)
+
+    found = written(bench, prompts, 12, stop=lambda ids: wanted in ids)
+    assert found == [first(ids) for ids in whole]
+    assert found[0] == whole[0][:2]
+    assert any(len(ids) > 2 for ids in found)
+
+
+def test_a_text_stops_at_a_text_of_several_tokens():
+    stop = stops_at(lambda ids: "".join(map(chr, ids)), ("\n\n", "", "END"))
+    said = [ord(sign) for sign in "one\ntwo EN\n\nEND"]
+    assert next(n for n in range(len(said) + 1) if stop(said[:n])) == len("one\ntwo EN\n\n")
+    assert stop([*said, *b"..."]) is False  # it has been said before, and is not said again
+    assert not stops_at(str, ())([1, 2])

@@ -1,4 +1,4 @@
-"""Evaluation of a language model by the answers that it generates."""
+"""Texts that a language model generates, greedily or by sampling, and its evaluation by the answers in them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedquilt.client.workbench import Batch, Workbench
+from fedquilt.core.rng import Rng
 from fedquilt.core.tasks import IGNORED
 from fedquilt.metrics.answers import is_right
 from fedquilt.metrics.programs import right_programs
@@ -59,12 +60,45 @@ def right(bench: Workbench, rows: Sequence[Asked], answering: Answering, batch_s
     return [is_right(answering.kind, mine, gold, answering.classes) for mine, gold in pairs]
 
 
-def written(bench: Workbench, prompts: Sequence[Tensor], new_tokens: int, batch_size: int = 256) -> list[list[int]]:
+Stop = Callable[[Sequence[int]], bool]
+"""Whether the tokens generated so far are a whole text, behind which nothing is generated."""
+
+
+class Sampling(NamedTuple):
+    """Sampling instead of greedy decoding: from the softmax of the logits divided by ``temperature``, above 0.
+
+    Prompt number i draws from ``rng.child("prompt", i)``.
+    """
+
+    temperature: float
+    rng: Rng
+
+
+def written(
+    bench: Workbench,
+    prompts: Sequence[Tensor],
+    new_tokens: int,
+    batch_size: int = 256,
+    *,
+    sampling: Sampling | None = None,
+    stop: Stop | None = None,
+) -> list[list[int]]:
     """The tokens that the model generates after each prompt, at most ``new_tokens``, up to and including the end token.
 
     If the model has a maximum length, fewer tokens are generated after a long prompt; a prompt that leaves no room at
     all is truncated at its start. The result does not depend on the other prompts: prompts of different lengths share a
     batch only if the model handles left padding correctly (``bench.pads_left``). Batches are of similar lengths.
+
+    Parameters
+    ----------
+    bench, prompts
+        The model, and the tokens of each prompt.
+    new_tokens, batch_size
+        The largest number of tokens to generate, and of prompts in a batch.
+    sampling
+        How to sample; None for greedy decoding.
+    stop
+        A rule by which a text ends besides the end token, see ``stops_at``; the token that completes it is kept.
     """
     longest = _longest(bench)
     groups: dict[tuple[int, int], list[int]] = {}
@@ -80,9 +114,23 @@ def written(bench: Workbench, prompts: Sequence[Tensor], new_tokens: int, batch_
         indices.sort(key=lambda index: len(own[index]))
         for first in range(0, len(indices), batch_size):
             batch = indices[first : first + batch_size]
-            for index, ids in zip(batch, _written(bench, [own[index] for index in batch], room), strict=True):
+            chosen = None if sampling is None else _sampler(sampling, batch)
+            for index, ids in zip(batch, _written(bench, [own[i] for i in batch], room, chosen, stop), strict=True):
                 found[index] = ids
     return found
+
+
+def stops_at(decode: Callable[[Sequence[int]], str], texts: Sequence[str]) -> Stop:
+    """A rule by which a text ends as soon as it contains one of these texts; empty ones do not count."""
+    wanted = [text for text in texts if text]
+    # a token stands for at least one byte; one more, as some tokenizers drop a blank at the start of what they decode
+    tail = 1 + max((len(text.encode()) for text in wanted), default=0)
+
+    def stop(ids: Sequence[int]) -> bool:
+        end = decode(ids[-tail:])
+        return any(text in end for text in wanted)
+
+    return stop
 
 
 def _longest(bench: Workbench) -> int | None:
@@ -99,7 +147,29 @@ def _room(prompt: int, new_tokens: int, longest: int | None) -> int:
     return min(new_tokens, longest - 1 if prompt >= longest else longest - prompt)
 
 
-def _written(bench: Workbench, prompts: Sequence[Tensor], new_tokens: int) -> list[list[int]]:
+Choose = Callable[[Tensor, Tensor], Tensor]
+"""Gives the scores, whose largest is the next token of each row, from the tokens so far and the logits."""
+
+
+def _sampler(sampling: Sampling, numbers: Sequence[int]) -> Choose:
+    """Scores whose largest is a draw from the softmax of the logits (Gumbel noise), a stream for each prompt number."""
+    generators = [sampling.rng.child("prompt", number).torch() for number in numbers]
+
+    def choose(ids: Tensor, logits: Tensor) -> Tensor:
+        drawn = [torch.rand(logits.shape[1], generator=generator, dtype=torch.float64) for generator in generators]
+        noise = -(-torch.stack(drawn).log()).log()
+        return logits.float() / sampling.temperature + noise.to(logits.device, torch.float32)
+
+    return choose
+
+
+def _written(
+    bench: Workbench,
+    prompts: Sequence[Tensor],
+    new_tokens: int,
+    choose: Choose | None = None,
+    stop: Stop | None = None,
+) -> list[list[int]]:
     """The tokens generated after the prompts of one batch, padded on the left."""
     model: Any = bench.model
     width = max(len(prompt) for prompt in prompts)
@@ -108,12 +178,28 @@ def _written(bench: Workbench, prompts: Sequence[Tensor], new_tokens: int) -> li
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = prompt
         mask[row, width - len(prompt) :] = 1
+    lengths: dict[int, int] = {}
+    rules: dict[str, Any] = {} if choose is None else {"logits_processor": [choose]}
+    if stop is not None:
+        rules["stopping_criteria"] = [_stopping(stop, width, lengths)]
     with torch.no_grad(), bench.autocast():
         whole = model.generate(
-            input_ids=ids.to(bench.device), attention_mask=mask.to(bench.device), max_new_tokens=new_tokens
+            input_ids=ids.to(bench.device), attention_mask=mask.to(bench.device), max_new_tokens=new_tokens, **rules
         )
     ends = _ends(model)
-    return [_up_to(row, ends) for row in whole[:, width:].tolist()]
+    return [_up_to(row[: lengths.get(index)], ends) for index, row in enumerate(whole[:, width:].tolist())]
+
+
+def _stopping(stop: Stop, width: int, lengths: dict[int, int]) -> Callable[..., Tensor]:
+    """Whether each row is whole, from its tokens behind the first ``width``; notes in ``lengths`` when it became so."""
+
+    def stopped(ids: Tensor, scores: Any, **more: Any) -> Tensor:
+        for index, row in enumerate(ids[:, width:].tolist()):
+            if index not in lengths and stop(row):
+                lengths[index] = len(row)
+        return torch.tensor([index in lengths for index in range(len(ids))], device=ids.device)
+
+    return stopped
 
 
 def _surely_right(

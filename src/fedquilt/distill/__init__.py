@@ -1,0 +1,1 @@
+"""Distillation between language models: which samples to teach, likelihoods of paths, losses."""
