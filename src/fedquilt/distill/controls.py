@@ -104,8 +104,16 @@ def linear_ucb(settings: FilterSettings) -> Filter:
 def upper_bound(contexts: Tensor, seen: Tensor, labels: Tensor, ridge: float, explore: float) -> Tensor:
     """``x' theta + explore sqrt(x' A^-1 x)``, with ``A = ridge I + X' X`` and ``theta = A^-1 X' y``, (samples,).
 
-    X are the contexts seen, with a constant feature of 1, and y their labels. It is computed from inner products of
-    contexts, so that it needs no matrix of features by features.
+    It is computed from inner products of contexts, so that it needs no matrix of features by features.
+
+    Parameters
+    ----------
+    contexts
+        The contexts x of the candidates, (samples, features), to which a constant feature of 1 is added.
+    seen, labels
+        The contexts X that were learned from, with the same feature, and their labels y.
+    ridge, explore
+        The ridge of the regression, and the factor of the bound's width.
 
     Paper: linear-ucb, bound
     """

@@ -21,7 +21,19 @@ class Output(NamedTuple):
 
 
 def network(inputs: int, width: int, depth: int, rng: Rng, *, start: float = 0.0) -> Params:
-    """A network of ``depth`` hidden layers with random weights; its last bias is ``start``, around which it begins."""
+    """A network with random weights.
+
+    Parameters
+    ----------
+    inputs
+        The number of inputs.
+    width, depth
+        The width of its hidden layers, and their number.
+    rng
+        The random stream of the weights.
+    start
+        The last bias, around which the outputs begin.
+    """
     generator = rng.torch()
     widths = [inputs, *[width] * depth, 1]
     params: Params = {}
