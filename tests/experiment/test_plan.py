@@ -65,6 +65,23 @@ def test_llama_3_8b_is_planned_in_seconds_without_weights(config):
     assert plans[-1].saving > 0.999
 
 
+@pytest.mark.parametrize(
+    ("shape", "blocks", "slots", "share"),
+    [("llama-3.2-1b", 16, 16, 0.0108), ("llama-3.2-3b", 28, 28, 0.00703), ("llama-3.1-8b", 32, 2, 0.000338)],
+)
+def test_cores_of_a_language_model_cost_little_and_the_axes_are_told_apart(config, shape, blocks, slots, share):
+    every = (f"model.name='shape:{shape}'", "model.task=causal-lm", NOWHERE, "partition.num_clients=3")
+    every += (f"clients.budgets=[{blocks},{blocks},{blocks}]", "training.batch_size=1", "model.max_length=16")
+    common = ("adapter.kind=common", "adapter.rank=24", f"adapter.num_slots={slots}", "method.name=heterotune")
+    one = plan(config(*every, *common, "method.align=none"))[0]
+    assert one.bytes_up == one.bytes_down == 4 * 2 * slots * 24**2
+    assert one.once_down == 4 * 2 * slots * 1000 * 24
+    assert one.once_up == 4 * 2 * slots * (1000 * 96 + 200 * 24)
+    lora = plan(config(*every, "adapter.rank=16", "method.name=fedit"))[0]
+    assert (lora.once_down, lora.once_up) == (0, 0)
+    assert one.bytes_up / lora.bytes_up == pytest.approx(share, rel=0.02)
+
+
 def test_what_is_planned_is_what_then_travels(config, tmp_path):
     wanted = config("clients.cohort=6", "rounds=1")
     planned = {str(one.client): one for one in plan(wanted)}

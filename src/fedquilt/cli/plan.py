@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedquilt.cli.screen import out, show_json, show_table
 from fedquilt.core.errors import ConfigError
 from fedquilt.report.table import human_bytes
+
+if TYPE_CHECKING:
+    from fedquilt.experiment.plan import ClientPlan
 
 
 def plan(
@@ -72,7 +76,7 @@ def plan(
         "down, up: bytes of adapters and head in network.dtype. saved: communication saved against sending the whole "
         f"model both ways ({whole} each way). peak: sum of weights, gradients, optimiser state and the most that a "
         "forward and backward pass holds besides; the program and its libraries, about 0.3 GB on the CPU, come on top."
-        f"{head}",
+        f"{head}{_once(plans)}",
         highlight=False,
         soft_wrap=not out.is_terminal,
     )
@@ -88,6 +92,17 @@ def plan(
             highlight=False,
         )
         out.print(budget_lines(groups), markup=False, highlight=False, soft_wrap=True)
+
+
+def _once(plans: Sequence[ClientPlan]) -> str:
+    """What is exchanged once, as a sentence; "" if nothing is."""
+    down, up = (max(sizes) for sizes in ([one.once_down for one in plans], [one.once_up for one in plans]))
+    if not down + up:
+        return ""
+    return (
+        f" Common coordinates of the public inputs come on top once, in the first round: {human_bytes(down)} down, and "
+        f"{human_bytes(up)} up from a client of the first cohort."
+    )
 
 
 def _numbers(given: list[str]) -> list[float]:

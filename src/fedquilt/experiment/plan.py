@@ -6,9 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from fedquilt.adapters.sites import is_shared
 from fedquilt.client.client import Client
 from fedquilt.config.schema import Config
+from fedquilt.core.federation import Public
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import num_bytes
 from fedquilt.core.types import ClientId, Memory, Order, Params, Turn
@@ -38,6 +41,8 @@ class ClientPlan:
     optimizer_bytes : bytes of the optimiser's state.
     activation_bytes : the most bytes that a forward and backward pass over a batch holds at a time, with fused
         attention, besides weights and gradients (``activations.activation_bytes``).
+    once_down, once_up : bytes of common coordinates of public inputs, which are exchanged once and not in every round;
+        up includes the bases, which one client of an architecture sends for all. 0 for other kinds of adapters.
     """
 
     client: ClientId
@@ -53,6 +58,8 @@ class ClientPlan:
     gradient_bytes: int
     optimizer_bytes: int
     activation_bytes: int
+    once_down: int = 0
+    once_up: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -121,7 +128,16 @@ def client_plan(experiment: Experiment, id: ClientId, order: Order, measured: Me
         gradient_bytes=num_bytes(trained),
         optimizer_bytes=states * num_bytes(trained),
         activation_bytes=measured[key][1],
+        **_once(experiment.federation.public.get(group.architecture), config.adapter.rank),
     )
+
+
+def _once(public: Public | None, rank: int) -> dict[str, int]:
+    """The bytes of the exchange of common coordinates for one client; it travels in single precision."""
+    if public is None:
+        return {}
+    points = {name: torch.empty(len(basis), rank, device="meta") for name, basis in public.bases.items()}
+    return {"once_down": num_bytes(points), "once_up": num_bytes(public.bases) + num_bytes(public.seen)}
 
 
 @dataclass
