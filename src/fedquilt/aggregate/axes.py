@@ -78,9 +78,15 @@ def basis(features: Tensor, rank: int, *, ridge: float = RIDGE) -> Tensor:
     Its columns are the R = min(``rank``, N, d) leading principal components, each scaled by
     ``sqrt(s^2 / (s^2 + e))``, where s^2 is its variance. With R = d it is exact: ``basis basis' = Q Q'``.
     """
-    centre, kept = _mean(features), min(rank, *features.shape)
+    variance, floor, vectors = principal(features, rank, ridge)
+    return vectors * (variance / (variance + floor)).sqrt()
+
+
+def principal(features: Tensor, rank: int, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest variances of features, min(``rank``, N, d) of them, the ridge, and the inputs' unit vectors (N, R)."""
+    centre, kept = mean(features), min(rank, *features.shape)
     variance, vectors = _spectrum(features, centre, kept, scale=1 / len(features))
-    return vectors * (variance / (variance + _ridge(features, centre, ridge))).sqrt()
+    return variance, _ridge(features, centre, ridge), vectors
 
 
 def consensus(bases: Sequence[Tensor], rank: int) -> Consensus:
@@ -98,7 +104,7 @@ def consensus(bases: Sequence[Tensor], rank: int) -> Consensus:
         raise ValueError(f"rank is {rank}; {joint.shape[0]} inputs and bases of {joint.shape[1]} columns allow less")
     # the larger side is thousands long and the smaller one hundreds: the eigenvectors of the smaller Gram matrix
     squares, vectors = _spectrum(joint, torch.zeros_like(joint[0]), rank, scale=1.0)
-    return Consensus(math.sqrt(len(joint)) * _signed(vectors), squares / len(bases))
+    return Consensus(math.sqrt(len(joint)) * signed(vectors), squares / len(bases))
 
 
 def solve(features: Tensor, points: Tensor, *, ridge: float = RIDGE) -> Axes:
@@ -106,21 +112,27 @@ def solve(features: Tensor, points: Tensor, *, ridge: float = RIDGE) -> Axes:
 
     For fewer inputs than features the encoder is found as ``(X' (X X' / N + e I)^-1 Z / N)'``, which is the same.
     """
-    centre, count = _mean(features), len(features)
-    cross = _times(features, centre, points.double()) / count
+    centre = mean(features)
+    encoder, cross = regression(features, centre, points, ridge)
+    return Axes(centre, encoder, cross)
+
+
+def regression(features: Tensor, centre: Tensor, points: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """The ridge solution (r, d) that takes features less ``centre`` to the points, and ``X' Z / N``, (d, r)."""
+    count, cross = len(features), times(features, centre, points.double()) / len(features)
     matrix = _gram(features, centre).div_(count)
     matrix.diagonal().add_(_ridge(features, centre, ridge))
     torch.linalg.cholesky(matrix, out=matrix)
     if count > features.shape[1]:
         encoder = torch.cholesky_solve(cross, matrix)
     else:
-        encoder = _times(features, centre, torch.cholesky_solve(points.double() / count, matrix))
-    return Axes(centre, encoder.T, cross)
+        encoder = times(features, centre, torch.cholesky_solve(points.double() / count, matrix))
+    return encoder.T, cross
 
 
 def decoder(features: Tensor, points: Tensor) -> Tensor:
     """The decoder of ``solve`` alone, (d, r)."""
-    return _times(features, _mean(features), points.double()) / len(features)
+    return times(features, mean(features), points.double()) / len(features)
 
 
 def coordinates(axes: Axes, features: Tensor) -> Tensor:
@@ -169,12 +181,13 @@ def _gram(features: Tensor, centre: Tensor) -> Tensor:
     return _sum(part @ part.T for part in _centred(features, centre, 1))
 
 
-def _times(features: Tensor, centre: Tensor, other: Tensor) -> Tensor:
+def times(features: Tensor, centre: Tensor, other: Tensor) -> Tensor:
     """``X' Y`` for centred features X (N, d) and Y (N, r)."""
     return torch.cat([part.T @ other for part in _centred(features, centre, 1)])
 
 
-def _mean(features: Tensor) -> Tensor:
+def mean(features: Tensor) -> Tensor:
+    """The mean of features (N, d), (d,), in float64."""
     return torch.cat([part.mean(0) for part in _centred(features, features.new_zeros(features.shape[1]).double(), 1)])
 
 
@@ -201,7 +214,7 @@ def _sum(parts: Iterable[Tensor]) -> Tensor:
     return total
 
 
-def _signed(vectors: Tensor) -> Tensor:
+def signed(vectors: Tensor) -> Tensor:
     """Columns, each times the sign that makes its entry of largest magnitude positive."""
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     return vectors * torch.where(largest < 0, -1.0, 1.0)
