@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fedquilt.adapters.common.anchored_kind import ANCHORED
 from fedquilt.adapters.common.kind import COMMON
 from fedquilt.adapters.common.settings import Axes
 from fedquilt.adapters.kind import Host, Kind
@@ -235,6 +236,13 @@ def common(models: Sequence[str] = (VIT, WIDE), *, rank: int = 3, **more: Any) -
     return _sharing(models, COMMON, Adapter(kind="common", rank=rank, alpha=float(rank), **settings), **kept)
 
 
+def anchored(models: Sequence[str] = (VIT, WIDE), *, rank: int = 3, **more: Any) -> Several:
+    """A federation with adapters that are aligned to the smallest model; ``more`` as for ``mixtures``."""
+    kept, settings = _split(more)
+    settings = {"num_blocks": 2, **settings}
+    return _sharing(models, ANCHORED, Adapter(kind="anchored", rank=rank, alpha=float(rank), **settings), **kept)
+
+
 def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options of the federation, and those of its adapters."""
     kept = {name: value for name, value in options.items() if name in ("budgets", "training", "mixed")}
@@ -281,7 +289,7 @@ def _sharing(
         )
         if added.common is not None:
             axes, inputs = Axes(inputs=40, held_out=12, basis=16), rows(task, 52, "public")
-            bench.public = PublicInputs(own, added.common, axes, cpu, one.prepare, inputs)
+            bench.public = PublicInputs(own, added.common, axes, cpu, one.prepare, inputs, Rng(5).child("public"))
             public[one.architecture] = bench.public.shapes(section.rank, one.prepare(inputs))
         first = start(Rng(5).child("init"))  # as the rounds of seed 5 begin
         layouts[one.architecture], makers[one.architecture] = where, start

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from promises import PROMISES, Build, Setup, copied, fault, is_tree, play, same, undisturbed
-from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, common, mixtures, several, small
+from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, anchored, common, mixtures, several, small
 from torch.nn.functional import cross_entropy
 from toys import (
     Party,
@@ -145,6 +145,18 @@ def coordinated(models=(VIT, WIDE), *, name="heterotune", private_rank: int = 0,
     return build
 
 
+def aligned(models=(VIT, WIDE), *, common_head: bool = False, mixed: bool = False, **settings) -> Build:
+    """Co-LoRA among clients with adapters that are aligned to the smallest model."""
+
+    def build() -> Setup:
+        training = Training(steps=2, epochs=None, batch_size=4, learning_rate=0.05)
+        scene = anchored(models, training=training, common_head=common_head, mixed=mixed)
+        made = with_axes(METHODS["co-lora"](scene.federation, **settings), scene.federation, 3)
+        return Setup(made, scene.federation.profiles, scene.clients, learned).bound()
+
+    return build
+
+
 def across(name: str, models=(VIT, WIDE), *, mixed: bool = False, every: bool = False, **settings) -> Build:
     """A method of the library that takes clients of unlike architectures all together."""
 
@@ -222,7 +234,12 @@ HETEROTUNE = {
     "heterotune-common-private-text": Row(coordinated((LLAMA, VIT), private_rank=2), AT_FIRST),
     "heterotune-one": Row(shared((BERT,), align="soft")),
 }
-REAL |= HETEROTUNE
+CO_LORA = {
+    "co-lora": Row(aligned(), AT_FIRST),
+    "co-lora-text-mixed": Row(aligned((LLAMA, VIT), mixed=True, weighting="uniform"), AT_FIRST),
+    "co-lora-rela-common-head": Row(aligned(common_head=True, aggregation="rela"), AT_FIRST),
+}
+REAL |= HETEROTUNE | CO_LORA
 REAL |= {name: default_row(name) for name in sorted({*METHODS} - {method_of(row) for row in REAL})}
 REAL |= {"fedit-dora": Row(real("fedit", model=FLAT, budgets=(1, 2, 2), every=True, dora=True))}
 APART = {

@@ -6,19 +6,20 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, Literal
 
-from fedquilt.adapters.common.settings import CommonKeys
+from fedquilt.adapters.common.settings import AnchoredKeys, CommonHeadKeys, CommonKeys
 from fedquilt.adapters.lora.settings import LoraKeys
 from fedquilt.adapters.mixture.settings import MixtureKeys
 
 
 @dataclass(frozen=True)
 class _Chosen:
-    kind: Literal["lora", "mixture", "full", "common"] = "lora"
+    kind: Literal["lora", "mixture", "full", "common", "anchored"] = "lora"
     """``lora``: two low-rank factors at every target. ``mixture``: after attention and after the feed-forward part,
     projections of the model's width around a dense mixture of branches that all models can share (``heterotune``).
     ``full``: full fine-tuning; all weights of the model are trained and sent, as a baseline for adapters.
     ``common``: matrices in coordinates that all models have in common, found on public inputs (``[axes]``), and a
-    common head, shared across architectures."""
+    common head, shared across architectures. ``anchored``: in some blocks a matrix and a vector between frozen factors,
+    which are aligned to those of the smallest model on public inputs; plain LoRA in the other blocks."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,13 @@ class FullKeys:
     each client. With adapters they stay those of the base."""
 
 
-KEYS: Mapping[str, type | None] = {"lora": LoraKeys, "mixture": MixtureKeys, "full": FullKeys, "common": CommonKeys}
+KEYS: Mapping[str, type | None] = {
+    "lora": LoraKeys,
+    "mixture": MixtureKeys,
+    "full": FullKeys,
+    "common": CommonKeys,
+    "anchored": AnchoredKeys,
+}
 """The keys of each kind as a dataclass; None for a kind without keys."""
 
 OF_KIND: Mapping[str, tuple[str, ...]] = {
@@ -40,18 +47,24 @@ OF_KIND: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Adapter(CommonKeys, FullKeys, MixtureKeys, LoraKeys, _Chosen):  # the last base's keys come first
+class Adapter(AnchoredKeys, CommonKeys, FullKeys, MixtureKeys, LoraKeys, _Chosen):  # the last base's keys come first
     """The trained adapters.
 
-    The keys from ``dropout`` to ``alpha_pattern`` belong to the kind ``lora``, and those from ``activation`` on to
-    ``mixture``, except for ``private_rank`` and ``head_scale`` of ``common``, which has ``sites``, ``slot_rule`` and
-    ``num_slots`` too; ``full`` has only ``buffers``.
+    The keys from ``dropout`` to ``alpha_pattern`` belong to the kind ``lora``, and those from ``activation`` to
+    ``deviation`` to ``mixture``. ``private_rank`` and ``head_scale`` are of ``common``, which has ``sites``,
+    ``slot_rule`` and ``num_slots`` too. ``num_blocks`` and those after it are of ``anchored``, which has ``targets``
+    and ``head_scale`` too; ``full`` has only ``buffers``.
     """
 
     def __post_init__(self) -> None:
         """Refuse keys of another kind, and patterns that are none."""
         if problems := self.pattern_problems():
             raise ValueError("; ".join(problems))
+        if self.kind == "anchored" and not self.common_head and self.head_scale != CommonHeadKeys.head_scale:
+            raise ValueError(
+                f"head_scale = {self.head_scale:g}: has no effect without a common head; leave it out, or set "
+                "adapter.common_head = true"
+            )
         if odd := odd_keys(self):
             other = " or ".join(f"'{kind}'" for kind, keys in OF_KIND.items() if not set(keys).isdisjoint(odd))
             raise ValueError(

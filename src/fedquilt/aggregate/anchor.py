@@ -83,7 +83,8 @@ def anchored_decoder(outputs: Tensor, anchor: Tensor, columns: Tensor, *, ridge:
 def polar(matrix: Tensor) -> Tensor:
     """The polar factor ``U V'`` of ``U S V'``: the nearest matrix with orthonormal rows, or columns if it is tall."""
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    return u @ v
+    nearest: Tensor = u @ v
+    return nearest
 
 
 def _whitened(features: Tensor, kept: int, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,6 +99,6 @@ def _whitened(features: Tensor, kept: int, ridge: float) -> tuple[Tensor, Tensor
 
 def _orthonormal(rows: int, columns: int, rng: Rng) -> Tensor:
     """A drawn matrix (rows, columns) with orthonormal columns."""
-    drawn = torch.randn(rows, columns, generator=rng.torch(), dtype=torch.float64)
-    q, r = torch.linalg.qr(drawn)
-    return q * r.diagonal().sign()  # so that it does not depend on the machine
+    q, r = torch.linalg.qr(torch.randn(rows, columns, generator=rng.torch(), dtype=torch.float64))
+    drawn: Tensor = q * r.diagonal().sign()  # so that it does not depend on the machine
+    return drawn

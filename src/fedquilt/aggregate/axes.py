@@ -83,7 +83,7 @@ def basis(features: Tensor, rank: int, *, ridge: float = RIDGE) -> Tensor:
 
 
 def principal(features: Tensor, rank: int, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest variances of features, min(``rank``, N, d) of them, the ridge, and the inputs' unit vectors (N, R)."""
+    """The R = min(``rank``, N, d) largest variances of features, the ridge, and the inputs' unit vectors, (N, R)."""
     centre, kept = mean(features), min(rank, *features.shape)
     variance, vectors = _spectrum(features, centre, kept, scale=1 / len(features))
     return variance, _ridge(features, centre, ridge), vectors

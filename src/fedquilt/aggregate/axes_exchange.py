@@ -8,12 +8,16 @@ client   A, B, m  its model's axes, solved for at home; two of each architecture
          held-out public inputs
 server   the agreement between architectures, for the record
 
+Where axes are anchored (``aggregate.anchor``), only clients of the smallest architecture of the first cohort speak, and
+what the first of them says of its model becomes the points, as it is.
+
 A client keeps the points Z in its memory, where they are part of its model. Nothing in these messages depends on a
 client's own rows, nor has a dimension of its model's width.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict
@@ -87,12 +91,18 @@ def _speakers(cohort: Sequence[Profile]) -> set[ClientId]:
 
 def _bases(federation: Federation, owner: Mapping[ClientId, str], rank: int) -> Exchange:
     """The exchange that finds the common coordinates; nobody is asked once they are known."""
+    anchored = any(public.anchored for public in federation.public.values())
+
+    def size(architecture: str) -> tuple[int, str]:
+        """How large a model is, as far as the server knows: by its trained tensors, which grow with width and depth."""
+        return sum(math.prod(shape) for shape in federation.layouts[architecture].shapes.values()), architecture
 
     def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
         if state["axes"]["points"]:
             return {}
         # two clients speak for each architecture, as one may fail; the others only reply, as the quorum counts them
-        speakers = _speakers(turn.cohort)
+        smallest = min((own.architecture for own in turn.cohort), key=size, default="")
+        speakers = _speakers([own for own in turn.cohort if not anchored or own.architecture == smallest])
         return {
             own.id: Order({}, {"architecture": own.architecture, SPEAKS: own.id in speakers}) for own in turn.cohort
         }
@@ -108,6 +118,9 @@ def _bases(federation: Federation, owner: Mapping[ClientId, str], rank: int) -> 
         names = dict.fromkeys(name for own in of.values() for name in own)
         points = {}
         for name in names:
+            if anchored:  # only one architecture speaks
+                points[f"{POINT}.{name.partition('.')[2]}"] = next(iter(of.values()))[name]
+                continue
             held = [of[own][name] for own in sorted(of) if name in of[own]]
             if len({len(one) for one in held}) > 1:
                 raise RoundError(
@@ -121,7 +134,8 @@ def _bases(federation: Federation, owner: Mapping[ClientId, str], rank: int) -> 
         return _zeros(federation.public[order.settings["architecture"]].bases) if order.settings[SPEAKS] else {}
 
     def ranges(order: Order) -> Mapping[str, Range]:
-        return dict.fromkeys(expects(order), Range(-1.001, 1.001))
+        limit = 1e6 if anchored else 1.001
+        return dict.fromkeys(expects(order), Range(-limit, limit))
 
     return Exchange("axes-bases", ask, work, merge, expects, ranges=ranges)
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from fedquilt.adapters.common.inject import CommonAdapters, point_of
 from fedquilt.adapters.common.settings import Axes as AxesSettings
-from fedquilt.aggregate.axes import POINT, SEEN, basis, coordinates, decoder, solve
-from fedquilt.core.errors import TrainingError
+from fedquilt.aggregate.axes import SEEN, coordinates
+from fedquilt.client.coordinates import Anchored, Consensus, Way
 from fedquilt.core.federation import Public
+from fedquilt.core.rng import Rng
 from fedquilt.core.types import Params
 
 Batch = dict[str, Tensor]
@@ -57,6 +58,8 @@ class PublicInputs:
     rows
         The public inputs in the model's columns: those that axes are made from, then those held out; with
         ``settings.rows = "words"`` also the column ``ENDS``. None on the meta device, where only shapes are known.
+    rng
+        The stream that the factors of an anchor are drawn from, the same for all parties.
     """
 
     model: nn.Module
@@ -65,28 +68,32 @@ class PublicInputs:
     device: torch.device
     prepare: Callable[[Batch], Batch]
     rows: Batch | None
+    rng: Rng
     _placed: Params = field(default_factory=dict)
     _seen: Params = field(default_factory=dict)
 
     def shapes(self, rank: int, example: Batch) -> Public:
         """The shapes of ``bases()`` and of ``seen()`` for axes of this rank; ``example`` are arguments of the model."""
-        own = self.settings
-        bases, seen, number = {}, {}, len(next(iter(example.values())))
+        own, way, number = self.settings, self._way(rank), len(next(iter(example.values())))
+        bases: Params = {}
+        seen: Params = {}
         if own.rows == "words":
             example = {**example, ENDS: torch.zeros(number, own.words, dtype=torch.int64, device=self.device)}
         for module, features in self._features(self._observed, lambda: [example], number):
             (each, width), point = features.inputs.shape[1:], self._observed[module]
             count = own.inputs * each
-            bases[f"basis.{point}"] = torch.empty(count, min(own.basis, count, width), device="meta")
+            outputs = features.outputs.shape[-1] if module in self.adapters.linears else None
+            shapes = way.shapes(point, count, width, outputs)
+            bases |= {f"basis.{name}": torch.empty(shape, device="meta") for name, shape in shapes.items()}
             seen[f"{SEEN}.{point}"] = torch.empty(own.held_out * each, rank, device="meta")
-        return Public(bases, seen)
+        return Public(bases, seen, self.adapters.anchored)
 
     def bases(self) -> Params:
-        """For each place the basis of the model's whitened features, (observations, R), by ``basis.<place>``."""
-        own, bases = self.settings, {}
+        """What the model says of each place, by ``basis.<place>`` and names that begin so; see ``coordinates``."""
+        way, bases = self._way(), dict[str, Tensor]()
         for module, features in self._features(self._observed, self._batches, self._number):
-            found = basis(self._fitted(features.inputs), own.basis, ridge=own.ridge)
-            bases[f"basis.{self._observed[module]}"] = found.float().cpu()
+            said = way.sent(self._observed[module], *self._fitted(module, features))
+            bases |= {f"basis.{name}": tensor.float().cpu() for name, tensor in said.items()}
         return bases
 
     def place(self, points: Mapping[str, Tensor]) -> None:
@@ -102,17 +109,16 @@ class PublicInputs:
         if not points:
             self.clear()
             return
-        self._seen = {}
-        for module, (inputs, outputs) in self._features(self._modules, self._batches, self._number):
+        self._seen, way = {}, self._way()
+        for module, features in self._features(self._modules, self._batches, self._number):
             point = self._modules[module]
-            z = self._checked(points, point, len(self._fitted(inputs))).to(inputs.device)
-            entry = solve(self._fitted(inputs), z, ridge=self.settings.ridge)
+            found = way.axes(point, points, *self._fitted(module, features))
             if module in self.adapters.linears:
-                self.adapters.linears[module].place(entry.encoder, decoder(self._fitted(outputs), z))
+                self.adapters.linears[module].place(found.encoder, found.decoder)
             elif self.adapters.head is not None:
-                self.adapters.head[1].place(entry.encoder, entry.centre)
+                self.adapters.head[1].place(found.encoder, found.centre)
             if module in self._observed:
-                self._seen[f"{SEEN}.{point}"] = coordinates(entry, self._held_out(inputs)).float().cpu()
+                self._seen[f"{SEEN}.{point}"] = coordinates(found, self._held_out(features.inputs)).float().cpu()
         self._placed = {name: tensor.clone() for name, tensor in points.items()}
 
     def clear(self) -> None:
@@ -144,18 +150,15 @@ class PublicInputs:
         linears = {name: point_of(own.core_name) for name, own in self.adapters.linears.items()}
         return linears | ({} if self.adapters.head is None else {self.adapters.head[0]: "head"})
 
-    def _checked(self, points: Mapping[str, Tensor], point: str, count: int) -> Tensor:
-        """The points of a place, (count, r)."""
-        linear = next(iter(self.adapters.linears.values()))
-        found, wanted = points.get(f"{POINT}.{point}"), (count, linear.settings.rank)
-        if found is None or found.shape != wanted:
-            given = "missing" if found is None else f"of shape {tuple(found.shape)}"
-            raise TrainingError(f"the common coordinates of '{point}' are {given}; this model needs {wanted}")
-        return found
+    def _way(self, rank: int | None = None) -> Way:
+        """How axes of this rank, or of the adapters', are found."""
+        rank = next(iter(self.adapters.linears.values())).settings.rank if rank is None else rank
+        return Anchored(self.settings, rank, self.rng) if self.adapters.anchored else Consensus(self.settings, rank)
 
-    def _fitted(self, features: Tensor) -> Tensor:
-        """The observations that axes are made from."""
-        return features[: self.settings.inputs].flatten(0, -2)
+    def _fitted(self, module: str, features: Features) -> tuple[Tensor, Tensor | None]:
+        """The observations that axes are made from, before the module and, but for a head, after it."""
+        before, after = (one[: self.settings.inputs].flatten(0, -2) for one in features)
+        return before, after if module in self.adapters.linears else None
 
     def _held_out(self, features: Tensor) -> Tensor:
         return features[self.settings.inputs :].flatten(0, -2)

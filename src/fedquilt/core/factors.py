@@ -14,6 +14,8 @@ from fedquilt.core.types import Layout, Params
 FACTORS = ("lora_A", "lora_B")
 MAGNITUDE = "lora_magnitude_vector"
 """Last part of the name of DoRA's magnitude of a module: m (d_out,). It does not depend on the rank."""
+BIAS = "lora_bias"
+"""Last part of the name of the bias of a module's second factor, (d_out,): ``s (B A x + bias)``."""
 SHIFT = "shift"
 """Last part of the name of a change that was merged into a module's base: (d_out, d_in), unscaled."""
 CORE = "core"

@@ -71,12 +71,15 @@ class Public(NamedTuple):
 
     Attributes
     ----------
-    bases : the bases of its features, by ``basis.<place>``, see ``aggregate.axes.basis``.
+    bases : the bases of its features, by ``basis.<place>``, see ``aggregate.axes.basis``; or what it says as the anchor
+        by these and longer names, see ``aggregate.anchor``.
     seen : its common coordinates of held-out inputs, by ``seen.<place>``.
+    anchored : whether the smallest architecture gives the common coordinates, instead of all together.
     """
 
     bases: Params
     seen: Params
+    anchored: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,17 @@ from fedquilt.methods.traits import Traits
 
 _FACTORS = [name for name, kind in KINDS.items() if kind.has_factors]
 _SHARED = [name for name, kind in KINDS.items() if kind.shares_branches]
-_PUBLIC = [name for name, kind in KINDS.items() if kind.needs_public]
+_ANCHORED = ["anchored"]
+_AGREED = [name for name, kind in KINDS.items() if kind.needs_public and name not in _ANCHORED]
 _NEEDED = {
     "factors": ("LoRA factors", _FACTORS),
     "mixture": ("mixtures of adapters", _SHARED),
-    "coordinates": ("adapters in common coordinates", _PUBLIC),
+    "coordinates": ("adapters in common coordinates", _AGREED),
+    "anchored": ("matrices between factors that are aligned to the smallest model's", _ANCHORED),
 }
 """The adapters that a method may need, in words, and the kinds that have them."""
 
-_OF_BRANCHES = ("kind", "rank", "sites", "trained", "num_slots", "branches")
+_OF_BRANCHES = ("kind", "rank", "sites", "trained", "num_slots", "branches", "num_blocks", "bias", "common_head")
 """Keys of [adapter] that must be the same in all groups for their branches to be shared."""
 
 
@@ -67,7 +69,7 @@ ADAPTERS: tuple[Row, ...] = (
     *(
         Row(
             _differs(key),
-            lambda traits: traits.across and traits.needs in ("mixture", "coordinates"),
+            lambda traits: traits.across and traits.needs in ("mixture", "coordinates", "anchored"),
             f"adapter.{key} is not the same in all groups ({{by_group[{key}]}}), so their branches cannot be shared; "
             "set it in [adapter] and leave it out of the groups",
         )

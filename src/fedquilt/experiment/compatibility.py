@@ -151,6 +151,12 @@ _ALIGNMENT = (
     ),
     Row(
         lambda case: case.aligned,
+        lambda traits: traits.across and traits.alignment is None,
+        "{align}: method.name = '{name}' averages some tensors over all architectures and others within each, which "
+        "alignment cannot tell apart; {instead}, or leave aggregation.align out",
+    ),
+    Row(
+        lambda case: case.aligned,
         lambda traits: traits.sends == "nothing",
         "{align}: with method.name = '{name}' there are no updates to align; leave it out",
     ),

@@ -168,7 +168,9 @@ def work_of(config: Config, loaded: Loaded, host: Host, device: torch.device, rn
     )
     if put.common is not None:
         rows = None if device.type == "meta" else public_rows(config, loaded)
-        bench.public = PublicInputs(loaded.model, put.common, config.axes, bench.device, loaded.prepare, rows)
+        bench.public = PublicInputs(
+            loaded.model, put.common, config.axes, bench.device, loaded.prepare, rows, rng.child("public")
+        )
     if device.type == "meta" and not kind.trains_base:  # shapes need no values, and no memory for them
         first: Params = {name: torch.empty(shape, device=device) for name, shape in put.layout.shapes.items()}
     else:

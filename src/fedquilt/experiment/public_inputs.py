@@ -32,9 +32,10 @@ _ROWS = {"tokens": "image", "words": "text"}
 def odd_axes(config: Config, parts: Sequence[Part]) -> list[str]:
     """Problems of [axes]: keys without effect, and what adapters in common coordinates do not go with."""
     own, kinds = config.axes, {part.config.adapter.kind for part in parts}
+    readers = " and ".join(f"'{name}'" for name, kind in KINDS.items() if kind.needs_public)
     if not any(KINDS[kind].needs_public for kind in kinds):
         return [
-            f"axes.{key} = {value!r}: has no effect; only adapters of kind = 'common' read public inputs; leave it out"
+            f"axes.{key} = {value!r}: has no effect; only adapters of kind = {readers} read public inputs; leave it out"
             for key, value in values_of(own).items()
             if value != default_of(Axes, key)
         ]
@@ -42,8 +43,8 @@ def odd_axes(config: Config, parts: Sequence[Part]) -> list[str]:
     reads = {TASKS[part.config.model.task].reads for part in parts}
     if len(reads) > 1:
         problems.append(
-            "model.task: the models of some groups read images and those of others text; with adapter.kind = 'common' "
-            "all models read the same public inputs"
+            "model.task: the models of some groups read images and those of others text; with adapter.kind = "
+            f"'{config.adapter.kind}' all models read the same public inputs"
         )
     elif not reads <= {_ROWS.get(own.rows, *reads)}:
         others = sorted({"inputs", *_ROWS} - {rows for rows, kind in _ROWS.items() if kind not in reads})
@@ -55,8 +56,14 @@ def odd_axes(config: Config, parts: Sequence[Part]) -> list[str]:
         problems.append(f"axes.words = {own.words}: only counts with axes.rows = 'words', and this is '{own.rows}'")
     if len(kinds) > 1:
         problems.append(
-            f"adapter.kind is {' and '.join(map(repr, sorted(kinds)))} in different groups; with 'common' all groups "
-            "must have it: set it in [adapter] and leave it out of the groups"
+            f"adapter.kind is {' and '.join(map(repr, sorted(kinds)))} in different groups; with {readers} "
+            "all groups must have it: set it in [adapter] and leave it out of the groups"
+        )
+    adapter = config.adapter
+    if adapter.kind == "anchored" and own.basis < adapter.rank:
+        problems.append(
+            f"axes.basis = {own.basis}: is below adapter.rank = {adapter.rank}, so the models' features would "
+            "have fewer directions than there are to be shared; give at least the rank"
         )
     if config.privacy.mode != "none":
         problems.append(

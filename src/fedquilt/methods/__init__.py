@@ -5,6 +5,7 @@ A factory is ``factory(federation, *, settings...) -> Method``; its keyword-only
 """
 
 from fedquilt.methods import (
+    co_lora,
     exclusive,
     fed_hello,
     fedex_lora,
@@ -53,5 +54,6 @@ ENTRIES |= {
     "local-only": Entry(local_only.local_only, local_only.TRAITS),
     "full": Entry(full.full, full.TRAITS),
     "heterotune": Entry(heterotune.heterotune, heterotune.traits),
+    "co-lora": Entry(co_lora.co_lora, co_lora.traits),
     "fed-hello-released": Entry(released.fed_hello_released, fed_hello.traits),
 }

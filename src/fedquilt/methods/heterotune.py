@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
@@ -14,21 +13,13 @@ from torch import Tensor
 from fedquilt.adapters.mixture.inject import check_bank, shared_penalty
 from fedquilt.adapters.sites import is_shared
 from fedquilt.aggregate.alignment.wrapper import with_alignment
-from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.aggregate.settings import Align, AlignPer, AlignSettings
-from fedquilt.allocate.layers import gd_set
-from fedquilt.client.fit import METRICS
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.federation import Federation
-from fedquilt.core.method import Exchange, Method
-from fedquilt.core.params import select
-from fedquilt.core.rng import Rng
+from fedquilt.core.method import Method
 from fedquilt.core.settings import Factor, Penalty, With
-from fedquilt.core.types import ClientId, Memory, ModelState, Order, Params, Profile, Reply, Turn
-from fedquilt.core.worker import Penalty as Term
-from fedquilt.core.worker import Worker
 from fedquilt.methods.layered import Weighting
-from fedquilt.methods.per_architecture import placed
+from fedquilt.methods.sharing import sharing
 from fedquilt.methods.traits import Traits
 
 _SHARED = With("share", (True,))
@@ -86,7 +77,7 @@ def heterotune(
     rule = _rule(federation, share, align, (mu, decay))
     if rule == "none":
         _refuse_idle(per=per, equalise=equalise, server_learning_rate=server_learning_rate)
-    method = _rounds(federation, share, penalty if mu or decay else None, weighting)
+    method = sharing("heterotune", federation, share, penalty if mu or decay else None, weighting)
     if rule == "none":
         return method
     return with_alignment(
@@ -98,58 +89,6 @@ def heterotune(
         local_steps=federation.local_steps,
         learning_rate=server_learning_rate,
     )
-
-
-def _rounds(federation: Federation, share: bool, penalty: Term | None, weighting: Weighting) -> Method:
-    """The method without alignment; ``penalty`` is a term of every client's loss."""
-    layouts, owner = federation.layouts, {profile.id: profile.architecture for profile in federation.profiles}
-    frozen = {name: federation.frozen.get(name, frozenset()) for name in layouts}
-    aggregate = federation.aggregate or layerwise_mean
-
-    def place(architecture: str, name: str) -> str:
-        """The name of a tensor in the server's state: one for a shared branch, else one for each architecture."""
-        return name if share and is_shared(name) else placed(architecture, name)
-
-    def init(rng: Rng) -> ModelState:
-        # initial branches depend only on their names and this stream, and are the same for every architecture
-        made = {name: start(rng) for name, start in federation.initial.items()}
-        return {"params": {place(own, name): value for own, params in made.items() for name, value in params.items()}}
-
-    def view(state: ModelState, profile: Profile) -> Order:
-        own = profile.architecture
-        return Order({name: state["params"][place(own, name)] for name in layouts[own].depth})
-
-    def ask(state: ModelState, turn: Turn) -> Mapping[ClientId, Order]:
-        orders = {}
-        for profile in turn.cohort:
-            num_layers = layouts[profile.architecture].num_layers
-            layers = gd_set("inverted-triangle", num_layers, profile.budget.layers)
-            settings = {"layers": list(layers), "architecture": profile.architecture}
-            orders[profile.id] = replace(view(state, profile), settings=settings)
-        return orders
-
-    def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
-        resting = frozen[order.settings["architecture"]]
-        trainer = client.freezing(resting) if resting else client
-        trainer = trainer.penalised(penalty) if penalty else trainer
-        fitted = trainer.fit(order, memory, order.settings["layers"])
-        return Reply(client.id, fitted.params, fitted.num_examples, fitted.metrics), memory
-
-    def expects(order: Order) -> Params:
-        own = order.settings["architecture"]
-        trained = {*layouts[own].names(order.settings["layers"]), *layouts[own].head} - frozen[own]
-        return select(order.params, trained)
-
-    def merge(state: ModelState, replies: Iterable[Reply]) -> ModelState:
-        def placed() -> Iterator[Reply]:
-            for reply in replies:
-                own = owner[reply.client]
-                yield replace(reply, params={place(own, name): value for name, value in reply.params.items()})
-
-        return {**state, "params": aggregate(state["params"], placed(), weighting)}
-
-    fit = Exchange("fit", ask, work, merge, expects, metrics=lambda order: METRICS)
-    return Method("heterotune", init, (fit,), view)
 
 
 def traits(settings: Mapping[str, Any]) -> Traits:

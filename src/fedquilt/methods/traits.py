@@ -19,7 +19,8 @@ class Traits:
     Attributes
     ----------
     needs : the kind of trained tensors: any ``tensors`` (every adapter kind), low-rank ``factors`` (only LoRA), a
-        ``mixture`` of adapters or other branches that all models have, or adapters in common ``coordinates``.
+        ``mixture`` of adapters or other branches that all models have, adapters in common ``coordinates``, or adapters
+        ``anchored`` at the smallest model.
     sends : the part of a trained pair of factors that a client sends: ``all``, ``A``, ``B``, one of them
         ``alternating`` over rounds, or ``nothing``.
     trains : whether a client trains the tensors that it is ``sent``, or its ``own``, while other tensors travel.
@@ -36,7 +37,7 @@ class Traits:
         known, the privacy accounting does not rely on it.
     """
 
-    needs: Literal["tensors", "factors", "mixture", "coordinates"] = "tensors"
+    needs: Literal["tensors", "factors", "mixture", "coordinates", "anchored"] = "tensors"
     sends: Literal["all", "A", "B", "alternating", "nothing"] = "all"
     trains: Literal["sent", "own"] = "sent"
     merge: Literal["mean", "own"] = "mean"

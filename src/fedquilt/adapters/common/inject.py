@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -30,10 +31,20 @@ class Place(NamedTuple):
 
 
 class CommonAdapters(NamedTuple):
-    """What was put into a model: its modules with cores by path, and the classifier's last module, if it has one."""
+    """What was put into a model.
+
+    Attributes
+    ----------
+    linears : its modules with cores, by path.
+    head : the path of the classifier's last module and the common head, if it has one.
+    anchored : whether axes are aligned to those of the smallest model, instead of to what all models agree on.
+    beside : adapters at modules without a core, by path.
+    """
 
     linears: Mapping[str, CommonLinear]
     head: tuple[str, CommonHead] | None
+    anchored: bool = False
+    beside: Mapping[str, LoraLinear] = MappingProxyType({})
 
     def observed(self) -> tuple[Place, ...]:
         """The modules of which the models' agreement is found: of each site and slot the deepest, and the head."""
@@ -44,7 +55,7 @@ class CommonAdapters(NamedTuple):
     @contextmanager
     def taken_out(self, model: nn.Module) -> Iterator[None]:
         """The model without these adapters inside, with the modules of its own names."""
-        own: dict[str, nn.Module] = {**self.linears, **({} if self.head is None else dict([self.head]))}
+        own: dict[str, nn.Module] = {**self.linears, **self.beside, **({} if self.head is None else dict([self.head]))}
         put = {name: model.get_submodule(name) for name in own}  # with the private LoRA around, where there is one
         shared = model.get_submodule(SHARED)
         try:
@@ -97,10 +108,6 @@ def inject_common(
             for site in settings.sites
         }
     )
-    last = _last_linear(model, head) if head else None
-    if last is not None:
-        _, outputs = num_features(model.get_submodule(last))
-        shared[f"head-{classes}"] = nn.ParameterList([torch.zeros(outputs, settings.rank, device=device)])
     model.add_module(SHARED, shared)
     model.requires_grad_(False)
     own = dict(shared.named_parameters(prefix=SHARED))
@@ -110,14 +117,25 @@ def inject_common(
             continue
         core = f"{SHARED}.{site}.{slots[layer]}"
         base = model.get_submodule(name)
-        linears[name] = _replaced(model, name, partial(CommonLinear, settings=settings, core={core: own[core]}))
+        linears[name] = replaced(model, name, partial(CommonLinear, settings=settings, core={core: own[core]}))
         if settings.private_rank:
-            _replaced(model, name, partial(_with_private, base=base, settings=settings, name=name))
-    if last is None:
-        return CommonAdapters(linears, None)
-    v = own[f"{SHARED}.head-{classes}.0"]
-    head_of = partial(CommonHead, rank=settings.rank, scale=settings.head_scale, shared=v)
-    return CommonAdapters(linears, (last, _replaced(model, last, head_of)))
+            replaced(model, name, partial(_with_private, base=base, settings=settings, name=name))
+    return CommonAdapters(linears, put_head(model, head, classes, settings.rank, settings.head_scale) if head else None)
+
+
+def put_head(model: nn.Module, head: Collection[str], classes: str, rank: int, scale: float) -> tuple[str, CommonHead]:
+    """Put the common head onto the last linear module of a head; returns its path and the common head.
+
+    Raises
+    ------
+    ModelError
+        if the head has no linear module.
+    """
+    last, shared = _last_linear(model, head), model.get_submodule(SHARED)
+    _, outputs = num_features(model.get_submodule(last))
+    v = nn.Parameter(torch.zeros(outputs, rank, device=next(model.parameters()).device), requires_grad=False)
+    shared.add_module(f"head-{classes}", nn.ParameterList([v]))
+    return last, replaced(model, last, partial(CommonHead, rank=rank, scale=scale, shared=v))
 
 
 def _last_linear(model: nn.Module, head: Collection[str]) -> str:
@@ -145,7 +163,7 @@ def _with_private(module: nn.Module, base: nn.Module, settings: CommonSettings, 
     return around
 
 
-def _replaced(model: nn.Module, name: str, make: Callable[[nn.Module], Adapted]) -> Adapted:
+def replaced(model: nn.Module, name: str, make: Callable[[nn.Module], Adapted]) -> Adapted:
     """Put ``make(base)`` in the place of the module at this path."""
     base = model.get_submodule(name)
     made = make(base)

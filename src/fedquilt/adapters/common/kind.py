@@ -31,11 +31,8 @@ def _put(section: Adapter, host: Host) -> Put:
     found = output_projections(host.model, host.blocks, settings.sites)
     peft_names(host.model, found, host.head, tuple(found), host.task)
     head = host.trained_head and host.head
-    adapters = inject_common(host.model, host.blocks, settings, head, _named(host))
-    if adapters.head is not None and host.fresh_head:
-        with torch.no_grad():  # a head drawn at random would only disturb the common one
-            for parameter in adapters.head[1].base.parameters():
-                parameter.zero_()
+    adapters = inject_common(host.model, host.blocks, settings, head, classes_of(host))
+    clear_head(adapters, host)
     where = common_layout(host.model, host.blocks, host.architecture, adapters)
 
     def save(folder: Path, params: Mapping[str, Tensor], export: Export) -> None:
@@ -48,9 +45,29 @@ def _put(section: Adapter, host: Host) -> Put:
     return Put(where, initial_common(where), scaling, save, settings=settings, common=adapters)
 
 
-def _named(host: Host) -> str:
+def classes_of(host: Host) -> str:
     """A short name of the classes, the same for every model that has them in this order."""
     return hashlib.sha256("\n".join(host.classes).encode()).hexdigest()[:8]
+
+
+def clear_head(adapters: CommonAdapters, host: Host) -> None:
+    """Set a head that was drawn at random to 0, in place: it would only disturb the common one."""
+    if adapters.head is not None and host.fresh_head:
+        with torch.no_grad():
+            for parameter in adapters.head[1].base.parameters():
+                parameter.zero_()
+
+
+def folded_head(host: Host, adapters: CommonAdapters) -> dict[str, Tensor]:
+    """The parameters of the model's head by their own names, on the CPU, with the common head folded into them."""
+    with adapters.taken_out(host.model):
+        parameters = dict(host.model.named_parameters())
+    tensors = {name: copied(parameters[name]) for name in host.head}
+    if adapters.head is not None:
+        module, head = adapters.head
+        weight, bias = head.folded()
+        tensors |= {f"{module}.weight": weight.cpu()} | ({} if bias is None else {f"{module}.bias": bias.cpu()})
+    return tensors
 
 
 def _private(params: Mapping[str, Tensor], adapters: CommonAdapters, settings: CommonSettings) -> dict[str, Product]:
@@ -75,15 +92,8 @@ def _folded(
         pairs[name] = Product(torch.cat((pairs[name].B.cpu(), b), 1), torch.cat((pairs[name].A.cpu(), a)))
     tensors = {name: tensor.cpu() for name, tensor in named(pairs).items()}
     depth: dict[str, int | None] = {name: host.blocks.depth(name) for name in tensors}
-    with adapters.taken_out(host.model):
-        parameters = dict(host.model.named_parameters())
-    for name in host.head:
-        tensors[name], depth[name] = copied(parameters[name]), None
-    if adapters.head is not None:
-        module, head = adapters.head
-        weight, bias = head.folded()
-        tensors |= {f"{module}.weight": weight.cpu()} | ({} if bias is None else {f"{module}.bias": bias.cpu()})
-        depth |= dict.fromkeys((f"{module}.weight",) if bias is None else (f"{module}.weight", f"{module}.bias"))
+    head = folded_head(host, adapters)
+    tensors, depth = {**tensors, **head}, {**depth, **dict.fromkeys(head)}
     ranks = {name: pair.rank for name, pair in pairs.items()}
     most = max(ranks.values())
     unlike = {name: rank for name, rank in ranks.items() if rank != most}

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedquilt.adapters.common.settings import CommonSettings
+from fedquilt.adapters.common.settings import AnchoredSettings, CommonSettings
 from fedquilt.adapters.lora.module import AroundLinear, num_features
 from fedquilt.core.autocast import in_dtype_of
 from fedquilt.core.factors import Product
@@ -18,12 +18,12 @@ ENDS = ("encoder", "decoder")
 
 
 class CommonLinear(AroundLinear):
-    """A linear module with a core between frozen axes: ``y = base(x) + s B S A x``.
+    """A linear module with a core between frozen axes: ``y = base(x) + s B (S A x + q)``.
 
     The encoder A (r, d_in) takes inputs into common coordinates, the decoder B (d_out, r) takes these into outputs. The
     centre of the inputs is left out, so that the adapter is linear and can be saved as LoRA. Axes are 0 until they are
     set. The core S (r, r) is a parameter of the model's module ``common``, shared by all modules of its site and slot
-    and by all architectures.
+    and by all architectures. So is the offset q (r,), if there is one.
 
     Attributes
     ----------
@@ -35,12 +35,19 @@ class CommonLinear(AroundLinear):
     encoder: Tensor
     decoder: Tensor
 
-    def __init__(self, base: nn.Module, settings: CommonSettings, core: Mapping[str, nn.Parameter]) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        settings: CommonSettings | AnchoredSettings,
+        core: Mapping[str, nn.Parameter],
+        offset: nn.Parameter | None = None,
+    ) -> None:
         super().__init__()
         d_in, d_out = num_features(base)
         (self.core_name, parameter), device = *core.items(), next(iter(core.values())).device
         self.base, self.settings = base, settings
-        self._core = [parameter]  # in a list: it is a parameter of the model, not of this module
+        # in a list: they are parameters of the model, not of this module
+        self._core, self._offset = [parameter], [offset]
         self.ends: dict[str, Tensor] = {}
         for name, shape in (("encoder", (settings.rank, d_in)), ("decoder", (d_out, settings.rank))):
             self.register_buffer(name, torch.zeros(shape, device=device), persistent=False)
@@ -49,6 +56,15 @@ class CommonLinear(AroundLinear):
     def core(self) -> nn.Parameter:
         """S, (r, r)."""
         return self._core[0]
+
+    @property
+    def offset(self) -> nn.Parameter | None:
+        """The offset q, (r,)."""
+        return self._offset[0]
+
+    def shared_tensors(self) -> tuple[nn.Parameter, ...]:
+        """The core, and the offset if there is one."""
+        return (self.core,) if self.offset is None else (self.core, self.offset)
 
     def place(self, encoder: Tensor, decoder: Tensor) -> None:
         """Set the axes, in place."""
@@ -59,11 +75,11 @@ class CommonLinear(AroundLinear):
         """(..., d_in) -> (..., d_out), in the dtype of the base's output."""
         y: Tensor = self.base(x)
         a, b = self._ends
-        z = F.linear(F.linear(in_dtype_of(x, self.core), a), self.core)  # (..., r)
+        z = F.linear(F.linear(in_dtype_of(x, self.core), a), self.core, self.offset)  # (..., r)
         return (y + self.settings.scaling * F.linear(z, b)).to(y.dtype)
 
     def folded(self) -> Product:
-        """LoRA factors of scale 1 that compute what the adapter adds to the base's output."""
+        """LoRA factors of scale 1 that compute what the adapter adds to the base's output, but for ``added_bias``."""
         a, b = (end.detach() for end in self._ends)
         return Product(self.settings.scaling * b @ self.core.detach(), a.clone())
 
@@ -71,6 +87,10 @@ class CommonLinear(AroundLinear):
     def _ends(self) -> tuple[Tensor, Tensor]:
         """A and B."""
         return self.ends.get("encoder", self.encoder), self.ends.get("decoder", self.decoder)
+
+    def added_bias(self) -> Tensor | None:
+        """What the offset adds to the base's output, ``s B q``, (d_out,)."""
+        return None if self.offset is None else self.settings.scaling * self._ends[1].detach() @ self.offset.detach()
 
 
 class CommonHead(AroundLinear):

@@ -5,19 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedquilt.adapters.lora.settings import LoraSettings
+from fedquilt.adapters.lora.settings import LoraSettings, Targeted
 from fedquilt.adapters.mixture.settings import SharedSites
-from fedquilt.core.settings import Count, RankOrZero, Rate, Text
+from fedquilt.core.settings import Count, RankOrZero, Rate, Slots, Text
 
 
 @dataclass(frozen=True)
-class CommonKeys(SharedSites):
+class CommonHeadKeys:
+    """The keys of a common head."""
+
+    head_scale: Rate = 10.0
+    """Scale of the common head; with AdamW it multiplies the head's learning rate."""
+
+
+@dataclass(frozen=True)
+class CommonKeys(CommonHeadKeys, SharedSites):
     """The keys of adapters in common coordinates in a run file."""
 
     private_rank: RankOrZero = 0
     """Rank of a LoRA beside each core, of the same scale, whose factors are not shared across architectures."""
-    head_scale: Rate = 10.0
-    """Scale of the common head; with AdamW it multiplies the head's learning rate."""
+
+
+@dataclass(frozen=True)
+class AnchoredKeys(CommonHeadKeys, Targeted):
+    """The keys of adapters whose shared blocks are aligned to the smallest model, in a run file."""
+
+    num_blocks: Slots = 4
+    """Number of blocks of each model that share: equally spaced, the last among them; the others have plain LoRA."""
+    bias: bool = True
+    """Train a shared vector beside each shared matrix, which adds a bias to the module's output."""
+    common_head: bool = False
+    """Share a classifier's head across architectures too, instead of averaging it within each."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +53,23 @@ class CommonSettings(CommonKeys):
     def private(self) -> LoraSettings:
         """Rank and scaling of the LoRA beside each core; only with a ``private_rank``."""
         return LoraSettings(self.private_rank, self.alpha)
+
+
+@dataclass(frozen=True)
+class AnchoredSettings(AnchoredKeys):
+    """How one model is adapted; rank and number of shared blocks are the same for all models that share."""
+
+    targets: tuple[Text, ...] | None = field(default=None, kw_only=True)
+
+    @property
+    def scaling(self) -> float:
+        """The scaling ``s = alpha / r`` of all adapters."""
+        return self.alpha / self.rank
+
+    @property
+    def lora(self) -> LoraSettings:
+        """The settings of the adapters in blocks that share nothing."""
+        return LoraSettings(self.rank, self.alpha, targets=self.targets)
 
 
 @dataclass(frozen=True)

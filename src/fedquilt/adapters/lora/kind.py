@@ -15,7 +15,7 @@ from fedquilt.adapters.lora.peft_targets import peft_names
 from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.settings import Adapter
 from fedquilt.core.errors import ModelError
-from fedquilt.core.factors import FACTORS, MAGNITUDE
+from fedquilt.core.factors import BIAS, FACTORS, MAGNITUDE
 from fedquilt.core.settings import part_of
 from fedquilt.core.types import Blocks, Layout, Params
 
@@ -72,7 +72,7 @@ def save_lora(folder: Path, params: Params, settings: LoraSettings, layout: Layo
 
 def _load(model: nn.Module, blocks: Blocks, folder: Path) -> None:
     params, settings = load_peft(folder)
-    head = tuple(name for name in params if not name.endswith((*FACTORS, MAGNITUDE)))
+    head = tuple(name for name in params if not name.endswith((*FACTORS, MAGNITUDE, BIAS)))
     inject(model, blocks, settings, head=head)
     where = layout(model, blocks, type(model).__name__, head)
     shapes = {name: tuple(tensor.shape) for name, tensor in params.items()}

@@ -45,7 +45,8 @@ class LoraLinear(AroundLinear):
 
     ``shift`` (d_out, d_in), if set, is a change merged into the base, whose output is then ``base(x) + shift x``.
     ``core`` T (r, r), if set, makes the term ``s B (I + T) A dropout(x)``; it is no parameter of this module, and
-    gradients flow to it. With ``active`` False the output is the base's.
+    gradients flow to it. ``lora_bias`` (d_out,), if the settings ask for it, is added to the product before it is
+    scaled, as by PEFT. With ``active`` False the output is the base's.
 
     Raises
     ------
@@ -61,6 +62,8 @@ class LoraLinear(AroundLinear):
         self.base = base
         self.lora_A = nn.Parameter(torch.zeros(rank, d_in, device=device), requires_grad=False)
         self.lora_B = nn.Parameter(torch.zeros(d_out, rank, device=device), requires_grad=False)
+        bias = torch.zeros(d_out, device=device) if settings.lora_bias else None
+        self.lora_bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.shift: Tensor | None = None
         self.core: Tensor | None = None
         self._scaling = partial(settings.scaling, name)
@@ -104,11 +107,11 @@ class LoraLinear(AroundLinear):
         return y if self.shift is None else (y + F.linear(in_dtype_of(x, self.lora_A), self.shift)).to(y.dtype)
 
     def term(self, x: Tensor) -> Tensor:
-        """The adapter's own ``s B (I + T) A x``, (..., d_in) -> (..., d_out)."""
+        """The adapter's own ``s (B (I + T) A x + bias)``, (..., d_in) -> (..., d_out)."""
         h = F.linear(in_dtype_of(x, self.lora_A), self.lora_A)  # (..., r)
         if self.core is not None:
             h = h + F.linear(h, self.core)
-        return self.scaling * F.linear(h, self.lora_B)
+        return self.scaling * F.linear(h, self.lora_B, self.lora_bias)
 
     def delta(self) -> Tensor:
         """The dense ``s B (I + T) A + shift``, shaped as the base's weight: (d_out, d_in); (d_in, d_out) for Conv1D."""
@@ -193,5 +196,22 @@ def activated(adapters: Mapping[str, LoraLinear], names: Collection[str]) -> Ite
 
 
 def merged_weights(adapters: Mapping[str, LoraLinear]) -> Params:
-    """The merged weight of every active adapter, by the name of the weight in the model without adapters."""
-    return {f"{name}.weight": adapter.merged() for name, adapter in adapters.items() if adapter.active}
+    """The merged weight and bias of every active adapter, by their names in the model without adapters.
+
+    Raises
+    ------
+    ModelError
+        if an adapter has a bias and the module that it is merged into has none.
+    """
+    merged = {f"{name}.weight": adapter.merged() for name, adapter in adapters.items() if adapter.active}
+    for name, adapter in adapters.items():
+        if not adapter.active or adapter.lora_bias is None or not bool(adapter.lora_bias.any()):
+            continue
+        if adapter.bias is None:
+            raise ModelError(
+                f"'{name}' has no bias, so the bias of its adapter cannot be merged into it; export the adapter beside "
+                "its base, or train it without a bias"
+            )
+        added = adapter.scaling * adapter.lora_bias.detach()
+        merged[f"{name}.bias"] = (adapter.bias.detach() + added).to(adapter.bias.dtype)
+    return merged

@@ -13,13 +13,13 @@ from fedquilt.adapters.lora.peft_targets import peft_names
 from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.model_card import beside
 from fedquilt.core.errors import ConfigError, ModelError
-from fedquilt.core.factors import FACTORS, MAGNITUDE, modules_of
+from fedquilt.core.factors import BIAS, FACTORS, MAGNITUDE, modules_of
 from fedquilt.core.types import Layout, Params
 
 PEFT_TENSORS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 MOST_PATTERNS = 5000
 _PREFIX = "base_model.model."
-_OWN = (*FACTORS, MAGNITUDE)
+_OWN = (*FACTORS, MAGNITUDE, BIAS)
 # initialisations that leave the base unchanged; the others (pissa, olora, corda, ...) change the base too
 _PLAIN_DRAWS = ("gaussian", "eva", "orthogonal")
 
@@ -73,10 +73,7 @@ def save_peft(
     if unknown := sorted(modules.keys() - set(modules_of(layout.depth))):
         raise ModelError(f"'{unknown[0]}.lora_A' is not a tensor of {layout.architecture}")
     where = peft_names(model, modules, kept, settings.targets or (), task)
-    tensors = {
-        _PREFIX + (f"{name}.weight" if name.endswith(FACTORS) else name): value
-        for name, value in {**where.state, **params}.items()
-    }
+    tensors = {_PREFIX + _peft_name(name): value for name, value in {**where.state, **params}.items()}
     config = {
         "peft_type": "LORA",
         "task_type": where.task_type,
@@ -87,6 +84,7 @@ def save_peft(
         "lora_dropout": settings.dropout,
         "use_rslora": settings.rslora,
         "use_dora": settings.use_dora,
+        "lora_bias": settings.lora_bias,
         "rank_pattern": dict(settings.rank_pattern),
         "alpha_pattern": dict(settings.alpha_pattern),
         "target_modules": list(where.targets),
@@ -129,8 +127,7 @@ def load_peft(folder: str | Path, layout: Layout | None = None) -> tuple[Params,
             )
         if not tensor.is_floating_point():
             raise ModelError(f"{folder}: tensor '{key}' holds {tensor.dtype}, and weights are floating-point numbers")
-        bare = name.removesuffix(".weight")
-        params[bare if bare.endswith(FACTORS) else name] = tensor
+        params[_own_name(name)] = tensor
     kept = {name for name in params if not name.endswith(_OWN)}
     try:
         _modules(params, kept, settings)
@@ -139,6 +136,21 @@ def load_peft(folder: str | Path, layout: Layout | None = None) -> tuple[Params,
     if layout is not None:
         _fit(folder, params, layout)
     return params, settings
+
+
+def _peft_name(name: str) -> str:
+    """PEFT's name of a tensor, without the prefix."""
+    if name.endswith(f".{BIAS}"):
+        return name.removesuffix(BIAS) + f"{FACTORS[1]}.bias"
+    return f"{name}.weight" if name.endswith(FACTORS) else name
+
+
+def _own_name(name: str) -> str:
+    """Fedquilt's name of a tensor that PEFT calls so: the inverse of ``_peft_name``."""
+    if name.endswith(f".{FACTORS[1]}.bias"):
+        return name.removesuffix(f"{FACTORS[1]}.bias") + BIAS
+    bare = name.removesuffix(".weight")
+    return bare if bare.endswith(FACTORS) else name
 
 
 def _modules(params: Mapping[str, Tensor], head: Collection[str], settings: LoraSettings) -> dict[str, int]:
@@ -173,6 +185,13 @@ def _modules(params: Mapping[str, Tensor], head: Collection[str], settings: Lora
                 f"module '{module}': {MAGNITUDE} is {tuple(magnitude.shape)}; it must be {(b.shape[0],)}, one number "
                 "for each output feature"
             )
+        bias = params.get(f"{module}.{BIAS}")
+        if (bias is not None) != settings.lora_bias or (bias is not None and tuple(bias.shape) != (b.shape[0],)):
+            there = "no bias" if bias is None else f"a bias {tuple(bias.shape)}"
+            raise ModelError(
+                f"module '{module}' has {there}, and the settings say lora_bias = {settings.lora_bias}; a bias has one "
+                "number for each output feature"
+            )
         ranks[module] = a.shape[0]
     return ranks
 
@@ -198,6 +217,7 @@ def _check_kinds(folder: Path, config: Mapping[str, Any]) -> None:
         "lora_dropout": (lambda value: isinstance(value, int | float), "a number"),
         "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
         "use_dora": (lambda value: isinstance(value, bool), "true or false"),
+        "lora_bias": (lambda value: isinstance(value, bool), "true or false"),
         "init_lora_weights": (lambda value: isinstance(value, bool | str), "true, false or a name"),
     }
     for key, (holds, words) in kinds.items():
@@ -210,7 +230,6 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
     allowed: dict[str, tuple[Any, ...]] = {
         "peft_type": ("LORA",),
         "bias": ("none", None),
-        "lora_bias": (False, None),
         "use_qalora": (False, None),
         "use_bdlora": (False, None),
         "layer_replication": (None,),
@@ -243,6 +262,7 @@ def _settings(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Ten
             dropout=float(config.get("lora_dropout") or 0.0),
             rslora=bool(config.get("use_rslora")),
             use_dora=bool(config.get("use_dora")),
+            lora_bias=bool(config.get("lora_bias")),
             targets=tuple(sorted(set(targets))) or None,
             rank_pattern=config.get("rank_pattern") or {},
             alpha_pattern=config.get("alpha_pattern") or {},

@@ -32,7 +32,18 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class LoraKeys(LowRank):
+class Targeted(LowRank):
+    """Adapters at linear modules that the run file names."""
+
+    targets: Annotated[tuple[Text, ...], MinLen(1), MaxLen(1000)] | Literal["all-linear"] | None = field(
+        default=None, kw_only=True
+    )
+    """Names of the linear modules that get an adapter, or ``all-linear`` for every linear module of the blocks; the
+    model's query and value projections if left out."""
+
+
+@dataclass(frozen=True)
+class LoraKeys(Targeted):
     """The keys of LoRA in a run file."""
 
     dropout: Share = 0.0
@@ -41,9 +52,6 @@ class LoraKeys(LowRank):
     """Scale by alpha / sqrt(r) instead of alpha / r."""
     use_dora: bool = False
     """DoRA: train the norm of each row of an adapted weight too, as a magnitude beside the two factors."""
-    targets: Annotated[tuple[Text, ...], MinLen(1), MaxLen(1000)] | Literal["all-linear"] | None = None
-    """Names of the linear modules that get an adapter, or ``all-linear`` for every linear module of the blocks; the
-    model's query and value projections if left out."""
     rank_pattern: Mapping[str, Rank] = field(default_factory=dict)
     """Other ranks by module path, or by a regular expression for the end of one, as in PEFT. A client with a rank of
     its own has that rank or the module's, whichever is lower."""
@@ -73,11 +81,16 @@ class LoraKeys(LowRank):
 class LoraSettings(LoraKeys):
     """How the linear modules of one model are adapted."""
 
-    targets: tuple[Text, ...] | None = None
+    targets: tuple[Text, ...] | None = field(default=None, kw_only=True)
+    lora_bias: bool = field(default=False, kw_only=True)
+    """Whether B has a bias, which is scaled like the product, as in PEFT."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError if a value is not of its type, or a pattern is none."""
-        if problems := problems_of(self, "adapter") + self.pattern_problems():
+        """Raise ConfigError if a value is not of its type, a pattern is none, or DoRA is to have a bias."""
+        problems = problems_of(self, "adapter") + self.pattern_problems()
+        if self.use_dora and self.lora_bias:
+            problems.append("use_dora and lora_bias are both true; DoRA's adapters have no bias")
+        if problems:
             raise ConfigError(problems)
 
     def refuse_patterns(self, modules: Collection[str]) -> None:
