@@ -52,7 +52,16 @@ def rank_outputs(features: Tensor, rank: int, rng: Rng) -> Tensor:
 
 
 def drawn_columns(outputs: Tensor, rank: int, kept: int, rng: Rng, *, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
-    """The anchor's whitened outputs Q_1 (N, R), with R at most ``kept``, and its drawn B_1 in them, K (R, r)."""
+    """The anchor's whitened outputs Q_1 (N, R), with R at most ``kept``, and its drawn B_1 in them, K (R, r).
+
+    Parameters
+    ----------
+    outputs : its features after the module, (N, d_out).
+    rank : r.
+    kept : the largest number of principal directions.
+    rng : the stream that B_1 is drawn from.
+    ridge : the ridge of the features, as a fraction of their mean variance.
+    """
     _, deviation, whitened = _whitened(outputs, kept, ridge)
     return whitened, _orthonormal(len(deviation), rank, rng) / deviation.unsqueeze(1)
 

@@ -46,10 +46,17 @@ def check_shared(federation: Federation, name: str, remedy: str) -> None:
 
 
 def sharing(name: str, federation: Federation, share: bool, penalty: Term | None, weighting: Weighting) -> Method:
-    """The method of this name; ``penalty`` is a term of every client's loss.
+    """The rounds of a method whose clients share some tensors.
 
-    With ``share`` False shared tensors are averaged within each architecture too. A client of budget b trains the b
-    deepest blocks, and a shared tensor if all blocks that use it are among them.
+    A client of budget b trains the b deepest blocks, and a shared tensor if all blocks that use it are among them.
+
+    Parameters
+    ----------
+    name : the method's name.
+    federation : its clients may differ in architecture.
+    share : False averages shared tensors within each architecture too.
+    penalty : a term of every client's loss.
+    weighting : clients' weights in the means.
     """
     layouts, owner = federation.layouts, {profile.id: profile.architecture for profile in federation.profiles}
     frozen = {own: federation.frozen.get(own, frozenset()) for own in layouts}

@@ -105,7 +105,13 @@ def anchored_layout(
 ) -> Layout:
     """Names, depths and shapes of what is trained: factors, shared matrices and vectors by depth, the head last.
 
-    ``head`` are the names of the trained parameters of a head that is not shared across architectures.
+    Parameters
+    ----------
+    model : the model with the adapters in it.
+    blocks : where its transformer blocks are.
+    architecture : its name in the federation.
+    adapters : what was put into it.
+    head : the names of the trained parameters of a head that is not shared across architectures.
     """
     names = {id(own): name for name, own in model.named_parameters()}
     depth = dict(lora_layout(model, blocks, architecture, head).depth)

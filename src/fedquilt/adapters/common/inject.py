@@ -126,6 +126,14 @@ def inject_common(
 def put_head(model: nn.Module, head: Collection[str], classes: str, rank: int, scale: float) -> tuple[str, CommonHead]:
     """Put the common head onto the last linear module of a head; returns its path and the common head.
 
+    Parameters
+    ----------
+    model : a model with a module ``common``.
+    head : the names of the head's parameters.
+    classes : a name of the classes of the outputs; architectures with the same name share a head.
+    rank : the number of coordinates.
+    scale : the scale of the common head.
+
     Raises
     ------
     ModelError
