@@ -318,6 +318,14 @@ def test_only_right_paths_pass_and_the_filter_remembers_all(seed):
     assert same(state, other)
 
 
+@pytest.mark.parametrize("name", ["learnability", "linear-ucb"])
+def test_a_label_that_is_not_finite_is_not_learned(name):
+    own = filter_of(settings(name))
+    positions, state = own.choose(begun(own), candidates(), Rng(0))
+    with pytest.raises(TrainingError, match="label is not finite"):
+        own.learn(state, positions, torch.full((len(positions),), torch.nan), 0)
+
+
 def test_what_a_control_cannot_know_is_an_error():
     at = candidates()._replace(right=None, gain=None)
     for name, text in (("verified", "no answers"), ("oracle", "known rewards")):

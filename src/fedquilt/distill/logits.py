@@ -86,6 +86,7 @@ def top_k_divergence(logits: Tensor, teacher: TopK) -> Tensor:
     Paper: fedmkt, divergence
     """
     own = logits.float().log_softmax(-1)
+    teacher = TopK(*(part.to(logits.device) for part in teacher))
     known = teacher.tokens != UNKNOWN
     tokens, log_q = _merged(teacher.tokens, teacher.log_probs.float())
     held = known & log_q.isfinite()

@@ -7,6 +7,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from fedquilt.core.errors import TrainingError
 from fedquilt.core.types import Params
 
 CLIP = 5.0
@@ -92,7 +93,14 @@ def pushed(memory: Memory, positions: Tensor, labels: Tensor, version: int, *, m
         The largest number of samples that are kept: the last ones.
     oldest
         The number of versions after which a sample is forgotten; None for never.
+
+    Raises
+    ------
+    TrainingError
+        if a label is not finite: it would stay, and spoil every later choice.
     """
+    if not labels.isfinite().all():
+        raise TrainingError("a sample's label is not finite; the losses that it is made of are not, either")
     positions = positions.cpu()
     new = {name: column[positions] for name, column in memory["last"].items()}
     new["labels"] = labels.detach().float().cpu()
