@@ -11,6 +11,7 @@ from fedquilt.core.errors import ConfigError
 from fedquilt.core.rng import Rng
 from fedquilt.experiment import build, resume, run
 from fedquilt.experiment.check import check
+from fedquilt.experiment.plan import plan
 from fedquilt.models.hf import load_model
 from fedquilt.record import read_rounds
 
@@ -81,3 +82,11 @@ def test_what_does_not_go_together_is_refused(changes, message):
 
 def test_a_common_head_goes_with_it():
     assert check(config(("num_blocks = 2", "num_blocks = 2, common_head = true, head_scale = 2.0, bias = false"))) == []
+
+
+def test_a_plan_states_what_the_anchor_says_once():
+    planned = {(one.group, one.once_down, one.once_up) for one in plan(config())}
+    # of each of 2 x 2 modules: 60 x 4 rank-space outputs, 60 x 8 whitened outputs and 8 x 4, each of 4 bytes
+    said = 4 * 4 * (60 * 4 + 60 * 8 + 8 * 4)
+    seen = 4 * 4 * 20 * 4
+    assert planned == {("small", said, said + seen), ("large", said, seen)}

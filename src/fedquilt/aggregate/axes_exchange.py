@@ -81,6 +81,18 @@ def agreements(seen: Mapping[str, Params]) -> dict[str, float]:
     return {name.partition(".")[2]: float(agreement(own).mean()) for name, own in held.items() if len(own) > 1}
 
 
+def smallest(federation: Federation, architectures: Iterable[str]) -> str:
+    """The smallest of these architectures, as far as the server knows: by the size of its trained tensors.
+
+    These grow with a model's width and depth.
+    """
+
+    def size(architecture: str) -> tuple[int, str]:
+        return sum(math.prod(shape) for shape in federation.layouts[architecture].shapes.values()), architecture
+
+    return min(architectures, key=size)
+
+
 def _speakers(cohort: Sequence[Profile]) -> set[ClientId]:
     """The first two clients of each architecture."""
     of: dict[str, list[ClientId]] = {}
@@ -93,16 +105,12 @@ def _bases(federation: Federation, owner: Mapping[ClientId, str], rank: int) -> 
     """The exchange that finds the common coordinates; nobody is asked once they are known."""
     anchored = any(public.anchored for public in federation.public.values())
 
-    def size(architecture: str) -> tuple[int, str]:
-        """How large a model is, as far as the server knows: by its trained tensors, which grow with width and depth."""
-        return sum(math.prod(shape) for shape in federation.layouts[architecture].shapes.values()), architecture
-
     def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
         if state["axes"]["points"]:
             return {}
         # two clients speak for each architecture, as one may fail; the others only reply, as the quorum counts them
-        smallest = min((own.architecture for own in turn.cohort), key=size, default="")
-        speakers = _speakers([own for own in turn.cohort if not anchored or own.architecture == smallest])
+        anchor = smallest(federation, [own.architecture for own in turn.cohort]) if anchored and turn.cohort else ""
+        speakers = _speakers([own for own in turn.cohort if not anchored or own.architecture == anchor])
         return {
             own.id: Order({}, {"architecture": own.architecture, SPEAKS: own.id in speakers}) for own in turn.cohort
         }

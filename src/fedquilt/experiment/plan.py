@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from fedquilt.adapters.sites import is_shared
+from fedquilt.aggregate.axes_exchange import smallest
 from fedquilt.client.client import Client
 from fedquilt.config.schema import Config
-from fedquilt.core.federation import Public
+from fedquilt.core.federation import Federation
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import num_bytes
 from fedquilt.core.types import ClientId, Memory, Order, Params, Turn
@@ -128,14 +129,19 @@ def client_plan(experiment: Experiment, id: ClientId, order: Order, measured: Me
         gradient_bytes=num_bytes(trained),
         optimizer_bytes=states * num_bytes(trained),
         activation_bytes=measured[key][1],
-        **_once(experiment.federation.public.get(group.architecture), config.adapter.rank),
+        **_once(experiment.federation, group.architecture, config.adapter.rank),
     )
 
 
-def _once(public: Public | None, rank: int) -> dict[str, int]:
+def _once(federation: Federation, architecture: str, rank: int) -> dict[str, int]:
     """The bytes of the exchange of common coordinates for one client; it travels in single precision."""
+    public = federation.public.get(architecture)
     if public is None:
         return {}
+    if public.anchored:  # what the smallest architecture says goes to all as it is, and the others say nothing
+        anchor = smallest(federation, federation.layouts)
+        said = num_bytes(federation.public[anchor].bases)
+        return {"once_down": said, "once_up": num_bytes(public.seen) + (said if architecture == anchor else 0)}
     points = {name: torch.empty(len(basis), rank, device="meta") for name, basis in public.bases.items()}
     return {"once_down": num_bytes(points), "once_up": num_bytes(public.bases) + num_bytes(public.seen)}
 
