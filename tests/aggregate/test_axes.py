@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedquilt.aggregate import axes as module
 from fedquilt.aggregate.axes import agreement, basis, consensus, coordinates, decoder, solve
+from fedquilt.aggregate.axes import rotation as drawn_rotation
 from fedquilt.core.rng import Rng
 
 WIDTHS = (7, 12, 20)
@@ -32,7 +33,14 @@ def found(models: list[Tensor], rank: int, **options: float) -> Tensor:
 
 
 def rotation(width: int, seed: int) -> Tensor:
-    return torch.linalg.qr(torch.randn(width, width, generator=Rng(seed).torch(), dtype=torch.float64))[0]
+    return drawn_rotation(width, Rng(seed))
+
+
+def test_a_rotation_is_orthogonal_and_of_its_stream() -> None:
+    one = rotation(5, 1)
+    assert torch.allclose(one @ one.T, torch.eye(5, dtype=torch.float64), atol=1e-12)
+    assert torch.equal(one, rotation(5, 1))
+    assert not torch.allclose(one, rotation(5, 2), atol=0.1)
 
 
 def test_planted_factors_are_recovered() -> None:

@@ -5,7 +5,7 @@ import torch
 from promises import Setup, play, same
 from small_federation import VIT, WIDE, common
 
-from fedquilt.aggregate.axes import POINT
+from fedquilt.aggregate.axes import POINT, rotation
 from fedquilt.aggregate.axes_exchange import SPEAKS, agreements, with_axes
 from fedquilt.core.errors import RoundError, TrainingError
 from fedquilt.core.rng import Rng
@@ -13,9 +13,9 @@ from fedquilt.core.types import Reply, Turn
 from fedquilt.methods import METHODS
 
 
-def setup(models=(VIT, WIDE), **settings) -> Setup:
+def setup(models=(VIT, WIDE), *, turned=None, **settings) -> Setup:
     scene = common(models, **settings)
-    method = with_axes(METHODS["heterotune"](scene.federation, align="none"), scene.federation, 3)
+    method = with_axes(METHODS["heterotune"](scene.federation, align="none"), scene.federation, 3, turned=turned)
     return Setup(method, scene.federation.profiles, scene.clients)
 
 
@@ -86,6 +86,22 @@ def test_the_agreement_of_equal_models_is_one() -> None:
     own = {f"seen.{name}": tensor for name, tensor in seen.items()}
     assert agreements({"a": own, "b": own})["attention.0"] == pytest.approx(1.0)
     assert agreements({"a": own}) == {}
+
+
+def test_rotated_coordinates_are_as_good_for_each_model_and_mean_something_else() -> None:
+    def turned(architecture: str) -> torch.Tensor:
+        return rotation(3, Rng(1).child(architecture))
+
+    plain, control = (play(setup(turned=one), num_rounds=1).states[-1] for one in (None, turned))
+    assert same(plain["axes"]["points"], control["axes"]["points"])
+    for architecture, seen in plain["axes"]["seen"].items():
+        for name, own in seen.items():  # the same coordinates in another basis, so that they say as much of the inputs
+            expected = own.double() @ turned(architecture)
+            torch.testing.assert_close(
+                control["axes"]["seen"][architecture][name].double(), expected, rtol=0, atol=1e-4
+            )
+    before, after = (agreements(state["axes"]["seen"]) for state in (plain, control))
+    assert sum(after.values()) < sum(before.values()) - 1.0
 
 
 def test_bases_of_different_tokens_are_refused_with_the_remedy() -> None:

@@ -24,14 +24,20 @@ from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.mixture.kind import MIXTURE
 from fedquilt.adapters.mixture.settings import MixtureSettings
 from fedquilt.adapters.settings import Adapter
+from fedquilt.adapters.sites import is_shared
+from fedquilt.aggregate.axes_exchange import with_axes
 from fedquilt.client import Client, Training, Workbench
 from fedquilt.client.public import PublicInputs
 from fedquilt.client.task import scoring_of
 from fedquilt.client.workbench import Batch
 from fedquilt.core.factors import MAGNITUDE, cut
 from fedquilt.core.federation import Federation, Rule
+from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId, Layout, Params, Profile
+from fedquilt.methods import METHODS
+from fedquilt.methods.across_architectures import mean_of, split, with_shared
+from fedquilt.methods.by_architecture import by_architecture
 from fedquilt.models.hf import load_model
 from fedquilt.models.loaded import Loaded
 
@@ -243,6 +249,17 @@ def anchored(models: Sequence[str] = (VIT, WIDE), *, rank: int = 3, **more: Any)
     return _sharing(models, ANCHORED, Adapter(kind="anchored", rank=rank, alpha=float(rank), **settings), **kept)
 
 
+def beside(name: str, federation: Federation, *, turned: Any = None, **settings: Any) -> Method:
+    """A method in each architecture apart, beside cores and a head in common coordinates that all share.
+
+    ``turned`` is as for ``with_axes``, for 3 coordinates.
+    """
+    named = {own for layout in federation.layouts.values() for own in layout.depth if is_shared(own)}
+    rest, both = split(federation, named)
+    apart = by_architecture(lambda own: METHODS[name](own, **settings), rest)
+    return with_axes(with_shared(apart, mean_of(both, "examples"), both), federation, 3, turned=turned)
+
+
 def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options of the federation, and those of its adapters."""
     kept = {name: value for name, value in options.items() if name in ("budgets", "training", "mixed")}
@@ -264,7 +281,7 @@ def _sharing(
     loaded = [_loaded(model, task_of(model)) for model in models]
     slots = min(one.blocks.num_layers for one in loaded)
     clients: dict[ClientId, Client] = {}
-    layouts, makers, frozen, public = {}, {}, {}, {}
+    layouts, makers, frozen, public, scalings = {}, {}, {}, {}, {}
     for place, (model, one) in enumerate(zip(models, loaded, strict=True)):
         task, own = task_of(model), deepcopy(one.model)
         host = Host(
@@ -293,6 +310,7 @@ def _sharing(
             public[one.architecture] = bench.public.shapes(section.rank, one.prepare(inputs))
         first = start(Rng(5).child("init"))  # as the rounds of seed 5 begin
         layouts[one.architecture], makers[one.architecture] = where, start
+        scalings[one.architecture] = added.scaling
         frozen |= {one.architecture: added.frozen} if added.frozen else {}
         for number, budget in enumerate(budgets):
             id = number * len(models) + place if mixed else place * len(budgets) + number
@@ -302,4 +320,4 @@ def _sharing(
             clients[id] = Client(profile, bench, first, training, 4, rows(task, size, id), held_out)
     clients = dict(sorted(clients.items()))
     profiles = tuple(client.profile for client in clients.values())
-    return Several(Federation(profiles, layouts, makers, 4, frozen=frozen, public=public), clients)
+    return Several(Federation(profiles, layouts, makers, 4, scalings, frozen=frozen, public=public), clients)

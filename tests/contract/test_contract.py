@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from promises import PROMISES, Build, Setup, copied, fault, is_tree, play, same, undisturbed
-from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, anchored, common, mixtures, several, small
+from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, anchored, beside, common, mixtures, several, small
 from torch.nn.functional import cross_entropy
 from toys import (
     Party,
@@ -157,6 +157,22 @@ def aligned(models=(VIT, WIDE), *, common_head: bool = False, mixed: bool = Fals
     return build
 
 
+def joined(name: str, models=(VIT, WIDE), **settings) -> Build:
+    """A method in each architecture apart, beside cores and a head in common coordinates that all share."""
+
+    def build() -> Setup:
+        training = Training(steps=2, epochs=None, batch_size=4, learning_rate=0.05)
+        scene = common(models, training=training, private_rank=2)
+        made = beside(name, scene.federation, **settings)
+
+        def all_learned(state):
+            return [state["shared"]["params"], *(learned(own) for own in state["apart"].values())]
+
+        return Setup(made, scene.federation.profiles, scene.clients, all_learned).bound()
+
+    return build
+
+
 def across(name: str, models=(VIT, WIDE), *, mixed: bool = False, every: bool = False, **settings) -> Build:
     """A method of the library that takes clients of unlike architectures all together."""
 
@@ -252,6 +268,9 @@ APART = {
     "fed-hello-apart": Row(apart("fed-hello", (VIT, LLAMA), proxy=3, **SOON)),
     "flora-apart": Row(apart("flora", (LLAMA, BERT)), ALL_AT_ONCE),
     "fedsa-lora-apart": Row(apart("fedsa-lora", (BERT, WIDE))),
+    "fedit-common": Row(joined("fedit"), AT_FIRST),
+    "flora-common": Row(joined("flora", (LLAMA, VIT)), AT_FIRST),
+    "fed-hello-common": Row(joined("fed-hello", scores_from="clients", **SOON), AT_FIRST),
     "local-only-apart": Row(apart("local-only", (VIT, WIDE, LLAMA))),
 }
 SHORT = {

@@ -10,9 +10,10 @@ pytest.importorskip("flwr")
 
 from in_process_grid import RUN, InProcessGrid, app_of, cards_of
 from promises import Played, Setup, copied, play, same
-from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, common, mixtures, several, small
+from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, beside, common, mixtures, several, small
 from toys import changed, distillation_setup, fedavg_setup, groups_setup, local_bias_setup, short, vertical_setup
 
+from fedquilt.aggregate.axes import rotation
 from fedquilt.aggregate.axes_exchange import with_axes
 from fedquilt.aggregate.lowrank.rules import stack_rule
 from fedquilt.client import Training
@@ -73,6 +74,13 @@ def coordinated(models, *, private_rank: int, **settings) -> Setup:
     return Setup(with_axes(method, scene.federation, 3), scene.federation.profiles, scene.clients)
 
 
+def in_common_coordinates(name: str, models) -> Setup:
+    """A method beside cores and a head that all share, with coordinates that are rotated for each architecture."""
+    scene = common(models, private_rank=2)
+    method = beside(name, scene.federation, turned=lambda own: rotation(3, Rng(7).child(own)))
+    return Setup(method, scene.federation.profiles, scene.clients)
+
+
 TABLE = {
     **{name: lambda name=name: real(name) for name in METHODS if name != "heterotune"},
     "heterotune": lambda: shared((VIT, WIDE, LLAMA), mu=0.1),
@@ -93,6 +101,7 @@ TABLE = {
     "h2tune-across": lambda: across((VIT, WIDE, LLAMA, BERT)),
     "h2tune-common-ends": lambda: across((VIT, LLAMA), ends="architecture"),
     "h2tune-common": lambda: coordinated((VIT, WIDE), private_rank=2, private_steps=1, free_after=1),
+    "flora-common-rotated": lambda: in_common_coordinates("flora", (VIT, LLAMA)),
     "toy-fedavg": fedavg_setup,
     "toy-local-bias": local_bias_setup,
     "toy-vertical": vertical_setup,

@@ -11,8 +11,9 @@ from fedquilt.config.load import parse
 from fedquilt.core.errors import ConfigError, DataError
 from fedquilt.core.rng import Rng
 from fedquilt.experiment import build, resume, run
+from fedquilt.experiment.trained_model import trained_model
 from fedquilt.models.hf import load_model
-from fedquilt.record import read_rounds
+from fedquilt.record import Record, read_rounds
 
 FILE = """
 rounds = 2
@@ -35,6 +36,8 @@ budget = 3
 model = { name = "tiny:vit?layers=3&width=16", task = "image-classification" }
 """
 
+RULE = 'aggregation = { rule = "flexlora" }\n\n[[groups]]'
+
 
 def test_a_run_among_architectures_shares_cores_and_is_saved_as_lora(tmp_path: Path) -> None:
     folder = run(parse(tomllib.loads(FILE)), tmp_path / "run")
@@ -48,6 +51,43 @@ def test_a_run_among_architectures_shares_cores_and_is_saved_as_lora(tmp_path: P
     adapted = load_adapter(base, folder / "adapters" / "global-small").eval()
     batch = {name: column[:3] for name, column in client.train.items()}
     assert torch.isfinite(adapted(**client.bench.prepare(batch)).logits).all()
+
+
+@pytest.mark.parametrize("name", ["fedit", "flora"])
+def test_any_method_beside_shared_cores_is_saved_as_the_model_that_was_trained(tmp_path: Path, name: str) -> None:
+    """FLoRA merges into the base, below the cores, and what it merged is in the saved LoRA too."""
+    config = parse(tomllib.loads(FILE.replace('name = "heterotune", align = "none"', f'name = "{name}"')))
+    folder = run(config, tmp_path / "run")
+    experiment, (_, state, _) = build(config), Record.open(folder).load_checkpoint()
+    group = experiment.groups[0]
+    order = experiment.method.view(state, group.server.profile)
+    assert any(name.startswith("common.") and tensor.any() for name, tensor in order.params.items())
+    assert any(name.endswith(".shift") for name in order.params) == (name == "flora")
+    group.bench.load(group.server.params(order))
+    batch = group.bench.prepare({name: column[:5] for name, column in experiment.clients[0].train.items()})
+    with torch.no_grad():
+        wanted = group.bench.model(**batch).logits
+        found = trained_model(folder, group="small")(**batch).logits
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_control_without_sharing_across_averages_within_each_architecture(tmp_path: Path) -> None:
+    text = FILE.replace('source = "glyphs"', 'source = "glyphs", share = "architecture"')
+    for name in ('name = "heterotune", align = "none"', 'name = "fedit"'):
+        config = parse(tomllib.loads(text.replace('name = "heterotune", align = "none"', name)))
+        _, state, _ = Record.open(run(config, tmp_path / name[8:12])).load_checkpoint()
+        one, other = (own["params"] for own in state["apart"].values())
+        assert not torch.equal(one["common.feed-forward.1"], other["common.feed-forward.1"])
+
+
+def test_a_local_head_stays_with_each_client_while_cores_are_shared(tmp_path: Path) -> None:
+    text = FILE.replace('name = "heterotune", align = "none"', 'name = "fedit"')
+    folder = run(parse(tomllib.loads("head = { policy = 'local' }\n" + text)), tmp_path / "run")
+    _, state, memories = Record.open(folder).load_checkpoint()
+    assert all("head" not in name for name in state["shared"]["params"])
+    heads = [t for one in memories.values() for name, t in one["params"].items() if name.startswith("common.head")]
+    assert len(heads) == 4
+    assert not torch.equal(heads[0], heads[1])
 
 
 def test_a_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
@@ -158,4 +198,50 @@ def test_axes_without_adapters_that_read_them_have_no_effect() -> None:
 def test_too_few_public_inputs_are_refused_with_the_numbers(tmp_path: Path) -> None:
     text = FILE.replace('source = "glyphs:80", inputs = 60', 'source = "sklearn:digits", inputs = 5000')
     with pytest.raises(DataError, match=r"has 1797 rows, and axes\.inputs = 5000 and axes\.held_out = 20 need 5020"):
+        build(parse(tomllib.loads(text)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            [("private_rank = 1", "private_rank = 0"), ("heterotune", "flexlora")],
+            r"adapter\.private_rank = 0: method\.name = 'flexlora' needs LoRA factors.*set adapter\.private_rank",
+        ),
+        (
+            [("private_rank = 1", "private_rank = 0"), ("heterotune", "fedit"), ("[[groups]]", RULE)],
+            r"aggregation\.rule = 'flexlora': combines LoRA factors, and with adapter\.private_rank = 0",
+        ),
+        ([("[[groups]]", RULE)], r"aggregation\.rule = 'flexlora': method\.name = 'heterotune' averages adapters in"),
+        (
+            [("limit = 60", "limit = 60, proxy = 5"), ("heterotune", "fedit")],
+            r"data\.proxy = 5: the server's own model",
+        ),
+        ([('align = "none"', "share = false")], r"method\.share = false: .*axes\.share = 'architecture'"),
+        (
+            [("heterotune", "local-only"), ("inputs = 60", 'share = "architecture", inputs = 60')],
+            r"axes\.share = 'architecture': with method\.name = 'local-only' nothing is sent",
+        ),
+        (
+            [("heterotune", "fedit"), ("budget = 3", 'budget = 3\nadapter = { kind = "common", rank = 3 }')],
+            r"adapter\.rank is not the same in all groups \(small 4, large 3\), so they have no common coordinates",
+        ),
+        (
+            [
+                ("heterotune", "fedit"),
+                ("inputs = 60", 'share = "architecture", inputs = 60'),
+                ("budget = 3", "budget = 2"),
+                ("layers=3&width=16", "layers=2&width=8"),
+            ],
+            r"axes\.share = 'architecture': has no effect, as all clients have the same architecture",
+        ),
+    ],
+)
+def test_what_methods_cannot_do_beside_cores_is_refused_with_the_remedy(changes, message) -> None:
+    text = FILE
+    for old, new in changes:
+        text = text.replace(old, new, 1)
+    if 'name = "heterotune"' not in text:
+        text = text.replace(', align = "none"', "")
+    with pytest.raises(ConfigError, match=message):
         build(parse(tomllib.loads(text)))

@@ -119,7 +119,7 @@ class Kind:
         folders hold whole models.
     files : the names of the files that ``save`` writes; a folder with the first of them is of this kind.
     trains_base : whether the model's own weights are trained, so that several groups cannot share one base.
-    has_factors : whether low-rank factors are trained, ``lora_A`` and ``lora_B`` of each module.
+    has_factors : whether low-rank factors may be trained, ``lora_A`` and ``lora_B`` of each module.
     shares_branches : whether models of different architectures share tensors (mixtures of adapters).
     needs_public : whether all parties must have public inputs, [axes].
     ranks : ``own`` if each client may have its own rank, ``one`` if all have the same, ``none`` for kinds without

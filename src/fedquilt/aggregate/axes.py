@@ -26,6 +26,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedquilt.core.rng import Rng
+
 RIDGE = 1e-3
 """The default ridge, as a fraction of the mean variance of a model's features."""
 
@@ -157,6 +159,16 @@ def agreement(seen: Sequence[Tensor]) -> Tensor:
     scaled = [one / one.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny) for one in scaled]
     pairs = [(one * other).sum(0) for k, one in enumerate(scaled) for other in scaled[:k]]
     return torch.stack(pairs).mean(0)
+
+
+def rotation(rank: int, rng: Rng) -> Tensor:
+    """A random orthogonal matrix (r, r), of uniform distribution, drawn from ``rng``.
+
+    It is the orthogonal factor of a Gaussian matrix, in the decomposition whose triangular factor has a positive
+    diagonal.
+    """
+    q, r = torch.linalg.qr(torch.randn(rank, rank, generator=rng.torch(), dtype=torch.float64))
+    return q * torch.where(r.diagonal() < 0, -1.0, 1.0)
 
 
 def _spectrum(features: Tensor, centre: Tensor, kept: int, *, scale: float) -> tuple[Tensor, Tensor]:

@@ -18,11 +18,12 @@ client's own rows, nor has a dimension of its model's width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypedDict
 
 import torch
+from torch import Tensor
 
 from fedquilt.aggregate.axes import POINT, SEEN, agreement, consensus, is_point
 from fedquilt.core.errors import RoundError
@@ -48,25 +49,42 @@ class AxesState(TypedDict):
     """The clients that have the points, in order."""
 
 
-def with_axes(method: Method, federation: Federation, rank: int) -> Method:
+def with_axes(
+    method: Method, federation: Federation, rank: int, *, turned: Callable[[str], Tensor] | None = None
+) -> Method:
     """The method whose models share ``rank`` coordinates that are found in the first round; see the module.
 
     Architectures without a client in the first cohort do not take part in the consensus. They are given its points
     later, like every client that joins later, and solve for their axes then.
+
+    Parameters
+    ----------
+    method, federation, rank
+        The method to wrap, the federation, and the number of coordinates.
+    turned
+        The orthogonal matrix (r, r) by which the points of each architecture are rotated, by its name: the control
+        without common meaning. If left out, all architectures have the same points.
     """
     owner = {profile.id: profile.architecture for profile in federation.profiles}
+
+    def points(state: Tree, architecture: str) -> Params:
+        """The common coordinates as they are given to this architecture."""
+        found: Params = state["axes"]["points"]
+        if turned is None:
+            return found
+        return {name: (point.double() @ turned(architecture)).float() for name, point in found.items()}
 
     def init(rng: Rng) -> Tree:
         return {**method.init(rng), "axes": AxesState(points={}, seen={}, knows=[])}
 
     def view(state: Tree, profile: Profile) -> Order:
         order = method.view(state, profile)
-        return replace(order, params={**order.params, **state["axes"]["points"]})
+        return replace(order, params={**order.params, **points(state, profile.architecture)})
 
     def report(state: Tree) -> Mapping[str, Any]:
         return {**method.report(state), "agreement": agreements(state["axes"]["seen"])}
 
-    informing = (_informing(exchange, federation, owner) for exchange in method.exchanges)
+    informing = (_informing(exchange, federation, owner, points) for exchange in method.exchanges)
     exchanges = (_bases(federation, owner, rank), *informing)
     return method._replace(init=init, exchanges=exchanges, view=view, report=report)
 
@@ -148,17 +166,22 @@ def _bases(federation: Federation, owner: Mapping[ClientId, str], rank: int) -> 
     return Exchange("axes-bases", ask, work, merge, expects, ranges=ranges)
 
 
-def _informing(exchange: Exchange, federation: Federation, owner: Mapping[ClientId, str]) -> Exchange:
+def _informing(
+    exchange: Exchange,
+    federation: Federation,
+    owner: Mapping[ClientId, str],
+    points: Callable[[Tree, str], Params],
+) -> Exchange:
     """The exchange whose orders also give the common coordinates to each client that does not have them yet."""
 
     def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
-        points, known, seen = state["axes"]["points"], set(state["axes"]["knows"]), state["axes"]["seen"]
+        known, seen = set(state["axes"]["knows"]), state["axes"]["seen"]
         new = [profile for profile in turn.cohort if profile.id not in known]
         speakers = _speakers([profile for profile in new if profile.architecture not in seen])
         return {
             client: order
             if client in known
-            else Order({**order.params, **points}, {**order.settings, SPEAKS: client in speakers})
+            else Order({**order.params, **points(state, owner[client])}, {**order.settings, SPEAKS: client in speakers})
             for client, order in exchange.ask(state, turn).items()
         }
 

@@ -35,6 +35,23 @@ def _lacks(kind: str) -> Callable[[Traits], bool]:
     return lambda traits: traits.needs in _NEEDED and kind not in _NEEDED[traits.needs][1]
 
 
+_OF_COORDINATES = ("rank", "sites", "num_slots")
+"""Keys of [adapter] that must be the same in all groups for them to have common coordinates."""
+
+
+def _public(case: Case) -> bool:
+    return any(KINDS[kind].needs_public for kind in case.kinds)
+
+
+def _apart(key: str) -> Callable[[Case], bool]:
+    return lambda case: _public(case) and case.differs("adapter", key)
+
+
+def _private_less(case: Case) -> bool:
+    """Whether a group has adapters in common coordinates and no LoRA beside the cores."""
+    return any(KINDS[p.config.adapter.kind].needs_public and not p.config.adapter.private_rank for p in case.parts)
+
+
 def _differs(key: str) -> Callable[[Case], bool]:
     return lambda case: case.differs("adapter", key)
 
@@ -74,6 +91,57 @@ ADAPTERS: tuple[Row, ...] = (
             "set it in [adapter] and leave it out of the groups",
         )
         for key in _OF_BRANCHES
+    ),
+    *(
+        Row(
+            _apart(key),
+            lambda traits: not traits.across,
+            f"adapter.{key} is not the same in all groups ({{by_group[{key}]}}), so they have no common coordinates; "
+            "set it in [adapter] and leave it out of the groups",
+        )
+        for key in _OF_COORDINATES
+    ),
+    Row(
+        _public,
+        lambda traits: traits.needs == "factors" and traits.across,
+        "adapter.kind = 'common': {culprit} needs LoRA factors without cores beside them; {instead}, or set "
+        "adapter.kind = 'lora'",
+    ),
+    Row(
+        _private_less,
+        lambda traits: traits.needs == "factors",
+        "adapter.private_rank = 0: {culprit} needs LoRA factors, and there are none beside the cores; set "
+        "adapter.private_rank to their rank, or {instead}",
+    ),
+    Row(
+        lambda case: _private_less(case) and case.combined,
+        None,
+        "{given}: combines LoRA factors, and with adapter.private_rank = 0 there are none beside the cores; set "
+        "adapter.private_rank to their rank, or aggregation.rule = 'mean'",
+    ),
+    Row(
+        lambda case: _public(case) and case.combined,
+        lambda traits: traits.across,
+        "{given}: method.name = '{name}' averages adapters in common coordinates and combines no LoRA factors; set "
+        "aggregation.rule = 'mean', or {instead}",
+    ),
+    Row(
+        lambda case: _public(case) and case.config.data.proxy > 0,
+        None,
+        "data.proxy = {config.data.proxy}: the server's own model has no common coordinates, so it would score layers "
+        "without what the cores do; leave data.proxy out (method.scores_from = 'clients' needs none)",
+    ),
+    Row(
+        lambda case: _public(case) and case.method.settings.get("share") is False,
+        None,
+        "method.share = false: with adapter.kind = 'common' axes.share says who shares; leave method.share out and set "
+        "axes.share = 'architecture'",
+    ),
+    Row(
+        lambda case: _public(case) and case.changed("axes", "share"),
+        lambda traits: traits.sends == "nothing",
+        "axes.share = '{config.axes.share}': with method.name = '{name}' nothing is sent, so that nothing is shared "
+        "within an architecture either; leave it out, or {instead}",
     ),
     Row(
         lambda case: case.differs("head", "policy"),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fedquilt.config.schema import Config
+from fedquilt.config.sections import default_of
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.types import Layout
 
@@ -35,6 +36,12 @@ def refuse_layouts(config: Config, groups: Sequence[Any]) -> None:
             "privacy.mode = 'central': groups of different architectures have no common sum of updates to add "
             "noise to; set privacy.mode = 'local', or give all groups the same model, head and adapter"
         )
+    if len({group.architecture for group in groups}) == 1:
+        problems += [
+            f"axes.{key} = '{value}': has no effect, as all clients have the same architecture; leave it out"
+            for key, value in (("share", config.axes.share), ("control", config.axes.control))
+            if value != default_of(type(config.axes), key)
+        ]
     for group in groups:
         policy, buffers = group.config.adapter.buffers, group.layout.buffers
         if policy == "local" and not buffers:

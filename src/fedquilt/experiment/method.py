@@ -8,7 +8,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from fedquilt.adapters.sites import is_shared
 from fedquilt.aggregate.alignment.wrapper import with_alignment
+from fedquilt.aggregate.axes import rotation
 from fedquilt.aggregate.axes_exchange import with_axes
 from fedquilt.aggregate.lowrank.rules import RULES
 from fedquilt.aggregate.robust import aggregate_rule, apart
@@ -21,10 +23,12 @@ from fedquilt.core.errors import ConfigError
 from fedquilt.core.factors import MAGNITUDE
 from fedquilt.core.federation import Aggregate, Federation, Rule
 from fedquilt.core.method import Method
+from fedquilt.core.rng import Rng
 from fedquilt.core.wire import with_wire_dtype
 from fedquilt.core.wrap import with_local, with_received_scores
 from fedquilt.experiment.buffers import buffers_of, kept_by_clients
 from fedquilt.experiment.data_of_groups import naming_groups
+from fedquilt.methods.across_architectures import mean_of, split, with_shared
 from fedquilt.methods.by_architecture import by_architecture
 from fedquilt.methods.registry import METHODS, Factory, entry_of, known, traits_of
 from fedquilt.methods.traits import Traits
@@ -60,7 +64,8 @@ def wrapped(
 ) -> Method:
     """The method for a federation with all wrappers of the config.
 
-    A method that does not work across architectures runs separately in each.
+    A method that does not work across architectures runs separately in each. With adapters in common coordinates, their
+    cores and head are shared across architectures beside it, unless ``axes.share`` says otherwise.
 
     Parameters
     ----------
@@ -79,7 +84,15 @@ def wrapped(
         kept = kept_by_clients(own[0].config, federation.layouts.values())
         return with_local(made, kept) if kept else made
 
-    made = plain(federation) if method.traits.across else by_architecture(plain, federation)
+    if method.traits.across and config.axes.share == "all":
+        made = plain(federation)
+    elif both := _shared(config, method, owners, federation):
+        rest, shared = split(federation, both)
+        mean = mean_of(shared, method.settings.get("weighting", "examples"))
+        made = with_shared(by_architecture(plain, rest), changed(config, mean, shared, method.settings), shared)
+    else:
+        made = by_architecture(plain, federation)
+    made = with_proximal(made, config.training.proximal)
     if config.evaluation.clients == "received":
         made = with_received_scores(made)
     made = protected(config, made)  # outermost except for rounding, which only processes its output
@@ -90,15 +103,40 @@ def wrapped(
         exact = buffers_of(layouts) | {name for layout in layouts for name in layout.depth if name.endswith(MAGNITUDE)}
         made = with_wire_dtype(made, config.network.dtype, feedback=config.privacy.mode != "central", exact=exact)
     # public inputs are not rounded, clipped or noised: they say nothing of clients, and all must have the same points
-    return with_axes(made, federation, config.adapter.rank) if federation.public else made
+    return _in_common_coordinates(config, made, federation) if federation.public else made
+
+
+def _in_common_coordinates(config: Config, method: Method, federation: Federation) -> Method:
+    """The method whose first exchange finds common coordinates, as [axes] wants them."""
+    rank, rng = config.adapter.rank, Rng(config.seed).child("axes", "rotation")
+    rotated = config.axes.control == "rotated"
+    turned = {name: rotation(rank, rng.child(name)) for name in federation.layouts if rotated}
+    return with_axes(method, federation, rank, turned=turned.__getitem__ if rotated else None)
+
+
+def _shared(
+    config: Config, method: Chosen, owners: Mapping[str, Sequence[Part]], federation: Federation
+) -> frozenset[str]:
+    """The tensors that all architectures share beside a method that runs separately in each; ``owners`` by name."""
+    if not federation.public or config.axes.share != "all" or len(federation.layouts) == 1:
+        return frozenset()
+    if method.traits.across or method.traits.sends == "nothing":
+        return frozenset()
+    named, kept = set[str](), set[str]()
+    for name, layout in federation.layouts.items():
+        named.update(filter(is_shared, layout.depth))
+        kept |= kept_by_clients(owners[name][0].config, [layout])
+    return frozenset(named - kept)
 
 
 def changed(config: Config, method: Method, federation: Federation, settings: Mapping[str, Any]) -> Method:
-    """The method with the proximal penalty, the alignment and the server optimiser that the config asks for.
+    """The method with the alignment and the server optimiser that the config asks for.
 
     ``settings`` are all arguments of the method, with defaults.
     """
-    method, wanted = with_proximal(method, config.training.proximal), config.aggregation
+    wanted = config.aggregation
+    if not any(layout.depth for layout in federation.layouts.values()):  # nothing beside what is shared
+        return method
     if wanted.align != "none":
         layouts = federation.layouts.values()
         adapted = frozenset[str]().union(*(frozenset(one.depth) - one.head - one.buffers for one in layouts))

@@ -103,5 +103,5 @@ def _folded(
     return tensors, lora, Layout(host.architecture, host.blocks.num_layers, depth, shapes)
 
 
-COMMON = Kind(_put, LORA.load, LORA.files, shares_branches=True, needs_public=True, ranks="one")
+COMMON = Kind(_put, LORA.load, LORA.files, has_factors=True, shares_branches=True, needs_public=True, ranks="one")
 """Matrices in common coordinates, which models of all architectures share; ends are found, not trained."""

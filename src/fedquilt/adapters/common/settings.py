@@ -97,5 +97,11 @@ class Axes:
     out. Every model must read as many within ``model.max_length``."""
     basis: Count = 96
     """Columns of the basis that an architecture sends for each site and slot; more is more exact."""
+    share: Literal["all", "architecture"] = "all"
+    """Among whom cores and common heads are averaged: over the clients of all architectures, or within each, which is
+    the control without sharing across."""
+    control: Literal["none", "rotated"] = "none"
+    """``rotated`` is the control without common meaning: each architecture is given the coordinates rotated by a random
+    orthogonal matrix of its own, in which it trains as well, and what clients share means something else in each."""
     ridge: Rate = 1e-3
     """Ridge of the features' covariance, as a fraction of their mean variance."""
