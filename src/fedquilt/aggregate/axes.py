@@ -168,7 +168,8 @@ def rotation(rank: int, rng: Rng) -> Tensor:
     diagonal.
     """
     q, r = torch.linalg.qr(torch.randn(rank, rank, generator=rng.torch(), dtype=torch.float64))
-    return q * torch.where(r.diagonal() < 0, -1.0, 1.0)
+    signed: Tensor = q * torch.where(r.diagonal() < 0, -1.0, 1.0)
+    return signed
 
 
 def _spectrum(features: Tensor, centre: Tensor, kept: int, *, scale: float) -> tuple[Tensor, Tensor]:
