@@ -40,7 +40,7 @@ _OF_COORDINATES = ("rank", "sites", "num_slots")
 
 
 def _public(case: Case) -> bool:
-    return any(KINDS[kind].needs_public for kind in case.kinds)
+    return "common" in case.kinds
 
 
 def _apart(key: str) -> Callable[[Case], bool]:
@@ -49,7 +49,7 @@ def _apart(key: str) -> Callable[[Case], bool]:
 
 def _private_less(case: Case) -> bool:
     """Whether a group has adapters in common coordinates and no LoRA beside the cores."""
-    return any(KINDS[p.config.adapter.kind].needs_public and not p.config.adapter.private_rank for p in case.parts)
+    return any(p.config.adapter.kind == "common" and not p.config.adapter.private_rank for p in case.parts)
 
 
 def _differs(key: str) -> Callable[[Case], bool]:
