@@ -37,7 +37,7 @@ def host_of(found, **changes) -> Host:
 
 
 def section(kind: str) -> Adapter:
-    return Adapter(kind=kind, **({"rank": 2} if "rank" in OF_KIND[kind] else {}))
+    return Adapter(kind=kind, **{key: 2 for key in ("rank", "num_blocks") if key in OF_KIND[kind]})
 
 
 def test_the_run_file_has_the_keys_of_every_kind() -> None:

@@ -29,9 +29,18 @@ def test_every_key_belongs_to_a_kind():
     ("adapter", "told"),
     [
         ({"gate": "token"}, r"gate is of kind = 'mixture' alone, and this is 'lora'; leave it out, or set kind"),
-        ({"kind": "mixture", "targets": ["q"], "rslora": True}, r"rslora and targets are of kind = 'lora' alone"),
-        ({"kind": "full", "rank": 4}, r"rank is of kind = 'lora' or 'mixture' or 'common' alone, and this is 'full'"),
-        ({"kind": "full", "targets": ["q"], "gate": "token"}, r"targets and gate are of kind = 'lora' or 'mixture' al"),
+        (
+            {"kind": "mixture", "targets": ["q"], "rslora": True},
+            r"targets and rslora are of kind = 'lora' or 'anch",
+        ),
+        (
+            {"kind": "full", "rank": 4},
+            r"rank is of kind = 'lora' or 'mixture' or 'common' or 'anchored' alone",
+        ),
+        (
+            {"kind": "full", "targets": ["q"], "gate": "token"},
+            r"targets and gate are of kind = 'lora' or 'mixture' or",
+        ),
         (
             {"kind": "mixture", "rank_pattern": {"q": 2}, "use_dora": True},
             r"use_dora and rank_pattern are of kind = 'l",

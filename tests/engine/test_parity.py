@@ -10,7 +10,7 @@ pytest.importorskip("flwr")
 
 from in_process_grid import RUN, InProcessGrid, app_of, cards_of
 from promises import Played, Setup, copied, play, same
-from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, beside, common, mixtures, several, small
+from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, anchored, beside, common, mixtures, several, small
 from toys import changed, distillation_setup, fedavg_setup, groups_setup, local_bias_setup, short, vertical_setup
 
 from fedquilt.aggregate.axes import rotation
@@ -59,6 +59,12 @@ def shared(models, trained: str = "all", **settings) -> Setup:
     return Setup(METHODS["heterotune"](scene.federation, **settings), scene.federation.profiles, scene.clients)
 
 
+def aligned(models, **settings) -> Setup:
+    scene = anchored(models)
+    method = METHODS["co-lora"](scene.federation, **settings)
+    return Setup(with_axes(method, scene.federation, 3), scene.federation.profiles, scene.clients)
+
+
 def across(models, **settings) -> Setup:
     """H2Tune among clients of different architectures, two of each."""
     training = Training(steps=5, epochs=None, batch_size=4, learning_rate=0.05)
@@ -82,7 +88,8 @@ def in_common_coordinates(name: str, models) -> Setup:
 
 
 TABLE = {
-    **{name: lambda name=name: real(name) for name in METHODS if name != "heterotune"},
+    **{name: lambda name=name: real(name) for name in METHODS if name not in ("heterotune", "co-lora")},
+    "co-lora": lambda: aligned((VIT, WIDE), aggregation="rela"),
     "heterotune": lambda: shared((VIT, WIDE, LLAMA), mu=0.1),
     "heterotune-own": lambda: shared((BERT, GPT2), trained="own"),
     "fed-hello-fim": lambda: real("fed-hello", allocation="fim", **SOON),
