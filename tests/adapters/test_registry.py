@@ -37,7 +37,8 @@ def host_of(found, **changes) -> Host:
 
 
 def section(kind: str) -> Adapter:
-    return Adapter(kind=kind, **{key: 2 for key in ("rank", "num_blocks") if key in OF_KIND[kind]})
+    values = {"rank": 2, "private_rank": 2, "num_blocks": 2, "common_head": True}
+    return Adapter(kind=kind, **{key: value for key, value in values.items() if key in OF_KIND[kind]})
 
 
 def test_the_run_file_has_the_keys_of_every_kind() -> None:

@@ -72,7 +72,7 @@ def test_any_method_beside_shared_cores_is_saved_as_the_model_that_was_trained(t
 
 
 def test_the_control_without_sharing_across_averages_within_each_architecture(tmp_path: Path) -> None:
-    text = FILE.replace('source = "glyphs"', 'source = "glyphs", share = "architecture"')
+    text = FILE.replace('source = "glyphs:80"', 'source = "glyphs:80", share = "architecture"')
     for name in ('name = "heterotune", align = "none"', 'name = "fedit"'):
         config = parse(tomllib.loads(text.replace('name = "heterotune", align = "none"', name)))
         _, state, _ = Record.open(run(config, tmp_path / name[8:12])).load_checkpoint()

@@ -151,7 +151,8 @@ _ALIGNMENT = (
     ),
     Row(
         lambda case: case.aligned,
-        lambda traits: traits.across and traits.alignment is None,
+        # in common coordinates alone all that is sent is averaged over all architectures
+        lambda traits: traits.across and traits.alignment is None and traits.needs != "coordinates",
         "{align}: method.name = '{name}' averages some tensors over all architectures and others within each, which "
         "alignment cannot tell apart; {instead}, or leave aggregation.align out",
     ),
