@@ -78,7 +78,7 @@ def cast(
     clients = {id: stand_in(id, b, n, told_by(id)) for id, (b, n) in enumerate(zip(budgets, sizes, strict=True))}
     host = {} if server is None else {"stand-in": stand_in(-1, num_layers, 1, server)}
     profiles = tuple(client.profile for client in clients.values())
-    return Cast(Federation(profiles, {"stand-in": where}, {"stand-in": start}, rounds, servers=host), clients)
+    return Cast(Federation(profiles, {"stand-in": where}, {"stand-in": start}, rounds, proxies=host), clients)
 
 
 def run(

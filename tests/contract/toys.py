@@ -243,7 +243,7 @@ def logits_of(params: Params, inputs: Tensor) -> Tensor:
 
 def distillation(federation: Federation, public: Tensor, *, steps: int = 5, rate: float = 0.3) -> Method:
     """Only predictions on ``public`` rows travel; the server's model learns from their mean and from its own labels."""
-    server: Party = federation.servers["server"]
+    server: Party = federation.proxies["server"]
 
     def init(rng: Rng) -> Tree:
         # merge is given no stream, so the state carries the seed of the server's own draws and a count of its rounds

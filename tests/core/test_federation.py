@@ -20,7 +20,7 @@ TWO = Federation(
     {"small": lambda rng: {}, "deep": lambda rng: {}},
     rounds=3,
     scalings={"small": lambda module, rank: 2.0, "deep": lambda module, rank: 4.0 / rank},
-    servers={"deep": object()},
+    proxies={"deep": object()},
     frozen={"small": frozenset({"head"})},
 )
 
@@ -29,14 +29,14 @@ def test_what_is_by_architecture_is_read_as_one_where_there_is_one():
     small, deep = TWO.of("small"), TWO.of("deep")
     assert (small.layout, deep.layout) == (SMALL, DEEP)
     assert (small.scaling("q", 8), deep.scaling("q", 8)) == (2.0, 0.5)
-    assert (small.server, deep.server) == (None, TWO.servers["deep"])
+    assert (small.proxy, deep.proxy) == (None, TWO.proxies["deep"])
 
 
 def test_a_part_holds_nothing_of_other_architectures():
     small = TWO.of("small")
     assert [profile.id for profile in small.profiles] == [0, 2]
     assert small.frozen == TWO.frozen
-    assert not small.servers
+    assert not small.proxies
     assert not TWO.of("deep").frozen
     for name in ("layouts", "initial", "scalings"):
         assert getattr(small, name) == {"small": getattr(TWO, name)["small"]}

@@ -178,7 +178,7 @@ def test_clients_get_budgets_by_group_and_rows_by_partition(config):
         assert client.profile.num_examples == len(client.train["labels"])
         assert len(client.train["labels"].unique()) <= 2
         assert client.bench is experiment.clients[0].bench  # one frozen base for all
-    assert len(experiment.federation.server.train["labels"]) == 20
+    assert len(experiment.federation.proxy.train["labels"]) == 20
 
 
 def test_what_the_method_does_not_change_does_not_depend_on_the_method(config):

@@ -102,7 +102,7 @@ def test_a_federation_of_one_architecture_is_its_own_part():
     part = scene.federation.of(second)
     assert part.layout.architecture == second
     assert {profile.architecture for profile in part.profiles} == {second}
-    assert part.server is scene.federation.servers[second]
+    assert part.proxy is scene.federation.proxies[second]
     assert part.scaling is scene.federation.scalings[second]
     assert part.of(second) == replace(part)
     with pytest.raises(KeyError):

@@ -79,7 +79,7 @@ def test_neither_gd_nor_rgd_asks_for_scores():
     for allocation in ("gd", "rgd"):
         scene = cast(server=told)
         run(fed_hello(scene.federation, allocation=allocation), scene)
-        assert scene.federation.server.scorings == []
+        assert scene.federation.proxy.scorings == []
         assert all(client.scorings == [] for client in scene.clients.values())
 
 
@@ -151,7 +151,7 @@ def test_t4_fim_moves_no_draw_of_the_warm_up_and_no_stream_of_a_client():
 def test_warm_up_draws_from_the_prior_and_refreshes_come_every_so_many_rounds():
     scene = cast(server=told)
     done = run(fim(scene), scene)
-    server = scene.federation.server
+    server = scene.federation.proxy
     assert len(server.scorings) == 4  # before rounds 4, 9, 14 and 19 of 20
     assert [one.state["refreshed"] for one in done] == [None] * 3 + [4] * 5 + [9] * 5 + [14] * 5 + [19] * 2
     for one in done[:4]:
@@ -212,7 +212,7 @@ def test_warm_up_and_refresh_are_a_tenth_of_all_rounds_by_default(rounds, refres
     scene = cast(rounds=rounds, server=told)
     done = run(fed_hello(scene.federation), scene)
     assert [one.number + 1 for one in done if one.state["refreshed"] == one.number + 1] == refreshes
-    assert len(scene.federation.server.scorings) == len(refreshes)
+    assert len(scene.federation.proxy.scorings) == len(refreshes)
 
 
 def test_without_warm_up_the_server_scores_before_the_first_round():
@@ -228,8 +228,8 @@ def test_without_warm_up_the_server_scores_before_the_first_round():
 def test_the_servers_scores_are_those_of_the_round_before():
     scene = cast(server=told)
     seen = []
-    score = scene.federation.server.layer_scores
-    scene.federation.server.layer_scores = lambda order, **kw: seen.append(order.params) or score(order, **kw)
+    score = scene.federation.proxy.layer_scores
+    scene.federation.proxy.layer_scores = lambda order, **kw: seen.append(order.params) or score(order, **kw)
     done = run(fim(scene), scene)
     assert [
         same(params, done[number - 1].state["params"]) for params, number in zip(seen, (4, 9, 14, 19), strict=True)
@@ -240,7 +240,7 @@ def test_the_servers_scores_are_those_of_the_round_before():
 def test_the_kind_of_score_is_handed_on_and_it_is_of_log_probabilities(source):
     scene = cast(server=told, scores=lambda client, call: SCORES[call])
     run(fim(scene, score="norm", scores_from=source), scene)
-    asked = scene.federation.server.scorings if source == "server" else scene.clients[1].scorings
+    asked = scene.federation.proxy.scorings if source == "server" else scene.clients[1].scorings
     assert asked == [("norm", "log-prob")] * 4
 
 
@@ -249,7 +249,7 @@ def test_in_real_clients_the_odds_follow_the_servers_fisher_scores():
     method = fed_hello(scene.federation, warmup=1, refresh=1, smoothing=0.0)
     played = play(Setup(method, scene.federation.profiles, scene.clients), num_rounds=2)
     for state in played.states[1:]:
-        assert state["scores"] == scene.federation.server.layer_scores(Order(state["params"]))
+        assert state["scores"] == scene.federation.proxy.layer_scores(Order(state["params"]))
         assert state["probabilities"] == list(odds(layer_weights(state["scores"])))
 
 

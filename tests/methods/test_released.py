@@ -64,7 +64,7 @@ def test_without_scores_there_is_nothing_to_depart_from(allocation):
 def test_scores_are_of_the_raw_logit(source):
     scene = cast(server=told, scores=lambda client, call: SCORES[call])
     run(released(scene, score="norm", objective="logit", scores_from=source), scene)
-    asked = scene.federation.server.scorings if source == "server" else scene.clients[1].scorings
+    asked = scene.federation.proxy.scorings if source == "server" else scene.clients[1].scorings
     assert asked == [("norm", "logit")] * 4
 
 

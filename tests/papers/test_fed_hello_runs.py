@@ -34,7 +34,7 @@ def test_s50_e50_of_500_rounds_has_nine_refreshes(reuse, expected):
     done = run(method, scene, cohort=lambda number: federation.profiles[:1])
     refreshed = sorted({one.state["refreshed"] for one in done} - {None})
     assert refreshed == list(range(50, 500, 50))
-    assert len(scene.federation.server.scorings) == 9
+    assert len(scene.federation.proxy.scorings) == 9
     used = 0
     for before, one in pairwise(done):
         rng = Rng(3).child("round", one.number).child("layers", 0)

@@ -1,4 +1,4 @@
-"""Groups of clients: checks of [[groups]], and the config of each group."""
+"""Groups of clients, and the server as an owner of a model: checks of their keys, and the config of each."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from pydantic import BaseModel, ValidationError
 
 from fedquilt.adapters.settings import Adapter, of_kind
 from fedquilt.config.clients import Partition
+from fedquilt.config.data import Data, idle_keys
 from fedquilt.config.error_text import from_validation, shown
 from fedquilt.config.schema import Config, Group, Head
 from fedquilt.config.sections import Section, default_of, read, values_of
+from fedquilt.config.server import Server
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.tasks import TASKS, one_of, tasks_where
 from fedquilt.core.training import Training
 
 _SECTIONS: Mapping[str, Section] = {
@@ -29,13 +32,18 @@ _SAID_BY_GROUPS = {"shares": "share", "budgets": "budget", "ranks": "rank"}
 _OF_ALL = ("proximal", "precision")
 
 
+_SERVER = -1  # the place of the server's part
+
+
 @dataclass(frozen=True)
 class Part:
     """One group of a config; without [[groups]] there is one with an empty label and the whole config.
 
+    The server, if it owns a model, is a part without clients, see ``server_parts``.
+
     Attributes
     ----------
-    place : its number in the file, from 0.
+    place : its number in the file, from 0; -1 for the server.
     label : its label.
     first : the number of its first client.
     config : the config of a federation of only its clients.
@@ -51,6 +59,16 @@ class Part:
     @property
     def ids(self) -> range:
         return range(self.first, self.first + self.config.partition.num_clients)
+
+    @property
+    def is_server(self) -> bool:
+        """Whether it is the server."""
+        return self.place == _SERVER
+
+    @property
+    def key(self) -> str:
+        """The key of its table in the run file."""
+        return "server" if self.is_server else f"groups[{self.place}]"
 
 
 def parts(config: Config) -> tuple[Part, ...]:
@@ -72,6 +90,65 @@ def parts(config: Config) -> tuple[Part, ...]:
         made.append(Part(place, group.label, first, _alone(config, group, size), own))
         first += size
     return tuple(made)
+
+
+def server_parts(config: Config) -> tuple[Part, ...]:
+    """The server as a part without clients, with the rows that it trains on as data; empty if it owns no model.
+
+    Raises
+    ------
+    ConfigError
+        with every contradiction between [server] and the rest of the file.
+    """
+    if config.server is None:
+        return ()
+    if problems := server_problems(config):
+        raise ConfigError(problems)
+    server, num = config.server, config.partition.num_clients
+    over = {name: read(_SECTIONS[name], keys, name) for name, keys in _over(config, server).items()}
+    over["partition"] = Partition().model_copy(update={"num_clients": 0})
+    batch_size = server.batch_size or config.evaluation.batch_size
+    over["evaluation"] = config.evaluation.model_copy(update={"batch_size": batch_size})
+    over |= {"model": server.model, "data": server.private or server.data, "groups": ()}
+    own = frozenset({"model", "data", *(name for name in _SECTIONS if getattr(server, name, None) is not None)})
+    return (Part(_SERVER, "server", num, config.model_copy(update=over), own),)
+
+
+def server_problems(config: Config) -> list[str]:
+    """Every contradiction between [server] and the rest of the file; keys that are spoilt are skipped."""
+    server, rejected = config.server, config.spoilt.in_server()
+    if server is None or () in rejected:
+        return []
+    problems = []
+    if not rejected.touches("model") and TASKS[server.model.task].reads != "text":
+        problems.append(
+            f"server.model.task = '{server.model.task}': the server's questions are texts; take a task of a model of "
+            f"text: {one_of(tasks_where(lambda task: task.reads == 'text'))}"
+        )
+    for name in ("data", "private"):
+        own = getattr(server, name)
+        if own is None or rejected.touches(name):
+            continue
+        given = [key for key in ("proxy", "group") if getattr(own, key) != default_of(Data, key)]
+        problems += [
+            f"server.{name}.{key} = {shown(getattr(own, key))}: the server's rows are not dealt to anyone; leave it out"
+            for key in given
+        ]
+        problems += [
+            f"server.{problem.replace('data.', f'{name}.', 1)}"
+            for problem in idle_keys(own, {server.model.task}, "natural")
+            if not rejected.touches("model")
+        ]
+    if server.private is not None and not rejected.touches("private", "data"):
+        problems += [
+            f"server.data.{key} = {shown(getattr(server.data, key))}: the server is scored on the test rows of "
+            "server.private; set it there, or leave it out"
+            for key in ("test", "test_limit")
+            if getattr(server.data, key) is not None
+        ]
+    problems += _of_all(server.training, "server")
+    either = [name for name in _SECTIONS if config.spoilt.touches(name) or rejected.touches(name)]
+    return problems + _odd_sections(config, server, "server", either)
 
 
 def sizes(config: Config) -> tuple[int, ...]:
@@ -115,12 +192,7 @@ def group_problems(config: Config) -> list[str]:
                 f"{where}.partition.num_clients = {group.partition.num_clients}: comes of the group's share of "
                 "partition.num_clients; leave it out"
             )
-        own = group.training
-        problems += [
-            f"{where}.training.{key} = {shown(getattr(own, key))}: is one for all groups; set it in [training]"
-            for key in _OF_ALL
-            if own is not None and key in own.model_fields_set
-        ]
+        problems += _of_all(group.training, where)
         either = [name for name in _SECTIONS if spoilt.touches(name) or rejected[place].touches(name)]
         problems += _odd_sections(config, group, where, either)
         if group.rank is None or "adapter" in either:
@@ -135,9 +207,18 @@ def group_problems(config: Config) -> list[str]:
     return problems
 
 
-def _odd_sections(config: Config, group: Group, where: str, unknown: Collection[str]) -> list[str]:
+def _of_all(training: BaseModel | None, where: str) -> list[str]:
+    """Problems with keys of [training] that one group or the server cannot set for itself."""
+    return [
+        f"{where}.training.{key} = {shown(getattr(training, key))}: is one for all groups; set it in [training]"
+        for key in _OF_ALL
+        if training is not None and key in training.model_fields_set
+    ]
+
+
+def _odd_sections(config: Config, owner: Group | Server, where: str, unknown: Collection[str]) -> list[str]:
     problems: list[str] = []
-    for name, keys in _over(config, group).items():
+    for name, keys in _over(config, owner).items():
         if name in unknown:
             continue
         try:
@@ -157,11 +238,11 @@ def _alone(config: Config, group: Group, size: int) -> Config:
     return config.model_copy(update={**whole, **over, "clients": clients, "groups": ()})
 
 
-def _over(config: Config, group: Group) -> dict[str, dict[str, Any]]:
-    """The keys of each section that a group may change in part, with the group's own values."""
+def _over(config: Config, owner: Group | Server) -> dict[str, dict[str, Any]]:
+    """The keys of each section that a group or the server may change in part, with its own values."""
     made = {}
     for name in _SECTIONS:
-        own: BaseModel | None = getattr(group, name)
+        own: BaseModel | None = getattr(owner, name, None)
         keys, change = values_of(getattr(config, name)), {} if own is None else own.model_dump(exclude_unset=True)
         if name == "training" and not change.keys().isdisjoint(("steps", "epochs")):
             keys |= {"steps": None, "epochs": None}
@@ -173,15 +254,12 @@ def _over(config: Config, group: Group) -> dict[str, dict[str, Any]]:
     return made
 
 
-def as_written(groups: tuple[Group, ...]) -> list[dict[str, Any]]:
-    """The groups as JSON values; of sections that a group changes in part, only the keys that it sets."""
-    return [
-        {
-            **group.model_dump(mode="json", exclude=set(_SECTIONS), exclude_none=True),
-            **group.model_dump(mode="json", include=set(_SECTIONS), exclude_unset=True, exclude_none=True),
-        }
-        for group in groups
-    ]
+def as_written(owner: Group | Server) -> dict[str, Any]:
+    """A group or the server as JSON values; of sections that it changes in part, only the keys that it sets."""
+    return {
+        **owner.model_dump(mode="json", exclude=set(_SECTIONS), exclude_none=True),
+        **owner.model_dump(mode="json", include=set(_SECTIONS), exclude_unset=True, exclude_none=True),
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from fedquilt.config.cross_checks import cross_problems
 from fedquilt.config.error_text import shown
-from fedquilt.config.groups import as_written, group_problems
+from fedquilt.config.groups import as_written, group_problems, server_problems
 from fedquilt.config.overrides import changes_of, entries_of, with_changes
 from fedquilt.config.repair import repaired
 from fedquilt.config.schema import Config
@@ -27,7 +27,10 @@ NOT_DETERMINING = (
 )
 """Keys that may differ between two runs of the same experiment, because they do not affect the results."""
 
-_PATHS = (("data", "source"), ("data", "test"), ("axes", "source"), ("model", "name"))
+_PATHS = (
+    *(("data", "source"), ("data", "test"), ("private", "source"), ("private", "test")),
+    *(("axes", "source"), ("model", "name")),
+)
 
 
 RunFile = str | Path | Mapping[str, Any]
@@ -111,11 +114,14 @@ def variants(raw: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def resolved(config: Config) -> dict[str, Any]:
     """All keys of the config as JSON values, which ``parse`` reads back.
 
-    The key ``groups`` is left out without groups; with groups, the keys that each group sets itself are left out.
+    The keys ``groups`` and ``server`` are left out without groups and without a server. With them, the keys of a
+    section that a group or the server takes over are left out of it.
     """
-    keys = config.model_dump(mode="json", exclude={"groups"})
+    keys = config.model_dump(mode="json", exclude={"groups", "server"})
+    if config.server is not None:
+        keys["server"] = as_written(config.server)
     if config.groups:
-        keys["groups"] = as_written(config.groups)
+        keys["groups"] = [as_written(group) for group in config.groups]
         for said in ("shares", "budgets", "ranks"):
             del keys["clients"][said]
     return keys
@@ -156,6 +162,7 @@ def _place(raw: dict[str, Any], folder: Path) -> list[str]:
     problems = []
     tables = [raw, *_entries(raw, "compare")]
     tables += [group for table in tables for group in _entries(table, "groups")]
+    tables += [table["server"] for table in tables if isinstance(table, dict) and "server" in table]
     for table in tables:
         for section, key in _PATHS:
             keys = table.get(section) if isinstance(table, dict) else None
@@ -188,4 +195,5 @@ def _placed(value: str, folder: Path) -> str:
 def _judged(raw: Mapping[str, Any]) -> tuple[Config, list[str]]:
     """The config of raw tables, and all problems of it."""
     config, problems = repaired(raw)
-    return config, [*problems, *cross_problems(config), *idle_problems(config), *group_problems(config)]
+    others = (*cross_problems(config), *idle_problems(config), *group_problems(config), *server_problems(config))
+    return config, [*problems, *others]

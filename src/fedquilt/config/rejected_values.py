@@ -18,6 +18,10 @@ class Spoilt(frozenset[Key]):
         """The spoilt keys of the group with this number, relative to the group."""
         return Spoilt(key[2:] for key in self if key[:2] == ("groups", place))
 
+    def in_server(self) -> Spoilt:
+        """The spoilt keys of the server's section, relative to it; the section itself is the key ``()``."""
+        return Spoilt(key[1:] for key in self if key[:1] == ("server",))
+
     def under(self, section: str) -> Spoilt:
         """The spoilt keys inside this section."""
         return Spoilt(key for key in self if len(key) > 1 and key[0] == section)

@@ -14,6 +14,7 @@ from fedquilt.config.error_text import from_details
 from fedquilt.config.rejected_values import Spoilt
 from fedquilt.config.schema import SECTIONS, Config, Group
 from fedquilt.config.sections import fields_of
+from fedquilt.config.server import Server
 from fedquilt.config.toml import Key, within_limits
 from fedquilt.core.errors import ConfigError
 
@@ -25,6 +26,12 @@ _STAND_INS: dict[tuple[str, ...], Any] = {
     ("data", "source"): "sklearn:digits",
     ("label",): "stands in",
     ("budget",): 1,
+    ("server", "model"): {},
+    ("server", "model", "name"): "tiny:llama",
+    ("server", "model", "task"): "causal-lm",
+    ("server", "data"): {},
+    ("server", "data", "source"): "arithmetic:blank",
+    ("server", "private", "source"): "arithmetic:blank",
 }
 """Stand-ins for keys without a default; those of a group are relative to its entry."""
 
@@ -41,6 +48,8 @@ ALLOWED = {key: tuple(fields_of(section)) for key, section in SECTIONS.items()} 
 ALLOWED |= {"groups[]": tuple(Group.model_fields)} | {
     f"groups[].{key}": tuple(fields_of(SECTIONS[key])) for key in Group.model_fields if key in SECTIONS
 }
+ALLOWED |= {f"server.{key}": tuple(fields_of(SECTIONS[key])) for key in Server.model_fields if key in SECTIONS}
+ALLOWED["server.private"] = ALLOWED["data"]
 """The keys that each table may hold."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, PrivateAttr, field_validator
 
@@ -20,23 +20,16 @@ from fedquilt.config.clients import FREE, Clients, Partition
 from fedquilt.config.data import Data
 from fedquilt.config.evaluation import Evaluation
 from fedquilt.config.network import Network
+from fedquilt.config.own_keys import OwnAdapter, OwnTraining
 from fedquilt.config.privacy import Privacy
 from fedquilt.config.rejected_values import Spoilt
-from fedquilt.config.sections import Section, is_section, keys_apart
+from fedquilt.config.sections import Section, is_section
+from fedquilt.config.server import Server
 from fedquilt.config.strict import STRICT
 from fedquilt.core.defence import Defence
 from fedquilt.core.model import Model
 from fedquilt.core.settings import Count, Layers, Part, Rank, Rounds, Seed, Text, Written
 from fedquilt.core.training import Training
-
-if TYPE_CHECKING:
-    OwnAdapter = BaseModel
-    OwnTraining = BaseModel
-else:
-    OwnAdapter = keys_apart(Adapter)
-    """The keys of [adapter] that a group sets itself; they are checked against the kind when both are known."""
-    OwnTraining = keys_apart(Training)
-    """The keys of [training] that a group sets itself; steps and epochs are checked once both are known."""
 
 
 class Head(BaseModel):
@@ -144,6 +137,7 @@ class Config(BaseModel):
     network: Network = Network()
     checkpoints: Checkpoints = Checkpoints()
     method: Method = Method()
+    server: Server | None = None
     groups: Annotated[tuple[Group, ...], Field(max_length=100)] = ()
     """Groups of clients with different models, data, heads or adapters; see [[groups]] below."""
     compare: Annotated[tuple[dict[str, Any], ...], Field(max_length=100)] = ()
@@ -203,6 +197,9 @@ class Config(BaseModel):
 
 
 SECTIONS: dict[str, Section] = {
-    key: kind for key, field in Config.model_fields.items() if is_section(kind := field.annotation)
+    key: kind
+    for key, field in Config.model_fields.items()
+    for kind in (field.annotation, *get_args(field.annotation))
+    if is_section(kind)
 }
 """The tables of a run file, by name."""

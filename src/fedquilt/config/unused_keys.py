@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedquilt.config.error_text import shown
-from fedquilt.config.groups import group_problems, parts
+from fedquilt.config.groups import group_problems, parts, server_parts, server_problems
 from fedquilt.config.schema import Config, Group
 from fedquilt.config.sections import default_of
+from fedquilt.config.server import Server
 from fedquilt.core.tasks import tasks_where
 
 _ADAPTIVE = ("adam", "yogi")
@@ -46,6 +47,19 @@ def idle_problems(config: Config) -> list[str]:
 
     A key that groups share is reported if it has no effect in any of them.
     """
+    return [*_idle_of_clients(config), *_idle_of_server(config)]
+
+
+def _idle_of_server(config: Config) -> list[str]:
+    """Keys without effect that the server sets itself."""
+    if config.server is None or config.spoilt.touches("server", "training") or server_problems(config):
+        return []
+    own = [key for key in (*APPLIES, *OF_TASKS) if _says(config.server, *key)]
+    found = [item for part in server_parts(config) for item in _idle(part.config, own).items()]
+    return [f"server.{section}.{key}{why}" for (section, key), why in found]
+
+
+def _idle_of_clients(config: Config) -> list[str]:
     if not config.groups:
         return [f"{section}.{key}{why}" for (section, key), why in _idle(config, [*APPLIES, *OF_TASKS]).items()]
     of_groups = [key for key in (*APPLIES, *OF_TASKS) if key[0] in Group.model_fields]
@@ -88,9 +102,9 @@ def _idle(config: Config, keys: Sequence[_Key]) -> dict[_Key, str]:
     return found
 
 
-def _says(group: Group, section: str, key: str) -> bool:
-    """Whether a group sets this key itself."""
-    own = getattr(group, section)
+def _says(owner: Group | Server, section: str, key: str) -> bool:
+    """Whether a group or the server sets this key itself."""
+    own = getattr(owner, section, None)
     return own is not None and (section in ("model", "data") or key in own.model_fields_set)
 
 

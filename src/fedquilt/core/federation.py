@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedquilt.core.factors import Factors, Product
 from fedquilt.core.rng import Rng
+from fedquilt.core.server import ServerModel
 from fedquilt.core.types import Layout, Params, Profile, Reply
 from fedquilt.core.worker import Worker
 
@@ -86,7 +87,7 @@ class Public(NamedTuple):
 class Federation:
     """The argument of a method's factory: the server's view of one federation.
 
-    ``layout``, ``scaling`` and ``server`` are those of the only architecture; a method that shares tensors across
+    ``layout``, ``scaling`` and ``proxy`` are those of the only architecture; a method that shares tensors across
     architectures reads them by architecture instead.
 
     Attributes
@@ -102,7 +103,7 @@ class Federation:
     scalings
         ``scalings[architecture](module, rank)`` is the factor of the product ``B A`` of the adapter at this module
         path. An architecture without low-rank factors needs none.
-    servers
+    proxies
         Clients of the server's own by architecture, whose data are the proxy set; only where there is one.
     aggregate
         How layered methods combine replies; None for the layer-wise mean.
@@ -114,6 +115,8 @@ class Federation:
         ``local_steps(profile)`` is the number of optimiser steps of one local training of this client.
     public
         What clients say of public inputs, by architecture; empty without adapters in common coordinates.
+    server
+        The server's own model and data; None without ``[server]``.
     """
 
     profiles: tuple[Profile, ...]
@@ -121,12 +124,13 @@ class Federation:
     initial: Mapping[str, Callable[[Rng], Params]]
     rounds: int
     scalings: Mapping[str, Scaling] = field(default_factory=dict)
-    servers: Mapping[str, Worker] = field(default_factory=dict)
+    proxies: Mapping[str, Worker] = field(default_factory=dict)
     aggregate: Aggregate | None = None
     rule: Rule | None = None
     frozen: Mapping[str, frozenset[str]] = field(default_factory=dict)
     local_steps: Callable[[Profile], int] | None = None
     public: Mapping[str, Public] = field(default_factory=dict)
+    server: ServerModel | None = None
 
     def of(self, architecture: str) -> Federation:
         """The federation of the clients of this architecture alone.
@@ -142,7 +146,7 @@ class Federation:
             layouts={architecture: self.layouts[architecture]},
             initial={architecture: self.initial[architecture]},
             scalings={name: scaling for name, scaling in self.scalings.items() if name == architecture},
-            servers={name: server for name, server in self.servers.items() if name == architecture},
+            proxies={name: proxy for name, proxy in self.proxies.items() if name == architecture},
             frozen={name: names for name, names in self.frozen.items() if name == architecture},
             public={name: public for name, public in self.public.items() if name == architecture},
         )
@@ -171,7 +175,7 @@ class Federation:
         return self.scalings.get(self.layout.architecture, _unscaled)
 
     @property
-    def server(self) -> Worker | None:
+    def proxy(self) -> Worker | None:
         """The server's own client in a federation with one architecture, None if the server has no proxy set.
 
         Raises
@@ -179,7 +183,7 @@ class Federation:
         ValueError
             if there is more than one architecture.
         """
-        return self.servers.get(self.layout.architecture)
+        return self.proxies.get(self.layout.architecture)
 
 
 def _unscaled(module: str, rank: int) -> float:

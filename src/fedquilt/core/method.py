@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from fedquilt.core.rng import Rng
+from fedquilt.core.server import ServerState
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
 from fedquilt.core.worker import Worker
 
@@ -118,6 +119,9 @@ class Method(NamedTuple):
     report
         ``report(state)`` gives the part of the state that a round's line of the record holds: numbers and lists of
         numbers, or tables of them by name. A wrapper that keeps state of its own adds to it.
+    server
+        ``server(state)`` gives what the state holds of the server's own model, which is evaluated and exported; None
+        for a method whose server has no model of its own.
     """
 
     name: str
@@ -127,3 +131,4 @@ class Method(NamedTuple):
     closing: tuple[Exchange, ...] = ()
     model: Callable[[Profile, Params, Order, Memory], Params] = overlay
     report: Callable[[Tree], Mapping[str, Any]] = reports_nothing
+    server: Callable[[Tree], ServerState] | None = None

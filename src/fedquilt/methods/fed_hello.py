@@ -168,7 +168,7 @@ def _report(state: FedHelloState) -> dict[str, Any]:
 
 def _scored_by_server(method: Method, federation: Federation, due: Due, renewed: Renewed, score: str) -> Method:
     """The method whose server computes the scores of its model's layers on its proxy set when they are due."""
-    server = federation.server
+    server = federation.proxy
     if server is None:
         raise ConfigError(
             "method.scores_from = 'server', but the server has no rows of its own: set data.proxy to a number of rows "

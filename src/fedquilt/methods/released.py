@@ -48,8 +48,8 @@ def fed_hello_released(
         as ``fed_hello``.
     """
     if objective == "logit":
-        by_logit = {name: _by_logit(server) for name, server in federation.servers.items()}
-        federation = replace(federation, servers=by_logit)
+        by_logit = {name: _by_logit(server) for name, server in federation.proxies.items()}
+        federation = replace(federation, proxies=by_logit)
     method = fed_hello(federation, **settings)._replace(name="fed-hello-released")
     if settings.get("allocation", "fim") != "fim":
         return method

@@ -35,6 +35,8 @@ class Traits:
     sends_scores : whether the method needs numbers that clients compute from their rows, besides tensors.
     stateless : whether clients keep nothing from one round to the next, unless their heads are local. If this is not
         known, the privacy accounting does not rely on it.
+    needs_server : whether it needs a server that owns a model and data ([server]). Such a method is ``across``: there
+        is one server for all architectures.
     """
 
     needs: Literal["tensors", "factors", "mixture", "coordinates", "anchored"] = "tensors"
@@ -47,6 +49,12 @@ class Traits:
     drops_layers: bool = False
     sends_scores: bool = False
     stateless: bool = False
+    needs_server: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a method that would train the one server of all architectures separately in each."""
+        if self.needs_server and not self.across:
+            raise ValueError("needs_server = True needs across = True: all architectures have one server")
 
 
 GivenTraits = Traits | Callable[[Mapping[str, Any]], Traits]

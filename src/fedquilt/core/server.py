@@ -1,0 +1,119 @@
+"""A server that owns a model and data: what a method is given of it, and what its state keeps for it.
+
+``merge`` and ``ask`` call ``ServerModel.worker`` as a client's ``work`` calls its own worker: with an order and a
+memory. Both come from the ``ServerState`` that the method keeps in its state, so that they are in every checkpoint:
+
+    own = state["server"]
+    fitted = server.worker.fit(server_order(own, "distil"), own["memory"], layers)
+    return {**state, "server": after_round(own, fitted.params)}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypedDict
+
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import ClientId, Layout, Memory, Order, Params
+from fedquilt.core.worker import Worker
+
+SERVER: ClientId = -1
+"""The id of the server's own clients; no partition has it."""
+
+Share = Literal["public", "private"]
+"""Which texts of a client a method may send, see ``[server] share``."""
+
+
+class Questions(NamedTuple):
+    """Public questions of the server, which it may send to every client.
+
+    Attributes
+    ----------
+    texts
+        The questions, as a model reads them.
+    answers
+        The answer to each; None if they are not known.
+    kind
+        How answers are compared, one of ``metrics.answers.KINDS``; None to compare them token by token.
+    """
+
+    texts: tuple[str, ...] = ()
+    answers: tuple[str, ...] | None = None
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
+class ServerModel:
+    """The server's own model and data, which only its process holds.
+
+    Attributes
+    ----------
+    layout
+        The trainable tensors of its model.
+    initial
+        ``initial(rng)`` makes the tensors that training starts from.
+    worker
+        It trains, evaluates and generates with the server's model, on the server's own rows. Its id is ``SERVER``. On
+        a site it has shapes only.
+    questions
+        The public questions; none on a site, where they arrive in orders.
+    share
+        Which texts of a client may be sent: ``"public"`` or ``"private"``.
+    """
+
+    layout: Layout
+    initial: Callable[[Rng], Params]
+    worker: Worker
+    questions: Questions = Questions()
+    share: Share = "public"
+
+    @property
+    def architecture(self) -> str:
+        """The name of the model's architecture."""
+        return self.layout.architecture
+
+
+class ServerState(TypedDict):
+    """What a method keeps in its state for the server's own model.
+
+    Attributes
+    ----------
+    params
+        Every trainable tensor of the model.
+    memory
+        What the server remembers besides: a tree that never travels, such as an optimiser's state or filters.
+    seed
+        The seed of the server's draws: ``merge`` is given no random stream.
+    round
+        The number of rounds in which the server worked, which gives the learning rate and the draws.
+    """
+
+    params: Params
+    memory: Memory
+    seed: int
+    round: int
+
+
+def server_start(server: ServerModel, rng: Rng) -> ServerState:
+    """The server's part of the initial state; ``rng`` is the stream that ``Method.init`` is given."""
+    own = rng.child("server")
+    return ServerState(params=server.initial(own.child("model")), memory={}, seed=own.integer(), round=0)
+
+
+def server_order(own: ServerState, use: str) -> Order:
+    """The order for ``ServerModel.worker``: the model, the round, and a random stream of this round and ``use``."""
+    return Order(own["params"], round=own["round"], rng=Rng(own["seed"]).child("round", own["round"], use))
+
+
+def server_next(own: ServerState, params: Params | None = None, memory: Memory | None = None) -> ServerState:
+    """The server's part of the state with these tensors changed, or another memory, in the same round."""
+    kept = own["params"] if params is None else {**own["params"], **params}
+    return ServerState(
+        params=kept, memory=own["memory"] if memory is None else memory, seed=own["seed"], round=own["round"]
+    )
+
+
+def after_round(own: ServerState, params: Params | None = None, memory: Memory | None = None) -> ServerState:
+    """``server_next`` at the end of the server's work in a round: the next draws are those of the next round."""
+    return ServerState(**{**server_next(own, params, memory), "round": own["round"] + 1})
