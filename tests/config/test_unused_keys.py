@@ -68,7 +68,27 @@ OF_TEXT = {"model.max_length"}
 """A limit that text alone has; one [model] may serve text and images."""
 
 NAMES = "model.labels=['x','y']"
+SERVED = (
+    LANGUAGE
+    + """
+[server]
+model = { name = "tiny:llama?layers=2", task = "causal-lm" }
+data = { source = "arithmetic:blank?train=20&test=5" }
+"""
+)
 REFUSED = {
+    **{
+        f"server.{key}": (SERVED, *change)  # with a method that uses no server, all of the section is idle
+        for key, change in {
+            "model": (),
+            "data": ("server.data={source='arithmetic:blank', proxy=3}",),
+            "private": ("server.private={source='arithmetic:blank', group='x'}",),
+            "adapter": ("server.adapter={kind='full', rank=2}",),
+            "training": ("server.training={momentum=0.5}",),
+            "batch_size": ("server.batch_size=3",),
+            "share": ("server.share=private",),
+        }.items()
+    },
     "model.revision": (IMAGES, "model.revision=main"),
     "model.trust_remote_code": (IMAGES, "model.trust_remote_code=true"),
     "model.labels": (LANGUAGE, NAMES),

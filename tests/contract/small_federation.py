@@ -177,7 +177,7 @@ def several(models: Sequence[str] = (VIT, WIDE), *, mixed: bool = False, proxy: 
         {name: one.initial[name] for name, one in zip(names, whole, strict=True)},
         whole[0].rounds,
         rule=whole[0].rule,
-        servers={name: one.server for name, one in zip(names, whole, strict=True) if one.server is not None},
+        proxies={name: one.proxy for name, one in zip(names, whole, strict=True) if one.proxy is not None},
         scalings={name: one.scaling for name, one in zip(names, whole, strict=True)},
     )
     return Several(federation, clients)

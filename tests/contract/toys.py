@@ -22,6 +22,7 @@ from fedquilt.core.federation import Federation
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import add, scale, select, sub, without
 from fedquilt.core.rng import Rng
+from fedquilt.core.server import SERVER, ServerModel, after_round, server_order, server_start
 from fedquilt.core.types import Budget, Layout, Memory, Order, Params, Profile, Reply, Tree, Turn
 from fedquilt.core.wire import with_wire_dtype
 from fedquilt.core.wrap import with_local
@@ -243,15 +244,13 @@ def logits_of(params: Params, inputs: Tensor) -> Tensor:
 
 def distillation(federation: Federation, public: Tensor, *, steps: int = 5, rate: float = 0.3) -> Method:
     """Only predictions on ``public`` rows travel; the server's model learns from their mean and from its own labels."""
-    server: Party = federation.proxies["server"]
+    party: Party = federation.server.worker
 
     def init(rng: Rng) -> Tree:
-        # merge is given no stream, so the state carries the seed of the server's own draws and a count of its rounds
-        params = federation.initial["server"](rng.child("model"))
-        return {"params": params, "seed": rng.child("server").integer(), "trained": 0}
+        return {"server": server_start(federation.server, rng)}
 
     def ask(state: Tree, turn: Turn) -> dict[int, Order]:
-        lesson = {"logits": logits_of(state["params"], public)}
+        lesson = {"logits": logits_of(state["server"]["params"], public)}
         return {profile.id: Order(lesson) for profile in turn.cohort}
 
     def work(client: Party, order: Order, memory: Memory) -> tuple[Reply, Memory]:
@@ -272,22 +271,24 @@ def distillation(federation: Federation, public: Tensor, *, steps: int = 5, rate
         for reply in replies:
             total = total + reply.weight * reply.params["logits"].softmax(1)
             weight += reply.weight
-        soft, params = total / weight, state["params"]
-        generator = Rng(state["seed"]).child("rows", state["trained"]).torch()
+        soft, own = total / weight, state["server"]
+        order = server_order(own, "rows")
+        params, generator = order.params, order.rng.torch()
         for _ in range(4 * steps):
-            rows = torch.randperm(len(server.inputs), generator=generator)[:8]
-            x, y = server.inputs[rows], server.labels[rows]
+            rows = torch.randperm(len(party.inputs), generator=generator)[:8]
+            x, y = party.inputs[rows], party.labels[rows]
 
             def loss(params: Params, x: Tensor = x, y: Tensor = y) -> Tensor:
                 return cross_entropy(logits_of(params, public), soft) + 0.2 * cross_entropy(logits_of(params, x), y)
 
             params, _ = descended(loss, params, rate)
-        return {**state, "params": params, "trained": state["trained"] + 1}
+        return {**state, "server": after_round(own, params)}
 
     def view(state: Tree, profile: Profile) -> Order:
-        return Order(state["params"])
+        return Order(state["server"]["params"])
 
-    return Method("toy-distillation", init, (Exchange("predict", ask, work, merge),), view)
+    exchange = Exchange("predict", ask, work, merge)
+    return Method("toy-distillation", init, (exchange,), view, server=lambda state: state["server"])
 
 
 def distillation_setup() -> Setup:
@@ -301,13 +302,9 @@ def distillation_setup() -> Setup:
         x, y = three_clusters(f"client{k}", rows)
         clients[k] = Party(k, x, y, two_layers(DATA.child("client", k), width=6 + k), "small")
     x, y = three_clusters("server", 12)
-    federation = Federation(
-        profiles=profiles_of(clients),
-        layouts={},
-        initial={"server": lambda rng: two_layers(rng, width=16)},
-        rounds=3,
-        servers={"server": Party(-1, x, y, {}, "large")},
-    )
+    large = Layout("large", 2, {"hidden": 0, "output": 1}, {"hidden": (2, 16), "output": (16, 3)})
+    own = ServerModel(large, lambda rng: two_layers(rng, width=16), Party(SERVER, x, y, {}, "large"))
+    federation = Federation(profiles=profiles_of(clients), layouts={}, initial={}, rounds=3, server=own)
     public, _ = three_clusters("public", 24)
     return Setup(distillation(federation, public), federation.profiles, clients)
 

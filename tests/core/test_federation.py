@@ -46,7 +46,7 @@ def test_a_part_holds_nothing_of_other_architectures():
         small.of("deep")
 
 
-@pytest.mark.parametrize("name", ["layout", "scaling", "server"])
+@pytest.mark.parametrize("name", ["layout", "scaling", "proxy"])
 def test_several_architectures_have_no_common_one(name):
     with pytest.raises(ValueError, match="too many values to unpack"):
         getattr(TWO, name)

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+from torch import Tensor
+
 from fedquilt.client.fit import alternate
 from fedquilt.client.generation import Answering
 from fedquilt.client.probe import fisher_diagonal, layer_scores
 from fedquilt.client.public import PublicInputs
 from fedquilt.client.score import evaluation
+from fedquilt.client.texts import Language, completed, log_probabilities, text_columns
 from fedquilt.client.workbench import Batch, Workbench
 from fedquilt.core.method import overlay
 from fedquilt.core.training import Training, learning_rate_at
@@ -45,6 +49,8 @@ class Client:
         Terms that are added to its loss.
     answering
         How a language model's generated answers are evaluated; None to evaluate its token accuracy.
+    language
+        How its language model reads and writes texts; None for other models.
     model
         ``Method.model`` of the method.
     """
@@ -60,6 +66,7 @@ class Client:
     frozen: frozenset[str] = frozenset()
     penalties: tuple[Penalty, ...] = ()
     answering: Answering | None = None
+    language: Language | None = None
     model: Callable[[Profile, Params, Order, Memory], Params] = overlay
 
     @property
@@ -147,6 +154,28 @@ class Client:
         public = _of(self.bench)
         public.place(points)
         return public.seen()
+
+    def posing(self, prompts: Sequence[str], completions: Sequence[str]) -> Client:
+        """The client with these texts in place of its training rows, which ``Fitted.num_examples`` then counts."""
+        if self.bench.device.type == "meta":  # planning: no tokenizer
+            return self
+        return replace(self, train=text_columns(self.language, prompts, completions))
+
+    def complete(
+        self, order: Order, memory: Memory | None, prompts: Sequence[str], *, new_tokens: int = 64
+    ) -> list[str]:
+        """The model's completion of each prompt, by greedy decoding; empty where only shapes are planned."""
+        params = self.params(order, memory)
+        return completed(self.bench, self.language, params, prompts, new_tokens, self.batch_size)
+
+    def log_probs(
+        self, order: Order, memory: Memory | None, prompts: Sequence[str], completions: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """The log-probability of each completion after its prompt, and its number of tokens, (texts,)."""
+        if self.bench.device.type == "meta" or not prompts:
+            return torch.zeros(len(prompts)), torch.zeros(len(prompts), dtype=torch.long)
+        columns = text_columns(self.language, prompts, completions)
+        return log_probabilities(self.bench, self.params(order, memory), columns, self.batch_size)
 
     def evaluate(self, order: Order, memory: Memory | None = None, split: str = "test") -> dict[str, float]:
         """Loss and accuracy on one of the client's held-out splits; empty if the client has no such rows."""

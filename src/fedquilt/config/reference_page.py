@@ -37,9 +37,9 @@ This page is generated from the schema (`python -m fedquilt.config.reference_pag
 def page() -> str:
     """The page: one table of keys for the top of the file, one for each section and one for each list of tables."""
     fields = Config.model_fields
-    lists = {name: item for name, field in fields.items() if (item := _item(field)) is not None}
-    top = {name: field for name, field in fields.items() if name not in SECTIONS}
-    parts = [HEAD, "## Top of the file\n", _table(top)]
+    apart = {name: field for name, field in fields.items() if name not in SECTIONS}
+    lists = {name: item for name, field in apart.items() if (item := _item(field)) is not None}
+    parts = [HEAD, "## Top of the file\n", _table(apart)]
     for name, section in SECTIONS.items():
         parts += [f"## [{name}]\n", f"{_plain(section.__doc__ or '')}\n", _table(fields_of(section))]
     for name, entry in lists.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from types import NoneType
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, PrivateAttr, field_validator
@@ -196,10 +197,12 @@ class Config(BaseModel):
         return seeds
 
 
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    """The type of a key that may be left out (``Server | None``), or the type itself."""
+    return get_args(annotation) if NoneType in get_args(annotation) else (annotation,)
+
+
 SECTIONS: dict[str, Section] = {
-    key: kind
-    for key, field in Config.model_fields.items()
-    for kind in (field.annotation, *get_args(field.annotation))
-    if is_section(kind)
+    key: kind for key, field in Config.model_fields.items() for kind in _kinds(field.annotation) if is_section(kind)
 }
 """The tables of a run file, by name."""

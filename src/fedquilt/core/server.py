@@ -11,7 +11,7 @@ memory. Both come from the ``ServerState`` that the method keeps in its state, s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypedDict
 
 from fedquilt.core.rng import Rng
@@ -65,7 +65,7 @@ class ServerModel:
     layout: Layout
     initial: Callable[[Rng], Params]
     worker: Worker
-    questions: Questions = Questions()
+    questions: Questions = field(default_factory=Questions)
     share: Share = "public"
 
     @property

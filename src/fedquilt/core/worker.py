@@ -172,6 +172,28 @@ class Worker(Protocol):
         """The common coordinates of held-out public inputs, by ``seen.<place>``, for these points."""
         ...
 
+    def posing(self, prompts: Sequence[str], completions: Sequence[str]) -> Self:
+        """The client with these texts in place of its training rows, for language models.
+
+        ``Fitted.num_examples`` then counts these texts; the weight of a reply is at most ``profile.num_examples``.
+        """
+        ...
+
+    def complete(
+        self, order: Order, memory: Memory | None, prompts: Sequence[str], *, new_tokens: int = 64
+    ) -> list[str]:
+        """The language model's completion of each prompt, by greedy decoding."""
+        ...
+
+    def log_probs(
+        self, order: Order, memory: Memory | None, prompts: Sequence[str], completions: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """The log-probability of each completion after its prompt, and the completion's number of tokens, (texts,).
+
+        Both are those of the model's own tokens, the end token among them.
+        """
+        ...
+
     def evaluate(self, order: Order, memory: Memory | None = None, split: str = "test") -> dict[str, float]:
         """Loss, accuracy and number of examples on the client's rows of this split; empty if it has none."""
         ...

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from fedquilt.client.client import Client
-from fedquilt.config.groups import Part, parts
+from fedquilt.config.groups import Part, parts, server_parts
 from fedquilt.config.schema import Config
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
+from fedquilt.core.server import ServerModel
 from fedquilt.core.types import Budget, ClientId, Layout, Profile
 from fedquilt.data.table import Table
 from fedquilt.experiment.buffers import refuse_layouts
@@ -42,6 +43,7 @@ from fedquilt.experiment.models import (
     kind_of,
     load_all,
 )
+from fedquilt.experiment.server import ServerRows, planned_rows, server_group, server_rows
 from fedquilt.experiment.trial_pass import try_blocks
 from fedquilt.methods.traits import Traits
 from fedquilt.models.loaded import Loaded
@@ -61,6 +63,7 @@ class Experiment:
     clients : the clients whose rows are on this machine.
     groups : the groups of the federation, one without ``[[groups]]``; each holds the model of its clients and the
         server's own client for it.
+    owner : the server that owns a model and data, as a group without clients; None without ``[server]``.
     partition : the record of who has which rows, as the run folder keeps it.
     """
 
@@ -71,7 +74,13 @@ class Experiment:
     traits: Traits
     clients: dict[ClientId, Client]
     groups: tuple[BuiltGroup, ...]
+    owner: BuiltGroup | None
     partition: dict[str, Any]
+
+    @property
+    def models(self) -> tuple[BuiltGroup, ...]:
+        """The groups, and behind them the server if it owns a model."""
+        return self.groups if self.owner is None else (*self.groups, self.owner)
 
     @property
     def only(self) -> BuiltGroup:
@@ -125,18 +134,19 @@ class Experiment:
         return replace(self, clients=clients, groups=groups)
 
 
-def build(config: Config, here: Collection[ClientId] | None = None) -> Experiment:
+def build(config: Config, here: Collection[ClientId] | None = None, *, on_site: bool = False) -> Experiment:
     """The experiment of a config; data is partitioned and the method checked before the model's weights are loaded.
 
     If each client has its own data source, ``here`` are the clients whose rows are on this machine: one for a client,
-    none for the server, None for all. The profiles of other clients have 0 examples.
+    none for the server, None for all. The profiles of other clients have 0 examples. ``on_site`` leaves the model and
+    the rows that the server owns unread: of its model there are only shapes.
 
     Raises
     ------
     FedquiltError
         ConfigError, DataError or ModelError.
     """
-    method, groups = chosen(config), parts(config)
+    method, groups, owner = chosen(config), parts(config), server_parts(config)
     refuse_contradictions(config, groups, method)
     device_of(config.device)
     rng = Rng(config.seed)
@@ -146,13 +156,20 @@ def build(config: Config, here: Collection[ClientId] | None = None) -> Experimen
             table, test = tables_of(source, rng, here)
             assigned.append((source, source.assign(table, test, rng, here)))
     classes = {part.place: classes_of(part, rows.table) for source, rows in assigned for part in source.parts}
-    shapes = load_all(groups, classes, rng, meta=True)
-    for part, shape in zip(groups, shapes, strict=True):
+    owned = [ServerRows() if on_site else server_rows(part, rng) for part in owner]
+    classes |= {part.place: classes_of(part, rows.table) for part, rows in zip(owner, owned, strict=True)}
+    every = (*groups, *owner)
+    shapes = load_all(every, classes, rng, meta=True)
+    for part, shape in zip(groups, shapes, strict=False):
         check_part(part, shape)
-    joined(config, method, groups, classes, shapes, rng)  # errors are raised before weights are loaded
+    joined(config, method, every, classes, shapes, rng)  # errors are raised before weights are loaded
     # a site needs only the weights of its own group's model, and the shapes of the others
-    real = None if not here else [part.place for part in groups if any(id in part.ids for id in here)]
-    return joined(config, method, groups, classes, load_all(groups, classes, rng, real=real), rng, assigned)
+    served = () if on_site else owner
+    real = [
+        part.place for part in (*groups, *served) if not here or part.is_server or any(id in part.ids for id in here)
+    ]
+    weighed = load_all(every, classes, rng, real=real)
+    return joined(config, method, every, classes, weighed, rng, assigned, owned=owned)
 
 
 def tables_of(source: DataSource, rng: Rng, here: Collection[ClientId] | None) -> tuple[Table | None, Table | None]:
@@ -162,14 +179,14 @@ def tables_of(source: DataSource, rng: Rng, here: Collection[ClientId] | None) -
 
 def shaped(config: Config) -> Experiment:
     """The experiment on the meta device, for a plan: shapes only. The classes are read from the data if it is here."""
-    method, groups = chosen(config), parts(config)
+    method, groups, owner = chosen(config), parts(config), server_parts(config)
     refuse_contradictions(config, groups, method)
-    rng = Rng(config.seed)
-    classes = {part.place: classes_here(part.config) for part in groups}
-    shapes = load_all(groups, classes, rng, meta=True)
-    for part, shape in zip(groups, shapes, strict=True):
+    rng, every = Rng(config.seed), (*groups, *owner)
+    classes = {part.place: classes_here(part.config) for part in every}
+    shapes = load_all(every, classes, rng, meta=True)
+    for part, shape in zip(groups, shapes, strict=False):
         check_part(part, shape)
-    return joined(config, method, groups, classes, shapes, rng)
+    return joined(config, method, every, classes, shapes, rng, owned=[planned_rows(part, rng) for part in owner])
 
 
 def joined(
@@ -181,6 +198,7 @@ def joined(
     rng: Rng,
     assigned: Sequence[tuple[DataSource, AssignedRows]] | None = None,
     budgets: Mapping[int, tuple[Budget, ...]] | None = None,
+    owned: Sequence[ServerRows] = (),
 ) -> Experiment:
     """Join models, clients, federation and method to an experiment.
 
@@ -188,27 +206,36 @@ def joined(
     ----------
     config : the run file.
     wanted : the method that it names.
-    parts : its groups.
+    parts : its groups, and behind them the server if it owns a model.
     classes : the classes of each group, by its number.
     loaded : the model of each group.
     rng : the random stream of the run.
     assigned : the rows of each source; None for an experiment of shapes on the meta device.
     budgets : the budgets of each group's clients; None for those of the run file.
+    owned : the rows of the server, if it owns a model and they are here.
     """
     device, shape = device_of(config.device) if assigned else torch.device("meta"), torch.device("meta")
     names = architectures(parts, [kind_of(part, classes[part.place]) for part in parts], loaded)
-    depths = {name: model.blocks.num_layers for name, model in zip(names, loaded, strict=True)}
+    sized = {name: model.blocks.num_layers for name, model in zip(names, loaded, strict=True)}
+    depths = {name: sized[name] for part, name in zip(parts, names, strict=True) if not part.is_server}
     rows_of = EncodedRows(assigned)
     works: dict[str, Work] = {}
     groups: list[BuiltGroup] = []
     clients: dict[ClientId, Client] = {}
     profiles: list[Profile] = []
+    owner: BuiltGroup | None = None
+    server: ServerModel | None = None
     for part, name, model in zip(parts, names, loaded, strict=True):
         if name not in works:
             with naming_groups(part):
                 weightless = next(model.model.parameters()).is_meta
-                where = shape if weightless else device
-                works[name] = work_of(part.config, model, host_of(part.config, model, name, depths), where, rng)
+                where, among = shape if weightless else device, depths if name in depths else {name: sized[name]}
+                works[name] = work_of(part.config, model, host_of(part.config, model, name, among), where, rng)
+        if part.is_server:
+            here = next(iter(owned), ServerRows())
+            with naming_groups(part):
+                owner, server = server_group(part, works[name], here, rng, planned=assigned is None)
+            continue
         own = budgets_of(part) if budgets is None else budgets[part.place]
         group, members = built(part, works[name], own, rows_of, rng)
         groups.append(group)
@@ -217,9 +244,10 @@ def joined(
             members[id].profile if id in members else Profile(id, 0, name, budget, part.config.model.task, part.label)
             for id, budget in zip(part.ids, own, strict=True)
         ]
-    federation = federated(config, tuple(profiles), works, groups)
+    clients_works = {name: work for name, work in works.items() if name in depths}
+    federation = federated(config, tuple(profiles), clients_works, groups, server)
     refuse_layouts(config, groups)
-    make_method = partial(wrapped, config, wanted, tuple(parts), names)
+    make_method = partial(wrapped, config, wanted, tuple(parts)[: len(groups)], names[: len(groups)])
     method = make_method(federation)
     if any(exchange.partial for exchange in method.exchanges):
         for group in groups:
@@ -229,4 +257,5 @@ def joined(
     record: dict[str, Any] = {}
     if assigned is not None and len(clients) == len(profiles):
         record = record_of(assigned, groups, profiles)
-    return Experiment(config, federation, make_method, method, wanted.traits, clients, tuple(groups), record).modelled()
+    traits, built_groups = wanted.traits, tuple(groups)
+    return Experiment(config, federation, make_method, method, traits, clients, built_groups, owner, record).modelled()

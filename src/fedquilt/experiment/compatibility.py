@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from fedquilt.aggregate.lowrank.rules import RULES
 from fedquilt.aggregate.settings import Aggregation
-from fedquilt.config.groups import Part
+from fedquilt.config.groups import Part, server_parts
 from fedquilt.config.schema import Config
 from fedquilt.config.sections import fields_of
 from fedquilt.core.errors import ConfigError
@@ -18,6 +18,7 @@ from fedquilt.experiment.bases import odd_bases
 from fedquilt.experiment.contradictions import Case, Row, odd_ranks, odd_steps
 from fedquilt.experiment.method import Chosen, keys_of
 from fedquilt.experiment.public_inputs import odd_axes
+from fedquilt.experiment.server import odd_server
 from fedquilt.privacy.account import accountant
 
 
@@ -27,7 +28,13 @@ def refuse_contradictions(config: Config, parts: Sequence[Part], method: Chosen)
         accountant()
     case = Case(config, parts, method)
     problems = [row.text(case) for row in ROWS if row.holds(case)]
-    problems += [*odd_ranks(parts), *odd_bases(parts), *odd_steps(case), *odd_axes(config, parts)]
+    problems += [
+        *odd_ranks(parts),
+        *odd_bases([*parts, *server_parts(config)]),
+        *odd_steps(case),
+        *odd_axes(config, parts),
+    ]
+    problems += odd_server(config, method)
     if problems:
         raise ConfigError(problems)
 

@@ -35,8 +35,10 @@ class DataSource:
 
     def stream(self, rng: Rng) -> Rng:
         """The random stream for reading and partitioning, so that one group's data does not affect another's rows."""
-        own = len(self.parts) == 1 and "data" in self.parts[0].own
-        return rng.child("group", self.parts[0].label) if own else rng
+        (first, *others) = self.parts
+        if first.is_server:
+            return rng.child("server")
+        return rng.child("group", first.label) if "data" in first.own and not others else rng
 
     def read(
         self, read: Callable[..., Any], rng: Rng, here: Collection[ClientId] | None
@@ -101,14 +103,18 @@ def naming_groups(*parts: Part) -> Iterator[None]:
 def _reworded(problem: str, parts: Sequence[Part]) -> str:
     labels = ", ".join(f"'{part.label}'" for part in parts if part.label)
     section = problem.partition(".")[0]
-    if not labels or re.match(r"groups?[ \[]", problem):  # there are no groups, or the problem names one already
+    if not labels or re.match(
+        r"groups?[ \[]|server\.", problem
+    ):  # there are no groups, or the problem names one already
         return problem
     if len(parts) > 1:
         if section in ("data", "partition"):  # they share the file's
             return problem
         return f"group {labels}: " + re.sub(r"clients\.(budget|rank)s(\[[0-9]+\])?", r"the groups' \1", problem)
-    where = f"groups[{parts[0].place}]"
+    where = parts[0].key
     problem = re.sub(r"clients\.(budget|rank)s(\[0\])?", rf"{where}.\1", problem)
     if problem.startswith(where):
         return problem
-    return f"{where}.{problem}" if section in parts[0].own else f"group {labels}: {problem}"
+    if section in parts[0].own:
+        return f"{where}.{problem}"
+    return f"{'the server' if parts[0].is_server else f'group {labels}'}: {problem}"

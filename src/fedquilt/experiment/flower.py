@@ -22,7 +22,7 @@ from fedquilt.core.factors import cut
 from fedquilt.core.loop import needed
 from fedquilt.core.method import Exchange
 from fedquilt.core.types import ClientId, Memory, Order
-from fedquilt.core.wire import travelling
+from fedquilt.core.wire import raised, travelling
 from fedquilt.engine.flower.compat import quiet
 from fedquilt.experiment.build import Experiment
 from fedquilt.experiment.engine import Connect, Engine
@@ -63,6 +63,9 @@ def over(grid: Any, config: Config, *, name: str, poll: float, stop: Event | Non
 
         def allowed(exchange: Exchange, client: ClientId, order: Order) -> Announced:
             tensors = travelling(cut(initial[client], ranks[client]), exchange.wire)
+            if exchange.expects is not None:  # a reply may hold other tensors than the model's, such as texts
+                wanted = exchange.expects(order if exchange.wire is None else raised(order, exchange.wire))
+                tensors |= travelling(wanted, exchange.wire)
             return {**announced(tensors), **announced(order.params)}
 
         engine = GridEngine(

@@ -93,7 +93,7 @@ def _prepared(key: str, here: tuple[ClientId, ...] | None) -> Experiment:
     config = parse(json.loads(key))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    experiment = build(config, here)
+    experiment = build(config, here, on_site=True)
     spare_threads(experiment)
     return experiment
 

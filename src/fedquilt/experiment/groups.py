@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from fedquilt.config.schema import Config
 from fedquilt.core.factors import cut
 from fedquilt.core.federation import Federation
 from fedquilt.core.rng import Rng
+from fedquilt.core.server import SERVER, ServerModel
 from fedquilt.core.training import num_steps
 from fedquilt.core.types import Budget, ClientId, Layout, Params, Profile
 from fedquilt.data.table import Columns, num_rows, take
@@ -32,14 +33,11 @@ from fedquilt.experiment.cut_rows import lost_of
 from fedquilt.experiment.data import AssignedRows
 from fedquilt.experiment.data_of_groups import DataSource, naming_groups
 from fedquilt.experiment.method import lowrank_rule, tensor_rule
-from fedquilt.experiment.prompt_checks import answering_of
+from fedquilt.experiment.prompt_checks import answering_of, language_of
 from fedquilt.experiment.public_inputs import public_rows
 from fedquilt.experiment.trial_pass import try_out, try_recomputing
 from fedquilt.models.loaded import Loaded
 from fedquilt.models.trial_batch import example
-
-SERVER: ClientId = -1
-"""The id of the server's own clients; no partition has it."""
 
 _NONE: Columns = {"labels": torch.zeros(0, dtype=torch.long)}
 _ONE: Columns = {"labels": torch.zeros(1, dtype=torch.long)}
@@ -201,9 +199,8 @@ def built(
     def client(id: ClientId, budget: Budget, train: Columns, **held_out: Columns) -> Client:
         profile = Profile(id, num_rows(train), architecture, budget, config.model.task, part.label)
         own, size = cut(work.first, budget.rank), config.evaluation.batch_size
-        return Client(
-            profile, work.bench, own, config.training, config.rounds, train, held_out, size, answering=answering
-        )
+        one = Client(profile, work.bench, own, config.training, config.rounds, train, held_out, size)
+        return replace(one, answering=answering, language=language_of(work.loaded))
 
     answering, lost = None, dict[str, Any]()
     whole = Budget(work.bench.layout.num_layers)
@@ -211,7 +208,7 @@ def built(
     if work.bench.device.type == "meta":  # shapes only: for a plan, or for a group without clients on this machine
         if not rows_of.known:
             clients = {id: client(id, budget, _ONE) for id, budget in zip(part.ids, budgets, strict=True)}
-        server = client(SERVER, whole, _ONE if config.data.proxy else _NONE)
+        server = client(SERVER, whole, _ONE if config.data.proxy or part.is_server else _NONE)
     else:
         rows, assigned = rows_of.of(part, work)
         test = None if assigned.test is None else work.loaded.encode(assigned.test)
@@ -238,13 +235,17 @@ def built(
 
 
 def federated(
-    config: Config, profiles: tuple[Profile, ...], works: Mapping[str, Work], groups: Sequence[BuiltGroup]
+    config: Config,
+    profiles: tuple[Profile, ...],
+    works: Mapping[str, Work],
+    groups: Sequence[BuiltGroup],
+    server: ServerModel | None = None,
 ) -> Federation:
     """The argument of the method's factory."""
-    servers: dict[str, Client] = {}
+    proxies: dict[str, Client] = {}
     for group in groups:
         if num_rows(group.server.train):
-            servers.setdefault(group.architecture, group.server)
+            proxies.setdefault(group.architecture, group.server)
     trainings = {group.label: group.server.training for group in groups}
     return Federation(
         profiles,
@@ -252,7 +253,7 @@ def federated(
         {name: work.put.start for name, work in works.items()},
         config.rounds,
         {name: work.put.scaling for name, work in works.items()},
-        servers,
+        proxies,
         tensor_rule(config, buffers_of(work.bench.layout for work in works.values())),
         lowrank_rule(config),
         {name: work.put.frozen for name, work in works.items() if work.put.frozen},
@@ -262,6 +263,7 @@ def federated(
             for name, work in works.items()
             if work.bench.public is not None
         },
+        server,
     )
 
 

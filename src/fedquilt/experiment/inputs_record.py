@@ -10,7 +10,7 @@ from typing import Any
 from fedquilt.client.client import Client
 from fedquilt.core.types import Profile
 from fedquilt.data.holdout import label_counts, split_digest
-from fedquilt.data.table import digest
+from fedquilt.data.table import Columns, digest
 from fedquilt.experiment.data import AssignedRows
 from fedquilt.experiment.data_of_groups import DataSource
 from fedquilt.experiment.groups import BuiltGroup
@@ -106,11 +106,12 @@ def outputs_record(groups: Sequence[BuiltGroup]) -> dict[str, dict[str, list[str
     }
 
 
-def rows_digest(clients: Iterable[Client]) -> str:
-    """The digest of all encoded rows that these clients train and are evaluated on."""
-    return digest(
+def rows_digest(clients: Iterable[Client], more: Iterable[Columns] = ()) -> str:
+    """The digest of all encoded rows that these clients train and are evaluated on, and of ``more`` columns."""
+    own = [
         columns for client in clients for columns in (client.train, *(own for _, own in sorted(client.splits.items())))
-    )
+    ]
+    return digest([*own, *more])
 
 
 def weights_digest(groups: Sequence[BuiltGroup]) -> str:

@@ -50,8 +50,8 @@ def _has_mps() -> bool:
 
 
 def max_new_tokens(config: Config) -> int:
-    """The largest number of tokens that a model generates for an answer."""
-    return 0 if config.data.answers is None else config.data.new_tokens
+    """The largest number of tokens that a model generates for an answer, or for a method with a server of its own."""
+    return 0 if config.data.answers is None and config.server is None else config.data.new_tokens
 
 
 def kind_of(part: Part, classes: Sequence[str]) -> str:
@@ -70,7 +70,8 @@ def architectures(parts: Sequence[Part], kinds: Sequence[str], loaded: Sequence[
         meanings.setdefault(model.architecture, set()).add(kind)
     for part, kind, model in zip(parts, kinds, loaded, strict=True):
         several = len(meanings[model.architecture]) > 1
-        named.setdefault(kind, f"{model.architecture}:{part.label}" if several else model.architecture)
+        apart = several and part.label  # without [[groups]] the clients have no label, and only the server has one
+        named.setdefault(kind, f"{model.architecture}:{part.label}" if apart else model.architecture)
     return tuple(named[kind] for kind in kinds)
 
 

@@ -175,6 +175,9 @@ class _Watched:
     def penalised(self, penalty: Penalty) -> _Watched:
         return _Watched(self.client.penalised(penalty), self.noted)
 
+    def posing(self, prompts: Sequence[str], completions: Sequence[str]) -> _Watched:
+        return _Watched(self.client.posing(prompts, completions), self.noted)
+
     def fit(
         self, order: Order, memory: Memory | None, layers: Collection[int], *, blocks: Collection[int] | None = None
     ) -> Fitted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedquilt.client.generation import Answering
+from fedquilt.client.texts import Language
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, DataError
 from fedquilt.core.tasks import TASKS, one_of, tasks_where
@@ -61,6 +62,11 @@ def answering_of(config: Config, loaded: Loaded, table: Table | None) -> Answeri
     if data.answers == "label" and not classes and table is not None and config.partition.scheme != "sites":
         classes = tuple(sorted(set(table.targets or ())))
     return Answering(data.answers, loaded.decode, data.new_tokens, classes)
+
+
+def language_of(loaded: Loaded) -> Language | None:
+    """How a language model reads and writes texts; None for other models."""
+    return None if loaded.decode is None else Language(loaded.encode, loaded.decode)
 
 
 def _check_answers(kind: str, table: Table, where: str) -> None:

@@ -27,6 +27,7 @@ from fedquilt.experiment.forecast import work_of
 from fedquilt.experiment.inputs_record import outputs_record, rows_digest, weights_digest
 from fedquilt.experiment.progress import Forecasting
 from fedquilt.experiment.round_record import are_finite, final_record, round_line
+from fedquilt.experiment.server import questions_columns
 from fedquilt.experiment.threads import restored_threads, spare_threads
 from fedquilt.privacy.spending import cohort_key, cohort_stream, hides_cohorts, spending
 from fedquilt.record import Record, environment, hold, read_environment, read_partition, read_result, read_rounds
@@ -74,7 +75,7 @@ def run(
             seed=config.seed,
             device=str(bench.device),
             precision=bench.precision,
-            model=weights_digest(experiment.groups),
+            model=weights_digest(experiment.models),
             rows=_rows(experiment),
             architecture=", ".join(dict.fromkeys(group.architecture for group in experiment.groups)),
         )
@@ -84,7 +85,7 @@ def run(
         engine = connect.make(experiment, key, {}, reporting)
         experiment = experiment.announced(engine.announced)
         around |= {"engine": connect.name, "run_key": key, "cohort_key": cohort_key(config)}
-        around |= {"outputs": outputs_record(experiment.groups)}
+        around |= {"outputs": outputs_record(experiment.models)}
         around |= {} if label is None else {"label": label}
         record = Record.create(folder, resolved(config), around, experiment.partition, held)
         return _go_on(experiment, record, 0, None, engine, reporting)
@@ -172,7 +173,8 @@ def _refuse_to_go_back(record: Record, config: Config, to: int) -> None:
 
 def _rows(experiment: Experiment) -> str:
     """The digest of all rows that are in this process: the clients' and the server's."""
-    return rows_digest([*experiment.clients.values(), *(group.server for group in experiment.groups)])
+    servers = (group.server for group in experiment.models)
+    return rows_digest([*experiment.clients.values(), *servers], questions_columns(experiment.federation.server))
 
 
 def _rows_as_at_start(folder: Path, announced: Mapping[ClientId, int]) -> dict[ClientId, int]:
@@ -184,19 +186,19 @@ def _rows_as_at_start(folder: Path, announced: Mapping[ClientId, int]) -> dict[C
 def _same_inputs(folder: Path, experiment: Experiment) -> None:
     """Raise RunError if data or model are not those that the run began with."""
     advice = "bring back what the run began with, or start a new run in another folder"
-    source = "', '".join(dict.fromkeys(group.config.data.source for group in experiment.groups))
+    source = "', '".join(dict.fromkeys(group.config.data.source for group in experiment.models))
     if experiment.partition["digest"] != read_partition(folder)["digest"]:
         raise RunError(f"{folder}: data.source = '{source}' is not partitioned as when the run began; {advice}")
-    if weights_digest(experiment.groups) != read_environment(folder)["model"]:
-        other = other_weights([group.config for group in experiment.groups], read_environment(folder)["device"])
+    if weights_digest(experiment.models) != read_environment(folder)["model"]:
+        other = other_weights([group.config for group in experiment.models], read_environment(folder)["device"])
         raise RunError(f"{folder}: {other}; {advice}")
-    outputs, began = outputs_record(experiment.groups), read_environment(folder).get("outputs")
+    outputs, began = outputs_record(experiment.models), read_environment(folder).get("outputs")
     if began is not None and began != outputs:
         raise RunError(
             f"{folder}: the classes of the model's outputs are {outputs} and were {began} when the run began: the "
             f"base's id2label or the data's class names have changed; {advice}"
         )
-    # last, because rows are compared in encoded form, with labels in the order of the outputs
+    # last: rows are compared in encoded form, with labels in the order of the outputs
     if read_environment(folder).get("rows", _rows(experiment)) != _rows(experiment):
         raise RunError(
             f"{folder}: data.source = '{source}', or the test set, has other rows than when the run began; {advice}"
@@ -271,8 +273,7 @@ def _go_on(
     rng, total = experiment.rng, config.rounds
     closing = closed(experiment.method, state, profiles, engine.send, rng, num_rounds=total, check=check)
     ended = final_record(read_rounds(record.folder)[-1]["evaluation"], closing, since())
-    seconds = time.perf_counter() - began
-    record.save_result({"status": "finished", "rounds": total, "seconds": seconds, **ended})
+    record.save_result({"status": "finished", "rounds": total, "seconds": time.perf_counter() - began, **ended})
     return record.folder
 
 

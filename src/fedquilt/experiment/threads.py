@@ -56,4 +56,4 @@ def spare_threads(experiment: Experiment) -> str | None:
 
 def num_weights(experiment: Experiment) -> int:
     """The number of weights of the largest model."""
-    return max(sum(weight.numel() for weight in group.loaded.model.parameters()) for group in experiment.groups)
+    return max(sum(weight.numel() for weight in group.loaded.model.parameters()) for group in experiment.models)

@@ -1,0 +1,81 @@
+"""Texts given by a method, in place of a client's own rows: encoding, generation and log-probabilities.
+
+On the meta device (planning) models have no tokenizer and no values: nothing is generated, and log-probabilities are 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedquilt.client.generation import written
+from fedquilt.client.workbench import Batch, Workbench
+from fedquilt.core.errors import TrainingError
+from fedquilt.core.tasks import IGNORED
+from fedquilt.data.table import Table
+
+
+class Language(NamedTuple):
+    """How a language model reads and writes: ``encode`` turns a table into columns, ``decode`` tokens into text."""
+
+    encode: Callable[[Table], Batch]
+    decode: Callable[[Sequence[int]], str]
+
+
+def text_columns(language: Language | None, prompts: Sequence[str], completions: Sequence[str]) -> Batch:
+    """Columns input_ids, attention_mask and labels of these prompts with their completions.
+
+    Raises
+    ------
+    TrainingError
+        if the model is no language model.
+    """
+    if language is None:
+        raise TrainingError("the model is no language model, so it cannot complete texts; set task = 'causal-lm'")
+    return language.encode(Table("text", list(prompts), None, (), targets=list(completions)))
+
+
+def completed(
+    bench: Workbench,
+    language: Language | None,
+    params: Mapping[str, Tensor],
+    prompts: Sequence[str],
+    new_tokens: int,
+    batch_size: int,
+) -> list[str]:
+    """The model's completion of each prompt by greedy decoding, without the end token.
+
+    Parameters
+    ----------
+    bench, language, params
+        The workbench, how its model reads and writes, and the model's tensors.
+    prompts
+        The texts to complete.
+    new_tokens, batch_size
+        The largest number of tokens to generate, and of prompts in a batch.
+    """
+    if bench.device.type == "meta" or not prompts:
+        return [""] * len(prompts)
+    columns = text_columns(language, prompts, [""] * len(prompts))
+    inside = columns["attention_mask"].bool() & (columns["labels"] == IGNORED)
+    bench.load(params)
+    rows = [ids[own] for ids, own in zip(columns["input_ids"], inside, strict=True)]
+    assert language is not None
+    return [language.decode(ids) for ids in written(bench, rows, new_tokens, batch_size)]
+
+
+def log_probabilities(
+    bench: Workbench, params: Mapping[str, Tensor], columns: Batch, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """``log p(completion | prompt)`` of each row, float32, and the completion's tokens, int64, both (rows,)."""
+    bench.load(params)
+    found = []
+    with torch.no_grad():
+        for first in range(0, len(columns["labels"]), batch_size):
+            batch = {name: column[first : first + batch_size] for name, column in columns.items()}
+            logits, labels = bench.forward(batch)
+            found.append(-bench.scoring.loss(logits, labels).cpu())
+    return torch.cat(found) if found else torch.zeros(0), (columns["labels"][:, 1:] != IGNORED).sum(1)

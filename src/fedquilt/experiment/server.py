@@ -1,0 +1,155 @@
+"""The server of a run file that owns a model and data: its rows, its model and its worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from fedquilt.adapters.registry import KINDS
+from fedquilt.config.groups import Part, server_parts
+from fedquilt.config.schema import Config
+from fedquilt.config.server import Server
+from fedquilt.core.errors import ConfigError, DataError, FedquiltError
+from fedquilt.core.rng import Rng
+from fedquilt.core.server import Questions, ServerModel
+from fedquilt.core.texts import pack_texts
+from fedquilt.core.types import Params
+from fedquilt.data.table import Table
+from fedquilt.experiment.data import AssignedRows, read
+from fedquilt.experiment.data_of_groups import DataSource, naming_groups
+from fedquilt.experiment.groups import BuiltGroup, EncodedRows, Work, built
+from fedquilt.experiment.method import Chosen
+
+_NOTHING = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class ServerRows:
+    """The rows of the server that are in this process: what it trains on, its test rows, and the public questions."""
+
+    table: Table | None = None
+    test: Table | None = None
+    questions: Questions = field(default_factory=Questions)
+
+    def assigned(self, part: Part) -> list[tuple[DataSource, AssignedRows]]:
+        """The rows as those of a source without clients, all of them the server's."""
+        every = _NOTHING if self.table is None else np.arange(len(self.table))
+        return [(DataSource((part,), part.config), AssignedRows(self.table, self.test, {}, every))]
+
+
+def server_rows(part: Part, rng: Rng) -> ServerRows:
+    """Read the server's public questions, and the rows that it trains and is scored on.
+
+    Raises
+    ------
+    FedquiltError
+        ConfigError or DataError, which name the keys of [server].
+    """
+    server, rng = _section(part), rng.child("server")
+    table, test = _read(part, "data" if server.private is None else "private", rng)
+    public = table if server.private is None else _read(_of_questions(part), "data", rng.child("questions"))[0]
+    return ServerRows(table, test, questions_of(part, public))
+
+
+def planned_rows(part: Part, rng: Rng) -> ServerRows:
+    """The public questions for a plan: those of the source if it is here, or else as many empty ones as the limit."""
+    data = _section(part).data
+    if not data.source.startswith("hub:"):
+        try:
+            public, _ = _read(_of_questions(part), "data", rng.child("server"))
+            return ServerRows(questions=questions_of(part, public))
+        except DataError:  # a plan does not need the data
+            pass
+    return ServerRows(questions=Questions(("",) * (data.limit or 0), kind=data.answers))
+
+
+def questions_of(part: Part, table: Table) -> Questions:
+    """The public questions of a table, with their answers if it has completions."""
+    answers = None if table.targets is None else tuple(table.targets)
+    return Questions(tuple(str(text) for text in table.inputs), answers, _section(part).data.answers)
+
+
+def questions_columns(server: ServerModel | None) -> list[Params]:
+    """The server's questions and answers as columns, for a digest; empty if it owns no model."""
+    columns = []
+    for texts in () if server is None else (server.questions.texts, server.questions.answers or ()):
+        longest = max((len(text.encode("utf-8", "replace")) for text in texts), default=0)
+        columns.append(pack_texts(texts, longest))
+    return columns
+
+
+def server_group(
+    part: Part, work: Work, rows: ServerRows, rng: Rng, *, planned: bool
+) -> tuple[BuiltGroup, ServerModel]:
+    """The server as a group without clients, and what a method is given of it.
+
+    Parameters
+    ----------
+    part
+        The server's config.
+    work
+        The model of its architecture, with adapters.
+    rows
+        Its rows in this process.
+    rng
+        The run's random stream.
+    planned
+        Whether shapes are all that is wanted.
+    """
+    group, _ = built(part, work, (), EncodedRows(None if planned else rows.assigned(part)), rng)
+    model = ServerModel(work.bench.layout, work.put.start, group.server, rows.questions, _section(part).share)
+    return group, model
+
+
+def odd_server(config: Config, method: Chosen) -> list[str]:
+    """Problems of [server] with the method: one that uses no server, or one that needs it, and with its adapters."""
+    name, needed = method.name, method.traits.needs_server
+    if config.server is None:
+        problem = (
+            f"server: missing; method.name = '{name}' needs a server that owns a model and data: give [server.model] "
+            "and [server.data]"
+        )
+        return [problem] if needed else []
+    problems = []
+    if not needed:
+        problems.append(
+            f"server.model.name = '{config.server.model.name}': has no effect with method.name = '{name}', whose "
+            "server has no model of its own; leave [server] out"
+        )
+    (part,) = server_parts(config)
+    kind = part.config.adapter.kind
+    if KINDS[kind].needs_public:
+        problems.append(
+            f"server: adapter.kind = '{kind}' is of clients that share coordinates, and the server's model shares none "
+            "with them; set server.adapter.kind = 'lora'"
+        )
+    return problems
+
+
+def _section(part: Part) -> Server:
+    server = part.config.server
+    assert server is not None, "the server's part comes of a config with [server]"
+    return server
+
+
+def _of_questions(part: Part) -> Part:
+    """The part whose data are the public questions."""
+    return replace(part, config=part.config.model_copy(update={"data": _section(part).data}))
+
+
+def _read(part: Part, key: str, rng: Rng) -> tuple[Table, Table | None]:
+    """The rows and test rows of the part's data, which are ``server.<key>`` in the run file."""
+    try:
+        with naming_groups(part):
+            table, test = read(part.config, rng)
+    except ConfigError as error:
+        raise ConfigError([_keyed(problem, key) for problem in error.problems]) from error
+    except FedquiltError as error:
+        raise type(error)(_keyed(str(error), key)) from error
+    assert table is not None, "the server's rows are of one source"
+    return table, test
+
+
+def _keyed(problem: str, key: str) -> str:
+    return problem.replace("server.data.", f"server.{key}.")
