@@ -113,9 +113,9 @@ def odd_server(config: Config, method: Chosen) -> list[str]:
         return [problem] if needed else []
     problems = []
     if not needed:
+        given = ", ".join(f"server.{key}" for key in Server.model_fields if key in config.server.model_fields_set)
         problems.append(
-            f"server.model.name = '{config.server.model.name}': has no effect with method.name = '{name}', whose "
-            "server has no model of its own; leave [server] out"
+            f"{given}: no effect with method.name = '{name}', whose server has no model of its own; leave [server] out"
         )
     (part,) = server_parts(config)
     kind = part.config.adapter.kind
