@@ -245,7 +245,7 @@ def joined(
             for id, budget in zip(part.ids, own, strict=True)
         ]
     clients_works = {name: work for name, work in works.items() if name in depths}
-    federation = federated(config, tuple(profiles), clients_works, groups, server)
+    federation = replace(federated(config, tuple(profiles), clients_works, groups), server=server)
     refuse_layouts(config, groups)
     make_method = partial(wrapped, config, wanted, tuple(parts)[: len(groups)], names[: len(groups)])
     method = make_method(federation)

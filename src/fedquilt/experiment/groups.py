@@ -23,7 +23,7 @@ from fedquilt.config.schema import Config
 from fedquilt.core.factors import cut
 from fedquilt.core.federation import Federation
 from fedquilt.core.rng import Rng
-from fedquilt.core.server import SERVER, ServerModel
+from fedquilt.core.server import SERVER
 from fedquilt.core.training import num_steps
 from fedquilt.core.types import Budget, ClientId, Layout, Params, Profile
 from fedquilt.data.table import Columns, num_rows, take
@@ -235,11 +235,7 @@ def built(
 
 
 def federated(
-    config: Config,
-    profiles: tuple[Profile, ...],
-    works: Mapping[str, Work],
-    groups: Sequence[BuiltGroup],
-    server: ServerModel | None = None,
+    config: Config, profiles: tuple[Profile, ...], works: Mapping[str, Work], groups: Sequence[BuiltGroup]
 ) -> Federation:
     """The argument of the method's factory."""
     proxies: dict[str, Client] = {}
@@ -263,7 +259,6 @@ def federated(
             for name, work in works.items()
             if work.bench.public is not None
         },
-        server,
     )
 
 
