@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -30,11 +30,14 @@ from fedquilt.client import Client, Training, Workbench
 from fedquilt.client.public import PublicInputs
 from fedquilt.client.task import scoring_of
 from fedquilt.client.workbench import Batch
+from fedquilt.config.load import parse
 from fedquilt.core.factors import MAGNITUDE, cut
 from fedquilt.core.federation import Federation, Rule
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, ClientId, Layout, Params, Profile
+from fedquilt.experiment import build
+from fedquilt.experiment.build import Experiment
 from fedquilt.methods import METHODS
 from fedquilt.methods.across_architectures import mean_of, split, with_shared
 from fedquilt.methods.by_architecture import by_architecture
@@ -258,6 +261,34 @@ def beside(name: str, federation: Federation, *, turned: Any = None, **settings:
     rest, both = split(federation, named)
     apart = by_architecture(lambda own: METHODS[name](own, **settings), rest)
     return with_axes(with_shared(apart, mean_of(both, "examples"), both), federation, 3, turned=turned)
+
+
+SERVED = {
+    "rounds": 4,
+    "threads": 1,
+    "device": "cpu",
+    "model": {"name": "tiny:llama?layers=1&width=16", "task": "causal-lm", "max_length": 32},
+    "data": {"source": "arithmetic:blank?train=20&test=2"},
+    "partition": {"scheme": "iid", "num_clients": 3, "test_fraction": 0.0},
+    "clients": {"budgets": [1, 1, 1]},
+    "adapter": {"rank": 2},
+    "training": {"steps": 2, "batch_size": 4, "learning_rate": 0.05},
+    "server": {
+        "model": {"name": "tiny:llama?layers=2&width=16", "task": "causal-lm", "max_length": 32},
+        "data": {"source": "arithmetic:blank?train=8&test=2"},
+    },
+}
+"""A run file with a server that owns a model and data, but for the method."""
+
+
+@lru_cache(maxsize=4)  # a method has no state of its own, and clients load their tensors whenever they work
+def _served(name: str, settings: tuple[tuple[str, Any], ...]) -> Experiment:
+    return build(parse({**SERVED, "method": {"name": name, **dict(settings)}}))
+
+
+def served(name: str, **settings: Any) -> Experiment:
+    """The experiment of a method that needs a server which owns a model and data."""
+    return _served(name, tuple(sorted(settings.items())))
 
 
 def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

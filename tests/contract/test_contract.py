@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from promises import PROMISES, Build, Setup, copied, fault, is_tree, play, same, undisturbed
-from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, anchored, beside, common, mixtures, several, small
+from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, anchored, beside, common, mixtures, served, several, small
 from torch.nn.functional import cross_entropy
 from toys import (
     Party,
@@ -185,12 +185,24 @@ def across(name: str, models=(VIT, WIDE), *, mixed: bool = False, every: bool = 
     return build
 
 
+def taught(name: str, **settings) -> Build:
+    """A method whose server owns a model and data, among clients with language models."""
+
+    def build() -> Setup:
+        made = served(name, **settings)
+        return Setup(made.method, made.federation.profiles, made.clients, learned)
+
+    return build
+
+
 def default_row(name: str) -> Row:
     """The row of a method that has none of its own: its default settings, in the scene that its traits ask for."""
     traits = traits_of(name)
     at_once = ALL_AT_ONCE if traits.rule is not None else {}
     if traits.needs == "mixture":
         return Row(shared(name=name), at_once)
+    if traits.needs_server:
+        return Row(taught(name))
     return Row(across(name) if traits.across else real(name, proxy=3), at_once)
 
 
@@ -255,7 +267,12 @@ CO_LORA = {
     "co-lora-text-mixed": Row(aligned((LLAMA, VIT), mixed=True, weighting="uniform"), AT_FIRST),
     "co-lora-rela-common-head": Row(aligned(common_head=True, aggregation="rela"), AT_FIRST),
 }
-REAL |= HETEROTUNE | CO_LORA
+BRIEF = {"candidates": 3, "path_tokens": 3, "path_bytes": 12}
+LADA = {
+    "lada": Row(taught("lada", filter="linear-ucb", **BRIEF)),
+    "lada-verified-down": Row(taught("lada", direction="down", verified=True, sample_reward="paper", **BRIEF)),
+}
+REAL |= HETEROTUNE | CO_LORA | LADA
 REAL |= {name: default_row(name) for name in sorted({*METHODS} - {method_of(row) for row in REAL})}
 REAL |= {"fedit-dora": Row(real("fedit", model=FLAT, budgets=(1, 2, 2), every=True, dora=True))}
 APART = {

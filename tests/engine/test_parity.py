@@ -10,7 +10,7 @@ pytest.importorskip("flwr")
 
 from in_process_grid import RUN, InProcessGrid, app_of, cards_of
 from promises import Played, Setup, copied, play, same
-from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, anchored, beside, common, mixtures, several, small
+from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, anchored, beside, common, mixtures, served, several, small
 from toys import changed, distillation_setup, fedavg_setup, groups_setup, local_bias_setup, short, vertical_setup
 
 from fedquilt.aggregate.axes import rotation
@@ -87,8 +87,15 @@ def in_common_coordinates(name: str, models) -> Setup:
     return Setup(method, scene.federation.profiles, scene.clients)
 
 
+def taught(**settings) -> Setup:
+    """LaDa among clients of one architecture, with a server of another."""
+    scene = served("lada", **settings)
+    return Setup(scene.method, scene.federation.profiles, scene.clients)
+
+
 TABLE = {
-    **{name: lambda name=name: real(name) for name in METHODS if name not in ("heterotune", "co-lora")},
+    **{name: lambda name=name: real(name) for name in METHODS if name not in ("heterotune", "co-lora", "lada")},
+    "lada": lambda: taught(candidates=3, path_tokens=3, path_bytes=12),
     "co-lora": lambda: aligned((VIT, WIDE), aggregation="rela"),
     "heterotune": lambda: shared((VIT, WIDE, LLAMA), mu=0.1),
     "heterotune-own": lambda: shared((BERT, GPT2), trained="own"),

@@ -121,7 +121,11 @@ def same_as_embedded(app: Path, folder: Path) -> None:
                 assert moved["metrics"].get("loss") == embedded["clients"][client]["metrics"].get("loss")
 
 
-@pytest.mark.parametrize("method", METHODS)
+ALONE = [name for name in METHODS if not traits_of(name).needs_server]
+"""Methods whose server needs no model of its own."""
+
+
+@pytest.mark.parametrize("method", ALONE)
 def test_every_method_ends_in_the_same_bits_as_embedded(trial, tiny, tmp_path, method):
     app, folder = app_in(tmp_path, tiny, method, 2, "aggregate"), tmp_path / "runs" / "tiny"
     until((folder / "result.json").exists, 240, trial, submit(trial, app))
@@ -130,7 +134,7 @@ def test_every_method_ends_in_the_same_bits_as_embedded(trial, tiny, tmp_path, m
     print(f"{method}: rounds of {', '.join(f'{one:.1f}' for one in seconds)} s over TLS")
 
 
-@pytest.mark.parametrize("method", sorted({"fedit", *(name for name in METHODS if traits_of(name).across)}))
+@pytest.mark.parametrize("method", sorted({"fedit", *(name for name in ALONE if traits_of(name).across)}))
 def test_clients_of_unlike_models_end_in_the_same_bits_as_embedded(trial, tmp_path, method):
     words = tmp_path / "words.tsv"
     rows = [f"thing {row % 5} is\t{'good' if row % 2 else 'bad'}" for row in range(40)]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from promises import Setup, play, same
-from small_federation import mixtures, small
+from small_federation import anchored, mixtures, served, small
 from stand_ins import cast, layers_of, run
 
 from fedquilt.allocate.layers import gd_set
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Order, Reply
-from fedquilt.methods import METHODS
+from fedquilt.methods import METHODS, traits_of
 from fedquilt.methods.exclusive import exclusive
 from fedquilt.methods.fedit import fedit
 from fedquilt.methods.full import full
@@ -22,7 +22,11 @@ from fedquilt.methods.straggler import straggler
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_bears_the_name_it_is_listed_under(name):
-    scene = mixtures() if name == "heterotune" else cast(server=lambda call: range(12))
+    traits = traits_of(name)
+    scenes = {"mixture": mixtures, "anchored": anchored}
+    scene = (
+        served(name) if traits.needs_server else scenes.get(traits.needs, lambda: cast(server=lambda call: range(12)))()
+    )
     assert METHODS[name](scene.federation).name == name
 
 

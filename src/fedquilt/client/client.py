@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fedquilt.client.fit import alternate
-from fedquilt.client.generation import Answering
+from fedquilt.client.generation import Answering, Sampling
 from fedquilt.client.probe import fisher_diagonal, layer_scores
 from fedquilt.client.public import PublicInputs
 from fedquilt.client.score import evaluation
-from fedquilt.client.texts import Language, completed, log_probabilities, text_columns
+from fedquilt.client.texts import Language, Lent, completed, log_probabilities, text_columns
 from fedquilt.client.workbench import Batch, Workbench
 from fedquilt.core.method import overlay
 from fedquilt.core.training import Training, learning_rate_at
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile
-from fedquilt.core.worker import Extra, Fitted, Penalty, Phase
+from fedquilt.core.worker import Extra, Fitted, Penalty, Phase, Value
 
 
 @dataclass(frozen=True)
@@ -162,11 +163,30 @@ class Client:
         return replace(self, train=text_columns(self.language, prompts, completions))
 
     def complete(
-        self, order: Order, memory: Memory | None, prompts: Sequence[str], *, new_tokens: int = 64
+        self,
+        order: Order,
+        memory: Memory | None,
+        prompts: Sequence[str],
+        *,
+        new_tokens: int = 64,
+        temperature: float = 0.0,
     ) -> list[str]:
-        """The model's completion of each prompt, by greedy decoding; empty where only shapes are planned."""
+        """The model's completion of each prompt, greedily or drawn; empty where only shapes are planned.
+
+        Parameters
+        ----------
+        order, memory
+            They stand for the model.
+        prompts
+            The texts to complete.
+        new_tokens
+            The largest number of tokens of a completion.
+        temperature
+            0 for greedy decoding; else of the softmax that tokens are drawn from, with the order's stream.
+        """
         params = self.params(order, memory)
-        return completed(self.bench, self.language, params, prompts, new_tokens, self.batch_size)
+        sampling = Sampling(temperature, order.rng.child("completions")) if temperature else None
+        return completed(self.bench, self.language, params, prompts, new_tokens, self.batch_size, sampling=sampling)
 
     def log_probs(
         self, order: Order, memory: Memory | None, prompts: Sequence[str], completions: Sequence[str]
@@ -176,6 +196,11 @@ class Client:
             return torch.zeros(len(prompts)), torch.zeros(len(prompts), dtype=torch.long)
         columns = text_columns(self.language, prompts, completions)
         return log_probabilities(self.bench, self.params(order, memory), columns, self.batch_size)
+
+    def lending(self, order: Order, memory: Memory | None, use: Callable[[Lent], Value]) -> Value:
+        """What ``use`` makes of the language model with these tensors loaded; see ``core.worker.Worker.lending``."""
+        self.bench.load(self.params(order, memory))
+        return use(Lent(self.bench, partial(text_columns, self.language), self.batch_size))
 
     def evaluate(self, order: Order, memory: Memory | None = None, split: str = "test") -> dict[str, float]:
         """Loss and accuracy on one of the client's held-out splits; empty if the client has no such rows."""

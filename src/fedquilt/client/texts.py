@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedquilt.client.generation import written
+from fedquilt.client.generation import Sampling, written
 from fedquilt.client.workbench import Batch, Workbench
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.tasks import IGNORED
@@ -23,6 +23,24 @@ class Language(NamedTuple):
 
     encode: Callable[[Table], Batch]
     decode: Callable[[Sequence[int]], str]
+
+
+class Lent(NamedTuple):
+    """A loaded language model.
+
+    Attributes
+    ----------
+    bench
+        The workbench, with the tensors loaded.
+    columns
+        ``columns(prompts, completions)`` gives the columns of these texts, see ``text_columns``.
+    batch_size
+        The largest number of rows of a forward pass that trains nothing.
+    """
+
+    bench: Workbench
+    columns: Callable[[Sequence[str], Sequence[str]], Batch]
+    batch_size: int
 
 
 def text_columns(language: Language | None, prompts: Sequence[str], completions: Sequence[str]) -> Batch:
@@ -45,8 +63,10 @@ def completed(
     prompts: Sequence[str],
     new_tokens: int,
     batch_size: int,
+    *,
+    sampling: Sampling | None = None,
 ) -> list[str]:
-    """The model's completion of each prompt by greedy decoding, without the end token.
+    """The model's completion of each prompt, without the end token.
 
     Parameters
     ----------
@@ -56,6 +76,8 @@ def completed(
         The texts to complete.
     new_tokens, batch_size
         The largest number of tokens to generate, and of prompts in a batch.
+    sampling
+        How tokens are drawn; None for greedy decoding.
     """
     if bench.device.type == "meta" or not prompts:
         return [""] * len(prompts)
@@ -64,7 +86,7 @@ def completed(
     bench.load(params)
     rows = [ids[own] for ids, own in zip(columns["input_ids"], inside, strict=True)]
     assert language is not None
-    return [language.decode(ids) for ids in written(bench, rows, new_tokens, batch_size)]
+    return [language.decode(ids) for ids in written(bench, rows, new_tokens, batch_size, sampling=sampling)]
 
 
 def log_probabilities(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from torch import Tensor
 
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile
+
+Value = TypeVar("Value")
 
 Penalty = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 """``penalty(trained, start)``, a scalar term of the loss: the trained tensors by name, and all tensors at the start."""
@@ -180,9 +182,27 @@ class Worker(Protocol):
         ...
 
     def complete(
-        self, order: Order, memory: Memory | None, prompts: Sequence[str], *, new_tokens: int = 64
+        self,
+        order: Order,
+        memory: Memory | None,
+        prompts: Sequence[str],
+        *,
+        new_tokens: int = 64,
+        temperature: float = 0.0,
     ) -> list[str]:
-        """The language model's completion of each prompt, by greedy decoding."""
+        """The language model's completion of each prompt.
+
+        Parameters
+        ----------
+        order, memory
+            They stand for the model.
+        prompts
+            The texts to complete.
+        new_tokens
+            The largest number of tokens of a completion.
+        temperature
+            0 for greedy decoding; else of the softmax that tokens are drawn from, with the order's stream.
+        """
         ...
 
     def log_probs(
@@ -191,6 +211,19 @@ class Worker(Protocol):
         """The log-probability of each completion after its prompt, and the completion's number of tokens, (texts,).
 
         Both are those of the model's own tokens, the end token among them.
+        """
+        ...
+
+    def lending(self, order: Order, memory: Memory | None, use: Callable[[Any], Value]) -> Value:
+        """What ``use`` makes of the client's language model with these tensors loaded.
+
+        ``use`` is given a ``client.texts.Lent``. It reads the model and trains nothing: a loss for training is a
+        penalty, see ``penalised``, that may call the lent model's forward pass.
+
+        Raises
+        ------
+        TrainingError
+            if the model is no language model.
         """
         ...
 

@@ -22,6 +22,7 @@ from fedquilt.methods import (
     h2tune,
     heterotune,
     hetlora,
+    lada,
     local_only,
     lora_fair,
     released,
@@ -55,5 +56,6 @@ ENTRIES |= {
     "full": Entry(full.full, full.TRAITS),
     "heterotune": Entry(heterotune.heterotune, heterotune.traits),
     "co-lora": Entry(co_lora.co_lora, co_lora.traits),
+    "lada": Entry(lada.lada, lada.TRAITS),
     "fed-hello-released": Entry(released.fed_hello_released, fed_hello.traits),
 }

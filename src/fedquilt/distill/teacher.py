@@ -1,0 +1,89 @@
+"""The server's side of a round in which it and its clients teach each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fedquilt.core.server import ServerModel, ServerState, after_round, server_order
+from fedquilt.distill.messages import Answer, Offer, Paths, Scalars, as_read, lesson_up, scalars
+from fedquilt.distill.paths import Likelihood
+from fedquilt.distill.student import Choice, Teaching, chosen, new_pupil, pupil_of, rated
+from fedquilt.distill.verdicts import verdicts
+
+FILTERS = "filters"
+"""The key of the server's memory under which it keeps a filter for each client, by the client's number."""
+
+
+class Learned(NamedTuple):
+    """The server's state after a round, and numbers about it for the record."""
+
+    state: ServerState
+    told: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What the server does with its own model.
+
+    Attributes
+    ----------
+    server
+        Its model and public questions.
+    teaching, paths
+        How it learns, and how paths are generated.
+    learns
+        Whether it learns from the clients' paths.
+    """
+
+    server: ServerModel
+    teaching: Teaching
+    paths: Paths
+    learns: bool
+
+    def offer(self, own: ServerState) -> Offer:
+        """Questions of the coming round, drawn without replacement, with the model's paths, by greedy decoding."""
+        order = server_order(own, "offer")
+        public = self.server.questions
+        drawn = order.rng.child("questions").numpy().permutation(len(public.texts))[: self.paths.candidates]
+        numbers = sorted(int(number) for number in drawn)
+        questions = [public.texts[number] for number in numbers]
+        written = self.server.worker.complete(order, own["memory"], questions, new_tokens=self.paths.tokens)
+        paths = as_read(written, self.paths)
+        sure = Likelihood(*self.server.worker.log_probs(order, own["memory"], questions, paths))
+        right = verdicts(public, numbers, paths)
+        return Offer(numbers=numbers, questions=questions, paths=paths, sure=scalars(sure), right=right)
+
+    def judged(self, own: ServerState, offer: Offer, paths: list[str]) -> Scalars:
+        """The likelihoods of a client's paths under the server's model."""
+        order = server_order(own, "judge")
+        return scalars(Likelihood(*self.server.worker.log_probs(order, own["memory"], offer["questions"], paths)))
+
+    def learned(self, own: ServerState, offer: Offer | None, answers: Mapping[str, Answer]) -> Learned:
+        """The server's model trained on its own rows, and on what its filters choose of the clients' paths."""
+        order, worker, memory = server_order(own, "learn"), self.server.worker, own["memory"]
+        filters, told = dict(memory.get(FILTERS, {})), _right("server", None if offer is None else offer["right"])
+        choices: dict[str, Choice] = {}
+        for client, answer in answers.items() if self.learns else ():
+            assert offer is not None  # somebody answered it
+            right = verdicts(self.server.questions, offer["numbers"], answer["paths"])
+            lesson, state = lesson_up(offer, answer, right), filters.get(client) or new_pupil()
+            rng = order.rng.child("teacher", client)
+            choices[client] = chosen(worker, order, memory, lesson, state, self.teaching, rng)
+            told |= {f"client_{client}_taken": choices[client].share, **_right(f"client_{client}", right)}
+        pupil = pupil_of(worker, order, memory, [*choices.values()], self.teaching, order.rng.child("samples"))
+        fitted = pupil.fit(order, memory, range(self.server.layout.num_layers))
+        told["server_loss"] = fitted.metrics.get("loss", 0.0)
+        after = after_round(own, fitted.params)
+        trained = server_order(after, "rate")
+        for client, choice in choices.items():
+            filters[client] = rated(worker, trained, memory, choice, self.teaching)
+        return Learned(ServerState(**{**after, "memory": {**memory, FILTERS: filters}}), told)
+
+
+def _right(who: str, right: Tensor | None) -> dict[str, float]:
+    """The share of right paths, by its name in the record; nothing where it is not known."""
+    return {} if right is None or not len(right) else {f"{who}_right": float(right.float().mean())}

@@ -1,0 +1,256 @@
+"""LaDa in whole runs of tiny random models: who is taught what, what travels, resume, and both engines."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedquilt.config.load import parse
+from fedquilt.config.schema import Config
+from fedquilt.core.checks import reply_check
+from fedquilt.core.errors import ConfigError
+from fedquilt.core.loop import rounds
+from fedquilt.core.method import Exchange
+from fedquilt.core.texts import unpack_texts
+from fedquilt.core.types import Memory, Order, Reply
+from fedquilt.engine.local import LocalEngine
+from fedquilt.experiment import build, resume, run
+from fedquilt.experiment.build import Experiment
+from fedquilt.record import Record, read_rounds
+
+FILE = """
+rounds = 2
+threads = 1
+device = "cpu"
+quorum = 0.0
+data = { source = "arithmetic:blank?train=24&test=4", answers = "number", new_tokens = 6 }
+partition = { scheme = "iid", num_clients = 3 }
+adapter = { rank = 2 }
+training = { steps = 2, batch_size = 4, learning_rate = 0.01 }
+method = { name = "lada", candidates = 6, path_tokens = 6, path_bytes = 24 }
+
+[model]
+name = "tiny:llama?layers=1&width=16"
+task = "causal-lm"
+max_length = 48
+
+[[groups]]
+label = "small"
+budget = 1
+share = 1
+
+[[groups]]
+label = "wide"
+budget = 2
+share = 2
+model = { name = "tiny:gemma?layers=2&width=16", task = "causal-lm", max_length = 48 }
+
+[server]
+model = { name = "tiny:llama?layers=2&width=24", task = "causal-lm", max_length = 48 }
+data = { source = "arithmetic:blank?train=20&test=4", answers = "number", new_tokens = 6 }
+"""
+
+
+def config(**method: Any) -> Config:
+    raw = tomllib.loads(FILE)
+    return parse({**raw, "method": {**raw["method"], **method}})
+
+
+def end(folder: Path) -> list[Any]:
+    _, state, memories = Record.open(folder).load_checkpoint()
+    return [state, memories]
+
+
+def flat(tree: Any, path: str = "") -> dict[str, Any]:
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    found = {key: value for name, inner in pairs for key, value in flat(inner, f"{path}/{name}").items()}
+    return found if isinstance(tree, dict | list) else {path: tree}
+
+
+def same(left: Any, right: Any) -> bool:
+    left, right = flat(left), flat(right)
+    pairs = [(left[name], right.get(name)) for name in left]
+    alike = (torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+    return left.keys() == right.keys() and all(alike)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(config(), tmp_path_factory.mktemp("lada") / "run")
+
+
+def test_both_sides_learn_and_each_filter_stays_with_its_student(taught: Path) -> None:
+    state, memories = end(taught)
+    assert state["server"]["round"] == 2
+    assert sorted(state["server"]["memory"]["filters"]) == ["0", "1", "2"]
+    for pupil in [
+        *state["server"]["memory"]["filters"].values(),
+        *(own["lesson"]["filter"] for own in memories.values()),
+    ]:
+        assert pupil["version"] == 2
+        assert len(pupil["filter"]["replay"]["labels"]) == 9  # one of each cluster of six candidates, then half of them
+        assert pupil["history"]["previous"] is not None
+    assert not [name for name in flat(state) if "replay" in name and "/server/memory/" not in name]
+    assert state["answers"] == {}
+    for line in read_rounds(taught):
+        assert line["state"]["unread"] == 0.0
+        assert {"server_loss", "server_right", "client_0_taken", "client_2_right"} <= line["state"].keys()
+
+
+def test_a_run_goes_on_to_the_same_bits(taught: Path, tmp_path: Path) -> None:
+    again = run(config(), tmp_path / "again")
+    resume(again, back_to=1)
+    assert same(end(taught), end(again))
+
+
+def played(**method: Any) -> Any:
+    """The state after one round."""
+    experiment = build(config(**method))
+    profiles = experiment.federation.profiles
+    send = LocalEngine(experiment.clients).send
+    (done,) = rounds(experiment.method, lambda number: profiles, send, experiment.rng, num_rounds=1)
+    return done.state
+
+
+@pytest.fixture(scope="module")
+def nobody() -> Any:
+    return played(direction="none", candidates=32, path_tokens=64, path_bytes=256)
+
+
+@pytest.mark.parametrize(("direction", "clients", "server"), [("down", True, False), ("up", False, True)])
+def test_each_direction_teaches_its_own_side(nobody: Any, direction: str, clients: bool, server: bool) -> None:
+    state = played(direction=direction)
+    assert same(state["params"], nobody["params"]) is not clients
+    assert same(state["server"]["params"], nobody["server"]["params"]) is not server
+
+
+def test_lada_8_all_samples_without_weight_change_nothing_to_the_bit(nobody: Any) -> None:
+    """Clients and server are as if nobody taught anybody."""
+    idle = played(filter="all", transfer=0.0)
+    assert same(idle["params"], nobody["params"])
+    assert same(idle["server"]["params"], nobody["server"]["params"])
+
+
+# What travels ------------------------------------------------------------
+
+
+def travelled(experiment: Experiment) -> list[tuple[str, Order, Reply]]:
+    """All orders and replies of one round, with the names of their exchanges."""
+    seen: list[tuple[str, Order, Reply]] = []
+
+    def watched(exchange: Exchange) -> Exchange:
+        def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+            reply, after = exchange.work(client, order, memory)
+            seen.append((exchange.name, order, reply))
+            return reply, after
+
+        return exchange._replace(work=work)
+
+    method = experiment.method._replace(exchanges=tuple(map(watched, experiment.method.exchanges)))
+    send = LocalEngine(experiment.clients).send
+    profiles = experiment.federation.profiles
+    check = reply_check(profiles)
+    (done,) = rounds(method, lambda number: profiles, send, experiment.rng, num_rounds=1, check=check)
+    assert not any(moved.dropped for moved in done.traffic)
+    return seen
+
+
+def test_lada_9_nothing_private_crosses_the_wire() -> None:
+    """Up go a client's paths on public questions, four scalars of each, its adapters, and nothing else."""
+    experiment = build(config())
+    server = experiment.federation.server
+    assert server is not None
+    seen = travelled(experiment)
+    assert [name for name, _, _ in seen] == ["paths"] * 3 + ["fit"] * 3
+    for name, order, reply in seen:
+        lesson = {key for key in reply.params if key.startswith("lesson.")}
+        if name == "fit":
+            layout = experiment.federation.layouts[order.settings["architecture"]]
+            assert reply.params.keys() <= layout.depth.keys()
+            assert reply.metrics.keys() == {"loss", "accuracy", "steps", "taken"}
+            continue
+        assert set(unpack_texts(order.params, "lesson.questions")) <= set(server.questions.texts)
+        texts = {"lesson.own.bytes": 6 * 24, "lesson.own.lengths": 6 * 4}
+        numbers = {f"lesson.{who}.{what}": 6 * 4 for who in ("own", "heard") for what in ("total", "tokens")}
+        sizes = {key: tensor.numel() * tensor.element_size() for key, tensor in reply.params.items()}
+        assert sizes == {**texts, **numbers}
+        assert lesson == reply.params.keys()
+        assert reply.metrics == {}
+
+
+def test_lada_9_what_a_client_says_does_not_depend_on_its_rows() -> None:
+    """With other private rows the same model sends the same paths and scalars, before it has trained on them."""
+    first, other = build(config()), build(config())
+    for id, client in other.clients.items():
+        swapped = {name: column.flip(0)[:3] for name, column in client.train.items()}
+        other.clients[id] = client.__class__(**{**vars(client), "train": swapped, "splits": {}})
+    told = [[reply.params for name, _, reply in travelled(one) if name == "paths"] for one in (first, other)]
+    assert same(*told)
+
+
+def test_a_reply_that_is_no_text_counts_as_no_answer() -> None:
+    experiment = build(config())
+    paths = experiment.method.exchanges[0]
+
+    def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+        reply, after = paths.work(client, order, memory)
+        if client.id == 1:
+            reply.params["lesson.own.bytes"][:, :2] = 255
+            reply.params["lesson.own.lengths"][:] = 2
+        return reply, after
+
+    method = experiment.method._replace(exchanges=(paths._replace(work=work), *experiment.method.exchanges[1:]))
+    profiles = experiment.federation.profiles
+    send = LocalEngine(experiment.clients).send
+    (done,) = rounds(method, lambda n: profiles, send, experiment.rng, num_rounds=1, check=reply_check(profiles))
+    assert done.state["told"]["unread"] == 1.0
+    assert sorted(done.state["server"]["memory"]["filters"]) == ["0", "2"]
+    assert "taken" not in done.traffic[1].metrics[1]
+
+
+# What is refused ------------------------------------------------------------
+
+
+def test_without_a_server_it_is_refused() -> None:
+    raw = tomllib.loads(FILE)
+    del raw["server"]
+    with pytest.raises(ConfigError, match="needs a server that owns a model and data"):
+        build(parse(raw))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"filter": "all", "share": 0.3}, "share"),
+        ({"direction": "none", "candidates": 3}, "candidates"),
+        ({"contrast": 0.0, "beta": 1.0}, "beta"),
+        ({"filter": "random", "explore": 0.1}, "explore"),
+        ({"filter": "oracle"}, "filter"),
+    ],
+)
+def test_settings_without_effect_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"method\.{said}"):
+        build(config(**settings))
+
+
+# Over Flower ------------------------------------------------------------
+
+
+def test_flower_ends_in_the_same_bits(taught: Path, tmp_path: Path) -> None:
+    """Clients build their own part alone, with the shapes of the server's model and none of its questions."""
+    pytest.importorskip("flwr")
+    from in_process_grid import InProcessGrid
+
+    from fedquilt.engine.flower.client import client_app
+    from fedquilt.experiment import flower, flower_site
+
+    settings = config()
+    grid = InProcessGrid(client_app(flower_site.joined(settings), tmp_path / "sites"), 3)
+    quick = settings.network.model_copy(update={"timeout": 60.0, "wait": 60.0})
+    settings = settings.model_copy(update={"network": quick})
+    folder = run(settings, tmp_path / "flower", connect=flower.over(grid, settings, name="in-process", poll=0.05))
+    assert same(end(folder)[0], end(taught)[0])
