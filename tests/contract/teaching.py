@@ -8,7 +8,7 @@ from typing import TypedDict
 import torch
 
 from fedquilt.core.federation import Federation
-from fedquilt.core.method import Exchange, Method
+from fedquilt.core.method import Exchange, Method, overlay_own
 from fedquilt.core.rng import Rng
 from fedquilt.core.server import ServerState, after_round, server_order, server_start
 from fedquilt.core.texts import pack_texts, text_form, text_ranges, unpack_texts
@@ -75,4 +75,12 @@ def teaching(federation: Federation) -> Method:
         return {"server_loss": state["loss"]}
 
     exchange = Exchange("answer", ask, work, merge, expects, ranges=ranges)
-    return Method("teaching", init, (exchange,), view, report=told, server=lambda state: state["server"])
+    return Method(
+        "teaching",
+        init,
+        (exchange,),
+        view,
+        model=overlay_own,
+        report=told,
+        server=lambda state: state["server"],
+    )

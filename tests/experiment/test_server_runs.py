@@ -11,10 +11,19 @@ from teaching import TRAITS, teaching
 
 from fedquilt.config.load import parse
 from fedquilt.config.schema import Config
+from fedquilt.core.errors import ConfigError, RunError
+from fedquilt.core.rng import Rng
 from fedquilt.experiment import build, resume, run
+from fedquilt.experiment.check import check
+from fedquilt.experiment.export import export
+from fedquilt.experiment.merged_model import export_merged
 from fedquilt.experiment.plan import plan
 from fedquilt.methods import registry
+from fedquilt.models.hf import load_model
 from fedquilt.record import Record, read_rounds
+from fedquilt.record.tree_bytes import tree_to_bytes
+from fedquilt.report.groups import group_rows
+from fedquilt.report.runs import read_run
 
 FILE = """
 rounds = 3
@@ -76,7 +85,108 @@ def test_a_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert [line["state"] for line in read_rounds(whole)] == [line["state"] for line in read_rounds(again)]
 
 
+def test_the_same_bits_over_flower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("flwr")
+    from in_process_grid import InProcessGrid
+
+    from fedquilt.engine.flower.client import client_app
+    from fedquilt.experiment import flower, flower_site
+
+    real, on_sites = flower_site.build, []
+
+    def watched(*words: object, **named: object) -> object:
+        made = real(*words, **named)
+        assert made.owner is not None
+        on_sites.append(next(made.owner.loaded.model.parameters()).is_meta)
+        assert made.federation.server.questions.texts == ()
+        return made
+
+    monkeypatch.setattr(flower_site, "build", watched)
+    for dtype in ("float32", "int8"):
+        settings = config(network={"dtype": dtype, "timeout": 5.0, "wait": 5.0})
+        folder, whole = tmp_path / f"flower-{dtype}", run(settings, tmp_path / f"embedded-{dtype}")
+        grid = InProcessGrid(client_app(flower_site.joined(settings), folder / "sites"), 3)
+        run(settings, folder, connect=flower.over(grid, settings, name="in-process", poll=0.05))
+        ours, theirs = (tree_to_bytes(Record.open(path).load_checkpoint()[1]) for path in (folder, whole))
+        assert ours == theirs
+        for line, other in zip(read_rounds(folder), read_rounds(whole), strict=True):
+            assert not line["exchanges"][0]["dropped"]
+            assert line["evaluation"]["server"] == other["evaluation"]["server"]
+    assert on_sites
+    assert all(on_sites)
+
+
+def test_the_servers_model_is_scored_reported_and_exported(tmp_path: Path) -> None:
+    folder = run(config(), tmp_path / "run")
+    for line in read_rounds(folder):
+        assert line["evaluation"]["server"]["examples"] == 6
+    (row,) = group_rows({"teaching": [read_run(folder)]}, "accuracy")
+    assert row["group"] == "server"
+    assert row["final"] == read_rounds(folder)[-1]["evaluation"]["server"]["accuracy"]
+    out = export(folder, tmp_path / "adapter", server=True)
+    base = load_model("tiny:llama?layers=3&width=24", "causal-lm", num_classes=None, rng=Rng(1).child("model")).model
+    experiment = build(config())
+    _, state, _ = Record.open(folder).load_checkpoint()
+    owner = experiment.owner
+    assert owner is not None
+    owner.bench.load(state["server"]["params"])
+    ids = torch.arange(4, 12).view(1, -1)
+    peft = pytest.importorskip("peft")
+    adapted = peft.PeftModel.from_pretrained(base, str(out)).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(input_ids=ids).logits, owner.bench.model(input_ids=ids).logits)
+    export_merged(folder, tmp_path / "merged", server=True)
+    assert (tmp_path / "merged" / "config.json").is_file()
+    with pytest.raises(RunError, match="--server: the server is in no group"):
+        export(folder, tmp_path / "other", client=0, server=True)
+
+
+def test_a_check_finds_what_is_wrong_with_the_server(tmp_path: Path) -> None:
+    assert check(config()) == []
+    server = tomllib.loads(FILE)["server"]
+    (problem,) = check(config(server={**server, "private": {"source": "nowhere.csv"}}))
+    assert "server.private.source = 'nowhere.csv'" in problem
+    missing = tomllib.loads(FILE)
+    del missing["server"]
+    (problem,) = check(parse(missing))
+    assert problem.startswith("server: missing; method.name = 'teaching' needs a server")
+    (problem,) = check(config(method={"name": "fedit"}))
+    assert problem.startswith("server.model, server.data, server.adapter, server.training: no effect")
+    (problem,) = check(config(server={**server, "adapter": {"kind": "common"}}))
+    assert "set server.adapter.kind = 'lora'" in problem
+
+
 def test_a_plan_counts_the_texts(tmp_path: Path) -> None:
     (first, *_) = plan(config())
     assert first.bytes_down == 3 * (64 + 4)
     assert first.bytes_up == 3 * (24 + 4) + 3 * 4
+
+
+def test_the_server_trains_on_its_private_rows_and_asks_the_public_ones(tmp_path: Path) -> None:
+    server = tomllib.loads(FILE)["server"]
+    for name, rows in (("asked.csv", 5), ("own.csv", 9), ("test.csv", 4)):
+        lines = [f"{name} {row},{row}" for row in range(rows)]
+        (tmp_path / name).write_text("\n".join(["text,answer", *lines]) + "\n", encoding="utf-8")
+    public = {"source": str(tmp_path / "asked.csv")}
+    private = {"source": str(tmp_path / "own.csv"), "test": str(tmp_path / "test.csv"), "target": "answer"}
+    group = {"budget": 2, "model": {"name": "tiny:gpt2?layers=2&width=16", "task": "causal-lm", "max_length": 48}}
+    settings = config(
+        server={**server, "data": public, "private": private, "share": "private"},
+        clients={},
+        groups=[{"label": "first", "budget": 2}, {"label": "second", "share": 2, **group}],
+    )
+    own = build(settings).federation.server
+    assert own is not None
+    assert [text.split()[0] for text in own.questions.texts] == ["asked.csv"] * 5
+    assert (own.questions.answers, own.share) == (None, "private")
+    (line, *_) = read_rounds(run(settings, tmp_path / "run"))
+    assert line["evaluation"]["server"]["examples"] == 4
+    assert not line["exchanges"][0]["dropped"]
+    assert [row["group"] for row in group_rows({"": [read_run(tmp_path / "run")]}, "accuracy")] == [
+        *("first", "second", "server", "worst group")
+    ]
+
+
+def test_a_group_must_not_bear_the_servers_name() -> None:
+    with pytest.raises(ConfigError, match=r"groups\[0\]\.label = 'server': is the name of the server's own row"):
+        config(clients={}, groups=[{"label": "server", "budget": 2}])

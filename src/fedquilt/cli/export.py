@@ -17,6 +17,9 @@ def export(
     client: Annotated[
         int | None, typer.Option(help="Export this client's own adapter instead of the global one.")
     ] = None,
+    server: Annotated[
+        bool, typer.Option("--server", help="Export the adapter of the model that the server owns.")
+    ] = False,
     merged: Annotated[
         bool, typer.Option("--merged", help="Write the whole model with the adapter merged into its weights.")
     ] = False,
@@ -31,4 +34,4 @@ def export(
     from fedquilt.experiment.merged_model import export_merged
 
     write = export_merged if merged else exported
-    out.print(f"wrote {write(run, folder, client, group)}", highlight=False, soft_wrap=True)
+    out.print(f"wrote {write(run, folder, client, group, server=server)}", highlight=False, soft_wrap=True)

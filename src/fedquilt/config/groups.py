@@ -146,6 +146,11 @@ def server_problems(config: Config) -> list[str]:
             for key in ("test", "test_limit")
             if getattr(server.data, key) is not None
         ]
+    problems += [
+        f"groups[{place}].label = 'server': is the name of the server's own row in tables; give the group another one"
+        for place, group in enumerate(config.groups)
+        if group.label == "server"
+    ]
     problems += _of_all(server.training, "server")
     either = [name for name in _SECTIONS if config.spoilt.touches(name) or rejected.touches(name)]
     return problems + _odd_sections(config, server, "server", either)

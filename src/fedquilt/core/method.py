@@ -90,6 +90,12 @@ def overlay(profile: Profile, initial: Params, order: Order, memory: Memory) -> 
     return {**initial, **order.params, **memory.get("params", {})}
 
 
+def overlay_own(profile: Profile, initial: Params, order: Order, memory: Memory) -> Params:
+    """``overlay`` without the tensors of an order that are none of the model's: for orders that also hold texts."""
+    own = {name: tensor for name, tensor in order.params.items() if name in initial}
+    return {**initial, **own, **memory.get("params", {})}
+
+
 def reports_nothing(state: Tree) -> Mapping[str, Any]:
     """An empty report of the state: the default of ``Method.report``."""
     return {}

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from fedquilt.config.clients import Partition
-from fedquilt.config.groups import Part, parts
+from fedquilt.config.groups import Part, parts, server_parts
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, FedquiltError
 from fedquilt.core.rng import Rng
@@ -23,6 +23,7 @@ from fedquilt.experiment.data_of_groups import DataSource, data_sources, naming_
 from fedquilt.experiment.groups import budgets_of, check_part
 from fedquilt.experiment.method import chosen
 from fedquilt.experiment.models import Classes, classes_of, device_of, load, load_all, max_new_tokens
+from fedquilt.experiment.server import server_rows
 
 Known = dict[Hashable, tuple[Any, FedquiltError | None]]
 """Results, or errors, of reading data and trying models, by what was read or tried."""
@@ -102,14 +103,35 @@ def check(
             found.attempt(partial(check_part, part, shape))
             depth = shape.blocks.num_layers  # with budgets that fit, so that other problems of the method are found too
             fitting[part.place] = tuple(replace(budget, layers=min(budget.layers, depth)) for budget in budgets)
+    owner = _checked_server(config, rng, classes, found)
     if method and groups and not spoilt.touches(*_RULES):
         said = len(found.problems)
         found.attempt(lambda: refuse_contradictions(config, groups, method))
         contradictory = len(found.problems) > said  # then the method cannot be made
-    if method and groups and len(fitting) == len(groups) and not spoilt and not contradictory:
-        shapes = load_all(groups, classes, rng, meta=True)
-        found.attempt(lambda: joined(config, method, groups, classes, shapes, rng, budgets=fitting))
+    if method and groups and len(fitting) == len(groups) and owner is not None and not spoilt and not contradictory:
+        every = (*groups, *owner)
+        shapes = load_all(every, classes, rng, meta=True)
+        found.attempt(lambda: joined(config, method, every, classes, shapes, rng, budgets=fitting))
     return list(found.problems)
+
+
+def _checked_server(config: Config, rng: Rng, classes: dict[int, Classes], found: _Found) -> tuple[Part, ...] | None:
+    """The server's part, if it owns a model that can be loaded and rows that can be read; None after problems.
+
+    Its classes are added to ``classes``.
+    """
+    if config.server is not None and config.spoilt.touches("server", "adapter", "training"):
+        return None
+    owner = found.attempt(lambda: server_parts(config))
+    for part in owner or ():
+        rows = found.attempt(partial(server_rows, part, rng))
+        if rows is None:
+            return None
+        classes[part.place] = classes_of(part, rows.table)
+        tried = partial(load, part.config, classes[part.place], rng, meta=True, trial=True)
+        if found.attempt(tried, part) is None:
+            return None
+    return () if owner is None else tuple(owner)
 
 
 def _once(known: Known, key: Hashable, step: Callable[[], Any]) -> Any:

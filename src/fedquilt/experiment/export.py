@@ -30,15 +30,21 @@ from fedquilt.record.folder import ADAPTERS
 
 NO_OBJECTS: Mapping[str, Any] = MappingProxyType({})
 _OURS = {name for kind in KINDS.values() for name in kind.files}  # the files of an adapter, in every format
+_SERVER = "server"
 _FIRST = {kind.files[0] for kind in KINDS.values() if kind.files}  # of which each adapter has one
 
 
 def save_adapters(experiment: Experiment, state: Tree, memories: Mapping[ClientId, Memory], folder: Path) -> None:
     """Save adapters in ``global`` (``global-LABEL`` for each group) and in ``client-007`` and so on.
 
-    A client has a folder if its adapter differs from the global one in local tensors or in rank.
+    A client has a folder if its adapter differs from the global one in local tensors or in rank. The model that the
+    server owns has its adapter in ``server``.
     """
     view = experiment.method.view
+    if experiment.owner is not None and experiment.method.server is not None:
+        owned = experiment.method.server(state)
+        params = experiment.owner.server.params(Order(owned["params"]), owned["memory"])
+        _save(experiment.owner, folder / _SERVER, params)
     for group in experiment.groups:
         order = view(state, group.server.profile)
         if is_whole(group, order):
@@ -73,11 +79,22 @@ def _save(group: BuiltGroup, folder: Path, params: Mapping[str, torch.Tensor]) -
     group.put.save(folder, params, export)
 
 
-def export(run: Path, out: Path, client: ClientId | None = None, group: str | None = None) -> Path:
-    """Write the adapter of a run's last checkpoint as a folder: the global one (or a group's), or a client's.
+def export(
+    run: Path, out: Path, client: ClientId | None = None, group: str | None = None, *, server: bool = False
+) -> Path:
+    """Write the adapter of a run's last checkpoint as a folder: the global one, a group's, a client's or a server's.
 
     After full fine-tuning the folder holds the model. The adapters of a finished run are copied, which needs neither
     model nor data; those of an unfinished run are built.
+
+    Parameters
+    ----------
+    run, out
+        The run's folder, and the folder to write.
+    client, group
+        The client, or the label of the group; None for the global model.
+    server
+        Whether the model that the server owns is meant.
 
     Raises
     ------
@@ -93,7 +110,7 @@ def export(run: Path, out: Path, client: ClientId | None = None, group: str | No
     begun = bool(there & _OURS) and there <= _OURS | {"README.md"}  # an interrupted export
     if there and not there & _FIRST and not begun:
         raise RunError(f"--out {out}: this folder is not empty and holds no adapter; give a new folder")
-    with _ready(run, client, group) as made:
+    with _ready(run, client, group, server=server) as made:
 
         def fill(fresh: Path) -> None:
             if out.is_dir():  # files that users put beside the adapter are kept
@@ -105,33 +122,56 @@ def export(run: Path, out: Path, client: ClientId | None = None, group: str | No
 
 
 def adapter_folder(
-    run: Path, client: ClientId | None = None, group: str | None = None, objects: Mapping[str, Any] = NO_OBJECTS
+    run: Path,
+    client: ClientId | None = None,
+    group: str | None = None,
+    objects: Mapping[str, Any] = NO_OBJECTS,
+    *,
+    server: bool = False,
 ) -> Path:
     """The folder inside a run's folder with the adapter of its last checkpoint; arguments as for ``export``.
 
-    A finished run has its adapters; those of an unfinished run are all built. ``objects`` are ``Config.objects``.
+    A finished run has its adapters; those of an unfinished run are all built.
+
+    Parameters
+    ----------
+    run
+        The run's folder.
+    client, group
+        The client, or the label of the group; None for the global model.
+    objects
+        ``Config.objects``.
+    server
+        Whether the model that the server owns is meant.
 
     Raises
     ------
     RunError
         as ``export`` does.
     """
-    with _ready(run, client, group, objects) as made:
+    with _ready(run, client, group, objects, server=server) as made:
         return made
 
 
 @contextmanager
 def _ready(
-    run: Path, client: ClientId | None, group: str | None, objects: Mapping[str, Any] = NO_OBJECTS
+    run: Path,
+    client: ClientId | None,
+    group: str | None,
+    objects: Mapping[str, Any] = NO_OBJECTS,
+    *,
+    server: bool = False,
 ) -> Iterator[Path]:
     """The folder of ``adapter_folder``; no process writes to it while the context is open."""
     record = Record.open(run)
     clients = read_partition(run)["clients"]
     if client is not None and not 0 <= client < len(clients):
         raise RunError(f"--client {client}: {run} has the clients 0 to {len(clients) - 1}")
-    label = _label(run, [one.get("group", "") for one in clients], client, group)
+    if server:
+        _refuse_server(run, client, group)
+    label = "" if server else _label(run, [one.get("group", "") for one in clients], client, group)
     if read_result(run) is not None:
-        yield _chosen(record, label, client)
+        yield run / ADAPTERS / _SERVER if server else _chosen(record, label, client)
         return
     with hold(run) as held:  # so that no process writes what is read here
         record = Record.open(run, held=held)
@@ -143,7 +183,15 @@ def _ready(
         experiment = build(parse(read_config(run)).with_objects(objects))
         _, state, memories = record.load_checkpoint()
         replace_folder(run / ADAPTERS, lambda fresh: save_adapters(experiment, state, memories, fresh))
-        yield _chosen(record, label, client)
+        yield run / ADAPTERS / _SERVER if server else _chosen(record, label, client)
+
+
+def _refuse_server(run: Path, client: ClientId | None, group: str | None) -> None:
+    """Raise RunError if the server of this run owns no model, or a client or group is named too."""
+    if client is not None or group is not None:
+        raise RunError("--server: the server is in no group and no client; leave --client and --group out")
+    if not read_config(run).get("server"):
+        raise RunError(f"--server: {run} has no [server], so the server owns no model; leave it out")
 
 
 def _chosen(record: Record, label: str, client: ClientId | None) -> Path:

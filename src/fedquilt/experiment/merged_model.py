@@ -21,11 +21,22 @@ from fedquilt.models.quantization import dequantize
 from fedquilt.models.saved_adapter import load_adapter
 
 
-def export_merged(run: Path, out: Path, client: ClientId | None = None, group: str | None = None) -> Path:
+def export_merged(
+    run: Path, out: Path, client: ClientId | None = None, group: str | None = None, *, server: bool = False
+) -> Path:
     """Write the model of a run's last checkpoint as a folder that ``from_pretrained`` reads, without adapters.
 
     A quantised base is dequantised: the weights are those that the run's passes computed with, in ``model.dtype``, plus
-    what the adapter adds, rounded once. ``client`` and ``group`` are as for ``export``.
+    what the adapter adds, rounded once.
+
+    Parameters
+    ----------
+    run, out
+        The run's folder, and the folder to write.
+    client, group
+        The client, or the label of the group; None for the global model.
+    server
+        Whether the model that the server owns is meant.
 
     Raises
     ------
@@ -35,10 +46,10 @@ def export_merged(run: Path, out: Path, client: ClientId | None = None, group: s
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise RunError(f"--out {out}: is not an empty folder; give a new one, since a whole model is never overwritten")
-    config, classes, rng = base_of_run(run, client, group)
+    folder = adapter_folder(run, client, group, server=server)
+    config, classes, rng = base_of_run(run, client, group, server=server)
     if KINDS[config.adapter.kind].trains_base:
-        return export(run, out, client, group)
-    folder = adapter_folder(run, client, group)
+        return export(run, out, client, group, server=server)
     plain = config.model_copy(update={"model": replace(config.model, quantization="none")})
     loaded = load(plain, classes, rng)
     dequantize(loaded.model, loaded.blocks, config.model.quantization)

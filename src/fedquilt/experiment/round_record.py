@@ -10,7 +10,7 @@ from typing import Any
 from fedquilt.config.schema import Config
 from fedquilt.core.loop import Round, Traffic
 from fedquilt.core.training import learning_rate_at
-from fedquilt.core.types import ClientId, Memory, Tree
+from fedquilt.core.types import ClientId, Memory, Order, Tree
 from fedquilt.experiment.build import Experiment
 from fedquilt.experiment.export import is_whole
 from fedquilt.experiment.groups import BuiltGroup
@@ -23,13 +23,17 @@ def evaluate(
 
     ``clients`` are the scores on test rows by client, ``validation`` those on validation rows, if there are any.
     ``global`` is None if the server has no whole model because head or adapters stay with the clients. In a federation
-    of groups it is always None, and ``groups`` are the scores of each group's global model, by label. The clients are
+    of groups it is always None, and ``groups`` are the scores of each group's global model, by label.
+    ``server`` are the scores of the model that the server owns, on its own test rows, if it owns one. The clients are
     evaluated if the config asks for it, unless the argument ``clients`` is False.
     """
     whole = {group.label: _global_scores(experiment, group, state) for group in experiment.groups}
     scores: dict[str, Any] = {"global": whole.get(""), "clients": {}}
     if experiment.config.groups:
         scores["groups"] = whole
+    if experiment.owner is not None and experiment.method.server is not None:
+        own = experiment.method.server(state)
+        scores["server"] = experiment.owner.server.evaluate(Order(own["params"]), own["memory"]) or None
     view = experiment.method.view
     if not clients or experiment.config.evaluation.clients is not True:
         return scores

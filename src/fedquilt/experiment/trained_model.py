@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fedquilt.adapters.registry import KINDS
-from fedquilt.config.groups import Part, parts
+from fedquilt.config.groups import Part, parts, server_parts
 from fedquilt.config.load import parse
 from fedquilt.config.schema import Config
 from fedquilt.core.rng import Rng
@@ -54,11 +54,28 @@ def trained_model(
 
 
 def base_of_run(
-    run: Path, client: ClientId | None, group: str | None, objects: Mapping[str, Any] = MappingProxyType({})
+    run: Path,
+    client: ClientId | None,
+    group: str | None,
+    objects: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    server: bool = False,
 ) -> tuple[Config, tuple[str, ...], Rng]:
-    """What ``load`` needs for the base of a run's group, or of a client's: its config, its classes, and the stream."""
+    """What ``load`` needs for the base of a run's group, client or server: its config, its classes, and the stream.
+
+    Parameters
+    ----------
+    run
+        The run's folder.
+    client, group
+        The client, or the label of the group.
+    objects
+        ``Config.objects``.
+    server
+        Whether the model that the server owns is meant.
+    """
     whole = parse(read_config(run)).with_objects(objects)
-    part = _part_of(parts(whole), client, group)
+    part = server_parts(whole)[0] if server else _part_of(parts(whole), client, group)
     # in the order of the model's outputs
     classes = tuple(read_environment(run).get("outputs", {}).get(part.label, {}).get("classes", ()))
     return part.config, classes, Rng(whole.seed)

@@ -11,6 +11,9 @@ from fedquilt.report.runs import Run
 from fedquilt.report.scores import LOWER_IS_BETTER, final_evaluation, window
 
 WORST = "worst group"
+SERVER = "server"
+"""The row of the model that the server owns; no group has this label beside it."""
+
 ENDED = ("global", "personalised", "final", "final_personalised")
 Ended = dict[str, float | None]
 
@@ -18,6 +21,11 @@ Ended = dict[str, float | None]
 def group_labels(run: Run) -> list[str]:
     """Return the labels of the run's groups, in order; empty for a run without groups."""
     return [str(group["label"]) for group in run.config.get("groups") or ()]
+
+
+def owner_labels(run: Run) -> list[str]:
+    """Return the labels of the run's groups and, if the server owns a model, ``SERVER``."""
+    return [*group_labels(run), *([SERVER] if run.config.get("server") else [])]
 
 
 def group_curve(run: Run, label: str, metric: str, who: str) -> tuple[list[int], list[float]]:
@@ -43,7 +51,8 @@ def _group_score(
 ) -> float | None:
     evaluation = evaluation or {}
     if who == "global":
-        scores = [(evaluation.get("groups") or {}).get(label) or {}]
+        whole = {**(evaluation.get("groups") or {}), SERVER: evaluation.get("server")}
+        scores = [whole.get(label) or {}]
     else:
         scores = [own for id, own in (evaluation.get("clients") or {}).items() if id in members]
     measured = [float("nan") if own[metric] is None else float(own[metric]) for own in scores if metric in own]
@@ -53,7 +62,7 @@ def _group_score(
 def group_rows(
     runs_by_label: Mapping[str, Sequence[Run]], metric: str, last: int | None = None
 ) -> list[dict[str, Any]]:
-    """Return one row per label and group, and one per label for the worst group; none without groups.
+    """Return one row per label and group, one per label for the worst group, and one for the model that a server owns.
 
     ``global`` and ``personalised`` are means over seeds of a run's mean over its last ``last`` evaluated rounds,
     ``final`` and ``final_personalised`` those of the final model, each with its sample standard deviation over seeds.
@@ -73,7 +82,8 @@ def group_values(runs: Sequence[Run], metric: str, last: int | None = None) -> d
     its run file says), ``final`` and ``final_personalised`` those of its final model; None: not measured.
     """
     names = list(dict.fromkeys(name for run in runs for name in group_labels(run)))
-    found = {name: [_ended(run, name, metric, last) for run in runs] for name in names}
+    owners = list(dict.fromkeys(name for run in runs for name in owner_labels(run)))
+    found = {name: [_ended(run, name, metric, last) for run in runs] for name in owners}
     if len(names) > 1:
         found[WORST] = [_worst([found[name][at] for name in names], metric) for at in range(len(runs))]
     return found
