@@ -32,8 +32,8 @@ def evaluate(
     if experiment.config.groups:
         scores["groups"] = whole
     if experiment.owner is not None and experiment.method.server is not None:
-        own = experiment.method.server(state)
-        scores["server"] = experiment.owner.server.evaluate(Order(own["params"]), own["memory"]) or None
+        owned = experiment.method.server(state)
+        scores["server"] = experiment.owner.server.evaluate(Order(owned["params"]), owned["memory"]) or None
     view = experiment.method.view
     if not clients or experiment.config.evaluation.clients is not True:
         return scores
