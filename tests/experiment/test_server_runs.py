@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from fedquilt.config.load import parse
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, RunError
 from fedquilt.core.rng import Rng
+from fedquilt.core.types import Order
 from fedquilt.experiment import build, resume, run
 from fedquilt.experiment.check import check
 from fedquilt.experiment.export import export
@@ -185,6 +187,25 @@ def test_the_server_trains_on_its_private_rows_and_asks_the_public_ones(tmp_path
     assert [row["group"] for row in group_rows({"": [read_run(tmp_path / "run")]}, "accuracy")] == [
         *("first", "second", "server", "worst group")
     ]
+
+
+def test_texts_are_completed_scored_and_trained_on() -> None:
+    worker, order, prompts = build(config()).clients[0], Order({}, rng=Rng(5)), ["1 + 2 = ", "3"]
+    assert worker.complete(order, None, [], new_tokens=4) == []
+    drawn, again = (worker.complete(order, None, prompts, new_tokens=4, temperature=1.0) for _ in range(2))
+    assert drawn == again
+    assert len(worker.complete(order, None, prompts, new_tokens=4)) == 2
+    total, tokens = worker.log_probs(order, None, prompts, ["3", "12"])
+    posed = worker.posing(prompts, ["3", "12"])
+    scored = replace(posed, splits={"test": posed.train}).evaluate(order)
+    assert scored["loss"] == pytest.approx(-float(total.sum() / tokens.sum()))
+    assert posed.fit(order, None, range(2)).num_examples == 2
+
+
+def test_a_base_of_the_server_is_refused_by_its_key() -> None:
+    server = tomllib.loads(FILE)["server"]
+    (problem,) = check(config(server={**server, "model": {**server["model"], "dtype": "float16"}}))
+    assert problem.startswith("server.model.dtype = 'float16'")
 
 
 def test_a_group_must_not_bear_the_servers_name() -> None:

@@ -46,7 +46,7 @@ def odd_bases(parts: Sequence[Part]) -> list[str]:
     """Problems of bases: what does not suit what is trained, and what is not installed; each names the key."""
     problems = []
     for part in parts:
-        where = f"groups[{part.place}].model" if "model" in part.own else "model"
+        where = f"{part.key}.model" if "model" in part.own else "model"
         problems += [f"{where}.{problem}" for problem in (*_odd_weights(part.config), *_odd_attention(part.config))]
     return list(dict.fromkeys(problems))
 
