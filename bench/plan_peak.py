@@ -30,8 +30,9 @@ from fedquilt.config.load import load
 from fedquilt.config.schema import Config
 from fedquilt.core.rng import Rng
 from fedquilt.experiment.build import Experiment, build
+from fedquilt.experiment.first_round import first_orders
 from fedquilt.experiment.models import num_layers
-from fedquilt.experiment.plan import first_orders, plan
+from fedquilt.experiment.plan import plan
 from fedquilt.models.hf_files import read_tokenizer
 from fedquilt.models.locate import find_source
 
@@ -105,7 +106,7 @@ def full_rows(experiment: Experiment, case: argparse.Namespace) -> Client:
 
 def step(experiment: Experiment, case: argparse.Namespace) -> None:
     """The first exchange of the method with the client."""
-    order = first_orders(experiment)[0]
+    order = first_orders(experiment.method, experiment.federation.profiles, experiment.rng)[0]
     experiment.method.exchanges[0].work(full_rows(experiment, case), order, {})
 
 

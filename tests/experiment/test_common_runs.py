@@ -117,6 +117,15 @@ def test_what_does_not_go_together_is_refused_before_a_model_is_loaded(change, m
         build(parse(tomllib.loads(text)))
 
 
+@pytest.mark.parametrize("method", ['"heterotune", align = "none"', '"fedit"', '"h2tune"'])
+def test_a_client_that_would_train_nothing_is_refused_before_a_model_is_loaded(method) -> None:
+    text = "head = { policy = 'frozen' }\n" + FILE.replace(", private_rank = 1", "")
+    text = text.replace('"heterotune", align = "none"', method)
+    assert build(parse(tomllib.loads(text)))
+    with pytest.raises(ConfigError, match=r"client 2 has a budget of 1 of the 3 blocks of .* would train nothing"):
+        build(parse(tomllib.loads(text.replace("budget = 3", "budget = 1"))))  # block 2 of 3 shares a core with block 1
+
+
 def test_models_that_read_unlike_inputs_have_none_in_common() -> None:
     text = FILE.replace('"tiny:vit?layers=3&width=16", task = "image', '"tiny:bert", task = "sequence')
     with pytest.raises(ConfigError, match="read images and those of others text"):

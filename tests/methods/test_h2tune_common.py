@@ -17,7 +17,7 @@ from fedquilt.client import Training
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.params import without
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import Budget, Reply, Turn
+from fedquilt.core.types import Reply, Turn
 from fedquilt.core.worker import Phase
 from fedquilt.core.wrap import with_local
 from fedquilt.methods.h2tune import h2tune
@@ -230,14 +230,6 @@ def test_cores_of_unlike_ranks_are_refused() -> None:
     both = replace(three, layouts={**three.layouts, **four.layouts})
     with pytest.raises(ModelError, match=r"must have the same adapter\.rank"):
         h2tune(both, ends="common")
-
-
-def test_a_client_that_would_train_nothing_is_refused() -> None:
-    federation = common(WRITERS, budgets=(2, 2)).federation
-    first = replace(federation.profiles[0], budget=Budget(1))  # block 2 of 3 shares a core with block 1
-    poor = replace(federation, profiles=(first, *federation.profiles[1:]))
-    with pytest.raises(ConfigError, match=r"client 0 has a budget of 1 of the 3 blocks .* would train nothing"):
-        h2tune(poor, ends="common")
 
 
 # Ends of a client's own ------------------------------------------------------------

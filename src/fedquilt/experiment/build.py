@@ -22,6 +22,7 @@ from fedquilt.experiment.buffers import refuse_layouts
 from fedquilt.experiment.compatibility import refuse_contradictions
 from fedquilt.experiment.data import AssignedRows, classes_here, read
 from fedquilt.experiment.data_of_groups import DataSource, data_sources, naming_groups
+from fedquilt.experiment.first_round import refuse_idle
 from fedquilt.experiment.groups import (
     BuiltGroup,
     EncodedRows,
@@ -162,7 +163,8 @@ def build(config: Config, here: Collection[ClientId] | None = None, *, on_site: 
     shapes = load_all(every, classes, rng, meta=True)
     for part, shape in zip(groups, shapes, strict=False):
         check_part(part, shape)
-    joined(config, method, every, classes, shapes, rng)  # errors are raised before weights are loaded
+    without = joined(config, method, every, classes, shapes, rng)  # errors are raised before weights are loaded
+    refuse_idle(without.method, without.federation, rng)
     # a site needs only the weights of its own group's model, and the shapes of the others
     served = () if on_site else owner
     real = [

@@ -12,9 +12,10 @@ from fedquilt.config.groups import parts
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError
 from fedquilt.experiment.build import shaped
+from fedquilt.experiment.first_round import first_orders
 from fedquilt.experiment.fitting import fitting
 from fedquilt.experiment.models import num_layers
-from fedquilt.experiment.plan import client_plan, first_orders
+from fedquilt.experiment.plan import client_plan
 
 _LIKE = 8
 """Number of equal clients in a trial round: different layers show that the method draws them at random."""
@@ -146,7 +147,8 @@ def _peak(config: Config, place: int, layers: int, rank: int | None, depth: int)
         _trial_of_group(config, place, layers, rank, depth) if config.groups else _trial(config, layers, rank, depth)
     )
     experiment = shaped(trial)
-    orders = [order for id, order in first_orders(experiment).items() if id < _LIKE]
+    first = first_orders(experiment.method, experiment.federation.profiles, experiment.rng)
+    orders = [order for id, order in first.items() if id < _LIKE]
     drawn = {tuple(order.settings.get("layers", ())) for order in orders}
     if len(drawn) > 1:
         worst = {**orders[0].settings, "layers": list(range(len(orders[0].settings["layers"])))}

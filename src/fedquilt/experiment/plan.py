@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +13,13 @@ from fedquilt.aggregate.axes_exchange import smallest
 from fedquilt.client.client import Client
 from fedquilt.config.schema import Config
 from fedquilt.core.federation import Federation
-from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import num_bytes
-from fedquilt.core.types import ClientId, Memory, Order, Params, Turn
+from fedquilt.core.types import ClientId, Memory, Order, Params
 from fedquilt.core.wire import num_wire_bytes
 from fedquilt.core.worker import Extra, Fitted, Penalty, Phase
 from fedquilt.experiment.activations import activation_bytes
 from fedquilt.experiment.build import Experiment, shaped
+from fedquilt.experiment.first_round import first_orders, training_of
 
 
 @dataclass(frozen=True)
@@ -80,23 +80,12 @@ def plan(config: Config) -> list[ClientPlan]:
     """
     experiment = shaped(config)
     measured: Measured = {}
-    return [client_plan(experiment, id, order, measured) for id, order in sorted(first_orders(experiment).items())]
+    orders = first_orders(experiment.method, experiment.federation.profiles, experiment.rng)
+    return [client_plan(experiment, id, order, measured) for id, order in sorted(orders.items())]
 
 
 Measured = dict[Any, tuple[int, int]]
 """Cache of the bytes of weights and activations, by the tensors and blocks that are trained and run."""
-
-
-def first_orders(experiment: Experiment) -> Mapping[ClientId, Order]:
-    """The orders of a first round in which every client takes part."""
-    turn = Turn(0, experiment.federation.profiles, experiment.rng.child("round", 0))
-    state = experiment.method.init(experiment.rng.child("init"))
-    return training_of(experiment.method).ask(state, turn)
-
-
-def training_of(method: Method) -> Exchange:
-    """The exchange in which clients train: that called ``fit``, or else the first."""
-    return next((exchange for exchange in method.exchanges if exchange.name == "fit"), method.exchanges[0])
 
 
 def client_plan(experiment: Experiment, id: ClientId, order: Order, measured: Measured) -> ClientPlan:

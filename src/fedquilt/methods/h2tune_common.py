@@ -65,7 +65,7 @@ def in_common_coordinates(federation: Federation, turns: Turns, server_rate: flo
     Raises
     ------
     ConfigError
-        if there are no such adapters, or a client of a small budget would train nothing.
+        if there are no such adapters.
     ModelError
         if the shared matrices have different shapes in different architectures.
     """
@@ -133,7 +133,7 @@ def _step(before: Params, mean: Params, rate: float) -> Params:
 
 
 def _refuse(federation: Federation) -> None:
-    """Raise ConfigError or ModelError if the federation has nothing to share, or clients with nothing to train."""
+    """Raise ConfigError or ModelError if the federation has nothing to share."""
     layouts = federation.layouts
     if bare := [own for own, layout in layouts.items() if not any(map(is_shared, layout.depth))]:
         raise ConfigError(
@@ -146,12 +146,3 @@ def _refuse(federation: Federation) -> None:
             for own, layout in layouts.items()
         }
     )
-    for profile in federation.profiles:
-        layout = layouts[profile.architecture]
-        layers = gd_set("inverted-triangle", layout.num_layers, profile.budget.layers)
-        if not layout.names(layers) and not layout.head:
-            raise ConfigError(
-                f"client {profile.id} has a budget of {profile.budget.layers} of the {layout.num_layers} blocks of "
-                f"{profile.architecture} and would train nothing, as a core is trained by those that can train all "
-                "blocks that use it; give it a larger budget, adapter.num_slots or adapter.private_rank"
-            )

@@ -1,0 +1,46 @@
+"""The orders of a first round, before there is one: for a plan, and to refuse clients that would train nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fedquilt.adapters.sites import is_shared
+from fedquilt.core.errors import ConfigError
+from fedquilt.core.federation import Federation
+from fedquilt.core.method import Exchange, Method
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import ClientId, Order, Profile, Turn
+
+
+def first_orders(method: Method, profiles: Sequence[Profile], rng: Rng) -> Mapping[ClientId, Order]:
+    """The orders of a first round in which every client takes part; ``rng`` is the stream of the run."""
+    turn = Turn(0, tuple(profiles), rng.child("round", 0))
+    return training_of(method).ask(method.init(rng.child("init")), turn)
+
+
+def training_of(method: Method) -> Exchange:
+    """The exchange in which clients train: that called ``fit``, or else the first."""
+    return next((exchange for exchange in method.exchanges if exchange.name == "fit"), method.exchanges[0])
+
+
+def refuse_idle(method: Method, federation: Federation, rng: Rng) -> None:
+    """Raise ConfigError if a client's first order reaches no tensor that can be trained.
+
+    This happens where blocks share tensors: one is trained by those that train the shallowest block that uses it.
+    """
+    layouts, frozen = federation.layouts, federation.frozen
+    if not any(is_shared(name) for layout in layouts.values() for name in layout.depth):
+        return
+    orders = first_orders(method, federation.profiles, rng)
+    for profile in federation.profiles:
+        own = profile.architecture
+        layout, order = layouts[own], orders.get(profile.id)
+        if order is None or "layers" not in order.settings:  # it trains nothing by intention, or everything
+            continue
+        layers = order.settings["layers"]
+        if not {*layout.names(layers), *layout.head} - frozen.get(own, frozenset()):
+            raise ConfigError(
+                f"client {profile.id} has a budget of {profile.budget.layers} of the {layout.num_layers} blocks of "
+                f"{own} and would train nothing, as what blocks share is trained by those that train the shallowest "
+                "block that uses it; give it a larger budget, adapter.num_slots or adapter.private_rank"
+            )
