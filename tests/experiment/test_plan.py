@@ -70,7 +70,7 @@ def test_llama_3_8b_is_planned_in_seconds_without_weights(config):
     [("llama-3.2-1b", 16, 16, 0.0108), ("llama-3.2-3b", 28, 28, 0.00703), ("llama-3.1-8b", 32, 2, 0.000338)],
 )
 def test_cores_of_a_language_model_cost_little_and_the_axes_are_told_apart(config, shape, blocks, slots, share):
-    every = (f"model.name='shape:{shape}'", "model.task=causal-lm", NOWHERE)
+    every = ("data.proxy=0", f"model.name='shape:{shape}'", "model.task=causal-lm", NOWHERE)
     every += (f"clients.budgets=[{blocks},{blocks},{blocks}]", "training.batch_size=1", "model.max_length=16")
     common = ("adapter.kind=common", "adapter.rank=24", f"adapter.num_slots={slots}", "method.name=heterotune")
     one = plan(config(*every, *common, "method.align=none"))[0]
