@@ -6,16 +6,18 @@ from promises import Setup, play, same
 from small_federation import VIT, WIDE, common
 
 from fedquilt.aggregate.axes import POINT, rotation
-from fedquilt.aggregate.axes_exchange import SPEAKS, agreements, with_axes
+from fedquilt.aggregate.axes_exchange import SPEAKS, agreements, poor_places, with_axes
 from fedquilt.core.errors import RoundError, TrainingError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Reply, Turn
 from fedquilt.methods import METHODS
 
 
-def setup(models=(VIT, WIDE), *, turned=None, **settings) -> Setup:
+def setup(models=(VIT, WIDE), *, turned=None, least=0.0, **settings) -> Setup:
     scene = common(models, **settings)
-    method = with_axes(METHODS["heterotune"](scene.federation, align="none"), scene.federation, 3, turned=turned)
+    method = with_axes(
+        METHODS["heterotune"](scene.federation, align="none"), scene.federation, 3, turned=turned, least=least
+    )
     return Setup(method, scene.federation.profiles, scene.clients)
 
 
@@ -121,3 +123,20 @@ def test_points_that_do_not_fit_the_model_are_an_error_for_the_server(points) ->
     client = next(iter(setup().clients.values()))
     with pytest.raises(TrainingError, match=r"the common coordinates of 'attention\.0' are"):
         client.seen(points)
+
+
+def test_models_that_agree_nowhere_are_refused_with_places_figures_and_the_remedy() -> None:
+    rng = Rng(1).torch()
+
+    def seen(scale):
+        return {f"seen.{place}": scale * torch.randn(4000, 2, generator=rng) for place in ("attention.0", "head")}
+
+    apart = {"a": seen(1.0), "b": seen(3.0)}
+    assert poor_places(apart, 0.05) == ["attention.0", "head"]
+    assert poor_places(apart, 0.0) == []
+    one = {**apart, "b": {**apart["b"], "seen.head": apart["a"]["seen.head"]}}
+    assert poor_places(one, 0.05) == ["attention.0"]
+    with pytest.raises(
+        RoundError, match=r"no more than unrelated .*attention\.0 .*axes\.source.*axes\.min_agreement = 0"
+    ):
+        play(setup(turned=lambda own: torch.eye(3).double() * (1 if "4" in own else -1), least=0.05), num_rounds=1)

@@ -138,6 +138,7 @@ REFUSED = {
     "axes.rows": (IMAGES, "axes.rows=tokens"),
     "axes.words": (IMAGES, "axes.words=4"),
     "axes.share": (IMAGES, "axes.share=architecture"),
+    "axes.min_agreement": (IMAGES, "axes.min_agreement=0.1"),
     "axes.control": (IMAGES, "axes.control=rotated"),
     "axes.basis": (IMAGES, "axes.basis=50"),
     "axes.ridge": (IMAGES, "axes.ridge=0.01"),

@@ -106,15 +106,51 @@ def test_a_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
             r"axes\.rows = 'words': is for .* texts, .* read images; allowed: inputs, tokens",
         ),
         ("axes = { words = 3 }", r"axes\.words = 3: only counts with axes\.rows = 'words', and this is 'inputs'"),
-        ('privacy = { mode = "local", clip_norm = 1.0, noise_multiplier = 1.0 }', "privacy.mode = 'local'"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_a_model_is_loaded(change, message) -> None:
     text = FILE.replace('axes = { source = "glyphs:80", inputs = 60, held_out = 20, basis = 8 }', change)
-    if "privacy" in change:
-        text = FILE.replace("[[groups]]", change + "\n\n[[groups]]", 1)
     with pytest.raises(ConfigError, match=message):
         build(parse(tomllib.loads(text)))
+
+
+ALONE = """
+rounds = 2
+threads = 1
+model = { name = "tiny:vit?layers=2&width=8", task = "image-classification" }
+data = { source = "sklearn:digits", limit = 60 }
+partition = { num_clients = 4, test_fraction = 0.2 }
+training = { steps = 2, batch_size = 8, learning_rate = 0.01 }
+clients = { budgets = [1, 2, 2] }
+method = { name = "fedit", weighting = "uniform" }
+privacy = { mode = "local", clip_norm = 1.0, noise_multiplier = 2.0, test_key = 7 }
+"""
+COMMON = """
+adapter = { kind = "common", rank = 4, alpha = 4, private_rank = 1 }
+axes = { source = "glyphs:80", inputs = 60, held_out = 20, basis = 8 }
+"""
+
+
+@pytest.mark.parametrize("mode", ["local", "central"])
+def test_the_exchange_of_public_bases_costs_no_privacy(tmp_path: Path, mode: str) -> None:
+    text = ALONE.replace('"local"', f'"{mode}"')
+    plain, ours = (
+        read_rounds(run(parse(tomllib.loads(whole)), tmp_path / name))
+        for name, whole in (("plain", text), ("ours", text + COMMON))
+    )
+    assert [line["privacy"] for line in ours] == [line["privacy"] for line in plain]
+    assert plain[-1]["privacy"]["releases"] == 2
+    assert ours[0]["exchanges"][0]["exchange"] == "axes-bases"
+    assert all(not exchange["dropped"] for line in ours for exchange in line["exchanges"])
+
+
+def test_under_privacy_common_coordinates_have_no_noise(tmp_path: Path) -> None:
+    states = []
+    for noise in (2.0, 50.0):
+        text = (ALONE + COMMON).replace("2.0, test_key", f"{noise}, test_key")
+        states.append(Record.open(run(parse(tomllib.loads(text)), tmp_path / str(noise))).load_checkpoint()[1])
+    assert all(torch.equal(t, states[1]["axes"]["points"][n]) for n, t in states[0]["axes"]["points"].items())
+    assert not torch.equal(*(state["params"]["common.attention.0"] for state in states))
 
 
 @pytest.mark.parametrize("method", ['"heterotune", align = "none"', '"fedit"', '"h2tune"'])

@@ -50,7 +50,12 @@ class AxesState(TypedDict):
 
 
 def with_axes(
-    method: Method, federation: Federation, rank: int, *, turned: Callable[[str], Tensor] | None = None
+    method: Method,
+    federation: Federation,
+    rank: int,
+    *,
+    turned: Callable[[str], Tensor] | None = None,
+    least: float = 0.0,
 ) -> Method:
     """The method whose models share ``rank`` coordinates that are found in the first round; see the module.
 
@@ -64,6 +69,11 @@ def with_axes(
     turned
         The orthogonal matrix (r, r) by which the points of each architecture are rotated, by its name: the control
         without common meaning. If left out, all architectures have the same points.
+    least
+        The least agreement, see ``poor_places``; with 0 there is none.
+
+    The merge of the first round raises RoundError if the agreement is poor at every place. Single poor places are in
+    the report.
     """
     owner = {profile.id: profile.architecture for profile in federation.profiles}
 
@@ -82,9 +92,16 @@ def with_axes(
         return replace(order, params={**order.params, **points(state, profile.architecture)})
 
     def report(state: Tree) -> Mapping[str, Any]:
-        return {**method.report(state), "agreement": agreements(state["axes"]["seen"])}
+        seen = state["axes"]["seen"]
+        poor = poor_places(seen, least)
+        return {**method.report(state), "agreement": agreements(seen), **({"poor_agreement": poor} if poor else {})}
 
-    informing = (_informing(exchange, federation, owner, points) for exchange in method.exchanges)
+    def checked(before: AxesState, after: AxesState) -> AxesState:
+        if len(before["seen"]) < 2:
+            _refuse_unrelated(after["seen"], least)
+        return after
+
+    informing = (_informing(exchange, federation, owner, points, checked) for exchange in method.exchanges)
     exchanges = (_bases(federation, owner, rank), *informing)
     return method._replace(init=init, exchanges=exchanges, view=view, report=report)
 
@@ -109,6 +126,29 @@ def smallest(federation: Federation, architectures: Iterable[str]) -> str:
         return sum(math.prod(shape) for shape in federation.layouts[architecture].shapes.values()), architecture
 
     return min(architectures, key=size)
+
+
+def poor_places(seen: Mapping[str, Params], least: float) -> list[str]:
+    """The places at which architectures agree no more than unrelated models would.
+
+    Their mean correlation is below ``least``, and below ``3 / sqrt(N)`` for N held-out observations, three standard
+    deviations of the correlation of unrelated coordinates.
+    """
+    rows = {name.partition(".")[2]: len(tensor) for own in seen.values() for name, tensor in own.items()}
+    return [place for place, value in agreements(seen).items() if value < min(least, 3 / math.sqrt(rows[place]))]
+
+
+def _refuse_unrelated(seen: Mapping[str, Params], least: float) -> None:
+    """Raise RoundError if the agreement is poor at every place."""
+    found = agreements(seen)
+    if found and len(poor_places(seen, least)) == len(found):
+        figures = ", ".join(f"{place} {value:.3f}" for place, value in found.items())
+        raise RoundError(
+            "the architectures agree on held-out public inputs no more than unrelated models would (mean correlation: "
+            f"{figures}; axes.min_agreement = {least:g}), so what they share would mean something else in each; take "
+            "public inputs that resemble the clients' data (axes.source), or more of them (axes.inputs), or set "
+            "axes.min_agreement = 0 to go on"
+        )
 
 
 def _speakers(cohort: Sequence[Profile]) -> set[ClientId]:
@@ -163,7 +203,7 @@ def _bases(federation: Federation, owner: Mapping[ClientId, str], rank: int) -> 
         limit = 1e6 if anchored else 1.001
         return dict.fromkeys(expects(order), Range(-limit, limit))
 
-    return Exchange("axes-bases", ask, work, merge, expects, ranges=ranges)
+    return Exchange("axes-bases", ask, work, merge, expects, ranges=ranges, public=True)
 
 
 def _informing(
@@ -171,8 +211,12 @@ def _informing(
     federation: Federation,
     owner: Mapping[ClientId, str],
     points: Callable[[Tree, str], Params],
+    checked: Callable[[AxesState, AxesState], AxesState],
 ) -> Exchange:
-    """The exchange whose orders also give the common coordinates to each client that does not have them yet."""
+    """The exchange whose orders also give the common coordinates to each client that does not have them yet.
+
+    ``points`` are those of an architecture, and ``checked`` is given what is known before and after each merge.
+    """
 
     def ask(state: Tree, turn: Turn) -> Mapping[ClientId, Order]:
         known, seen = set(state["axes"]["knows"]), state["axes"]["seen"]
@@ -203,7 +247,8 @@ def _informing(
                 yield replace(reply, params=without(reply.params, public)) if public else reply
 
         merged = exchange.merge(state, noted())
-        return {**merged, "axes": {**state["axes"], "knows": sorted(knows), "seen": seen}}
+        known = AxesState(points=state["axes"]["points"], seen=seen, knows=sorted(knows))
+        return {**merged, "axes": checked(state["axes"], known)}
 
     def of_public(order: Order) -> Params:
         architecture = order.settings.get("architecture", only)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedquilt.core.errors import ConfigError
 from fedquilt.experiment.progress import Silent
-from fedquilt.report.round_text import dropped_texts, round_text
+from fedquilt.report.round_text import notices, round_text
 
 Watcher = Any
 """``None``, ``True``, a function of a round's record, or an object with methods of ``experiment.Progress``."""
@@ -35,7 +35,7 @@ class PrintedRounds(Silent):
         print(f"{self.name}: {text}", flush=True)
 
     def round(self, line: Mapping[str, Any]) -> None:
-        for text in (*dropped_texts(line), round_text(line)):
+        for text in (*notices(line), round_text(line)):
             print(f"{self.name}: round {line['round'] + 1}/{self.total}: {text}", flush=True)
 
 

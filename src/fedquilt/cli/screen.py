@@ -17,7 +17,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from fedquilt.report.round_text import dropped_texts, left_text, round_text
+from fedquilt.report.round_text import left_text, notices, round_text
 
 if TYPE_CHECKING:
     from fedquilt.experiment.forecast import Forecast
@@ -93,7 +93,7 @@ class Shown:
 
     def round(self, line: Mapping[str, Any]) -> None:
         self.bars.update(self._rounds, completed=line["round"] + 1, note=round_text(line, brief=True))
-        for text in dropped_texts(line):
+        for text in notices(line):
             self._print(f"{self.name}: round {line['round'] + 1}/{self.total}: {text}")
         if not self.live and not self.quiet:
             self._print(f"{self.name}: round {line['round'] + 1}/{self.total}: {round_text(line)}")

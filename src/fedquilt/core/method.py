@@ -70,6 +70,8 @@ class Exchange(NamedTuple):
     release
         The privacy cost of a reply. Engines account for it in ``privacy.ledger``, and answer a repeated order with the
         same reply.
+    public
+        Whether replies depend on no client's rows, so that they cost no privacy.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Exchange(NamedTuple):
     ranges: Callable[[Order], Mapping[str, Range]] | None = None
     peers: Callable[[Order], str] | None = None
     release: Release | None = None
+    public: bool = False
 
 
 def overlay(profile: Profile, initial: Params, order: Order, memory: Memory) -> Params:

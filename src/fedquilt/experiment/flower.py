@@ -31,7 +31,7 @@ from fedquilt.experiment.progress import Progress, Silent
 from fedquilt.experiment.run import resume, run
 from fedquilt.record import Record, read_config, read_result
 from fedquilt.record.read import is_run
-from fedquilt.report.round_text import dropped_texts, round_text
+from fedquilt.report.round_text import notices, round_text
 
 log = logging.getLogger("flwr")  # Flower shows the lines of this logger to the user
 
@@ -200,7 +200,7 @@ class Logged(Silent):
 
     def round(self, line: Mapping[str, Any]) -> None:
         number = line["round"] + 1
-        for text in dropped_texts(line):
+        for text in notices(line):
             log.warning("fedquilt: round %d of %d: %s", number, self.rounds, text)
         sent = ", ".join(f"{count} {kind}" for kind, count in line["messages"].items() if count)
         log.info("fedquilt: round %d of %d: %s; sent %s", number, self.rounds, round_text(line), sent)

@@ -110,8 +110,10 @@ def _in_common_coordinates(config: Config, method: Method, federation: Federatio
     """The method whose first exchange finds common coordinates, as [axes] wants them."""
     rank, rng = config.adapter.rank, Rng(config.seed).child("axes", "rotation")
     rotated = config.axes.control == "rotated"
-    turned = {name: rotation(rank, rng.child(name)) for name in federation.layouts if rotated}
-    return with_axes(method, federation, rank, turned=turned.__getitem__ if rotated else None)
+    turned = {name: rotation(rank, rng.child(name)) for name in federation.layouts}
+    if rotated:  # what is shared means something else in each by intention, so no agreement is too low
+        return with_axes(method, federation, rank, turned=turned.__getitem__)
+    return with_axes(method, federation, rank, least=config.axes.min_agreement)
 
 
 def _shared(

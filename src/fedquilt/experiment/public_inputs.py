@@ -65,11 +65,6 @@ def odd_axes(config: Config, parts: Sequence[Part]) -> list[str]:
             f"axes.basis = {own.basis}: is below adapter.rank = {adapter.rank}, so the models' features would "
             "have fewer directions than there are to be shared; give at least the rank"
         )
-    if config.privacy.mode != "none":
-        problems.append(
-            f"privacy.mode = '{config.privacy.mode}': adapters in common coordinates need an exchange of their own in "
-            "the first round, which is not accounted; set it to 'none', or another adapter.kind"
-        )
     return problems
 
 

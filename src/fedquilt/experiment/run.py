@@ -250,7 +250,7 @@ def _go_on(
     )
     heads = {group.config.head.policy for group in experiment.groups}
     hidden = hides_cohorts(experiment.federation, heads, hiding, stateless=experiment.traits.stateless)
-    spent = spending(config, cohorts, len(experiment.method.exchanges), hidden)
+    spent = spending(config, cohorts, sum(not one.public for one in experiment.method.exchanges), hidden)
     since = _counter(engine)
     try:
         for done in finished:

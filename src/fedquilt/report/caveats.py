@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedquilt.report.agreement import agreement_words
 from fedquilt.report.groups import apart_note
 from fedquilt.report.runs import Run, client_names, dropped, privacy, resumed
 from fedquilt.report.scores import window
@@ -33,7 +34,8 @@ def notes(groups: Groups, last: int | None = None) -> list[str]:
         if runs and (spent := privacy(max(runs, key=lambda run: epsilon_of(run) or 0.0))):
             found.append(f"{label}: {_privacy_words(spent)}")
         for run in runs:
-            found += [f"{label}, seed {run.seed}: {what}" for what in happened(run)]
+            agreed = [words] if (words := agreement_words(run)) else []
+            found += [f"{label}, seed {run.seed}: {what}" for what in (*happened(run), *agreed)]
     digests: dict[str, set[str]] = {}
     for runs in groups.values():
         for run in runs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedquilt.core.errors import ConfigError, suggestion
+from fedquilt.report.agreement import agreement_plot
 from fedquilt.report.figure import Figure
 from fedquilt.report.maps import allocation_map, partition_picture, probability_map
 from fedquilt.report.plot import over_bytes, over_rounds
@@ -12,7 +13,12 @@ from fedquilt.report.table import Groups
 LINES = {"rounds": over_rounds, "bytes": over_bytes}
 """Plots with one line for each label."""
 
-MAPS = {"partition": partition_picture, "allocation": allocation_map, "probabilities": probability_map}
+MAPS = {
+    "partition": partition_picture,
+    "allocation": allocation_map,
+    "probabilities": probability_map,
+    "agreement": agreement_plot,
+}
 """Plots of one run."""
 
 
@@ -20,8 +26,9 @@ def draw(groups: Groups, kind: str = "rounds", who: str | None = None) -> Figure
     """Draw a plot of runs by label.
 
     ``kind`` is ``rounds`` or ``bytes`` (scores over rounds or communication cost), or, for the first run only,
-    ``partition`` (classes by client), ``allocation`` (layers trained by client) or ``probabilities`` (of layers).
-    ``who`` is as for ``scores.curve``; by default the first that was measured.
+    ``partition`` (classes by client), ``allocation`` (layers trained by client), ``probabilities`` (of layers) or
+    ``agreement`` (of models in common coordinates). ``who`` is as for ``scores.curve``; by default the first that was
+    measured.
 
     Raises
     ------

@@ -10,6 +10,7 @@ import numpy as np
 
 from fedquilt.core.disk import write_bytes
 from fedquilt.core.errors import RunError
+from fedquilt.report.agreement import agreement_of, agreement_plot
 from fedquilt.report.conflicts import alignments
 from fedquilt.report.figure import COLOURS, DASHES, MARKERS, Figure, MaxNLocator, new_figure, plain_axes, png, scale_of
 from fedquilt.report.maps import alignment_map, allocation_map, partition_picture, probability_map
@@ -139,6 +140,8 @@ def figures(groups: Groups) -> Iterator[tuple[str, Figure]]:
             yield f"allocation-{short}", allocation_map(members[0], label)
         if members and layer_probabilities(members[0]):
             yield f"probabilities-{short}", probability_map(members[0], label)
+        if members and agreement_of(members[0]):
+            yield f"agreement-{short}", agreement_plot(members[0], label)
         if members and alignments(members[0]):
             yield f"alignment-{short}", alignment_map(members[0], label)
 

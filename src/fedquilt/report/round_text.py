@@ -67,5 +67,12 @@ def dropped_texts(line: Mapping[str, Any]) -> list[str]:
     return [f"client {names.get(client, client)} dropped: {reason}" for client, reason in dropped]
 
 
+def notices(line: Mapping[str, Any]) -> list[str]:
+    """Return what the user should know of a round: dropped clients, and in the first one places without agreement."""
+    poor = (line.get("state") or {}).get("poor_agreement") if line["round"] == 0 else None
+    texts = [f"the models do not agree at {', '.join(poor)}: nothing can be shared there"] if poor else []
+    return [*dropped_texts(line), *texts]
+
+
 def _counted(replied: int) -> str:
     return f"{replied} client{'' if replied == 1 else 's'} replied" if replied else "nobody trained"

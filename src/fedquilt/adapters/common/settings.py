@@ -7,7 +7,7 @@ from typing import Literal
 
 from fedquilt.adapters.lora.settings import LoraSettings, Targeted
 from fedquilt.adapters.mixture.settings import SharedSites
-from fedquilt.core.settings import Count, RankOrZero, Rate, Slots, Text
+from fedquilt.core.settings import Count, RankOrZero, Rate, Share, Slots, Text
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,9 @@ class Axes:
     share: Literal["all", "architecture"] = "all"
     """Among whom cores and common heads are averaged: over the clients of all architectures, or within each, which is
     the control without sharing across."""
+    min_agreement: Share = 0.05
+    """A run stops after the first round if the models' coordinates of held-out inputs correlate by less than this, and
+    by less than 3 standard deviations of unrelated ones, at every place; 0 never stops it."""
     control: Literal["none", "rotated"] = "none"
     """``rotated`` is the control without common meaning: each architecture is given the coordinates rotated by a random
     orthogonal matrix of its own, in which it trains as well, and what clients share means something else in each."""
