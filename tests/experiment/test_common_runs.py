@@ -36,6 +36,7 @@ budget = 3
 model = { name = "tiny:vit?layers=3&width=16", task = "image-classification" }
 """
 
+ONE_ARCHITECTURE = (("budget = 3", "budget = 2"), ("layers=3&width=16", "layers=2&width=8"))
 RULE = 'aggregation = { rule = "flexlora" }\n\n[[groups]]'
 
 
@@ -150,7 +151,7 @@ def test_under_privacy_common_coordinates_have_no_noise(tmp_path: Path) -> None:
         text = (ALONE + COMMON).replace("2.0, test_key", f"{noise}, test_key")
         states.append(Record.open(run(parse(tomllib.loads(text)), tmp_path / str(noise))).load_checkpoint()[1])
     assert all(torch.equal(t, states[1]["axes"]["points"][n]) for n, t in states[0]["axes"]["points"].items())
-    assert not torch.equal(*(state["params"]["common.attention.0"] for state in states))
+    assert not torch.equal(*(state["params"]["common.attention.1"] for state in states))
 
 
 @pytest.mark.parametrize("method", ['"heterotune", align = "none"', '"fedit"', '"h2tune"'])
@@ -275,10 +276,17 @@ def test_too_few_public_inputs_are_refused_with_the_numbers(tmp_path: Path) -> N
             [
                 ("heterotune", "fedit"),
                 ("inputs = 60", 'share = "architecture", inputs = 60'),
-                ("budget = 3", "budget = 2"),
-                ("layers=3&width=16", "layers=2&width=8"),
+                *ONE_ARCHITECTURE,
             ],
             r"axes\.share = 'architecture': has no effect, as all clients have the same architecture",
+        ),
+        (
+            [("inputs = 60", "min_agreement = 0.1, inputs = 60"), *ONE_ARCHITECTURE],
+            r"axes\.min_agreement = 0\.1: has no effect, as all clients have the same architecture",
+        ),
+        (
+            [("inputs = 60", 'min_agreement = 0.1, control = "rotated", inputs = 60')],
+            r"axes\.min_agreement = 0\.1: has no effect with axes\.control = 'rotated'",
         ),
     ],
 )

@@ -72,8 +72,7 @@ def with_axes(
     least
         The least agreement, see ``poor_places``; with 0 there is none.
 
-    The merge of the first round raises RoundError if the agreement is poor at every place. Single poor places are in
-    the report.
+    The first round raises RoundError if the agreement is poor at every place; the report names single such places.
     """
     owner = {profile.id: profile.architecture for profile in federation.profiles}
 
@@ -135,7 +134,8 @@ def poor_places(seen: Mapping[str, Params], least: float) -> list[str]:
     deviations of the correlation of unrelated coordinates.
     """
     rows = {name.partition(".")[2]: len(tensor) for own in seen.values() for name, tensor in own.items()}
-    return [place for place, value in agreements(seen).items() if value < min(least, 3 / math.sqrt(rows[place]))]
+    found = agreements(seen) if least else {}
+    return [place for place, value in found.items() if value < min(least, 3 / math.sqrt(rows[place]))]
 
 
 def _refuse_unrelated(seen: Mapping[str, Params], least: float) -> None:

@@ -38,8 +38,8 @@ def refuse_layouts(config: Config, groups: Sequence[Any]) -> None:
         )
     if len({group.architecture for group in groups}) == 1:
         problems += [
-            f"axes.{key} = '{value}': has no effect, as all clients have the same architecture; leave it out"
-            for key, value in (("share", config.axes.share), ("control", config.axes.control))
+            f"axes.{key} = {value!r}: has no effect, as all clients have the same architecture; leave it out"
+            for key, value in ((key, getattr(config.axes, key)) for key in ("share", "control", "min_agreement"))
             if value != default_of(type(config.axes), key)
         ]
     for group in groups:

@@ -54,6 +54,11 @@ def odd_axes(config: Config, parts: Sequence[Part]) -> list[str]:
         )
     if own.rows != "words" and own.words != default_of(Axes, "words"):
         problems.append(f"axes.words = {own.words}: only counts with axes.rows = 'words', and this is '{own.rows}'")
+    if own.control == "rotated" and own.min_agreement != default_of(Axes, "min_agreement"):
+        problems.append(
+            f"axes.min_agreement = {own.min_agreement!r}: has no effect with axes.control = 'rotated', which is not "
+            "stopped; leave it out"
+        )
     if len(kinds) > 1:
         problems.append(
             f"adapter.kind is {' and '.join(map(repr, sorted(kinds)))} in different groups; with {readers} "
