@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,20 @@ from fedquilt.config.schema import Config
 from fedquilt.core.checks import reply_check
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.loop import rounds
-from fedquilt.core.method import Exchange
+from fedquilt.core.method import Exchange, Method
 from fedquilt.core.texts import unpack_texts
 from fedquilt.core.types import Memory, Order, Reply
+from fedquilt.distill.contrast import Contrast
+from fedquilt.distill.messages import Paths
+from fedquilt.distill.reward import Reward
+from fedquilt.distill.selection import FilterSettings
+from fedquilt.distill.student import Teaching
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment import build, resume, run
 from fedquilt.experiment.build import Experiment
+from fedquilt.methods import METHODS
+from fedquilt.methods.by_architecture import by_architecture
+from fedquilt.methods.lada import with_lada
 from fedquilt.record import Record, read_rounds
 
 FILE = """
@@ -107,13 +116,22 @@ def test_a_run_goes_on_to_the_same_bits(taught: Path, tmp_path: Path) -> None:
     assert same(end(taught), end(again))
 
 
-def played(**method: Any) -> Any:
-    """The state after one round."""
-    experiment = build(config(**method))
-    profiles = experiment.federation.profiles
-    send = LocalEngine(experiment.clients).send
-    (done,) = rounds(experiment.method, lambda number: profiles, send, experiment.rng, num_rounds=1)
+def one_round(experiment: Experiment, method: Method, clients: Any) -> Any:
+    """The state after one round of a method among these clients."""
+    profiles, send = experiment.federation.profiles, LocalEngine(clients).send
+    (done,) = rounds(method, lambda number: profiles, send, experiment.rng, num_rounds=1)
     return done.state
+
+
+def played_of(made: Config) -> Any:
+    """The state after one round."""
+    experiment = build(made)
+    return one_round(experiment, experiment.method, experiment.clients)
+
+
+def played(**method: Any) -> Any:
+    """The state after one round of LaDa with these settings."""
+    return played_of(config(**method))
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +151,32 @@ def test_lada_8_all_samples_without_weight_change_nothing_to_the_bit(nobody: Any
     idle = played(filter="all", transfer=0.0)
     assert same(idle["params"], nobody["params"])
     assert same(idle["server"]["params"], nobody["server"]["params"])
+
+
+def test_with_nobody_taught_it_is_federated_averaging() -> None:
+    raw = tomllib.loads(FILE)
+    one = {key: raw[key] for key in raw.keys() - {"groups", "server"}} | {"clients": {"budgets": [1, 1, 1]}}
+    with_server = {**one, "server": raw["server"], "method": {"name": "lada", "direction": "none"}}
+    plain, beside = (played_of(parse(file)) for file in ({**one, "method": {"name": "fedit"}}, with_server))
+    ours = {name.partition("/")[2]: tensor for name, tensor in beside["params"].items()}
+    assert same(ours, plain["params"])
+
+
+def test_any_method_with_a_training_exchange_can_be_taught() -> None:
+    """Only B travels under FFA-LoRA, with lessons beside it, and A stays frozen."""
+    experiment = build(config())
+    federation = experiment.federation
+    scheme = by_architecture(METHODS["ffa-lora"], federation)
+    method = with_lada(scheme, federation, Teaching(FilterSettings(), Contrast(), Reward()), Paths(4, 3, 12, 0.7))
+    clients = {id: replace(client, model=method.model) for id, client in experiment.clients.items()}
+    apart = [
+        one_round(experiment, made, {id: replace(client, model=made.model) for id, client in clients.items()})["apart"]
+        for made in (scheme, method)
+    ]
+    names = [name for name in flat(apart[0]) if name.endswith(("lora_A", "lora_B"))]
+    changed = {name for name in names if not torch.equal(flat(apart[0])[name], flat(apart[1])[name])}
+    assert changed
+    assert all(name.endswith("lora_B") for name in changed)
 
 
 # What travels ------------------------------------------------------------
@@ -187,7 +231,7 @@ def test_lada_9_what_a_client_says_does_not_depend_on_its_rows() -> None:
     first, other = build(config()), build(config())
     for id, client in other.clients.items():
         swapped = {name: column.flip(0)[:3] for name, column in client.train.items()}
-        other.clients[id] = client.__class__(**{**vars(client), "train": swapped, "splits": {}})
+        other.clients[id] = replace(client, train=swapped, splits={})
     told = [[reply.params for name, _, reply in travelled(one) if name == "paths"] for one in (first, other)]
     assert same(*told)
 

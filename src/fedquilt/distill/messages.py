@@ -154,9 +154,9 @@ def as_read(texts: list[str], paths: Paths) -> list[str]:
 
 
 def answer_form(order: Order, paths: Paths) -> Params:
-    """The tensors of a client's answer to the offer of an order, all of them empty: for ``Exchange.expects``."""
+    """Tensors of the form of a client's answer to the offer of an order: for ``Exchange.expects``."""
     count = len(order.params[f"{SURE}.total"])
-    empty = Scalars(total=torch.zeros(count), tokens=torch.zeros(count, dtype=torch.int32))
+    empty = Scalars(total=-torch.ones(count), tokens=torch.ones(count, dtype=torch.int32))  # an allowed value
     return {**text_form(count, paths.bytes, OWN), **scalar_params(empty, OWN), **scalar_params(empty, HEARD)}
 
 

@@ -11,7 +11,7 @@ from fedquilt.core.federation import Federation
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.server import ServerModel, ServerState, server_start
-from fedquilt.core.settings import Count, Few, Kept, Part, Positive, Strength, Tokens, Unless, With
+from fedquilt.core.settings import Count, Few, Kept, Part, Penalty, Positive, Tokens, Unless, With
 from fedquilt.core.texts import pack_texts, unpack_texts
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
 from fedquilt.core.worker import Worker
@@ -48,7 +48,7 @@ def lada(
     choice: Annotated[Literal["budget", "threshold"], _TAUGHT, _CHOOSES] = "budget",
     share: Annotated[Kept, _TAUGHT, _CHOOSES, With("choice", ("budget",))] = 0.5,
     threshold: Annotated[Part, _TAUGHT, _CHOOSES, With("choice", ("threshold",))] = 0.5,
-    explore: Annotated[Strength, _TAUGHT, _LEARNS] = 0.5,
+    explore: Annotated[Penalty, _TAUGHT, _LEARNS] = 0.5,
     warm: Annotated[Few, _TAUGHT, With("filter", ("learnability",))] = 1,
     sample_reward: Annotated[Literal["reliable", "paper"], _TAUGHT, _LEARNS] = "reliable",
     sample_weight: Annotated[Part, _TAUGHT, _LEARNS] = 0.5,
@@ -56,9 +56,9 @@ def lada(
     candidates: Annotated[Count, _TAUGHT] = 32,
     path_tokens: Annotated[Tokens, _TAUGHT] = 64,
     path_bytes: Annotated[Tokens, _TAUGHT] = 256,
-    temperature: Annotated[Strength, _TAUGHT] = 0.7,
-    transfer: Annotated[Strength, _TAUGHT] = 1.0,
-    contrast: Annotated[Strength, _TAUGHT] = 0.1,
+    temperature: Annotated[Penalty, _TAUGHT] = 0.7,
+    transfer: Annotated[Penalty, _TAUGHT] = 1.0,
+    contrast: Annotated[Penalty, _TAUGHT] = 0.1,
     beta: Annotated[Positive, _TAUGHT, Unless("contrast", 0.0)] = 2.0,
     reference: Annotated[Literal["peer", "self"], _TAUGHT, Unless("contrast", 0.0)] = "peer",
     samples: Annotated[Count, _TAUGHT] = 8,
