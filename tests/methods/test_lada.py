@@ -16,6 +16,7 @@ from fedquilt.core.checks import reply_check
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.loop import rounds
 from fedquilt.core.method import Exchange, Method
+from fedquilt.core.params import num_bytes
 from fedquilt.core.texts import unpack_texts
 from fedquilt.core.types import Memory, Order, Reply
 from fedquilt.distill.contrast import Contrast
@@ -35,7 +36,7 @@ FILE = """
 rounds = 2
 threads = 1
 device = "cpu"
-quorum = 0.0
+evaluation = { every = 2, limit = 2 }
 data = { source = "arithmetic:blank?train=24&test=4", answers = "number", new_tokens = 6 }
 partition = { scheme = "iid", num_clients = 3 }
 adapter = { rank = 2 }
@@ -212,12 +213,16 @@ def test_lada_9_nothing_private_crosses_the_wire() -> None:
     assert [name for name, _, _ in seen] == ["paths"] * 3 + ["fit"] * 3
     for name, order, reply in seen:
         lesson = {key for key in reply.params if key.startswith("lesson.")}
+        down = {key: value for key, value in order.params.items() if key.startswith("lesson.")}
         if name == "fit":
+            assert num_bytes(down) == 6 * 8
             layout = experiment.federation.layouts[order.settings["architecture"]]
             assert reply.params.keys() <= layout.depth.keys()
             assert reply.metrics.keys() == {"loss", "accuracy", "steps", "taken"}
             continue
-        assert set(unpack_texts(order.params, "lesson.questions")) <= set(server.questions.texts)
+        questions = unpack_texts(order.params, "lesson.questions")
+        assert set(questions) <= set(server.questions.texts)
+        assert num_bytes(down) == 6 * (max(len(text.encode()) for text in questions) + 4 + 24 + 4 + 8 + 4)
         texts = {"lesson.own.bytes": 6 * 24, "lesson.own.lengths": 6 * 4}
         numbers = {f"lesson.{who}.{what}": 6 * 4 for who in ("own", "heard") for what in ("total", "tokens")}
         sizes = {key: tensor.numel() * tensor.element_size() for key, tensor in reply.params.items()}
