@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from small_federation import LLAMA, VIT, rows, start_of, task_of, workbench
+from small_federation import LLAMA, VIT, WIDE, common, mixtures, rows, start_of, task_of, workbench
 
 from fedquilt.client import Workbench
 from fedquilt.core.factors import cut, factors
@@ -203,3 +203,11 @@ def test_shallow_runs_the_given_blocks_in_order_and_the_whole_model_comes_back()
             bench.forward(batch)
         assert ran == expected
         ran.clear()
+
+
+def test_dropout_rests_with_adapters_in_common_coordinates_alone() -> None:
+    for scene, trains in ((common((VIT, WIDE)), False), (mixtures((VIT, WIDE)), True)):
+        bench = next(iter(scene.clients.values())).bench
+        with bench.training(bench.parameters):
+            assert bench.model.training is trains
+        assert not bench.model.training

@@ -230,8 +230,12 @@ class Workbench:
             self._train()
 
     def _train(self) -> None:
-        """Set train mode, except for modules with running statistics that are not trained."""
-        self.model.train()
+        """Set train mode, except for modules with running statistics that are not trained.
+
+        With adapters in common coordinates dropout stays off: it would shift features away from the centre of their
+        axes, whose encoders enlarge what hardly varies.
+        """
+        self.model.train(self.public is None)
         running = {id(module) for module in self._running}
         for buffer in self._state.values():
             buffer.module.training = id(buffer.module) in running
