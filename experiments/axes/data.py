@@ -4,8 +4,8 @@ FEDQUILT_DATA=/path/to/data python experiments/axes/data.py
 
 ``axes/mnist-{small,middle,large}.npz`` hold the training images of three classes that only this group has, and of the
 class 9, which all groups have; the test images are those of all classes. ``axes/mirrored-letters.npz`` has the 23
-letters that a mirror changes most, drawn by the recipe that the shipped vision models learned from, and mirrored: models
-whose heads are given must learn to read them again.
+letters that a mirror changes most, drawn by the recipe that the shipped vision models learned from, and mirrored:
+models whose heads are given must learn to read them again.
 """
 
 import os
