@@ -21,7 +21,7 @@ def inputs_of(rows: str, model: str = "tiny:gpt2?layers=3&width=8") -> PublicInp
     if rows == "words":
         columns[ENDS] = loaded.reading.words(TEXTS, columns, 3)
     settings = Axes(inputs=6, held_out=3, basis=4, rows=rows, words=3)
-    return PublicInputs(loaded.model, adapters, settings, torch.device("cpu"), loaded.prepare, columns)
+    return PublicInputs(loaded.model, adapters, settings, torch.device("cpu"), loaded.prepare, columns, Rng(1))
 
 
 def points_of(rows: PublicInputs) -> dict[str, torch.Tensor]:

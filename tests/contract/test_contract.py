@@ -704,7 +704,7 @@ def test_the_servers_own_model_learns_from_predictions_alone():
         return (logits_of(state["server"]["params"], x).argmax(1) == y).double().mean().item()
 
     played = play(setup, num_rounds=4)
-    assert accuracy(played.states[-1]) > max(0.9, accuracy(played.states[0]) + 0.2)
+    assert accuracy(played.states[-1]) > max(0.95, accuracy(played.states[0]))
     assert played.states[-1]["server"]["round"] == 4
     assert played.states[-1]["server"]["params"]["hidden"].shape == (2, 16)
     assert {memory["params"]["hidden"].shape for memory in played.memories.values()} == {(2, w) for w in (6, 7, 8, 9)}

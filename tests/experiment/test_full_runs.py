@@ -206,7 +206,7 @@ def test_what_is_exported_is_a_model_that_transformers_loads_and_scores_as_the_r
         ),
         (
             ("adapter.rank=4",),
-            r"rank is of kind = 'lora' or 'mixture' or 'common' alone, and this is 'full'; leave it out",
+            r"rank is of kind = 'lora' or 'mixture' or 'common' or 'anchored' alone, and this is 'full'; leave it out",
         ),
     ],
 )

@@ -3,9 +3,10 @@
 import pytest
 
 from fedquilt.core.errors import RunError
-from fedquilt.report.agreement import agreement_of, agreement_plot, agreement_words
+from fedquilt.report.agreement import agreement_of, agreement_words
 from fedquilt.report.caveats import notes
 from fedquilt.report.figure import png
+from fedquilt.report.maps import agreement_plot
 from fedquilt.report.pictures import draw
 from fedquilt.report.plot import figures
 from fedquilt.report.round_text import notices

@@ -1,10 +1,11 @@
-"""Plots of allocation, partition, layer probabilities and alignment."""
+"""Plots of allocation, partition, layer probabilities, alignment and agreement."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from fedquilt.core.errors import RunError
+from fedquilt.report.agreement import agreement_of
 from fedquilt.report.conflicts import alignments
 from fedquilt.report.figure import COLOURS, MARKERS, Figure, MaxNLocator, named_ticks, new_figure, plain_axes
 from fedquilt.report.runs import (
@@ -174,4 +175,26 @@ def alignment_map(run: Run, label: str | None = None) -> Figure:
         right.tick_params(axis="x", rotation=45)
         right.set_title("mean cosine of two groups", fontsize=10, loc="left")
         figure.colorbar(image, ax=right, pad=0.02)
+    return figure
+
+
+def agreement_plot(run: Run, label: str | None = None) -> Figure:
+    """Draw the agreement of the models at each place as bars.
+
+    Raises
+    ------
+    RunError
+        if the run recorded no agreement.
+    """
+    found = agreement_of(run)
+    if not found:
+        raise RunError(f"{run.folder}: no agreement was recorded; only models in common coordinates have one.")
+    figure = new_figure(6.4, min(11.0, 1.4 + 0.26 * len(found)))
+    axes = figure.add_subplot()
+    axes.barh(range(len(found)), list(found.values()), color=COLOURS[0])
+    named_ticks(axes.yaxis, list(found))
+    axes.set_xlim(min(0.0, *found.values()), 1.0)
+    axes.set_xlabel("mean correlation of held-out coordinates (unrelated models: 0)")
+    axes.set_title(f"{label or run.method}, seed {run.seed}: agreement by place", fontsize=10, loc="left")
+    plain_axes(axes)
     return figure

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from fedquilt.core.errors import ConfigError, suggestion
-from fedquilt.report.agreement import agreement_plot
 from fedquilt.report.figure import Figure
-from fedquilt.report.maps import allocation_map, partition_picture, probability_map
+from fedquilt.report.maps import agreement_plot, allocation_map, partition_picture, probability_map
 from fedquilt.report.plot import over_bytes, over_rounds
 from fedquilt.report.scores import WHO, curve, main_metric
 from fedquilt.report.table import Groups

@@ -10,10 +10,10 @@ import numpy as np
 
 from fedquilt.core.disk import write_bytes
 from fedquilt.core.errors import RunError
-from fedquilt.report.agreement import agreement_of, agreement_plot
+from fedquilt.report.agreement import agreement_of
 from fedquilt.report.conflicts import alignments
 from fedquilt.report.figure import COLOURS, DASHES, MARKERS, Figure, MaxNLocator, new_figure, plain_axes, png, scale_of
-from fedquilt.report.maps import alignment_map, allocation_map, partition_picture, probability_map
+from fedquilt.report.maps import agreement_plot, alignment_map, allocation_map, partition_picture, probability_map
 from fedquilt.report.runs import (
     Run,
     allocation,
