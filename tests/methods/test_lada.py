@@ -109,6 +109,7 @@ def test_both_sides_learn_and_each_filter_stays_with_its_student(taught: Path) -
     for line in read_rounds(taught):
         assert line["state"]["unread"] == 0.0
         assert {"server_loss", "server_right", "client_0_taken", "client_2_right"} <= line["state"].keys()
+        assert {"client_1_taken_right", "client_1_label_error"} <= line["state"].keys()
 
 
 def test_a_run_goes_on_to_the_same_bits(taught: Path, tmp_path: Path) -> None:
@@ -218,7 +219,9 @@ def test_lada_9_nothing_private_crosses_the_wire() -> None:
             assert num_bytes(down) == 6 * 8
             layout = experiment.federation.layouts[order.settings["architecture"]]
             assert reply.params.keys() <= layout.depth.keys()
-            assert reply.metrics.keys() == {"loss", "accuracy", "steps", "taken"}
+            assert reply.metrics.keys() - {"label_correlation"} == {
+                *("loss", "accuracy", "steps", "taken", "taken_right", "label_error")
+            }
             continue
         questions = unpack_texts(order.params, "lesson.questions")
         assert set(questions) <= set(server.questions.texts)

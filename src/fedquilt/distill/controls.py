@@ -11,7 +11,7 @@ from torch.nn import functional
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Tree
-from fedquilt.distill.replay import Memory, noted, nothing, pushed, standard
+from fedquilt.distill.replay import Memory, noted, nothing, predictions, pushed, standard
 from fedquilt.distill.selection import Candidates, Filter, FilterSettings, taken
 
 
@@ -83,22 +83,25 @@ def linear_ucb(settings: FilterSettings) -> Filter:
     def init(inputs: int, rng: Rng) -> Memory:
         return nothing(inputs, 0)
 
-    def bound(state: Memory, candidates: Candidates) -> Tensor:
+    def bound(state: Memory, candidates: Candidates, explore: float = settings.explore) -> Tensor:
         contexts, replay = standard(state, candidates.contexts), state["replay"]
-        return upper_bound(contexts, replay["contexts"], replay["labels"], settings.ridge, settings.explore)
+        return upper_bound(contexts, replay["contexts"], replay["labels"], settings.ridge, explore)
 
     def choose(state: Memory, candidates: Candidates, rng: Rng) -> tuple[Tensor, Memory]:
         count = len(candidates.contexts)
         if not count:
             return torch.zeros(0, dtype=torch.long), state
-        memory = noted(state, candidates.contexts, torch.zeros(count, 0), torch.zeros(count))
+        memory = noted(state, candidates.contexts, torch.zeros(count, 0), bound(state, candidates, explore=0.0))
         return taken(bound(state, candidates), settings), memory
 
     def learn(state: Memory, positions: Tensor, labels: Tensor, version: int) -> Memory:
         replay = pushed(state, positions, labels, version, most=settings.remembered, oldest=settings.oldest)
         return Memory(**{**state, "replay": replay})
 
-    return Filter("linear-ucb", init, lambda state, candidates, rng: bound(state, candidates), choose, learn)
+    def score(state: Memory, candidates: Candidates, rng: Rng) -> Tensor:
+        return bound(state, candidates)
+
+    return Filter("linear-ucb", init, score, choose, learn, predictions)
 
 
 def upper_bound(contexts: Tensor, seen: Tensor, labels: Tensor, ridge: float, explore: float) -> Tensor:

@@ -15,7 +15,7 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import Params
 from fedquilt.distill.clusters import cover
 from fedquilt.distill.nets import forward, gradients, network, num_blocks, regressed
-from fedquilt.distill.replay import Memory, noted, nothing, pushed, standard
+from fedquilt.distill.replay import Memory, noted, nothing, predictions, pushed, standard
 from fedquilt.distill.selection import Candidates, Filter, FilterSettings, taken
 
 BLOCK = 64
@@ -70,7 +70,7 @@ def learnability(settings: FilterSettings) -> Filter:
         explore = _fitted(state["explore"], replay["features"], residual(replay), settings)
         return LearnabilityState(**{**state, "replay": replay, "exploit": exploit, "explore": explore})
 
-    return Filter("learnability", init, score, choose, learn)
+    return Filter("learnability", init, score, choose, learn, predictions)
 
 
 def scored(state: LearnabilityState, contexts: Tensor, settings: FilterSettings) -> Scores:

@@ -78,6 +78,12 @@ def noted(memory: Memory, contexts: Tensor, features: Tensor, predicted: Tensor)
     return Memory(mean=mean, std=std, choices=memory["choices"] + 1, last=last, replay=memory["replay"])
 
 
+def predictions(memory: Memory) -> Tensor:
+    """The labels that were predicted of the candidates of the last choice, (samples,)."""
+    predicted: Tensor = memory["last"]["predicted"]
+    return predicted
+
+
 def pushed(memory: Memory, positions: Tensor, labels: Tensor, version: int, *, most: int, oldest: int | None) -> Params:
     """The replay with these candidates of the last choice behind the earlier samples.
 

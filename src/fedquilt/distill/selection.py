@@ -69,6 +69,9 @@ class Filter(NamedTuple):
     learn
         ``learn(state, positions, labels, version)`` gives the state that has learned the labels, in (0, 1), of these
         candidates of the last choice. ``version`` is the version of the student, a number that grows with its training.
+    predicted
+        ``predicted(state)`` gives the labels that it predicted of all candidates of the last choice, (samples,); None
+        for a filter that predicts none.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Filter(NamedTuple):
     score: Callable[[Tree, Candidates, Rng], Tensor]
     choose: Callable[[Tree, Candidates, Rng], tuple[Tensor, Tree]]
     learn: Callable[[Tree, Tensor, Tensor, int], Tree]
+    predicted: Callable[[Tree], Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from fedquilt.distill.paths import likelihoods, readings
 from fedquilt.distill.registry import filter_of
 from fedquilt.distill.reward import History, Outcome, Reward, labels, no_history
 from fedquilt.distill.selection import Candidates, Filter, FilterSettings
+from fedquilt.distill.told import about_choice, about_prediction
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,12 @@ class Choice(NamedTuple):
     positions: Tensor
     state: PupilState
 
-    @property
-    def share(self) -> float:
-        """The share of the samples that was chosen."""
-        return len(self.positions) / max(1, len(self.samples.weights))
+
+class Rated(NamedTuple):
+    """What a student keeps of a teacher after a lesson, and what it tells about its choice, see ``told``."""
+
+    state: PupilState
+    told: dict[str, float]
 
 
 def new_pupil() -> PupilState:
@@ -181,7 +184,7 @@ def pupil_of(
     return student.penalised(taught)
 
 
-def rated(student: Worker, order: Order, memory: Memory, choice: Choice, teaching: Teaching) -> PupilState:
+def rated(student: Worker, order: Order, memory: Memory, choice: Choice, teaching: Teaching) -> Rated:
     """What the student keeps of a teacher once it has learned: the filter learns what its choice was worth.
 
     Parameters
@@ -204,12 +207,15 @@ def rated(student: Worker, order: Order, memory: Memory, choice: Choice, teachin
         )
         return Outcome(losses, margins, student, choice.candidates.teacher[positions])
 
-    version = state["version"] + 1
+    version, chooser = state["version"] + 1, teaching.chooser
+    told = about_choice(positions, len(choice.samples.weights), choice.candidates.right)
     if not len(positions):
-        return PupilState(**{**state, "version": version})
+        return Rated(PupilState(**{**state, "version": version}), told)
     worth, history = labels(student.lending(order, memory, look), state["history"], teaching.reward)
-    own = teaching.chooser.learn(state["filter"], positions, worth, version)
-    return PupilState(filter=own, history=history, version=version)
+    if chooser.predicted is not None:
+        told |= about_prediction(chooser.predicted(state["filter"])[positions], worth)
+    own = chooser.learn(state["filter"], positions, worth, version)
+    return Rated(PupilState(filter=own, history=history, version=version), told)
 
 
 def _forward(lent: Lent) -> Forward:

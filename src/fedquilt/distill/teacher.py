@@ -73,14 +73,15 @@ class Teacher:
             lesson, state = lesson_up(offer, answer, right), filters.get(client) or new_pupil()
             rng = order.rng.child("teacher", client)
             choices[client] = chosen(worker, order, memory, lesson, state, self.teaching, rng)
-            told |= {f"client_{client}_taken": choices[client].share, **_right(f"client_{client}", right)}
+            told |= _right(f"client_{client}", right)
         pupil = pupil_of(worker, order, memory, [*choices.values()], self.teaching, order.rng.child("samples"))
         fitted = pupil.fit(order, memory, range(self.server.layout.num_layers))
         told["server_loss"] = fitted.metrics.get("loss", 0.0)
         after = after_round(own, fitted.params)
         trained = server_order(after, "rate")
         for client, choice in choices.items():
-            filters[client] = rated(worker, trained, memory, choice, self.teaching)
+            filters[client], about = rated(worker, trained, memory, choice, self.teaching)
+            told |= {f"client_{client}_{name}": number for name, number in about.items()}
         return Learned(ServerState(**{**after, "memory": {**memory, FILTERS: filters}}), told)
 
 

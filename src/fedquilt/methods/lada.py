@@ -23,6 +23,7 @@ from fedquilt.distill.reward import Reward
 from fedquilt.distill.selection import FilterSettings
 from fedquilt.distill.student import Teaching, chosen, new_pupil, pupil_of, rated
 from fedquilt.distill.teacher import Teacher
+from fedquilt.distill.told import RANGES
 from fedquilt.methods.layered import Weighting
 from fedquilt.methods.sharing import sharing
 from fedquilt.methods.traits import Traits
@@ -253,12 +254,12 @@ def _taught(exchange: Exchange, teaching: Teaching, taught: bool) -> Exchange:
         pupil = pupil_of(client, model, memory, [choice], teaching, rng.child("samples"))
         reply, after = exchange.work(pupil, model, memory)
         trained = replace(model, params={**model.params, **reply.params})
-        kept = {"filter": rated(client, trained, after, choice, teaching)}
-        return replace(reply, metrics={**reply.metrics, "taken": choice.share}), {**after, _MEMORY: kept}
+        own, told = rated(client, trained, after, choice, teaching)
+        return replace(reply, metrics={**reply.metrics, **told}), {**after, _MEMORY: {"filter": own}}
 
     def metrics(order: Order) -> Mapping[str, Range]:
         inner = {} if exchange.metrics is None else exchange.metrics(m.without_lesson(order))
-        return {**inner, "taken": Range(0.0, 1.0)} if m.has_peer(order) else inner
+        return {**inner, **RANGES} if m.has_peer(order) else inner
 
     own = m.reading_orders(exchange)
     return own._replace(ask=ask, work=work, metrics=own.metrics and metrics)
