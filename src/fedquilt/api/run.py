@@ -110,7 +110,7 @@ class Run:
 
         ``kind``: ``"rounds"`` and ``"bytes"`` plot scores over rounds and over the communication cost, with ``who`` as
         for ``curve``; ``"partition"`` plots the classes of each client, ``"allocation"`` the layers that each client
-        trained, ``"probabilities"`` the probability of drawing each layer.
+        trained, ``"probabilities"`` the probability of drawing each layer; ``report.pictures.draw`` lists all kinds.
         """
         from fedquilt.report.pictures import draw
 

@@ -9,6 +9,7 @@ from typing import Any
 from fedquilt.core.errors import ConfigError
 from fedquilt.report.caveats import notes
 from fedquilt.report.groups import WORST, group_rows
+from fedquilt.report.lessons import LESSONS, lesson_rows
 from fedquilt.report.paired_differences import HONEST, alone, paired_rows
 from fedquilt.report.table import Groups, Row, as_markdown, as_text, compare_rows, shared_metric
 
@@ -37,6 +38,8 @@ def comparison(groups: Groups, last: int | None = None, references: Sequence[str
     parts = [show(compare_rows(groups, last))]
     if of_groups := group_rows(groups, metric, last):
         parts += ["Group by group:", show(of_groups)]
+    if of_students := lesson_rows(groups):
+        parts += [f"{LESSONS}:", show(of_students)]
     parts += [part for what, rows in paired(groups, references, last) for part in (f"{what} {metric}:", show(rows))]
     honest = [HONEST, *alone(groups, references)] if references else []
     remarks = [meaning(metric), *honest, *notes(groups, last)]

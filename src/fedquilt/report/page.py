@@ -15,6 +15,7 @@ from fedquilt.report.comparison import meaning, paired
 from fedquilt.report.figure import png
 from fedquilt.report.groups import group_rows
 from fedquilt.report.html import picture_html, table_html
+from fedquilt.report.lessons import LESSONS, lesson_rows
 from fedquilt.report.paired_differences import HONEST, alone
 from fedquilt.report.plot import figures
 from fedquilt.report.runs import client_names, dropped
@@ -54,6 +55,8 @@ def page(groups: Groups, last: int | None = None, references: Sequence[str] = ()
     parts += ["<h2>Comparison</h2>", _table(compare_rows(groups, last))]
     if of_groups := group_rows(groups, main_metric(runs[0]), last):
         parts += ["<h2>Group by group</h2>", _table(of_groups)]
+    if of_students := lesson_rows(groups):
+        parts += [f"<h2>{escape(LESSONS)}</h2>", _table(of_students)]
     parts += [f"<p>{escape(note)}</p>" for note in notes(groups, last)]
     for what, rows in paired(groups, references, last):
         parts += [f"<h2>{escape(what)}</h2>", _table(rows)]

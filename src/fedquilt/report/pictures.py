@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fedquilt.core.errors import ConfigError, suggestion
 from fedquilt.report.figure import Figure
+from fedquilt.report.lesson_plots import choice_plot, reward_plot, right_plot, sides_plot, traffic_plot
 from fedquilt.report.maps import agreement_plot, allocation_map, partition_picture, probability_map
 from fedquilt.report.plot import over_bytes, over_rounds
 from fedquilt.report.scores import WHO, curve, main_metric
@@ -17,6 +18,11 @@ MAPS = {
     "allocation": allocation_map,
     "probabilities": probability_map,
     "agreement": agreement_plot,
+    "server": sides_plot,
+    "choice": choice_plot,
+    "right": right_plot,
+    "reward": reward_plot,
+    "traffic": traffic_plot,
 }
 """Plots of one run."""
 
@@ -25,9 +31,11 @@ def draw(groups: Groups, kind: str = "rounds", who: str | None = None) -> Figure
     """Draw a plot of runs by label.
 
     ``kind`` is ``rounds`` or ``bytes`` (scores over rounds or communication cost), or, for the first run only,
-    ``partition`` (classes by client), ``allocation`` (layers trained by client), ``probabilities`` (of layers) or
-    ``agreement`` (of models in common coordinates). ``who`` is as for ``scores.curve``; by default the first that was
-    measured.
+    ``partition`` (classes by client), ``allocation`` (layers trained by client), ``probabilities`` (of layers),
+    ``agreement`` (of models in common coordinates), ``traffic`` (bytes of each exchange), or of a server that owns a
+    model: ``server`` (its score beside the clients'), and of what server and clients took of each other's paths
+    ``choice`` (shares), ``right`` (right paths among them) and ``reward`` (predicted and realised). ``who`` is as for
+    ``scores.curve``; by default the first that was measured.
 
     Raises
     ------

@@ -13,8 +13,12 @@ from fedquilt.core.errors import RunError
 from fedquilt.report.agreement import agreement_of
 from fedquilt.report.conflicts import alignments
 from fedquilt.report.figure import COLOURS, DASHES, MARKERS, Figure, MaxNLocator, new_figure, plain_axes, png, scale_of
+from fedquilt.report.groups import SERVER, group_curve
+from fedquilt.report.lesson_plots import choice_plot, reward_plot, right_plot, sides_plot, traffic_plot
+from fedquilt.report.lessons import pupils
 from fedquilt.report.maps import agreement_plot, alignment_map, allocation_map, partition_picture, probability_map
 from fedquilt.report.runs import (
+    BYTE_UNITS,
     Run,
     allocation,
     client_table,
@@ -23,8 +27,6 @@ from fedquilt.report.runs import (
 )
 from fedquilt.report.scores import WHO, curve, main_metric
 from fedquilt.report.table import Groups
-
-BYTE_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB"), (1.0, "B"))
 
 
 def _mean_curve(runs: Sequence[Run], metric: str, who: str) -> tuple[list[int], np.ndarray, np.ndarray | None, int]:
@@ -144,6 +146,22 @@ def figures(groups: Groups) -> Iterator[tuple[str, Figure]]:
             yield f"agreement-{short}", agreement_plot(members[0], label)
         if members and alignments(members[0]):
             yield f"alignment-{short}", alignment_map(members[0], label)
+        if members:
+            yield from _of_lessons(members[0], label, short)
+
+
+def _of_lessons(run: Run, label: str, short: str) -> Iterator[tuple[str, Figure]]:
+    """Yield the plots of a run whose server owns a model, and of what it and the clients took of each other's paths."""
+    told = {name for pupil in pupils(run) for name in pupil.numbers}
+    if group_curve(run, SERVER, main_metric(run), "global")[0]:
+        yield f"server-and-clients-{short}", sides_plot(run, label)
+    if told:
+        yield f"choice-{short}", choice_plot(run, label)
+        yield f"bytes-{short}", traffic_plot(run, label)
+    if "taken_right" in told:
+        yield f"right-paths-{short}", right_plot(run, label)
+    if "label_correlation" in told:
+        yield f"reward-{short}", reward_plot(run, label)
 
 
 def save_plots(groups: Groups, folder: str | Path) -> list[Path]:

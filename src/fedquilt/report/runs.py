@@ -16,6 +16,9 @@ import numpy as np
 from fedquilt.core.errors import RunError
 from fedquilt.record.read import read_config, read_environment, read_partition, read_result, read_rounds
 
+BYTE_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB"), (1.0, "B"))
+"""Units in which plots count bytes, largest first."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -118,6 +121,19 @@ def all_bytes(run: Run) -> tuple[int, int]:
 def _bytes(line: Mapping[str, Any]) -> tuple[int, int]:
     moved = [own for exchange in line.get("exchanges") or () for own in (exchange.get("clients") or {}).values()]
     return sum(int(own.get("bytes_up", 0)) for own in moved), sum(int(own.get("bytes_down", 0)) for own in moved)
+
+
+def exchange_bytes(run: Run) -> dict[tuple[str, str], tuple[list[int], list[int]]]:
+    """Return rounds and bytes in each, of all clients, by exchange and ``"down"`` or ``"up"``."""
+    found: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+    for line in run.rounds:
+        for exchange in line.get("exchanges") or ():
+            up, down = _bytes({"exchanges": [exchange]})
+            for way, size in (("down", down), ("up", up)):
+                rounds, sizes = found.setdefault((str(exchange.get("exchange", "")), way), ([], []))
+                rounds.append(int(line["round"]))
+                sizes.append(size)
+    return found
 
 
 def client_table(run: Run) -> list[Mapping[str, Any]]:

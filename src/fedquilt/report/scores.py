@@ -63,6 +63,18 @@ def curve(run: Run, metric: str = "accuracy", who: str = "global") -> tuple[list
     return rounds, values
 
 
+def client_curves(run: Run, metric: str) -> dict[int, tuple[list[int], list[float]]]:
+    """Return the rounds in which each client's model was scored on its own test rows, and the scores, by client."""
+    found: dict[int, tuple[list[int], list[float]]] = {}
+    for line in run.rounds:
+        for client, scores in ((line.get("evaluation") or {}).get("clients") or {}).items():
+            if metric in scores:
+                rounds, values = found.setdefault(int(client), ([], []))
+                rounds.append(int(line["round"]))
+                values.append(as_number(scores[metric]))
+    return found
+
+
 def window(run: Run, last: int | None = None) -> int:
     """Return over how many last evaluated rounds a run is averaged: ``last``, or ``evaluation.last`` of its run file.
 

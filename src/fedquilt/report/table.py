@@ -221,6 +221,21 @@ GROUPED: tuple[Column, ...] = (
     *_FINAL,
     *_MEASURED[:2],
 )
+TAUGHT: tuple[Column, ...] = (
+    COMPARE[0],
+    ("student", lambda row: str(row["student"])),
+    COMPARE[1],
+    *(
+        (title, lambda row, key=key: "-" if row[key] is None else f"{row[key]:.2f}")
+        for title, key in (
+            ("taken", "taken"),
+            ("right of offered", "offered_right"),
+            ("right of taken", "taken_right"),
+            ("reward error", "label_error"),
+            ("reward correlation", "label_correlation"),
+        )
+    ),
+)
 PAIRED: tuple[Column, ...] = (
     ("method", lambda row: str(row["label"])),
     ("against", lambda row: str(row["reference"])),
@@ -235,7 +250,7 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
     """Return the header and one line of texts per row, without columns that have no values."""
     if not rows:
         return []
-    kinds = {"verdict": PAIRED, "group": GROUPED, "label": COMPARE}
+    kinds = {"verdict": PAIRED, "group": GROUPED, "student": TAUGHT, "label": COMPARE}
     columns = next((kind for key, kind in kinds.items() if key in rows[0]), SUMMARY)
     averaged = {title for title, _ in _MEASURED[:2]}  # the others are averaged over the same rounds
     spans = sorted({row["window"] for row in rows if row.get("window")})
