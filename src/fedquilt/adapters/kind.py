@@ -39,6 +39,8 @@ class Host:
     task : what it is fine-tuned for, such as ``"causal-lm"``.
     classes : the names of the classes in the order of the outputs; empty for a language model.
     state : the buffers that training changes (running statistics and their like).
+    slots : whether layers with the same function share tensors by slots of depth, so that their first factors must have
+        the same axes.
     """
 
     model: nn.Module
@@ -54,6 +56,7 @@ class Host:
     task: str
     classes: tuple[str, ...]
     state: State
+    slots: bool = False
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,14 @@ def site_of(module: str, sites: Mapping[str, Sequence[str]] = SITES) -> str | No
     return next((site for site, ends in sites.items() if ends_in(module, *ends)), None)
 
 
+def axes_of(module: str) -> str:
+    """What the first factors of the module are drawn by where layers share tensors: its site, or its path without one.
+
+    Layers whose factors have unrelated axes have nothing in common that matrices between the factors could share.
+    """
+    return site_of(module) or module
+
+
 def sites_of(places: Mapping[str, Place]) -> tuple[str, ...]:
     """The sites of a model, each once, in their order."""
     return tuple(dict.fromkeys(place.site for place in places.values()))

@@ -112,10 +112,12 @@ class EncodedRows:
         return self._encoded[key], assigned
 
 
-def host_of(config: Config, loaded: Loaded, architecture: str, depths: Mapping[str, int]) -> Host:
+def host_of(
+    config: Config, loaded: Loaded, architecture: str, depths: Mapping[str, int], *, slots: bool = False
+) -> Host:
     """The model of an architecture as input of its kind of adapter.
 
-    ``depths`` are the numbers of blocks of all architectures, by name.
+    ``depths`` are the numbers of blocks of all architectures, by name; ``slots`` is the method's trait.
     """
     head = tuple(loaded.head)
     return Host(
@@ -132,6 +134,7 @@ def host_of(config: Config, loaded: Loaded, architecture: str, depths: Mapping[s
         task=config.model.task,
         classes=loaded.outputs.classes,
         state=state_of(loaded.model, example(loaded.model, loaded.prepare)),
+        slots=slots,
     )
 
 

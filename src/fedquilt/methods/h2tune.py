@@ -155,4 +155,4 @@ def traits(settings: Mapping[str, Any]) -> Traits:
     """
     if settings["ends"] == "common":
         return Traits(needs="coordinates", across=True)
-    return Traits(needs="factors", trains="own", merge="own", across=True, alignment=settings["align"])
+    return Traits(needs="factors", trains="own", merge="own", across=True, alignment=settings["align"], slots=True)

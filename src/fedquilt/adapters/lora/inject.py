@@ -139,10 +139,11 @@ def trainable(model: nn.Module, layout: Layout) -> dict[str, nn.Parameter]:
     return {name: parameters[name] for name in layout.depth if name not in layout.buffers}
 
 
-def initial(layout: Layout, model: nn.Module) -> Callable[[Rng], Params]:
+def initial(layout: Layout, model: nn.Module, axes: Callable[[str], str] = str) -> Callable[[Rng], Params]:
     """``make(rng)``, which returns the tensors that training starts from, on the CPU: new factors, and other tensors.
 
-    The factors are drawn module by module from ``rng``. The head and the magnitudes of DoRA are copied when this
+    The factors are drawn module by module from ``rng``; modules of one width for whose paths ``axes`` is the same start
+    with the same factors. The head and the magnitudes of DoRA are copied when this
     function is called, so that values that clients load into the model later do not change them.
     """
     kept = {name: copied(parameter) for name, parameter in trainable(model, layout).items() if not is_factor(name)}
@@ -155,7 +156,7 @@ def initial(layout: Layout, model: nn.Module) -> Callable[[Rng], Params]:
                 params[name] = kept[name].clone()
             elif factor == "lora_A":
                 (rank, d_in), d_out = layout.shapes[name], layout.shapes[f"{module}.lora_B"][0]
-                params[name], params[f"{module}.lora_B"] = initial_factors(module, d_in, d_out, rank, rng)
+                params[name], params[f"{module}.lora_B"] = initial_factors(axes(module), d_in, d_out, rank, rng)
         return params
 
     return make

@@ -14,6 +14,7 @@ from fedquilt.adapters.lora.peft_files import PEFT_CONFIG, PEFT_TENSORS, load_pe
 from fedquilt.adapters.lora.peft_targets import peft_names
 from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.settings import Adapter
+from fedquilt.adapters.sites import axes_of
 from fedquilt.core.errors import ModelError
 from fedquilt.core.factors import BIAS, FACTORS, MAGNITUDE
 from fedquilt.core.settings import part_of
@@ -33,7 +34,8 @@ def _put(section: Adapter, host: Host) -> Put:
         tensors, own = plain(params, settings)
         save_lora(folder, tensors, own, where, host, export)
 
-    return Put(where, initial(where, host.model), settings.scaling, save, settings=settings)
+    start = initial(where, host.model, axes_of if host.slots else str)
+    return Put(where, start, settings.scaling, save, settings=settings)
 
 
 def save_lora(folder: Path, params: Params, settings: LoraSettings, layout: Layout, host: Host, export: Export) -> None:

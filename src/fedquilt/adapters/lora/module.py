@@ -169,7 +169,7 @@ def initial_factors(name: str, d_in: int, d_out: int, rank: int, rng: Rng) -> tu
     Parameters
     ----------
     name
-        The module's path.
+        The module's path, or what modules with the same first factors have in common.
     d_in, d_out, rank
         The module's numbers of input and output features, and the rank r.
     rng

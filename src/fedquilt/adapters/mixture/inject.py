@@ -11,7 +11,7 @@ from fedquilt.adapters.lora.inject import copied, own_parameters, trainable
 from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.mixture.module import MixtureLinear, drawn_down, drawn_expert
 from fedquilt.adapters.mixture.settings import MixtureSettings
-from fedquilt.adapters.sites import BANK, is_shared, output_projections, slots_of
+from fedquilt.adapters.sites import BANK, axes_of, is_shared, output_projections, slots_of
 from fedquilt.core.errors import ModelError
 from fedquilt.core.factors import Product, named
 from fedquilt.core.rng import Rng
@@ -119,7 +119,7 @@ def initial_mixture(layout: Layout, model: nn.Module, settings: MixtureSettings)
         if end != "down":
             return torch.zeros(shape)
         rank, width = shape
-        return drawn_down(module, rank, width, rng)
+        return drawn_down(axes_of(module), rank, width, rng)
 
     return lambda rng: {name: value(name, shape, rng) for name, shape in layout.shapes.items()}
 

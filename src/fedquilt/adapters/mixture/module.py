@@ -190,5 +190,5 @@ def drawn_expert(name: str, settings: MixtureSettings, rng: Rng) -> Tensor:
 
 
 def drawn_down(name: str, rank: int, width: int, rng: Rng) -> Tensor:
-    """The initial ``down`` of the module of this name, (r, width): normal numbers of variance ``1 / width``."""
+    """The initial ``down`` of modules of this name, (r, width): normal numbers of variance ``1 / width``."""
     return torch.randn(rank, width, generator=rng.child("mixture", name).torch()) / math.sqrt(width)
