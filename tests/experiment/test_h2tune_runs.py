@@ -11,9 +11,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from fedquilt.adapters.sites import site_of
 from fedquilt.bank.merge import exchange_bytes
 from fedquilt.config.load import load
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.rng import Rng
 from fedquilt.experiment.build import build
 from fedquilt.experiment.export import export
 from fedquilt.experiment.plan import plan
@@ -113,6 +115,21 @@ def test_unlike_models_and_tasks_run_plan_and_resume_together(config, tmp_path, 
         run(config(), tmp_path / "cut", progress=stopped)
     resume(tmp_path / "cut")
     assert fingerprint(tmp_path / "cut") == fingerprint(folder)
+
+
+def test_layers_of_one_site_start_with_the_same_axes_and_only_in_methods_that_share_slots(config):
+    def axes(*changes):
+        federation = build(config(*changes, ranks=False)).federation
+        for name in federation.layouts:
+            seen = {}
+            for tensor, value in federation.initial[name](Rng(5)).items():
+                if tensor.endswith("lora_A"):
+                    seen.setdefault(site_of(tensor.rpartition(".")[0]), []).append(value)
+            yield from seen.values()
+
+    assert all(torch.equal(same[0], value) for same in axes() for value in same[1:])
+    others = axes("method={name = \"fedit\"}")
+    assert not any(torch.equal(same[0], value) for same in others for value in same[1:])
 
 
 def test_alignment_is_recorded_drawn_and_goes_on_after_a_stop(config, tmp_path, fingerprint, stopped):

@@ -24,6 +24,7 @@ from itertools import repeat
 from typing import NamedTuple
 
 import torch
+from scipy.linalg import eigh
 from torch import Tensor
 
 from fedquilt.core.rng import Rng
@@ -178,8 +179,8 @@ def _spectrum(features: Tensor, centre: Tensor, kept: int, *, scale: float) -> t
     The largest come first. They come from the smaller of the two Gram matrices. A direction without variance has the
     vector 0.
     """
-    squares, found = torch.linalg.eigh(_gram(features, centre))
-    squares, found, largest = squares.flip(0)[:kept], found[:, -kept:].flip(1), squares.max()
+    squares, found = _leading(_gram(features, centre), kept)
+    largest = squares[0]
     if len(features) > features.shape[1]:
         present = squares > largest * features.shape[1] * torch.finfo(squares.dtype).eps
         inverse = torch.where(present, squares.clamp_min(0), torch.inf).rsqrt()
@@ -190,8 +191,26 @@ def _spectrum(features: Tensor, centre: Tensor, kept: int, *, scale: float) -> t
 def _gram(features: Tensor, centre: Tensor) -> Tensor:
     """The smaller of ``X X'`` and ``X' X`` for centred features X, (min(N, d), min(N, d))."""
     if len(features) > features.shape[1]:
-        return _sum(part.T @ part for part in _centred(features, centre, 0))
-    return _sum(part @ part.T for part in _centred(features, centre, 1))
+        return _sum(_square(part) for part in _centred(features, centre, 0))
+    return _sum(_square(part.T) for part in _centred(features, centre, 1))
+
+
+def _square(part: Tensor) -> Tensor:
+    """``part' part``. On the CPU numpy knows that it is symmetric, and computes half of it."""
+    if part.device.type != "cpu":
+        return part.T @ part
+    array = part.numpy()
+    return torch.from_numpy(array.T @ array)
+
+
+def _leading(matrix: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """The ``kept`` largest eigenvalues of a symmetric matrix, the largest first, and their eigenvectors, by columns."""
+    if matrix.device.type != "cpu":
+        values, vectors = torch.linalg.eigh(matrix)
+    else:  # scipy finds only those that are wanted
+        size = len(matrix)
+        values, vectors = map(torch.from_numpy, eigh(matrix.numpy(), subset_by_index=(size - kept, size - 1)))
+    return values.flip(0)[:kept], vectors[:, -kept:].flip(1)
 
 
 def times(features: Tensor, centre: Tensor, other: Tensor) -> Tensor:

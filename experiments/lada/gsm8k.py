@@ -1,0 +1,91 @@
+"""GSM8K in three parts, and what trained models make of its reasoning paths and answers.
+
+FEDQUILT_DATA=/path/to/data python experiments/lada/gsm8k.py split
+FEDQUILT_DATA=/path/to/data python experiments/lada/gsm8k.py score RUN [RUN ...]
+
+``split`` writes ``gsm8k/{public,server,clients}.jsonl``, parts of the training set without a problem in common.
+``score`` prints, for each group and the server of a run folder, the negative log-likelihood of the human reasoning path
+and of the final answer behind it on held-out problems, in nats a token, without and with the adapter. The models are
+those of ``FEDQUILT_MODELS``, or of the hub.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fedquilt.core.rng import Rng
+from fedquilt.experiment import export
+
+HELD_OUT = 64
+PROMPT = "Question: {question}\nAnswer: "
+
+
+def problems(file: str) -> list[dict[str, str]]:
+    lines = (Path(os.environ["FEDQUILT_DATA"]) / "gsm8k" / file).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def split() -> None:
+    rows = problems("train.jsonl")
+    drawn = Rng(0).child("experiments", "lada").numpy().permutation(len(rows))
+    ends = {"public": 2000, "server": 4000, "clients": len(rows)}
+    first = 0
+    for name, end in ends.items():
+        lines = [json.dumps(rows[number]) for number in sorted(drawn[first:end])]
+        path = Path(os.environ["FEDQUILT_DATA"]) / "gsm8k" / f"{name}.jsonl"
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        first = end
+
+
+@torch.no_grad()
+def likelihoods(model: torch.nn.Module, tokenizer: AutoTokenizer, rows: list[dict[str, str]]) -> tuple[float, float]:
+    """Nats a token of the path, and of the answer: the line that begins with ``####``, and the end token."""
+    nats = torch.zeros(2, dtype=torch.float64)
+    tokens = torch.zeros(2)
+    for row in rows:
+        prompt = PROMPT.format(question=row["question"])
+        text = prompt + row["answer"]
+        read = tokenizer(text, return_offsets_mapping=True, add_special_tokens=True)
+        ids = torch.tensor([*read["input_ids"], tokenizer.eos_token_id])
+        starts = torch.tensor([start for start, _ in read["offset_mapping"]] + [len(text)])
+        losses = -model(ids[None]).logits[0, :-1].float().log_softmax(-1).gather(-1, ids[1:, None]).squeeze(-1)
+        answer = starts[1:] >= text.rindex("####")
+        path = (starts[1:] >= len(prompt)) & ~answer
+        for part, own in enumerate((path, answer)):
+            nats[part] += losses[own].double().sum()
+            tokens[part] += own.sum()
+    path_nats, answer_nats = (nats / tokens).tolist()
+    return path_nats, answer_nats
+
+
+def score(run: Path) -> None:
+    rows = problems("test.jsonl")[-HELD_OUT:]
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    scratch = run / "exported"
+    for group in [*(own["label"] for own in config["groups"]), None]:
+        label = group or "server"
+        folder = export(run, scratch / label, group=group, server=group is None)
+        name = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        local = Path(os.environ.get("FEDQUILT_MODELS", "")) / name
+        where = str(local) if local.is_dir() else name
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        base = AutoModelForCausalLM.from_pretrained(where, dtype=torch.bfloat16)
+        before = likelihoods(base, tokenizer, rows)
+        after = likelihoods(PeftModel.from_pretrained(base, folder), tokenizer, rows)
+        figures = [f"{value:.3f}" for pair in zip(before, after, strict=True) for value in pair]
+        print(f"| {run.name} | {label} | {' | '.join(figures)} |", flush=True)
+
+
+if __name__ == "__main__":
+    command, *folders = sys.argv[1:]
+    if command == "split":
+        split()
+    else:
+        print("| run | model | path before | path after | answer before | answer after |\n|---|---|---|---|---|---|")
+        for folder in folders:
+            score(Path(folder))
