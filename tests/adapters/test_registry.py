@@ -88,7 +88,9 @@ def test_a_folder_of_no_kind_is_refused_with_the_files_that_there_could_be(tmp_p
         load_adapter(loaded().model, tmp_path)
 
 
-@pytest.mark.parametrize(("kind", "slots", "same"), [("lora", False, False), ("lora", True, True), ("mixture", True, True)])
+@pytest.mark.parametrize(
+    ("kind", "slots", "same"), [("lora", False, False), ("lora", True, True), ("mixture", True, True)]
+)
 def test_layers_that_share_tensors_by_slots_start_with_the_same_axes(kind, slots, same) -> None:
     found = loaded()
     start = KINDS[kind].put(section(kind), host_of(found, slots=slots)).start(Rng(1))

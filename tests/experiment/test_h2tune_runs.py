@@ -128,7 +128,7 @@ def test_layers_of_one_site_start_with_the_same_axes_and_only_in_methods_that_sh
             yield from seen.values()
 
     assert all(torch.equal(same[0], value) for same in axes() for value in same[1:])
-    others = axes("method={name = \"fedit\"}")
+    others = axes('method={name = "fedit"}')
     assert not any(torch.equal(same[0], value) for same in others for value in same[1:])
 
 

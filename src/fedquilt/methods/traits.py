@@ -35,8 +35,8 @@ class Traits:
     sends_scores : whether the method needs numbers that clients compute from their rows, besides tensors.
     stateless : whether clients keep nothing from one round to the next, unless their heads are local. If this is not
         known, the privacy accounting does not rely on it.
-    slots : whether layers with the same function share tensors by slots of depth. Their first factors then have the same
-        axes, in every model with modules of that width.
+    slots : whether layers with the same function share tensors by slots of depth. Their first factors then have the
+        same axes, in every model with modules of that width.
     needs_server : whether it needs a server that owns a model and data ([server]). Such a method is ``across``: there
         is one server for all architectures.
     """
