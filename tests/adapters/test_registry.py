@@ -88,15 +88,13 @@ def test_a_folder_of_no_kind_is_refused_with_the_files_that_there_could_be(tmp_p
         load_adapter(loaded().model, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("kind", "slots", "same"), [("lora", False, False), ("lora", True, True), ("mixture", True, True)]
-)
-def test_layers_that_share_tensors_by_slots_start_with_the_same_axes(kind, slots, same) -> None:
+@pytest.mark.parametrize(("kind", "slots"), [("lora", False), ("lora", True), ("mixture", True)])
+def test_layers_that_share_tensors_by_slots_start_with_the_same_axes(kind, slots) -> None:
     found = loaded()
     start = KINDS[kind].put(section(kind), host_of(found, slots=slots)).start(Rng(1))
     first = {name: tensor for name, tensor in start.items() if name.endswith((".lora_A", ".down"))}
     twins = [(name, name.replace(".0.", ".1.")) for name in first if ".0." in name]
     assert twins
-    assert all(torch.equal(first[left], first[right]) is same for left, right in twins)
+    assert all(torch.equal(first[left], first[right]) is slots for left, right in twins)
     here = [first[left] for left, _ in twins]
     assert not any(torch.equal(a, b) for i, a in enumerate(here) for b in here[:i] if a.shape == b.shape)

@@ -20,6 +20,7 @@ REST = {"torch", "numpy", "safetensors", "annotated_types"}
 
 MORE = {
     "core/rng.py": {"numpy"},
+    "aggregate/axes.py": {"scipy"},
     "config": {"pydantic", "pydantic_core"},
     "data": {"PIL", "sklearn", "pandas", "pyarrow"},
     "data/readers/hub.py": {"datasets", "flwr_datasets"},

@@ -117,7 +117,16 @@ def host_of(
 ) -> Host:
     """The model of an architecture as input of its kind of adapter.
 
-    ``depths`` are the numbers of blocks of all architectures, by name; ``slots`` is the method's trait.
+    Parameters
+    ----------
+    config
+        The config of a group of this architecture.
+    loaded, architecture
+        The model, and the name of its architecture.
+    depths
+        The numbers of blocks of all architectures, by name.
+    slots
+        The method's trait of this name.
     """
     head = tuple(loaded.head)
     return Host(
