@@ -232,8 +232,8 @@ def joined(
             with naming_groups(part):
                 weightless = next(model.model.parameters()).is_meta
                 where, among = shape if weightless else device, depths if name in depths else {name: sized[name]}
-                host = host_of(part.config, model, name, among, slots=wanted.traits.slots)
-                works[name] = work_of(part.config, model, host, where, rng)
+                host = host_of(part.config, model, name, among)
+                works[name] = work_of(part.config, model, replace(host, slots=wanted.traits.slots), where, rng)
         if part.is_server:
             here = next(iter(owned), ServerRows())
             with naming_groups(part):

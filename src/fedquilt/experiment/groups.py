@@ -112,21 +112,10 @@ class EncodedRows:
         return self._encoded[key], assigned
 
 
-def host_of(
-    config: Config, loaded: Loaded, architecture: str, depths: Mapping[str, int], *, slots: bool = False
-) -> Host:
+def host_of(config: Config, loaded: Loaded, architecture: str, depths: Mapping[str, int]) -> Host:
     """The model of an architecture as input of its kind of adapter.
 
-    Parameters
-    ----------
-    config
-        The config of a group of this architecture.
-    loaded, architecture
-        The model, and the name of its architecture.
-    depths
-        The numbers of blocks of all architectures, by name.
-    slots
-        The method's trait of this name.
+    ``depths`` are the numbers of blocks of all architectures, by name.
     """
     head = tuple(loaded.head)
     return Host(
@@ -143,7 +132,6 @@ def host_of(
         task=config.model.task,
         classes=loaded.outputs.classes,
         state=state_of(loaded.model, example(loaded.model, loaded.prepare)),
-        slots=slots,
     )
 
 
