@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -337,13 +335,6 @@ def test_a_test_set_takes_the_class_numbers_of_the_training_set() -> None:
         with_classes(table, ("cat",), "t.csv")
     only_cats = table.rows([1])
     assert numbers(with_classes(only_cats, ("bat", "cat"), "t.csv").labels) == [1]
-
-
-def test_importing_the_package_does_not_import_the_hugging_face_library() -> None:
-    packages = "{'datasets', 'flwr_datasets'}"
-    code = f"import sys, fedquilt.data.loaders, fedquilt.data.holdout; print({packages} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
 
 
 @pytest.mark.slow

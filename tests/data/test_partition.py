@@ -7,7 +7,12 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from flwr_datasets.partitioner import DirichletPartitioner, NaturalIdPartitioner, PathologicalPartitioner
+from flwr_datasets.partitioner import (
+    DirichletPartitioner,
+    IidPartitioner,
+    NaturalIdPartitioner,
+    PathologicalPartitioner,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -99,6 +104,14 @@ def test_rows_without_labels_can_be_cut_iid() -> None:
 def flower_parts(partitioner: Any, column: str, values: np.ndarray) -> list[list[int]]:
     partitioner.dataset = datasets.Dataset.from_dict({column: values.tolist(), "row": list(range(len(values)))})
     return [sorted(partitioner.load_partition(client)["row"]) for client in range(partitioner.num_partitions)]
+
+
+@pytest.mark.parametrize("num_clients", [1, 7, 10])
+def test_iid_is_the_one_of_flwr_datasets(num_clients: int) -> None:
+    order = Rng(1).numpy().permutation(len(LABELS))
+    expected = flower_parts(IidPartitioner(num_clients), "label", LABELS[order])
+    parts = cut("iid", num_clients)
+    assert [part.tolist() for part in parts] == [sorted(order[rows].tolist()) for rows in expected]
 
 
 def test_dirichlet_is_the_one_of_flwr_datasets() -> None:

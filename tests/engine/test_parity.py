@@ -67,7 +67,7 @@ def aligned(models, **settings) -> Setup:
 
 def across(models, **settings) -> Setup:
     """H2Tune among clients of different architectures, two of each."""
-    training = Training(steps=5, epochs=None, batch_size=4, learning_rate=0.05)
+    training = Training(steps=3, epochs=None, batch_size=4, learning_rate=0.05)
     scene = several(models, training=training)
     method = METHODS["h2tune"](scene.federation, private_steps=2, **settings)
     return Setup(method, scene.federation.profiles, scene.clients)

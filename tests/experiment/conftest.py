@@ -1,5 +1,7 @@
 """What runs of unlike clients have in common: words beside the run file, and an end before the end."""
 
+import importlib
+
 import pytest
 
 from fedquilt.engine.local import LocalEngine
@@ -47,3 +49,9 @@ def recorded_run():
         return run(config, folder, connect=EMBEDDED._replace(make=make)), moved
 
     return of
+
+
+@pytest.fixture
+def bytes_alone(monkeypatch):
+    """Plans leave activations out, of which a forward and backward pass over shapes takes most of a plan's time."""
+    monkeypatch.setattr(importlib.import_module("fedquilt.experiment.plan"), "activation_bytes", lambda *_: 0)

@@ -28,6 +28,7 @@ GOES_WITH_DORA = (
 )
 
 
+@pytest.mark.usefixtures("bytes_alone")
 def test_a_run_with_dora_is_planned_resumed_and_exported_for_peft(config, tmp_path, fingerprint, stopped):
     wanted = config(*DORA, "adapter.rank_pattern={'layers.1.mlp.fc1'=3}", "adapter.alpha_pattern={fc2=2.0}")
     plans = {one.client: one for one in plan(wanted)}
@@ -61,6 +62,7 @@ def test_a_run_with_dora_is_planned_resumed_and_exported_for_peft(config, tmp_pa
         )
 
 
+@pytest.mark.usefixtures("bytes_alone")
 @pytest.mark.parametrize(
     ("more", "theirs"),
     [

@@ -84,6 +84,7 @@ def test_a_common_head_goes_with_it():
     assert check(config(("num_blocks = 2", "num_blocks = 2, common_head = true, head_scale = 2.0, bias = false"))) == []
 
 
+@pytest.mark.usefixtures("bytes_alone")
 def test_a_plan_states_what_the_anchor_says_once():
     planned = {(one.group, one.once_down, one.once_up) for one in plan(config())}
     # of each of 2 x 2 modules: 60 x 4 rank-space outputs, 60 x 8 whitened outputs and 8 x 4, each of 4 bytes

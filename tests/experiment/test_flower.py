@@ -225,15 +225,6 @@ def test_without_flower_the_engine_says_what_to_install(command, monkeypatch):
     assert "--engine flower-sim: needs flwr and ray; install it with `pip install 'fedquilt[flower]'`" in said.err
 
 
-def test_fedquilt_does_not_need_flower():
-    code = (
-        "import sys; sys.modules['flwr'] = sys.modules['ray'] = None; import fedquilt.experiment, fedquilt.cli.app, "
-        "fedquilt.experiment.flower; assert not [m for m in sys.modules if m.startswith('flwr.')]; print('fine')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout == "fine\n", done.stderr
-
-
 def test_telemetry_is_off_unless_it_was_turned_on(monkeypatch):
     from fedquilt.engine.flower.compat import QUIET, quiet
 

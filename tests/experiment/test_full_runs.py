@@ -101,6 +101,7 @@ def test_a_client_trains_as_a_bare_loop_over_the_whole_model_does(two):
         torch.testing.assert_close(value, moved[name].detach(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.usefixtures("bytes_alone")
 def test_what_travels_is_the_whole_model_both_ways(two, tmp_path):
     for one in plan(two()):
         assert one.saving == 0

@@ -230,6 +230,7 @@ def test_central_privacy_is_refused_among_unlike_models_and_in_one(config):
         build(config("privacy.mode=central"))
 
 
+@pytest.mark.usefixtures("bytes_alone")
 def test_h2_16_a_billion_weights_plan_to_half_a_percent_of_their_lora(config, tmp_path):
     """H2-16, by ``fedquilt plan``. The released code sends 4 to 33 % of a LoRA (dense, for every rank)."""
     text = RUN[: RUN.index("[[groups]]")].replace("tiny:llama?layers=3&width=16", "shape:llama-3.2-1b")

@@ -144,6 +144,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(sizes, tmp_path, fingerpri
     assert read_rounds(whole)[-1]["state"] == read_rounds(tmp_path / "cut")[-1]["state"]
 
 
+@pytest.mark.usefixtures("bytes_alone")
 @pytest.mark.parametrize("method", CONTROLS)
 @pytest.mark.parametrize("trained", ["own", "all"])
 def test_methods_that_take_means_train_the_same_adapters_in_each_architecture_apart(sizes, tmp_path, method, trained):
@@ -293,6 +294,7 @@ model = {name = "shape:llama-3.1-8b", task = "causal-lm", max_length = 16}
 """
 
 
+@pytest.mark.usefixtures("bytes_alone")
 @pytest.mark.parametrize(("dtype", "least"), [("float32", 0.995), ("int8", 0.998)])
 @pytest.mark.parametrize("trained", ["own", "all"])
 def test_ht_11_among_llamas_99_5_per_cent_is_saved_and_99_8_with_int8(tmp_path, dtype, least, trained):
@@ -312,6 +314,7 @@ def test_ht_11_among_llamas_99_5_per_cent_is_saved_and_99_8_with_int8(tmp_path, 
         assert one.saving >= least
 
 
+@pytest.mark.usefixtures("bytes_alone")
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_ht_11_what_is_planned_is_what_then_travels(sizes, tmp_path, dtype):
     wanted = sizes("rounds=1", f"network.dtype={dtype}", words=True)
@@ -321,6 +324,7 @@ def test_ht_11_what_is_planned_is_what_then_travels(sizes, tmp_path, dtype):
     assert {id: (one["bytes_down"], one["bytes_up"]) for id, one in moved.items()} == planned
 
 
+@pytest.mark.usefixtures("bytes_alone")
 def test_the_base_is_counted_without_branches_that_no_block_uses(sizes):
     used = {one.group: one.model_bytes for one in plan(sizes("adapter.num_slots=3"))}
     assert used == {one.group: one.model_bytes for one in plan(sizes("adapter.num_slots=9"))}

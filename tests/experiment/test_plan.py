@@ -17,6 +17,7 @@ DEIT_S = ("model.name='tiny:vit?layers=12&width=384&heads=6&image=224&patch=16&c
 DEIT_S += ("head.policy=frozen", "partition.num_clients=20", "clients.shares=3-3-4", "clients.budgets=[6,9,12]")
 
 
+@pytest.mark.usefixtures("bytes_alone")
 @pytest.mark.parametrize("allocation", ["gd", "rgd"])
 def test_the_papers_vit_b_trains_49152_parameters_a_block_and_589824_in_all(config, allocation):
     plans = plan(config(*VIT_B, "head.policy=frozen", "clients.budgets=[1,6,12]", f"method.allocation={allocation}"))
@@ -41,6 +42,7 @@ def test_the_model_is_counted_without_its_adapters(config):
     assert one.peak_bytes == one.weight_bytes + one.gradient_bytes + one.optimizer_bytes + one.activation_bytes
 
 
+@pytest.mark.usefixtures("bytes_alone")
 @pytest.mark.parametrize(
     ("method", "total"),
     [
@@ -65,6 +67,7 @@ def test_llama_3_8b_is_planned_in_seconds_without_weights(config):
     assert plans[-1].saving > 0.999
 
 
+@pytest.mark.usefixtures("bytes_alone")
 @pytest.mark.parametrize(
     ("shape", "blocks", "slots", "share"),
     [("llama-3.2-1b", 16, 16, 0.0108), ("llama-3.2-3b", 28, 28, 0.00703), ("llama-3.1-8b", 32, 2, 0.000338)],
@@ -82,6 +85,7 @@ def test_cores_of_a_language_model_cost_little_and_the_axes_are_told_apart(confi
     assert one.bytes_up / lora.bytes_up == pytest.approx(share, rel=0.02)
 
 
+@pytest.mark.usefixtures("bytes_alone")
 def test_what_is_planned_is_what_then_travels(config, tmp_path):
     wanted = config("clients.cohort=6", "rounds=1")
     planned = {str(one.client): one for one in plan(wanted)}
@@ -163,6 +167,7 @@ def test_a_plan_that_cannot_be_made_says_why(config):
         plan(config("model.name='shape:llama-3-80b'", "model.task=causal-lm"))
 
 
+@pytest.mark.usefixtures("bytes_alone")
 @pytest.mark.parametrize(("dtype", "share"), [("float32", 1.0), ("bfloat16", 0.5), ("int8", 0.25)])
 def test_a_plan_counts_bytes_in_the_type_in_which_they_travel(config, tmp_path, dtype, share):
     plain = plan(config(*VIT_B, "clients.budgets=[1,6,12]"))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedquilt.config.load import load
 from fedquilt.core.errors import RoundError, RunError
 from fedquilt.experiment import round_record
 from fedquilt.experiment.build import build
@@ -191,18 +192,29 @@ def test_resuming_a_finished_run_changes_nothing(finished):
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
-def test_a_run_is_not_resumed_with_another_config(config, tmp_path):
+@pytest.fixture(scope="module")
+def first_round(finished, tmp_path_factory):
+    """The folder of a run that was stopped after its first round. Not to be changed."""
+    folder = tmp_path_factory.mktemp("first") / "stopped"
     with pytest.raises(KeyboardInterrupt):
-        run(config(), tmp_path / "stopped", Told(stop_after=13))
+        run(load(finished.parent / "tiny.toml")[0], folder, Told(stop_after=13))
+    return folder
+
+
+@pytest.fixture
+def stopped(config, first_round, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(first_round, tmp_path / "stopped")
+
+
+def test_a_run_is_not_resumed_with_another_config(config, stopped):
     with pytest.raises(RunError, match=r"started from another config: training.steps is 2 there and 5 now"):
-        resume(tmp_path / "stopped", config("training.steps=5"))
-    assert resume(tmp_path / "stopped", config("output=elsewhere", "name=other")) == tmp_path / "stopped"
+        resume(stopped, config("training.steps=5"))
+    assert resume(stopped, config("output=elsewhere", "name=other")) == stopped
 
 
-def test_other_data_or_other_weights_than_the_run_began_with_are_refused(config, tmp_path, monkeypatch):
-    folder = tmp_path / "stopped"
-    with pytest.raises(KeyboardInterrupt):
-        run(config(), folder, Told(stop_after=13))
+def test_other_data_or_other_weights_than_the_run_began_with_are_refused(config, stopped, monkeypatch):
+    folder = stopped
     with monkeypatch.context() as patched:
         patched.setattr(run_module, "weights_digest", lambda groups: "another")
         with pytest.raises(RunError, match=r"model.name = 'tiny:vit.*' does not have the weights that the run"):
@@ -216,10 +228,8 @@ def test_other_data_or_other_weights_than_the_run_began_with_are_refused(config,
 @pytest.mark.parametrize(
     "name", ["config.json", "environment.json", "partition.json", "rounds.jsonl", "checkpoint.json"]
 )
-def test_what_was_changed_since_it_was_written_is_refused_by_name(config, tmp_path, name):
-    folder = tmp_path / "stopped"
-    with pytest.raises(KeyboardInterrupt):
-        run(config(), folder, Told(stop_after=13))
+def test_what_was_changed_since_it_was_written_is_refused_by_name(stopped, tmp_path, name):
+    folder = stopped
     path = folder / name
     whole = path.read_text()
     digit = next(place for place, sign in enumerate(whole) if sign in "12345678")
@@ -232,10 +242,8 @@ def test_what_was_changed_since_it_was_written_is_refused_by_name(config, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_checkpoint_is_refused_by_name(config, tmp_path):
-    folder = tmp_path / "stopped"
-    with pytest.raises(KeyboardInterrupt):
-        run(config(), folder, Told(stop_after=13))
+def test_a_damaged_checkpoint_is_refused_by_name(stopped):
+    folder = stopped
     (state,) = (folder / "checkpoint").glob("state-*.safetensors")
     content = bytearray(state.read_bytes())
     content[-1] ^= 1
@@ -370,11 +378,9 @@ def test_a_lost_adapter_of_a_client_is_not_taken_for_none(config, tmp_path):
     assert not (tmp_path / "again").exists()
 
 
-def test_a_run_that_another_process_writes_is_neither_resumed_nor_exported(config, tmp_path, monkeypatch):
+def test_a_run_that_another_process_writes_is_neither_resumed_nor_exported(config, stopped, tmp_path, monkeypatch):
     monkeypatch.setattr("fedquilt.record.lock.PATIENCE", 0.1)
-    folder = tmp_path / "stopped"
-    with pytest.raises(KeyboardInterrupt):
-        run(config(), folder, Told(stop_after=13))
+    folder = stopped
     with hold(folder):
         for act in (lambda: resume(folder), lambda: export(folder, tmp_path / "out"), lambda: run(config(), folder)):
             with pytest.raises(RunError, match=rf"is being written by process {os.getpid()} on "):

@@ -262,6 +262,7 @@ def test_a_variance_below_zero_is_refused_and_long_statistics_are_not_an_update(
     assert "it must be from 0 to" in (held(fit, orders[0], worse) or "")
 
 
+@pytest.mark.usefixtures("bytes_alone")
 def test_a_plan_counts_statistics_as_they_travel(wanted, tmp_path):
     planned = {str(one.client): (one.bytes_down, one.bytes_up) for one in plan(wanted(rounds=1))}
     line = json.loads((run(wanted(rounds=1), tmp_path / "run") / "rounds.jsonl").read_text("utf-8"))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedquilt.adapters.common.inject import CommonAdapters, point_of
 from fedquilt.adapters.common.settings import Axes as AxesSettings
+from fedquilt.adapters.lora.module import num_features
 from fedquilt.aggregate.axes import SEEN, coordinates
 from fedquilt.client.coordinates import Anchored, Consensus, Way
 from fedquilt.core.federation import Public
@@ -74,19 +75,29 @@ class PublicInputs:
 
     def shapes(self, rank: int, example: Batch) -> Public:
         """The shapes of ``bases()`` and of ``seen()`` for axes of this rank; ``example`` are arguments of the model."""
-        own, way, number = self.settings, self._way(rank), len(next(iter(example.values())))
+        own, way = self.settings, self._way(rank)
         bases: Params = {}
         seen: Params = {}
-        if own.rows == "words":
-            example = {**example, ENDS: torch.zeros(number, own.words, dtype=torch.int64, device=self.device)}
-        for module, features in self._features(self._observed, lambda: [example], number):
-            (each, width), point = features.inputs.shape[1:], self._observed[module]
-            count = own.inputs * each
-            outputs = features.outputs.shape[-1] if module in self.adapters.linears else None
-            shapes = way.shapes(point, count, width, outputs)
+        observations = self._observations_of_an_input(example)
+        for module, point in self._observed.items():
+            each, linear = observations.get(module, 1), self.adapters.linears.get(module)
+            adapted = linear or self.adapters.head[1]  # type: ignore[index]  # what is observed is one or the other
+            width, outputs = num_features(adapted.base)
+            shapes = way.shapes(point, own.inputs * each, width, None if linear is None else outputs)
             bases |= {f"basis.{name}": torch.empty(shape, device="meta") for name, shape in shapes.items()}
             seen[f"{SEEN}.{point}"] = torch.empty(own.held_out * each, rank, device="meta")
         return Public(bases, seen, self.adapters.anchored)
+
+    def _observations_of_an_input(self, example: Batch) -> dict[str, int]:
+        """The number of observations of an input at each module, by a pass over shapes where it is not 1 everywhere."""
+        if self.settings.rows == "inputs":
+            return {}
+        number = len(next(iter(example.values())))
+        if self.settings.rows == "words":
+            ends = torch.zeros(number, self.settings.words, dtype=torch.int64, device=self.device)
+            example = {**example, ENDS: ends}
+        found = self._features(self._observed, lambda: [example], number)
+        return {module: features.inputs.shape[1] for module, features in found}
 
     def bases(self) -> Params:
         """What the model says of each place, by ``basis.<place>`` and names that begin so; see ``coordinates``."""

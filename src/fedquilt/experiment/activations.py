@@ -76,8 +76,8 @@ class _Live(TorchDispatchMode):
             made = _blank(form)
         else:
             made = func(*args, **(kwargs or {}))
-            if _is_new(made, (args, kwargs)):
-                _FORMS[key] = _form(made)
+            if key not in _FORMS:
+                _FORMS[key] = _form(made) if _is_new(made, (args, kwargs)) else None
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor):
                 self.count(tensor)
@@ -106,7 +106,7 @@ class _Form(NamedTuple):
 
 
 _FORMS: dict[Any, Any] = {}
-"""The forms of what operations make, by the operation and the forms of what it is given.
+"""The forms of what operations make, by the operation and the forms of what it is given; None of views and the like.
 
 Most operations on the meta device are written in Python, and blocks and clients repeat them: this is several times as
 fast.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import unicodedata
 
 import pytest
@@ -44,13 +42,6 @@ def test_all_fonts_are_found():
     assert len(FONTS) >= 20
     for name in FONTS:
         assert (font_folder() / f"{name}.ttf").is_file(), name
-
-
-def test_drawing_does_not_import_matplotlib():
-    code = "import sys; from fedquilt.data.synthetic.glyphs import font_folder; font_folder()"
-    code += "; print('matplotlib' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
 
 
 def test_pool_has_every_class_and_skips_what_a_font_lacks():

@@ -184,13 +184,6 @@ def read_hub(name: str, configuration: str | None = None) -> dict[str, Raw]:
         ) from error
 
 
-def iid_parts(order: np.ndarray, num_clients: int) -> list[np.ndarray]:
-    """``order`` cut into ``num_clients`` consecutive parts whose sizes differ by at most 1, by ``IidPartitioner``."""
-    from flwr_datasets.partitioner import IidPartitioner
-
-    return _parts(IidPartitioner(num_clients), {"index": order})
-
-
 def dirichlet_parts(labels: np.ndarray, num_clients: int, alpha: float, min_size: int, seed: int) -> list[np.ndarray]:
     """The row numbers of every client by ``DirichletPartitioner``.
 
