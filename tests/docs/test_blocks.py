@@ -45,9 +45,9 @@ def test_readme_begins_with_python():
 def test_the_blocks_of_a_page_run_one_after_another(page, tmp_path, monkeypatch, capsys):
     """In this process, where everything is imported already; the notebook below is a process of its own.
 
-    At most three rounds show that a block runs; the notebook runs them all.
+    Two rounds show that a block runs; the notebook runs them all.
     """
-    text = re.sub(r'(?<="rounds": )\d+', lambda found: str(min(3, int(found[0]))), "\n\n".join(blocks(page)))
+    text = re.sub(r'(?<="rounds": )\d+', lambda found: str(min(2, int(found[0]))), "\n\n".join(blocks(page)))
     (tmp_path / "page.py").write_text(text, "utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")

@@ -50,6 +50,7 @@ def test_a_small_model_uses_one_thread_says_so_and_a_resumed_run_keeps_it(unset,
     assert torch.get_num_threads() == 2
     assert read_environment(tmp_path / "run")["threads"] == 1
     used = []
+    torch.set_num_threads(1)  # two would wait for one another
     monkeypatch.setattr(threads.torch, "set_num_threads", used.append)
     resume(tmp_path / "run")
     assert used[0] == 1

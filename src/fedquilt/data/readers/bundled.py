@@ -70,8 +70,8 @@ def _digits() -> tuple[Any, Any]:
     """
     package = find_spec("sklearn")
     assert package is not None  # fedquilt depends on it
-    (folder,) = package.submodule_search_locations or ()
-    rows = np.loadtxt(Path(folder) / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    assert package.origin is not None
+    rows = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
     images = rows[:, :-1].reshape(-1, 8, 8)  # counts in 0..16
     return np.round(images * (255 / 16)).astype(np.uint8), rows[:, -1].astype(int)
 
