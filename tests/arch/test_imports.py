@@ -1,4 +1,4 @@
-"""What is imported by whom: every step of one fresh process, and the modules that are there after it.
+"""What is imported by whom: every step of a fresh process, and the modules that are there after it.
 
 A command that answers at once, a plot on a machine without torch, a client without Flower: all of it hangs on what an
 import brings along.
@@ -7,18 +7,19 @@ import brings along.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-STEPS = {
+READING = {
     "package": "import fedquilt; dir(fedquilt)",
     "record": "import fedquilt.record; fedquilt.record.read_rounds(FOLDER)",
     "report": "import fedquilt.report, fedquilt.report.runs, fedquilt.report.table, fedquilt.report.plot, "
     "fedquilt.report.page",
+}
+RUNNING = {
     "command": "from fedquilt.cli import app",
     "glyphs": "from fedquilt.data.synthetic.glyphs import font_folder; font_folder()",
     "loaders": "import fedquilt.data.loaders, fedquilt.data.holdout",
@@ -26,7 +27,7 @@ STEPS = {
     "fedquilt.experiment.flower",
     "run": "from fedquilt.config.load import load; fedquilt.experiment.run(load(FILE, ['rounds=1'])[0], NEW)",
 }
-"""In this order: each brings along what those before it do, and more."""
+"""The steps of two processes, in this order: each brings along what those before it do, and more."""
 
 LINES = """
 import json, sys
@@ -43,13 +44,13 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def imported(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """The names of the modules that are there after each step."""
-    new = tmp_path_factory.mktemp("imports") / "run"
-    words = [str(finished), str(finished.parent / "tiny.toml"), str(new), json.dumps(STEPS)]
-    done = subprocess.run(
-        [sys.executable, "-c", LINES, *words], capture_output=True, text=True, timeout=300, env=dict(os.environ)
-    )
-    assert done.returncode == 0, done.stderr
-    return {name: set(modules) for name, modules in json.loads(done.stdout).items()}
+    words, found = [finished, finished.parent / "tiny.toml", tmp_path_factory.mktemp("imports") / "run"], {}
+    for steps in (READING, RUNNING):
+        line = [sys.executable, "-c", LINES, *map(str, words), json.dumps(steps)]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        found |= {name: set(modules) for name, modules in json.loads(done.stdout).items()}
+    return found
 
 
 def test_importing_the_package_loads_nothing_heavy(imported: dict[str, set[str]]) -> None:

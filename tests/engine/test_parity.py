@@ -31,12 +31,18 @@ SOON = {"warmup": 1, "refresh": 1}
 
 
 def real(
-    name: str, local_head: bool = False, model: str | None = None, ranks=None, rule: Rule | None = None, **settings
+    name: str,
+    local_head: bool = False,
+    model: str | None = None,
+    ranks=None,
+    rule: Rule | None = None,
+    steps: int = 1,
+    **settings,
 ) -> Setup:
     """A method of the library among four clients that train a real transformer, with dropout."""
     more = {} if model is None else {"model": model}
     budgets = (1, 2, 4, 2) if model is None else (1, 2, 3, 2)
-    training = Training(steps=2, epochs=None, batch_size=4, learning_rate=0.05)
+    training = Training(steps=steps, epochs=None, batch_size=4, learning_rate=0.05)
     more |= {} if ranks is None else {"rank": max(ranks), "ranks": ranks}
     scene = small(budgets=budgets, sizes=(5, 8, 6, 7), proxy=3, training=training, rule=rule, **more)
     method = METHODS[name](scene.federation, **settings)
@@ -47,7 +53,7 @@ def real(
 
 def apart(name: str, models, **settings) -> Setup:
     """A method of the library among clients of different architectures, two of each."""
-    training = Training(steps=2, epochs=None, batch_size=4, learning_rate=0.05)
+    training = Training(steps=1, epochs=None, batch_size=4, learning_rate=0.05)
     scene = several(models, training=training)
     method = by_architecture(lambda federation: METHODS[name](federation, **settings), scene.federation)
     return Setup(method, scene.federation.profiles, scene.clients)
@@ -135,8 +141,9 @@ TABLE |= {
     "toy-vertical-int8": short(vertical_setup, "int8"),
     "toy-distillation-bfloat16": short(distillation_setup, "bfloat16"),
     "toy-groups-int8": short(groups_setup, "int8"),
-    "fed-hello-proximal-adam": changed(TABLE["fed-hello-fim"], mu=0.5, kind="adam"),
-    "fedra-proximal": changed(TABLE["fedra"], mu=0.5),
+    # in the first of its steps nothing pulls a client back, so there are two
+    "fed-hello-proximal-adam": changed(lambda: real("fed-hello", steps=2, **SOON), mu=0.5, kind="adam"),
+    "fedra-proximal": changed(lambda: real("fedra", steps=2), mu=0.5),
     "fedsa-lora-yogi-int8": short(changed(TABLE["fedsa-lora"], kind="yogi"), "int8"),
     "toy-fedavg-momentum": changed(fedavg_setup, kind="momentum"),
 }

@@ -1,6 +1,7 @@
 """What runs of unlike clients have in common: words beside the run file, and an end before the end."""
 
 import importlib
+import shutil
 
 import pytest
 
@@ -28,6 +29,23 @@ def stopped():
             raise KeyboardInterrupt
 
     return Stopping()
+
+
+class Copying(Progress):
+    """Copies a run's folder when so many of its rounds are done: what is left of one that is killed then."""
+
+    def __init__(self, folder, copy, rounds=1):
+        self.folder, self.copy, self.rounds = folder, copy, rounds
+
+    def round(self, line):
+        if line["round"] + 1 == self.rounds:
+            shutil.copytree(self.folder, self.copy)
+
+
+@pytest.fixture(scope="session")
+def copying():
+    """``copying(folder, copy, rounds)``: the class, for ``run`` into the folder; it trains nothing twice."""
+    return Copying
 
 
 @pytest.fixture

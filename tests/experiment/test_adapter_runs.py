@@ -29,15 +29,13 @@ GOES_WITH_DORA = (
 
 
 @pytest.mark.usefixtures("bytes_alone")
-def test_a_run_with_dora_is_planned_resumed_and_exported_for_peft(config, tmp_path, fingerprint, stopped):
+def test_a_run_with_dora_is_planned_resumed_and_exported_for_peft(config, tmp_path, fingerprint, copying):
     wanted = config(*DORA, "adapter.rank_pattern={'layers.1.mlp.fc1'=3}", "adapter.alpha_pattern={fc2=2.0}")
     plans = {one.client: one for one in plan(wanted)}
-    whole = run(wanted, tmp_path / "whole")
+    whole = run(wanted, tmp_path / "whole", copying(tmp_path / "whole", tmp_path / "half"))
     (fit,) = read_rounds(whole)[0]["exchanges"]
     for client, moved in fit["clients"].items():
         assert moved["bytes_down"] == plans[int(client)].bytes_down
-    with pytest.raises(KeyboardInterrupt):
-        run(wanted, tmp_path / "half", stopped)
     resume(tmp_path / "half", wanted)
     assert fingerprint(tmp_path / "half") == fingerprint(whole)
 

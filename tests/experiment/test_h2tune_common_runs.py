@@ -58,11 +58,9 @@ def config(tmp_path):
     return made
 
 
-def test_classifiers_of_unlike_classes_share_cores_and_go_on_to_the_same_bits(config, tmp_path, fingerprint, stopped):
+def test_classifiers_of_unlike_classes_share_cores_and_go_on_to_the_same_bits(config, tmp_path, fingerprint, copying):
     wanted = config("method.free_after=1")
-    folder = run(wanted, tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt):
-        run(wanted, tmp_path / "cut", progress=stopped)
+    folder = run(wanted, tmp_path / "run", copying(tmp_path / "run", tmp_path / "cut"))
     resume(tmp_path / "cut")
     assert fingerprint(tmp_path / "cut") == fingerprint(folder)
 

@@ -93,8 +93,8 @@ def config(tmp_path):
     return made
 
 
-def test_unlike_models_and_tasks_run_plan_and_resume_together(config, tmp_path, fingerprint, stopped):
-    folder = run(config(), tmp_path / "run")
+def test_unlike_models_and_tasks_run_plan_and_resume_together(config, tmp_path, fingerprint, copying):
+    folder = run(config(), tmp_path / "run", copying(tmp_path / "run", tmp_path / "cut"))
     planned = plan(config())
     lines = read_rounds(folder)
     for one in planned:
@@ -111,8 +111,6 @@ def test_unlike_models_and_tasks_run_plan_and_resume_together(config, tmp_path, 
     assert lines[0]["exchanges"][0]["clients"]["0"]["settings"]["joint"] is True
     assert lines[1]["exchanges"][0]["clients"]["0"]["settings"]["joint"] is False
 
-    with pytest.raises(KeyboardInterrupt):
-        run(config(), tmp_path / "cut", progress=stopped)
     resume(tmp_path / "cut")
     assert fingerprint(tmp_path / "cut") == fingerprint(folder)
 
@@ -132,9 +130,9 @@ def test_layers_of_one_site_start_with_the_same_axes_and_only_in_methods_that_sh
     assert not any(torch.equal(same[0], value) for same in others for value in same[1:])
 
 
-def test_alignment_is_recorded_drawn_and_goes_on_after_a_stop(config, tmp_path, fingerprint, stopped):
+def test_alignment_is_recorded_drawn_and_goes_on_after_a_stop(config, tmp_path, fingerprint, copying):
     wanted = config("rounds=2", "method.align=projection", "method.deviation=0.1")
-    folder = run(wanted, tmp_path / "run")
+    folder = run(wanted, tmp_path / "run", copying(tmp_path / "run", tmp_path / "cut"))
     states = [line["state"] for line in read_rounds(folder)]
     assert {len(state["cosines"]) for state in states} == {9}
     (found,) = alignments(read_run(folder)).values()
@@ -142,8 +140,6 @@ def test_alignment_is_recorded_drawn_and_goes_on_after_a_stop(config, tmp_path, 
     assert found.conflicts.tolist() == [state["conflicts"] for state in states]
     assert list(found.names) == sorted(group["architecture"] for group in read_partition(folder)["groups"])
 
-    with pytest.raises(KeyboardInterrupt):
-        run(wanted, tmp_path / "cut", progress=stopped)
     resume(tmp_path / "cut")
     assert fingerprint(tmp_path / "cut") == fingerprint(folder)
     assert fingerprint(run(config("rounds=2", "method.deviation=0.1"), tmp_path / "plain")) != fingerprint(folder)

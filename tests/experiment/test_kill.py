@@ -51,9 +51,13 @@ def until(true, process, seconds=300):
 
 def killed(process, folder, rounds, delay):
     """Whether the process was killed ``delay`` seconds after it had finished ``rounds`` more rounds."""
-    wanted = next_round(folder) + rounds
     lines = folder / "rounds.jsonl"
-    until(lambda: lines.exists() and lines.read_bytes().count(b"\n") >= wanted, process)
+
+    def done():
+        return lines.read_bytes().count(b"\n") if lines.exists() else 0
+
+    wanted = done() + rounds
+    until(lambda: done() >= wanted, process)
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     out, err = process.communicate(timeout=30)

@@ -43,6 +43,12 @@ def pattern(template):
     return rf"(?m:^){made}(?!\d)" if "\n" in template else rf"(?m:(?:^|(?<=\. )){made}(?!\d))"
 
 
+def with_words_of(template):
+    """The passages that hold the longest words of a template, among which are all that match its pattern."""
+    words = max(re.split(r"\{\w+\}", template), key=len)
+    return [passage for passage in text() if words in passage]
+
+
 def skeleton(words):
     words = re.sub("|".join(NAMES), "N", words)
     words = re.sub("|".join(THINGS), "T", words)
@@ -52,7 +58,11 @@ def skeleton(words):
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_every_tale_is_right_and_tells_nothing_that_is_held_out(kind):
     for template in SENTENCES[kind]:
-        found = [match.groupdict() for passage in text() for match in re.finditer(pattern(template), passage)]
+        found = [
+            match.groupdict()
+            for passage in with_words_of(template)
+            for match in re.finditer(pattern(template), passage)
+        ]
         assert len(found) >= 8, template
         for groups in found:
             numbers = {name: int(value) for name, value in groups.items()}
@@ -70,7 +80,7 @@ def test_what_is_said_to_a_question_is_right_and_not_held_out(kind):
     signs = {"+": "+", "-": "-", "*": "*", "//": "/"}
     told_as = dict.fromkeys(("number", "sum", "assignments", "list"), 0)
     for template in QUESTIONS[kind]:
-        for passage in text():
+        for passage in with_words_of(template):
             match = re.match(pattern(template), passage)
             if match is None:
                 continue
