@@ -1,7 +1,7 @@
 """What every method promises, as plain functions: ``promise(build)`` asserts it of the method that ``build()`` gives.
 
-A new method joins by one row in ``test_contract.py``. ``build`` is called anew for each run, so that nothing a run
-leaves behind in a closure can help the next one.
+A new method joins by one row in ``test_contract.py``. ``build`` is called anew for each run whose bits are compared,
+so that nothing that another run left behind in a closure can help it.
 """
 
 from __future__ import annotations
@@ -332,7 +332,16 @@ def recalled(build: Build, *, likewise: bool = False) -> Setup:
 
         return exchange._replace(work=work)
 
-    return _with(build(), remembering)
+    return _with(_made(build), remembering)
+
+
+@lru_cache(maxsize=4)
+def _made(build: Build) -> Setup:
+    """A method and clients for all promises of a row that do not ask what a run leaves behind in a method's closures.
+
+    ``resumes_to_the_bit`` does: it goes on with another method from what the first one gave.
+    """
+    return build()
 
 
 def _with(setup: Setup, change: Callable[[Exchange], Exchange]) -> Setup:
@@ -345,7 +354,7 @@ def _with(setup: Setup, change: Callable[[Exchange], Exchange]) -> Setup:
 
 def survives_one_client_missing(build: Build) -> None:
     """Any one client may be away, always or in one exchange; the round goes on without it, and says so."""
-    names = [exchange.name for exchange in build().method.exchanges]
+    names = [exchange.name for exchange in _made(build).method.exchanges]
     before = undisturbed(build, 1)
     asked_at_all = sorted(
         {client for traffic in undisturbed(build).traffic for moved in traffic for client in moved.settings}
@@ -379,7 +388,7 @@ def survives_one_client_missing(build: Build) -> None:
 
 
 def refuses_an_empty_cohort(build: Build) -> None:
-    setup = build()
+    setup = _made(build)
     state = setup.method.init(Rng(5).child("init"))
     before = copied(state)
     with pytest.raises(RoundError, match="round 1: the cohort is empty"):
@@ -389,7 +398,7 @@ def refuses_an_empty_cohort(build: Build) -> None:
 
 def refuses_a_round_without_replies(build: Build) -> None:
     """If nobody answers, the error names the round, the exchange, every client asked and why; the state stays."""
-    setup = build()
+    setup = _made(build)
     played = undisturbed(build, 1)
     state, before = played.states[-1], copied(played.states[-1])
     turn = Turn(1, setup.profiles, Rng(5).child("round", 1))
@@ -404,7 +413,7 @@ def refuses_a_round_without_replies(build: Build) -> None:
 
 def echo_changes_nothing(build: Build) -> None:
     """Clients that return what they received leave the state unchanged to the bit."""
-    setup = build()
+    setup = _made(build)
     rows = {profile.id: profile.num_examples for profile in setup.profiles}
 
     def echo(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
@@ -530,7 +539,7 @@ def state_and_memory_are_trees(build: Build) -> None:
     A state is of the type that ``init`` declares.
     """
     watched = _watched(build)
-    hint = declared(build().method.init)
+    hint = declared(_made(build).method.init)
     faults = [fault(state, "state") or misfit(state, hint, "state") for state in watched.played.states]
     assert watched.calls
     assert watched.faults["state_and_memory_are_trees"] + [f for f in faults if f] == []
@@ -551,7 +560,7 @@ def resumes_to_the_bit(build: Build) -> None:
 
 def a_failed_round_leaves_the_state(build: Build) -> None:
     """A run that dies in its last exchange can be taken up from the state and memories before that round."""
-    last = build().method.exchanges[-1].name
+    last = _made(build).method.exchanges[-1].name
     whole, first = undisturbed(build, 2), undisturbed(build, 1)
     setup, state, memories = recalled(build), first.states[-1], first.memories
     before = copied(state)

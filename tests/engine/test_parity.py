@@ -112,7 +112,9 @@ TABLE = {
     "hetlora-ranks": lambda: real("hetlora", ranks=RANKS, gamma=0.5),
     "flora-ranks": lambda: real("flora", model=GPT2, ranks=RANKS),
     "flora-llama": lambda: real("flora", model=LLAMA),
-    "fedex-lora-1": lambda: real("fedex-lora", residual_rank=1),
+    # of two steps the second moves A too, without which nothing is left over to merge into the base
+    "fedex-lora": lambda: real("fedex-lora", steps=2),
+    "fedex-lora-1": lambda: real("fedex-lora", steps=2, residual_rank=1),
     "fed-hello-flora": lambda: real("fed-hello", ranks=RANKS, rule=stack_rule(), allocation="rgd"),
     "fedra-flora": lambda: real("fedra", ranks=RANKS, rule=stack_rule()),
     "fedit-apart": lambda: apart("fedit", (VIT, WIDE, LLAMA)),
