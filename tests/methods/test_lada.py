@@ -28,6 +28,7 @@ from fedquilt.distill.student import Teaching
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment import build, resume, run
 from fedquilt.experiment.build import Experiment
+from fedquilt.experiment.plan import whole_plan
 from fedquilt.methods import METHODS
 from fedquilt.methods.by_architecture import by_architecture
 from fedquilt.methods.lada import with_lada
@@ -233,6 +234,35 @@ def test_lada_9_nothing_private_crosses_the_wire() -> None:
         assert sizes == {**texts, **numbers}
         assert lesson == reply.params.keys()
         assert reply.metrics == {}
+
+
+@pytest.mark.parametrize("direction", ["both", "none"])
+def test_what_is_planned_is_what_then_travels_and_what_the_formula_says(taught: Path, direction: str) -> None:
+    """Q (q + 4 + b + 4 + 8 + 8 + 4) bytes go down beside the adapter, which goes twice, and Q (b + 4 + 16) come up."""
+    nobody = {"candidates": 32, "path_tokens": 64, "path_bytes": 256} if direction == "none" else {}
+    planned, server = whole_plan(config(direction=direction, **nobody))
+    line = read_rounds(taught)[0]
+    assert server is not None
+    assert server.peak_bytes > server.weight_bytes > max(one.weight_bytes for one in planned)
+    questions = build(config()).federation.server.questions.texts
+    for one in planned:
+        paths, fit = (exchange["clients"][str(one.client)] for exchange in line["exchanges"])
+        adapter = fit["bytes_up"]
+        if direction == "none":
+            assert (one.bytes_down, one.bytes_up) == (adapter, adapter)
+            continue
+        assert one.bytes_down == paths["bytes_down"] + fit["bytes_down"]
+        assert one.bytes_up == paths["bytes_up"] + fit["bytes_up"] == adapter + 6 * (24 + 4 + 16)
+        longest = (one.bytes_down - 2 * adapter) / 6 - (4 + 24 + 4 + 8 + 8 + 4)
+        assert longest in {len(text.encode()) for text in questions}
+
+
+def test_a_plan_counts_the_rows_of_the_lessons() -> None:
+    """More samples of each teacher need more memory on both sides, and only on the side that is taught."""
+    few, many, down = (whole_plan(config(**own)) for own in ({}, {"samples": 64}, {"samples": 64, "direction": "down"}))
+    assert few.server.activation_bytes < many.server.activation_bytes
+    assert few.clients[0].activation_bytes < many.clients[0].activation_bytes == down.clients[0].activation_bytes
+    assert down.server.activation_bytes < few.server.activation_bytes
 
 
 def test_lada_9_what_a_client_says_does_not_depend_on_its_rows() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,7 @@ from fedquilt.core.errors import ConfigError
 from fedquilt.report.table import human_bytes
 
 if TYPE_CHECKING:
-    from fedquilt.experiment.plan import ClientPlan
+    from fedquilt.experiment.plan import ClientPlan, Needs, ServerPlan
 
 
 def plan(
@@ -39,15 +39,18 @@ def plan(
     settings, _ = load(config, changes or [])
     # importing takes seconds, so errors of the run file come first
     from fedquilt.experiment.memory import afforded, budget_lines, budgeted
-    from fedquilt.experiment.plan import plan as planned
+    from fedquilt.experiment.plan import whole_plan
 
     groups = afforded(settings, _numbers(memory)) if memory else ()
     if groups:
         settings = budgeted(settings, groups)
-    plans = planned(settings)
+    plans, server = whole_plan(settings)
     if as_json:
         rows = [asdict(one) | {"peak_bytes": one.peak_bytes, "saving": one.saving} for one in plans]
-        show_json({"groups": [asdict(group) for group in groups], "plans": rows} if groups else rows)
+        more: dict[str, Any] = {"groups": [asdict(group) for group in groups]} if groups else {}
+        if server is not None:
+            more["server"] = asdict(server) | {"peak_bytes": server.peak_bytes}
+        show_json({**more, "plans": rows} if more else rows)
         return
     labelled = any(one.group for one in plans)
     moved = [
@@ -65,18 +68,18 @@ def plan(
             ]
         )
         moved[-1] += [human_bytes(one.bytes_down), human_bytes(one.bytes_up), f"{one.saving:.2%}"]
-        parts = (one.weight_bytes, one.gradient_bytes, one.optimizer_bytes, one.activation_bytes, one.peak_bytes)
-        needed.append([str(one.client), *(human_bytes(part) for part in parts)])
+        needed.append([str(one.client), *_memory(one)])
+    needed += [] if server is None else [["server", *_memory(server)]]
     show_table(moved, "Trained and sent by each client in one round")
-    show_table(needed, "Memory of each client")
+    show_table(needed, f"Memory of each client{'' if server is None else ', and of the server for the model it owns'}")
     classes = list(dict.fromkeys(one.num_classes for one in plans if one.num_classes))
     head = f" A head of {' or '.join(map(str, classes))} classes is included." if classes else ""
     whole = " or ".join(human_bytes(size) for size in dict.fromkeys(one.model_bytes for one in plans))
     out.print(
-        "down, up: bytes of adapters and head in network.dtype. saved: communication saved against sending the whole "
-        f"model both ways ({whole} each way). peak: sum of weights, gradients, optimiser state and the most that a "
-        "forward and backward pass holds besides; the program and its libraries, about 0.3 GB on the CPU, come on top."
-        f"{head}{_once(plans)}",
+        f"down, up: bytes of adapters and head in network.dtype{_texts(server)}. saved: communication saved against "
+        f"sending the whole model both ways ({whole} each way). peak: sum of weights, gradients, optimiser state and "
+        "the most that a forward and backward pass holds besides; the program and its libraries, about 0.3 GB on the "
+        f"CPU, come on top.{head}{_once(plans)}",
         highlight=False,
         soft_wrap=not out.is_terminal,
     )
@@ -92,6 +95,16 @@ def plan(
             highlight=False,
         )
         out.print(budget_lines(groups), markup=False, highlight=False, soft_wrap=True)
+
+
+def _memory(needs: Needs) -> list[str]:
+    parts = (needs.weight_bytes, needs.gradient_bytes, needs.optimizer_bytes, needs.activation_bytes, needs.peak_bytes)
+    return [human_bytes(part) for part in parts]
+
+
+def _texts(server: ServerPlan | None) -> str:
+    """What else travels where the server owns a model."""
+    return "" if server is None else ", and of the texts and numbers that go with the server's questions"
 
 
 def _once(plans: Sequence[ClientPlan]) -> str:

@@ -104,6 +104,16 @@ def reports_nothing(state: Tree) -> Mapping[str, Any]:
     return {}
 
 
+class Beside(NamedTuple):
+    """Rows of the pass that a method adds to an optimiser step, after the one over the student's own rows.
+
+    ``client`` are those of a step on a client; ``server`` those of a step on the server, for each client of the cohort.
+    """
+
+    client: int = 0
+    server: int = 0
+
+
 class Method(NamedTuple):
     """A federated method: its functions and the exchanges of a round.
 
@@ -131,6 +141,8 @@ class Method(NamedTuple):
     server
         ``server(state)`` gives what the state holds of the server's own model, which is evaluated and exported; None
         for a method whose server has no model of its own.
+    beside
+        The rows that the method adds to optimiser steps, for a plan of memory and time.
     """
 
     name: str
@@ -141,3 +153,4 @@ class Method(NamedTuple):
     model: Callable[[Profile, Params, Order, Memory], Params] = overlay
     report: Callable[[Tree], Mapping[str, Any]] = reports_nothing
     server: Callable[[Tree], ServerState] | None = None
+    beside: Beside = Beside()

@@ -55,6 +55,11 @@ class Teaching:
         chooser = filter_of(self.filter)
         return only_right(chooser) if self.verified else chooser
 
+    @property
+    def rows(self) -> int:
+        """Rows that a teacher's samples add to an optimiser step: its paths and, to contrast them, the student's."""
+        return 0 if self.weight == 0 else self.batch_size * (1 if self.contrast.weight == 0 else 2)
+
 
 class Lesson(NamedTuple):
     """Samples that a teacher offers.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from typing import NamedTuple
 
 from fedquilt.adapters.sites import is_shared
 from fedquilt.core.errors import ConfigError
@@ -10,12 +12,54 @@ from fedquilt.core.federation import Federation
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Order, Profile, Turn
+from fedquilt.core.wire import num_wire_bytes
+from fedquilt.core.worker import Worker
 
 
 def first_orders(method: Method, profiles: Sequence[Profile], rng: Rng) -> Mapping[ClientId, Order]:
     """The orders of a first round in which every client takes part; ``rng`` is the stream of the run."""
     turn = Turn(0, tuple(profiles), rng.child("round", 0))
     return training_of(method).ask(method.init(rng.child("init")), turn)
+
+
+class Begun(NamedTuple):
+    """A first round up to its training: the orders of it, and the bytes of the exchanges before it.
+
+    ``moved`` are bytes down and up by client, in the type in which they travel.
+    """
+
+    orders: Mapping[ClientId, Order]
+    moved: Mapping[ClientId, tuple[int, int]]
+
+
+def begun_round(method: Method, clients: Mapping[ClientId, Worker], profiles: Sequence[Profile], rng: Rng) -> Begun:
+    """The first round of clients on the meta device, who all take part, up to its training.
+
+    Exchanges that depend on no client's rows happen once in a run, and are left out.
+
+    Parameters
+    ----------
+    method, profiles
+        The method, and the profiles of all clients.
+    clients
+        The clients, by number.
+    rng
+        The stream of the run.
+    """
+    turn, state = Turn(0, tuple(profiles), rng.child("round", 0)), method.init(rng.child("init"))
+    training, moved = training_of(method), dict[ClientId, tuple[int, int]]()
+    for exchange in takewhile(lambda one: one is not training, method.exchanges):
+        if exchange.public:
+            continue
+        replies = []
+        for id, order in sorted(exchange.ask(state, turn).items()):
+            reply, _ = exchange.work(clients[id], order, {})
+            sizes = (num_wire_bytes(message.params, exchange.wire) for message in (order, reply))
+            down, up = (before + size for before, size in zip(moved.get(id, (0, 0)), sizes, strict=True))
+            moved[id] = down, up
+            replies.append(reply)
+        state = exchange.merge(state, replies) if replies else state
+    return Begun(training.ask(state, turn), moved)
 
 
 def training_of(method: Method) -> Exchange:

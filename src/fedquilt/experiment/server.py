@@ -48,7 +48,7 @@ def server_rows(part: Part, rng: Rng) -> ServerRows:
     """
     server, rng = _section(part), rng.child("server")
     table, test = _read(part, "data" if server.private is None else "private", rng)
-    public = table if server.private is None else _read(_of_questions(part), "data", rng.child("questions"))[0]
+    public = table if server.private is None else _public(part, rng)
     return ServerRows(table, test, questions_of(part, public))
 
 
@@ -57,8 +57,7 @@ def planned_rows(part: Part, rng: Rng) -> ServerRows:
     data = _section(part).data
     if not data.source.startswith("hub:"):
         try:
-            public, _ = _read(_of_questions(part), "data", rng.child("server"))
-            return ServerRows(questions=questions_of(part, public))
+            return ServerRows(questions=questions_of(part, _public(part, rng.child("server"))))
         except DataError:  # a plan does not need the data
             pass
     return ServerRows(questions=Questions(("",) * (data.limit or 0), kind=data.answers))
@@ -136,6 +135,12 @@ def _section(part: Part) -> Server:
 def _of_questions(part: Part) -> Part:
     """The part whose data are the public questions."""
     return replace(part, config=part.config.model_copy(update={"data": _section(part).data}))
+
+
+def _public(part: Part, rng: Rng) -> Table:
+    """The public questions as rows."""
+    public = _of_questions(part)
+    return _read(public, "data", rng if _section(part).private is None else rng.child("questions"))[0]
 
 
 def _read(part: Part, key: str, rng: Rng) -> tuple[Table, Table | None]:

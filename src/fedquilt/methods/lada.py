@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypedDict, get_args
 
 from fedquilt.core.errors import ConfigError, WireError
 from fedquilt.core.federation import Federation
-from fedquilt.core.method import Exchange, Method
+from fedquilt.core.method import Beside, Exchange, Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.server import ServerModel, ServerState, server_start
 from fedquilt.core.settings import Count, Few, Kept, Part, Penalty, Positive, Tokens, Unless, With
@@ -176,9 +176,9 @@ def with_lada(
     ]
     if direction != "none":
         exchanges.insert(0, _paths(method, teacher))
-    return method._replace(
-        init=init, exchanges=tuple(exchanges), model=model, report=report, server=lambda state: state["server"]
-    )
+    rows = Beside(*(teaching.rows if direction in ("both", way) else 0 for way in ("down", "up")))
+    made = method._replace(init=init, exchanges=tuple(exchanges), model=model, report=report, beside=rows)
+    return made._replace(server=lambda state: state["server"])
 
 
 def _paths(method: Method, teacher: Teacher) -> Exchange:
