@@ -274,7 +274,7 @@ SERVED = {
     "adapter": {"rank": 2},
     "training": {"steps": 2, "batch_size": 4, "learning_rate": 0.05},
     "server": {
-        "model": {"name": "tiny:llama?layers=2&width=16", "task": "causal-lm", "max_length": 32},
+        "model": {"name": "tiny:llama?layers=1&width=24", "task": "causal-lm", "max_length": 32},
         "data": {"source": "arithmetic:blank?train=8&test=2"},
     },
 }
