@@ -62,6 +62,14 @@ LONGEST = "test_faults.py"
 """Processes that wait for one another, for two minutes: last, it would run beside nothing."""
 
 
+def pytest_collectstart(collector):
+    """Load the sections of a run file, which read what their keys mean from their sources.
+
+    For each of them Python looks through all modules, which takes long once those of transformers are there.
+    """
+    import fedquilt.config.schema  # noqa: F401
+
+
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name != LONGEST)
 

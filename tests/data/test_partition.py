@@ -7,12 +7,6 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from flwr_datasets.partitioner import (
-    DirichletPartitioner,
-    IidPartitioner,
-    NaturalIdPartitioner,
-    PathologicalPartitioner,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -101,7 +95,10 @@ def test_rows_without_labels_can_be_cut_iid() -> None:
     assert_every_row_once(list(parts), 10)
 
 
-def flower_parts(partitioner: Any, column: str, values: np.ndarray) -> list[list[int]]:
+def flower_parts(kind: str, column: str, values: np.ndarray, *given: Any, **settings: Any) -> list[list[int]]:
+    import flwr_datasets.partitioner as flower  # here, as it takes seconds and no other tests need it
+
+    partitioner = getattr(flower, kind)(*given, **settings)
     partitioner.dataset = datasets.Dataset.from_dict({column: values.tolist(), "row": list(range(len(values)))})
     return [sorted(partitioner.load_partition(client)["row"]) for client in range(partitioner.num_partitions)]
 
@@ -109,7 +106,7 @@ def flower_parts(partitioner: Any, column: str, values: np.ndarray) -> list[list
 @pytest.mark.parametrize("num_clients", [1, 7, 10])
 def test_iid_is_the_one_of_flwr_datasets(num_clients: int) -> None:
     order = Rng(1).numpy().permutation(len(LABELS))
-    expected = flower_parts(IidPartitioner(num_clients), "label", LABELS[order])
+    expected = flower_parts("IidPartitioner", "label", LABELS[order], num_clients)
     parts = cut("iid", num_clients)
     assert [part.tolist() for part in parts] == [sorted(order[rows].tolist()) for rows in expected]
 
@@ -117,17 +114,15 @@ def test_iid_is_the_one_of_flwr_datasets(num_clients: int) -> None:
 def test_dirichlet_is_the_one_of_flwr_datasets() -> None:
     seed = Rng(1).child("attempt", 0).integer(bits=32)
     expected = flower_parts(
-        DirichletPartitioner(8, "label", alpha=1.0, min_partition_size=5, seed=seed), "label", LABELS
+        "DirichletPartitioner", "label", LABELS, 8, "label", alpha=1.0, min_partition_size=5, seed=seed
     )
     assert [part.tolist() for part in cut("dirichlet")] == expected
 
 
 @pytest.mark.parametrize("num_clients", [10, 13])
 def test_pathological_is_the_one_of_flwr_datasets(num_clients: int) -> None:
-    partitioner = PathologicalPartitioner(
-        num_clients, "label", 2, class_assignment_mode="first-deterministic", seed=Rng(1).integer(bits=32)
-    )
-    expected = flower_parts(partitioner, "label", LABELS)
+    how = {"class_assignment_mode": "first-deterministic", "seed": Rng(1).integer(bits=32)}
+    expected = flower_parts("PathologicalPartitioner", "label", LABELS, num_clients, "label", 2, **how)
     assert [part.tolist() for part in cut("pathological", num_clients)] == expected
 
 
@@ -135,7 +130,7 @@ def test_natural_is_the_one_of_flwr_datasets() -> None:
     groups = np.array([30, 10, 20, 10, 30, 30])
     parts = partition("natural", None, 3, Rng(1), groups=groups)
     assert [part.tolist() for part in parts] == [[1, 3], [2], [0, 4, 5]]
-    assert [part.tolist() for part in parts] == flower_parts(NaturalIdPartitioner("group"), "group", groups)
+    assert [part.tolist() for part in parts] == flower_parts("NaturalIdPartitioner", "group", groups, "group")
 
 
 @pytest.mark.parametrize("scheme", ["pathological", "pathological-dirichlet"])

@@ -1,5 +1,6 @@
 """Runs with adapters that are aligned to the smallest model: among two widths, resume, and what is refused."""
 
+import shutil
 import tomllib
 
 import pytest
@@ -47,7 +48,8 @@ def config(*changes):
 
 def test_a_run_among_architectures_is_saved_as_lora_and_resumes_to_the_same_bits(tmp_path):
     personal = ('"co-lora"', '"co-lora", aggregation = "rela"')
-    whole, again = (run(config(personal), tmp_path / name) for name in ("whole", "again"))
+    whole = run(config(personal), tmp_path / "whole")
+    again = shutil.copytree(whole, tmp_path / "again")
     lines = read_rounds(whole)
     assert set(lines[0]["state"]["agreement"]) == {f"{site}.{slot}" for site in ("query", "value") for slot in (0, 1)}
     resume(again, back_to=1)

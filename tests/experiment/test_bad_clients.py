@@ -12,6 +12,7 @@ pytest.importorskip("flwr")
 from flwr.app import Message
 from in_process_grid import InProcessGrid
 
+from fedquilt.config.load import load
 from fedquilt.engine.flower.client import client_app
 from fedquilt.engine.flower.packing import packed, unpacked
 from fedquilt.experiment import flower, flower_site
@@ -54,9 +55,9 @@ FAULTS = {
 }
 
 
-def played(config, folder, fault=None):
+def played(settings, folder, fault=None):
     """A run in which client 2 behaves in round 0 and then is bad, or silent."""
-    settings, old = config(*CHANGES), []
+    old = []
 
     def meddle(order, reply):
         index = json.loads(order.content["index"]["json"])
@@ -72,14 +73,20 @@ def played(config, folder, fault=None):
     return run(settings, folder, connect=flower.over(grid, quick, name="in-process", poll=0.02))
 
 
+@pytest.fixture(scope="module")
+def silent(finished, tmp_path_factory):
+    """The folder of a run in which client 2 is silent. Not to be changed."""
+    return played(load(finished.parent / "tiny.toml", CHANGES)[0], tmp_path_factory.mktemp("bad") / "silent")
+
+
 def final(folder):
     return Record.open(folder).load_checkpoint()[1]["params"]
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_bad_reply_is_refused_with_its_reason_and_the_others_end_in_the_same_bits(name, config, tmp_path):
+def test_a_bad_reply_is_refused_with_its_reason_and_the_others_end_in_the_same_bits(name, config, tmp_path, silent):
     fault, reason = FAULTS[name]
-    folder, silent = played(config, tmp_path / "bad", fault), played(config, tmp_path / "silent")
+    folder = played(config(*CHANGES), tmp_path / "bad", fault)
     first, *later = (line["exchanges"][0] for line in read_rounds(folder))
     assert first["dropped"] == {}
     for exchange in later:
@@ -94,8 +101,7 @@ def test_a_bad_reply_is_refused_with_its_reason_and_the_others_end_in_the_same_b
     assert reason in words
 
 
-def test_the_report_says_in_which_rounds_a_client_was_silent(config, tmp_path):
-    folder = played(config, tmp_path / "silent")
+def test_the_report_says_in_which_rounds_a_client_was_silent(silent):
     assert "fed-hello, seed 3: client 2 dropped in rounds 2-3: no reply within 0.3 s." in notes(
-        group_runs([read_run(folder)])
+        group_runs([read_run(silent)])
     )
