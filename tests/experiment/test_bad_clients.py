@@ -49,7 +49,7 @@ FAULTS = {
     "dtype": (changed(lambda p: {**p, one(p): p[one(p)].double()}), "as float64 (16, 2); it is float32 (16, 2)"),
     "missing": (changed(lambda p: {k: v for k, v in p.items() if k != one(p)}), "is missing"),
     "norm": (changed(lambda p: {**p, one(p): p[one(p)] + 1e6}), "the update's norm is 5.6"),
-    "junk": (changed(lambda p: {**p, "junk": torch.zeros(50_000_000)}), "sent tensor 'junk', which nobody asked for"),
+    "junk": (changed(lambda p: {**p, "junk": torch.zeros(5_000_000)}), "sent tensor 'junk', which nobody asked for"),
     "replay": (replayed, "sent round 0 where "),
     "nothing": (changed(lambda p: {}), "is missing"),
 }

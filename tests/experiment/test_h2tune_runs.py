@@ -79,18 +79,19 @@ data = {source = "sklearn:digits", limit = 120}
 """
 
 
+def written(folder, changes, ranks=True):
+    """The config of the run file, which is written beside its rows."""
+    lines = [f"thing {row % 5} is {'good' if row % 2 else 'bad'}\t{'yes' if row % 2 else 'no'}" for row in range(48)]
+    (folder / "words.tsv").write_text("\n".join(["text\tanswer", *lines]) + "\n", encoding="utf-8")
+    # ranks of their own, or of their adapters: a mean of factors needs one rank in each architecture
+    text = RUN if ranks else re.sub(r"\nrank = ([23])", r"\nadapter = {rank = \1}", RUN)
+    (folder / "h2.toml").write_text(text, encoding="utf-8")
+    return load(folder / "h2.toml", changes)[0]
+
+
 @pytest.fixture
 def config(tmp_path):
-    lines = [f"thing {row % 5} is {'good' if row % 2 else 'bad'}\t{'yes' if row % 2 else 'no'}" for row in range(48)]
-    (tmp_path / "words.tsv").write_text("\n".join(["text\tanswer", *lines]) + "\n", encoding="utf-8")
-
-    def made(*changes, ranks=True):
-        # ranks of their own, or of their adapters: a mean of factors needs one rank in each architecture
-        text = RUN if ranks else re.sub(r"\nrank = ([23])", r"\nadapter = {rank = \1}", RUN)
-        (tmp_path / "h2.toml").write_text(text, encoding="utf-8")
-        return load(tmp_path / "h2.toml", changes)[0]
-
-    return made
+    return lambda *changes, ranks=True: written(tmp_path, changes, ranks)
 
 
 def test_unlike_models_and_tasks_run_plan_and_resume_together(config, tmp_path, fingerprint, copying):
@@ -145,11 +146,18 @@ def test_alignment_is_recorded_drawn_and_goes_on_after_a_stop(config, tmp_path, 
     assert fingerprint(run(config("rounds=2", "method.deviation=0.1"), tmp_path / "plain")) != fingerprint(folder)
 
 
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A run file with two rounds, and the folder of its run. Not to be changed."""
+    folder = tmp_path_factory.mktemp("served")
+    wanted = written(folder, ("rounds=2",))
+    return wanted, run(wanted, folder / "run")
+
+
 @pytest.mark.parametrize("client", [1, 3, 4])
-def test_h2_14_peft_serves_what_the_client_was_scored_with(config, tmp_path, client):
+def test_h2_14_peft_serves_what_the_client_was_scored_with(served, tmp_path, client):
     """H2-14. The released code evaluates with T transposed (B15), and merges without the identity path (B16)."""
-    wanted = config("rounds=2")
-    folder = run(wanted, tmp_path / "run")
+    wanted, folder = served
     out = export(folder, tmp_path / "out", client=client)
     assert not any("core" in name or "bank" in name for name in load_file(out / "adapter_model.safetensors"))
     experiment = build(wanted)

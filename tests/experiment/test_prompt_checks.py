@@ -102,7 +102,7 @@ def test_a_model_that_learned_the_answers_by_heart_answers_right(config, tmp_pat
     rows = [{"text": f"{word}:", "label": word} for word in ("cat", "dog")] * 8
     (tmp_path / "pets.jsonl").write_text("\n".join(map(json.dumps, rows)))
     text = HEAD.replace("arithmetic:blank?train=24&test=6", "./pets.jsonl").replace('"number"', '"label"')
-    learned = {"rounds": 3, "training.steps": 100, "training.learning_rate": 0.01, "adapter.rank": 16}
+    learned = {"rounds": 2, "training.steps": 80, "training.learning_rate": 0.01, "adapter.rank": 16}
     changes = [f"{key}={value}" for key, value in learned.items()]
     prompt = ['data.prompt="{text} "', 'data.words={cat = "meow", dog = "bark"}', "data.new_tokens=6"]
     targets = 'adapter.targets=["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]'

@@ -24,6 +24,7 @@ def of_three(make_run, round_line):
     return make_run(lines, label="ours", method="fedit", evaluation={"last": 3})
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_every_place_shows_the_mean_over_the_rounds_that_the_run_file_names_and_the_final_model(of_three):
     run = read_run(of_three)
     groups = group_runs([run])
@@ -123,6 +124,7 @@ def test_a_label_of_a_comparison_is_the_runs_in_every_report(make_run, round_lin
     assert [*group_runs(runs)] == ["small steps", "large steps"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_site_names_stand_wherever_a_client_does(make_run, round_line):
     lost = [{"exchange": "fit", "clients": {}, "dropped": {"2": "out of memory"}}]
     folder = make_run([round_line(0, 0.5), round_line(1, 0.6, exchanges=lost)], num_clients=3)

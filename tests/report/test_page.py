@@ -78,6 +78,7 @@ def test_a_page_of_one_unfinished_run(make_run, round_line):
     assert "<th>global</th>" not in text
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_nothing_given_and_nowhere_to_write(groups, tmp_path):
     with pytest.raises(RunError, match="no run was given, so there is no page to write"):
         page({})
