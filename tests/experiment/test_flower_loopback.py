@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("flwr")
 
+from fedquilt.adapters.registry import KINDS
 from fedquilt.config.load import load
 from fedquilt.engine.flower.local_federation import Trial
 from fedquilt.engine.flower.processes import patience, tail
@@ -24,6 +25,9 @@ from fedquilt.record.tree_bytes import tree_to_bytes
 
 pytestmark = pytest.mark.slow
 
+BYTES = ("bytes_down", "bytes_up")
+"""What a record tells of a client's traffic in an exchange."""
+
 
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory):
@@ -32,6 +36,11 @@ def trial(tmp_path_factory):
         made.ready()
         assert [node["status"] for node in made.nodes()] == ["online"] * 3
         yield made
+
+
+def kind_for(method: str) -> str:
+    """The kind of adapter of the method's runs."""
+    return {"mixture": "mixture", "anchored": "anchored"}.get(traits_of(method).needs, "lora")
 
 
 def app_in(folder: Path, tiny: Path, method: str, rounds: int, head: str) -> Path:
@@ -49,8 +58,9 @@ def app_in(folder: Path, tiny: Path, method: str, rounds: int, head: str) -> Pat
     ):
         assert old in text
         text = text.replace(old, new)
-    if method == "heterotune":
-        text = text.replace("[adapter]\n", '[adapter]\nkind = "mixture"\n')
+    kind = kind_for(method)
+    blocks = "num_blocks = 3\n" * (kind == "anchored")
+    text = text.replace("[adapter]\n", f'[adapter]\nkind = "{kind}"\n{blocks}')
     top = f'name = "tiny"\noutput = "{folder / "runs"}"\n'
     return write_app(folder / "app", f'{top}{text}\n[head]\npolicy = "{head}"\n[network]\ntimeout = 120\n').parent
 
@@ -87,6 +97,43 @@ data = {{ source = "{words}", target = "answer" }}
 """
 
 
+TAUGHT = """
+name = "taught"
+output = "{runs}"
+seed = 3
+rounds = 2
+device = "cpu"
+threads = 1
+evaluation = {{ every = 2, limit = 2 }}
+data = {{ source = "arithmetic:blank?train=24&test=4", answers = "number", new_tokens = 6 }}
+partition = {{ scheme = "iid", num_clients = 3 }}
+adapter = {{ rank = 2 }}
+training = {{ steps = 2, batch_size = 4, learning_rate = 0.01 }}
+method = {{ name = "{method}" }}
+network = {{ timeout = 120 }}
+
+[model]
+name = "tiny:llama?layers=1&width=16"
+task = "causal-lm"
+max_length = 48
+
+[[groups]]
+label = "small"
+budget = 1
+
+[[groups]]
+label = "wide"
+budget = 2
+share = 2
+model = {{ name = "tiny:gemma?layers=2&width=16", task = "causal-lm", max_length = 48 }}
+
+[server]
+model = {{ name = "tiny:llama?layers=2&width=24", task = "causal-lm", max_length = 48 }}
+data = {{ source = "arithmetic:blank?train=20&test=4", answers = "number", new_tokens = 6 }}
+"""
+"""A server with a model of its own, and three clients of two architectures."""
+
+
 def submit(trial: Trial, app: Path) -> str:
     """The number of the run that Flower has started."""
     return re.search(r"started run (\d+)", trial.flwr("run", str(app), "trial").stdout).group(1)
@@ -119,6 +166,7 @@ def same_as_embedded(app: Path, folder: Path) -> None:
             for client, moved in exchange["clients"].items():
                 # what stays with the clients shows in their losses: each must go on with its own
                 assert moved["metrics"].get("loss") == embedded["clients"][client]["metrics"].get("loss")
+                assert [moved[way] for way in BYTES] == [embedded["clients"][client][way] for way in BYTES]
 
 
 ALONE = [name for name in METHODS if not traits_of(name).needs_server]
@@ -134,26 +182,48 @@ def test_every_method_ends_in_the_same_bits_as_embedded(trial, tiny, tmp_path, m
     print(f"{method}: rounds of {', '.join(f'{one:.1f}' for one in seconds)} s over TLS")
 
 
-@pytest.mark.parametrize("method", sorted({"fedit", *(name for name in ALONE if traits_of(name).across)}))
+ACROSS = [name for name in ALONE if traits_of(name).across and not KINDS[kind_for(name)].needs_public]
+"""Those that take models of unlike tasks, which have no public inputs in common."""
+
+
+@pytest.mark.parametrize("method", sorted({"fedit", *ACROSS}))
 def test_clients_of_unlike_models_end_in_the_same_bits_as_embedded(trial, tmp_path, method):
     words = tmp_path / "words.tsv"
     rows = [f"thing {row % 5} is\t{'good' if row % 2 else 'bad'}" for row in range(40)]
     words.write_text("\n".join(["text\tanswer", *rows]) + "\n", encoding="utf-8")
-    kind = "mixture" if method == "heterotune" else "lora"
-    text = UNLIKE.format(runs=tmp_path / "runs", method=method, kind=kind, words=words)
+    text = UNLIKE.format(runs=tmp_path / "runs", method=method, kind=kind_for(method), words=words)
     app, folder = write_app(tmp_path / "app", text).parent, tmp_path / "runs" / "unlike"
     until((folder / "result.json").exists, 240, trial, submit(trial, app))
     same_as_embedded(app, folder)
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["whole", "killed-inside-an-exchange"])
+@pytest.mark.parametrize("method", [name for name in METHODS if traits_of(name).needs_server])
+def test_a_server_that_owns_a_model_teaches_and_learns_in_the_same_bits(trial, tmp_path, method, killed):
+    app = write_app(tmp_path / "app", TAUGHT.format(runs=tmp_path / "runs", method=method)).parent
+    folder = tmp_path / "runs" / "taught"
+    number = submit(trial, app)
+    if killed:  # a round has at least one exchange, and the next one begins when a round is in the record
+        until(lambda: folder.exists() and len(read_rounds(folder)) == 1, 240, trial, number)
+        kill_server(trial)
+        assert len(read_rounds(folder)) == 1
+        number = submit(trial, app)
+    until((folder / "result.json").exists, 300, trial, number)
+    same_as_embedded(app, folder)
+
+
+def kill_server(trial: Trial) -> None:
+    killed = trial.server_processes()
+    assert killed
+    for process in killed:
+        os.kill(process, signal.SIGKILL)
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the server's process in /proc")
 def test_a_killed_server_process_goes_on_to_the_same_bits(trial, tiny, tmp_path):
     app, folder = app_in(tmp_path, tiny, "fed-hello", 3, "local"), tmp_path / "runs" / "tiny"
     until(lambda: folder.exists() and len(read_rounds(folder)) == 1, 240, trial, submit(trial, app))
-    killed = trial.server_processes()
-    assert killed
-    for process in killed:
-        os.kill(process, signal.SIGKILL)
+    kill_server(trial)
     until((folder / "result.json").exists, 300, trial, submit(trial, app))
     same_as_embedded(app, folder)
     assert all(len(line["exchanges"][0]["clients"]) == 3 for line in read_rounds(folder))
