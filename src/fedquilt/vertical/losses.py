@@ -1,0 +1,108 @@
+"""What a party minimises on its unaligned rows, and the active party on aligned ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fedquilt.vertical.fusion import fused
+from fedquilt.vertical.prototypes import cosines
+from fedquilt.vertical.selection import Selection, row_weights, tag_costs, tags
+from fedquilt.vertical.transport import transport, transport_loss
+
+
+class Weights(NamedTuple):
+    """Weights of the parts of both losses, and the temperature of all cosines.
+
+    Attributes
+    ----------
+    unaligned, transported : of the cross-entropy and of the transport on unaligned rows.
+    fused, each_party, head : of the cross-entropies on aligned rows: of the fused scores, of every party's own on the
+        mean, and of a plain classifier over all embeddings.
+    temperature : by which cosines are divided.
+    """
+
+    unaligned: float = 1.0
+    transported: float = 0.1
+    fused: float = 0.5
+    each_party: float = 0.5
+    head: float = 1.0
+    temperature: float = 0.1
+
+
+def unaligned_loss(
+    embeddings: Tensor,
+    prototypes: Tensor,
+    prior: Tensor,
+    labels: Tensor | None,
+    selection: Selection,
+    weights: Weights,
+) -> Tensor:
+    """A party's loss on a batch of its unaligned rows, with no other party.
+
+    The transport is by uniform weights and with the prototypes held: it moves the encoder alone.
+
+    Parameters
+    ----------
+    embeddings
+        What the encoder makes of the rows, (n, m).
+    prototypes
+        Of each class, (C, m).
+    prior
+        The mixed prior, (C,).
+    labels
+        Of each row, (n,); None where the party has none, and rows are tagged by the likeliest class.
+    selection
+        How rows are selected and weighted.
+    weights
+        Of the parts, and the temperature.
+
+    Paper: proto-evfl, unaligned-loss
+    """
+    scores = cosines(embeddings, prototypes)
+    even = torch.full_like(scores[:, 0], 1 / len(scores))
+    held = cosines(embeddings, prototypes.detach())
+    prior = prior.to(scores.dtype)
+    carried = transport(held, prior, even, weights.temperature)
+    own = tags(carried, labels)
+    chosen = row_weights(tag_costs(carried, held, labels), own, selection)
+    entropy = functional.cross_entropy(scores / weights.temperature, own, reduction="none")
+    return weights.unaligned * (chosen @ entropy) + weights.transported * transport_loss(carried, prior, even)
+
+
+def aligned_loss(
+    scores: Sequence[Tensor],
+    gate: Tensor,
+    knows: Tensor,
+    head: Tensor,
+    labels: Tensor,
+    weights: Weights,
+) -> Tensor:
+    """The active party's loss on a batch of aligned rows.
+
+    Parameters
+    ----------
+    scores
+        The cosines of every party, each (n, C).
+    gate
+        The gate's weights, (n, K).
+    knows
+        Whether each party has learned each class, (K, C), boolean.
+    head
+        The logits of a plain classifier over all embeddings, (n, C).
+    labels
+        Of each row, (n,).
+    weights
+        Of the parts, and the temperature.
+
+    Paper: proto-evfl, aligned-loss
+    """
+    heat = weights.temperature
+    joint = functional.cross_entropy(fused(torch.stack(tuple(scores)), gate, knows) / heat, labels)
+    each = torch.stack([functional.cross_entropy(own / heat, labels) for own in scores]).mean()
+    plain = functional.cross_entropy(head, labels)
+    return weights.fused * joint + weights.each_party * each + weights.head * plain

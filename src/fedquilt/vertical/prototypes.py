@@ -1,0 +1,34 @@
+"""Class prototypes in a party's latent space, and the cosines of embeddings with them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_SAFE = 1e-8
+"""Added to a squared norm: an embedding of zeros, as of a blank image, has the unit vector 0 and a finite gradient."""
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors (..., m) divided by their norms.
+
+    Paper: proto-evfl, unit
+    """
+    return vectors * (vectors.square().sum(-1, keepdim=True) + _SAFE).rsqrt()
+
+
+def cosines(embeddings: Tensor, prototypes: Tensor) -> Tensor:
+    """The cosine of each embedding (n, m) with each class prototype (C, m), (n, C).
+
+    Paper: proto-evfl, score
+    """
+    return unit(embeddings) @ unit(prototypes).T
+
+
+def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """The mean unit embedding of each class, (C, m); zeros for a class without rows.
+
+    It depends on no order of the rows within float rounding, and is where free prototypes start.
+    """
+    members = torch.nn.functional.one_hot(labels, num_classes).to(embeddings.dtype)  # (n, C)
+    return members.T @ unit(embeddings) / members.sum(0).clamp_min(1).unsqueeze(-1)
