@@ -187,7 +187,7 @@ class Watched(NamedTuple):
 
 
 def undisturbed(build: Build, num_rounds: int = 3) -> Played:
-    """What ``play(build(), num_rounds=num_rounds)`` gives, for at most four rounds; the caller's own copy.
+    """What ``play(build(), num_rounds=num_rounds)`` gives, for at most three rounds; the caller's own copy.
 
     Most promises compare with this run, so it is played once for a row of the table.
     """
@@ -198,7 +198,7 @@ def undisturbed(build: Build, num_rounds: int = 3) -> Played:
 
 @cache  # a few small tensors for each row
 def _watched(build: Build) -> Watched:
-    """Four rounds in which all that is promised of ``work`` is looked at, and after which its replies are known."""
+    """Three rounds in which all that is promised of ``work`` is looked at, and after which its replies are known."""
     faults: dict[str, list[str]] = defaultdict(list)
     replies, calls = _replies(build), 0
 
@@ -219,7 +219,7 @@ def _watched(build: Build) -> Watched:
         return exchange._replace(work=work)
 
     before = seeded(1)
-    played = play(_with(build(), watched), num_rounds=4)
+    played = play(_with(build(), watched), num_rounds=3)
     faults["same_seed_same_bits"] += touched(before)
     return Watched(played, faults, calls)
 
@@ -546,11 +546,11 @@ def state_and_memory_are_trees(build: Build) -> None:
 
 
 def resumes_to_the_bit(build: Build) -> None:
-    """Two rounds, a copy of state and memories, and the rest in a fresh process end as four rounds do."""
-    whole, half = undisturbed(build, 4), undisturbed(build, 2)
+    """Two rounds, a copy of state and memories, and the rest in a fresh process end as three rounds do."""
+    whole, half = undisturbed(build), undisturbed(build, 2)
     rest = play(
         build(),
-        num_rounds=4,
+        num_rounds=3,
         start=2,
         state=half.states[-1],
         memories=half.memories,

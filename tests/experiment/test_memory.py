@@ -11,8 +11,8 @@ from fedquilt.experiment.plan import plan
 from fedquilt.experiment.run import run
 from fedquilt.record import read_partition
 
-# with 6 blocks of width 32, adapters of rank 8, and no row of data
-DEEP = ("model.name='tiny:vit?layers=6&width=32&image=8&patch=4'", "adapter.rank=8", "data.source=nowhere.tsv")
+# with 4 blocks of width 32, adapters of rank 8, and no row of data
+DEEP = ("model.name='tiny:vit?layers=4&width=32&image=8&patch=4'", "adapter.rank=8", "data.source=nowhere.tsv")
 METHODS = ["fed-hello", "fedit", "fedra", "exclusive", "straggler", "local-only", "ffa-lora"]
 
 
@@ -31,19 +31,19 @@ def test_each_group_gets_the_most_layers_that_fit(config):
         change = (*DEEP, *inverted, "clients.shares='1'", f"clients.budgets=[{layers}]")
         return max(one.peak_bytes for one in plan(config(*change)))
 
-    sizes = [needs(layers) for layers in range(1, 7)]
+    sizes = [needs(layers) for layers in range(1, 5)]
     assert sizes == sorted(set(sizes))  # each layer more needs more
-    groups = afforded(wanted, [sizes[1] / 1e9, (sizes[4] - 1) / 1e9, 5.0])
-    assert [group.layers for group in groups] == [2, 4, 6]
+    groups = afforded(wanted, [sizes[0] / 1e9, (sizes[2] - 1) / 1e9, 5.0])
+    assert [group.layers for group in groups] == [1, 2, 4]
     assert [group.rank for group in groups] == [8, 8, 8]
-    assert [group.peak_bytes for group in groups] == [sizes[1], sizes[3], sizes[5]]
-    assert [group.memory_bytes for group in groups] == [sizes[1], sizes[4] - 1, 5_000_000_000]
+    assert [group.peak_bytes for group in groups] == [sizes[0], sizes[1], sizes[3]]
+    assert [group.memory_bytes for group in groups] == [sizes[0], sizes[2] - 1, 5_000_000_000]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_client_of_the_planned_run_needs_more_than_its_group_has(config, method):
     wanted = config(*DEEP, f"method={{name='{method}'}}")
-    least, most = peak(config, 1, 8, "straggler"), peak(config, 6)
+    least, most = peak(config, 1, 8, "straggler"), peak(config, 4)
     sizes = [(least + (most - least) * share) / 1e9 for share in (0.3, 0.7, 1.0)]
     groups = afforded(wanted, sizes)
     limits = {id: groups[id // 2].memory_bytes for id in range(6)}
@@ -54,7 +54,7 @@ def test_no_client_of_the_planned_run_needs_more_than_its_group_has(config, meth
 
 
 def test_where_layers_are_drawn_the_draw_that_needs_most_counts(config):
-    """One of six layers, drawn: the first block's turn comes, though not in the round that is planned."""
+    """One of four layers, drawn: the first block's turn comes, though not in the round that is planned."""
     drawn = config(*DEEP, "method={name='fedra',drop_layers=false}")
     first = peak(config, 1, 8, "local-only", "method.shape=triangle")
     last = peak(config, 1, 8, "local-only", "method.shape=inverted-triangle")
@@ -129,12 +129,12 @@ def test_mixtures_are_fitted_by_layers_and_never_by_rank(config):
     """Their branches have one rank, which clients that afford less cannot cut."""
     mixture = ("adapter={kind='mixture',rank=8,alpha=8}", "method={name='heterotune'}")
     wanted = config(*DEEP, *mixture)
-    change = (*DEEP, *mixture, "clients.shares='1'", "clients.budgets=[4]")
-    four = max(one.peak_bytes for one in plan(config(*change)))
-    groups = afforded(wanted, [four / 1e9, four / 1e9, 5.0])
-    assert [(group.layers, group.rank) for group in groups] == [(4, 8), (4, 8), (6, 8)]
+    change = (*DEEP, *mixture, "clients.shares='1'", "clients.budgets=[3]")
+    three = max(one.peak_bytes for one in plan(config(*change)))
+    groups = afforded(wanted, [three / 1e9, three / 1e9, 5.0])
+    assert [(group.layers, group.rank) for group in groups] == [(3, 8), (3, 8), (4, 8)]
     plans = plan(budgeted(wanted, groups))
-    assert [len(one.layers) for one in plans] == [4, 4, 4, 4, 6, 6]
+    assert [len(one.layers) for one in plans] == [3, 3, 3, 3, 4, 4]
     with pytest.raises(ConfigError, match=r"one layer at rank 8 needs .* GB; give the group as much"):
         afforded(wanted, [1e-6, 1.0, 2.0])
 
@@ -145,11 +145,11 @@ def test_where_the_weights_are_trained_there_is_no_rank_to_lower_and_none_to_wri
     def few(layers):
         return [Afforded(0, layers, None, 0)] * 3
 
-    one, all_of_them = (max(client.peak_bytes for client in plan(budgeted(full, made))) for made in (few(1), few(6)))
+    one, all_of_them = (max(client.peak_bytes for client in plan(budgeted(full, made))) for made in (few(1), few(4)))
     some = afforded(full, [one / 1e9, (one + all_of_them) / 2e9, 1.0])
     assert [group.rank for group in some] == [None] * 3
     assert some[0].layers == 1
-    assert 1 < some[1].layers < some[2].layers == 6
+    assert 1 < some[1].layers < some[2].layers == 4
     assert "ranks" not in budget_lines(some)
     assert budget_lines(some).startswith("[clients]\nbudgets = [")
     assert all(one.peak_bytes <= some[one.client // 2].memory_bytes for one in plan(budgeted(full, some)))
