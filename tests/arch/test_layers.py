@@ -28,6 +28,7 @@ MORE = {
     "pretrain/arithmetic.py": {"tokenizers"},
     "models/hf_files.py": {"transformers"},
     "models/quantization.py": {"bitsandbytes"},
+    "models/endpoint.py": {"httpx"},
     "report/figure.py": {"matplotlib"},
     "report/paired_differences.py": {"scipy"},
     "cli": {"typer", "rich", "click"},
@@ -115,7 +116,7 @@ def test_every_library_that_is_imported_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[\[<>=!~;\s]", text)[0].lower() for text in project["dependencies"]}
     extra = project["optional-dependencies"]
-    optional = [text for name in ("flower", "privacy", "quantization") for text in extra[name]]
+    optional = [text for name in ("flower", "privacy", "quantization", "endpoint") for text in extra[name]]
     extras = {re.split(r"[\[<>=!~;\s]", text)[0].lower() for text in optional}
     distributions = {"PIL": "pillow", "sklearn": "scikit-learn", "pydantic_core": "pydantic"}
     used = {name.split(".")[0] for source in sources() for _, name in imported(source.tree)}

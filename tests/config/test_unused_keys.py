@@ -81,6 +81,7 @@ REFUSED = {
         f"server.{key}": (SERVED, *change)  # with a method that uses no server, all of the section is idle
         for key, change in {
             "model": (),
+            "endpoint": ("server.endpoint={url='http://127.0.0.1/v1', name='large'}",),
             "data": ("server.data={source='arithmetic:blank', proxy=3}",),
             "private": ("server.private={source='arithmetic:blank', group='x'}",),
             "adapter": ("server.adapter={kind='full', rank=2}",),

@@ -19,20 +19,23 @@ def taken_out(sections: Mapping[str, Any], found: Objects) -> dict[str, Any]:
     """The sections with a name in place of each object; the objects are added to ``found``.
 
     A model may be given for the section ``model`` or its key ``name``, with a ``tokenizer`` beside it; rows for the
-    section ``data`` or its keys ``source`` and ``test``. A dictionary is a table of rows if all its values are arrays
-    or lists, or tables of rows themselves, and it has no key ``source``. Groups and entries of a comparison may hold
-    objects too.
+    section ``data``, and ``private`` of ``server``, or its keys ``source`` and ``test``. A dictionary is a table of
+    rows if all its values are arrays or lists, or tables of rows themselves, and it has no key ``source``. Groups,
+    entries of a comparison and ``server`` may hold objects too.
     """
     made = dict(sections)
     for key in ("groups", "compare"):
         if isinstance(made.get(key), list | tuple):
             entries = made[key]
             made[key] = [taken_out(entry, found) if isinstance(entry, Mapping) else entry for entry in entries]
+    if isinstance(made.get("server"), Mapping):
+        made["server"] = taken_out(made["server"], found)
     tokenizer = made.pop("tokenizer", None)
     if "model" in made or tokenizer is not None:
         made["model"] = _model(made.get("model", {}), tokenizer, found)
-    if "data" in made:
-        made["data"] = _data(made["data"], found)
+    for key in ("data", "private"):
+        if key in made:
+            made[key] = _data(made[key], found)
     return made
 
 
@@ -54,6 +57,9 @@ def refuse_missing(config: Config, objects: Mapping[str, Any], folder: Any, of: 
 
     models = {config.model.name, *(group.model.name for group in config.groups if group.model is not None)}
     parts = [config.data, *(group.data for group in config.groups if group.data is not None)]
+    if config.server is not None:
+        models |= set() if config.server.model is None else {config.server.model.name}
+        parts += [own for own in (config.server.data, config.server.private) if own is not None]
     rows = {source for data in parts for source in (data.source, data.test) if source is not None}
     lacking = {
         what: sorted(name for name in names if name.startswith(IN_MEMORY) and name not in objects)

@@ -116,8 +116,8 @@ class Run:
 
         return draw({self.label: [self.files]}, kind, who)
 
-    def adapter(self, client: ClientId | None = None, *, group: str | None = None) -> Path:
-        """Return the folder of a trained adapter: the global one, a group's, or the one that a client uses.
+    def adapter(self, client: ClientId | None = None, *, group: str | None = None, server: bool = False) -> Path:
+        """Return the folder of a trained adapter: the global one, a group's, a client's, or that of the server's model.
 
         ``PeftModel.from_pretrained(base, folder)`` or ``fedquilt.load_adapter(base, folder)`` loads it. After full
         fine-tuning (``adapter.kind = "full"``) it holds the whole model. ``fedquilt export`` copies it to another
@@ -131,9 +131,9 @@ class Run:
         """
         from fedquilt.experiment.export import adapter_folder
 
-        return adapter_folder(self.folder, client, group, self.objects)
+        return adapter_folder(self.folder, client, group, self.objects, server=server)
 
-    def model(self, client: ClientId | None = None, *, group: str | None = None) -> nn.Module:
+    def model(self, client: ClientId | None = None, *, group: str | None = None, server: bool = False) -> nn.Module:
         """Return the model with a trained adapter in it, frozen and in eval mode; arguments as for ``adapter``.
 
         A model that was given to ``run`` as an object is copied, not changed.
@@ -141,7 +141,7 @@ class Run:
         from fedquilt.experiment.trained_model import trained_model
 
         refuse_missing(self.config, self.objects, self.folder, of="model")
-        return trained_model(self.folder, client, group, self.objects)
+        return trained_model(self.folder, client, group, self.objects, server=server)
 
     def resume(self, *, back_to: int | None = None, progress: Watcher = None) -> Run:
         """Resume a stopped run; the result is bit-identical to that of an uninterrupted run.
@@ -233,7 +233,8 @@ def run(
         ``model="glyph-vit"`` the name, ``data="rows.csv"`` the source, ``method="fedit"`` the name,
         ``partition="dirichlet"`` the scheme. ``task`` sets ``model.task``. ``model`` may also be an ``nn.Module`` or an
         ``OwnModel``, with a ``tokenizer`` beside it; ``data`` may be a dictionary of arrays, a pandas frame or a
-        ``datasets.Dataset``, or a pair (train, test) of these.
+        ``datasets.Dataset``, or a pair (train, test) of these. ``server`` is a dictionary of sections: its ``model``,
+        ``data`` and ``private`` may be objects too.
 
     Raises
     ------

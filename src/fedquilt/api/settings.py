@@ -23,8 +23,9 @@ CHOICES = {
     "model": "name",
     "partition": "scheme",
     "privacy": "mode",
+    "private": "source",
 }
-"""The main key of each section: ``method="fedit"`` means ``method={"name": "fedit"}``."""
+"""The main key of each section: ``method="fedit"`` means ``method={"name": "fedit"}``. ``private`` is of ``server``."""
 
 
 class Asked(NamedTuple):
@@ -59,12 +60,12 @@ def asked(config: ConfigLike, sections: Mapping[str, Any]) -> Asked:
 def tables_of(sections: Mapping[str, Any]) -> dict[str, Any]:
     """Sections given in Python as tables of TOML.
 
-    Text in place of a section in ``CHOICES``, also in a group or an entry of a comparison, sets the section's main key;
-    ``task`` sets ``model.task``.
+    Text in place of a section in ``CHOICES``, also in a group, an entry of a comparison or the server, sets the
+    section's main key; ``task`` sets ``model.task``.
     """
     made = {key: _plain(value) for key, value in sections.items()}
     for section, key in CHOICES.items():
-        for table in (made, *_entries(made.get("groups")), *_entries(made.get("compare"))):
+        for table in _tables(made):
             if isinstance(table.get(section), str):
                 table[section] = {key: table[section]}
     if "task" in made:
@@ -72,6 +73,12 @@ def tables_of(sections: Mapping[str, Any]) -> dict[str, Any]:
         model = made.get("model", {})
         made["model"] = {**model, "task": task} if isinstance(model, dict) else model
     return made
+
+
+def _tables(made: dict[str, Any]) -> list[dict[str, Any]]:
+    """The table of all sections, and the groups, entries of a comparison and servers in it."""
+    found = [made, *_entries(made.get("groups")), *_entries(made.get("compare"))]
+    return [*found, *_entries([table.get("server") for table in found])]
 
 
 def _entries(value: Any) -> list[dict[str, Any]]:

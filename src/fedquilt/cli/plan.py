@@ -14,7 +14,8 @@ from fedquilt.core.errors import ConfigError
 from fedquilt.report.table import human_bytes
 
 if TYPE_CHECKING:
-    from fedquilt.experiment.plan import ClientPlan, Needs, ServerPlan
+    from fedquilt.config.schema import Config
+    from fedquilt.experiment.plan import ClientPlan, Needs
 
 
 def plan(
@@ -76,7 +77,7 @@ def plan(
     head = f" A head of {' or '.join(map(str, classes))} classes is included." if classes else ""
     whole = " or ".join(human_bytes(size) for size in dict.fromkeys(one.model_bytes for one in plans))
     out.print(
-        f"down, up: bytes of adapters and head in network.dtype{_texts(server)}. saved: communication saved against "
+        f"down, up: bytes of adapters and head in network.dtype{_texts(settings)}. saved: communication saved against "
         f"sending the whole model both ways ({whole} each way). peak: sum of weights, gradients, optimiser state and "
         "the most that a forward and backward pass holds besides; the program and its libraries, about 0.3 GB on the "
         f"CPU, come on top.{head}{_once(plans)}",
@@ -102,9 +103,9 @@ def _memory(needs: Needs) -> list[str]:
     return [human_bytes(part) for part in parts]
 
 
-def _texts(server: ServerPlan | None) -> str:
-    """What else travels where the server owns a model."""
-    return "" if server is None else ", and of the texts and numbers that go with the server's questions"
+def _texts(settings: Config) -> str:
+    """What else travels where the server asks questions."""
+    return "" if settings.server is None else ", and of the texts and numbers that go with the server's questions"
 
 
 def _once(plans: Sequence[ClientPlan]) -> str:

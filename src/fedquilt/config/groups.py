@@ -15,8 +15,9 @@ from fedquilt.config.data import Data, idle_keys
 from fedquilt.config.error_text import from_validation, shown
 from fedquilt.config.schema import Config, Group, Head
 from fedquilt.config.sections import Section, default_of, read, values_of
-from fedquilt.config.server import Server
+from fedquilt.config.server import Server, endpoint_problems
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.model import Model
 from fedquilt.core.tasks import TASKS, one_of, tasks_where
 from fedquilt.core.training import Training
 
@@ -95,6 +96,8 @@ def parts(config: Config) -> tuple[Part, ...]:
 def server_parts(config: Config) -> tuple[Part, ...]:
     """The server as a part without clients, with the rows that it trains on as data; empty if it owns no model.
 
+    An endpoint is no model: see ``endpoint_parts``.
+
     Raises
     ------
     ConfigError
@@ -105,6 +108,8 @@ def server_parts(config: Config) -> tuple[Part, ...]:
     if problems := server_problems(config):
         raise ConfigError(problems)
     server, num = config.server, config.partition.num_clients
+    if server.model is None:
+        return ()
     over = {name: read(_SECTIONS[name], keys, name) for name, keys in _over(config, server).items()}
     over["partition"] = Partition().model_copy(update={"num_clients": 0})
     batch_size = server.batch_size or config.evaluation.batch_size
@@ -114,12 +119,24 @@ def server_parts(config: Config) -> tuple[Part, ...]:
     return (Part(_SERVER, "server", num, config.model_copy(update=over), own),)
 
 
+def endpoint_parts(config: Config) -> tuple[Part, ...]:
+    """The server as a part with the public questions as data and a name in place of a model; only for an endpoint."""
+    server = config.server
+    if server is None or server.endpoint is None or server.model is not None:
+        return ()
+    over = {"model": Model(server.endpoint.name, "causal-lm"), "data": server.data, "groups": ()}
+    own = frozenset({"model", "data"})
+    return (Part(_SERVER, "server", config.partition.num_clients, config.model_copy(update=over), own),)
+
+
 def server_problems(config: Config) -> list[str]:
     """Every contradiction between [server] and the rest of the file; keys that are spoilt are skipped."""
     server, rejected = config.server, config.spoilt.in_server()
     if server is None or () in rejected:
         return []
-    problems = []
+    problems = endpoint_problems(server, rejected)
+    if server.model is None:
+        return problems
     if not rejected.touches("model") and TASKS[server.model.task].reads != "text":
         problems.append(
             f"server.model.task = '{server.model.task}': the server's questions are texts; take a task of a model of "

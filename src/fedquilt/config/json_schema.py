@@ -17,6 +17,7 @@ from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from fedquilt.config.overrides import NOT_COMPARED
 from fedquilt.config.schema import SECTIONS, Config
 from fedquilt.config.sections import default_of, fields_of
+from fedquilt.core.endpoint import Endpoint
 from fedquilt.core.settings import Unless, With
 
 Schema = dict[str, Any]
@@ -29,7 +30,7 @@ def json_schema(methods: Factories, schemes: Factories) -> Schema:
     """The schema of a run file, with the settings of these methods in [method] and of these schemes in [partition]."""
     made = _plain(Config.model_json_schema())
     tables, top = made["$defs"], made["properties"]
-    for section in SECTIONS.values():
+    for section in (*SECTIONS.values(), Endpoint):
         keys = tables[section.__name__]["properties"]
         for key, field in fields_of(section).items():
             keys[key]["description"] = _text(field.description or "")

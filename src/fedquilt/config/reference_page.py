@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from fedquilt.config.schema import SECTIONS, Config
 from fedquilt.config.sections import fields_of
+from fedquilt.core.endpoint import Endpoint
 
 HEAD = """# The run file
 
@@ -42,6 +43,8 @@ def page() -> str:
     parts = [HEAD, "## Top of the file\n", _table(apart)]
     for name, section in SECTIONS.items():
         parts += [f"## [{name}]\n", f"{_plain(section.__doc__ or '')}\n", _table(fields_of(section))]
+        if name == "server":
+            parts += ["## [server.endpoint]\n", f"{_plain(Endpoint.__doc__ or '')}\n", _table(fields_of(Endpoint))]
     for name, entry in lists.items():
         parts += [f"## [[{name}]]\n", f"{_plain(entry.__doc__ or '')}\n", _table(entry.model_fields)]
     return "\n".join(parts)

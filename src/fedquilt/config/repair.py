@@ -16,6 +16,7 @@ from fedquilt.config.schema import SECTIONS, Config, Group
 from fedquilt.config.sections import fields_of
 from fedquilt.config.server import Server
 from fedquilt.config.toml import Key, within_limits
+from fedquilt.core.endpoint import Endpoint
 from fedquilt.core.errors import ConfigError
 
 _STAND_INS: dict[tuple[str, ...], Any] = {
@@ -26,9 +27,10 @@ _STAND_INS: dict[tuple[str, ...], Any] = {
     ("data", "source"): "sklearn:digits",
     ("label",): "stands in",
     ("budget",): 1,
-    ("server", "model"): {},
     ("server", "model", "name"): "tiny:llama",
     ("server", "model", "task"): "causal-lm",
+    ("server", "endpoint", "url"): "http://127.0.0.1/v1",
+    ("server", "endpoint", "name"): "stands in",
     ("server", "data"): {},
     ("server", "data", "source"): "arithmetic:blank",
     ("server", "private", "source"): "arithmetic:blank",
@@ -50,6 +52,7 @@ ALLOWED |= {"groups[]": tuple(Group.model_fields)} | {
 }
 ALLOWED |= {f"server.{key}": tuple(fields_of(SECTIONS[key])) for key in Server.model_fields if key in SECTIONS}
 ALLOWED["server.private"] = ALLOWED["data"]
+ALLOWED["server.endpoint"] = tuple(fields_of(Endpoint))
 """The keys that each table may hold."""
 
 

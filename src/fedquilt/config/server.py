@@ -6,7 +6,9 @@ from pydantic import BaseModel
 
 from fedquilt.config.data import Data
 from fedquilt.config.own_keys import OwnAdapter, OwnTraining
+from fedquilt.config.rejected_values import Spoilt
 from fedquilt.config.strict import STRICT
+from fedquilt.core.endpoint import Endpoint
 from fedquilt.core.model import Model
 from fedquilt.core.server import Share
 from fedquilt.core.settings import Count
@@ -17,13 +19,17 @@ class Server(BaseModel):
 
     ``model = {name = "arith-llama", task = "causal-lm"}``, or ``[server.model]`` below the section. Tables ``model``
     and ``data`` are the server's alone; of ``adapter`` and ``training`` the server replaces single keys. Only the
-    process of the server loads this model and reads these rows: a site needs neither.
+    process of the server loads this model and reads these rows: a site needs neither. In place of a model there may be
+    an ``endpoint``: ``endpoint = {url = "https://host/v1", name = "large", key_env = "OPENAI_API_KEY"}``.
     """
 
     model_config = STRICT
 
-    model: Model
+    model: Model | None = None
     """The server's model, with the keys of [model]. It reads text."""
+    endpoint: Endpoint | None = None
+    """An OpenAI-compatible endpoint in place of a model, with the keys of [server.endpoint] below. It writes texts, and
+    is neither trained nor scored."""
     data: Data
     """Public questions, with the keys of [data]: a method may send them to every client. They have answers if the
     source has completions."""
@@ -42,3 +48,28 @@ class Server(BaseModel):
     """Texts of a client that a method may send: ``public``, only public questions and what the client's model makes of
     them; ``private``, also what it writes about the client's own rows. Trained tensors are not texts: what of them is
     sent is said by the method."""
+
+
+_OF_A_MODEL = ("private", "adapter", "training", "batch_size")
+"""Keys that an endpoint has no use for."""
+
+
+def endpoint_problems(server: Server, rejected: Spoilt) -> list[str]:
+    """Keys of the section that a model or an endpoint needs or has no use for; keys that are spoilt are skipped.
+
+    ``rejected`` are the spoilt keys, relative to the section.
+    """
+    if rejected.touches("model", "endpoint"):
+        return []
+    if (server.model is None) == (server.endpoint is None):
+        return ["server: give either server.model, which the server loads, or server.endpoint, which writes its texts"]
+    if server.endpoint is None:
+        return []
+    given = {f"server.{key}": getattr(server, key) for key in _OF_A_MODEL if not rejected.touches(key)}
+    if not rejected.touches("data"):
+        given |= {f"server.data.{key}": getattr(server.data, key) for key in ("test", "test_limit")}
+    return [
+        f"{key}: no effect with server.endpoint, which is neither trained nor scored; leave it out"
+        for key, value in given.items()
+        if value is not None
+    ]

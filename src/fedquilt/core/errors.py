@@ -42,6 +42,10 @@ class WireError(FedquiltError):
     """The tensors of a message do not have the form that the exchange's ``wire`` prescribes."""
 
 
+class EndpointError(FedquiltError):
+    """The endpoint that writes texts for the server refuses a request, or does not answer with a text."""
+
+
 class RoundError(FedquiltError):
     """A round cannot be completed; names the round, the clients and the causes."""
 

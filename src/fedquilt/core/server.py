@@ -60,6 +60,9 @@ class ServerModel:
         The public questions; none on a site, where they arrive in orders.
     share
         Which texts of a client may be sent: ``"public"`` or ``"private"``.
+    texts_only
+        Whether ``worker`` can only complete texts, as it stands for an endpoint: the model has no layout, and is
+        neither trained nor scored, and its log-probabilities are not known.
     """
 
     layout: Layout
@@ -67,6 +70,7 @@ class ServerModel:
     worker: Worker
     questions: Questions = field(default_factory=Questions)
     share: Share = "public"
+    texts_only: bool = False
 
     @property
     def architecture(self) -> str:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from fedquilt.core.server import ServerModel, ServerState, after_round, server_order
+from fedquilt.core.server import ServerModel, ServerState, after_round, server_next, server_order
+from fedquilt.core.types import Order
 from fedquilt.distill.messages import Answer, Offer, Paths, Scalars, as_read, lesson_up, scalars
 from fedquilt.distill.paths import Likelihood
 from fedquilt.distill.student import Choice, Teaching, chosen, new_pupil, pupil_of, rated
@@ -16,6 +18,17 @@ from fedquilt.distill.verdicts import verdicts
 
 FILTERS = "filters"
 """The key of the server's memory under which it keeps a filter for each client, by the client's number."""
+
+
+SAID = "said"
+"""The key under which it keeps the paths of an endpoint, by the number of their question."""
+
+
+class Offered(NamedTuple):
+    """What the server offers, and its state with it."""
+
+    offer: Offer
+    state: ServerState
 
 
 class Learned(NamedTuple):
@@ -44,26 +57,41 @@ class Teacher:
     paths: Paths
     learns: bool
 
-    def offer(self, own: ServerState) -> Offer:
-        """Questions of the coming round, drawn without replacement, with the model's paths, by greedy decoding."""
+    def offered(self, own: ServerState) -> Offered:
+        """Questions of the coming round, drawn without replacement, with the model's paths, by greedy decoding.
+
+        An endpoint is asked each question once: its paths are kept in the server's memory, and so in checkpoints.
+        """
         order = server_order(own, "offer")
         public = self.server.questions
         drawn = order.rng.child("questions").numpy().permutation(len(public.texts))[: self.paths.candidates]
         numbers = sorted(int(number) for number in drawn)
         questions = [public.texts[number] for number in numbers]
-        written = self.server.worker.complete(order, own["memory"], questions, new_tokens=self.paths.tokens)
-        paths = as_read(written, self.paths)
-        sure = Likelihood(*self.server.worker.log_probs(order, own["memory"], questions, paths))
+        said = dict(own["memory"].get(SAID, {}))
+        new = [number for number in numbers if str(number) not in said]
+        asked = [public.texts[number] for number in new]
+        written = self.server.worker.complete(order, own["memory"], asked, new_tokens=self.paths.tokens)
+        said |= {str(number): path for number, path in zip(new, as_read(written, self.paths), strict=True)}
+        paths = [said[str(number)] for number in numbers]
         right = verdicts(public, numbers, paths)
-        return Offer(numbers=numbers, questions=questions, paths=paths, sure=scalars(sure), right=right)
+        sure = self._likelihoods(order, own, questions, paths)
+        after = server_next(own, memory={**own["memory"], SAID: said}) if self.server.texts_only else own
+        return Offered(Offer(numbers=numbers, questions=questions, paths=paths, sure=sure, right=right), after)
 
     def judged(self, own: ServerState, offer: Offer, paths: list[str]) -> Scalars:
         """The likelihoods of a client's paths under the server's model."""
-        order = server_order(own, "judge")
-        return scalars(Likelihood(*self.server.worker.log_probs(order, own["memory"], offer["questions"], paths)))
+        return self._likelihoods(server_order(own, "judge"), own, offer["questions"], paths)
+
+    def _likelihoods(self, order: Order, own: ServerState, questions: list[str], paths: list[str]) -> Scalars:
+        """The likelihoods of paths under the server's model; 0 of 0 tokens where they are not known."""
+        if self.server.texts_only:
+            return scalars(Likelihood(torch.zeros(len(paths)), torch.zeros(len(paths), dtype=torch.long)))
+        return scalars(Likelihood(*self.server.worker.log_probs(order, own["memory"], questions, paths)))
 
     def learned(self, own: ServerState, offer: Offer | None, answers: Mapping[str, Answer]) -> Learned:
         """The server's model trained on its own rows, and on what its filters choose of the clients' paths."""
+        if self.server.texts_only:
+            return Learned(after_round(own), _right("server", None if offer is None else offer["right"]))
         order, worker, memory = server_order(own, "learn"), self.server.worker, own["memory"]
         filters, told = dict(memory.get(FILTERS, {})), _right("server", None if offer is None else offer["right"])
         choices: dict[str, Choice] = {}

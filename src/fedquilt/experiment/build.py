@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fedquilt.client.client import Client
-from fedquilt.config.groups import Part, parts, server_parts
+from fedquilt.config.groups import Part, endpoint_parts, parts, server_parts
 from fedquilt.config.schema import Config
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
@@ -44,7 +44,14 @@ from fedquilt.experiment.models import (
     kind_of,
     load_all,
 )
-from fedquilt.experiment.server import ServerRows, planned_rows, server_group, server_rows
+from fedquilt.experiment.server import (
+    ServerRows,
+    endpoint_server,
+    planned_rows,
+    refuse_unusable,
+    server_group,
+    server_rows,
+)
 from fedquilt.experiment.trial_pass import try_blocks
 from fedquilt.methods.traits import Traits
 from fedquilt.models.loaded import Loaded
@@ -157,8 +164,10 @@ def build(config: Config, here: Collection[ClientId] | None = None, *, on_site: 
             table, test = tables_of(source, rng, here)
             assigned.append((source, source.assign(table, test, rng, here)))
     classes = {part.place: classes_of(part, rows.table) for source, rows in assigned for part in source.parts}
-    owned = [ServerRows() if on_site else server_rows(part, rng) for part in owner]
-    classes |= {part.place: classes_of(part, rows.table) for part, rows in zip(owner, owned, strict=True)}
+    owned = [ServerRows() if on_site else server_rows(part, rng) for part in (*owner, *endpoint_parts(config))]
+    if not on_site:
+        refuse_unusable(config)
+    classes |= {part.place: classes_of(part, rows.table) for part, rows in zip(owner, owned, strict=False)}
     every = (*groups, *owner)
     shapes = load_all(every, classes, rng, meta=True)
     for part, shape in zip(groups, shapes, strict=False):
@@ -188,7 +197,8 @@ def shaped(config: Config) -> Experiment:
     shapes = load_all(every, classes, rng, meta=True)
     for part, shape in zip(groups, shapes, strict=False):
         check_part(part, shape)
-    return joined(config, method, every, classes, shapes, rng, owned=[planned_rows(part, rng) for part in owner])
+    owned = [planned_rows(part, rng) for part in (*owner, *endpoint_parts(config))]
+    return joined(config, method, every, classes, shapes, rng, owned=owned)
 
 
 def joined(
@@ -247,6 +257,9 @@ def joined(
             members[id].profile if id in members else Profile(id, 0, name, budget, part.config.model.task, part.label)
             for id, budget in zip(part.ids, own, strict=True)
         ]
+    if config.server is not None and config.server.endpoint is not None:
+        here = next(iter(owned), ServerRows())
+        server = endpoint_server(config.server.endpoint, here, config.server.share, asks=assigned is not None)
     clients_works = {name: work for name, work in works.items() if name in depths}
     federation = replace(federated(config, tuple(profiles), clients_works, groups), server=server)
     refuse_layouts(config, groups)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from fedquilt.config.clients import Partition
-from fedquilt.config.groups import Part, parts, server_parts
+from fedquilt.config.groups import Part, endpoint_parts, parts, server_parts
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, FedquiltError
 from fedquilt.core.rng import Rng
@@ -23,7 +23,7 @@ from fedquilt.experiment.data_of_groups import DataSource, data_sources, naming_
 from fedquilt.experiment.groups import budgets_of, check_part
 from fedquilt.experiment.method import chosen
 from fedquilt.experiment.models import Classes, classes_of, device_of, load, load_all, max_new_tokens
-from fedquilt.experiment.server import server_rows
+from fedquilt.experiment.server import refuse_unusable, server_rows
 
 Known = dict[Hashable, tuple[Any, FedquiltError | None]]
 """Results, or errors, of reading data and trying models, by what was read or tried."""
@@ -123,6 +123,9 @@ def _checked_server(config: Config, rng: Rng, classes: dict[int, Classes], found
     if config.server is not None and config.spoilt.touches("server", "adapter", "training"):
         return None
     owner = found.attempt(lambda: server_parts(config))
+    for part in () if owner is None else endpoint_parts(config):
+        found.attempt(partial(server_rows, part, rng))
+        found.attempt(partial(refuse_unusable, config))
     for part in owner or ():
         rows = found.attempt(partial(server_rows, part, rng))
         if rows is None:

@@ -190,8 +190,8 @@ def _refuse_server(run: Path, client: ClientId | None, group: str | None) -> Non
     """Raise RunError if the server of this run owns no model, or a client or group is named too."""
     if client is not None or group is not None:
         raise RunError("--server: the server is in no group and no client; leave --client and --group out")
-    if not read_config(run).get("server"):
-        raise RunError(f"--server: {run} has no [server], so the server owns no model; leave it out")
+    if not (read_config(run).get("server") or {}).get("model"):
+        raise RunError(f"--server: {run} has no [server.model], so the server owns no model; leave it out")
 
 
 def _chosen(record: Record, label: str, client: ClientId | None) -> Path:

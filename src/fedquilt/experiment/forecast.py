@@ -9,6 +9,7 @@ from fedquilt.client.client import Client
 from fedquilt.config.schema import Config
 from fedquilt.core.training import num_steps
 from fedquilt.experiment.build import Experiment
+from fedquilt.experiment.groups import BuiltGroup
 from fedquilt.experiment.round_record import is_due
 from fedquilt.report.round_text import duration
 
@@ -120,12 +121,35 @@ def work_of(experiment: Experiment, start: int) -> Work:
     clients = _evaluation_steps(experiment.clients.values())
     received = clients if config.evaluation.clients == "received" else 0.0  # part of the round
     after = clients if config.evaluation.clients is True else 0.0
+    owned, scoring = _servers_steps(experiment)
     return Work(
         rounds=config.rounds - start,
         evaluations=sum(is_due(config, number) for number in range(start, config.rounds)),
-        round_steps=config.cohort / len(profiles) * (steps + received),
-        evaluation_steps=after + _evaluation_steps(group.server for group in experiment.groups),
+        round_steps=config.cohort / len(profiles) * (steps + received) + owned,
+        evaluation_steps=after + _evaluation_steps(group.server for group in experiment.groups) + scoring,
     )
+
+
+def _servers_steps(experiment: Experiment) -> tuple[float, float]:
+    """The cost of training and of evaluating the model that the server owns, in optimiser steps of a client.
+
+    A step costs as much as its rows times the model's weights. What the server generates is not counted.
+    """
+    owner, profiles = experiment.owner, experiment.federation.profiles
+    if owner is None:
+        return 0.0, 0.0
+    groups = {group.label: group for group in experiment.groups}
+    usual = sum(_cost_of_step(groups[profile.group]) for profile in profiles) / len(profiles)
+    steps = num_steps(owner.server.profile.num_examples, owner.server.training)
+    beside = experiment.method.beside.server * experiment.config.cohort
+    training = steps * _cost_of_step(owner, beside) / usual
+    return training, _evaluation_steps([owner.server]) * _cost_of_step(owner) / usual
+
+
+def _cost_of_step(group: BuiltGroup, beside: int = 0) -> float:
+    training = group.server.training
+    weights = sum(tensor.numel() for tensor in group.bench.model.parameters())
+    return float(weights * (training.batch_size * training.accumulation + beside))
 
 
 def _evaluation_steps(clients: Iterable[Client]) -> float:

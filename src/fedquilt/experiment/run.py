@@ -27,7 +27,7 @@ from fedquilt.experiment.forecast import work_of
 from fedquilt.experiment.inputs_record import outputs_record, rows_digest, weights_digest
 from fedquilt.experiment.progress import Forecasting
 from fedquilt.experiment.round_record import are_finite, final_record, round_line
-from fedquilt.experiment.server import questions_columns
+from fedquilt.experiment.server import endpoint_record, questions_columns
 from fedquilt.experiment.threads import restored_threads, spare_threads
 from fedquilt.privacy.spending import cohort_key, cohort_stream, hides_cohorts, spending
 from fedquilt.record import Record, environment, hold, read_environment, read_partition, read_result, read_rounds
@@ -85,7 +85,7 @@ def run(
         engine = connect.make(experiment, key, {}, reporting)
         experiment = experiment.announced(engine.announced)
         around |= {"engine": connect.name, "run_key": key, "cohort_key": cohort_key(config)}
-        around |= {"outputs": outputs_record(experiment.models)}
+        around |= {"outputs": outputs_record(experiment.models), **endpoint_record(config)}
         around |= {} if label is None else {"label": label}
         record = Record.create(folder, resolved(config), around, experiment.partition, held)
         return _go_on(experiment, record, 0, None, engine, reporting)

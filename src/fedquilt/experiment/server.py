@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 
@@ -10,16 +11,19 @@ from fedquilt.adapters.registry import KINDS
 from fedquilt.config.groups import Part, server_parts
 from fedquilt.config.schema import Config
 from fedquilt.config.server import Server
+from fedquilt.core.endpoint import Endpoint
 from fedquilt.core.errors import ConfigError, DataError, FedquiltError
 from fedquilt.core.rng import Rng
-from fedquilt.core.server import Questions, ServerModel
+from fedquilt.core.server import Questions, ServerModel, Share
 from fedquilt.core.texts import pack_texts
-from fedquilt.core.types import Params
+from fedquilt.core.types import Layout, Params
+from fedquilt.core.worker import Worker
 from fedquilt.data.table import Table
 from fedquilt.experiment.data import AssignedRows, read
 from fedquilt.experiment.data_of_groups import DataSource, naming_groups
 from fedquilt.experiment.groups import BuiltGroup, EncodedRows, Work, built
 from fedquilt.experiment.method import Chosen
+from fedquilt.models.endpoint import Writer, key_of, library
 
 _NOTHING = np.empty(0, dtype=np.int64)
 
@@ -47,6 +51,8 @@ def server_rows(part: Part, rng: Rng) -> ServerRows:
         ConfigError or DataError, which name the keys of [server].
     """
     server, rng = _section(part), rng.child("server")
+    if server.endpoint is not None:  # it trains on nothing
+        return ServerRows(questions=questions_of(part, _public(part, rng)))
     table, test = _read(part, "data" if server.private is None else "private", rng)
     public = table if server.private is None else _public(part, rng)
     return ServerRows(table, test, questions_of(part, public))
@@ -101,6 +107,38 @@ def server_group(
     return group, model
 
 
+def endpoint_server(endpoint: Endpoint, rows: ServerRows, share: Share, *, asks: bool) -> ServerModel:
+    """What a method is given of a server whose texts an endpoint writes.
+
+    Parameters
+    ----------
+    endpoint
+        The endpoint.
+    rows
+        The public questions in this process.
+    share
+        Which texts of a client may be sent.
+    asks
+        Whether the endpoint may be asked; otherwise every text is empty.
+    """
+    writer = Writer(endpoint, asks)
+    layout = Layout(writer.profile.architecture, 0, {}, {})
+    return ServerModel(layout, lambda rng: {}, cast(Worker, writer), rows.questions, share, texts_only=True)
+
+
+def refuse_unusable(config: Config) -> None:
+    """Raise ConfigError if the server's texts are those of an endpoint that cannot be asked from here."""
+    if config.server is not None and config.server.endpoint is not None:
+        library()
+        key_of(config.server.endpoint)
+
+
+def endpoint_record(config: Config) -> dict[str, Any]:
+    """What the record says of an endpoint: who wrote the server's texts, and that it need not do so again."""
+    endpoint = None if config.server is None else config.server.endpoint
+    return {} if endpoint is None else {"endpoint": {"url": endpoint.url, "name": endpoint.name, "reproducible": False}}
+
+
 def odd_server(config: Config, method: Chosen) -> list[str]:
     """Problems of [server] with the method: one that uses no server, or one that needs it, and with its adapters."""
     name, needed = method.name, method.traits.needs_server
@@ -116,13 +154,18 @@ def odd_server(config: Config, method: Chosen) -> list[str]:
         problems.append(
             f"{given}: no effect with method.name = '{name}', whose server has no model of its own; leave [server] out"
         )
-    (part,) = server_parts(config)
-    kind = part.config.adapter.kind
-    if KINDS[kind].needs_public:
+    if config.server.endpoint is not None and needed and not method.traits.server_texts:
         problems.append(
-            f"server: adapter.kind = '{kind}' is of clients that share coordinates, and the server's model shares none "
-            "with them; set server.adapter.kind = 'lora'"
+            f"server.endpoint: method.name = '{name}' needs a model of the server's own, and an endpoint only writes "
+            "texts; give [server.model] in its place"
         )
+    for part in server_parts(config):
+        kind = part.config.adapter.kind
+        if KINDS[kind].needs_public:
+            problems.append(
+                f"server: adapter.kind = '{kind}' is of clients that share coordinates, and the server's model shares "
+                "none with them; set server.adapter.kind = 'lora'"
+            )
     return problems
 
 

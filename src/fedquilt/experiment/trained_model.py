@@ -29,19 +29,31 @@ def trained_model(
     client: ClientId | None = None,
     group: str | None = None,
     objects: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    server: bool = False,
 ) -> nn.Module:
-    """The model of a run's group or of one of its clients, with the adapter of the last checkpoint.
+    """The model of a run's group, of one of its clients or of its server, with the adapter of the last checkpoint.
 
-    For a finished run neither data nor checkpoint is needed. ``objects`` are ``Config.objects``; a model object of the
-    calling program is copied.
+    For a finished run neither data nor checkpoint is needed.
+
+    Parameters
+    ----------
+    run
+        The run's folder.
+    client, group
+        The client, or the label of the group; None for the global model.
+    objects
+        ``Config.objects``; a model object of the calling program is copied.
+    server
+        Whether the model that the server owns is meant.
 
     Raises
     ------
     FedquiltError
         RunError as ``export.export`` does, ModelError if the base cannot be loaded.
     """
-    folder = adapter_folder(run, client, group, objects)
-    config, classes, rng = base_of_run(run, client, group, objects)
+    folder = adapter_folder(run, client, group, objects, server=server)
+    config, classes, rng = base_of_run(run, client, group, objects, server=server)
     if not KINDS[config.adapter.kind].trains_base:
         loaded = load(config, classes, rng)
         return undressed(load_adapter(loaded.model, folder, blocks=loaded.blocks).eval())

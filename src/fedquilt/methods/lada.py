@@ -23,6 +23,7 @@ from fedquilt.distill.reward import Reward
 from fedquilt.distill.selection import FilterSettings
 from fedquilt.distill.student import Teaching, chosen, new_pupil, pupil_of, rated
 from fedquilt.distill.teacher import Teacher
+from fedquilt.distill.texts_only import refuse_likelihoods
 from fedquilt.distill.told import RANGES
 from fedquilt.methods.layered import Weighting
 from fedquilt.methods.sharing import sharing
@@ -38,7 +39,7 @@ _CHOOSES = With("filter", tuple(name for name in get_args(Choosing) if name not 
 _MEMORY = "lesson"
 """The key of what a client keeps: its filter, and the offer of the round."""
 
-TRAITS = Traits(across=True, merge="own", sends_scores=True, needs_server=True)
+TRAITS = Traits(across=True, merge="own", sends_scores=True, needs_server=True, server_texts=True)
 
 
 def lada(
@@ -111,7 +112,7 @@ class LadaState(TypedDict):
     server
         The server's model; its memory holds a filter for each client as its teacher.
     offer
-        What the server offers in the coming round; None if nobody is taught.
+        What the server offers in the coming round; None if nobody is taught, and after the last round.
     answers
         What clients answered in this round, by their number; empty between rounds.
     told
@@ -146,14 +147,16 @@ def with_lada(
     paths : how many questions a round has, and how paths are generated.
     direction : who is taught.
     """
-    teacher = Teacher(_server_of(federation, teaching), teaching, paths, direction in ("both", "up"))
+    teacher = Teacher(_server_of(federation, teaching, direction), teaching, paths, direction in ("both", "up"))
 
     def init(rng: Rng) -> LadaState:
         own = server_start(teacher.server, rng)
         return {**method.init(rng), **_next(own, {})}
 
     def _next(own: ServerState, told: dict[str, float]) -> LadaState:
-        offer = None if direction == "none" else teacher.offer(own)
+        if direction == "none" or own["round"] >= federation.rounds:  # nobody will be taught
+            return LadaState(server=own, offer=None, answers={}, told=told)
+        offer, own = teacher.offered(own)
         return LadaState(server=own, offer=offer, answers={}, told=told)
 
     def learning(exchange: Exchange) -> Exchange:
@@ -265,14 +268,16 @@ def _taught(exchange: Exchange, teaching: Teaching, taught: bool) -> Exchange:
     return own._replace(ask=ask, work=work, metrics=own.metrics and metrics)
 
 
-def _server_of(federation: Federation, teaching: Teaching) -> ServerModel:
+def _server_of(federation: Federation, teaching: Teaching, direction: Direction) -> ServerModel:
     """The server's model, or ConfigError."""
     server = federation.server
     if server is None:
         raise ConfigError(
             "method.name = 'lada' needs a server that owns a model and data: give [server.model] and [server.data]"
         )
-    if not server.worker.profile.num_examples:
+    if server.texts_only:
+        refuse_likelihoods(teaching, direction)
+    elif not server.worker.profile.num_examples:
         raise ConfigError("server: has no rows with completions to train on; give [server.private]")
     wants = teaching.verified or teaching.filter.name == "verified"
     if wants and server.questions.texts and server.questions.answers is None:

@@ -39,6 +39,8 @@ class Traits:
         same axes, in every model with modules of that width.
     needs_server : whether it needs a server that owns a model and data ([server]). Such a method is ``across``: there
         is one server for all architectures.
+    server_texts : whether it can do with a server that only writes texts, which is an endpoint and no model, for some
+        of its settings; it refuses the others itself.
     """
 
     needs: Literal["tensors", "factors", "mixture", "coordinates", "anchored"] = "tensors"
@@ -53,6 +55,7 @@ class Traits:
     stateless: bool = False
     slots: bool = False
     needs_server: bool = False
+    server_texts: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a method that would train the one server of all architectures separately in each."""

@@ -34,8 +34,13 @@ def notes(groups: Groups, last: int | None = None) -> list[str]:
         if runs and (spent := privacy(max(runs, key=lambda run: epsilon_of(run) or 0.0))):
             found.append(f"{label}: {_privacy_words(spent)}")
         for run in runs:
-            agreed = [words] if (words := agreement_words(run)) else []
-            found += [f"{label}, seed {run.seed}: {what}" for what in (*happened(run), *agreed)]
+            more = [words] if (words := agreement_words(run)) else []
+            if writer := run.environment.get("endpoint"):
+                more.append(
+                    f"the endpoint {writer['name']} at {writer['url']} wrote the server's texts; it need not write the "
+                    "same again, so another run with this seed may end elsewhere."
+                )
+            found += [f"{label}, seed {run.seed}: {what}" for what in (*happened(run), *more)]
     digests: dict[str, set[str]] = {}
     for runs in groups.values():
         for run in runs:

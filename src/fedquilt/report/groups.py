@@ -25,7 +25,7 @@ def group_labels(run: Run) -> list[str]:
 
 def owner_labels(run: Run) -> list[str]:
     """Return the labels of the run's groups and, if the server owns a model, ``SERVER``."""
-    return [*group_labels(run), *([SERVER] if run.config.get("server") else [])]
+    return [*group_labels(run), *([SERVER] if (run.config.get("server") or {}).get("model") else [])]
 
 
 def group_curve(run: Run, label: str, metric: str, who: str) -> tuple[list[int], list[float]]:
