@@ -19,6 +19,7 @@ from fedquilt.core.types import Order
 from fedquilt.experiment import build, resume, run
 from fedquilt.experiment.check import check
 from fedquilt.experiment.export import export
+from fedquilt.experiment.forecast import work_of
 from fedquilt.experiment.merged_model import export_merged
 from fedquilt.experiment.plan import plan
 from fedquilt.methods import registry
@@ -202,6 +203,18 @@ def test_texts_are_completed_scored_and_trained_on() -> None:
     scored = replace(posed, splits={"test": posed.train}).evaluate(order)
     assert scored["loss"] == pytest.approx(-float(total.sum() / tokens.sum()))
     assert posed.fit(order, None, range(2)).num_examples == 2
+
+
+def test_the_forecast_counts_the_servers_training_and_evaluation() -> None:
+    """A step of the server costs as much more as its model is larger."""
+    experiment = build(config())
+    owner = experiment.owner
+    assert owner is not None
+    sizes = [sum(one.numel() for one in group.bench.model.parameters()) for group in (owner, experiment.only)]
+    whole, without = work_of(experiment, 0), work_of(replace(experiment, owner=None), 0)
+    assert without.round_steps == 3 * 2
+    assert whole.round_steps == pytest.approx(3 * 2 + 3 * sizes[0] / sizes[1])
+    assert whole.evaluation_steps > without.evaluation_steps
 
 
 def test_a_base_of_the_server_is_refused_by_its_key() -> None:
