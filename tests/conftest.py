@@ -18,6 +18,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "brief"))
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
 # one torch thread: the models are tiny, and two threads that wait for each other on a busy machine cost minutes
 os.environ["OMP_NUM_THREADS"] = "1"
+# the processes that tests start need not each compile all of the package anew
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 TINY = """\
 seed = 3

@@ -35,6 +35,7 @@ def test_the_loops_make_the_steps_that_fedquilt_makes(bench, monkeypatch, tmp_pa
 
 
 def test_a_loop_that_makes_other_steps_gives_no_result(bench, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--model", "tiny:vit?layers=3"])
     options = bench.parsed()
     config = bench.config_of(options, tmp_path)
     monkeypatch.setattr(

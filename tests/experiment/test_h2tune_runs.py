@@ -95,7 +95,7 @@ def config(tmp_path):
 
 
 def test_unlike_models_and_tasks_run_plan_and_resume_together(config, tmp_path, fingerprint, copying):
-    folder = run(config(), tmp_path / "run", copying(tmp_path / "run", tmp_path / "cut"))
+    folder = run(config(), tmp_path / "run", copying(tmp_path / "run", tmp_path / "cut", 2))
     planned = plan(config())
     lines = read_rounds(folder)
     for one in planned:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tomllib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,12 +55,20 @@ def config(**changes: object) -> Config:
     return parse({**raw, **changes})
 
 
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.ENTRIES, "teaching", registry.Entry(teaching, TRAITS))
+@pytest.fixture(scope="module", autouse=True)
+def _registered() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(registry.ENTRIES, "teaching", registry.Entry(teaching, TRAITS))
+        yield
 
 
-def test_the_server_trains_its_own_model_on_its_own_rows(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(_registered: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run. Not to be changed."""
+    return run(config(), tmp_path_factory.mktemp("server") / "run")
+
+
+def test_the_server_trains_its_own_model_on_its_own_rows(whole: Path) -> None:
     experiment = build(config())
     server = experiment.federation.server
     assert server is not None
@@ -67,8 +76,7 @@ def test_the_server_trains_its_own_model_on_its_own_rows(tmp_path: Path) -> None
     assert server.architecture == "llama-3x24"
     assert (len(server.questions.texts), len(server.questions.answers or ())) == (20, 20)
     assert experiment.federation.layouts.keys() == {"llama-2x16"}
-    folder = run(config(), tmp_path / "run")
-    _, state, memories = Record.open(folder).load_checkpoint()
+    _, state, memories = Record.open(whole).load_checkpoint()
     own = state["server"]
     assert own["round"] == 3
     assert own["memory"] == {"answers": 3 * 3 * 3}
@@ -78,8 +86,7 @@ def test_the_server_trains_its_own_model_on_its_own_rows(tmp_path: Path) -> None
     assert all(memory["params"].keys() <= experiment.layout.depth.keys() for memory in memories.values())
 
 
-def test_a_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    whole = run(config(), tmp_path / "whole")
+def test_a_run_goes_on_to_the_same_bits(whole: Path, tmp_path: Path) -> None:
     again = shutil.copytree(whole, tmp_path / "again")
     resume(again, back_to=2)
     assert (whole / "checkpoint.json").is_file()
@@ -108,7 +115,7 @@ def test_the_same_bits_over_flower(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(flower_site, "build", watched)
     for dtype in ("float32", "int8"):
-        settings = config(network={"dtype": dtype, "timeout": 5.0, "wait": 5.0})
+        settings = config(rounds=2, network={"dtype": dtype, "timeout": 5.0, "wait": 5.0})
         folder, whole = tmp_path / f"flower-{dtype}", run(settings, tmp_path / f"embedded-{dtype}")
         grid = InProcessGrid(client_app(flower_site.joined(settings), folder / "sites"), 3)
         run(settings, folder, connect=flower.over(grid, settings, name="in-process", poll=0.05))
@@ -121,8 +128,8 @@ def test_the_same_bits_over_flower(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert all(on_sites)
 
 
-def test_the_servers_model_is_scored_reported_and_exported(tmp_path: Path) -> None:
-    folder = run(config(), tmp_path / "run")
+def test_the_servers_model_is_scored_reported_and_exported(whole: Path, tmp_path: Path) -> None:
+    folder = whole
     for line in read_rounds(folder):
         assert line["evaluation"]["server"]["examples"] == 6
     (row,) = group_rows({"teaching": [read_run(folder)]}, "accuracy")
