@@ -132,12 +132,14 @@ def shared(models=(VIT, WIDE), *, name: str = "heterotune", trained: str = "all"
     return build
 
 
-def coordinated(models=(VIT, WIDE), *, name="heterotune", private_rank: int = 0, mixed=False, **settings) -> Build:
+def coordinated(
+    models=(VIT, WIDE), *, name="heterotune", private_rank: int = 0, mixed=False, parts="together", **settings
+) -> Build:
     """A method among clients with adapters in common coordinates."""
 
     def build() -> Setup:
         training = Training(steps=2, epochs=None, batch_size=4, learning_rate=0.05)
-        scene = common(models, training=training, private_rank=private_rank, mixed=mixed)
+        scene = common(models, training=training, private_rank=private_rank, mixed=mixed, parts=parts)
         method = METHODS[name](scene.federation, **settings)
         made = with_axes(method, scene.federation, 3)
         return Setup(made, scene.federation.profiles, scene.clients, learned).bound()
@@ -259,6 +261,7 @@ HETEROTUNE = {
     "heterotune-not-aligned": Row(shared(align="none")),
     "heterotune-not-shared": Row(shared(share=False)),
     "heterotune-common": Row(coordinated(align="none"), AT_FIRST),
+    "heterotune-common-apart": Row(coordinated(private_rank=2, parts="apart", align="none"), AT_FIRST),
     "heterotune-common-private-text": Row(coordinated((LLAMA, VIT), private_rank=2), AT_FIRST),
     "heterotune-one": Row(shared((BERT,), align="soft")),
 }

@@ -79,9 +79,9 @@ def across(models, **settings) -> Setup:
     return Setup(method, scene.federation.profiles, scene.clients)
 
 
-def coordinated(models, *, private_rank: int, **settings) -> Setup:
+def coordinated(models, *, private_rank: int, parts: str = "together", **settings) -> Setup:
     """H2Tune among clients of different architectures with adapters in common coordinates."""
-    scene = common(models, private_rank=private_rank)
+    scene = common(models, private_rank=private_rank, parts=parts)
     method = METHODS["h2tune"](scene.federation, ends="common", **settings)
     return Setup(with_axes(method, scene.federation, 3), scene.federation.profiles, scene.clients)
 
@@ -123,6 +123,7 @@ TABLE = {
     "h2tune-across": lambda: across((VIT, WIDE, LLAMA, BERT)),
     "h2tune-common-ends": lambda: across((VIT, LLAMA), ends="architecture"),
     "h2tune-common": lambda: coordinated((VIT, WIDE), private_rank=2, private_steps=1, free_after=1),
+    "h2tune-common-apart": lambda: coordinated((VIT, WIDE), private_rank=2, parts="apart"),
     "flora-common-rotated": lambda: in_common_coordinates("flora", (VIT, LLAMA)),
     "toy-fedavg": fedavg_setup,
     "toy-local-bias": local_bias_setup,

@@ -51,7 +51,7 @@ class Adapter(AnchoredKeys, CommonKeys, FullKeys, MixtureKeys, LoraKeys, _Chosen
     """The trained adapters.
 
     The keys from ``dropout`` to ``alpha_pattern`` belong to the kind ``lora``, and those from ``activation`` to
-    ``deviation`` to ``mixture``. ``private_rank`` and ``head_scale`` are of ``common``, which has ``sites``,
+    ``deviation`` to ``mixture``. Those from ``head_scale`` to ``parts`` are of ``common``, which has ``sites``,
     ``slot_rule`` and ``num_slots`` too. ``num_blocks`` and those after it are of ``anchored``, which has ``targets``
     and ``head_scale`` too; ``full`` has only ``buffers``.
     """
@@ -64,6 +64,13 @@ class Adapter(AnchoredKeys, CommonKeys, FullKeys, MixtureKeys, LoraKeys, _Chosen
             raise ValueError(
                 f"head_scale = {self.head_scale:g}: has no effect without a common head; leave it out, or set "
                 "adapter.common_head = true"
+            )
+        private = ("private_targets", "private_alpha", "parts")
+        idle = [key for key in private if getattr(self, key) != getattr(CommonKeys, key)]
+        if self.kind == "common" and idle and not self.private_rank:
+            raise ValueError(
+                f"{' and '.join(idle)}: no effect without a private LoRA; leave {'it' if len(idle) == 1 else 'them'} "
+                "out, or set adapter.private_rank"
             )
         if odd := odd_keys(self):
             other = " or ".join(f"'{kind}'" for kind, keys in OF_KIND.items() if not set(keys).isdisjoint(odd))

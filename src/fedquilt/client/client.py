@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fedquilt.client.apart import trained_apart
 from fedquilt.client.fit import alternate
 from fedquilt.client.generation import Answering, Sampling
 from fedquilt.client.probe import fisher_diagonal, layer_scores
@@ -121,17 +122,20 @@ class Client:
         extra
             Further tensors to train, from which the adapters' cores are made.
         """
-        return alternate(
+        own = (replace(p, names=p.names - self.frozen, penalties=p.penalties + self.penalties) for p in phases)
+        train = partial(
+            alternate,
             self.bench,
             self.train,
             self.params(order, memory),
-            [replace(p, names=p.names - self.frozen, penalties=p.penalties + self.penalties) for p in phases],
-            self.training,
-            learning_rate_at(self.training, order.round, self.rounds),
-            order.rng,
+            training=self.training,
+            learning_rate=learning_rate_at(self.training, order.round, self.rounds),
+            rng=order.rng,
             blocks=blocks,
             extra=extra,
         )
+        public = self.bench.public
+        return trained_apart(public.adapters, [*own], train) if public and public.adapters.apart else train([*own])
 
     def layer_scores(
         self, order: Order, memory: Memory | None = None, *, kind: str = "trace", objective: str = "log-prob"

@@ -168,8 +168,12 @@ class Workbench:
         cores = {} if self._cores is None else self._cores()
         self.during = partial(self._conditions, cores, len(labels) == 1)
         with self.autocast(), self.during():
-            logits = self.model(**inputs).logits
+            logits = self._answer(inputs)
         return logits, labels
+
+    def _answer(self, inputs: Batch) -> Tensor:
+        answer: Callable[[], Tensor] = lambda: self.model(**inputs).logits  # noqa: E731
+        return answer() if self.public is None else self.public.adapters.answer(answer)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The autocast context of mixed precision, or a null context."""
@@ -233,9 +237,9 @@ class Workbench:
         """Set train mode, except for modules with running statistics that are not trained.
 
         With adapters in common coordinates dropout stays off: it would shift features away from the centre of their
-        axes, whose encoders enlarge what hardly varies.
+        axes, whose encoders enlarge what hardly varies. A private part alone has none.
         """
-        self.model.train(self.public is None)
+        self.model.train(self.public is None or self.public.adapters.present == ("private",))
         running = {id(module) for module in self._running}
         for buffer in self._state.values():
             buffer.module.training = id(buffer.module) in running

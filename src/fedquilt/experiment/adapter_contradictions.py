@@ -120,6 +120,14 @@ ADAPTERS: tuple[Row, ...] = (
         "adapter.private_rank to their rank, or aggregation.rule = 'mean'",
     ),
     Row(
+        lambda case: (
+            any(p.config.adapter.parts == "apart" for p in case.parts) and case.rule and case.rule.changes_base
+        ),
+        None,
+        "adapter.parts = 'apart': '{rule.name}' merges changes into the base, which both parts have; leave it out, or "
+        "take a method and aggregation.rule that average the factors",
+    ),
+    Row(
         lambda case: _public(case) and case.combined,
         lambda traits: traits.across,
         "{given}: method.name = '{name}' averages adapters in common coordinates and combines no LoRA factors; set "

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from fedquilt.adapters.common.module import PARTS
+from fedquilt.adapters.common.parts import PARTS_FILE
 from fedquilt.adapters.folders import replace_folder
 from fedquilt.adapters.kind import Export
 from fedquilt.adapters.registry import KINDS
@@ -29,9 +31,9 @@ from fedquilt.record import Record, hold, read_config, read_partition, read_resu
 from fedquilt.record.folder import ADAPTERS
 
 NO_OBJECTS: Mapping[str, Any] = MappingProxyType({})
-_OURS = {name for kind in KINDS.values() for name in kind.files}  # the files of an adapter, in every format
+_OURS = {PARTS_FILE, *PARTS, *(name for kind in KINDS.values() for name in kind.files)}  # of an adapter, in any format
 _SERVER = "server"
-_FIRST = {kind.files[0] for kind in KINDS.values() if kind.files}  # of which each adapter has one
+_FIRST = {PARTS_FILE, *(kind.files[0] for kind in KINDS.values() if kind.files)}  # of which each adapter has one
 
 
 def save_adapters(experiment: Experiment, state: Tree, memories: Mapping[ClientId, Memory], folder: Path) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from torch import nn
 
+from fedquilt.adapters.common.parts import PARTS_FILE
 from fedquilt.adapters.folders import replace_folder
 from fedquilt.adapters.lora.inject import adapters, remove
 from fedquilt.adapters.lora.module import merged_weights
 from fedquilt.adapters.mixture.inject import folded_weights, mixtures, remove_mixture
 from fedquilt.adapters.registry import KINDS
-from fedquilt.core.errors import RunError
+from fedquilt.core.errors import ModelError, RunError
 from fedquilt.core.types import ClientId
 from fedquilt.experiment.export import adapter_folder, export
 from fedquilt.experiment.models import load
@@ -42,7 +43,7 @@ def export_merged(
     ------
     FedquiltError
         RunError as ``export`` does, or if ``out`` is not empty; ModelError if the adapter is a mixture that is not
-        linear, so that no weights compute what it does, or if the base cannot be loaded.
+        linear, or has two parts, so that no weights compute what it does, or if the base cannot be loaded.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise RunError(f"--out {out}: is not an empty folder; give a new one, since a whole model is never overwritten")
@@ -50,6 +51,11 @@ def export_merged(
     config, classes, rng = base_of_run(run, client, group, server=server)
     if KINDS[config.adapter.kind].trains_base:
         return export(run, out, client, group, server=server)
+    if (folder / PARTS_FILE).is_file():
+        raise ModelError(
+            "--merged: the adapter has two parts whose logits are averaged (adapter.parts = 'apart'), and no weights "
+            "compute that; export without --merged, or merge one of its parts with PEFT"
+        )
     plain = config.model_copy(update={"model": replace(config.model, quantization="none")})
     loaded = load(plain, classes, rng)
     dequantize(loaded.model, loaded.blocks, config.model.quantization)

@@ -7,6 +7,8 @@ from typing import cast
 
 from torch import nn
 
+from fedquilt.adapters.common.parts import PARTS_FILE, load_parts
+from fedquilt.adapters.lora.kind import LORA
 from fedquilt.adapters.registry import KINDS
 from fedquilt.core.errors import ModelError
 from fedquilt.core.types import Blocks
@@ -16,6 +18,7 @@ from fedquilt.models.layers import find_blocks
 def load_adapter(model: nn.Module, folder: str | Path, *, blocks: Blocks | str | None = None) -> nn.Module:
     """Load the adapter and the head in ``folder`` into ``model``, in place; the model.
 
+    A folder with two parts (``fedquilt_parts.json``) gives a model around it that averages the logits of both.
     ``model`` is the base model that was fine-tuned, with a head for the same number of classes. ``folder`` was written
     by a run: a mixture of adapters (``fedquilt_adapter.json``), or plain LoRA in PEFT's format
     (``adapter_config.json``). ``blocks`` is the path of the model's list of blocks; by default it is searched for. No
@@ -32,6 +35,9 @@ def load_adapter(model: nn.Module, folder: str | Path, *, blocks: Blocks | str |
     blocks = blocks or find_blocks(model)
     if not folder.is_dir():
         raise ModelError(f"there is no adapter folder {folder}")
+    if (folder / PARTS_FILE).is_file():
+        found = blocks
+        return load_parts(model, folder, lambda own, part: LORA.load(own, found, part))
     loads = {kind.files[0]: kind.load for kind in KINDS.values() if kind.load is not None}
     load = next((load for file, load in loads.items() if (folder / file).is_file()), None)
     if load is None and (folder / "config.json").is_file():

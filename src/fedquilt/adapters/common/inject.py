@@ -9,10 +9,11 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fedquilt.adapters.common.module import CommonHead, CommonLinear
+from fedquilt.adapters.common.module import PARTS, CommonHead, CommonLinear
 from fedquilt.adapters.common.settings import CommonSettings
+from fedquilt.adapters.lora.inject import targeted
 from fedquilt.adapters.lora.module import LoraLinear, initial_factors, is_linear, num_features
 from fedquilt.adapters.sites import SHARED, output_projections, slots_of
 from fedquilt.core.errors import ModelError
@@ -39,12 +40,51 @@ class CommonAdapters(NamedTuple):
     head : the path of the classifier's last module and the common head, if it has one.
     anchored : whether axes are aligned to those of the smallest model, instead of to what all models agree on.
     beside : adapters at modules without a core, by path.
+    private : the private LoRA, by the path of its module.
+    apart : whether the common and the private part are two models, whose logits are averaged.
     """
 
     linears: Mapping[str, CommonLinear]
     head: tuple[str, CommonHead] | None
     anchored: bool = False
     beside: Mapping[str, LoraLinear] = MappingProxyType({})
+    private: Mapping[str, LoraLinear] = MappingProxyType({})
+    apart: bool = False
+
+    @contextmanager
+    def alone(self, *parts: str) -> Iterator[None]:
+        """The model with these of its parts, ``common`` and ``private``, alone."""
+        before = self.present
+        self._activate(parts)
+        try:
+            yield
+        finally:
+            self._activate(before)
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """The parts that are in the model now."""
+        linear, lora = next(iter(self.linears.values())), next(iter(self.private.values()), None)
+        there = {"common": linear.active, "private": lora is not None and lora.active}
+        return tuple(part for part in PARTS if there[part])
+
+    def answer(self, logits: Callable[[], Tensor]) -> Tensor:
+        """What ``logits()`` gives; with parts apart the mean over the parts that are in the model now, each alone."""
+        if not self.apart:
+            return logits()
+        found = []
+        for part in self.present:
+            with self.alone(part):
+                found.append(logits())
+        return torch.stack(found).mean(0)
+
+    def _activate(self, parts: Collection[str]) -> None:
+        for linear in self.linears.values():
+            linear.active = "common" in parts
+        for lora in self.private.values():
+            lora.active = "private" in parts
+        if self.head is not None:
+            self.head[1].parts = frozenset(parts)
 
     def observed(self) -> tuple[Place, ...]:
         """The modules of which the models' agreement is found: of each site and slot the deepest, and the head."""
@@ -80,8 +120,8 @@ def inject_common(
     """Put cores after attention and after the feed-forward part of each block, and the common head onto a classifier.
 
     The model is changed in place. It then also has a module ``common`` with the core of every site and slot, and with
-    the common head. With a ``private_rank``, a LoRA of this rank is around each module with a core. Afterwards no
-    parameter requires a gradient.
+    the common head. With a ``private_rank``, a LoRA of this rank is around each module with a core, or around each that
+    ``private_targets`` names. Afterwards no parameter requires a gradient.
 
     Parameters
     ----------
@@ -95,11 +135,13 @@ def inject_common(
     Raises
     ------
     ModelError
-        if the model's sites are unknown, its head has no linear module, or it already has a module ``common``.
+        if the model's sites or targets are unknown, its head has no linear module, or it already has a module
+        ``common``.
     """
     if hasattr(model, SHARED):
         raise ModelError(f"{type(model).__name__} already has a module '{SHARED}'; take that out first")
     found = output_projections(model, blocks, settings.sites)
+    bare = private_modules(model, blocks, settings)
     slots = slots_of(blocks.num_layers, settings.num_slots, settings.slot_rule)
     device, size = next(model.parameters()).device, (settings.rank, settings.rank)
     shared = nn.ModuleDict(
@@ -116,14 +158,36 @@ def inject_common(
         if slots[layer] is None:  # a block that shares nothing
             continue
         core = f"{SHARED}.{site}.{slots[layer]}"
-        base = model.get_submodule(name)
         linears[name] = replaced(model, name, partial(CommonLinear, settings=settings, core={core: own[core]}))
-        if settings.private_rank:
-            replaced(model, name, partial(_with_private, base=base, settings=settings, name=name))
-    return CommonAdapters(linears, put_head(model, head, classes, settings.rank, settings.head_scale) if head else None)
+    private = {
+        name: replaced(model, name, partial(_with_private, base=base, settings=settings, name=name))
+        for name, base in bare.items()
+        if name in linears or settings.private_targets
+    }
+    beside = {name: lora for name, lora in private.items() if name not in linears}
+    apart = settings.parts == "apart"
+    last = put_head(model, head, classes, settings.rank, settings.head_scale, private=apart) if head else None
+    return CommonAdapters(linears, last, beside=beside, private=private, apart=apart)
 
 
-def put_head(model: nn.Module, head: Collection[str], classes: str, rank: int, scale: float) -> tuple[str, CommonHead]:
+def private_modules(model: nn.Module, blocks: Blocks, settings: CommonSettings) -> dict[str, nn.Module]:
+    """The modules of a model without adapters that get the private LoRA, by path; none without a ``private_rank``.
+
+    Raises
+    ------
+    ModelError
+        if a target names no linear module.
+    """
+    if not settings.private_rank:
+        return {}
+    if settings.private_targets:
+        return targeted(model, blocks, settings.private_targets)
+    return {name: model.get_submodule(name) for name in output_projections(model, blocks, settings.sites)}
+
+
+def put_head(
+    model: nn.Module, head: Collection[str], classes: str, rank: int, scale: float, *, private: bool = False
+) -> tuple[str, CommonHead]:
     """Put the common head onto the last linear module of a head; returns its path and the common head.
 
     Parameters
@@ -133,6 +197,7 @@ def put_head(model: nn.Module, head: Collection[str], classes: str, rank: int, s
     classes : a name of the classes of the outputs; architectures with the same name share a head.
     rank : the number of coordinates.
     scale : the scale of the common head.
+    private : whether there is a private change of the head too.
 
     Raises
     ------
@@ -143,7 +208,7 @@ def put_head(model: nn.Module, head: Collection[str], classes: str, rank: int, s
     _, outputs = num_features(model.get_submodule(last))
     v = nn.Parameter(torch.zeros(outputs, rank, device=next(model.parameters()).device), requires_grad=False)
     shared.add_module(f"head-{classes}", nn.ParameterList([v]))
-    return last, replaced(model, last, partial(CommonHead, rank=rank, scale=scale, shared=v))
+    return last, replaced(model, last, partial(CommonHead, rank=rank, scale=scale, shared=v, private=private))
 
 
 def _last_linear(model: nn.Module, head: Collection[str]) -> str:
@@ -165,7 +230,7 @@ def _last_linear(model: nn.Module, head: Collection[str]) -> str:
 
 
 def _with_private(module: nn.Module, base: nn.Module, settings: CommonSettings, name: str) -> LoraLinear:
-    """The private LoRA around a module with a core, which is itself around ``base``."""
+    """The private LoRA around a module, which is ``base`` or has a core and is itself around ``base``."""
     around = LoraLinear(base, settings.private, name)
     around.base = module
     return around
@@ -186,17 +251,20 @@ def _set(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def common_layout(model: nn.Module, blocks: Blocks, architecture: str, adapters: CommonAdapters) -> Layout:
-    """Names, depths and shapes of cores, private factors and common head: by depth, the head last.
+    """Names, depths and shapes of cores, private factors and heads: by depth, the heads last.
 
     A core has the depth of the shallowest block that uses it; one that no block uses is not listed.
     """
     depth: dict[str, int | None] = {}
-    for name, adapter in adapters.linears.items():
-        private = (f"{name}.{end}" for end, _ in model.get_submodule(name).named_parameters(recurse=False))
-        for own in (*private, adapter.core_name):
+    for name in sorted({**adapters.linears, **adapters.beside}, key=lambda name: blocks.depth(name) or 0):
+        private = [f"{name}.{end}" for end, _ in model.get_submodule(name).named_parameters(recurse=False)]
+        core = [adapters.linears[name].core_name] if name in adapters.linears else []
+        for own in (*private, *core):
             depth.setdefault(own, blocks.depth(name))
     if adapters.head is not None:
-        depth |= {name: None for name, own in model.named_parameters() if own is adapters.head[1].shared}
+        _, head = adapters.head
+        trained = {id(own) for own in (head.shared, *head.parameters(recurse=False))}
+        depth |= {name: None for name, own in model.named_parameters() if id(own) in trained}
     shapes = dict(model.named_parameters())
     return Layout(architecture, blocks.num_layers, depth, {name: tuple(shapes[name].shape) for name in depth})
 

@@ -9,26 +9,46 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedquilt.adapters.common.inject import CommonAdapters, common_layout, initial_common, inject_common
-from fedquilt.adapters.common.module import ENDS
+from fedquilt.adapters.common.inject import (
+    CommonAdapters,
+    common_layout,
+    initial_common,
+    inject_common,
+    private_modules,
+)
+from fedquilt.adapters.common.module import ENDS, PARTS
+from fedquilt.adapters.common.parts import save_parts
 from fedquilt.adapters.common.settings import CommonSettings
 from fedquilt.adapters.kind import Export, Host, Kind, Put, no_scaling
 from fedquilt.adapters.lora.as_plain_lora import plain
-from fedquilt.adapters.lora.inject import copied
+from fedquilt.adapters.lora.inject import all_linear, copied
 from fedquilt.adapters.lora.kind import LORA, save_lora
 from fedquilt.adapters.lora.peft_targets import peft_names
 from fedquilt.adapters.lora.settings import LoraSettings
 from fedquilt.adapters.settings import Adapter
 from fedquilt.adapters.sites import output_projections
+from fedquilt.core.errors import ConfigError
 from fedquilt.core.factors import Product, factors, named
 from fedquilt.core.settings import part_of
+from fedquilt.core.tasks import TASKS
 from fedquilt.core.types import Layout
 
 
 def _put(section: Adapter, host: Host) -> Put:
-    settings = part_of(section, CommonSettings, num_slots=section.num_slots or host.fewest_layers)
+    every = section.private_targets == "all-linear"
+    targets = all_linear(host.model, host.blocks) if every else section.private_targets
+    slots = section.num_slots or host.fewest_layers
+    settings = part_of(section, CommonSettings, num_slots=slots, private_targets=targets)
+    if settings.parts == "apart" and not TASKS[host.task].has_classes:
+        raise ConfigError(
+            f"adapter.parts = 'apart': averages the logits of classifiers, and task = '{host.task}' has no classes; "
+            "leave it out"
+        )
     # an adapter that PEFT could not read is rejected before anything is trained
-    found = output_projections(host.model, host.blocks, settings.sites)
+    found = {
+        **output_projections(host.model, host.blocks, settings.sites),
+        **private_modules(host.model, host.blocks, settings),
+    }
     peft_names(host.model, found, host.head, tuple(found), host.task)
     head = host.trained_head and host.head
     adapters = inject_common(host.model, host.blocks, settings, head, classes_of(host))
@@ -37,9 +57,19 @@ def _put(section: Adapter, host: Host) -> Put:
 
     def save(folder: Path, params: Mapping[str, Tensor], export: Export) -> None:
         export.load(params)
-        folded = _folded(host, adapters, _private(params, adapters, settings))
-        with adapters.taken_out(host.model):
-            save_lora(folder, *folded, host, export)
+        private = _private(params, adapters, settings)
+
+        def write(folder: Path, *parts: str) -> None:
+            common, own = _changes(adapters) if "common" in parts else {}, private if "private" in parts else {}
+            with adapters.alone(*parts):
+                folded = _folded(host, adapters, common, own)
+            with adapters.taken_out(host.model):
+                save_lora(folder, *folded, host, export)
+
+        if adapters.apart:
+            save_parts(folder, write)
+        else:
+            write(folder, *PARTS)
 
     scaling = settings.private.scaling if settings.private_rank else no_scaling
     return Put(where, initial_common(where), scaling, save, settings=settings, common=adapters)
@@ -75,7 +105,7 @@ def _private(params: Mapping[str, Tensor], adapters: CommonAdapters, settings: C
     own = {
         name: tensor
         for name, tensor in params.items()
-        if name.rpartition(".")[0] in adapters.linears and name.rpartition(".")[2] not in ENDS
+        if name.rpartition(".")[0] in {**adapters.linears, **adapters.beside} and name.rpartition(".")[2] not in ENDS
     }
     if not own:
         return {}
@@ -83,13 +113,19 @@ def _private(params: Mapping[str, Tensor], adapters: CommonAdapters, settings: C
     return {name: Product(lora.scaling(name, pair.rank) * pair.B, pair.A) for name, pair in factors(made).items()}
 
 
+def _changes(adapters: CommonAdapters) -> dict[str, Product]:
+    """What the cores add to each module, as factors of scale 1."""
+    return {name: own.folded() for name, own in adapters.linears.items()}
+
+
 def _folded(
-    host: Host, adapters: CommonAdapters, private: Mapping[str, Product]
+    host: Host, adapters: CommonAdapters, common: Mapping[str, Product], private: Mapping[str, Product]
 ) -> tuple[dict[str, Tensor], LoraSettings, Layout]:
-    """The adapters in the model as plain LoRA with the classifier's weights, its settings and its layout."""
-    pairs = {name: own.folded() for name, own in adapters.linears.items()}
-    for name, (b, a) in private.items():
-        pairs[name] = Product(torch.cat((pairs[name].B.cpu(), b), 1), torch.cat((pairs[name].A.cpu(), a)))
+    """These factors as plain LoRA, with the classifier's weights, the settings and the layout of both."""
+    pairs = dict(common)
+    for name, own in private.items():
+        b, a = zip(*(pair for pair in (common.get(name), own) if pair is not None), strict=True)
+        pairs[name] = Product(torch.cat([one.cpu() for one in b], 1), torch.cat([one.cpu() for one in a]))
     tensors = {name: tensor.cpu() for name, tensor in named(pairs).items()}
     depth: dict[str, int | None] = {name: host.blocks.depth(name) for name in tensors}
     head = folded_head(host, adapters)
@@ -98,7 +134,7 @@ def _folded(
     most = max(ranks.values())
     unlike = {name: rank for name, rank in ranks.items() if rank != most}
     alphas = {name: float(rank) for name, rank in unlike.items()}
-    lora = LoraSettings(most, float(most), rank_pattern=unlike, alpha_pattern=alphas, targets=tuple(adapters.linears))
+    lora = LoraSettings(most, float(most), rank_pattern=unlike, alpha_pattern=alphas, targets=tuple(pairs))
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return tensors, lora, Layout(host.architecture, host.blocks.num_layers, depth, shapes)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from fedquilt.core.factors import Product
 
 ENDS = ("encoder", "decoder")
 """The names of the ends of an adapter, A and B."""
+
+PARTS = ("common", "private")
+"""The parts of a model: what all architectures share, and what is an architecture's or a client's own."""
 
 
 class CommonLinear(AroundLinear):
@@ -30,6 +34,7 @@ class CommonLinear(AroundLinear):
     base : the linear module, unchanged.
     core_name : the name of its core in the model.
     ends : matrices in place of the axes, by the names of ``ENDS``; empty unless a client has trained some of its own.
+    active : False for the base's output alone.
     """
 
     encoder: Tensor
@@ -49,6 +54,7 @@ class CommonLinear(AroundLinear):
         # in a list: they are parameters of the model, not of this module
         self._core, self._offset = [parameter], [offset]
         self.ends: dict[str, Tensor] = {}
+        self.active = True
         for name, shape in (("encoder", (settings.rank, d_in)), ("decoder", (d_out, settings.rank))):
             self.register_buffer(name, torch.zeros(shape, device=device), persistent=False)
 
@@ -74,6 +80,8 @@ class CommonLinear(AroundLinear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) -> (..., d_out), in the dtype of the base's output."""
         y: Tensor = self.base(x)
+        if not self.active:
+            return y
         a, b = self._ends
         z = F.linear(F.linear(in_dtype_of(x, self.core), a), self.core, self.offset)  # (..., r)
         return (y + self.settings.scaling * F.linear(z, b)).to(y.dtype)
@@ -96,18 +104,33 @@ class CommonLinear(AroundLinear):
 class CommonHead(AroundLinear):
     """A classifier's last linear module with the common head: ``logits = base(h) + s V A (h - m)``.
 
-    V (classes, r) is a parameter of the model's module ``common``, shared by all architectures with the same classes.
+    V (classes, r) is a parameter of the model's module ``common``, shared by all architectures with the same classes. A
+    private change of the base's weight and bias, if there is one, is a parameter of this module.
+
+    Attributes
+    ----------
+    base : the linear module, unchanged.
+    parts : the parts that are added to the base's output, ``common`` and ``private``.
     """
 
     encoder: Tensor
     centre: Tensor
 
-    def __init__(self, base: nn.Module, rank: int, scale: float, shared: nn.Parameter) -> None:
+    def __init__(
+        self, base: nn.Module, rank: int, scale: float, shared: nn.Parameter, *, private: bool = False
+    ) -> None:
         super().__init__()
-        d_in, _ = num_features(base)
+        d_in, outputs = num_features(base)
         self.base, self.scale, self._shared = base, scale, [shared]
+        self.parts = frozenset(PARTS)
         self.register_buffer("encoder", torch.zeros(rank, d_in, device=shared.device), persistent=False)
         self.register_buffer("centre", torch.zeros(d_in, device=shared.device), persistent=False)
+        self.private_weight = self.private_bias = None
+        if private:
+            zeros = partial(torch.zeros, device=shared.device)
+            self.private_weight = nn.Parameter(zeros(outputs, d_in), requires_grad=False)
+            if self.bias is not None:
+                self.private_bias = nn.Parameter(zeros(outputs), requires_grad=False)
 
     @property
     def shared(self) -> nn.Parameter:
@@ -122,12 +145,21 @@ class CommonHead(AroundLinear):
 
     def forward(self, h: Tensor) -> Tensor:
         """(..., d) -> (..., classes)."""
-        z = F.linear(in_dtype_of(h, self.shared) - self.centre, self.encoder)
         y: Tensor = self.base(h)
-        return (y + self.scale * F.linear(z, self.shared)).to(y.dtype)
+        h, added = in_dtype_of(h, self.shared), y
+        if "common" in self.parts:
+            added = added + self.scale * F.linear(F.linear(h - self.centre, self.encoder), self.shared)
+        if "private" in self.parts and self.private_weight is not None:
+            added = added + F.linear(h, self.private_weight, self.private_bias)
+        return added.to(y.dtype)
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias with which the base alone computes what this module does."""
-        change = self.scale * self.shared.detach() @ self.encoder
-        bias = None if self.bias is None else self.bias.detach() - change @ self.centre
-        return self.weight.detach() + change, bias
+        weight, bias = self.weight.detach(), None if self.bias is None else self.bias.detach()
+        if "common" in self.parts:
+            change = self.scale * self.shared.detach() @ self.encoder
+            weight, bias = weight + change, None if bias is None else bias - change @ self.centre
+        if "private" in self.parts and self.private_weight is not None:
+            weight = weight + self.private_weight.detach()
+            bias = bias if bias is None or self.private_bias is None else bias + self.private_bias.detach()
+        return weight, bias

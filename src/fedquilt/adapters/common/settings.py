@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedquilt.adapters.lora.settings import LoraSettings, Targeted
+from fedquilt.adapters.lora.settings import LoraSettings, Targeted, Targets
 from fedquilt.adapters.mixture.settings import SharedSites
 from fedquilt.core.settings import Count, RankOrZero, Rate, Share, Slots, Text
 
@@ -23,7 +23,15 @@ class CommonKeys(CommonHeadKeys, SharedSites):
     """The keys of adapters in common coordinates in a run file."""
 
     private_rank: RankOrZero = 0
-    """Rank of a LoRA beside each core, of the same scale, whose factors are not shared across architectures."""
+    """Rank of a LoRA whose factors are not shared across architectures."""
+    private_targets: Targets | None = None
+    """Names of the linear modules that get this LoRA, as in ``targets``; those with a core if left out."""
+    private_alpha: Rate | None = None
+    """Numerator of that LoRA's scale ``private_alpha / private_rank``; ``alpha`` if left out."""
+    parts: Literal["together", "apart"] = "together"
+    """How the common part (cores and common head) and the private LoRA make up a model. ``together``: in one pass.
+    ``apart``, for classifiers: as two models on one base, each trained as if the other were not there, the private one
+    with a head of its own; the mean of their logits counts. This takes twice the steps and twice the passes."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class CommonSettings(CommonKeys):
     """How one model is adapted; rank, sites and the number of slots are the same for all models that share."""
 
     num_slots: int = field(kw_only=True)
+    private_targets: tuple[Text, ...] | None = None
 
     @property
     def scaling(self) -> float:
@@ -51,8 +60,8 @@ class CommonSettings(CommonKeys):
 
     @property
     def private(self) -> LoraSettings:
-        """Rank and scaling of the LoRA beside each core; only with a ``private_rank``."""
-        return LoraSettings(self.private_rank, self.alpha)
+        """Rank and scaling of the private LoRA; only with a ``private_rank``."""
+        return LoraSettings(self.private_rank, self.alpha if self.private_alpha is None else self.private_alpha)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,26 @@ def inject(
         if a target matches no linear module inside the blocks, or a head parameter is not in the model; lists the
         modules that there are.
     """
-    chosen = tuple(targets) or settings.targets or ()
+    linears = targeted(model, blocks, tuple(targets) or settings.targets or ())
+    own_parameters(model, head)
+    model.requires_grad_(False)
+    injected = {}
+    for name, module in linears.items():
+        parent, _, child = name.rpartition(".")
+        injected[name] = (DoraLinear if settings.use_dora else LoraLinear)(module, settings, name)
+        injected[name].train(module.training)
+        setattr(model.get_submodule(parent), child, injected[name])
+    return injected
+
+
+def targeted(model: nn.Module, blocks: Blocks, targets: Collection[str]) -> dict[str, nn.Module]:
+    """The linear modules inside the blocks that a target names, by path, in the model's order.
+
+    Raises
+    ------
+    ModelError
+        if there is no target, or one matches no linear module inside the blocks; lists the modules that there are.
+    """
     linears = {name: module for name, module in model.named_modules() if _adaptable(name, module, blocks)}
     endings = sorted({_within_block(name, blocks) for name in linears})
     if not linears:
@@ -47,12 +66,12 @@ def inject(
             f"{type(model).__name__} has no linear module inside its blocks ({blocks.path}), so there is nothing to "
             "adapt; use another model"
         )
-    if not chosen:
+    if not targets:
         raise ModelError(
             "adapter.targets is empty and the model has no default; choose among its linear modules: "
             + ", ".join(endings)
         )
-    for target in chosen:
+    for target in targets:
         if not any(ends_in(name, target) for name in linears):
             last = sorted({name.rpartition(".")[2] for name in endings})
             raise ModelError(
@@ -60,16 +79,7 @@ def inject(
                 f"blocks{suggestion(target, last)}; "
                 "there are: " + (", ".join(endings) or "none")
             )
-    own_parameters(model, head)
-    model.requires_grad_(False)
-    injected = {}
-    for name, module in linears.items():
-        if ends_in(name, *chosen):
-            parent, _, child = name.rpartition(".")
-            injected[name] = (DoraLinear if settings.use_dora else LoraLinear)(module, settings, name)
-            injected[name].train(module.training)
-            setattr(model.get_submodule(parent), child, injected[name])
-    return injected
+    return {name: module for name, module in linears.items() if ends_in(name, *targets)}
 
 
 def all_linear(model: nn.Module, blocks: Blocks) -> tuple[str, ...]:

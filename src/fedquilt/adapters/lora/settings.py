@@ -31,13 +31,14 @@ class LowRank:
     """Numerator of the scale alpha / r."""
 
 
+Targets = Annotated[tuple[Text, ...], MinLen(1), MaxLen(1000)] | Literal["all-linear"]
+
+
 @dataclass(frozen=True)
 class Targeted(LowRank):
     """Adapters at linear modules that the run file names."""
 
-    targets: Annotated[tuple[Text, ...], MinLen(1), MaxLen(1000)] | Literal["all-linear"] | None = field(
-        default=None, kw_only=True
-    )
+    targets: Targets | None = field(default=None, kw_only=True)
     """Names of the linear modules that get an adapter, or ``all-linear`` for every linear module of the blocks; the
     model's query and value projections if left out."""
 
