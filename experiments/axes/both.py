@@ -10,67 +10,56 @@ JSON, a line a seed.
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fedquilt.client.client import Client
 from fedquilt.config.load import parse
-from fedquilt.core.types import Memory, Order
 from fedquilt.experiment import build
 from fedquilt.experiment.compare import jobs
-from fedquilt.experiment.export import is_whole
-from fedquilt.record import Record, read_config
+from fedquilt.experiment.trained_model import trained_model
+from fedquilt.record import read_config
 
 BATCH = 100
 
 
-def models(run: Path) -> Iterator[tuple[str, Client, Order, Memory]]:
-    """The global model of each group of a finished run; or of each client, where there is none."""
+def rows_of(run: Path) -> Iterator[tuple[str, dict[str, Any], Callable[..., Any], dict[str, Tensor]]]:
+    """Name, place in a run, preparation and test rows: of each group's global model, or of each client without one."""
     experiment = build(parse(read_config(run)))
-    _, state, memories = Record.open(run).load_checkpoint()
-    view = experiment.method.view
     for group in experiment.groups:
-        order = view(state, group.server.profile)
-        if is_whole(group, order) and experiment.config.evaluation.clients is not True:
-            yield group.label, group.server, order, {}
+        prepare = group.bench.prepare
+        if experiment.config.evaluation.clients is not True:
+            yield group.label, {"group": group.label}, prepare, dict(group.server.splits["test"])
             continue
         for id in group.ids:
-            client = experiment.clients[id]
-            yield f"{group.label} {id}", client, view(state, client.profile), memories.get(id, {})
+            yield f"{group.label} {id}", {"client": id}, prepare, dict(experiment.clients[id].splits["test"])
 
 
-def logits(client: Client, order: Order, memory: Memory) -> tuple[Tensor, Tensor]:
-    """Logits and labels of the test rows."""
-    rows, bench = client.splits["test"], client.bench
-    bench.load(client.params(order, memory))
-    bench.model.eval()
+def logits(model: nn.Module, prepare: Callable[..., Any], rows: dict[str, Tensor]) -> Tensor:
+    """The model's logits of all rows."""
     with torch.no_grad():
-        parts = [
-            bench.forward({name: column[first : first + BATCH] for name, column in rows.items()})
-            for first in range(0, len(rows["labels"]), BATCH)
-        ]
-    return torch.cat([own.float() for own, _ in parts]), torch.cat([labels for _, labels in parts])
+        batches = [{k: v[i : i + BATCH] for k, v in rows.items()} for i in range(0, len(rows["labels"]), BATCH)]
+        return torch.cat([model(**prepare(batch)).logits.float() for batch in batches])
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:
     """The share of rows, in per cent, whose label has the largest score."""
-    return 100 * float((scores.argmax(-1) == labels).float().mean())
+    return round(100 * float((scores.argmax(-1) == labels).float().mean()), 2)
 
 
 def main(file: str, label: str, other: str, *seeds: str) -> None:
-    """Print a line for each seed."""
+    """Print a line for each seed; ``label`` is that of the cheaper run to build, as its test rows are taken."""
     folders = {(job.label, job.seed): job.folder for job in jobs(Path(file))}
     for seed in map(int, seeds):
-        one, two = ({name: logits(*model) for name, *model in models(folders[each, seed])} for each in (label, other))
-        line = {"label": label, "other": other, "seed": seed, "one": {}, "two": {}, "both": {}}
-        for name, (scores, labels) in one.items():
-            others, same = two[name]
-            assert torch.equal(labels, same), "the runs have other test rows"
-            line["one"][name], line["two"][name] = accuracy(scores, labels), accuracy(others, labels)
-            line["both"][name] = accuracy(scores + others, labels)
+        runs = [folders[each, seed] for each in (label, other)]
+        line: dict[str, Any] = {"label": label, "other": other, "seed": seed, "one": {}, "two": {}, "both": {}}
+        for name, place, prepare, rows in rows_of(runs[0]):
+            one, two = (logits(trained_model(run, **place).eval(), prepare, rows) for run in runs)
+            for key, scores in {"one": one, "two": two, "both": one + two}.items():
+                line[key][name] = accuracy(scores, rows["labels"])
         print(json.dumps(line), flush=True)
 
 

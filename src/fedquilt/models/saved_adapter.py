@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -36,8 +37,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, blocks: Blocks | str |
     if not folder.is_dir():
         raise ModelError(f"there is no adapter folder {folder}")
     if (folder / PARTS_FILE).is_file():
-        found = blocks
-        return load_parts(model, folder, lambda own, part: LORA.load(own, found, part))
+        return load_parts(model, folder, partial(_load_lora, blocks))
     loads = {kind.files[0]: kind.load for kind in KINDS.values() if kind.load is not None}
     load = next((load for file, load in loads.items() if (folder / file).is_file()), None)
     if load is None and (folder / "config.json").is_file():
@@ -48,3 +48,10 @@ def load_adapter(model: nn.Module, folder: str | Path, *, blocks: Blocks | str |
         )
     load(model, blocks, folder)
     return model
+
+
+def _load_lora(blocks: Blocks, model: nn.Module, folder: Path) -> None:
+    """Load plain LoRA into a model, in place."""
+    load = LORA.load
+    assert load is not None  # LoRA is saved as an adapter
+    load(model, blocks, folder)
