@@ -46,27 +46,31 @@ def arithmetic(
     folder: Annotated[
         Path, typer.Option("--out", help="Folder to write to; each model gets a folder of its own in it.")
     ],
-    only: Annotated[str | None, typer.Option(help="Pretrain only llama, gemma or qwen; all three if left out.")] = None,
-    steps: Annotated[int, typer.Option(help="Optimiser steps of each model.")] = 2500,
+    only: Annotated[
+        str | None,
+        typer.Option(help="Pretrain only llama, gemma, qwen, or llama-6x192, a larger one; the first three if left out."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps of each model; its own number if left out.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or mps.")] = "cpu",
 ) -> None:
-    """Pretrain three small causal language models of different architectures on generated arithmetic text."""
+    """Pretrain small causal language models of different architectures on generated arithmetic text."""
     from fedquilt.core.errors import ConfigError, suggestion
     from fedquilt.core.rng import Rng
     from fedquilt.experiment.models import device_of
-    from fedquilt.pretrain.arithmetic import FAMILIES, pretrain_arithmetic
+    from fedquilt.pretrain.arithmetic import pretrain_arithmetic
+    from fedquilt.pretrain.arithmetic_models import FAMILIES, SHAPES
     from fedquilt.pretrain.recipe import empty_folder
 
-    if only is not None and only not in FAMILIES:
-        raise ConfigError(f"--only is '{only}'{suggestion(only, list(FAMILIES))}; allowed: {', '.join(FAMILIES)}")
+    if only is not None and only not in SHAPES:
+        raise ConfigError(f"--only is '{only}'{suggestion(only, list(SHAPES))}; allowed: {', '.join(SHAPES)}")
     chosen = str(device_of(device))
-    targets = {family: folder / f"arith-{family}" for family in ([only] if only else FAMILIES)}
+    targets = {name: folder / f"arith-{name}" for name in ([only] if only else FAMILIES)}
     for taken in targets.values():
         empty_folder(taken)  # all of them before the first one trains
-    for family, target in targets.items():
-        with step_bar(family) as progress:
-            made = pretrain_arithmetic(family, target, rng=Rng(seed), steps=steps, device=chosen, progress=progress)
+    for name, target in targets.items():
+        with step_bar(name) as progress:
+            made = pretrain_arithmetic(name, target, rng=Rng(seed), steps=steps, device=chosen, progress=progress)
         sums = ", ".join(f"{kind} {share:.0%}" for kind, share in made.new.items())
         out.print(
             f"{made.folder}: {made.num_weights:,} weights, loss {made.fresh_loss:.3f} on held-out text; "

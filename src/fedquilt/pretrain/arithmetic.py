@@ -1,4 +1,4 @@
-"""Pretraining of the built-in language models: three model families that learn sums, but no task's format."""
+"""Pretraining of the built-in language models on generated arithmetic text."""
 
 from __future__ import annotations
 
@@ -17,36 +17,17 @@ from torch import Tensor, nn
 from fedquilt.core.errors import RunError
 from fedquilt.core.rng import Rng
 from fedquilt.data.synthetic.arithmetic import is_held_out
-from fedquilt.data.synthetic.arithmetic_kinds import KINDS
-from fedquilt.data.synthetic.arithmetic_text import passages, quantities
+from fedquilt.data.synthetic.arithmetic_kinds import KINDS, quantities
 from fedquilt.models.small_tokenizers import MARKS, new_tokenizer, save_tokenizer
 from fedquilt.models.tiny import new_causal_lm
 from fedquilt.models.whole_files import save_model
+from fedquilt.pretrain.arithmetic_models import SHAPES, family_of, texts, usual
 from fedquilt.pretrain.recipe import OnStep, check_settings, empty_folder, recipe_text, trained
 
 POSITIONS = 512
 """How many tokens the models can read at once."""
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {
-        "model_type": "llama", "vocab_size": 640, "hidden_size": 112, "num_hidden_layers": 6, "num_attention_heads": 4,
-        "num_key_value_heads": 4, "intermediate_size": 304, "tie_word_embeddings": False, "initializer_range": 0.06,
-    },
-    "gemma": {
-        "model_type": "gemma2", "vocab_size": 576, "hidden_size": 144, "num_hidden_layers": 4, "num_attention_heads": 4,
-        "num_key_value_heads": 1, "head_dim": 32, "query_pre_attn_scalar": 32, "intermediate_size": 432,
-        "tie_word_embeddings": True, "initializer_range": 0.06,
-    },
-    "qwen": {
-        "model_type": "qwen3", "vocab_size": 512, "hidden_size": 96, "num_hidden_layers": 8, "num_attention_heads": 6,
-        "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 272, "tie_word_embeddings": True,
-        "initializer_range": 0.06,
-    },
-}  # fmt: skip
-"""By family what its Hugging Face config takes: LLaMA with weights of its own for the output, Gemma 2 with one head of
-keys, norms on both sides of a layer and GeGLU, Qwen 3 with norms of queries and keys."""
-
-_VOCABULARY_TEXT, _CHUNK = 20_000, 2_000  # passages
+_VOCABULARY_TEXT, _CHUNK = 20_000, 2_000  # texts
 _NUM_SUMS = 256  # of every kind
 
 
@@ -68,36 +49,36 @@ class PretrainedText:
 
 
 def pretrain_arithmetic(
-    family: str,
+    name: str,
     out: str | Path,
     *,
     rng: Rng,
-    steps: int = 2500,
-    batch_size: int = 32,
+    steps: int | None = None,
+    batch_size: int | None = None,
     length: int = 80,
-    learning_rate: float = 3e-3,
+    learning_rate: float | None = None,
     weight_decay: float = 0.1,
     warmup: float = 0.05,
     device: str = "cpu",
     progress: OnStep | None = None,
 ) -> PretrainedText:
-    """A small causal language model of a family, with a tokenizer of its own, trained on drawn text about quantities.
+    """A small causal language model with a tokenizer of its own, trained on drawn text about quantities.
 
-    Every step sees fresh passages, packed end to end.
+    Every step sees fresh texts, packed end to end.
 
     Parameters
     ----------
-    family
-        One of ``FAMILIES``.
+    name
+        One of ``SHAPES``.
     out
         An empty or new folder; gets config.json, model.safetensors (float16), tokenizer.json, tokenizer_config.json and
         recipe.toml, all at the end.
     rng
-        The random stream of tokenizer, initial weights and passages.
+        The random stream of tokenizer, initial weights and texts.
     steps, batch_size, length
-        The number of optimiser steps, rows of a step, and tokens of a row.
+        The number of optimiser steps, rows of a step, and tokens of a row; the model's ``usual`` ones if left out.
     learning_rate, weight_decay, warmup
-        As for ``trained``.
+        As for ``trained``; the model's ``usual`` learning rate if left out.
     device
         The torch device to train on.
     progress
@@ -112,6 +93,10 @@ def pretrain_arithmetic(
     TrainingError
         if the loss stops being a number.
     """
+    own = usual(name)
+    steps = own["steps"] if steps is None else steps
+    batch_size = own["batch_size"] if batch_size is None else batch_size
+    learning_rate = own["learning_rate"] if learning_rate is None else learning_rate
     settings = {
         "steps": steps,
         "batch_size": batch_size,
@@ -123,9 +108,9 @@ def pretrain_arithmetic(
     check_settings(settings)
     folder = empty_folder(Path(out))
     began = time.perf_counter()
-    stream = rng.child("arithmetic", family)
-    tokenizer, model = _untrained(family, stream, device)
-    batches = packed(tokenizer, family, batch_size, length, stream.child("train"))
+    stream = rng.child("arithmetic", name)
+    tokenizer, model = _untrained(name, stream, device)
+    batches = packed(tokenizer, name, batch_size, length, stream.child("train"))
     history = trained(
         model,
         (_loss(model, rows.to(device)) for rows in batches),
@@ -139,53 +124,54 @@ def pretrain_arithmetic(
     result = PretrainedText(
         folder,
         sum(weight.numel() for weight in model.parameters()),
-        _fresh_loss(model, tokenizer, family, length, stream.child("fresh"), device),
+        _fresh_loss(model, tokenizer, name, length, stream.child("fresh"), device),
         {kind: _accuracy(model, tokenizer, kind, True, stream.child("new", kind), device) for kind in KINDS},
         {kind: _accuracy(model, tokenizer, kind, False, stream.child("known", kind), device) for kind in KINDS},
         history,
         time.perf_counter() - began,
     )
-    _write(model, tokenizer, family, {"seed": rng.seed, **settings}, result)
+    _write(model, tokenizer, name, {"seed": rng.seed, **settings}, result)
     return result
 
 
-def _untrained(family: str, rng: Rng, device: str) -> tuple[Tokenizer, Any]:
-    """The tokenizer of a family, of drawn text, and its model with initial weights."""
-    size = FAMILIES[family]["vocab_size"]
-    tokenizer = new_tokenizer(family, size, passages(_VOCABULARY_TEXT, rng.child("vocabulary")))
-    return tokenizer, new_causal_lm(_config(family, tokenizer), rng.child("init")).to(device).train()
+def _untrained(name: str, rng: Rng, device: str) -> tuple[Tokenizer, Any]:
+    """The model with initial weights, and its tokenizer, of drawn text."""
+    size = SHAPES[name]["vocab_size"]
+    tokenizer = new_tokenizer(family_of(name), size, texts(name, _VOCABULARY_TEXT, rng.child("vocabulary")))
+    return tokenizer, new_causal_lm(_config(name, tokenizer), rng.child("init")).to(device).train()
 
 
-def packed(tokenizer: Tokenizer, family: str, batch_size: int, length: int, rng: Rng) -> Iterator[Tensor]:
-    """Batch after batch of token numbers, int64 (``batch_size``, ``length``): passages end to end, without an end.
+def packed(tokenizer: Tokenizer, name: str, batch_size: int, length: int, rng: Rng) -> Iterator[Tensor]:
+    """Batch after batch of token numbers, int64 (``batch_size``, ``length``): texts end to end, without an end.
 
-    Every passage begins with the start token and ends with the end token; the row's edge may cut it.
+    Every text begins with the start token and ends with the end token; the row's edge may cut it.
 
     Parameters
     ----------
-    tokenizer, family
-        The tokenizer, and its family in ``FAMILIES``, which says what the end token is.
+    tokenizer, name
+        The tokenizer, and the name of its model, which says what the texts and the end token are.
     batch_size, length
         Rows of a batch, and tokens of a row.
     rng
-        The random stream of the passages.
+        The random stream of the texts.
     """
-    end = MARKS[family].index(MARKS[family].end)  # the special tokens are numbered first
+    marks = MARKS[family_of(name)]
+    end = marks.index(marks.end)  # the special tokens are numbered first
     waiting: list[int] = []
     chunk = 0
     while True:
         while len(waiting) < batch_size * length:
-            for text in tokenizer.encode_batch(passages(_CHUNK, rng.child(chunk))):
+            for text in tokenizer.encode_batch(texts(name, _CHUNK, rng.child(chunk))):
                 waiting += [*text.ids, end]
             chunk += 1
         rows, waiting = waiting[: batch_size * length], waiting[batch_size * length :]
         yield torch.tensor(rows).view(batch_size, length)
 
 
-def _config(family: str, tokenizer: Tokenizer) -> dict[str, Any]:
-    marks = MARKS[family]
+def _config(name: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    marks = MARKS[family_of(name)]
     return {
-        **FAMILIES[family],
+        **SHAPES[name],
         "vocab_size": tokenizer.get_vocab_size(),
         "max_position_embeddings": POSITIONS,
         "attention_dropout": 0.0,
@@ -202,8 +188,8 @@ def _loss(model: nn.Module, rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _fresh_loss(model: nn.Module, tokenizer: Tokenizer, family: str, length: int, rng: Rng, device: str) -> float:
-    batches = packed(tokenizer, family, 32, length, rng)
+def _fresh_loss(model: nn.Module, tokenizer: Tokenizer, name: str, length: int, rng: Rng, device: str) -> float:
+    batches = packed(tokenizer, name, 32, length, rng)
     losses = [float(_loss(model, rows.to(device))) for rows, _ in zip(batches, range(8), strict=False)]
     return math.fsum(losses) / len(losses)
 
@@ -232,16 +218,16 @@ def _accuracy(model: nn.Module, tokenizer: Tokenizer, kind: str, held_out: bool,
     return right / _NUM_SUMS
 
 
-def _write(model: Any, tokenizer: Tokenizer, family: str, settings: dict[str, Any], result: PretrainedText) -> None:
+def _write(model: Any, tokenizer: Tokenizer, name: str, settings: dict[str, Any], result: PretrainedText) -> None:
     command = (
-        f"fedquilt pretrain arithmetic --out DIR --only {family} --steps {settings['steps']} --seed {settings['seed']}"
+        f"fedquilt pretrain arithmetic --out DIR --only {name} --steps {settings['steps']} --seed {settings['seed']}"
     )
     came_out: dict[str, Any] = {"num_weights": result.num_weights, "fresh_loss": round(result.fresh_loss, 4)}
     for kind in KINDS:
         came_out[f"accuracy_new_{kind.replace('-', '_')}"] = round(result.new[kind], 4)
         came_out[f"accuracy_known_{kind.replace('-', '_')}"] = round(result.known[kind], 4)
     try:
-        save_tokenizer(tokenizer, family, POSITIONS, result.folder)
+        save_tokenizer(tokenizer, family_of(name), POSITIONS, result.folder)
         save_model(model.to("cpu").half(), result.folder)
         (result.folder / "recipe.toml").write_text(recipe_text(command, settings, came_out), "utf-8")
     except OSError as error:

@@ -10,8 +10,8 @@ import pytest
 
 from fedquilt.core.rng import Rng
 from fedquilt.data.synthetic.arithmetic import is_held_out, posed, problems
-from fedquilt.data.synthetic.arithmetic_kinds import KINDS, NAMES, THINGS
-from fedquilt.data.synthetic.arithmetic_text import QUESTIONS, SAID, SENTENCES, TALK, passages, quantities
+from fedquilt.data.synthetic.arithmetic_kinds import KINDS, NAMES, THINGS, quantities
+from fedquilt.data.synthetic.arithmetic_text import QUESTIONS, SAID, SENTENCES, TALK, passages
 
 FIGURES = {
     "add": r"(\d+) \+ (\d+)",

@@ -26,6 +26,9 @@ NAMES = (
 THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps", "stones", "tickets")
 """Fill the placeholders ``{name}`` and ``{things}`` of the templates."""
 
+NUM_STORIES = 3
+"""Templates of each kind that occur in training; one more is held out."""
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -45,6 +48,10 @@ class Kind:
         The word problems; the last one is held out.
     says
         The calculation as a line of plain arithmetic.
+    worked
+        The lines of the calculation step by step; ``d`` is the result of the first step of two.
+    parts
+        The kinds of the two steps, for a calculation of two.
     """
 
     draw: Callable[[np.random.Generator], tuple[int, ...]]
@@ -53,6 +60,8 @@ class Kind:
     alike: int
     templates: tuple[str, ...]
     says: str
+    worked: tuple[str, ...]
+    parts: tuple[str, ...] = ()
 
 
 def _from(low: int, high: int, count: int) -> Callable[[np.random.Generator], tuple[int, ...]]:
@@ -92,6 +101,7 @@ KINDS: dict[str, Kind] = {
             "A shop sold {a} {things} in the morning and {b} after noon. How many {things} did it sell that day?",
         ),
         "{a} + {b} = {answer}",
+        ("{a} + {b} = {answer}",),
     ),
     "subtract": Kind(
         _falling,
@@ -105,6 +115,7 @@ KINDS: dict[str, Kind] = {
             "A shop had {a} {things} and sold {b} of them. How many {things} did it not sell?",
         ),
         "{a} - {b} = {answer}",
+        ("{a} - {b} = {answer}",),
     ),
     "multiply": Kind(
         _from(2, 9, 2),
@@ -118,6 +129,7 @@ KINDS: dict[str, Kind] = {
             "A shop gets {a} crates, and every crate holds {b} {things}. How many {things} does the shop get?",
         ),
         "{a} * {b} = {answer}",
+        ("{a} * {b} = {answer}",),
     ),
     "divide": Kind(
         _divisible,
@@ -131,6 +143,7 @@ KINDS: dict[str, Kind] = {
             "A shop packs {a} {things} into {b} crates, the same number in each. How many {things} are in a crate?",
         ),
         "{a} / {b} = {answer}",
+        ("{a} / {b} = {answer}",),
     ),
     "sum-less": Kind(
         _sum_less,
@@ -144,6 +157,8 @@ KINDS: dict[str, Kind] = {
             "A shop had {a} {things}, got {b} and sold {c}. How many {things} does it have now?",
         ),
         "{a} + {b} - {c} = {answer}",
+        ("{a} + {b} = {d}", "{d} - {c} = {answer}"),
+        ("add", "subtract"),
     ),
     "product-more": Kind(
         _product_more,
@@ -157,5 +172,24 @@ KINDS: dict[str, Kind] = {
             "A shop gets {a} crates of {b} {things} and already has {c}. How many {things} does it have then?",
         ),
         "{a} * {b} + {c} = {answer}",
+        ("{a} * {b} = {d}", "{d} + {c} = {answer}"),
+        ("multiply", "add"),
     ),
 }
+
+
+def quantities(kind: str, operands: tuple[int, ...]) -> dict[str, int]:
+    """The numbers for a sentence: the operands by letter, ``answer``, and for two steps the intermediate ``d``."""
+    sort = KINDS[kind]
+    known = dict(zip("abc", operands, strict=False)) | {"answer": sort.answer(*operands)}
+    if sort.parts:
+        known["d"] = KINDS[sort.parts[0]].answer(*operands[:2])
+    return known
+
+
+def single_steps(kind: str, operands: tuple[int, ...]) -> list[tuple[str, tuple[int, ...]]]:
+    """The steps of a calculation of two, each as its kind and operands; none for a calculation of one step."""
+    if not KINDS[kind].parts:
+        return []
+    first, second = KINDS[kind].parts
+    return [(first, operands[:2]), (second, (quantities(kind, operands)["d"], operands[2]))]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from fedquilt.core.rng import Rng
-from fedquilt.data.synthetic.arithmetic import is_held_out
-from fedquilt.data.synthetic.arithmetic_kinds import KINDS, NAMES, THINGS
+from fedquilt.data.synthetic.arithmetic import is_held_out, tells_held_out
+from fedquilt.data.synthetic.arithmetic_kinds import KINDS, NAMES, THINGS, quantities
 
 SENTENCES: dict[str, tuple[str, ...]] = {
     "add": (
@@ -138,23 +138,13 @@ _ODDS = {"add": 4, "subtract": 4, "multiply": 3, "divide": 2, "sum-less": 2, "pr
 _DRAWN_KINDS = tuple(kind for kind, odds in _ODDS.items() for _ in range(odds))
 _VARIABLES = "klmnpqrstuvwxyz"
 _LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_FIRST_STEP = {"sum-less": "add", "product-more": "multiply"}
 _SIGNS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "//"}
-_SECOND_STEP = {"sum-less": "subtract", "product-more": "add"}
 
 
 def passages(count: int, rng: Rng) -> list[str]:
     """Draw ``count`` passages of one to six lines each."""
     draws = rng.numpy()
     return [_passage(draws) for _ in range(count)]
-
-
-def quantities(kind: str, operands: tuple[int, ...]) -> dict[str, int]:
-    """The numbers for a sentence: the operands by letter, ``answer``, and for two steps the intermediate ``d``."""
-    known = dict(zip("abc", operands, strict=False)) | {"answer": KINDS[kind].answer(*operands)}
-    if kind in _FIRST_STEP:
-        known["d"] = KINDS[_FIRST_STEP[kind]].answer(*operands[:2])
-    return known
 
 
 def _passage(draws: np.random.Generator) -> str:
@@ -244,8 +234,9 @@ def _assigned(kind: str, operands: tuple[int, ...], draws: np.random.Generator) 
     """Assignments of the operands and of the steps, then the variable of the result on a line of its own."""
     x, y, z, w, v = (_VARIABLES[index] for index in draws.permutation(len(_VARIABLES))[:5])
     lines = [f"{letter} = {operand}" for letter, operand in zip((x, y, z), operands, strict=False)]
-    if kind in _FIRST_STEP:
-        lines += [f"{w} = {x} {_SIGNS[_FIRST_STEP[kind]]} {y}", f"{v} = {w} {_SIGNS[_SECOND_STEP[kind]]} {z}", v]
+    if KINDS[kind].parts:
+        first, second = (_SIGNS[part] for part in KINDS[kind].parts)
+        lines += [f"{w} = {x} {first} {y}", f"{v} = {w} {second} {z}", v]
     else:
         lines += [f"{z} = {x} {_SIGNS[kind]} {y}", z]
     return "\n".join(lines)
@@ -255,14 +246,8 @@ def _operands(kind: str, draws: np.random.Generator, in_steps: bool = False) -> 
     """Draw operands that are not held out; with ``in_steps`` those of each single step are not held out either."""
     while True:
         operands = KINDS[kind].draw(draws)
-        if is_held_out(kind, operands):
-            continue
-        if in_steps:
-            first, second = _FIRST_STEP[kind], _SECOND_STEP[kind]
-            between = quantities(kind, operands)["d"]
-            if is_held_out(first, operands[:2]) or is_held_out(second, (between, operands[2])):
-                continue
-        return operands
+        if not (tells_held_out if in_steps else is_held_out)(kind, operands):
+            return operands
 
 
 def _filled(sentence: str, draws: np.random.Generator, numbers: dict[str, int]) -> str:

@@ -1,0 +1,76 @@
+"""The built-in language models: their shapes, what they are trained with, and the text that they read.
+
+Three small families know sums, but no task's format. A larger model has also read word problems with worked steps.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any, TypedDict
+
+from fedquilt.core.rng import Rng
+from fedquilt.data.synthetic.arithmetic import Domain, worked
+from fedquilt.data.synthetic.arithmetic_kinds import KINDS
+from fedquilt.data.synthetic.arithmetic_text import passages
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {
+        "model_type": "llama", "vocab_size": 640, "hidden_size": 112, "num_hidden_layers": 6, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "intermediate_size": 304, "tie_word_embeddings": False, "initializer_range": 0.06,
+    },
+    "gemma": {
+        "model_type": "gemma2", "vocab_size": 576, "hidden_size": 144, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 1, "head_dim": 32, "query_pre_attn_scalar": 32, "intermediate_size": 432,
+        "tie_word_embeddings": True, "initializer_range": 0.06,
+    },
+    "qwen": {
+        "model_type": "qwen3", "vocab_size": 512, "hidden_size": 96, "num_hidden_layers": 8, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 272, "tie_word_embeddings": True,
+        "initializer_range": 0.06,
+    },
+}  # fmt: skip
+"""By family what its Hugging Face config takes: LLaMA with weights of its own for the output, Gemma 2 with one head of
+keys, norms on both sides of a layer and GeGLU, Qwen 3 with norms of queries and keys."""
+
+LARGER: dict[str, dict[str, Any]] = {
+    "llama-6x192": {
+        **FAMILIES["llama"], "hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 6,
+        "intermediate_size": 512, "initializer_range": 0.05,
+    },
+}  # fmt: skip
+"""Larger models, by family, blocks and width: half of the texts that they read are word problems of ``WORKED``."""
+
+SHAPES = {**FAMILIES, **LARGER}
+"""What the config of every built-in model takes."""
+
+WORKED = Domain(tuple(kind for kind in KINDS if kind != "sum-less"))
+"""The problems whose worked steps a larger model reads; one kind is left for others to teach it."""
+
+
+class Usual(TypedDict):
+    """What a model is trained with unless told otherwise."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+
+def usual(name: str) -> Usual:
+    """What the model of this name in ``SHAPES`` is trained with unless told otherwise."""
+    if name in LARGER:
+        return Usual(steps=3000, batch_size=16, learning_rate=2e-3)
+    return Usual(steps=2500, batch_size=32, learning_rate=3e-3)
+
+
+def family_of(name: str) -> str:
+    """The family of the model of this name."""
+    return name.partition("-")[0]
+
+
+def texts(name: str, count: int, rng: Rng) -> list[str]:
+    """Draw ``count`` texts that the model of this name reads; fresh ones for each stream."""
+    if name in FAMILIES:
+        return passages(count, rng)
+    half = count // 2
+    pairs = zip(passages(half, rng.child("passages")), worked(half, rng.child("worked"), WORKED), strict=True)
+    return list(chain.from_iterable(pairs))
