@@ -9,7 +9,7 @@ The formats:
     blank     the answer is a number to fill in
     choice    the answer is the letter of one of four numbers
     program   the answer is a short program that assigns the number to ``answer``
-    steps     the answer is each step of the calculation on a line of its own, and the number on the last
+    steps     the answer is the calculation, each step on a line of its own; the number is the last one
 """
 
 from __future__ import annotations
@@ -99,9 +99,8 @@ class Problem:
 
     @property
     def worked(self) -> str:
-        """The steps of the calculation, one per line, and on the last line the answer."""
-        numbers = quantities(self.kind, self.operands)
-        return "\n".join([line.format(**numbers) for line in KINDS[self.kind].worked] + [f"So: {self.answer}"])
+        """The steps of the calculation, one per line; the answer is the last number."""
+        return "\n".join(KINDS[self.kind].worked).format(**quantities(self.kind, self.operands))
 
 
 def is_held_out(kind: str, operands: tuple[int, ...]) -> bool:
@@ -160,7 +159,7 @@ def posed(problem: Problem, format: str, rng: Rng) -> tuple[str, str]:
     if format == "program":
         return f"{problem.question}\nWrite a program.\nProgram:\n", problem.program
     if format == "steps":
-        return f"{problem.question}\nSteps:\n", problem.worked
+        return f"{problem.question}\n", problem.worked
     raise DataError(f"format '{format}' is unknown{suggestion(format, FORMATS)}; allowed: {', '.join(FORMATS)}")
 
 
