@@ -1,7 +1,8 @@
-"""Pretraining on drawn arithmetic, and the three models that ship."""
+"""Pretraining on drawn arithmetic, and the models that ship."""
 
 from __future__ import annotations
 
+import re
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig
 from typer.testing import CliRunner
 
 from fedquilt.cli.pretrain import app
@@ -19,8 +21,16 @@ from fedquilt.data.synthetic.arithmetic_kinds import KINDS
 from fedquilt.models.hf import load_model
 from fedquilt.models.small_tokenizers import MARKS, new_tokenizer
 from fedquilt.pretrain import arithmetic
-from fedquilt.pretrain.arithmetic import FAMILIES, packed, pretrain_arithmetic
+from fedquilt.pretrain.arithmetic import packed, pretrain_arithmetic
+from fedquilt.pretrain.arithmetic_models import FAMILIES, GROWN, family_of, grown, num_blocks, texts
 
+TINY = {
+    "vocab_size": 24,
+    "hidden_size": 8,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "pad_token_id": 0,
+}
 ASSETS = Path(str(resources.files("fedquilt"))) / "assets"
 
 
@@ -107,7 +117,7 @@ def test_bad_settings_and_a_folder_in_use_are_refused_before_any_training(tmp_pa
 def test_the_command_knows_the_families_and_looks_at_every_folder_first(tmp_path):
     wrong = CliRunner().invoke(app, ["arithmetic", "--out", str(tmp_path), "--only", "lama"])
     assert isinstance(wrong.exception, ConfigError)
-    assert "--only is 'lama' (did you mean 'llama'?); allowed: llama, gemma, qwen" in str(wrong.exception)
+    assert "--only is 'lama' (did you mean 'llama'?); allowed: llama, gemma, qwen, llama-12x112" in str(wrong.exception)
     (tmp_path / "arith-qwen").mkdir()
     (tmp_path / "arith-qwen" / "mine.txt").write_text("keep")
     taken = CliRunner().invoke(app, ["arithmetic", "--out", str(tmp_path), "--steps", "1"])
@@ -116,15 +126,51 @@ def test_the_command_knows_the_families_and_looks_at_every_folder_first(tmp_path
     assert list((tmp_path / "arith-llama").iterdir()) == []
 
 
+# Grown models --------------------------------------------------------------------------------------------------------
+
+
+def test_a_grown_model_begins_as_the_small_one_and_every_new_weight_can_learn():
+    small = AutoModelForCausalLM.from_config(LlamaConfig(**TINY, num_hidden_layers=2)).eval()
+    large = AutoModelForCausalLM.from_config(LlamaConfig(**TINY, num_hidden_layers=6)).eval()
+    grown(large, small)
+    ids = torch.arange(20).view(2, 10)
+    torch.testing.assert_close(large(input_ids=ids).logits, small(input_ids=ids).logits, rtol=0, atol=0)
+    optimizer = torch.optim.SGD(large.parameters(), lr=0.1)
+    before = {name: weight.clone() for name, weight in large.state_dict().items()}
+    for _ in range(2):  # in the first step only the matrices that are zero
+        optimizer.zero_grad()
+        large(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    assert all(not torch.equal(weight, before[name]) for name, weight in large.state_dict().items())
+
+
+def test_a_grown_model_has_the_tokenizer_and_twice_the_blocks_of_its_family(tmp_path):
+    made = pretrain_arithmetic("llama-12x112", tmp_path / "model", rng=Rng(0), steps=1, batch_size=2, length=16)
+    assert (made.folder / "tokenizer.json").read_bytes() == (asset("llama") / "tokenizer.json").read_bytes()
+    assert num_blocks(load_file(made.folder / "model.safetensors")) == 2 * FAMILIES["llama"]["num_hidden_layers"]
+    assert made.known["add"] > 0.8  # of the small model, after one step with a learning rate near 0
+
+
+def test_half_of_what_a_larger_model_reads_are_problems_and_one_kind_is_left_out():
+    read = texts("llama-12x112", 400, Rng(0))
+    posed = [text for text in read if re.fullmatch(r"[^\n]+\?\n(\d+ [-+*/] \d+ = \d+\n?)+", text)]
+    assert len(read) == 400
+    assert set(read[1::2]) <= set(posed)
+    second = [text.split("\n")[2] for text in read[1::2] if text.count("\n") == 2]
+    assert len(second) == 40
+    assert not any(" - " in line for line in second)
+
+
 # The models that ship ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize("family", [*FAMILIES, *GROWN])
 def test_a_shipped_model_is_small_and_of_its_family(family):
-    assert 1_500_000 < (asset(family) / "model.safetensors").stat().st_size < 2_500_000
+    times = 2 if family in GROWN else 1
+    assert times * 1_500_000 < (asset(family) / "model.safetensors").stat().st_size < times * 2_500_000
     model = loaded(f"arith-{family}")
-    assert type(model.model).__name__.lower().startswith(FAMILIES[family]["model_type"])
-    assert 800_000 < sum(weight.numel() for weight in model.model.parameters()) < 1_200_000
+    assert type(model.model).__name__.lower().startswith(FAMILIES[family_of(family)]["model_type"])
+    assert times * 800_000 < sum(weight.numel() for weight in model.model.parameters()) < times * 1_200_000
     assert {weight.dtype for weight in model.model.parameters()} == {torch.float32}
     assert model.targets == ("q_proj", "v_proj")
     assert all(torch.isfinite(weight).all() for weight in model.model.parameters())
@@ -141,7 +187,7 @@ def test_the_shipped_models_are_unlike():
     )
 
 
-@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize("family", [*FAMILIES, *GROWN])
 def test_a_shipped_model_has_its_recipe_and_its_readme(family):
     recipe = tomllib.loads((asset(family) / "recipe.toml").read_text())
     settings = recipe["settings"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -10,23 +12,73 @@ import typer
 
 import fedquilt
 from fedquilt.cli.compare import show
-from fedquilt.cli.screen import Shown, errors, out
+from fedquilt.cli.screen import Shown, errors, out, show_table
+from fedquilt.core.errors import ConfigError, suggestion
+from fedquilt.report.groups import WORST, group_values
 from fedquilt.report.round_text import round_text
-from fedquilt.report.runs import read_run
+from fedquilt.report.runs import Run, read_run
 
-WORDS = """\
+Groups = dict[str, list[Run]]
+
+
+def _both_sides(groups: Groups) -> None:
+    """Print the accuracy of each client and of the server at the end of each run."""
+    ended = [group_values(runs, "accuracy") for runs in groups.values()]
+    rows = [["accuracy", *groups]]
+    for owner in (name for name in ended[0] if name != WORST):
+        finals = [float(values[owner][0]["final"] or 0.0) for values in ended]
+        rows.append([owner, *(f"{final:.0%}" for final in finals)])
+    show_table(rows)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """One demonstration.
+
+    Attributes
+    ----------
+    file
+        Its run file in the package.
+    words
+        What is compared.
+    tell
+        Prints what came of it.
+    """
+
+    file: str
+    words: str
+    tell: Callable[[Groups], None]
+
+
+DEMOS = {
+    "digits": Demo(
+        "demo.toml",
+        """\
 Twelve clients hold two or three classes each of scikit-learn's 1,797 handwritten digits. A third of them can train the
 adapters of 6 of the model's 12 blocks, a third 9, and a third all 12. Four methods are compared:
-"""
+""",
+        lambda groups: show(groups, None, ()),
+    ),
+    "lada": Demo(
+        "demo-lada.toml",
+        """\
+Three clients with unlike language models hold a few word problems each, of a domain of their own; a server holds a
+larger model and some problems of all domains but one. First all learn from their own rows alone; then they also teach
+each other the worked steps that they choose:
+""",
+        _both_sides,
+    ),
+}
 
 
 def demo(
+    name: Annotated[str, typer.Argument(help=f"Which demonstration: {' or '.join(DEMOS)}.")] = "digits",
     output: Annotated[Path, typer.Option(help="Folder for runs, plots and the HTML page.")] = Path("runs"),
     workers: Annotated[int, typer.Option(help="Number of runs in parallel, each in its own process.")] = 2,
 ) -> None:
-    """Fine-tune a small ViT across twelve heterogeneous clients.
+    """Fine-tune small models across heterogeneous clients: a ViT on digits, or language models on word problems.
 
-    Nothing is downloaded; it takes about a minute.
+    Nothing is downloaded. It takes about a minute for digits, and three for lada.
     """
     from fedquilt.experiment.compare import Job
     from fedquilt.experiment.compare import compare as run_all
@@ -34,8 +86,11 @@ def demo(
     from fedquilt.report.page import write_page
     from fedquilt.report.plot import save_plots
 
-    errors.print(WORDS, highlight=False, markup=False, soft_wrap=True)
-    file = Path(str(resources.files(fedquilt) / "assets" / "demo.toml"))
+    if name not in DEMOS:
+        raise ConfigError(f"there is no demo '{name}'{suggestion(name, list(DEMOS))}; allowed: {', '.join(DEMOS)}")
+    chosen = DEMOS[name]
+    errors.print(chosen.words, highlight=False, markup=False, soft_wrap=True)
+    file = Path(str(resources.files(fedquilt) / "assets" / chosen.file))
     jobs = jobs_of(file, [f'output="{output.as_posix()}"'])
     try:
         with Shown() as progress:
@@ -47,10 +102,10 @@ def demo(
 
             folders = run_all(jobs, workers=workers, progress=progress, on_done=announce)
     except KeyboardInterrupt:
-        out.print("stopped; `fedquilt demo` continues from there", highlight=False)
+        out.print(f"stopped; `fedquilt demo {name}` continues from there", highlight=False)
         raise typer.Exit(130) from None
     groups = {label: [read_run(folder) for folder in own] for label, own in folders.items()}
-    show(groups, None, ())
+    chosen.tell(groups)
     folder = jobs[0].folder.parent
     save_plots(groups, folder / "plots")
     page = write_page(groups, folder / "report.html")

@@ -48,9 +48,9 @@ def arithmetic(
     ],
     only: Annotated[
         str | None,
-        typer.Option(help="Pretrain only llama, gemma, qwen, or llama-6x192, a larger one; the first three if left out."),
+        typer.Option(help="Pretrain only llama, gemma, qwen or llama-12x112 (larger); the first three if left out."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps of each model; its own number if left out.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; 800 for llama-12x112, else 2500.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     device: Annotated[str, typer.Option(help="Device: auto, cpu, cuda or mps.")] = "cpu",
 ) -> None:

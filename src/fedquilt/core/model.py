@@ -21,8 +21,8 @@ class Model:
 
     name: Text
     """A shipped model (``glyph-vit``, ``glyph-vit-4x32``, ``glyph-vit-8x48``, ``arith-llama``, ``arith-gemma``,
-    ``arith-qwen``), ``tiny:<architecture>`` (random), a local folder, or a name on the Hugging Face hub.
-    ``?layers=3`` behind it takes the first three blocks only. Without a network, set the environment variable
+    ``arith-qwen``, ``arith-llama-12x112``), ``tiny:<architecture>`` (random), a local folder, or a name on the Hugging
+    Face hub. ``?layers=3`` behind it takes the first three blocks only. Without a network, set the environment variable
     ``FEDQUILT_MODELS`` to a folder with local copies: a hub name ``org/name`` is then read from its folder ``org/name``
     or ``name``, and records and adapters keep the hub name."""
     task: TaskName

@@ -14,7 +14,15 @@ from fedquilt.core.types import IN_MEMORY
 from fedquilt.models.shapes import Values, published, tiny
 from fedquilt.models.text import NUM_TOKENS
 
-BUILTIN = ("glyph-vit", "glyph-vit-4x32", "glyph-vit-8x48", "arith-llama", "arith-gemma", "arith-qwen")
+BUILTIN = (
+    "glyph-vit",
+    "glyph-vit-4x32",
+    "glyph-vit-8x48",
+    "arith-llama",
+    "arith-gemma",
+    "arith-qwen",
+    "arith-llama-12x112",
+)
 """The models that are part of the package."""
 
 MODELS = "FEDQUILT_MODELS"

@@ -18,10 +18,12 @@ from fedquilt.core.errors import RunError
 from fedquilt.core.rng import Rng
 from fedquilt.data.synthetic.arithmetic import is_held_out
 from fedquilt.data.synthetic.arithmetic_kinds import KINDS, quantities
+from fedquilt.models.hf import load_model
+from fedquilt.models.locate import find_source
 from fedquilt.models.small_tokenizers import MARKS, new_tokenizer, save_tokenizer
 from fedquilt.models.tiny import new_causal_lm
 from fedquilt.models.whole_files import save_model
-from fedquilt.pretrain.arithmetic_models import SHAPES, family_of, texts, usual
+from fedquilt.pretrain.arithmetic_models import GROWN, SHAPES, family_of, grown, texts, usual
 from fedquilt.pretrain.recipe import OnStep, check_settings, empty_folder, recipe_text, trained
 
 POSITIONS = 512
@@ -135,10 +137,17 @@ def pretrain_arithmetic(
 
 
 def _untrained(name: str, rng: Rng, device: str) -> tuple[Tokenizer, Any]:
-    """The model with initial weights, and its tokenizer, of drawn text."""
-    size = SHAPES[name]["vocab_size"]
-    tokenizer = new_tokenizer(family_of(name), size, texts(name, _VOCABULARY_TEXT, rng.child("vocabulary")))
-    return tokenizer, new_causal_lm(_config(name, tokenizer), rng.child("init")).to(device).train()
+    """The model with initial weights, and its tokenizer: of drawn text, or those of the model that it grows from."""
+    family = family_of(name)
+    if name not in GROWN:
+        drawn = texts(name, _VOCABULARY_TEXT, rng.child("vocabulary"))
+        tokenizer = new_tokenizer(family, SHAPES[name]["vocab_size"], drawn)
+        return tokenizer, new_causal_lm(_config(name, tokenizer), rng.child("init")).to(device).train()
+    small = find_source(f"arith-{family}", meta=False, max_length=POSITIONS)
+    tokenizer = Tokenizer.from_file(f"{small.location}/tokenizer.json")
+    model = new_causal_lm(_config(name, tokenizer), rng.child("init"))
+    grown(model, load_model(small.name, "causal-lm", num_classes=None, rng=rng).model)
+    return tokenizer, model.to(device).train()
 
 
 def packed(tokenizer: Tokenizer, name: str, batch_size: int, length: int, rng: Rng) -> Iterator[Tensor]:

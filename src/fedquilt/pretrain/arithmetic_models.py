@@ -1,12 +1,18 @@
 """The built-in language models: their shapes, what they are trained with, and the text that they read.
 
-Three small families know sums, but no task's format. A larger model has also read word problems with worked steps.
+Three small families know sums, but no task's format. A larger model, grown from one of them, has also read word
+problems with worked steps.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
 
 from fedquilt.core.rng import Rng
 from fedquilt.data.synthetic.arithmetic import Domain, worked
@@ -32,19 +38,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
 """By family what its Hugging Face config takes: LLaMA with weights of its own for the output, Gemma 2 with one head of
 keys, norms on both sides of a layer and GeGLU, Qwen 3 with norms of queries and keys."""
 
-LARGER: dict[str, dict[str, Any]] = {
-    "llama-6x192": {
-        **FAMILIES["llama"], "hidden_size": 192, "num_attention_heads": 6, "num_key_value_heads": 6,
-        "intermediate_size": 512, "initializer_range": 0.05,
-    },
-}  # fmt: skip
-"""Larger models, by family, blocks and width: half of the texts that they read are word problems of ``WORKED``."""
+GROWN: dict[str, dict[str, Any]] = {"llama-12x112": {**FAMILIES["llama"], "num_hidden_layers": 12}}
+"""Larger models, by family, blocks and width. They begin as the shipped model of the family with a new block behind
+each of its blocks, and half of the texts that they read are word problems of ``WORKED``."""
 
-SHAPES = {**FAMILIES, **LARGER}
+SHAPES = {**FAMILIES, **GROWN}
 """What the config of every built-in model takes."""
 
 WORKED = Domain(tuple(kind for kind in KINDS if kind != "sum-less"))
 """The problems whose worked steps a larger model reads; one kind is left for others to teach it."""
+
+
+_BLOCK = re.compile(r"\.layers\.([0-9]+)\.")
+_WRITES = ("o_proj.weight", "down_proj.weight")
 
 
 class Usual(TypedDict):
@@ -57,14 +63,38 @@ class Usual(TypedDict):
 
 def usual(name: str) -> Usual:
     """What the model of this name in ``SHAPES`` is trained with unless told otherwise."""
-    if name in LARGER:
-        return Usual(steps=3000, batch_size=16, learning_rate=2e-3)
+    if name in GROWN:
+        return Usual(steps=800, batch_size=16, learning_rate=1e-3)
     return Usual(steps=2500, batch_size=32, learning_rate=3e-3)
 
 
 def family_of(name: str) -> str:
     """The family of the model of this name."""
     return name.partition("-")[0]
+
+
+def grown(model: nn.Module, small: nn.Module) -> None:
+    """Copy a small model into one with more blocks of the same width, so that both compute the same.
+
+    Its blocks are spread evenly over those of the larger model. All other blocks keep their initial weights, except
+    for the matrices that write to the residual stream, which become zero: such a block adds nothing until it is
+    trained.
+    """
+    own, given = model.state_dict(), small.state_dict()
+    every = num_blocks(own) // num_blocks(given)
+    taken = {_moved(name, every): tensor for name, tensor in given.items()}
+    idle = {name: torch.zeros_like(own[name]) for name in own if name.endswith(_WRITES) and name not in taken}
+    model.load_state_dict({**own, **idle, **taken})
+
+
+def num_blocks(state: Mapping[str, Tensor]) -> int:
+    """The number of blocks of a state dict."""
+    return 1 + max(int(found[1]) for name in state if (found := _BLOCK.search(name)))
+
+
+def _moved(name: str, every: int) -> str:
+    """The name of a block's tensor in a model where it is the block ``every`` times as far from the first."""
+    return _BLOCK.sub(lambda found: f".layers.{int(found[1]) * every}.", name)
 
 
 def texts(name: str, count: int, rng: Rng) -> list[str]:

@@ -12,11 +12,14 @@ from fedquilt.data.synthetic.arithmetic import (
     FORMATS,
     LETTERS,
     SPLITS,
+    Domain,
     arithmetic_table,
     is_held_out,
     posed,
     problems,
     statements,
+    tells_held_out,
+    worked,
 )
 from fedquilt.data.synthetic.arithmetic_kinds import KINDS
 
@@ -91,7 +94,7 @@ def test_the_answer_is_what_the_program_leaves_and_the_program_uses_the_question
 
 @laws
 @given(st.integers(0, 2**32))
-def test_the_three_formats_have_the_same_right_answer(seed):
+def test_all_formats_have_the_same_right_answer(seed):
     for row, problem in enumerate(problems(30, "train", Rng(seed))):
         rng = Rng(seed).child(row)
         prompts, answers = zip(*(posed(problem, format, rng) for format in FORMATS), strict=True)
@@ -102,6 +105,19 @@ def test_the_three_formats_have_the_same_right_answer(seed):
         assert len(set(choices.values())) == 4
         assert choices[answers[1]] == answers[0]
         assert str(run(answers[2])) == answers[0]
+        assert answers[3].endswith(f"= {answers[0]}")
+
+
+@laws
+@given(st.sampled_from(SPLITS), st.integers(0, 2**32))
+def test_every_worked_step_is_right_and_goes_on_from_the_one_before(split, seed):
+    for problem in problems(30, split, Rng(seed)):
+        lines = [line.split(" = ") for line in problem.worked.splitlines()]
+        assert [value(left, {}) for left, _ in lines] == [int(right) for _, right in lines]
+        numbers = [int(number) for left, _ in lines for number in re.findall(r"\d+", left)]
+        if len(lines) == 2:
+            assert numbers.pop(2) == int(lines[0][1])
+        assert numbers == list(problem.operands)
 
 
 def test_the_letter_of_the_answer_is_as_often_each_of_the_four():
@@ -168,6 +184,40 @@ def test_about_a_quarter_is_held_out_and_a_change_of_places_hides_nothing():
     assert any(is_held_out("subtract", (a, b)) != is_held_out("subtract", (b, a)) for a, b in pairs)
 
 
+def test_worked_steps_for_training_tell_nothing_that_is_held_out():
+    signs = {"+": "add", "-": "subtract", "*": "multiply", "/": "divide"}
+    table = arithmetic_table("steps", 1500, "train", Rng(0))
+    told = [
+        re.fullmatch(r"(\d+) (.) (\d+)", line.split(" = ")[0]) for text in table.targets for line in text.split("\n")
+    ]
+    assert len(told) > 1500
+    assert not any(is_held_out(signs[step[2]], (int(step[1]), int(step[3]))) for step in told)
+    assert any(tells_held_out(made.kind, made.operands) for made in problems(300, "train", Rng(0)))
+
+
+@laws
+@given(
+    st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=3, unique=True),
+    st.lists(st.integers(0, 2), min_size=1, max_size=2, unique=True),
+    st.sampled_from(("train", "new-numbers")),
+    st.integers(0, 2**32),
+)
+def test_a_domain_has_its_kinds_numbers_and_stories_and_nothing_else(kinds, stories, split, seed):
+    domain = Domain(tuple(kinds), 2, 24, tuple(stories))
+    drawn = problems(12, split, Rng(seed), domain)
+    assert {problem.kind for problem in drawn} <= set(kinds)
+    assert {problem.template for problem in drawn} <= set(stories)
+    assert all(2 <= number <= 24 for problem in drawn for number in problem.operands)
+    assert problems(12, split, Rng(seed), Domain()) == problems(12, split, Rng(seed))
+
+
+def test_pretraining_draws_as_many_problems_as_are_wanted():
+    domain = Domain(("multiply",))
+    texts = worked(1000, Rng(0), domain)
+    assert len(texts) == 1000
+    assert all(re.search(r"\?\n\d+ \* \d+ = \d+$", text) for text in texts)
+
+
 # Draws ------------------------------------------------------------
 
 
@@ -195,6 +245,10 @@ def test_more_rows_begin_with_the_same_rows():
         (
             lambda: arithmetic_table("blanks", 1, "test", Rng(0)),
             r"format 'blanks' is unknown \(did you mean 'blank'\?\)",
+        ),
+        (
+            lambda: problems(1, "train", Rng(0), Domain(("add",), 50, 60)),
+            r"no problem of kind 'add' and split 'train' with all numbers from 50 to 60; allow more numbers",
         ),
         (lambda: problems(100_000, "test", Rng(0)), r"there are only about \d+ problems of split 'test'; 100000 were"),
     ],

@@ -1,5 +1,8 @@
 """The source of word problems: its rows, that no seed moves them, and what it says to what it does not know."""
 
+import hashlib
+import re
+
 import pytest
 import torch
 
@@ -32,6 +35,26 @@ def test_the_rows_depend_on_the_source_alone_and_fewer_are_the_first_of_more():
     assert arithmetic_source("arithmetic:blank?train=20&test=10").inputs != small.inputs
     some = [load_table("arithmetic:blank?train=40", limit=10, rng=Rng(seed)).inputs for seed in (1, 1, 2)]
     assert some[0] == some[1] != some[2]
+
+
+def test_the_rows_are_what_they_have_always_been():
+    """Recorded runs and pretrained models depend on them."""
+    digest = {"blank": "534a4820", "choice": "6a55022f", "program": "49a1b3f6"}
+    for format, start in digest.items():
+        table = load_table(f"arithmetic:{format}?train=300&test=200")
+        assert hashlib.sha1(repr((table.inputs, table.targets)).encode()).hexdigest().startswith(start)
+
+
+def test_a_source_can_be_of_some_kinds_numbers_and_stories_and_have_several_draws():
+    def lines(query):
+        return arithmetic_source(f"arithmetic:steps?train=20&test=10&split=new-numbers&{query}")
+
+    table = lines("kinds=sum-less&numbers=3-9&stories=2")
+    assert all(re.fullmatch(r"\d+ \+ \d+ = \d+\n\d+ - \d+ = \d+", text) for text in table.targets)
+    assert all(text.startswith("A box holds") and text.endswith("?\n") for text in table.inputs)
+    assert {int(number) for text in table.inputs for number in re.findall(r"\d+", text)} <= set(range(3, 10))
+    assert lines("draw=0").inputs == lines("kinds=" + ",".join(KINDS)).inputs == lines("stories=1,2,3").inputs
+    assert len({tuple(lines(f"draw={number}").inputs) for number in range(3)}) == 3
 
 
 def test_the_held_out_split_is_the_one_that_is_asked_for():
@@ -70,6 +93,12 @@ def test_either_side_of_the_split_can_be_asked_for():
         ("arithmetic:blank?split=new-word", r"no held-out split 'new-word' \(did you mean 'new-words'\?\)"),
         ("arithmetic:blank?split=train", r"no held-out split 'train'"),
         ("arithmetic:blank?train=0&test=0", r"asks for no rows"),
+        ("arithmetic:steps?kinds=add,substract", r"there is no 'substract' \(did you mean 'subtract'\?\)"),
+        ("arithmetic:steps?kinds=add,add", r"kinds = 'add,add' names one twice"),
+        ("arithmetic:steps?stories=4", r"stories = '4': there is no '4'"),
+        ("arithmetic:steps?numbers=9-2", r"numbers = '9-2' is no range such as 2-20"),
+        ("arithmetic:steps?draw=-1", r"draw = '-1' is not a number"),
+        ("arithmetic:steps?numbers=40-50", r"numbers=40-50': there is no problem of kind 'add'"),
     ],
 )
 def test_what_it_does_not_know_is_told_with_what_it_knows(source, message):

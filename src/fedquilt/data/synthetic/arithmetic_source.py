@@ -11,7 +11,7 @@ import torch
 
 from fedquilt.core.errors import DataError, suggestion
 from fedquilt.core.rng import Rng
-from fedquilt.data.synthetic.arithmetic import FORMATS, SPLITS, Domain, arithmetic_table
+from fedquilt.data.synthetic.arithmetic import EVERYTHING, FORMATS, SPLITS, Domain, arithmetic_table
 from fedquilt.data.synthetic.arithmetic_kinds import KINDS, NUM_STORIES
 from fedquilt.data.table import Table, concatenated
 
@@ -33,7 +33,7 @@ class _Asked:
     test: int = 400
     split: str = "test"
     draw: int = 0
-    domain: Domain = Domain()
+    domain: Domain = EVERYTHING
 
 
 def arithmetic_source(source: str) -> Table:
