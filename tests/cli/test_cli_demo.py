@@ -16,7 +16,7 @@ ASSETS = Path(str(resources.files(fedquilt) / "assets"))
 
 @pytest.mark.parametrize("name", DEMOS)
 def test_a_demos_run_file_is_valid_and_downloads_nothing(name):
-    for job in jobs(ASSETS / DEMOS[name].file, []):
+    for job in jobs(DEMOS[name], []):
         sources = [job.config.data.source, *(group.data.source for group in job.config.groups if group.data)]
         assert all(source.startswith(("sklearn:", "arithmetic:")) for source in sources)
         models = [job.config.model.name, *(group.model.name for group in job.config.groups if group.model)]

@@ -130,8 +130,7 @@ def test_the_command_knows_the_families_and_looks_at_every_folder_first(tmp_path
 
 
 def test_a_grown_model_begins_as_the_small_one_and_every_new_weight_can_learn():
-    small = AutoModelForCausalLM.from_config(LlamaConfig(**TINY, num_hidden_layers=2)).eval()
-    large = AutoModelForCausalLM.from_config(LlamaConfig(**TINY, num_hidden_layers=6)).eval()
+    small, large = (AutoModelForCausalLM.from_config(LlamaConfig(**TINY, num_hidden_layers=n)).double() for n in (2, 6))
     grown(large, small)
     ids = torch.arange(20).view(2, 10)
     torch.testing.assert_close(large(input_ids=ids).logits, small(input_ids=ids).logits, rtol=0, atol=0)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
 
@@ -31,54 +30,26 @@ def _both_sides(groups: Groups) -> None:
     show_table(rows)
 
 
-@dataclass(frozen=True)
-class Demo:
-    """One demonstration.
-
-    Attributes
-    ----------
-    file
-        Its run file in the package.
-    words
-        What is compared.
-    tell
-        Prints what came of it.
-    """
-
-    file: str
-    words: str
-    tell: Callable[[Groups], None]
+ASSETS = Path(str(resources.files(fedquilt) / "assets"))
+DEFAULT = "digits"
+DEMOS = {DEFAULT: ASSETS / "demo.toml", **{file.stem[5:]: file for file in sorted(ASSETS.glob("demo-*.toml"))}}
+"""The run file of each demonstration; the comment at its beginning says what is compared."""
 
 
-DEMOS = {
-    "digits": Demo(
-        "demo.toml",
-        """\
-Twelve clients hold two or three classes each of scikit-learn's 1,797 handwritten digits. A third of them can train the
-adapters of 6 of the model's 12 blocks, a third 9, and a third all 12. Four methods are compared:
-""",
-        lambda groups: show(groups, None, ()),
-    ),
-    "lada": Demo(
-        "demo-lada.toml",
-        """\
-Three clients with unlike language models hold a few word problems each, of a domain of their own; a server holds a
-larger model and some problems of all domains but one. First all learn from their own rows alone; then they also teach
-each other the worked steps that they choose:
-""",
-        _both_sides,
-    ),
-}
+def _words(file: Path) -> str:
+    """The comment at the beginning of a file."""
+    lines = file.read_text("utf-8").splitlines()
+    return "\n".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
 
 
 def demo(
-    name: Annotated[str, typer.Argument(help=f"Which demonstration: {' or '.join(DEMOS)}.")] = "digits",
+    name: Annotated[str, typer.Argument(help=f"Which demonstration: {' or '.join(DEMOS)}.")] = DEFAULT,
     output: Annotated[Path, typer.Option(help="Folder for runs, plots and the HTML page.")] = Path("runs"),
     workers: Annotated[int, typer.Option(help="Number of runs in parallel, each in its own process.")] = 2,
 ) -> None:
     """Fine-tune small models across heterogeneous clients: a ViT on digits, or language models on word problems.
 
-    Nothing is downloaded. It takes about a minute for digits, and three for lada.
+    Nothing is downloaded. It takes about a minute, and up to three for language models.
     """
     from fedquilt.experiment.compare import Job
     from fedquilt.experiment.compare import compare as run_all
@@ -88,10 +59,8 @@ def demo(
 
     if name not in DEMOS:
         raise ConfigError(f"there is no demo '{name}'{suggestion(name, list(DEMOS))}; allowed: {', '.join(DEMOS)}")
-    chosen = DEMOS[name]
-    errors.print(chosen.words, highlight=False, markup=False, soft_wrap=True)
-    file = Path(str(resources.files(fedquilt) / "assets" / chosen.file))
-    jobs = jobs_of(file, [f'output="{output.as_posix()}"'])
+    errors.print(f"{_words(DEMOS[name])}\n", highlight=False, markup=False, soft_wrap=True)
+    jobs = jobs_of(DEMOS[name], [f'output="{output.as_posix()}"'])
     try:
         with Shown() as progress:
 
@@ -105,7 +74,10 @@ def demo(
         out.print(f"stopped; `fedquilt demo {name}` continues from there", highlight=False)
         raise typer.Exit(130) from None
     groups = {label: [read_run(folder) for folder in own] for label, own in folders.items()}
-    chosen.tell(groups)
+    if jobs[0].config.server is None:
+        show(groups, None, ())
+    else:
+        _both_sides(groups)
     folder = jobs[0].folder.parent
     save_plots(groups, folder / "plots")
     page = write_page(groups, folder / "report.html")

@@ -95,29 +95,19 @@ def pretrain_arithmetic(
     TrainingError
         if the loss stops being a number.
     """
-    own = usual(name)
-    steps = own["steps"] if steps is None else steps
-    batch_size = own["batch_size"] if batch_size is None else batch_size
-    learning_rate = own["learning_rate"] if learning_rate is None else learning_rate
-    settings = {
-        "steps": steps,
-        "batch_size": batch_size,
-        "length": length,
-        "learning_rate": learning_rate,
-        "weight_decay": weight_decay,
-        "warmup": warmup,
-    }
+    own = usual(name, steps, batch_size, learning_rate)
+    settings = {**own, "length": length, "weight_decay": weight_decay, "warmup": warmup}
     check_settings(settings)
     folder = empty_folder(Path(out))
     began = time.perf_counter()
     stream = rng.child("arithmetic", name)
     tokenizer, model = _untrained(name, stream, device)
-    batches = packed(tokenizer, name, batch_size, length, stream.child("train"))
+    batches = packed(tokenizer, name, own["batch_size"], length, stream.child("train"))
     history = trained(
         model,
         (_loss(model, rows.to(device)) for rows in batches),
-        steps=steps,
-        learning_rate=learning_rate,
+        steps=own["steps"],
+        learning_rate=own["learning_rate"],
         weight_decay=weight_decay,
         warmup=warmup,
         progress=progress,

@@ -61,11 +61,18 @@ class Usual(TypedDict):
     learning_rate: float
 
 
-def usual(name: str) -> Usual:
-    """What the model of this name in ``SHAPES`` is trained with unless told otherwise."""
+def usual(
+    name: str, steps: int | None = None, batch_size: int | None = None, learning_rate: float | None = None
+) -> Usual:
+    """What the model of this name in ``SHAPES`` is trained with where nothing else is given."""
+    own = Usual(steps=2500, batch_size=32, learning_rate=3e-3)
     if name in GROWN:
-        return Usual(steps=800, batch_size=16, learning_rate=1e-3)
-    return Usual(steps=2500, batch_size=32, learning_rate=3e-3)
+        own = Usual(steps=800, batch_size=16, learning_rate=1e-3)
+    return Usual(
+        steps=own["steps"] if steps is None else steps,
+        batch_size=own["batch_size"] if batch_size is None else batch_size,
+        learning_rate=own["learning_rate"] if learning_rate is None else learning_rate,
+    )
 
 
 def family_of(name: str) -> str:

@@ -197,7 +197,7 @@ def test_worked_steps_for_training_tell_nothing_that_is_held_out():
 
 @laws
 @given(
-    st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=3, unique=True),
+    st.lists(st.sampled_from(["add", "subtract", "sum-less", "product-more"]), min_size=1, max_size=3, unique=True),
     st.lists(st.integers(0, 2), min_size=1, max_size=2, unique=True),
     st.sampled_from(("train", "new-numbers")),
     st.integers(0, 2**32),

@@ -166,6 +166,19 @@ def posed(problem: Problem, format: str, rng: Rng) -> tuple[str, str]:
 def arithmetic_table(format: str, count: int, split: str, rng: Rng, domain: Domain = EVERYTHING) -> Table:
     """``count`` problems of a domain in a format, as prompts and completions for a causal language model.
 
+    Parameters
+    ----------
+    format
+        One of ``FORMATS``.
+    count
+        Number of rows.
+    split
+        One of ``SPLITS``.
+    rng
+        The random stream of problems and choices.
+    domain
+        Which problems are drawn.
+
     Raises
     ------
     DataError
