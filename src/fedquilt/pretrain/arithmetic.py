@@ -96,18 +96,18 @@ def pretrain_arithmetic(
         if the loss stops being a number.
     """
     own = usual(name, steps, batch_size, learning_rate)
-    settings = {**own, "length": length, "weight_decay": weight_decay, "warmup": warmup}
+    settings = {**own._asdict(), "length": length, "weight_decay": weight_decay, "warmup": warmup}
     check_settings(settings)
     folder = empty_folder(Path(out))
     began = time.perf_counter()
     stream = rng.child("arithmetic", name)
     tokenizer, model = _untrained(name, stream, device)
-    batches = packed(tokenizer, name, own["batch_size"], length, stream.child("train"))
+    batches = packed(tokenizer, name, own.batch_size, length, stream.child("train"))
     history = trained(
         model,
         (_loss(model, rows.to(device)) for rows in batches),
-        steps=own["steps"],
-        learning_rate=own["learning_rate"],
+        steps=own.steps,
+        learning_rate=own.learning_rate,
         weight_decay=weight_decay,
         warmup=warmup,
         progress=progress,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any, TypedDict
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ _BLOCK = re.compile(r"\.layers\.([0-9]+)\.")
 _WRITES = ("o_proj.weight", "down_proj.weight")
 
 
-class Usual(TypedDict):
+class Usual(NamedTuple):
     """What a model is trained with unless told otherwise."""
 
     steps: int
@@ -65,13 +65,11 @@ def usual(
     name: str, steps: int | None = None, batch_size: int | None = None, learning_rate: float | None = None
 ) -> Usual:
     """What the model of this name in ``SHAPES`` is trained with where nothing else is given."""
-    own = Usual(steps=2500, batch_size=32, learning_rate=3e-3)
-    if name in GROWN:
-        own = Usual(steps=800, batch_size=16, learning_rate=1e-3)
+    own = Usual(800, 16, 1e-3) if name in GROWN else Usual(2500, 32, 3e-3)
     return Usual(
-        steps=own["steps"] if steps is None else steps,
-        batch_size=own["batch_size"] if batch_size is None else batch_size,
-        learning_rate=own["learning_rate"] if learning_rate is None else learning_rate,
+        own.steps if steps is None else steps,
+        own.batch_size if batch_size is None else batch_size,
+        own.learning_rate if learning_rate is None else learning_rate,
     )
 
 
