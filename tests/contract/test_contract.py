@@ -275,7 +275,21 @@ LADA = {
     "lada": Row(taught("lada", filter="linear-ucb", **BRIEF)),
     "lada-verified-down": Row(taught("lada", direction="down", verified=True, sample_reward="paper", **BRIEF)),
 }
-REAL |= HETEROTUNE | CO_LORA | LADA
+SCHEMES = {
+    "fedmkt": Row(
+        taught("fedmkt", candidates=3, k=4, answer_tokens=4),
+        {"echo_changes_nothing": "what goes down are the server's predictions, what comes up the clients'"},
+    ),
+    "fedcot": Row(
+        taught("fedcot", candidates=3, path_tokens=3, path_bytes=12),
+        {"echo_changes_nothing": "the server's rationales go down, and adapters alone come up"},
+    ),
+    "fedcollm": Row(
+        taught("fedcollm", candidates=3, k=4, answer_tokens=4),
+        {"echo_changes_nothing": "the server trains the average in every round"},
+    ),
+}
+REAL |= HETEROTUNE | CO_LORA | LADA | SCHEMES
 REAL |= {name: default_row(name) for name in sorted({*METHODS} - {method_of(row) for row in REAL})}
 REAL |= {"fedit-dora": Row(real("fedit", model=FLAT, budgets=(1, 2, 2), every=True, dora=True))}
 APART = {

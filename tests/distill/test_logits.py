@@ -99,6 +99,7 @@ def test_sure_models_give_finite_numbers():
 def test_words_of_two_tokenizers():
     teacher, student = ["Ġa", "b", "Ċ", "only"], ["b", "▁a", "<0x0A>", "b"]
     assert vocabulary_map(teacher, student).tolist() == [1, 0, 2, UNKNOWN]
+    assert vocabulary_map(["Ċ", "<0x0A>", "b"], ["<0x0A>", "Ċ"]).tolist() == [1, 0, UNKNOWN]
     assert vocabulary_map(student, student).tolist() == [0, 1, 2, 0]
 
 

@@ -23,7 +23,7 @@ from fedquilt.core.wrap import with_local
 from fedquilt.engine.flower.client import memory_folder
 from fedquilt.engine.flower.memory_store import MemoryStore
 from fedquilt.engine.flower.strategy import MethodStrategy
-from fedquilt.methods import METHODS
+from fedquilt.methods import METHODS, traits_of
 from fedquilt.methods.by_architecture import by_architecture
 
 RANKS = (2, 4, 3, 4)
@@ -93,15 +93,22 @@ def in_common_coordinates(name: str, models) -> Setup:
     return Setup(method, scene.federation.profiles, scene.clients)
 
 
-def taught(**settings) -> Setup:
-    """LaDa among clients of one architecture, with a server of another."""
-    scene = served("lada", **settings)
+def taught(name: str, **settings) -> Setup:
+    """A method whose server owns a model, among clients of one architecture, with a server of another."""
+    scene = served(name, **settings)
     return Setup(scene.method, scene.federation.profiles, scene.clients)
 
 
 TABLE = {
-    **{name: lambda name=name: real(name) for name in METHODS if name not in ("heterotune", "co-lora", "lada")},
-    "lada": lambda: taught(candidates=3, path_tokens=3, path_bytes=12),
+    **{
+        name: lambda name=name: real(name)
+        for name in METHODS
+        if name not in ("heterotune", "co-lora") and not traits_of(name).needs_server
+    },
+    "lada": lambda: taught("lada", candidates=3, path_tokens=3, path_bytes=12),
+    "fedmkt": lambda: taught("fedmkt", candidates=3, k=4, answer_tokens=4),
+    "fedcot": lambda: taught("fedcot", candidates=3, path_tokens=3, path_bytes=12, average=False),
+    "fedcollm": lambda: taught("fedcollm", candidates=3, k=4, answer_tokens=4),
     "co-lora": lambda: aligned((VIT, WIDE), aggregation="rela"),
     "heterotune": lambda: shared((VIT, WIDE, LLAMA), mu=0.1),
     "heterotune-own": lambda: shared((BERT, GPT2), trained="own"),

@@ -24,7 +24,7 @@ DORA = ("adapter.use_dora=true", "adapter.targets=all-linear")
 EVERY = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
 GOES_WITH_DORA = (
     *("exclusive", "fed-hello", "fed-hello-released", "fedit", "fedra", "fedrot-lora", "fedrpca", "full", "hetlora"),
-    *("lada", "local-only", "straggler"),
+    *("fedcollm", "fedcot", "fedmkt", "lada", "local-only", "straggler"),
 )
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fedquilt.metrics.answers import (
     KINDS,
+    answer_start,
     folded,
     is_right,
     label,
@@ -190,3 +191,10 @@ def test_a_program_is_what_stands_in_a_fence_or_all():
     assert program("Sure:\n```python\nanswer = 1\n```\nDone") == "answer = 1\n"
     assert program("answer = 1") == "answer = 1"
     assert folded(program("```\nanswer = 2")) == "answer = 2"
+
+
+def test_where_an_answer_begins() -> None:
+    assert answer_start("number", "3 + 4 = 7, so 12.") == 14
+    assert answer_start("number", "nothing") == 7
+    assert answer_start(None, "first\nsecond\n") == 6
+    assert answer_start("exact", "yes") == 0

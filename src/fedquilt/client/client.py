@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +16,12 @@ from fedquilt.client.generation import Answering, Sampling
 from fedquilt.client.probe import fisher_diagonal, layer_scores
 from fedquilt.client.public import PublicInputs
 from fedquilt.client.score import evaluation
-from fedquilt.client.texts import Language, Lent, completed, log_probabilities, text_columns
+from fedquilt.client.texts import Language, Lent, completed, log_probabilities, prompts_of, text_columns
 from fedquilt.client.workbench import Batch, Workbench
+from fedquilt.core.errors import TrainingError
 from fedquilt.core.method import overlay
+from fedquilt.core.rng import Rng
+from fedquilt.core.server import Share
 from fedquilt.core.training import Training, learning_rate_at
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile
 from fedquilt.core.worker import Extra, Fitted, Penalty, Phase, Value
@@ -55,6 +59,8 @@ class Client:
         How its language model reads and writes texts; None for other models.
     model
         ``Method.model`` of the method.
+    share
+        Which texts may leave the client, see ``[server] share``; all that are its own leave by ``own_prompts``.
     """
 
     profile: Profile
@@ -70,11 +76,18 @@ class Client:
     answering: Answering | None = None
     language: Language | None = None
     model: Callable[[Profile, Params, Order, Memory], Params] = overlay
+    share: Share = "public"
 
     @property
     def id(self) -> ClientId:
         """The client's partition number."""
         return self.profile.id
+
+    @property
+    def num_tokens(self) -> int:
+        """The number of tokens that the language model gives a probability to, also where there are only shapes."""
+        model: Any = self.bench.model
+        return int(model.config.get_text_config().vocab_size)
 
     def params(self, order: Order, memory: Memory | None = None) -> Params:
         """Every tensor of the layout under this order and memory, with shifts of the base and cores."""
@@ -160,6 +173,20 @@ class Client:
         public.place(points)
         return public.seen()
 
+    def own_prompts(self, count: int, rng: Rng) -> list[str]:
+        """So many prompts of the client's rows, drawn without replacement; only if ``share`` is ``"private"``.
+
+        Raises
+        ------
+        TrainingError
+            if private texts must not travel, or the model is no language model.
+        """
+        if self.share != "private":
+            raise TrainingError("the method asks for private texts, which server.share = 'public' does not let out")
+        if self.bench.device.type == "meta":
+            return [""] * count
+        return prompts_of(self.language, self.train, rng.numpy().permutation(len(self.train["labels"]))[:count])
+
     def posing(self, prompts: Sequence[str], completions: Sequence[str]) -> Client:
         """The client with these texts in place of its training rows, which ``Fitted.num_examples`` then counts."""
         if self.bench.device.type == "meta":  # planning: no tokenizer
@@ -199,12 +226,13 @@ class Client:
         if self.bench.device.type == "meta" or not prompts:
             return torch.zeros(len(prompts)), torch.zeros(len(prompts), dtype=torch.long)
         columns = text_columns(self.language, prompts, completions)
-        return log_probabilities(self.bench, self.params(order, memory), columns, self.batch_size)
+        self.bench.load(self.params(order, memory))
+        return log_probabilities(self.bench, columns, self.batch_size)
 
     def lending(self, order: Order, memory: Memory | None, use: Callable[[Lent], Value]) -> Value:
         """What ``use`` makes of the language model with these tensors loaded; see ``core.worker.Worker.lending``."""
         self.bench.load(self.params(order, memory))
-        return use(Lent(self.bench, partial(text_columns, self.language), self.batch_size))
+        return use(Lent(self.bench, partial(text_columns, self.language), self.language, self.batch_size))
 
     def evaluate(self, order: Order, memory: Memory | None = None, split: str = "test") -> dict[str, float]:
         """Loss and accuracy on one of the client's held-out splits; empty if the client has no such rows."""

@@ -5,7 +5,7 @@ On the meta device (planning) models have no tokenizer and no values: nothing is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,10 +19,21 @@ from fedquilt.data.table import Table
 
 
 class Language(NamedTuple):
-    """How a language model reads and writes: ``encode`` turns a table into columns, ``decode`` tokens into text."""
+    """How a language model reads and writes.
+
+    Attributes
+    ----------
+    encode
+        Turns a table into columns.
+    decode
+        Turns tokens into text, without special tokens.
+    vocabulary
+        Gives every token as the tokenizer writes it, and the end token, which stands for no text, as an empty one.
+    """
 
     encode: Callable[[Table], Batch]
     decode: Callable[[Sequence[int]], str]
+    vocabulary: Callable[[], tuple[str, ...]]
 
 
 class Lent(NamedTuple):
@@ -34,13 +45,21 @@ class Lent(NamedTuple):
         The workbench, with the tensors loaded.
     columns
         ``columns(prompts, completions)`` gives the columns of these texts, see ``text_columns``.
+    language
+        How the model reads and writes; None on the meta device.
     batch_size
         The largest number of rows of a forward pass that trains nothing.
     """
 
     bench: Workbench
     columns: Callable[[Sequence[str], Sequence[str]], Batch]
+    language: Language | None
     batch_size: int
+
+    @property
+    def planned(self) -> bool:
+        """Whether the model has shapes only, so that it reads nothing."""
+        return self.bench.device.type == "meta"
 
 
 def text_columns(language: Language | None, prompts: Sequence[str], completions: Sequence[str]) -> Batch:
@@ -54,6 +73,20 @@ def text_columns(language: Language | None, prompts: Sequence[str], completions:
     if language is None:
         raise TrainingError("the model is no language model, so it cannot complete texts; set task = 'causal-lm'")
     return language.encode(Table("text", list(prompts), None, (), targets=list(completions)))
+
+
+def prompts_of(language: Language | None, columns: Batch, rows: Iterable[int]) -> list[str]:
+    """The prompts of these rows, as text.
+
+    Raises
+    ------
+    TrainingError
+        if the model is no language model.
+    """
+    if language is None:
+        raise TrainingError("the model is no language model, so its rows have no prompts; set task = 'causal-lm'")
+    inside = columns["attention_mask"].bool() & (columns["labels"] == IGNORED)
+    return [language.decode(columns["input_ids"][row][inside[row]].tolist()) for row in rows]
 
 
 def completed(
@@ -89,15 +122,15 @@ def completed(
     return [language.decode(ids) for ids in written(bench, rows, new_tokens, batch_size, sampling=sampling)]
 
 
-def log_probabilities(
-    bench: Workbench, params: Mapping[str, Tensor], columns: Batch, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """``log p(completion | prompt)`` of each row, float32, and the completion's tokens, int64, both (rows,)."""
-    bench.load(params)
-    found = []
+def log_probabilities(bench: Workbench, columns: Batch, batch_size: int = 32) -> tuple[Tensor, Tensor]:
+    """``log p(completion | prompt)`` of each row, float32, and the completion's tokens, int64, both (rows,).
+
+    Rows are read in batches of similar lengths, by the model that is loaded.
+    """
+    order = columns["attention_mask"].sum(1).argsort(stable=True)
+    found = torch.zeros(len(order))
     with torch.no_grad():
-        for first in range(0, len(columns["labels"]), batch_size):
-            batch = {name: column[first : first + batch_size] for name, column in columns.items()}
-            logits, labels = bench.forward(batch)
-            found.append(-bench.scoring.loss(logits, labels).cpu())
-    return torch.cat(found) if found else torch.zeros(0), (columns["labels"][:, 1:] != IGNORED).sum(1)
+        for rows in order.split(batch_size) if len(order) else ():
+            logits, labels = bench.forward({name: column[rows] for name, column in columns.items()})
+            found[rows] = -bench.scoring.loss(logits, labels).cpu()
+    return found, (columns["labels"][:, 1:] != IGNORED).sum(1)

@@ -10,7 +10,7 @@ memory. Both come from the ``ServerState`` that the method keeps in its state, s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypedDict
 
@@ -63,6 +63,9 @@ class ServerModel:
     texts_only
         Whether ``worker`` can only complete texts, as it stands for an endpoint: the model has no layout, and is
         neither trained nor scored, and its log-probabilities are not known.
+    students
+        A worker with the clients' model of each architecture and without rows, by architecture: the server trains,
+        reads and tokenizes with it. On a site those of other architectures have shapes only.
     """
 
     layout: Layout
@@ -71,6 +74,7 @@ class ServerModel:
     questions: Questions = field(default_factory=Questions)
     share: Share = "public"
     texts_only: bool = False
+    students: Mapping[str, Worker] = field(default_factory=dict)
 
     @property
     def architecture(self) -> str:

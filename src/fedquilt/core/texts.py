@@ -33,6 +33,11 @@ def pack_texts(texts: Sequence[str], max_bytes: int, name: str = "texts") -> Par
     return {f"{name}.bytes": rows, f"{name}.lengths": lengths}
 
 
+def whole_texts(texts: Sequence[str], name: str = "texts") -> Params:
+    """The texts as ``pack_texts`` packs them, with rows as long as the longest of them."""
+    return pack_texts(texts, max((len(text.encode("utf-8", "replace")) for text in texts), default=0), name)
+
+
 def unpack_texts(params: Mapping[str, Tensor], name: str = "texts") -> list[str]:
     """The texts that ``pack_texts`` put into these tensors.
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from torch import Tensor
 
+from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile
 
 Value = TypeVar("Value")
@@ -91,6 +92,11 @@ class Worker(Protocol):
         """The client's profile, which the server knows too."""
         ...
 
+    @property
+    def num_tokens(self) -> int:
+        """The number of tokens that its language model gives a probability to."""
+        ...
+
     def params(self, order: Order, memory: Memory | None = None) -> Params:
         """Every tensor of the client's layout under this order and memory, with shifts and cores."""
         ...
@@ -172,6 +178,16 @@ class Worker(Protocol):
 
     def seen(self, points: Params) -> Params:
         """The common coordinates of held-out public inputs, by ``seen.<place>``, for these points."""
+        ...
+
+    def own_prompts(self, count: int, rng: Rng) -> list[str]:
+        """So many prompts of the client's own rows, drawn without replacement: private texts.
+
+        Raises
+        ------
+        TrainingError
+            unless the run file lets private texts travel (``[server] share = "private"``).
+        """
         ...
 
     def posing(self, prompts: Sequence[str], completions: Sequence[str]) -> Self:

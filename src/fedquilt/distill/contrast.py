@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -15,9 +14,7 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.settings import Positive, Strength
 from fedquilt.core.worker import Penalty
 from fedquilt.distill.paths import Likelihood, likelihood
-
-Forward = Callable[[Batch], tuple[Tensor, Tensor]]
-"""Gives logits and labels of a batch, as ``Workbench.forward`` does."""
+from fedquilt.distill.steps import Forward, learning_from
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ def rationale_loss(student: Likelihood, weights: Tensor) -> Tensor:
 def rationale_and_label_loss(rationale: Likelihood, answer: Likelihood, rationale_weight: float) -> Tensor:
     """``a CE(rationale) + (1 - a) CE(answer)``, each a mean over the samples of the cross-entropy per token.
 
-    Paper: step-by-step, objective
+    Paper: step-by-step, objective; fedcot, objective
     """
     return -(rationale_weight * rationale.mean.mean() + (1 - rationale_weight) * answer.mean.mean())
 
@@ -177,10 +174,7 @@ def transfer(
     *,
     batch_size: int = 8,
 ) -> Penalty:
-    """A term of the loss that adds a batch of the chosen samples to every optimiser step of local training.
-
-    The client's own rows are the other term, so that no step lets go of its domain. Batches are drawn without
-    replacement, and anew once all samples were seen. Without chosen samples the term is 0.
+    """The loss on a batch of the chosen samples as a term of every optimiser step, see ``steps.learning_from``.
 
     Parameters
     ----------
@@ -193,17 +187,7 @@ def transfer(
     batch_size
         Number of samples in a step.
     """
-    generator = rng.child("samples").torch()
-    queue: list[Tensor] = []
-
-    def term(trained: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor:
-        if not len(chosen):
-            return torch.zeros(())
-        if not queue:
-            queue.extend(chosen[torch.randperm(len(chosen), generator=generator)].split(batch_size))
-        return pair_loss(forward, samples, queue.pop(0), settings).loss
-
-    return term
+    return learning_from(lambda rows: pair_loss(forward, samples, rows, settings).loss, chosen, rng, batch_size)
 
 
 def _rows(columns: Batch, positions: Tensor) -> Batch:

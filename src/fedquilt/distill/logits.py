@@ -38,12 +38,16 @@ def top_k(logits: Tensor, k: int) -> TopK:
 def vocabulary_map(teacher: Sequence[str], student: Sequence[str]) -> Tensor:
     """For each of the teacher's tokens the student's token with the same text, or ``UNKNOWN``, (vocabulary,).
 
-    Both are given as their tokenizers write them; the signs for blanks and new lines are read as what they stand for.
+    Both are given as their tokenizers write them. A token that both write alike is the same; else the signs for blanks
+    and new lines are read as what they stand for. The vocabulary of a model is its own to the last token.
     """
-    numbers: dict[str, int] = {}
+    exact: dict[str, int] = {}
+    meant: dict[str, int] = {}
     for number, token in enumerate(student):
-        numbers.setdefault(_text(token), number)
-    return torch.tensor([numbers.get(_text(token), UNKNOWN) for token in teacher], dtype=torch.long)
+        exact.setdefault(token, number)
+        meant.setdefault(_text(token), number)
+    found = (exact.get(token, meant.get(_text(token), UNKNOWN)) for token in teacher)
+    return torch.tensor([*found], dtype=torch.long)
 
 
 def translated(top: TopK, vocabulary: Tensor) -> TopK:
@@ -86,15 +90,15 @@ def top_k_divergence(logits: Tensor, teacher: TopK) -> Tensor:
     Paper: fedmkt, divergence
     """
     own = logits.float().log_softmax(-1)
-    teacher = TopK(*(part.to(logits.device) for part in teacher))
-    known = teacher.tokens != UNKNOWN
-    tokens, log_q = _merged(teacher.tokens, teacher.log_probs.float())
-    held = known & log_q.isfinite()
-    log_p = own.gather(-1, tokens.clamp(min=0))
-    q = log_q.exp().masked_fill(~held, 0)
-    inner = (q * (log_q - log_p).masked_fill(~held, 0)).sum(-1)
+    tokens, log_q = (part.to(logits.device) for part in teacher)
+    held = (tokens != UNKNOWN) & (tokens < own.shape[-1]) & log_q.isfinite()
+    places = tokens.long().where(held, torch.zeros_like(tokens).long())
+    mass = log_q.float().exp() * held
+    q = torch.zeros_like(own).scatter_add(-1, places, mass)  # (positions, vocabulary)
+    there = torch.zeros_like(own).scatter_add(-1, places, held.to(own)) > 0
+    inner = (torch.xlogy(q, q) - q * own.masked_fill(q == 0, 0)).sum(-1)
     rest_q = (1 - q.sum(-1)).clamp(0, 1)
-    rest_p = (1 - log_p.exp().masked_fill(~held, 0).sum(-1)).clamp(min=torch.finfo(own.dtype).eps)
+    rest_p = (1 - own.exp().masked_fill(~there, 0).sum(-1)).clamp(min=torch.finfo(own.dtype).eps)
     return inner + torch.xlogy(rest_q, rest_q) - rest_q * rest_p.log()
 
 
@@ -108,14 +112,6 @@ def distillation_loss(logits: Tensor, teacher: TopK, positions: Tensor | None = 
         teacher = TopK(teacher.tokens[positions[:, 0]], teacher.log_probs[positions[:, 0]])
         logits = logits[positions[:, 1]]
     return top_k_divergence(logits, teacher).mean() if len(logits) else logits.sum() * 0
-
-
-def _merged(tokens: Tensor, log_probs: Tensor) -> tuple[Tensor, Tensor]:
-    """The same tokens, with the probability of equal ones summed at the first of them and 0 at the others."""
-    same = tokens.unsqueeze(-1) == tokens.unsqueeze(-2)  # (positions, k, k)
-    total = log_probs.unsqueeze(-2).masked_fill(~same, -torch.inf).logsumexp(-1)
-    first = same.int().argmax(-1) == torch.arange(tokens.shape[-1], device=tokens.device)
-    return tokens, torch.where(first, total, torch.full_like(total, -torch.inf))
 
 
 def _text(token: str) -> str:

@@ -6,17 +6,19 @@ Likelihoods travel as two tensors: ``<name>.total``, (paths,) of float32, and ``
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
-from fedquilt.core.method import Exchange
-from fedquilt.core.texts import pack_texts, text_form, text_ranges, unpack_texts
+from fedquilt.core.texts import pack_texts, text_form, text_ranges, unpack_texts, whole_texts
 from fedquilt.core.types import Order, Params, Range
 from fedquilt.distill.contrast import Pair
 from fedquilt.distill.paths import Likelihood
 from fedquilt.distill.student import Lesson
+
+LESSON = "lesson"
+"""The prefix of all that is part of a lesson, beside the method's own message."""
 
 QUESTIONS, TAUGHT, OWN = "lesson.questions", "lesson.taught", "lesson.own"
 """Questions, the server's paths, and a client's own."""
@@ -120,10 +122,9 @@ def scalars_of(params: Mapping[str, Tensor], name: str) -> Scalars:
 
 def offer_params(offer: Offer, paths: Paths) -> Params:
     """The server's offer as tensors of an order."""
-    longest = max((len(text.encode("utf-8", "replace")) for text in offer["questions"]), default=0)
     right = {} if offer["right"] is None else {RIGHT: offer["right"].to(torch.int32)}
     return {
-        **pack_texts(offer["questions"], longest, QUESTIONS),
+        **whole_texts(offer["questions"], QUESTIONS),
         **pack_texts(offer["paths"], paths.bytes, TAUGHT),
         **scalar_params(offer["sure"], SURE),
         **right,
@@ -180,26 +181,6 @@ def lesson_up(offer: Offer, answer: Answer, right: Tensor | None) -> Lesson:
     return Lesson(offer["questions"], answer["paths"], offer["paths"], teacher, right)
 
 
-def is_of_lesson(name: str) -> bool:
-    """Whether a tensor of an order is part of a lesson, and not of the method's own message."""
-    return name.startswith("lesson.")
-
-
 def has_peer(order: Order) -> bool:
     """Whether an order has what the server makes of the client's paths."""
     return f"{PEER}.total" in order.params
-
-
-def without_lesson(order: Order) -> Order:
-    """The order without a lesson's tensors."""
-    own = {name: tensor for name, tensor in order.params.items() if not is_of_lesson(name)}
-    return Order(own, order.settings, order.round, order.rng)
-
-
-def reading_orders(exchange: Exchange) -> Exchange:
-    """The exchange whose ``expects``, ``metrics``, ``ranges`` and ``peers`` see orders without lessons."""
-    fields: dict[str, Any] = {}
-    for name in ("expects", "metrics", "ranges", "peers"):
-        if (inner := getattr(exchange, name)) is not None:
-            fields[name] = lambda order, inner=inner: inner(without_lesson(order))
-    return exchange._replace(**fields)

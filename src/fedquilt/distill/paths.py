@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedquilt.client.task import negative_log_likelihood
+from fedquilt.client.texts import log_probabilities
 from fedquilt.client.workbench import Batch, Workbench
 from fedquilt.core.tasks import IGNORED
 
@@ -72,8 +73,8 @@ def likelihood(logits: Tensor, labels: Tensor) -> Likelihood:
 
 
 def likelihoods(bench: Workbench, columns: Batch, batch_size: int = 32) -> Likelihood:
-    """The joint log-probabilities of the paths in these columns, on the CPU, without gradients; see ``readings``."""
-    return readings(bench, columns, batch_size, hidden=False).likelihood
+    """The joint log-probabilities of the paths in these columns, on the CPU, without gradients."""
+    return Likelihood(*log_probabilities(bench, columns, batch_size))
 
 
 class Reading(NamedTuple):
@@ -84,8 +85,7 @@ class Reading(NamedTuple):
     likelihood
         Their joint log-probabilities.
     path, prompt
-        Means over the tokens of path and prompt of what the model's last block gives, (paths, width); width is 0 if
-        they were not asked for.
+        Means over the tokens of path and prompt of what the model's last block gives, (paths, width).
     """
 
     likelihood: Likelihood
@@ -93,7 +93,7 @@ class Reading(NamedTuple):
     prompt: Tensor
 
 
-def readings(bench: Workbench, columns: Batch, batch_size: int = 32, *, hidden: bool = True) -> Reading:
+def readings(bench: Workbench, columns: Batch, batch_size: int = 32) -> Reading:
     """What the model makes of the paths in these columns, on the CPU, without gradients.
 
     Rows are read in batches of similar lengths; the result is in the order of the rows. The model is in eval mode, as
@@ -104,7 +104,7 @@ def readings(bench: Workbench, columns: Batch, batch_size: int = 32, *, hidden: 
     found: list[Reading] = []
     with torch.no_grad():
         for rows in order.split(batch_size) if count else ():
-            found.append(_read(bench, {name: column[rows] for name, column in columns.items()}, hidden))
+            found.append(_read(bench, {name: column[rows] for name, column in columns.items()}))
     if not found:
         empty = torch.zeros(0)
         return Reading(Likelihood(empty, empty.long()), torch.zeros(0, 0), torch.zeros(0, 0))
@@ -114,7 +114,7 @@ def readings(bench: Workbench, columns: Batch, batch_size: int = 32, *, hidden: 
     return Reading(whole.at(back), path[back], prompt[back])
 
 
-def _read(bench: Workbench, batch: Batch, hidden: bool) -> Reading:
+def _read(bench: Workbench, batch: Batch) -> Reading:
     """What the model makes of one batch."""
     kept: list[Tensor] = []
 
@@ -128,13 +128,10 @@ def _read(bench: Workbench, batch: Batch, hidden: bool) -> Reading:
     finally:
         hook.remove()
     own = likelihood(logits, labels)
-    none = torch.zeros(len(labels), 0)
-    found = Reading(Likelihood(own.total.cpu(), own.tokens.cpu()), none, none)
-    if not hidden:
-        return found
     states, on_path = kept[0].float(), labels != IGNORED
     on_prompt = batch["attention_mask"][:, : labels.shape[1]].to(labels.device).bool() & ~on_path
-    return found._replace(path=_pooled(states, on_path), prompt=_pooled(states, on_prompt))
+    scored = Likelihood(own.total.cpu(), own.tokens.cpu())
+    return Reading(scored, _pooled(states, on_path), _pooled(states, on_prompt))
 
 
 def _pooled(states: Tensor, mask: Tensor) -> Tensor:

@@ -17,12 +17,13 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import Memory, Order, Tree
 from fedquilt.core.worker import Worker
 from fedquilt.distill.context import contexts
-from fedquilt.distill.contrast import Contrast, Forward, Pair, Samples, pair_loss, reference_of, transfer
+from fedquilt.distill.contrast import Contrast, Pair, Samples, pair_loss, reference_of, transfer
 from fedquilt.distill.controls import only_right
 from fedquilt.distill.paths import likelihoods, readings
 from fedquilt.distill.registry import filter_of
 from fedquilt.distill.reward import History, Outcome, Reward, labels, no_history
 from fedquilt.distill.selection import Candidates, Filter, FilterSettings
+from fedquilt.distill.steps import Forward, forward_of
 from fedquilt.distill.told import about_choice, about_prediction
 
 
@@ -170,7 +171,7 @@ def pupil_of(
     some = [choice for choice in choices if len(choice.positions)]
     if not some or teaching.weight == 0:
         return student
-    forward: Forward = student.lending(order, memory, _forward)
+    forward: Forward = student.lending(order, memory, forward_of)
     terms = [
         transfer(
             forward,
@@ -221,7 +222,3 @@ def rated(student: Worker, order: Order, memory: Memory, choice: Choice, teachin
         told |= about_prediction(chooser.predicted(state["filter"])[positions], worth)
     own = chooser.learn(state["filter"], positions, worth, version)
     return Rated(PupilState(filter=own, history=history, version=version), told)
-
-
-def _forward(lent: Lent) -> Forward:
-    return lent.bench.forward

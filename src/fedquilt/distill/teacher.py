@@ -13,6 +13,7 @@ from fedquilt.core.server import ServerModel, ServerState, after_round, server_n
 from fedquilt.core.types import Order
 from fedquilt.distill.messages import Answer, Offer, Paths, Scalars, as_read, lesson_up, scalars
 from fedquilt.distill.paths import Likelihood
+from fedquilt.distill.public import drawn
 from fedquilt.distill.student import Choice, Teaching, chosen, new_pupil, pupil_of, rated
 from fedquilt.distill.verdicts import verdicts
 
@@ -63,17 +64,14 @@ class Teacher:
         An endpoint is asked each question once: its paths are kept in the server's memory, and so in checkpoints.
         """
         order = server_order(own, "offer")
-        public = self.server.questions
-        drawn = order.rng.child("questions").numpy().permutation(len(public.texts))[: self.paths.candidates]
-        numbers = sorted(int(number) for number in drawn)
-        questions = [public.texts[number] for number in numbers]
+        numbers, questions, _ = drawn(self.server, own, self.paths.candidates)
         said = dict(own["memory"].get(SAID, {}))
         new = [number for number in numbers if str(number) not in said]
-        asked = [public.texts[number] for number in new]
+        asked = [self.server.questions.texts[number] for number in new]
         written = self.server.worker.complete(order, own["memory"], asked, new_tokens=self.paths.tokens)
         said |= {str(number): path for number, path in zip(new, as_read(written, self.paths), strict=True)}
         paths = [said[str(number)] for number in numbers]
-        right = verdicts(public, numbers, paths)
+        right = verdicts(self.server.questions, numbers, paths)
         sure = self._likelihoods(order, own, questions, paths)
         after = server_next(own, memory={**own["memory"], SAID: said}) if self.server.texts_only else own
         return Offered(Offer(numbers=numbers, questions=questions, paths=paths, sure=sure, right=right), after)

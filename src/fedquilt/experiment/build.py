@@ -51,6 +51,7 @@ from fedquilt.experiment.server import (
     refuse_unusable,
     server_group,
     server_rows,
+    students_of,
 )
 from fedquilt.experiment.trial_pass import try_blocks
 from fedquilt.methods.traits import Traits
@@ -135,9 +136,13 @@ class Experiment:
         return replace(made.modelled(), partition=announced_record(profiles))
 
     def modelled(self) -> Experiment:
-        """The experiment with the method's ``model`` set in all clients and in the server's own ones."""
-        model = self.method.model
-        clients = {id: replace(client, model=model) for id, client in self.clients.items()}
+        """The experiment with the method's ``model`` set in all clients and in the server's own ones.
+
+        Clients also know which texts may leave them.
+        """
+        model, owned = self.method.model, self.config.server
+        share = "public" if owned is None else owned.share
+        clients = {id: replace(client, model=model, share=share) for id, client in self.clients.items()}
         groups = tuple(replace(group, server=replace(group.server, model=model)) for group in self.groups)
         return replace(self, clients=clients, groups=groups)
 
@@ -261,6 +266,8 @@ def joined(
         here = next(iter(owned), ServerRows())
         server = endpoint_server(config.server.endpoint, here, config.server.share, asks=assigned is not None)
     clients_works = {name: work for name, work in works.items() if name in depths}
+    if server is not None:
+        server = replace(server, students=students_of(groups))
     federation = replace(federated(config, tuple(profiles), clients_works, groups), server=server)
     refuse_layouts(config, groups)
     make_method = partial(wrapped, config, wanted, tuple(parts)[: len(groups)], names[: len(groups)])

@@ -39,7 +39,7 @@ from fedquilt.experiment.trial_pass import try_out, try_recomputing
 from fedquilt.models.loaded import Loaded
 from fedquilt.models.trial_batch import example
 
-_NONE: Columns = {"labels": torch.zeros(0, dtype=torch.long)}
+NO_ROWS: Columns = {"labels": torch.zeros(0, dtype=torch.long)}
 _ONE: Columns = {"labels": torch.zeros(1, dtype=torch.long)}
 
 
@@ -108,7 +108,7 @@ class EncodedRows:
         assigned = next(rows for source, rows in self._assigned or () if part in source.parts)
         key = work.bench.layout.architecture, id(assigned)
         if key not in self._encoded:
-            self._encoded[key] = _NONE if assigned.table is None else work.loaded.encode(assigned.table)
+            self._encoded[key] = NO_ROWS if assigned.table is None else work.loaded.encode(assigned.table)
         return self._encoded[key], assigned
 
 
@@ -208,7 +208,7 @@ def built(
     if work.bench.device.type == "meta":  # shapes only: for a plan, or for a group without clients on this machine
         if not rows_of.known:
             clients = {id: client(id, budget, _ONE) for id, budget in zip(part.ids, budgets, strict=True)}
-        server = client(SERVER, whole, _ONE if config.data.proxy or part.is_server else _NONE)
+        server = client(SERVER, whole, _ONE if config.data.proxy or part.is_server else NO_ROWS)
     else:
         rows, assigned = rows_of.of(part, work)
         test = None if assigned.test is None else work.loaded.encode(assigned.test)

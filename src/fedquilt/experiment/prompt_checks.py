@@ -66,7 +66,9 @@ def answering_of(config: Config, loaded: Loaded, table: Table | None) -> Answeri
 
 def language_of(loaded: Loaded) -> Language | None:
     """How a language model reads and writes texts; None for other models."""
-    return None if loaded.decode is None else Language(loaded.encode, loaded.decode)
+    if loaded.decode is None:
+        return None
+    return Language(loaded.encode, loaded.decode, loaded.reading.vocabulary)
 
 
 def _check_answers(kind: str, table: Table, where: str) -> None:

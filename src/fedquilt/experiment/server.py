@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
 
 from fedquilt.adapters.registry import KINDS
+from fedquilt.client.client import Client
 from fedquilt.config.groups import Part, server_parts
 from fedquilt.config.schema import Config
 from fedquilt.config.server import Server
@@ -15,13 +17,13 @@ from fedquilt.core.endpoint import Endpoint
 from fedquilt.core.errors import ConfigError, DataError, FedquiltError
 from fedquilt.core.rng import Rng
 from fedquilt.core.server import Questions, ServerModel, Share
-from fedquilt.core.texts import pack_texts
+from fedquilt.core.texts import whole_texts
 from fedquilt.core.types import Layout, Params
 from fedquilt.core.worker import Worker
 from fedquilt.data.table import Table
 from fedquilt.experiment.data import AssignedRows, read
 from fedquilt.experiment.data_of_groups import DataSource, naming_groups
-from fedquilt.experiment.groups import BuiltGroup, EncodedRows, Work, built
+from fedquilt.experiment.groups import NO_ROWS, BuiltGroup, EncodedRows, Work, built
 from fedquilt.experiment.method import Chosen
 from fedquilt.models.endpoint import Writer, key_of, library
 
@@ -79,8 +81,7 @@ def questions_columns(server: ServerModel | None) -> list[Params]:
     """The server's questions and answers as columns, for a digest; empty if it owns no model."""
     columns = []
     for texts in () if server is None else (server.questions.texts, server.questions.answers or ()):
-        longest = max((len(text.encode("utf-8", "replace")) for text in texts), default=0)
-        columns.append(pack_texts(texts, longest))
+        columns.append(whole_texts(texts))
     return columns
 
 
@@ -137,6 +138,12 @@ def endpoint_record(config: Config) -> dict[str, Any]:
     """What the record says of an endpoint: who wrote the server's texts, and that it need not do so again."""
     endpoint = None if config.server is None else config.server.endpoint
     return {} if endpoint is None else {"endpoint": {"url": endpoint.url, "name": endpoint.name, "reproducible": False}}
+
+
+def students_of(groups: Sequence[BuiltGroup]) -> dict[str, Client]:
+    """The server's own client for each architecture of the clients, without rows."""
+    first = {group.architecture: group.server for group in reversed(groups)}
+    return {name: replace(client, train=NO_ROWS, splits={}) for name, client in first.items()}
 
 
 def odd_server(config: Config, method: Chosen) -> list[str]:

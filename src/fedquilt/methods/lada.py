@@ -6,19 +6,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Annotated, Literal, TypedDict, get_args
 
-from fedquilt.core.errors import ConfigError, WireError
+from fedquilt.core.errors import WireError
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Beside, Exchange, Method
 from fedquilt.core.rng import Rng
-from fedquilt.core.server import ServerModel, ServerState, server_start
+from fedquilt.core.server import ServerState, server_start
 from fedquilt.core.settings import Count, Few, Kept, Part, Penalty, Positive, Tokens, Unless, With
 from fedquilt.core.texts import pack_texts, unpack_texts
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
 from fedquilt.core.worker import Worker
 from fedquilt.distill import messages as m
+from fedquilt.distill.beside import bare, reading_bare
 from fedquilt.distill.contrast import Contrast
 from fedquilt.distill.messages import Answer, Offer, Paths
 from fedquilt.distill.paths import Likelihood
+from fedquilt.distill.public import server_of
 from fedquilt.distill.reward import Reward
 from fedquilt.distill.selection import FilterSettings
 from fedquilt.distill.student import Teaching, chosen, new_pupil, pupil_of, rated
@@ -147,7 +149,11 @@ def with_lada(
     paths : how many questions a round has, and how paths are generated.
     direction : who is taught.
     """
-    teacher = Teacher(_server_of(federation, teaching, direction), teaching, paths, direction in ("both", "up"))
+    wanted = "method: right paths are asked for" if teaching.verified or teaching.filter.name == "verified" else ""
+    server = server_of(federation, method.name, answered=wanted)
+    if server.texts_only:
+        refuse_likelihoods(teaching, direction)
+    teacher = Teacher(server, teaching, paths, direction in ("both", "up"))
 
     def init(rng: Rng) -> LadaState:
         own = server_start(teacher.server, rng)
@@ -168,7 +174,7 @@ def with_lada(
         return exchange._replace(merge=merge)
 
     def model(profile: Profile, initial: Params, order: Order, memory: Memory) -> Params:
-        return method.model(profile, initial, m.without_lesson(order), memory)
+        return method.model(profile, initial, bare(order, m.LESSON), memory)
 
     def report(state: Tree) -> Mapping[str, object]:
         return {**method.report(state), **state["told"]}
@@ -195,7 +201,7 @@ def _paths(method: Method, teacher: Teacher) -> Exchange:
         return {client: replace(view, params={**view.params, **offer}) for client, view in views.items()}
 
     def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
-        model, offer = m.without_lesson(order), m.offer_of(order.params)
+        model, offer = bare(order, m.LESSON), m.offer_of(order.params)
         questions, hot = offer["questions"], paths.temperature
         said = client.complete(model, memory, questions, new_tokens=paths.tokens, temperature=hot)
         said = m.as_read(said, paths)
@@ -248,7 +254,7 @@ def _taught(exchange: Exchange, teaching: Teaching, taught: bool) -> Exchange:
         }
 
     def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
-        model, kept = m.without_lesson(order), memory.get(_MEMORY, {})
+        model, kept = bare(order, m.LESSON), memory.get(_MEMORY, {})
         if kept.get("round") != order.round or not m.has_peer(order):  # it did not answer in this round
             return exchange.work(client, model, memory)
         lesson = m.lesson_down(kept["offer"], kept["paths"], m.scalars_of(order.params, m.PEER))
@@ -261,25 +267,8 @@ def _taught(exchange: Exchange, teaching: Teaching, taught: bool) -> Exchange:
         return replace(reply, metrics={**reply.metrics, **told}), {**after, _MEMORY: {"filter": own}}
 
     def metrics(order: Order) -> Mapping[str, Range]:
-        inner = {} if exchange.metrics is None else exchange.metrics(m.without_lesson(order))
+        inner = {} if exchange.metrics is None else exchange.metrics(bare(order, m.LESSON))
         return {**inner, **RANGES} if m.has_peer(order) else inner
 
-    own = m.reading_orders(exchange)
+    own = reading_bare(exchange, m.LESSON)
     return own._replace(ask=ask, work=work, metrics=own.metrics and metrics)
-
-
-def _server_of(federation: Federation, teaching: Teaching, direction: Direction) -> ServerModel:
-    """The server's model, or ConfigError."""
-    server = federation.server
-    if server is None:
-        raise ConfigError(
-            "method.name = 'lada' needs a server that owns a model and data: give [server.model] and [server.data]"
-        )
-    if server.texts_only:
-        refuse_likelihoods(teaching, direction)
-    elif not server.worker.profile.num_examples:
-        raise ConfigError("server: has no rows with completions to train on; give [server.private]")
-    wants = teaching.verified or teaching.filter.name == "verified"
-    if wants and server.questions.texts and server.questions.answers is None:
-        raise ConfigError("method: right paths are asked for, and the questions of server.data have no answers")
-    return server

@@ -53,6 +53,17 @@ def number(text: str) -> Fraction | None:
     return _last_number(text if behind is None else behind)
 
 
+def answer_start(kind: str | None, text: str) -> int:
+    """The place in a text at which its answer begins: its last number for that kind, else its last line that has text.
+
+    Without a number it is the text's end: there is no answer.
+    """
+    if kind == "number":
+        found = [match.start("digits") for match in _NUMBER.finditer(text)]
+        return found[-1] if found else len(text)
+    return text.rstrip().rfind("\n") + 1
+
+
 def letter(text: str) -> str | None:
     """The option from A to E that the text chooses, in upper case, or None.
 

@@ -41,6 +41,8 @@ class Reading:
         Raises ModelError if a language model mixes examples that share a row; None where nothing can be tried.
     words
         Finds the tokens at which words end, see ``words.word_finder``; None for images.
+    vocabulary
+        Gives every token, see ``text.vocabulary``; empty for images.
     """
 
     encode: Callable[[Table], Columns]
@@ -51,6 +53,7 @@ class Reading:
     pads_left: bool = False
     try_packing: Callable[[], None] | None = None
     words: Callable[[Sequence[str], Columns, int], Tensor] | None = None
+    vocabulary: Callable[[], tuple[str, ...]] = tuple
 
 
 ENCODERS: Mapping[str, Callable[[Any, int, int | None, int], Callable[[Table], Columns]]] = {
@@ -113,8 +116,8 @@ def text_reading(
     pads_left = tried is not None and writes and new_tokens > 0 and text_limits.takes_left_padding(tried, name)
     try_packing = partial(refuse_mixing, tried, name, width) if tried is not None and writes else None
     lost = text.lost_tokens(tokenizer, writes)
-    words = word_finder(tokenizer, name)
-    return Reading(encode, text.prepare_text, width, lost, longest, pads_left, try_packing, words)
+    words, vocabulary = word_finder(tokenizer, name), partial(text.vocabulary, tokenizer)
+    return Reading(encode, text.prepare_text, width, lost, longest, pads_left, try_packing, words, vocabulary)
 
 
 def stated_positions(config: Any) -> int | None:

@@ -227,6 +227,13 @@ def decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
     return decode
 
 
+def vocabulary(tokenizer: Any) -> tuple[str, ...]:
+    """Every token by its number, as the tokenizer writes it; the end token, which stands for no text, is empty."""
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    end = tokenizer.eos_token_id
+    return tuple("" if number == end else token or "" for number, token in enumerate(tokens))
+
+
 def _prompts(table: Table) -> list[str]:
     """The text of each row, followed by its second text on a new line, if there is one."""
     texts = _texts(table)
