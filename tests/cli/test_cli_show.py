@@ -135,14 +135,14 @@ def test_the_version_and_the_help_are_there(command):
 
 def test_the_installed_command_runs_and_exits_as_it_should(tiny):
     said = subprocess.run(
-        [sys.executable, "-c", "from fedquilt.cli import main; main()", "run", "nowhere.toml"],
+        [sys.executable, "-c", "from fedquilt.cli import main; main()", "report", "nowhere"],
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert said.returncode == 1
     assert said.stdout == ""
-    assert said.stderr.startswith("error: nowhere.toml: no such file")
+    assert said.stderr.startswith("error: nowhere: no such run folder")
 
 
 def test_two_files_are_compared_without_mixing_their_methods(command, tiny, monkeypatch):

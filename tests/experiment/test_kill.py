@@ -18,7 +18,7 @@ from fedquilt.experiment.run import resume, run
 from fedquilt.record import Record, holder, read_result, read_rounds
 
 COMMAND = [sys.executable, "-c", "from fedquilt.cli import main; main()"]
-ROUNDS = 15
+ROUNDS = 20
 CHANGES = (f"rounds={ROUNDS}", "head.policy=local", "training.steps=3")
 LONGER = ("rounds=40", *CHANGES[1:])
 

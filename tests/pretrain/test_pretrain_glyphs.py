@@ -40,7 +40,7 @@ def short(few, tmp_path_factory):
     result = pretrain_glyphs(
         tmp_path_factory.mktemp("short") / "model",
         rng=Rng(1),
-        steps=40,
+        steps=24,
         batch_size=32,
         progress=lambda step, steps, loss: seen.append((step, steps, loss)),
     )
@@ -49,13 +49,13 @@ def short(few, tmp_path_factory):
 
 def test_training_lowers_the_loss(short):
     losses = short[0].losses
-    assert len(losses) == 40
+    assert len(losses) == 24
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
 def test_progress_is_told_of_every_step(short):
     result, seen = short
-    assert seen == [(step, 40, loss) for step, loss in enumerate(result.losses, start=1)]
+    assert seen == [(step, 24, loss) for step, loss in enumerate(result.losses, start=1)]
 
 
 def test_the_folder_loads_as_a_hugging_face_model(short):
@@ -72,7 +72,7 @@ def test_the_folder_loads_as_a_hugging_face_model(short):
 def test_the_recipe_names_seed_steps_and_result(short):
     result, _ = short
     recipe = tomllib.loads((result.folder / "recipe.toml").read_text())
-    assert recipe["command"] == "fedquilt pretrain glyphs --out DIR --steps 40 --seed 1"
+    assert recipe["command"] == "fedquilt pretrain glyphs --out DIR --steps 24 --seed 1"
     assert recipe["settings"]["batch_size"] == 32
     assert recipe["result"]["accuracy_new_fonts"] == pytest.approx(result.accuracy_new_fonts, abs=1e-4)
 
