@@ -25,13 +25,13 @@ from fedquilt.distill.messages import Paths
 from fedquilt.distill.reward import Reward
 from fedquilt.distill.selection import FilterSettings
 from fedquilt.distill.student import Teaching
+from fedquilt.distill.wrapper import with_lada
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment import build, resume, run
 from fedquilt.experiment.build import Experiment
 from fedquilt.experiment.plan import whole_plan
 from fedquilt.methods import METHODS
 from fedquilt.methods.by_architecture import by_architecture
-from fedquilt.methods.lada import with_lada
 from fedquilt.record import Record, read_rounds
 
 FILE = """
@@ -171,7 +171,8 @@ def test_any_method_with_a_training_exchange_can_be_taught() -> None:
     experiment = build(config())
     federation = experiment.federation
     scheme = by_architecture(METHODS["ffa-lora"], federation)
-    method = with_lada(scheme, federation, Teaching(FilterSettings(), Contrast(), Reward()), Paths(4, 3, 12, 0.7))
+    teaching, paths = Teaching(FilterSettings(), Contrast(), Reward()), Paths(4, 3, 12, 0.7)
+    method = with_lada(lambda own: by_architecture(METHODS["ffa-lora"], own), federation, teaching, paths)
     clients = {id: replace(client, model=method.model) for id, client in experiment.clients.items()}
     apart = [
         one_round(experiment, made, {id: replace(client, model=made.model) for id, client in clients.items()})["apart"]
@@ -238,7 +239,7 @@ def test_lada_9_nothing_private_crosses_the_wire() -> None:
 
 @pytest.mark.parametrize("direction", ["both", "none"])
 def test_what_is_planned_is_what_then_travels_and_what_the_formula_says(taught: Path, direction: str) -> None:
-    """Q (q + 4 + b + 4 + 8 + 8 + 4) bytes go down beside the adapter, which goes twice, and Q (b + 4 + 16) come up."""
+    """Q (q + 4 + b + 4 + 8 + 8 + 4) bytes go down beside the adapter, which goes once, and Q (b + 4 + 16) come up."""
     nobody = {"candidates": 32, "path_tokens": 64, "path_bytes": 256} if direction == "none" else {}
     planned, server = whole_plan(config(direction=direction, **nobody))
     line = read_rounds(taught)[0]
@@ -253,7 +254,8 @@ def test_what_is_planned_is_what_then_travels_and_what_the_formula_says(taught: 
             continue
         assert one.bytes_down == paths["bytes_down"] + fit["bytes_down"]
         assert one.bytes_up == paths["bytes_up"] + fit["bytes_up"] == adapter + 6 * (24 + 4 + 16)
-        longest = (one.bytes_down - 2 * adapter) / 6 - (4 + 24 + 4 + 8 + 8 + 4)
+        assert fit["bytes_down"] == 6 * 8
+        longest = (one.bytes_down - adapter) / 6 - (4 + 24 + 4 + 8 + 8 + 4)
         assert longest in {len(text.encode()) for text in questions}
 
 

@@ -23,6 +23,7 @@ CATALOGUE = {
         "distill/test_filter.py",
         "distill/test_contrast.py",
         "methods/test_lada.py",
+        "methods/test_lada_schemes.py",
     ),
     "9 what crosses the wire": ("methods/test_lada.py",),
     "10 what was not chosen has no gradient; weights have no scale": ("distill/test_contrast.py",),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from fedquilt.core.defence import UNBOUNDED, Defence
 from fedquilt.core.errors import written
 from fedquilt.core.method import Exchange
 from fedquilt.core.params import not_finite
-from fedquilt.core.types import Order, Profile, Range, Reply
+from fedquilt.core.types import Order, Profile, Range, Reply, Tree
 from fedquilt.core.wire import num_wire_bytes
 
 Check = Callable[[Exchange, Order, Reply], str | None]
@@ -77,6 +78,22 @@ def refusal(reply: Reply) -> str | None:
             return f"{shown(name, bare=True)} is {shown(value)}"
     tensor = not_finite(reply.params)
     return None if tensor is None else f"tensor {shown(tensor)} is not finite"
+
+
+def broken(tree: Tree, before: Tree, path: str = "") -> str | None:
+    """The path of the first changed value of a merged tree that is not finite, or None."""
+    if tree is before:
+        return None
+    if isinstance(tree, float):
+        return None if math.isfinite(tree) else path
+    if isinstance(tree, Tensor):
+        return path if tree.is_floating_point() and not_finite({path: tree}) is not None else None
+    inside = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in inside:
+        old = before.get(key) if isinstance(before, Mapping) else None
+        if (found := broken(value, old, f"{path}.{key}" if path else str(key))) is not None:
+            return found
+    return None
 
 
 def declared(exchange: Exchange, order: Order, reply: Reply) -> Reply:

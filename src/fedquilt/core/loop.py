@@ -12,16 +12,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
-
 from fedquilt.core.bounds import bounded
-from fedquilt.core.checks import Check, declared, refusal
+from fedquilt.core.checks import Check, broken, declared, refusal
 from fedquilt.core.defence import UNBOUNDED, Defence
 from fedquilt.core.errors import FedquiltError, RoundError, WireError
+from fedquilt.core.held import HELD, keeping, with_held, without_held
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import not_finite, num_bytes
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import ClientId, Failure, Memory, Order, Profile, Reply, Tree, Turn
+from fedquilt.core.types import ClientId, Failure, Memory, Order, Params, Profile, Reply, Tree, Turn
 from fedquilt.core.wire import WIRE, lowered, packed, raised, unpacked
 from fedquilt.core.worker import Worker
 
@@ -120,9 +119,9 @@ def rounds(
         turn = Turn(number, tuple(cohorts(number)), rng.child("round", number))
         if not turn.cohort:
             raise RoundError(f"round {number + 1}: the cohort is empty; a round needs at least one client")
-        traffic = []
+        traffic, held = [], dict[ClientId, Params]()
         for exchange in method.exchanges:
-            state, moved = _exchanged(exchange, state, turn, send, check, bounds)
+            state, moved = _exchanged(exchange, state, turn, send, check, bounds, held)
             _require(moved, number, quorum, min_replies)
             traffic.append(moved)
         yield Round(number, state, tuple(traffic), time.perf_counter() - began)
@@ -153,12 +152,19 @@ def closed(
         The clients to ask.
     """
     turn = Turn(num_rounds, tuple(profiles), rng.child("closing"))
-    return tuple(_exchanged(exchange, state, turn, send, check, UNBOUNDED)[1] for exchange in method.closing)
+    return tuple(_exchanged(exchange, state, turn, send, check, UNBOUNDED, {})[1] for exchange in method.closing)
 
 
 def _exchanged(
-    exchange: Exchange, state: Tree, turn: Turn, send: Send, check: Check | None, bounds: Defence
+    exchange: Exchange,
+    state: Tree,
+    turn: Turn,
+    send: Send,
+    check: Check | None,
+    bounds: Defence,
+    held: dict[ClientId, Params],
 ) -> tuple[Tree, Traffic]:
+    # ``held`` are the tensors, as they travel, that clients keep since an earlier exchange of the round
     moved = Traffic(exchange.name)
     orders = {
         client: replace(order, round=turn.round, rng=turn.rng.child("client", client, exchange.name).sealed())
@@ -166,7 +172,8 @@ def _exchanged(
     }
     if not orders:
         return state, moved
-    sent = orders if exchange.wire is None else lowered(orders, exchange.wire)
+    whole = orders if exchange.wire is None else lowered(orders, exchange.wire)
+    sent = {client: without_held(order, held.get(client, {})) for client, order in whole.items()}
     for client, order in sent.items():
         moved.bytes_down[client] = num_bytes(order.params)
         moved.settings[client] = dict(order.settings)
@@ -191,12 +198,14 @@ def _exchanged(
         merged = exchange.merge(state, _chain(first, usable))
         for _ in usable:  # if the merge stopped early, the other clients still work and are counted
             pass
-        if (broken := _broken(merged, state)) is not None:
+        if (odd := broken(merged, state)) is not None:
             where = f"round {turn.round + 1}, exchange '{exchange.name}'"
-            raise RoundError(f"{where}: after the merge, {broken} is not finite; the previous state is kept")
+            raise RoundError(f"{where}: after the merge, {odd} is not finite; the previous state is kept")
         state = merged
     for client in orders.keys() - moved.bytes_up.keys() - moved.dropped.keys():
         moved.dropped[client] = "sent no reply"
+    if exchange.keeps:
+        held.update({client: whole[client].params for client in moved.bytes_up})
     return state, moved
 
 
@@ -209,22 +218,6 @@ def _require(moved: Traffic, number: int, quorum: float, min_replies: int) -> No
             f"round {number + 1}, exchange '{moved.exchange}': {usable} of {asked} clients sent a usable reply and "
             f"{wanted} are needed ({causes})"
         )
-
-
-def _broken(tree: Tree, before: Tree, path: str = "") -> str | None:
-    """The path of the first changed value of a merged tree that is not finite, or None."""
-    if tree is before:
-        return None
-    if isinstance(tree, float):
-        return None if math.isfinite(tree) else path
-    if isinstance(tree, Tensor):
-        return path if tree.is_floating_point() and not_finite({path: tree}) is not None else None
-    inside = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else ()
-    for key, value in inside:
-        old = before.get(key) if isinstance(before, Mapping) else None
-        if (found := _broken(value, old, f"{path}.{key}" if path else str(key))) is not None:
-            return found
-    return None
 
 
 def needed(orders: int, quorum: float, min_replies: int) -> int:
@@ -277,9 +270,11 @@ def perform(
         The client's memory before the exchange.
     """
     wire = exchange.wire
-    # the error-feedback residual is hidden from the method, to which a memory without its own entries is empty
-    own = memory if wire is None else {key: value for key, value in memory.items() if key != WIRE}
+    # what the loop keeps there is hidden from the method, to which a memory without its own entries is empty
+    hidden = {HELD} if wire is None else {HELD, WIRE}
+    own = {key: value for key, value in memory.items() if key not in hidden}
     try:
+        order = with_held(order, memory)
         taken = order if wire is None else raised(order, wire)
         reply, new_memory = exchange.work(client, taken, own)
     except FedquiltError as error:
@@ -296,4 +291,6 @@ def perform(
         reason = refusal(reply)  # a number may be too large for the short dtype
         if owed or owing:
             new_memory = {**new_memory, WIRE: {**owed, exchange.name: owing}}
+    if exchange.keeps:
+        new_memory = keeping(new_memory, order)
     return (reply, new_memory) if reason is None else (Failure(client_id, reason), memory)

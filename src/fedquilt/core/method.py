@@ -72,6 +72,9 @@ class Exchange(NamedTuple):
         same reply.
     public
         Whether replies depend on no client's rows, so that they cost no privacy.
+    keeps
+        Whether clients keep the tensors of their orders for the rest of the round, so that a later exchange of it need
+        not send the same ones again, see ``core.held``.
     """
 
     name: str
@@ -86,6 +89,7 @@ class Exchange(NamedTuple):
     peers: Callable[[Order], str] | None = None
     release: Release | None = None
     public: bool = False
+    keeps: bool = False
 
 
 def overlay(profile: Profile, initial: Params, order: Order, memory: Memory) -> Params:

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedquilt.core.server import ServerModel, ServerState, after_round, server_next, server_order
+from fedquilt.core.server import ServerModel, ServerState, server_next, server_order
 from fedquilt.core.types import Order
+from fedquilt.core.worker import Worker
 from fedquilt.distill.messages import Answer, Offer, Paths, Scalars, as_read, lesson_up, scalars
 from fedquilt.distill.paths import Likelihood
 from fedquilt.distill.public import drawn
@@ -26,9 +27,9 @@ SAID = "said"
 
 
 class Offered(NamedTuple):
-    """What the server offers, and its state with it."""
+    """What the server offers, if anything, and its state with it."""
 
-    offer: Offer
+    offer: Offer | None
     state: ServerState
 
 
@@ -37,6 +38,29 @@ class Learned(NamedTuple):
 
     state: ServerState
     told: dict[str, float]
+
+
+class Study(NamedTuple):
+    """What the server takes of the clients' paths in a round.
+
+    Attributes
+    ----------
+    choices
+        What its filter for each client chose, by the client's number.
+    pupil
+        The server's worker, which learns from the chosen paths too.
+    told
+        Numbers for the record.
+    """
+
+    choices: dict[str, Choice]
+    pupil: Worker
+    told: dict[str, float]
+
+    @property
+    def taken(self) -> dict[str, list[int]]:
+        """The positions of the chosen questions, by client."""
+        return {client: choice.positions.tolist() for client, choice in self.choices.items()}
 
 
 @dataclass(frozen=True)
@@ -51,12 +75,15 @@ class Teacher:
         How it learns, and how paths are generated.
     learns
         Whether it learns from the clients' paths.
+    rounds
+        Number of rounds of the run: after the last one it offers nothing.
     """
 
     server: ServerModel
     teaching: Teaching
     paths: Paths
     learns: bool
+    rounds: int
 
     def offered(self, own: ServerState) -> Offered:
         """Questions of the coming round, drawn without replacement, with the model's paths, by greedy decoding.
@@ -86,12 +113,20 @@ class Teacher:
             return scalars(Likelihood(torch.zeros(len(paths)), torch.zeros(len(paths), dtype=torch.long)))
         return scalars(Likelihood(*self.server.worker.log_probs(order, own["memory"], questions, paths)))
 
-    def learned(self, own: ServerState, offer: Offer | None, answers: Mapping[str, Answer]) -> Learned:
-        """The server's model trained on its own rows, and on what its filters choose of the clients' paths."""
-        if self.server.texts_only:
-            return Learned(after_round(own), _right("server", None if offer is None else offer["right"]))
+    def coming(self, own: ServerState, direction: str) -> Offered:
+        """The offer of the coming round; None if nobody is taught, or no round comes."""
+        return Offered(None, own) if direction == "none" or own["round"] >= self.rounds else self.offered(own)
+
+    def present(self, own: ServerState, offer: Offer | None) -> tuple[Offer, ServerState]:
+        """The offer of this round, made now if the run was to end before it."""
+        found = Offered(offer, own) if offer is not None else self.offered(own)
+        assert found.offer is not None
+        return found.offer, found.state
+
+    def study(self, own: ServerState, offer: Offer | None, answers: Mapping[str, Answer]) -> Study:
+        """What the server's filters choose of the clients' paths, and the server that learns from them."""
         order, worker, memory = server_order(own, "learn"), self.server.worker, own["memory"]
-        filters, told = dict(memory.get(FILTERS, {})), _right("server", None if offer is None else offer["right"])
+        filters, told = memory.get(FILTERS, {}), _right("server", None if offer is None else offer["right"])
         choices: dict[str, Choice] = {}
         for client, answer in answers.items() if self.learns else ():
             assert offer is not None  # somebody answered it
@@ -101,14 +136,25 @@ class Teacher:
             choices[client] = chosen(worker, order, memory, lesson, state, self.teaching, rng)
             told |= _right(f"client_{client}", right)
         pupil = pupil_of(worker, order, memory, [*choices.values()], self.teaching, order.rng.child("samples"))
-        fitted = pupil.fit(order, memory, range(self.server.layout.num_layers))
-        told["server_loss"] = fitted.metrics.get("loss", 0.0)
-        after = after_round(own, fitted.params)
-        trained = server_order(after, "rate")
-        for client, choice in choices.items():
-            filters[client], about = rated(worker, trained, memory, choice, self.teaching)
+        return Study(choices, pupil, told)
+
+    def learned(self, before: ServerState, own: ServerState, study: Study) -> Learned:
+        """The state of the server that has learned in a round, once its filters know what their choices were worth.
+
+        If its scheme has not trained it (``own`` has the tensors of ``before``), it learns what it chose now.
+        """
+        told, memory = dict(study.told), own["memory"]
+        if self.server.texts_only:
+            return Learned(own, told)
+        if own["params"] is before["params"] and study.pupil is not self.server.worker:
+            fitted = study.pupil.fit(server_order(before, "learn"), memory, range(self.server.layout.num_layers))
+            own, told["server_loss"] = server_next(own, fitted.params), fitted.metrics.get("loss", 0.0)
+        order = server_order(own, "rate")
+        filters = dict(memory.get(FILTERS, {}))
+        for client, choice in study.choices.items():
+            filters[client], about = rated(self.server.worker, order, memory, choice, self.teaching)
             told |= {f"client_{client}_{name}": number for name, number in about.items()}
-        return Learned(ServerState(**{**after, "memory": {**memory, FILTERS: filters}}), told)
+        return Learned(server_next(own, memory={**memory, FILTERS: filters}), told)
 
 
 def _right(who: str, right: Tensor | None) -> dict[str, float]:

@@ -11,7 +11,7 @@ from fedquilt.core.errors import ConfigError
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.rng import Rng
-from fedquilt.core.types import ClientId, Order, Profile, Turn
+from fedquilt.core.types import ClientId, Order, Params, Profile, Turn
 from fedquilt.core.wire import num_wire_bytes
 from fedquilt.core.worker import Worker
 
@@ -48,6 +48,7 @@ def begun_round(method: Method, clients: Mapping[ClientId, Worker], profiles: Se
     """
     turn, state = Turn(0, tuple(profiles), rng.child("round", 0)), method.init(rng.child("init"))
     training, moved = training_of(method), dict[ClientId, tuple[int, int]]()
+    held = dict[ClientId, Params]()
     for exchange in takewhile(lambda one: one is not training, method.exchanges):
         if exchange.public:
             continue
@@ -57,9 +58,16 @@ def begun_round(method: Method, clients: Mapping[ClientId, Worker], profiles: Se
             sizes = (num_wire_bytes(message.params, exchange.wire) for message in (order, reply))
             down, up = (before + size for before, size in zip(moved.get(id, (0, 0)), sizes, strict=True))
             moved[id] = down, up
+            held |= {id: order.params} if exchange.keeps else {}
             replies.append(reply)
         state = exchange.merge(state, replies) if replies else state
-    return Begun(training.ask(state, turn), moved)
+    orders = training.ask(state, turn)
+    for id, order in orders.items():  # what a client keeps is not sent again
+        again = {name: tensor for name, tensor in order.params.items() if held.get(id, {}).get(name) is tensor}
+        if again:
+            down, up = moved[id]
+            moved[id] = down - num_wire_bytes(again, training.wire), up
+    return Begun(orders, moved)
 
 
 def training_of(method: Method) -> Exchange:
