@@ -272,7 +272,7 @@ def perform(
     wire = exchange.wire
     # what the loop keeps there is hidden from the method, to which a memory without its own entries is empty
     hidden = {HELD} if wire is None else {HELD, WIRE}
-    own = {key: value for key, value in memory.items() if key not in hidden}
+    own = {key: value for key, value in memory.items() if key not in hidden} if hidden & memory.keys() else memory
     try:
         order = with_held(order, memory)
         taken = order if wire is None else raised(order, wire)
