@@ -154,6 +154,10 @@ def test_what_needs_likelihoods_or_training_is_refused_before_anything_is_asked(
         ["method.sample_reward = 'reliable': needs log-probabilities", f"{WRITES} 'paper'"],
         ["method.reference = 'peer': needs log-probabilities", f"{WRITES} 'self', or method.contrast to 0"],
     ]
+    with pytest.raises(ConfigError, match=r"method\.scheme = 'fedmkt': needs a model of the server's own"):
+        build(parse({**raw(place.url), "method": {"name": "lada", "scheme": "fedmkt", **FITTING}}))
+    with pytest.raises(ConfigError, match=r"server\.endpoint: method\.name = 'fedcollm' needs a model"):
+        build(parse({**raw(place.url), "method": {"name": "fedcollm"}}))
     with pytest.raises(ConfigError, match=r"method\.filter = 'confidence'"):
         build(parse({**raw(place.url), "method": {"name": "lada", "filter": "confidence", "direction": "down"}}))
     for name in ("verified", "loss"):
