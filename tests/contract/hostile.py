@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedquilt.core.checks import MAX_GROWTH, MIN_WEIGHT, reply_check
 from fedquilt.core.defence import Defence
+from fedquilt.core.held import keeping, with_held
 from fedquilt.core.loop import Round, perform, rounds
 from fedquilt.core.method import Exchange
 from fedquilt.core.rng import Rng
@@ -123,12 +124,15 @@ class Attack:
         self.counts: Counter[str] = Counter()
         self.sent: dict[ClientId, Reply] = {}
         self.memories: dict[ClientId, Any] = {}
+        self.held: dict[ClientId, Any] = {}  # what clients keep of their orders within a round
 
     def send(self, exchange: Exchange, orders: Mapping[ClientId, Order]):
         self.sent = {}
         round = next(iter(orders.values())).round
         good = [client for client in orders if not self.bad(client, round)] or [min(orders)]  # a round needs a reply
-        for client, order in orders.items():
+        for client, sent in orders.items():
+            order = with_held(sent, self.held.get(client, {}))
+            self.held |= {client: keeping({}, order)} if exchange.keeps else {}
             full = order if exchange.wire is None else raised(order, exchange.wire)
             template = self._template(exchange, client, order, full)
             if isinstance(template, Failure):
