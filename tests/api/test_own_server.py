@@ -9,7 +9,7 @@ import fedquilt
 from fedquilt.core.errors import RunError
 
 PLAIN: dict[str, Any] = {
-    **{"rounds": 2, "threads": 1, "device": "cpu", "evaluation": {"every": 2, "limit": 2}},
+    **{"rounds": 1, "threads": 1, "device": "cpu", "evaluation": {"limit": 2}},
     "model": {"name": "tiny:llama?layers=1&width=16", "task": "causal-lm", "max_length": 32},
     **{
         "data": "arithmetic:blank?train=12&test=2",
@@ -46,11 +46,9 @@ def test_questions_and_rows_of_a_server_may_be_in_memory() -> None:
     model = run.model(server=True)
     assert model(torch.arange(4, 8).view(1, -1)).logits.isfinite().all()
     assert (run.adapter(server=True) / "adapter_config.json").is_file()
-    before = run.adapter(server=True).joinpath("adapter_model.safetensors").read_bytes()
     with pytest.raises(RunError, match="began with objects in memory: data 'in-memory:rows-"):
-        fedquilt.open_run(run.folder, data=ROWS).resume(back_to=1)
-    again = fedquilt.open_run(run.folder, data=[QUESTIONS, ROWS]).resume(back_to=1)
-    assert again.adapter(server=True).joinpath("adapter_model.safetensors").read_bytes() == before
+        fedquilt.open_run(run.folder, data=ROWS).resume(back_to=0)
+    assert fedquilt.open_run(run.folder, data=[QUESTIONS, ROWS]).resume().finished
 
 
 def test_words_in_place_of_a_servers_sections_are_their_main_keys() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -81,13 +82,27 @@ class Answering(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-@pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    monkeypatch.setenv("TEST_KEY", KEY)
-    with Place() as own:
+@pytest.fixture(scope="module")
+def served() -> Iterator[Place]:
+    with Place() as own, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEST_KEY", KEY)
         threading.Thread(target=own.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield own
         own.shutdown()
+
+
+@pytest.fixture(scope="module")
+def taught(served: Place, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A finished run, and what it asked."""
+    folder = run(config(served.url), tmp_path_factory.mktemp("endpoint") / "run")
+    return folder, [*served.asked]
+
+
+@pytest.fixture
+def place(served: Place, taught: object) -> Place:
+    """The endpoint, which forgets what it was asked."""
+    served.asked.clear()
+    return served
 
 
 def raw(url: str, **method: Any) -> dict[str, Any]:
@@ -105,12 +120,14 @@ def end(folder: Path) -> list[Any]:
     return [state, {str(client): memory for client, memory in memories.items()}]
 
 
-def test_clients_learn_from_what_an_endpoint_writes(place: Place, tmp_path: Path) -> None:
-    folder = run(config(place.url), tmp_path / "run")
+def test_clients_learn_from_what_an_endpoint_writes(
+    place: Place, taught: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    folder, asked = taught
     state, memories = end(folder)
     assert place.keys == {f"Bearer {KEY}"}
-    assert len(place.asked) == len(set(place.asked)) == len(state["server"]["memory"]["said"])  # each question once
-    assert 6 <= len(place.asked) <= 12
+    assert len(asked) == len(set(asked)) == len(state["server"]["memory"]["said"])  # each question once
+    assert 6 <= len(asked) <= 12
     assert all(text.startswith("= ") for text in state["server"]["memory"]["said"].values())
     assert (state["server"]["params"], state["server"]["round"], state["offer"]) == ({}, 2, None)
     assert all(own["lesson"]["filter"]["version"] == 2 for own in memories.values())
@@ -126,13 +143,14 @@ def test_clients_learn_from_what_an_endpoint_writes(place: Place, tmp_path: Path
         export(folder, tmp_path / "adapter", server=True)
 
 
-def test_a_resumed_run_asks_for_nothing_that_it_was_told(place: Place, tmp_path: Path) -> None:
-    folder = run(config(place.url), tmp_path / "run")
-    before, asked = tree_to_bytes(end(folder)), len(place.asked)
-    place.broken = True
+def test_a_resumed_run_asks_for_nothing_that_it_was_told(
+    place: Place, taught: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(taught[0], tmp_path / "run"))
+    monkeypatch.setattr(place, "broken", True)
     resume(folder, back_to=1)
-    assert len(place.asked) == asked  # the texts of the second round are in the checkpoint of the first one
-    assert tree_to_bytes(end(folder)) == before
+    assert place.asked == []  # the texts of the second round are in the checkpoint of the first one
+    assert tree_to_bytes(end(folder)) == tree_to_bytes(end(taught[0]))
     with pytest.raises(EndpointError, match="answered 400"):
         run(config(place.url), tmp_path / "other")
 
@@ -143,6 +161,15 @@ def test_the_plan_counts_texts_without_asking(place: Place) -> None:
     assert (plans[0].bytes_up, place.asked) == (plans[0].gradient_bytes + 6 * (24 + 4 + 16), [])
     build(config(place.url))
     assert place.asked == []
+
+
+def test_a_site_needs_neither_key_nor_endpoint(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TEST_KEY")
+    server = build(config(place.url), {0}, on_site=True).federation.server
+    assert server is not None
+    assert (server.texts_only, server.questions.texts, place.asked) == (True, (), [])
+    with pytest.raises(ConfigError, match="this environment variable is not set"):
+        build(config(place.url))
 
 
 def test_what_needs_likelihoods_or_training_is_refused_before_anything_is_asked(place: Place) -> None:
