@@ -18,7 +18,7 @@ from fedquilt.config.sections import Section, default_of, read, values_of
 from fedquilt.config.server import Server, endpoint_problems
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.model import Model
-from fedquilt.core.tasks import TASKS, one_of, tasks_where
+from fedquilt.core.tasks import TASKS, one_of, tasks_where, writing_task
 from fedquilt.core.training import Training
 
 _SECTIONS: Mapping[str, Section] = {
@@ -124,7 +124,7 @@ def endpoint_parts(config: Config) -> tuple[Part, ...]:
     server = config.server
     if server is None or server.endpoint is None or server.model is not None:
         return ()
-    over = {"model": Model(server.endpoint.name, "causal-lm"), "data": server.data, "groups": ()}
+    over = {"model": Model(server.endpoint.name, writing_task()), "data": server.data, "groups": ()}
     own = frozenset({"model", "data"})
     return (Part(_SERVER, "server", config.partition.num_clients, config.model_copy(update=over), own),)
 

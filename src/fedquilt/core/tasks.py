@@ -64,6 +64,11 @@ def tasks_where(holds: Callable[[Task], bool]) -> tuple[str, ...]:
     return tuple(name for name, task in TASKS.items() if holds(task))
 
 
+def writing_task() -> str:
+    """The name of the task of models that write text, such as a server's."""
+    return tasks_where(lambda task: task.writes)[0]
+
+
 def one_of(names: Sequence[str]) -> str:
     """The names, each in quotes, joined by "or"."""
     return " or ".join(f"'{name}'" for name in names)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 from fedquilt.core.endpoint import Endpoint
 from fedquilt.core.errors import ConfigError, EndpointError, TrainingError
 from fedquilt.core.server import SERVER
+from fedquilt.core.tasks import writing_task
 from fedquilt.core.types import Budget, ClientId, Memory, Order, Profile
 
 MOST_BYTES = 1 << 20
@@ -67,7 +68,7 @@ class Writer:
     @property
     def profile(self) -> Profile:
         """A profile without rows and without blocks to train."""
-        return Profile(SERVER, 0, f"endpoint:{self.endpoint.name}", Budget(0), "causal-lm")
+        return Profile(SERVER, 0, f"endpoint:{self.endpoint.name}", Budget(0), writing_task())
 
     def complete(
         self,

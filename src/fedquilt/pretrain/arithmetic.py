@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedquilt.core.errors import RunError
 from fedquilt.core.rng import Rng
+from fedquilt.core.tasks import writing_task
 from fedquilt.data.synthetic.arithmetic import is_held_out
 from fedquilt.data.synthetic.arithmetic_kinds import KINDS, quantities
 from fedquilt.models.hf import load_model
@@ -136,7 +137,7 @@ def _untrained(name: str, rng: Rng, device: str) -> tuple[Tokenizer, Any]:
     small = find_source(f"arith-{family}", meta=False, max_length=POSITIONS)
     tokenizer = Tokenizer.from_file(f"{small.location}/tokenizer.json")
     model = new_causal_lm(_config(name, tokenizer), rng.child("init"))
-    grown(model, load_model(small.name, "causal-lm", num_classes=None, rng=rng).model)
+    grown(model, load_model(small.name, writing_task(), num_classes=None, rng=rng).model)
     return tokenizer, model.to(device).train()
 
 
