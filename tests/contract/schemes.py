@@ -47,7 +47,7 @@ share = 2
 model = { name = "tiny:gemma?layers=2&width=16", task = "causal-lm", max_length = 48 }
 
 [server]
-model = { name = "tiny:llama?layers=2&width=24", task = "causal-lm", max_length = 48 }
+model = { name = "tiny:llama?layers=1&width=24", task = "causal-lm", max_length = 48 }
 data = { source = "arithmetic:blank?train=20&test=4", answers = "number", new_tokens = 6 }
 """
 
@@ -78,17 +78,17 @@ def same(left: Any, right: Any) -> bool:
     return left.keys() == right.keys() and all(alike)
 
 
-def played(experiment: Experiment, method: Method | None = None, num_rounds: int = 1) -> Any:
-    """The state after some rounds, in which every reply passes all checks."""
+def played(experiment: Experiment, method: Method | None = None) -> Any:
+    """The state after one round, in which every reply passes all checks."""
     method, profiles = method or experiment.method, experiment.federation.profiles
     send, check = LocalEngine(experiment.clients).send, reply_check(profiles)
-    *_, done = rounds(method, lambda number: profiles, send, experiment.rng, num_rounds=num_rounds, check=check)
+    (done,) = rounds(method, lambda number: profiles, send, experiment.rng, num_rounds=1, check=check)
     assert not any(moved.dropped for moved in done.traffic)
     return done.state
 
 
-def travelled(experiment: Experiment, num_rounds: int = 1) -> list[tuple[str, Order, Reply]]:
-    """All orders and replies of some rounds, with the names of their exchanges."""
+def travelled(experiment: Experiment, most: int = 2) -> list[tuple[str, Order, Reply]]:
+    """All orders and replies of one round, or of its first exchanges, with the names of these."""
     seen: list[tuple[str, Order, Reply]] = []
 
     def watched(exchange: Exchange) -> Exchange:
@@ -99,9 +99,8 @@ def travelled(experiment: Experiment, num_rounds: int = 1) -> list[tuple[str, Or
 
         return exchange._replace(work=work)
 
-    played(
-        experiment, experiment.method._replace(exchanges=tuple(map(watched, experiment.method.exchanges))), num_rounds
-    )
+    exchanges = tuple(map(watched, experiment.method.exchanges[:most]))
+    played(experiment, experiment.method._replace(exchanges=exchanges))
     return seen
 
 

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import schemes
 import torch
+from schemes import FILE, end, flat, same, travelled
 
 from fedquilt.config.load import parse
 from fedquilt.config.schema import Config
 from fedquilt.core.checks import reply_check
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.loop import rounds
-from fedquilt.core.method import Exchange, Method
+from fedquilt.core.method import Method
 from fedquilt.core.params import num_bytes
 from fedquilt.core.texts import unpack_texts
 from fedquilt.core.types import Memory, Order, Reply
@@ -32,62 +34,11 @@ from fedquilt.experiment.build import Experiment
 from fedquilt.experiment.plan import whole_plan
 from fedquilt.methods import METHODS
 from fedquilt.methods.by_architecture import by_architecture
-from fedquilt.record import Record, read_rounds
-
-FILE = """
-rounds = 2
-threads = 1
-device = "cpu"
-evaluation = { every = 2, limit = 2 }
-data = { source = "arithmetic:blank?train=24&test=4", answers = "number", new_tokens = 6 }
-partition = { scheme = "iid", num_clients = 3 }
-adapter = { rank = 2 }
-training = { steps = 2, batch_size = 4, learning_rate = 0.01 }
-method = { name = "lada", candidates = 6, path_tokens = 6, path_bytes = 24 }
-
-[model]
-name = "tiny:llama?layers=1&width=16"
-task = "causal-lm"
-max_length = 48
-
-[[groups]]
-label = "small"
-budget = 1
-share = 1
-
-[[groups]]
-label = "wide"
-budget = 2
-share = 2
-model = { name = "tiny:gemma?layers=2&width=16", task = "causal-lm", max_length = 48 }
-
-[server]
-model = { name = "tiny:llama?layers=1&width=24", task = "causal-lm", max_length = 48 }
-data = { source = "arithmetic:blank?train=20&test=4", answers = "number", new_tokens = 6 }
-"""
+from fedquilt.record import read_rounds
 
 
 def config(**method: Any) -> Config:
-    raw = tomllib.loads(FILE)
-    return parse({**raw, "method": {**raw["method"], **method}})
-
-
-def end(folder: Path) -> list[Any]:
-    _, state, memories = Record.open(folder).load_checkpoint()
-    return [state, memories]
-
-
-def flat(tree: Any, path: str = "") -> dict[str, Any]:
-    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    found = {key: value for name, inner in pairs for key, value in flat(inner, f"{path}/{name}").items()}
-    return found if isinstance(tree, dict | list) else {path: tree}
-
-
-def same(left: Any, right: Any) -> bool:
-    left, right = flat(left), flat(right)
-    pairs = [(left[name], right.get(name)) for name in left]
-    alike = (torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
-    return left.keys() == right.keys() and all(alike)
+    return schemes.config("lada", **{"candidates": 6, "path_tokens": 6, "path_bytes": 24, **method})
 
 
 @pytest.fixture(scope="module")
@@ -187,27 +138,6 @@ def test_any_method_with_a_training_exchange_can_be_taught() -> None:
 # What travels ------------------------------------------------------------
 
 
-def travelled(experiment: Experiment, most: int = 2) -> list[tuple[str, Order, Reply]]:
-    """All orders and replies of one round, or of its first exchanges, with the names of these."""
-    seen: list[tuple[str, Order, Reply]] = []
-
-    def watched(exchange: Exchange) -> Exchange:
-        def work(client: Any, order: Order, memory: Memory) -> tuple[Reply, Memory]:
-            reply, after = exchange.work(client, order, memory)
-            seen.append((exchange.name, order, reply))
-            return reply, after
-
-        return exchange._replace(work=work)
-
-    method = experiment.method._replace(exchanges=tuple(map(watched, experiment.method.exchanges[:most])))
-    send = LocalEngine(experiment.clients).send
-    profiles = experiment.federation.profiles
-    check = reply_check(profiles)
-    (done,) = rounds(method, lambda number: profiles, send, experiment.rng, num_rounds=1, check=check)
-    assert not any(moved.dropped for moved in done.traffic)
-    return seen
-
-
 def test_lada_9_nothing_private_crosses_the_wire() -> None:
     """Up go a client's paths on public questions, four scalars of each, its adapters, and nothing else."""
     experiment = build(config())
@@ -304,6 +234,7 @@ def test_a_reply_that_is_no_text_counts_as_no_answer() -> None:
 def test_without_a_server_it_is_refused() -> None:
     raw = tomllib.loads(FILE)
     del raw["server"]
+    raw["method"] = {"name": "lada"}
     with pytest.raises(ConfigError, match="needs a server that owns a model and data"):
         build(parse(raw))
 
@@ -329,14 +260,4 @@ def test_settings_without_effect_are_refused(settings: dict[str, Any], said: str
 def test_flower_ends_in_the_same_bits(taught: Path, tmp_path: Path) -> None:
     """Clients build their own part alone, with the shapes of the server's model and none of its questions."""
     pytest.importorskip("flwr")
-    from in_process_grid import InProcessGrid
-
-    from fedquilt.engine.flower.client import client_app
-    from fedquilt.experiment import flower, flower_site
-
-    settings = config()
-    grid = InProcessGrid(client_app(flower_site.joined(settings), tmp_path / "sites"), 3)
-    quick = settings.network.model_copy(update={"timeout": 60.0, "wait": 60.0})
-    settings = settings.model_copy(update={"network": quick})
-    folder = run(settings, tmp_path / "flower", connect=flower.over(grid, settings, name="in-process", poll=0.05))
-    assert same(end(folder)[0], end(taught)[0])
+    assert same(end(schemes.over_flower(config(), tmp_path))[0], end(taught)[0])

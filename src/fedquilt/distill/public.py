@@ -11,6 +11,7 @@ from torch import Tensor
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.federation import Federation
 from fedquilt.core.server import ServerModel, ServerState, server_order
+from fedquilt.core.types import Params
 
 
 class Drawn(NamedTuple):
@@ -26,16 +27,28 @@ TAKEN: Final = "taken"
 be learned from: their positions, and in the state those by client. Without it all may."""
 
 
-class TakenState(TypedDict, total=False):
-    """What a wrapper may add to the state of a method that transfers along drawn questions, see ``TAKEN``.
+class _Taken(TypedDict, total=False):
+    taken: dict[str, list[int]]
+
+
+class DrawnState(_Taken):
+    """The state of a method whose server and clients teach each other along drawn questions.
 
     Attributes
     ----------
+    params
+        The clients' adapters, by architecture; those that training starts from where each client keeps its own.
+    server
+        The server's own model.
+    told
+        Numbers about the last round, for its record.
     taken
-        The positions of the questions that the server may learn of each client; all if left out.
+        What a wrapper may add, see ``TAKEN``: the positions of the questions that the server may learn of each client.
     """
 
-    taken: dict[str, list[int]]
+    params: Params
+    server: ServerState
+    told: dict[str, float]
 
 
 def allowed(taken: Sequence[int] | None, count: int) -> Tensor:

@@ -10,12 +10,12 @@ from torch import Tensor
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Beside, Method
 from fedquilt.core.rng import Rng
-from fedquilt.core.server import ServerModel, ServerState, after_round, server_order, server_start
+from fedquilt.core.server import ServerModel, after_round, server_order, server_start
 from fedquilt.core.settings import Count, Penalty, Positive, Tokens, Unless
-from fedquilt.core.types import Order, Params, Reply, Tree
+from fedquilt.core.types import Order, Reply, Tree
 from fedquilt.core.worker import Fitted, Worker
 from fedquilt.distill.predictions import Probe, in_tokens_of
-from fedquilt.distill.public import TAKEN, Drawn, TakenState, allowed, drawn, server_of
+from fedquilt.distill.public import TAKEN, Drawn, DrawnState, allowed, drawn, server_of
 from fedquilt.distill.soft import Mixture, Taught, learner
 from fedquilt.methods.layered import Weighting
 from fedquilt.methods.per_architecture import placed
@@ -23,24 +23,6 @@ from fedquilt.methods.sharing import sharing
 from fedquilt.methods.traits import Traits
 
 TRAITS = Traits(across=True, merge="own", needs_server=True)
-
-
-class FedCoLLMState(TakenState):
-    """The server's state.
-
-    Attributes
-    ----------
-    params
-        The students' adapters, by architecture.
-    server
-        The server's own model.
-    told
-        Numbers about the last round, for its record.
-    """
-
-    params: Params
-    server: ServerState
-    told: dict[str, float]
 
 
 def fedcollm(
@@ -82,11 +64,11 @@ def fedcollm(
     clients = sharing("fedcollm", federation, False, None, weighting)
     (fit,) = clients.exchanges
 
-    def init(rng: Rng) -> FedCoLLMState:
-        return FedCoLLMState(params=clients.init(rng)["params"], server=server_start(server, rng), told={})
+    def init(rng: Rng) -> DrawnState:
+        return DrawnState(params=clients.init(rng)["params"], server=server_start(server, rng), told={})
 
-    def merge(state: FedCoLLMState, replies: Iterable[Reply]) -> FedCoLLMState:
-        averaged: FedCoLLMState = fit.merge(state, replies)
+    def merge(state: DrawnState, replies: Iterable[Reply]) -> DrawnState:
+        averaged: DrawnState = fit.merge(state, replies)
         public = drawn(server, averaged["server"], candidates)
         return _mutual(averaged, federation, server, public, probe, mixture, samples)
 
@@ -98,14 +80,14 @@ def fedcollm(
 
 
 def _mutual(
-    state: FedCoLLMState,
+    state: DrawnState,
     federation: Federation,
     server: ServerModel,
     public: Drawn,
     probe: Probe,
     mixture: Mixture,
     samples: int,
-) -> FedCoLLMState:
+) -> DrawnState:
     """The state once the averaged students and the server's model have learned from each other.
 
     Parameters
@@ -141,16 +123,16 @@ def _mutual(
     lessons = [Taught(in_tokens_of(cut, own_cut, said), chosen[name]) for name, (said, own_cut) in theirs.items()]
     learned = trained(server.worker, order, server.layout.num_layers, lessons)
     told["server_loss"] = learned.metrics["loss"]
-    return FedCoLLMState(**{**state, "params": params, "server": after_round(own, learned.params), "told": told})
+    return DrawnState(**{**state, "params": params, "server": after_round(own, learned.params), "told": told})
 
 
-def _order_of(state: FedCoLLMState, federation: Federation, architecture: str, order: Order) -> Order:
+def _order_of(state: DrawnState, federation: Federation, architecture: str, order: Order) -> Order:
     """The order for the server's worker of an architecture: its averaged student."""
     params = {name: state["params"][placed(architecture, name)] for name in federation.layouts[architecture].depth}
     return Order(params, round=order.round, rng=order.rng.child("student", architecture))
 
 
-def _chosen(state: FedCoLLMState, federation: Federation, architecture: str, public: Drawn) -> Tensor:
+def _chosen(state: DrawnState, federation: Federation, architecture: str, public: Drawn) -> Tensor:
     """Which answers the server's model and an averaged student distil: those taken of any client of it, else all."""
     taken = state.get(TAKEN)
     if taken is None:

@@ -12,7 +12,7 @@ import torch
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Beside, Exchange, Method, overlay_own
 from fedquilt.core.rng import Rng
-from fedquilt.core.server import ServerModel, ServerState, after_round, server_order, server_start
+from fedquilt.core.server import ServerModel, after_round, server_order, server_start
 from fedquilt.core.settings import Count, Penalty, Tokens, With
 from fedquilt.core.texts import unpack_texts, whole_texts
 from fedquilt.core.types import ClientId, Memory, Order, Params, Range, Reply, Tree, Turn
@@ -21,7 +21,7 @@ from fedquilt.core.wrap import with_local
 from fedquilt.distill import predictions as p
 from fedquilt.distill.beside import bare, bare_reply, reading_bare
 from fedquilt.distill.predictions import Probe, better, cuts, in_tokens_of, merged
-from fedquilt.distill.public import TAKEN, Drawn, TakenState, allowed, drawn, server_of
+from fedquilt.distill.public import TAKEN, Drawn, DrawnState, allowed, drawn, server_of
 from fedquilt.distill.soft import Mixture, Taught, learner
 from fedquilt.methods.layered import Weighting
 from fedquilt.methods.sharing import sharing
@@ -34,24 +34,6 @@ Work = Callable[[Worker, Order, Memory], tuple[Reply, Memory]]
 PUBLIC = "public"
 QUESTIONS, ANSWERS, SERVER, OWN = (f"{PUBLIC}.{what}" for what in ("questions", "answers", "server", "own"))
 """Public questions and their answers, and the predictions of the server and of the client along them."""
-
-
-class FedMKTState(TakenState):
-    """The server's state.
-
-    Attributes
-    ----------
-    params
-        The clients' adapters by architecture; those that training starts from where they are not averaged.
-    server
-        The server's own model.
-    told
-        Numbers about the last round, for its record.
-    """
-
-    params: Params
-    server: ServerState
-    told: dict[str, float]
 
 
 def fedmkt(
@@ -98,8 +80,8 @@ def fedmkt(
     learning = partial(learner, mixture=Mixture(answers, distil), batch_size=samples)
     probe = Probe(k, answer_tokens)
 
-    def init(rng: Rng) -> FedMKTState:
-        return FedMKTState(params=clients.init(rng)["params"], server=server_start(server, rng), told={})
+    def init(rng: Rng) -> DrawnState:
+        return DrawnState(params=clients.init(rng)["params"], server=server_start(server, rng), told={})
 
     def report(state: Tree) -> Mapping[str, float]:
         return dict(state["told"])
@@ -116,10 +98,10 @@ def fedmkt(
 
 def _down(
     fit: Exchange, federation: Federation, server: ServerModel, candidates: int, probe: Probe
-) -> Callable[[FedMKTState, Turn], Mapping[ClientId, Order]]:
+) -> Callable[[DrawnState, Turn], Mapping[ClientId, Order]]:
     """``ask``: public questions with answers, and what the server predicts along them, in each client's tokens."""
 
-    def ask(state: FedMKTState, turn: Turn) -> Mapping[ClientId, Order]:
+    def ask(state: DrawnState, turn: Turn) -> Mapping[ClientId, Order]:
         own = state["server"]
         public = drawn(server, own, candidates)
         said, cut = probe.of(server.worker, server_order(own, "read"), own["memory"], public)
@@ -165,7 +147,7 @@ def _up(
     candidates: int,
     probe: Probe,
     learning: Callable[..., Worker],
-) -> Callable[[FedMKTState, Iterable[Reply]], FedMKTState]:
+) -> Callable[[DrawnState, Iterable[Reply]], DrawnState]:
     """``merge``: the server learns each answer from the client that knows it best, if better than the server itself.
 
     Parameters
@@ -181,7 +163,7 @@ def _up(
     """
     architectures = {profile.id: profile.architecture for profile in federation.profiles}
 
-    def merge(state: FedMKTState, replies: Iterable[Reply]) -> FedMKTState:
+    def merge(state: DrawnState, replies: Iterable[Reply]) -> DrawnState:
         own, taken = state["server"], state.get(TAKEN)
         public, order = drawn(server, own, candidates), server_order(own, "learn")
         best, cut = probe.of(server.worker, order, own["memory"], public)
@@ -198,12 +180,12 @@ def _up(
                 best, wins = merged(best, theirs, here), wins | here
                 yield bare_reply(reply, PUBLIC)
 
-        averaged: FedMKTState = fit.merge(state, heard())
+        averaged: DrawnState = fit.merge(state, heard())
         lesson = Taught(best, wins)
         pupil = learning(server.worker, order, own["memory"], public, [lesson], rng=order.rng.child(PUBLIC))
         fitted = pupil.fit(order, own["memory"], range(server.layout.num_layers))
         told = {"server_loss": fitted.metrics["loss"], "server_learned": lesson.share}
-        return FedMKTState(**{**averaged, "server": after_round(own, fitted.params), "told": told})
+        return DrawnState(**{**averaged, "server": after_round(own, fitted.params), "told": told})
 
     return merge
 
