@@ -21,6 +21,7 @@ from fedquilt.distill.paths import Likelihood
 from fedquilt.distill.rationales import Rationales, labelled, rationale_loss_of
 from fedquilt.experiment import build, resume, run
 from fedquilt.experiment.build import Experiment
+from fedquilt.experiment.plan import plan
 
 SMALL = {"candidates": 6, "path_tokens": 6, "path_bytes": 24}
 
@@ -106,8 +107,10 @@ def test_what_travels_is_public_and_its_bytes_follow_the_formula() -> None:
     experiment = said(build(config("fedcot", average=False, **SMALL)), "it is 12, so 7")
     server = experiment.federation.server
     assert server is not None
-    for name, order, reply in travelled(experiment):
+    planned = plan(config("fedcot", average=False, **SMALL))
+    for (name, order, reply), one in zip(travelled(experiment), planned, strict=True):
         assert name == "fit"
+        assert (one.bytes_down, one.bytes_up) == (num_bytes(order.params), num_bytes(reply.params))
         questions = unpack_texts(order.params, "rationale.questions")
         assert set(questions) <= set(server.questions.texts)
         assert order.params["rationale.starts"].tolist() == [13] * 6
@@ -118,6 +121,7 @@ def test_what_travels_is_public_and_its_bytes_follow_the_formula() -> None:
 
 def test_private_questions_travel_only_where_the_run_file_lets_them() -> None:
     experiment = build(private())
+    assert all(one.bytes_up > 6 * (24 + 4) for one in plan(private()))
     seen = travelled(experiment)
     assert [name for name, _, _ in seen] == ["questions"] * 3 + ["fit"] * 3
     for (_, _, reply), (_, order, _) in zip(seen[:3], seen[3:], strict=True):
