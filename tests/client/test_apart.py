@@ -7,9 +7,14 @@ import torch
 from promises import Setup, play
 from small_federation import VIT, WIDE, common
 
+from fedquilt.adapters.common.module import WEIGHT
 from fedquilt.adapters.sites import is_shared
 from fedquilt.aggregate.axes_exchange import with_axes
 from fedquilt.client import Training
+from fedquilt.client.apart import WEIGHTS
+from fedquilt.core.rng import Rng
+from fedquilt.core.types import Turn
+from fedquilt.core.worker import Phase
 from fedquilt.methods import METHODS
 
 TRAINING = Training(steps=3, epochs=None, batch_size=4, learning_rate=0.05)
@@ -37,7 +42,7 @@ def owned(played, *, shared):
     server = played.states[-1]["params"]
     clients = {f"{id}/{n}": t for id, kept in played.memories.items() for n, t in kept.get("params", {}).items()}
     found = {name: tensor for name, tensor in {**server, **clients}.items() if "point." not in name}
-    return {name: tensor for name, tensor in found.items() if is_shared(name) == shared}
+    return {name: tensor for name, tensor in found.items() if is_shared(name) == shared and WEIGHT not in name}
 
 
 @pytest.mark.parametrize(("name", "settings"), [("heterotune", {"align": "none"}), ("h2tune", {"ends": "common"})])
@@ -66,3 +71,33 @@ def test_metrics_are_the_means_over_both_parts_and_the_sum_of_their_steps() -> N
     play(made._replace(method=method), num_rounds=1)
     assert [reply.metrics["steps"] for reply in replies] == [6.0] * len(made.clients)
     assert all(0 < reply.metrics["loss"] < 5 for reply in replies)
+
+
+@pytest.mark.parametrize("best", [0.0, 1.0, None])
+def test_the_weight_is_the_one_with_which_the_most_validation_rows_are_right(best) -> None:
+    """Rows that are labelled as one part answers are right with that part alone."""
+    made = setup("h2tune", ends="common")
+    played = play(made, num_rounds=1)
+    client, memory = made.clients[1], played.memories[1]
+    assert memory["params"][WEIGHT] == 0.5, "without validation rows it stays"
+    order = replace(made.method.exchanges[-1].ask(played.states[-1], Turn(1, made.profiles, Rng(1)))[1], rng=Rng(2))
+    fitted = client.alternate(order, memory, [Phase(frozenset(client.bench.layout.depth))])
+    bench, adapters = client.bench, client.bench.public.adapters
+    bench.load({**client.params(order, memory), **fitted.params})
+    with torch.no_grad():
+        answers = {}
+        for part in ("common", "private"):
+            with adapters.alone(part):
+                answers[part] = bench.forward(dict(client.train))[0].argmax(-1)
+    labels = {1.0: answers["common"], 0.0: answers["private"], None: client.train["labels"]}[best]
+    held_out = replace(client, splits={"validation": {**client.train, "labels": labels}})
+    weight = held_out.alternate(order, memory, [Phase(frozenset(bench.layout.depth))]).params[WEIGHT]
+    bench.load({**client.params(order, memory), **fitted.params})
+
+    def right(share):
+        with torch.no_grad():
+            adapters.weight.fill_(share)
+            return int((bench.forward(dict(client.train))[0].argmax(-1) == labels).sum())
+
+    assert right(float(weight)) == max(map(right, WEIGHTS))
+    assert best is None or right(float(weight)) == len(labels)

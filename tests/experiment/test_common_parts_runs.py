@@ -1,5 +1,6 @@
 """Runs with the common and the private part apart: what is exported, and what is refused."""
 
+import json
 from copy import deepcopy
 from pathlib import Path
 
@@ -24,7 +25,7 @@ RUN = {
     "threads": 1,
     "model": {"name": "tiny:vit?layers=2&width=8", "task": "image-classification"},
     "data": {"source": "sklearn:digits", "limit": 60},
-    "partition": {"num_clients": 4, "test_fraction": 0.2},
+    "partition": {"num_clients": 4, "test_fraction": 0.2, "validation_fraction": 0.3},
     "adapter": {"kind": "common", "rank": 4, "alpha": 4, "private_rank": 1, "parts": "apart"}
     | {"private_targets": ["q_proj", "fc2"], "private_alpha": 2},
     "axes": {"source": "glyphs:80", "inputs": 60, "held_out": 20, "basis": 8},
@@ -56,7 +57,9 @@ def test_parts_are_plain_lora_for_peft_and_their_mean_is_the_exported_model(tmp_
         found = load_adapter(base(), saved).eval()(**inputs).logits
         parts = [peft.PeftModel.from_pretrained(base(), saved / part).eval()(**inputs).logits for part in PARTS]
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close((parts[0] + parts[1]) / 2, wanted, rtol=1e-4, atol=1e-5)
+    weights = json.loads((saved / PARTS_FILE).read_text())["weights"]
+    mean = sum(weights[part] * logits for part, logits in zip(PARTS, parts, strict=True))
+    torch.testing.assert_close(mean, wanted, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(*parts)
     export(folder, tmp_path / "out", group="small")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {PARTS_FILE, *PARTS}

@@ -136,19 +136,21 @@ class Client:
             Further tensors to train, from which the adapters' cores are made.
         """
         own = (replace(p, names=p.names - self.frozen, penalties=p.penalties + self.penalties) for p in phases)
+        phases, params = [*own], self.params(order, memory)
         train = partial(
             alternate,
             self.bench,
             self.train,
-            self.params(order, memory),
+            params,
             training=self.training,
             learning_rate=learning_rate_at(self.training, order.round, self.rounds),
             rng=order.rng,
             blocks=blocks,
             extra=extra,
         )
-        public = self.bench.public
-        return trained_apart(public.adapters, [*own], train) if public and public.adapters.apart else train([*own])
+        if self.bench.public is None or self.bench.public.adapters.weight is None:
+            return train(phases)
+        return trained_apart(self.bench, self.splits.get("validation"), params, phases, train)
 
     def layer_scores(
         self, order: Order, memory: Memory | None = None, *, kind: str = "trace", objective: str = "log-prob"

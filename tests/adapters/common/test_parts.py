@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedquilt.adapters.common.inject import common_layout, inject_common
-from fedquilt.adapters.common.module import PARTS
+from fedquilt.adapters.common.inject import common_layout, initial_common, inject_common
+from fedquilt.adapters.common.module import PARTS, WEIGHT
 from fedquilt.adapters.common.parts import PARTS_FILE, load_parts
 from fedquilt.adapters.common.settings import CommonSettings
 from fedquilt.adapters.sites import is_shared
@@ -28,8 +28,10 @@ def adapted(parts="apart", targets=TARGETS):
     adapters = inject_common(loaded.model, loaded.blocks, settings, loaded.head, "abc")
     layout = common_layout(loaded.model, loaded.blocks, "vit", adapters)
     rng, parameters = Rng(2).torch(), dict(loaded.model.named_parameters())
+    assert initial_common(layout)(Rng(3)).get(WEIGHT, torch.zeros(1)) == (0.5 if parts == "apart" else 0.0)
     modules = [*adapters.linears.values(), adapters.head[1]]
-    drawn = [parameters[name] for name in layout.depth] + [t for one in modules for t in one.buffers(recurse=False)]
+    drawn = [parameters[name] for name in layout.depth if name != WEIGHT]
+    drawn += [tensor for module in modules for tensor in module.buffers(recurse=False)]
     with torch.no_grad():
         for tensor in drawn:
             tensor.copy_(0.3 * torch.randn(tensor.shape, generator=rng))
@@ -54,12 +56,12 @@ def test_a_private_lora_is_at_the_named_modules_with_a_scale_of_its_own() -> Non
     assert {name.rpartition(".")[2] for name in adapters.private} == set(TARGETS)
     assert {name.rpartition(".")[2] for name in adapters.beside} == {"q_proj"}
     assert {lora.scaling for lora in adapters.private.values()} == {3.0}
-    own = {name for name in layout.depth if not is_shared(name)}
+    own = {name for name in layout.depth if not is_shared(name)} - {WEIGHT}
     assert own == {f"{name}.{end}" for name in adapters.private for end in ("lora_A", "lora_B")} | {
         f"{adapters.head[0]}.private_{end}" for end in ("weight", "bias")
     }
     depths = [layout.depth[name] for name in layout.depth]
-    assert depths == [*sorted(depth for depth in depths if depth is not None), None, None, None]
+    assert depths == [*sorted(depth for depth in depths if depth is not None), None, None, None, None]
     with pytest.raises(ModelError, match=r"adapter\.targets holds 'nowhere', which names no linear module"):
         adapted(targets=("nowhere",))
 
@@ -83,7 +85,10 @@ def test_both_parts_answer_by_the_mean_of_their_logits_and_one_alone_by_its_own(
     def logits():
         return loaded.model(pixel_values=IMAGES).logits
 
-    torch.testing.assert_close(adapters.answer(logits), (answers[True] + answers[False]) / 2)
+    for weight, share in ((0.5, 0.5), (0.25, 0.25), (1.0, 1.0), (1.3, 1.0)):  # noise may take it out of its range
+        with torch.no_grad():
+            adapters.weight.fill_(weight)
+        torch.testing.assert_close(adapters.answer(logits), share * answers[False] + (1 - share) * answers[True])
     with adapters.alone("private"):
         assert torch.equal(adapters.answer(logits), answers[True])
     together, others, _ = adapted("together")
@@ -91,7 +96,7 @@ def test_both_parts_answer_by_the_mean_of_their_logits_and_one_alone_by_its_own(
 
 
 def test_a_folder_with_a_missing_part_is_refused(tmp_path: Path) -> None:
-    (tmp_path / PARTS_FILE).write_text(json.dumps({"parts": PARTS}))
+    (tmp_path / PARTS_FILE).write_text(json.dumps({"weights": {"common": 0.5, "private": 0.5}}))
     loaded, _, _ = adapted()
     with pytest.raises(ModelError, match="no folder 'common'; export the run again"):
         load_parts(loaded.model, tmp_path, lambda model, folder: None)

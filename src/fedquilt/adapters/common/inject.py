@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fedquilt.adapters.common.module import PARTS, CommonHead, CommonLinear
+from fedquilt.adapters.common.module import EVEN, PARTS, WEIGHT, CommonHead, CommonLinear
 from fedquilt.adapters.common.settings import CommonSettings
 from fedquilt.adapters.lora.inject import targeted
 from fedquilt.adapters.lora.module import LoraLinear, initial_factors, is_linear, num_features
@@ -41,7 +41,8 @@ class CommonAdapters(NamedTuple):
     anchored : whether axes are aligned to those of the smallest model, instead of to what all models agree on.
     beside : adapters at modules without a core, by path.
     private : the private LoRA, by the path of its module.
-    apart : whether the common and the private part are two models, whose logits are averaged.
+    weight : where the common and the private part are two models, whose logits are averaged: the common one's weight,
+        (1,); None for one model of both.
     """
 
     linears: Mapping[str, CommonLinear]
@@ -49,7 +50,7 @@ class CommonAdapters(NamedTuple):
     anchored: bool = False
     beside: Mapping[str, LoraLinear] = MappingProxyType({})
     private: Mapping[str, LoraLinear] = MappingProxyType({})
-    apart: bool = False
+    weight: nn.Parameter | None = None
 
     @contextmanager
     def alone(self, *parts: str) -> Iterator[None]:
@@ -69,14 +70,14 @@ class CommonAdapters(NamedTuple):
         return tuple(part for part in PARTS if there[part])
 
     def answer(self, logits: Callable[[], Tensor]) -> Tensor:
-        """What ``logits()`` gives; with parts apart the mean over the parts that are in the model now, each alone."""
-        if not self.apart:
+        """What ``logits()`` gives; of two models that are both in the model now, the weighted mean."""
+        if self.weight is None or self.present != PARTS:
             return logits()
         found = []
-        for part in self.present:
+        for part in PARTS:
             with self.alone(part):
                 found.append(logits())
-        return torch.stack(found).mean(0)
+        return torch.lerp(found[1], found[0], self.weight.detach().clamp(0, 1).to(found[0]))
 
     def _activate(self, parts: Collection[str]) -> None:
         for linear in self.linears.values():
@@ -167,7 +168,11 @@ def inject_common(
     beside = {name: lora for name, lora in private.items() if name not in linears}
     apart = settings.parts == "apart"
     last = put_head(model, head, classes, settings.rank, settings.head_scale, private=apart) if head else None
-    return CommonAdapters(linears, last, beside=beside, private=private, apart=apart)
+    weight = nn.Parameter(torch.full((1,), EVEN, device=device), requires_grad=False) if apart else None
+    if weight is not None:
+        module, _, name = WEIGHT.rpartition(".")
+        model.add_module(module, nn.ParameterDict({name: weight}))
+    return CommonAdapters(linears, last, beside=beside, private=private, weight=weight)
 
 
 def private_modules(model: nn.Module, blocks: Blocks, settings: CommonSettings) -> dict[str, nn.Module]:
@@ -265,15 +270,21 @@ def common_layout(model: nn.Module, blocks: Blocks, architecture: str, adapters:
         _, head = adapters.head
         trained = {id(own) for own in (head.shared, *head.parameters(recurse=False))}
         depth |= {name: None for name, own in model.named_parameters() if id(own) in trained}
+    if adapters.weight is not None:
+        depth[WEIGHT] = None
     shapes = dict(model.named_parameters())
     return Layout(architecture, blocks.num_layers, depth, {name: tuple(shapes[name].shape) for name in depth})
 
 
 def initial_common(layout: Layout) -> Callable[[Rng], Params]:
-    """``make(rng)``, which returns the tensors that training starts from: private factors as in LoRA, all else 0."""
+    """``make(rng)``, which returns the tensors that training starts from: private factors as in LoRA, all else 0.
+
+    The weight of the common part begins at one half.
+    """
 
     def make(rng: Rng) -> Params:
         params = {name: torch.zeros(shape) for name, shape in layout.shapes.items()}
+        params |= {name: torch.full_like(one, EVEN) for name, one in params.items() if name == WEIGHT}
         for module in modules_of(layout.depth):
             (rank, d_in), (d_out, _) = layout.shapes[f"{module}.lora_A"], layout.shapes[f"{module}.lora_B"]
             a, b = initial_factors(module, d_in, d_out, rank, rng)

@@ -66,8 +66,8 @@ def _put(section: Adapter, host: Host) -> Put:
             with adapters.taken_out(host.model):
                 save_lora(folder, *folded, host, export)
 
-        if adapters.apart:
-            save_parts(folder, write)
+        if adapters.weight is not None:
+            save_parts(folder, write, float(adapters.weight))
         else:
             write(folder, *PARTS)
 

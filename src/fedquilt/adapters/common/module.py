@@ -20,6 +20,9 @@ ENDS = ("encoder", "decoder")
 PARTS = ("common", "private")
 """The parts of a model: what all architectures share, and what is an architecture's or a client's own."""
 
+WEIGHT, EVEN = "parts.common", 0.5
+"""The name of the common part's weight in the mean of both parts' logits, a private tensor (1,), and its start."""
+
 
 class CommonLinear(AroundLinear):
     """A linear module with a core between frozen axes: ``y = base(x) + s B (S A x + q)``.

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fedquilt.adapters.common.module import PARTS
@@ -23,25 +24,27 @@ PARTS_FILE = "fedquilt_parts.json"
 
 
 class MeanOfParts(nn.Module):
-    """Several models as one, whose logits are the mean of theirs; all else of the output is the first one's.
+    """Two models as one, whose logits are the weighted mean of theirs; all else of the output is the first one's.
 
-    They may share the storage of weights.
+    They may share the storage of weights. ``weight`` is that of the first one.
     """
 
-    def __init__(self, parts: list[nn.Module]) -> None:
+    def __init__(self, first: nn.Module, second: nn.Module, weight: float) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(parts)
-        self.config = parts[0].config
+        self.parts, self.weight = nn.ModuleList([first, second]), weight
+        self.config = first.config
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The first part's output, with the mean of all parts' logits."""
-        first, *others = (part(*args, **kwargs) for part in self.parts)
-        first.logits = sum((other.logits for other in others), first.logits) / len(self.parts)
+        """The first model's output, with the mean of both models' logits."""
+        first, second = (part(*args, **kwargs) for part in self.parts)
+        first.logits = torch.lerp(second.logits, first.logits, self.weight)
         return first
 
 
-def save_parts(folder: Path, write: Callable[[Path, str], None]) -> None:
-    """Write a folder with a folder for each part; ``write(folder, part)`` writes one. An existing folder is replaced.
+def save_parts(folder: Path, write: Callable[[Path, str], None], weight: float) -> None:
+    """Write a folder with a folder for each part; an existing folder is replaced.
+
+    ``write(folder, part)`` writes one part, and ``weight`` is that of the common one, from 0 to 1.
 
     Raises
     ------
@@ -52,7 +55,9 @@ def save_parts(folder: Path, write: Callable[[Path, str], None]) -> None:
     def fill(fresh: Path) -> None:
         for part in PARTS:
             write(fresh / part, part)
-        (fresh / PARTS_FILE).write_text(json.dumps({"parts": PARTS}) + "\n", "utf-8")
+        common = min(max(weight, 0.0), 1.0)
+        weights = dict(zip(PARTS, (common, 1 - common), strict=True))
+        (fresh / PARTS_FILE).write_text(json.dumps({"weights": weights}) + "\n", "utf-8")
 
     replace_folder(folder, fill)
 
@@ -76,4 +81,15 @@ def load_parts(model: nn.Module, folder: Path, load: Callable[[nn.Module, Path],
     both = [model, copy.deepcopy(model, shared)]
     for part, own in zip(PARTS, both, strict=True):
         load(own, folder / part)
-    return MeanOfParts(both)
+    return MeanOfParts(*both, _weight(folder))
+
+
+def _weight(folder: Path) -> float:
+    """The common part's weight, as the folder's file says."""
+    try:
+        weight = float(json.loads((folder / PARTS_FILE).read_text("utf-8"))["weights"][PARTS[0]])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / PARTS_FILE} is damaged; export the run again") from error
+    if not 0 <= weight <= 1:
+        raise ModelError(f"{folder / PARTS_FILE}: a weight is {weight}; it must be from 0 to 1")
+    return weight

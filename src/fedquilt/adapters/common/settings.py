@@ -31,7 +31,8 @@ class CommonKeys(CommonHeadKeys, SharedSites):
     parts: Literal["together", "apart"] = "together"
     """How the common part (cores and common head) and the private LoRA make up a model. ``together``: in one pass.
     ``apart``, for classifiers: as two models on one base, each trained as if the other were not there, the private one
-    with a head of its own; the mean of their logits counts. This takes twice the steps and twice the passes."""
+    with a head of its own; the mean of their logits counts, weighted as suits each client's validation rows, or
+    evenly without such rows (``partition.validation_fraction``). This takes twice the steps and twice the passes."""
 
 
 @dataclass(frozen=True)
