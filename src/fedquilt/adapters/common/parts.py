@@ -78,10 +78,10 @@ def load_parts(model: nn.Module, folder: Path, load: Callable[[nn.Module, Path],
         raise ModelError(f"{folder} has a file {PARTS_FILE}, and no folder '{missing[0]}'; export the run again")
     loaded = {name for part in PARTS for name in load_peft(folder / part)[0]}
     shared: dict[int, Any] = {id(own): own for name, own in model.named_parameters() if name not in loaded}
-    both = [model, copy.deepcopy(model, shared)]
-    for part, own in zip(PARTS, both, strict=True):
+    weight, second = _weight(folder), copy.deepcopy(model, shared)
+    for part, own in zip(PARTS, (model, second), strict=True):
         load(own, folder / part)
-    return MeanOfParts(*both, _weight(folder))
+    return MeanOfParts(model, second, weight)
 
 
 def _weight(folder: Path) -> float:
