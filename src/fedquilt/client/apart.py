@@ -29,8 +29,8 @@ def trained_apart(
     """What ``train`` makes of the phases for each part in turn, together, and the weight that suits both.
 
     Every part makes all steps of the round, with the same batches, in those phases that train something of it. Metrics
-    are the means over the parts that were trained, and the sum of their steps. The weight is the one with which the
-    most rows held out for validation are right; without such rows it stays.
+    are the means over the parts that were trained, and the sum of their steps. The weight is the one with
+    the lowest loss on the rows held out for validation; without such rows it stays.
 
     Parameters
     ----------
@@ -60,7 +60,10 @@ def trained_apart(
 
 
 def chosen(bench: Workbench, adapters: CommonAdapters, rows: Batch) -> float:
-    """The weight of ``WEIGHTS`` with which the most labels of these rows are right, by the tensors in the model."""
+    """The weight of ``WEIGHTS`` with the lowest loss on these rows, by the tensors in the model.
+
+    Of few rows the loss says more than the number of right ones.
+    """
     answers: Mapping[str, list[Tensor]] = {part: [] for part in PARTS}
     with torch.no_grad():
         for first in range(0, len(rows["labels"]), BATCH):
@@ -71,8 +74,8 @@ def chosen(bench: Workbench, adapters: CommonAdapters, rows: Batch) -> float:
                 answers[part].append(logits.float().cpu())
     common, private = (torch.cat(answers[part]) for part in PARTS)
     labels = rows["labels"].to(common.device)
-    right = {weight: bench.scoring.num_correct(torch.lerp(private, common, weight), labels) for weight in WEIGHTS}
-    return max(WEIGHTS, key=right.__getitem__)
+    lost = {each: float(bench.scoring.loss(torch.lerp(private, common, each), labels).sum()) for each in WEIGHTS}
+    return min(WEIGHTS, key=lost.__getitem__)
 
 
 BATCH = 256
