@@ -9,6 +9,7 @@ import pytest
 
 import fedquilt
 from fedquilt.cli.demo import DEMOS
+from fedquilt.data.loaders import load_table
 from fedquilt.experiment.compare import jobs
 
 ASSETS = Path(str(resources.files(fedquilt) / "assets"))
@@ -17,9 +18,15 @@ ASSETS = Path(str(resources.files(fedquilt) / "assets"))
 @pytest.mark.parametrize("name", DEMOS)
 def test_a_demos_run_file_is_valid_and_downloads_nothing(name):
     for job in jobs(DEMOS[name], []):
-        sources = [job.config.data.source, *(group.data.source for group in job.config.groups if group.data)]
+        data = [job.config.data, *(group.data for group in job.config.groups if group.data)]
+        if job.config.server:
+            data += [job.config.server.data, *filter(None, [job.config.server.private])]
+        sources = [source for own in data for source in (own.source, own.test) if source]
         assert all(source.startswith(("sklearn:", "arithmetic:")) for source in sources)
+        for source in {source for source in sources if source.startswith("arithmetic:")}:
+            assert len(load_table(source)) > 0  # there are as many problems as it asks for
         models = [job.config.model.name, *(group.model.name for group in job.config.groups if group.model)]
+        models += [job.config.server.model.name] if job.config.server else []
         assert all((ASSETS / model).is_dir() for model in models)
 
 
