@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fedquilt.core.rng import Rng
 from fedquilt.experiment import export
 
-HELD_OUT = 64
+HELD_OUT = 32
 PROMPT = "Question: {question}\nAnswer: "
 
 

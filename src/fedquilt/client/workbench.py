@@ -172,8 +172,11 @@ class Workbench:
         return logits, labels
 
     def _answer(self, inputs: Batch) -> Tensor:
-        answer: Callable[[], Tensor] = lambda: self.model(**inputs).logits  # noqa: E731
-        return answer() if self.public is None else self.public.adapters.answer(answer)
+        def once() -> Tensor:
+            logits: Tensor = self.model(**inputs).logits
+            return logits
+
+        return once() if self.public is None else self.public.adapters.answer(once)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The autocast context of mixed precision, or a null context."""
