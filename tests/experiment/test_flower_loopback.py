@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from schemes import FILE
 
 pytest.importorskip("flwr")
 
@@ -101,37 +102,10 @@ TAUGHT = """
 name = "taught"
 output = "{runs}"
 seed = 3
-rounds = 2
-device = "cpu"
-threads = 1
-evaluation = {{ every = 2, limit = 2 }}
-data = {{ source = "arithmetic:blank?train=24&test=4", answers = "number", new_tokens = 6 }}
-partition = {{ scheme = "iid", num_clients = 3 }}
-adapter = {{ rank = 2 }}
-training = {{ steps = 2, batch_size = 4, learning_rate = 0.01 }}
 method = {{ name = "{method}" }}
 network = {{ timeout = 120 }}
-
-[model]
-name = "tiny:llama?layers=1&width=16"
-task = "causal-lm"
-max_length = 48
-
-[[groups]]
-label = "small"
-budget = 1
-
-[[groups]]
-label = "wide"
-budget = 2
-share = 2
-model = {{ name = "tiny:gemma?layers=2&width=16", task = "causal-lm", max_length = 48 }}
-
-[server]
-model = {{ name = "tiny:llama?layers=2&width=24", task = "causal-lm", max_length = 48 }}
-data = {{ source = "arithmetic:blank?train=20&test=4", answers = "number", new_tokens = 6 }}
 """
-"""A server with a model of its own, and three clients of two architectures."""
+"""What stands before ``schemes.FILE``: a server with a model of its own, and three clients of two architectures."""
 
 
 def submit(trial: Trial, app: Path) -> str:
@@ -200,7 +174,7 @@ def test_clients_of_unlike_models_end_in_the_same_bits_as_embedded(trial, tmp_pa
 @pytest.mark.parametrize("killed", [False, True], ids=["whole", "killed-inside-an-exchange"])
 @pytest.mark.parametrize("method", [name for name in METHODS if traits_of(name).needs_server])
 def test_a_server_that_owns_a_model_teaches_and_learns_in_the_same_bits(trial, tmp_path, method, killed):
-    app = write_app(tmp_path / "app", TAUGHT.format(runs=tmp_path / "runs", method=method)).parent
+    app = write_app(tmp_path / "app", TAUGHT.format(runs=tmp_path / "runs", method=method) + FILE).parent
     folder = tmp_path / "runs" / "taught"
     number = submit(trial, app)
     if killed:  # a round has at least one exchange, and the next one begins when a round is in the record

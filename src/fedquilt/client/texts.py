@@ -70,9 +70,7 @@ def text_columns(language: Language | None, prompts: Sequence[str], completions:
     TrainingError
         if the model is no language model.
     """
-    if language is None:
-        raise TrainingError("the model is no language model, so it cannot complete texts; set task = 'causal-lm'")
-    return language.encode(Table("text", list(prompts), None, (), targets=list(completions)))
+    return _known(language).encode(Table("text", list(prompts), None, (), targets=list(completions)))
 
 
 def prompts_of(language: Language | None, columns: Batch, rows: Iterable[int]) -> list[str]:
@@ -83,10 +81,15 @@ def prompts_of(language: Language | None, columns: Batch, rows: Iterable[int]) -
     TrainingError
         if the model is no language model.
     """
-    if language is None:
-        raise TrainingError("the model is no language model, so its rows have no prompts; set task = 'causal-lm'")
+    decode = _known(language).decode
     inside = columns["attention_mask"].bool() & (columns["labels"] == IGNORED)
-    return [language.decode(columns["input_ids"][row][inside[row]].tolist()) for row in rows]
+    return [decode(columns["input_ids"][row][inside[row]].tolist()) for row in rows]
+
+
+def _known(language: Language | None) -> Language:
+    if language is None:
+        raise TrainingError("the model is no language model, so it reads and writes no texts; set task = 'causal-lm'")
+    return language
 
 
 def completed(
