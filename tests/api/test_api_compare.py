@@ -68,3 +68,15 @@ def test_a_plan_has_a_row_for_each_client():
     assert heading.split()[:2] == ["client", "budget"]
     assert "KB" in first
     assert rows._repr_html_().count("<tr>") == 7
+
+
+def test_a_plan_has_a_row_for_the_model_that_the_server_owns():
+    words = {"name": "tiny:llama?layers=1&width=16", "task": "causal-lm", "max_length": 32}
+    data = {"source": "arithmetic:blank?train=12&test=4", "answers": "number"}
+    sizes = {"partition": {"num_clients": 2}, "clients": {"shares": "1", "budgets": [1]}}
+    rows = fedquilt.plan(model=words, data=data, method="fedcot", server={"model": words, "data": data}, **sizes)
+    assert [row["client"] for row in rows] == [0, 1, "server"]
+    assert rows[2]["peak_bytes"] > rows[2]["weight_bytes"] > 0
+    assert "bytes_up" not in rows[2]
+    assert repr(rows).splitlines()[-1].split()[0] == "server"
+    assert rows._repr_html_().count("<tr>") == 4

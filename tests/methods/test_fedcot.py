@@ -121,15 +121,19 @@ def test_what_travels_is_public_and_its_bytes_follow_the_formula() -> None:
 
 def test_private_questions_travel_only_where_the_run_file_lets_them() -> None:
     experiment = build(private())
-    assert all(one.bytes_up > 6 * (24 + 4) for one in plan(private()))
     seen = travelled(experiment)
     assert [name for name, _, _ in seen] == ["questions"] * 3 + ["fit"] * 3
-    for (_, _, reply), (_, order, _) in zip(seen[:3], seen[3:], strict=True):
+    for one, (_, _, reply), (_, order, trained) in zip(plan(private()), seen[:3], seen[3:], strict=True):
+        assert one.bytes_up == num_bytes(reply.params) + num_bytes(trained.params)
+        assert num_bytes(reply.params) == 6 * (24 + 4)
+        texts = {name: tensor for name, tensor in order.params.items() if name.startswith("rationale.")}
+        assert one.bytes_down == num_bytes(order.params)
+        assert num_bytes(texts) == 6 * (24 + 4 + 24 + 4 + 4)
         asked = unpack_texts(reply.params, "rationale.questions")
         assert asked == unpack_texts(order.params, "rationale.questions")
         client = experiment.clients[reply.client]
         assert len(asked) == 6
-        assert all(text for text in asked)
+        assert sum(map(bool, asked)) == min(6, client.profile.num_examples)
         own = client.own_prompts(1000, Rng(1))
         assert {text[:20] for text in asked} <= {text[:20] for text in own}
     with pytest.raises(ConfigError, match=r"method\.questions = 'private': server\.share = 'public' does not let"):

@@ -197,6 +197,21 @@ def test_a_plan_counts_the_rows_of_the_lessons() -> None:
     assert down.server.activation_bytes < few.server.activation_bytes
 
 
+def test_a_plan_of_the_server_counts_its_teachers() -> None:
+    """One for each answer, the student of each of two architectures, or each of three clients; so many rows a step."""
+
+    def needed(name: str, clients: int = 3, **method: Any) -> int:
+        partition = {"partition": {"scheme": "iid", "num_clients": clients}}
+        server = whole_plan(schemes.config(name, partition, **method)).server
+        assert server is not None
+        return server.activation_bytes
+
+    alone = {"direction": "up", "contrast": 0.0}
+    rows = needed("fedmkt", samples=48)
+    assert rows == needed("fedcollm", samples=24) == needed("lada", samples=16, **alone)
+    assert rows == needed("fedmkt", 6, samples=48) == needed("lada", 6, samples=8, **alone)
+
+
 def test_lada_9_what_a_client_says_does_not_depend_on_its_rows() -> None:
     """With other private rows the same model sends the same paths and scalars, before it has trained on them."""
     first, other = build(config()), build(config())

@@ -155,6 +155,19 @@ def test_a_resumed_run_asks_for_nothing_that_it_was_told(
         run(config(place.url), tmp_path / "other")
 
 
+def test_rationales_may_be_those_of_an_endpoint(place: Place, tmp_path: Path) -> None:
+    """Each round asks for its own questions; beside lada they are the texts that it has asked for."""
+    method = {"name": "fedcot", "candidates": 6, "path_tokens": 6, "path_bytes": 24}
+    folder = run(parse({**raw(place.url), "method": method}), tmp_path / "fedcot")
+    assert len(place.asked) == 12
+    assert all("loss" in sent["metrics"] for sent in read_rounds(folder)[1]["exchanges"][0]["clients"].values())
+    assert end(folder)[0]["server"]["memory"] == {}
+    place.asked.clear()
+    both = run(config(place.url, scheme="fedcot"), tmp_path / "both")
+    assert len(place.asked) == len(set(place.asked)) == len(end(both)[0]["server"]["memory"]["said"])
+    assert place.keys == {f"Bearer {KEY}"}
+
+
 def test_the_plan_counts_texts_without_asking(place: Place) -> None:
     plans, server = whole_plan(config(place.url))
     assert server is None
@@ -187,6 +200,10 @@ def test_what_needs_likelihoods_or_training_is_refused_before_anything_is_asked(
         build(parse({**raw(place.url), "method": {"name": "fedcollm"}}))
     with pytest.raises(ConfigError, match=r"method\.filter = 'confidence'"):
         build(parse({**raw(place.url), "method": {"name": "lada", "filter": "confidence", "direction": "down"}}))
+    private = raw(place.url)
+    private["server"]["share"] = "private"
+    with pytest.raises(ConfigError, match=r"method\.questions = 'private': server\.endpoint would be told"):
+        build(parse({**private, "method": {"name": "fedcot", "questions": "private"}}))
     for name in ("verified", "loss"):
         settings = {"name": "lada", "filter": name, "direction": "down", "contrast": 0.0}
         assert check(parse({**raw(place.url), "method": settings})) == []

@@ -83,6 +83,45 @@ def test_a_busy_endpoint_is_asked_again_and_waited_for() -> None:
     assert waited == [0.5]
 
 
+def unsupported(parameter: Any, code: str = "unsupported_parameter") -> Any:
+    words = f"Unsupported parameter: '{parameter}' is not supported with this model."
+    error = {"message": words, "type": "invalid_request_error", "param": parameter, "code": code}
+    return httpx.Response(400, json={"error": error})
+
+
+def test_a_refused_parameter_is_replaced_or_left_out_and_not_sent_again() -> None:
+    """What newer models of OpenAI answer to max_tokens, and those that reason to a temperature."""
+    own, asked, waited = writer(
+        unsupported("max_tokens"), unsupported("temperature", "unsupported_value"), said("7"), said("8")
+    )
+    assert written(own, ["q"], new_tokens=9) == ["7"]
+    assert written(own, ["p"], new_tokens=9) == ["8"]
+    bodies = [json.loads(request.content) for request in asked]
+    assert [body.keys() - {"model", "messages"} for body in bodies] == [
+        {"temperature", "max_tokens", "seed"},
+        {"temperature", "max_completion_tokens", "seed"},
+        {"max_completion_tokens", "seed"},
+        {"max_completion_tokens", "seed"},
+    ]
+    assert {body["max_completion_tokens"] for body in bodies[1:]} == {9}
+    assert waited == []
+
+
+@pytest.mark.parametrize("parameter", ["messages", "max_completion_tokens", None, 3, ["max_tokens"], "seed " * 9])
+def test_a_refusal_of_anything_else_is_final(parameter: Any) -> None:
+    own, asked, _ = writer(unsupported("max_tokens"), unsupported(parameter))
+    with pytest.raises(EndpointError, match=r"answered 400 \(unsupported_parameter\)"):
+        written(own, ["q"])
+    assert len(asked) == 2
+
+
+def test_an_endpoint_that_refuses_a_parameter_for_ever_is_not_asked_for_ever() -> None:
+    own, asked, _ = writer(*[unsupported("seed")] * 2)
+    with pytest.raises(EndpointError, match="answered 400"):
+        written(own, ["q"])
+    assert len(asked) == 2
+
+
 def test_after_the_last_attempt_or_a_lasting_refusal_it_says_what_helps() -> None:
     own, asked, _ = writer(*[refused(500)] * 3)
     with pytest.raises(EndpointError, match=r"answered 500 after 3 attempts; raise server.endpoint.retries or timeout"):

@@ -38,7 +38,8 @@ def plan(config: ConfigLike = None, **sections: Any) -> Rows:
 
     ``config`` and ``sections`` are those of ``run``. No weights are loaded. Each row has the fields of
     ``experiment.plan.ClientPlan``, with ``peak_bytes``, the estimated memory, and ``saving``, the fraction of the
-    communication cost that is saved compared with sending the whole model.
+    communication cost that is saved compared with sending the whole model. If the server owns a model, the last row is
+    about training it: its ``client`` is ``"server"``, and it has the fields of ``experiment.plan.ServerPlan``.
 
     Raises
     ------
@@ -46,14 +47,18 @@ def plan(config: ConfigLike = None, **sections: Any) -> Rows:
         with every problem of the config.
     """
     settings = settled(config, sections)
-    from fedquilt.experiment.plan import plan as planned
+    from fedquilt.experiment.plan import whole_plan
 
-    rows = [asdict(one) | {"peak_bytes": one.peak_bytes, "saving": one.saving} for one in planned(settings)]
-    shown = [key for key in _SHOWN if key != "group" or any(row["group"] for row in rows)]
-    return Rows(rows, [[_SHOWN[key] for key in shown], *([_text(key, row[key]) for key in shown] for row in rows)])
+    clients, server = whole_plan(settings)
+    rows = [asdict(one) | {"peak_bytes": one.peak_bytes, "saving": one.saving} for one in clients]
+    rows += [] if server is None else [{"client": "server", **asdict(server), "peak_bytes": server.peak_bytes}]
+    shown = [key for key in _SHOWN if key != "group" or any(row.get("group") for row in rows)]
+    return Rows(rows, [[_SHOWN[key] for key in shown], *([_text(key, row.get(key)) for key in shown] for row in rows)])
 
 
 def _text(key: str, value: Any) -> str:
+    if value is None or isinstance(value, str):  # what a row has nothing of, and names
+        return value or ""
     if key.endswith(("bytes", "bytes_up", "bytes_down")):
         return human_bytes(value)
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else f"{value:,}" if key != "group" else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else f"{value:,}"

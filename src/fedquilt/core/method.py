@@ -109,13 +109,19 @@ def reports_nothing(state: Tree) -> Mapping[str, Any]:
 
 
 class Beside(NamedTuple):
-    """Rows of the pass that a method adds to an optimiser step, after the one over the student's own rows.
+    """Rows of the passes that a method adds to an optimiser step, after the one over the student's own rows.
 
-    ``client`` are those of a step on a client; ``server`` those of a step on the server, for each client of the cohort.
+    ``client`` are those of a step on a client. On the server a pass of ``server`` rows follows, and another one of
+    ``each`` rows for every client of the cohort.
     """
 
     client: int = 0
     server: int = 0
+    each: int = 0
+
+    def on_server(self, cohort: int) -> tuple[int, int]:
+        """The rows of both passes of a step on the server, with so many clients in a cohort."""
+        return self.server, self.each * cohort
 
 
 class Method(NamedTuple):

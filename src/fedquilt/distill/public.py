@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, NamedTuple, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -25,6 +25,17 @@ class Drawn(NamedTuple):
 TAKEN: Final = "taken"
 """The key, in a client's order settings and in the state, under which a wrapper says which of the drawn questions may
 be learned from: their positions, and in the state those by client. Without it all may."""
+
+
+OFFER: Final = "offer"
+"""The key in the state under which a wrapper keeps what the server has written for the drawn questions of the round: a
+mapping with the texts under ``paths``. Without it a method has the server write them."""
+
+
+class OfferedState(TypedDict, total=False):
+    """What a wrapper may add to the state of a method for whose questions the server writes, see ``OFFER``."""
+
+    offer: Mapping[str, Any] | None
 
 
 class _Taken(TypedDict, total=False):

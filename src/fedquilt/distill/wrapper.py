@@ -110,8 +110,9 @@ def with_lada(
     *before, fit = method.exchanges
     learning = _taught(fit, teaching, direction in ("both", "down"))._replace(merge=merge)
     first = [] if direction == "none" else [_paths(method, teacher)]
-    own = [teaching.rows if direction in ("both", way) else 0 for way in ("down", "up")]
-    rows = Beside(*(max(pair) for pair in zip(own, method.beside, strict=True)))
+    down, up = (teaching.rows if direction in ("both", way) else 0 for way in ("down", "up"))
+    scheme_rows = method.beside
+    rows = Beside(max(down, scheme_rows.client), scheme_rows.server, max(up, scheme_rows.each))
     made = method._replace(init=init, exchanges=(*first, *before, learning), model=model)
     return made._replace(report=report, beside=rows)
 

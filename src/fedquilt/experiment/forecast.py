@@ -141,7 +141,7 @@ def _servers_steps(experiment: Experiment) -> tuple[float, float]:
     groups = {group.label: group for group in experiment.groups}
     usual = sum(_cost_of_step(groups[profile.group]) for profile in profiles) / len(profiles)
     steps = num_steps(owner.server.profile.num_examples, owner.server.training)
-    beside = experiment.method.beside.server * experiment.config.cohort
+    beside = sum(experiment.method.beside.on_server(experiment.config.cohort))
     training = steps * _cost_of_step(owner, beside) / usual
     return training, _evaluation_steps([owner.server]) * _cost_of_step(owner) / usual
 

@@ -130,7 +130,7 @@ Measured = dict[Any, tuple[int, int]]
 
 def server_plan(experiment: Experiment, owner: BuiltGroup) -> ServerPlan:
     """The plan of the server that owns a model, on the meta device."""
-    server, rows = _Watched(owner.server), experiment.method.beside.server * experiment.config.cohort
+    server, rows = _Watched(owner.server), max(experiment.method.beside.on_server(experiment.config.cohort))
     server.fit(Order({}), {}, range(owner.layout.num_layers))
     return ServerPlan(architecture=owner.architecture, **_needs(owner, server, rows, {}))
 

@@ -76,7 +76,7 @@ def fedcollm(
         return dict(state["told"])
 
     made = clients._replace(init=init, exchanges=(fit._replace(merge=merge),), report=report)
-    return made._replace(server=lambda state: state["server"], beside=Beside(server=samples))
+    return made._replace(server=lambda state: state["server"], beside=Beside(server=samples * len(federation.layouts)))
 
 
 def _mutual(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Literal
 
 import torch
 
@@ -20,21 +20,21 @@ from fedquilt.core.types import ClientId, Memory, Order, Params, Reply, Turn
 from fedquilt.core.worker import Worker
 from fedquilt.core.wrap import with_local
 from fedquilt.distill.beside import bare, reading_bare
-from fedquilt.distill.public import TAKEN, allowed, drawn, server_of
+from fedquilt.distill.public import OFFER, TAKEN, OfferedState, allowed, drawn, server_of
 from fedquilt.distill.rationales import Rationales, instructed
 from fedquilt.methods.layered import Weighting
 from fedquilt.methods.sharing import sharing
 from fedquilt.methods.traits import Traits
 from fedquilt.metrics.answers import answer_start
 
-TRAITS = Traits(across=True, merge="own", sends_scores=True, needs_server=True)
+TRAITS = Traits(across=True, merge="own", sends_scores=True, needs_server=True, server_texts=True)
 
 PREFIX = "rationale"
 QUESTIONS, PATHS, STARTS = (f"{PREFIX}.{what}" for what in ("questions", "paths", "starts"))
 """Questions, the server's rationales with labels, and the places at which labels begin."""
 
 
-class FedCoTState(TypedDict):
+class FedCoTState(OfferedState):
     """The server's state.
 
     Attributes
@@ -87,11 +87,11 @@ def fedcot(
     Raises
     ------
     ConfigError
-        if the server has no model, or private questions are asked for and must not travel.
+        if the server has no model, or private questions are asked for and must not travel, or not to an endpoint.
     """
     server = server_of(federation, "fedcot", trains=False)
-    if questions == "private" and server.share != "private":
-        raise ConfigError("method.questions = 'private': server.share = 'public' does not let them out; change either")
+    if questions == "private":
+        _refuse_private(server)
     clients = sharing("fedcot", federation, False, None, weighting)
     if not average:
         clients = with_local(clients, frozenset().union(*(layout.depth for layout in federation.layouts.values())))
@@ -102,16 +102,18 @@ def fedcot(
         return FedCoTState(params=clients.init(rng)["params"], server=server_start(server, rng), asked={})
 
     def ask(state: FedCoTState, turn: Turn) -> Mapping[ClientId, Order]:
-        own, orders = state["server"], fit.ask(state, turn)
+        own, orders, told = state["server"], fit.ask(state, turn), dict[ClientId, Params]()
         if questions == "private":
-            written = {client: state["asked"].get(str(client), []) for client in orders}
+            for client in orders:
+                asked = state["asked"].get(str(client), [])
+                paths = _written(server, own, asked, path_tokens)
+                told[client] = {**pack_texts(asked, path_bytes, QUESTIONS), **_paths(server, paths, path_bytes)}
         else:
-            written = dict.fromkeys(orders, drawn(server, own, candidates).questions)
-        paths = {tuple(asked): _paths(server, own, asked, path_tokens, path_bytes) for asked in written.values()}
-        return {
-            client: replace(order, params={**order.params, **paths[tuple(written[client])]})
-            for client, order in orders.items()
-        }
+            public, offer = drawn(server, own, candidates).questions, state.get(OFFER)
+            paths = offer["paths"] if offer else _written(server, own, public, path_tokens)
+            texts = {**whole_texts(public, QUESTIONS), **_paths(server, paths, path_bytes)}
+            told = dict.fromkeys(orders, texts)
+        return {client: replace(order, params={**order.params, **told[client]}) for client, order in orders.items()}
 
     def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
         model = bare(order, PREFIX)
@@ -132,22 +134,41 @@ def fedcot(
     return made._replace(server=lambda state: state["server"])
 
 
-def _paths(server: ServerModel, own: ServerState, asked: list[str], tokens: int, most: int) -> Params:
-    """The server's paths for these questions as tensors of an order, with the places at which their labels begin."""
-    written = server.worker.complete(server_order(own, "offer"), own["memory"], asked, new_tokens=tokens)
+def _refuse_private(server: ServerModel) -> None:
+    """Raise ConfigError if clients' own questions must not travel, or would travel on to an endpoint."""
+    if server.share != "private":
+        raise ConfigError("method.questions = 'private': server.share = 'public' does not let them out; change either")
+    if server.texts_only:
+        raise ConfigError(
+            "method.questions = 'private': server.endpoint would be told clients' own questions; set it to 'public', "
+            "or give [server.model]"
+        )
+
+
+def _written(server: ServerModel, own: ServerState, asked: list[str], tokens: int) -> list[str]:
+    """What the server writes for these questions; nothing for an empty one."""
+    some = [question for question in asked if question]
+    written = server.worker.complete(server_order(own, "offer"), own["memory"], some, new_tokens=tokens)
+    path_of = dict(zip(some, written, strict=True))
+    return [path_of.get(question, "") for question in asked]
+
+
+def _paths(server: ServerModel, written: list[str], most: int) -> Params:
+    """The server's paths as tensors of an order, with the places at which their labels begin."""
     sent = pack_texts(written, most, PATHS)
     starts = [answer_start(server.questions.kind, path) for path in unpack_texts(sent, PATHS)]
-    return {**whole_texts(asked, QUESTIONS), **sent, STARTS: torch.tensor(starts, dtype=torch.int32)}
+    return {**sent, STARTS: torch.tensor(starts, dtype=torch.int32)}
 
 
 def _asking(candidates: int, most: int) -> Exchange:
-    """The exchange in which clients send questions of their own rows."""
+    """The exchange in which clients send questions of their own rows, and empty ones if they have fewer."""
 
     def ask(state: FedCoTState, turn: Turn) -> Mapping[ClientId, Order]:
-        return {one.id: Order({}, {"count": min(candidates, one.num_examples)}) for one in turn.cohort}
+        return {one.id: Order({}, {"count": candidates}) for one in turn.cohort}
 
     def work(client: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
         asked = client.own_prompts(order.settings["count"], order.rng.child(QUESTIONS))
+        asked += [""] * (order.settings["count"] - len(asked))
         return Reply(client.id, pack_texts(asked, most, QUESTIONS), float(client.profile.num_examples)), memory
 
     def merge(state: FedCoTState, replies: Iterable[Reply]) -> FedCoTState:

@@ -19,7 +19,7 @@ from fedquilt.distill.student import Teaching
 from fedquilt.distill.texts_only import refuse_likelihoods
 from fedquilt.distill.wrapper import Direction, with_lada
 from fedquilt.methods.layered import Weighting
-from fedquilt.methods.registry import METHODS, defaults
+from fedquilt.methods.registry import METHODS, defaults, traits_of
 from fedquilt.methods.sharing import sharing
 from fedquilt.methods.traits import Traits
 
@@ -97,7 +97,7 @@ def lada(
     paths = Paths(candidates, path_tokens, path_bytes, temperature)
     right = "method: right paths are asked for" if verified or filter == "verified" else ""
     if server_of(federation, "lada", answered=right).texts_only:
-        if scheme != "fedit":
+        if traits_of(scheme).needs_server and not traits_of(scheme).server_texts:
             raise ConfigError(f"method.scheme = '{scheme}': needs a model of the server's own; set it to 'fedit'")
         refuse_likelihoods(teaching, direction)
     both = {"candidates": candidates, "path_tokens": path_tokens, "path_bytes": path_bytes, "samples": samples}

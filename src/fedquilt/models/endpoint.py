@@ -11,9 +11,9 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
 from fedquilt.core.endpoint import Endpoint
@@ -29,6 +29,9 @@ LONGEST_WAIT = 60.0
 """The most seconds between two attempts of a request."""
 
 _AGAIN = (408, 429)  # and all of 5xx
+
+_INSTEAD: Mapping[str, str | None] = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
+"""What takes the place of a parameter that an endpoint refuses by its name; None if it is left out."""
 
 
 class _Answer(NamedTuple):
@@ -53,12 +56,15 @@ class Writer:
         The transport of requests, an ``httpx.BaseTransport``; None for the network.
     wait
         Waits for seconds.
+    unknown
+        The parameters that the endpoint has refused, which it is not sent again.
     """
 
     endpoint: Endpoint
     asks: bool = True
     transport: Any = None
     wait: Callable[[float], None] = time.sleep
+    unknown: set[str] = field(default_factory=set, compare=False)
 
     @property
     def id(self) -> ClientId:
@@ -131,7 +137,7 @@ class Writer:
         for attempt in range(self.endpoint.retries + 1):
             failure, answer = "", _Answer(0, b"")
             try:
-                answer = self._asked(client, body)
+                answer = self._understood(client, body)
             except library().RequestError as error:
                 failure = f"{type(error).__name__}: {error}"
             if answer.status == 200:
@@ -141,6 +147,16 @@ class Writer:
                 raise EndpointError(self._refused(answer, failure, attempt + 1)) from None
             self.wait(min(LONGEST_WAIT, max(answer.after, 0.5 * 2**attempt)))
         raise AssertionError("the last attempt returns or raises")
+
+    def _understood(self, client: Any, body: dict[str, Any]) -> _Answer:
+        """One attempt; parameters that the endpoint refuses are replaced or left out, each of them once."""
+        while True:
+            sent = _without(body, self.unknown)
+            answer = self._asked(client, sent)
+            refused = _parameter(answer) if answer.status == 400 else ""
+            if refused not in _INSTEAD or refused not in sent:
+                return answer
+            self.unknown.add(refused)
 
     def _asked(self, client: Any, body: dict[str, Any]) -> _Answer:
         """One attempt; an answer that is too long or too late is cut off."""
@@ -229,11 +245,33 @@ def library() -> Any:
     return httpx
 
 
+def _without(body: Mapping[str, Any], unknown: Collection[str]) -> dict[str, Any]:
+    """The request with what takes the place of these parameters."""
+    names = {name: _INSTEAD[name] if name in unknown else name for name in body}
+    return {own: body[name] for name, own in names.items() if own is not None}
+
+
+def _parameter(answer: _Answer) -> str:
+    """The name of the parameter that an answer refuses; "" if it names none."""
+    return _word(_error(answer.content).get("param"))
+
+
 def _code(content: bytes) -> str:
     """The error's code in an answer, in brackets, if it is a plain word; an answer's words are not repeated."""
+    error = _error(content)
+    code = _word(error.get("code") or error.get("type"))
+    return f" ({code})" if code else ""
+
+
+def _error(content: bytes) -> dict[str, Any]:
+    """What an answer says of an error; empty if that is nothing readable."""
     try:
         error = json.loads(content.decode("utf-8"))["error"]
-        code = error.get("code") or error.get("type")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return ""
-    return f" ({code})" if isinstance(code, str) and re.fullmatch(r"[a-z_]{1,40}", code) else ""
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return {}
+    return error if isinstance(error, dict) else {}
+
+
+def _word(value: object) -> str:
+    """The value if it is a plain word, else ""."""
+    return value if isinstance(value, str) and re.fullmatch(r"[a-z_]{1,40}", value) else ""
