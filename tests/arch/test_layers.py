@@ -27,6 +27,7 @@ MORE = {
     "models": {"huggingface_hub", "tokenizers"},
     "pretrain/arithmetic.py": {"tokenizers"},
     "models/hf_files.py": {"transformers"},
+    "models/mlp.py": {"transformers"},
     "models/quantization.py": {"bitsandbytes"},
     "models/endpoint.py": {"httpx"},
     "report/figure.py": {"matplotlib"},

@@ -8,6 +8,7 @@ import pytest
 from fedquilt.config.data import Data, idle_keys
 from fedquilt.config.load import parse
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.tasks import TASKS
 
 HEAD = 'model = {name = "tiny:llama", task = "causal-lm"}\n[data]\nsource = "rows.jsonl"\n'
 IMAGES, WORDS = "image-classification", "sequence-classification"
@@ -97,9 +98,10 @@ def test_a_key_that_would_change_nothing_is_refused(tasks, scheme, keys, said):
 
 def test_every_key_is_read_by_some_task_and_scheme():
     values = {"words": {"a": "b"}, "classes": ["a", "b"], "answers": "label", "format": "plain"}
+    values |= {"columns": ["a"], "categorical": ["a"], "ranges": {"a": [0, 1]}, "categories": {"a": ["b"]}}
     for name, field in Data.model_fields.items():
         value = values.get(name, 7 if "int" in str(field.annotation) else "{text}")
         keys = {"source": "x", name: value, **({"answers": "label"} if name in ("classes", "new_tokens") else {})}
         data = Data.model_validate_json(json.dumps(keys))
-        idle = [idle_keys(data, {task}, "natural") for task in (IMAGES, WORDS, "causal-lm")]
+        idle = [idle_keys(data, {task}, "natural") for task in TASKS]
         assert [] in idle, name

@@ -307,7 +307,11 @@ def test_a_file_type_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("sklearn:breast_cancer", "breast_cancer holds rows of numbers, neither images nor text"),
+        ("sklearn:breast_cancer", "rows of numbers and categories need model.task = 'tabular-classification'"),
+        (
+            "sklearn:diabetes",
+            "diabetes holds numbers to predict and no classes; .* digits, breast_cancer, iris, wine can be used",
+        ),
         ("sklearn:digit", r"no such set \(did you mean 'digits'\?\)"),
     ],
 )

@@ -9,8 +9,8 @@ from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
 from fedquilt.experiment.bases import base_dtype, has_bfloat16, odd_bases, other_weights
 from fedquilt.experiment.check import check
+from fedquilt.experiment.models import Form, load_all
 from fedquilt.experiment.models import load as load_base
-from fedquilt.experiment.models import load_all
 from fedquilt.experiment.plan import plan
 from fedquilt.models.hf_files import config_from, set_attention
 from fedquilt.models.locate import Source
@@ -116,9 +116,9 @@ def test_flash_attention_would_mix_packed_examples(monkeypatch):
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_the_chosen_attention_is_the_models(attention):
-    loaded = load_base(config(f"model.attention={attention}"), (), Rng(1))
+    loaded = load_base(config(f"model.attention={attention}"), Form(), Rng(1))
     assert loaded.model.config._attn_implementation == attention
-    assert load_base(config(), (), Rng(1)).model.config._attn_implementation == "sdpa"
+    assert load_base(config(), Form(), Rng(1)).model.config._attn_implementation == "sdpa"
 
 
 def test_an_attention_that_the_model_lacks_is_refused():
@@ -148,9 +148,9 @@ def test_groups_with_one_base_share_its_memory(overrides):
     tables = {**FILE, "model": {**FILE["model"], **overrides}, "clients": {}}
     tables["groups"] = [{"label": str(rank), "budget": 2, "adapter": {"rank": rank}} for rank in (2, 4)]
     groups = parts(load(tables)[0])
-    one, other = load_all(groups, dict.fromkeys(range(2), ()), Rng(1))
+    one, other = load_all(groups, dict.fromkeys(range(2), Form()), Rng(1))
     assert one is not other
     pairs = zip(one.model.parameters(), other.model.parameters(), strict=True)
     assert all(own.data_ptr() == same.data_ptr() for own, same in pairs)
-    (twin, again) = load_all([groups[0], groups[0]], {0: ()}, Rng(1))
+    (twin, again) = load_all([groups[0], groups[0]], {0: Form()}, Rng(1))
     assert twin is again

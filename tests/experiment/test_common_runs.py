@@ -166,7 +166,7 @@ def test_a_client_that_would_train_nothing_is_refused_before_a_model_is_loaded(m
 
 def test_models_that_read_unlike_inputs_have_none_in_common() -> None:
     text = FILE.replace('"tiny:vit?layers=3&width=16", task = "image', '"tiny:bert", task = "sequence')
-    with pytest.raises(ConfigError, match="read images and those of others text"):
+    with pytest.raises(ConfigError, match="models of the groups read images, texts"):
         build(parse(tomllib.loads(text)))
 
 

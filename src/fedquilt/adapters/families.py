@@ -45,6 +45,7 @@ FAMILIES: dict[str, Family] = {
     "T5 and MPNet": Family("q", value="v"),
     "CTRL": Family("Wq", value="Wv"),
     "DeBERTa": Family("in_proj"),
+    "MLP for tables": Family(up="expand", down="contract"),
 }
 """Default targets are looked up in this order; families without an output module do not support mixtures."""
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from fedquilt.config.strict import STRICT
-from fedquilt.core.settings import Count, Text
+from fedquilt.core.settings import Bound, Count, Text
 from fedquilt.core.tasks import tasks_where
+
+Span = tuple[Bound, Bound]
+"""The lowest and the highest of some numbers."""
 
 
 class Data(BaseModel):
@@ -55,6 +58,18 @@ class Data(BaseModel):
     """Largest number of tokens that a language model generates for an answer."""
     image: str = "image"
     """Column of the image."""
+    columns: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
+    """Columns of numbers and categories that a model of tables reads; if left out, all but labels, client ids and
+    columns that number the rows."""
+    categorical: tuple[Text, ...] = ()
+    """Columns that hold categories though they look like numbers, as codes do."""
+    ranges: dict[str, Span] = {}
+    """Lowest and highest ordinary value of columns of numbers, as ``{age = [0, 100]}``: mapped to -1 and 1. Other
+    columns get mean 0 and variance 1 over all clients' training rows, which no client of the scheme ``sites`` can
+    know: there every column must be in ``ranges`` or in ``categories``."""
+    categories: dict[str, Annotated[tuple[Text, ...], Field(min_length=1)]] = {}
+    """Categories of columns, as ``{sex = ["f", "m"]}``; any other value is one more. Those of other columns are found
+    in all clients' training rows."""
     group: str | None = None
     """Column of the natural client id."""
     limit: Count | None = None
@@ -64,12 +79,31 @@ class Data(BaseModel):
     proxy: Annotated[int, Field(ge=0)] = 0
     """Size of the proxy set: rows that only the server holds."""
 
+    @field_validator("ranges")
+    @classmethod
+    def _are_ranges(cls, ranges: dict[str, Span]) -> dict[str, Span]:
+        if odd := [name for name, (low, high) in ranges.items() if not low < high]:
+            raise ValueError(f"the range of '{odd[0]}' must begin with the lower of two numbers: {[*ranges[odd[0]]]}")
+        return ranges
+
+    @model_validator(mode="after")
+    def _declares_once(self) -> Data:
+        if twice := [name for name in self.ranges if name in (*self.categories, *self.categorical)]:
+            raise ValueError(
+                f"ranges has '{twice[0]}', which is a column of categories too; a column has a range or categories"
+            )
+        declared = (*self.ranges, *self.categories, *self.categorical)
+        if self.columns is not None and (unread := [name for name in declared if name not in self.columns]):
+            raise ValueError(f"'{unread[0]}' is declared and not among columns; add it there, or leave it out")
+        return self
+
 
 _TEXT = tasks_where(lambda task: task.reads == "text")
 _LANGUAGE = tasks_where(lambda task: task.writes)
 _IMAGES = tasks_where(lambda task: task.reads == "image")
+_TABLES = tasks_where(lambda task: task.reads == "table")
 _CLASSIFIERS = tasks_where(lambda task: task.has_classes)
-_FOR = {_TEXT: "models of text", _LANGUAGE: "language models", _IMAGES: "models of images"}
+_FOR = {_TEXT: "models of text", _LANGUAGE: "language models", _IMAGES: "models of images", _TABLES: "models of tables"}
 _TASKS: dict[str, tuple[str, ...]] = {
     "text": _TEXT,
     "pair": _TEXT,
@@ -79,6 +113,10 @@ _TASKS: dict[str, tuple[str, ...]] = {
     "words": _LANGUAGE,
     "answers": _LANGUAGE,
     "image": _IMAGES,
+    "columns": _TABLES,
+    "categorical": _TABLES,
+    "ranges": _TABLES,
+    "categories": _TABLES,
 }
 """The tasks that a key is for; other keys are for all tasks."""
 

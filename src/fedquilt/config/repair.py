@@ -41,6 +41,7 @@ _STAND_INS: dict[tuple[str, ...], Any] = {
 _TOGETHER = {
     "partition": ("test_fraction", "validation_fraction"),
     "clients": ("shares", "budgets", "ranks"),
+    "data": ("columns", "categorical", "ranges", "categories"),
     "training": ("steps", "epochs"),
     "adapter": tuple(name for name in fields_of(Adapter) if name != "kind"),
 }

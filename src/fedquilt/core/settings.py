@@ -44,6 +44,7 @@ Rate = Annotated[float, Gt(0), Le(LARGEST)]
 Strength = Annotated[float, Ge(0), Le(LARGEST)]
 Share = Annotated[float, Ge(0), Lt(1)]
 Part = Annotated[float, Ge(0), Le(1)]
+Bound = Annotated[float, Ge(-LARGEST), Le(LARGEST)]
 # settings that multiply or divide values of unknown size: far from the limits of floats, as the square of 1e-200 is 0
 Factor = Annotated[float, Ge(1e-6), Le(MOST)]
 Positive = Annotated[float, Gt(0), Le(MOST)]

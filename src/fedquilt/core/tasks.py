@@ -17,7 +17,7 @@ class Task:
     Attributes
     ----------
     reads
-        What a row's input is.
+        What a row's input is: an image, a text, or columns of numbers and categories.
     labels
         What is learned of a row. For texts ``models.reading.ENCODERS`` has an encoder for each kind of label, and
         ``client.task.SCORINGS`` has its loss and accuracy:
@@ -25,12 +25,12 @@ class Task:
         - ``"class"``: the row's class, by a model whose head has one output for each class;
         - ``"completion"``: the next tokens of a text, which the model can also generate.
     auto_class
-        The class of transformers that loads models for the task.
+        The class of transformers that loads models for the task; for rows of tables one of ``models.mlp``.
     peft_type
         The ``task_type`` in a PEFT config; None where PEFT has none for the task.
     """
 
-    reads: Literal["image", "text"]
+    reads: Literal["image", "text", "table"]
     labels: Literal["class", "completion"]
     auto_class: str
     peft_type: str | None
@@ -49,6 +49,7 @@ class Task:
 TASKS: Mapping[str, Task] = {
     "image-classification": Task("image", "class", "AutoModelForImageClassification", None),
     "sequence-classification": Task("text", "class", "AutoModelForSequenceClassification", "SEQ_CLS"),
+    "tabular-classification": Task("table", "class", "AutoModelForTabularClassification", None),
     "causal-lm": Task("text", "completion", "AutoModelForCausalLM", "CAUSAL_LM"),
 }
 """Every task by its name in the run file."""

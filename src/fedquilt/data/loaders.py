@@ -16,11 +16,11 @@ from torch import Tensor
 from fedquilt.core.errors import DataError, suggestion
 from fedquilt.core.rng import Rng
 from fedquilt.data.bad_rows import Troubles
+from fedquilt.data.cells import Wanted
 from fedquilt.data.classes import matched
-from fedquilt.data.columns import classes, column, found, groups, published, strings
-from fedquilt.data.prompts import class_words, conversations, filled, layout_of, placeholders, rendered
+from fedquilt.data.interpretation import table_of, table_of_cells
+from fedquilt.data.prompts import placeholders
 from fedquilt.data.readers.by_location import read_location
-from fedquilt.data.readers.images import Pictures, decoded
 from fedquilt.data.readers.raw_columns import Raw, joined
 from fedquilt.data.synthetic.arithmetic_source import PREFIX, arithmetic_source
 from fedquilt.data.table import Table
@@ -42,8 +42,9 @@ def load_table(
     limit: int | None = None,
     rng: Rng | None = None,
     objects: Mapping[str, Any] = MappingProxyType({}),
+    cells: Wanted | None = None,
 ) -> Table:
-    """The rows of ``source`` as a table of images or of text.
+    """The rows of ``source`` as a table of images, of text or of cells.
 
     A column ``is_train`` is the published split. Labels are numbered in ascending order of their values unless the
     source names its classes.
@@ -68,6 +69,8 @@ def load_table(
         The most rows, kept in their order, and the stream that draws them; the first ones if it is None.
     objects
         Sources that are objects of the calling program: the columns of each split, as ``readers.in_memory`` makes them.
+    cells
+        The columns of numbers and categories to read; with None the rows are images or text.
 
     Raises
     ------
@@ -84,6 +87,7 @@ def load_table(
         location, _, named = location.partition("@")
         split = split or named or None
     wanted = {text, pair, label, target, image, group, *(placeholders(prompt) if prompt else ())} - {None}
+    wanted |= {*cells.columns} if cells and cells.columns else set()
     splits = objects[source] if source in objects else read_location(location, source, {str(name) for name in wanted})
     raw, is_train = _chosen(splits, split, label, source)
     if raw.num_rows == 0:
@@ -92,7 +96,10 @@ def load_table(
     if group is None and location.endswith(".npz") and "client" in raw.names:
         group = "client"
     names = {"text": text, "pair": pair, "label": label, "target": target, "image": image, "group": group}
-    table = _table(raw, source, names, format, prompt, words)
+    if cells is None:
+        table = table_of(raw, source, names, format, prompt, words)
+    else:
+        table = table_of_cells(raw, source, names, cells)
     if is_train is not None:
         table = replace(table, is_train=is_train)
     if len(splits) == 1 and split not in splits:
@@ -210,81 +217,3 @@ def _chosen(splits: Mapping[str, Raw], split: str | None, label: str, source: st
 def _unlabelled(raw: Raw, label: str) -> bool:
     # hub benchmarks hide the answers of their test split behind -1
     return label in raw.class_names and all(value == -1 for value in raw.read(label))
-
-
-def _table(
-    raw: Raw,
-    source: str,
-    names: Mapping[str, str | None],
-    format: str,
-    prompt: str | None,
-    words: Mapping[str, str] | None,
-) -> Table:
-    text, image, label = (str(names[key]) for key in ("text", "image", "label"))
-    pair, target, group = names["pair"], names["target"], names["group"]
-    layout = "plain" if format == "auto" and found(raw, image) else layout_of(raw, format, text, source)
-    if pair is not None and prompt is None and layout != "plain":
-        raise DataError(
-            f"data.pair = '{pair}': the columns of the format '{layout}' have no second text; leave data.pair out, or "
-            "write all of the prompt in data.prompt"
-        )
-    if text != "text" and prompt is None and layout != "plain":
-        raise DataError(
-            f"data.text = '{text}': the columns of data.format = '{layout}' have names of their own; leave data.text "
-            "out"
-        )
-    posed = prompt is not None or layout != "plain"
-    has_text, has_image = posed or found(raw, text) is not None, found(raw, image) is not None
-    if not has_text and not has_image:
-        hint = suggestion(text, raw.names) or suggestion(image, raw.names)
-        raise DataError(
-            f"data.source = '{source}': there is neither a column '{text}' (data.text) nor a column '{image}' "
-            "(data.image)"
-            f"{hint}; columns: {', '.join(raw.names)}"
-        )
-    kind = "image" if has_image and not posed and not (has_text and (pair or target)) else "text"
-    troubles = Troubles(raw.origin, raw.troubles)
-    inputs: Tensor | Pictures | list[str]
-    turns = None
-    targets = None if target is None else strings(raw, "target", target, source, troubles)
-    if kind == "image":
-        told_of = f"data.source = '{source}'"
-        inputs = decoded(column(raw, "image", image, source), f"column '{found(raw, image)}'", troubles, told_of)
-    elif layout != "plain":
-        dialogues = conversations(raw, layout, troubles)
-        turns, targets = (dialogues.turns if prompt is None else None), targets or dialogues.completions
-        inputs = [rendered(one) for one in dialogues.turns]
-    elif prompt is None:
-        inputs = strings(raw, "text", text, source, troubles)
-    if prompt is not None:
-        inputs = filled(prompt, raw, {"text": text} | ({"pair": pair} if pair else {}), source, troubles)
-    labels: Tensor | None = None
-    names_of: tuple[str, ...] = ()
-    # a source without the default column has no labels; a column that the user named must be there
-    if found(raw, label) is not None or label != "label":
-        labels, names_of = classes(raw, label, source, troubles)
-    ids, group_names = (None, ()) if group is None else groups(raw, group, source, troubles)
-    table = Table(
-        kind,
-        inputs,
-        labels,
-        names_of,
-        # what stands in a prompt is no second text
-        pairs=None if pair is None or prompt is not None else strings(raw, "pair", pair, source, troubles),
-        targets=targets,
-        turns=turns,
-        groups=ids,
-        group_names=group_names,
-        is_train=published(raw, troubles),
-        columns=raw.names,
-        origin=raw.origin,
-    )
-    troubles.refuse(f"data.source = '{source}'")
-    if words is not None and targets is not None:
-        raise DataError(
-            f"data.words = {dict(words)}: are written for classes, and the completions of '{source}' are a column of "
-            "their own; leave data.words out"
-        )
-    if targets is None and (prompt or words) and labels is not None:
-        return replace(table, targets=class_words(labels.tolist(), names_of, words))
-    return table

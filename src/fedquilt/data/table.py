@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 
 from fedquilt.core.errors import DataError
+from fedquilt.data.cells import Cells, concatenated_cells
 from fedquilt.data.prompts import Turns
 from fedquilt.data.readers.images import Pictures
 from fedquilt.data.readers.raw_columns import Origin, joined_origins
 
 Row = TypeVar("Row")
+
+Inputs = Tensor | Pictures | list[str] | Cells
+"""The inputs of the rows of a table, see ``Table.inputs``."""
 
 Columns = dict[str, Tensor]
 """Model-ready rows by column name; every tensor has the same first dimension."""
@@ -32,10 +36,10 @@ class Table:
     Attributes
     ----------
     kind
-        ``"image"`` or ``"text"``.
+        ``"image"``, ``"text"`` or ``"table"``.
     inputs
-        uint8 images ``(n, H, W)`` or ``(n, H, W, 3)``, ``Pictures`` of different sizes, or ``n`` strings: sentences, or
-        the prompts of a causal language model.
+        uint8 images ``(n, H, W)`` or ``(n, H, W, 3)``, ``Pictures`` of different sizes, ``n`` strings (sentences, or
+        the prompts of a causal language model), or ``Cells``, columns of numbers and categories.
     labels
         Class numbers, int64 ``(n,)``; None if the source has none.
     classes
@@ -59,7 +63,7 @@ class Table:
     """
 
     kind: str
-    inputs: Tensor | Pictures | list[str]
+    inputs: Inputs
     labels: Tensor | None
     classes: tuple[str, ...]
     pairs: list[str] | None = None
@@ -74,12 +78,19 @@ class Table:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    @property
+    def texts(self) -> list[str]:
+        """The inputs of a table of text; none for other tables."""
+        return self.inputs if isinstance(self.inputs, list) else []
+
     def rows(self, indices: Indices) -> Table:
         """The rows numbered ``indices``, in that order, as a table with the same classes."""
         chosen = as_index(indices)
-        inputs: Tensor | Pictures | list[str]
+        inputs: Inputs
         if isinstance(self.inputs, Tensor):
             inputs = self.inputs[chosen]
+        elif isinstance(self.inputs, Cells):
+            inputs = self.inputs.rows(chosen.numpy())
         elif isinstance(self.inputs, Pictures):
             inputs = Pictures(self.inputs[row] for row in chosen.tolist())
         else:
@@ -147,13 +158,17 @@ def _numbered(labels: Tensor, own: Sequence[str], classes: Sequence[str]) -> Ten
     return torch.tensor([classes.index(name) for name in own], dtype=torch.int64)[labels]
 
 
-def _joined_inputs(inputs: Sequence[Tensor | Pictures | list[str]]) -> Tensor | Pictures | list[str]:
+def _joined_inputs(inputs: Sequence[Inputs]) -> Inputs:
     stacks = [own for own in inputs if isinstance(own, Tensor)]
+    cells = [own for own in inputs if isinstance(own, Cells)]
+    if cells:
+        return concatenated_cells(cells)
     if len(stacks) == len(inputs) and len({own.shape[1:] for own in stacks}) == 1:
         return torch.cat(stacks)
     if isinstance(inputs[0], list):
-        return [text for own in inputs for text in own if isinstance(text, str)]
-    return Pictures(picture for own in inputs for picture in own if isinstance(picture, Tensor))
+        return [text for own in inputs if isinstance(own, list) for text in own]
+    pictures = [own for own in inputs if isinstance(own, Tensor | Pictures)]
+    return Pictures(picture for own in pictures for picture in own)
 
 
 def _form(table: Table) -> str:

@@ -150,6 +150,8 @@ def _inputs(model: Any, rows: int, max_length: int) -> dict[str, Tensor]:
         size = getattr(config, "image_size", None) or 224  # a convolutional network takes any size
         height, width = (size, size) if isinstance(size, int) else size
         return {"pixel_values": torch.zeros(rows, getattr(config, "num_channels", 3), height, width, device=device)}
+    if model.main_input_name == "features":
+        return {"features": torch.zeros(rows, config.num_features, device=device)}
     tokens = min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
     # transformers uses a mask of four dimensions as it is, and would need the values of one of two
     mask = torch.ones(rows, 1, tokens, tokens, dtype=torch.bool, device=device)

@@ -20,7 +20,7 @@ from fedquilt.core.types import Budget, ClientId, Layout, Profile
 from fedquilt.data.table import Table
 from fedquilt.experiment.buffers import refuse_layouts
 from fedquilt.experiment.compatibility import refuse_contradictions
-from fedquilt.experiment.data import AssignedRows, classes_here, read
+from fedquilt.experiment.data import AssignedRows, read
 from fedquilt.experiment.data_of_groups import DataSource, data_sources, naming_groups
 from fedquilt.experiment.first_round import refuse_idle
 from fedquilt.experiment.groups import (
@@ -37,10 +37,11 @@ from fedquilt.experiment.groups import (
 from fedquilt.experiment.inputs_record import announced_record, record_of
 from fedquilt.experiment.method import Chosen, chosen, wrapped
 from fedquilt.experiment.models import (
-    Classes,
+    Form,
     architectures,
-    classes_of,
     device_of,
+    form_here,
+    form_of,
     kind_of,
     load_all,
 )
@@ -168,24 +169,24 @@ def build(config: Config, here: Collection[ClientId] | None = None, *, on_site: 
         with naming_groups(*source.parts):
             table, test = tables_of(source, rng, here)
             assigned.append((source, source.assign(table, test, rng, here)))
-    classes = {part.place: classes_of(part, rows.table) for source, rows in assigned for part in source.parts}
+    forms = {part.place: form_of(part.config, rows.table, rows) for source, rows in assigned for part in source.parts}
     owned = [ServerRows() if on_site else server_rows(part, rng) for part in (*owner, *endpoint_parts(config))]
     if not on_site:
         refuse_unusable(config)
-    classes |= {part.place: classes_of(part, rows.table) for part, rows in zip(owner, owned, strict=False)}
+    forms |= {part.place: form_of(part.config, rows.table) for part, rows in zip(owner, owned, strict=False)}
     every = (*groups, *owner)
-    shapes = load_all(every, classes, rng, meta=True)
+    shapes = load_all(every, forms, rng, meta=True)
     for part, shape in zip(groups, shapes, strict=False):
         check_part(part, shape)
-    without = joined(config, method, every, classes, shapes, rng)  # errors are raised before weights are loaded
+    without = joined(config, method, every, forms, shapes, rng)  # errors are raised before weights are loaded
     refuse_idle(without.method, without.federation, rng)
     # a site needs only the weights of its own group's model, and the shapes of the others
     served = () if on_site else owner
     real = [
         part.place for part in (*groups, *served) if not here or part.is_server or any(id in part.ids for id in here)
     ]
-    weighed = load_all(every, classes, rng, real=real)
-    return joined(config, method, every, classes, weighed, rng, assigned, owned=owned)
+    weighed = load_all(every, forms, rng, real=real)
+    return joined(config, method, every, forms, weighed, rng, assigned, owned=owned)
 
 
 def tables_of(source: DataSource, rng: Rng, here: Collection[ClientId] | None) -> tuple[Table | None, Table | None]:
@@ -198,19 +199,19 @@ def shaped(config: Config) -> Experiment:
     method, groups, owner = chosen(config), parts(config), server_parts(config)
     refuse_contradictions(config, groups, method)
     rng, every = Rng(config.seed), (*groups, *owner)
-    classes = {part.place: classes_here(part.config) for part in every}
-    shapes = load_all(every, classes, rng, meta=True)
+    forms = {part.place: form_here(part.config) for part in every}
+    shapes = load_all(every, forms, rng, meta=True)
     for part, shape in zip(groups, shapes, strict=False):
         check_part(part, shape)
     owned = [planned_rows(part, rng) for part in (*owner, *endpoint_parts(config))]
-    return joined(config, method, every, classes, shapes, rng, owned=owned)
+    return joined(config, method, every, forms, shapes, rng, owned=owned)
 
 
 def joined(
     config: Config,
     wanted: Chosen,
     parts: Sequence[Part],
-    classes: Mapping[int, Classes],
+    forms: Mapping[int, Form],
     loaded: Sequence[Loaded],
     rng: Rng,
     assigned: Sequence[tuple[DataSource, AssignedRows]] | None = None,
@@ -224,7 +225,7 @@ def joined(
     config : the run file.
     wanted : the method that it names.
     parts : its groups, and behind them the server if it owns a model.
-    classes : the classes of each group, by its number.
+    forms : what of the data the form of each group's model depends on, by its number.
     loaded : the model of each group.
     rng : the random stream of the run.
     assigned : the rows of each source; None for an experiment of shapes on the meta device.
@@ -232,7 +233,7 @@ def joined(
     owned : the rows of the server, if it owns a model and they are here.
     """
     device, shape = device_of(config.device) if assigned else torch.device("meta"), torch.device("meta")
-    names = architectures(parts, [kind_of(part, classes[part.place]) for part in parts], loaded)
+    names = architectures(parts, [kind_of(part, forms[part.place]) for part in parts], loaded)
     sized = {name: model.blocks.num_layers for name, model in zip(names, loaded, strict=True)}
     depths = {name: sized[name] for part, name in zip(parts, names, strict=True) if not part.is_server}
     rows_of = EncodedRows(assigned)

@@ -12,17 +12,19 @@ from fedquilt.config.groups import Part, endpoint_parts, parts, server_parts
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, FedquiltError
 from fedquilt.core.rng import Rng
+from fedquilt.core.tasks import TASKS
 from fedquilt.core.types import Budget, ClientId
 from fedquilt.data.partition import settings_problems
 from fedquilt.data.table import Table
 from fedquilt.experiment.build import joined, tables_of
 from fedquilt.experiment.compatibility import refuse_contradictions
 from fedquilt.experiment.cut_rows import notes_on
-from fedquilt.experiment.data import NODE, SITES
+from fedquilt.experiment.data import NODE, AssignedRows
 from fedquilt.experiment.data_of_groups import DataSource, data_sources, naming_groups
+from fedquilt.experiment.features import SITES
 from fedquilt.experiment.groups import budgets_of, check_part
 from fedquilt.experiment.method import chosen
-from fedquilt.experiment.models import Classes, classes_of, device_of, load, load_all, max_new_tokens
+from fedquilt.experiment.models import Form, device_of, form_of, load, load_all, max_new_tokens
 from fedquilt.experiment.server import refuse_unusable, server_rows
 
 Known = dict[Hashable, tuple[Any, FedquiltError | None]]
@@ -71,11 +73,16 @@ def check(
     method = None if spoilt.touches("method.name") else found.attempt(lambda: chosen(config))
     unsure = bool(config.groups) and spoilt.touches(*_OF_GROUPS)
     groups = () if unsure else found.attempt(lambda: parts(config)) or ()
-    classes: dict[int, Classes] = {}
+    forms: dict[int, Form] = {}
     rows: dict[int, Table | None] = {}
     for source in () if config.groups and not groups else data_sources(config, groups):
-        table = _checked_data(source, known, rng, here, found)
-        classes |= {part.place: classes_of(part, table) for part in source.parts}
+        table, assigned = _checked_data(source, known, rng, here, found)
+        unread = table is None and assigned is None
+        for part in source.parts:
+            if unread and TASKS[part.config.model.task].reads == "table":
+                continue  # the width of its model follows from the rows
+            form = found.attempt(partial(form_of, part.config, table, assigned), part)
+            forms |= {} if form is None else {part.place: form}
         rows |= dict.fromkeys((part.place for part in source.parts), table)
     found.attempt(lambda: device_of(config.device))
     fitting: dict[int, tuple[Budget, ...]] = {}
@@ -84,9 +91,9 @@ def check(
         budgets = None
         if not spoilt.touches("clients.shares", "clients.budgets", "clients.ranks", "partition.num_clients"):
             budgets = found.attempt(partial(budgets_of, part), part)
-        if _lacks(config, part, "model"):
+        if _lacks(config, part, "model") or part.place not in forms:
             continue
-        which, make = _model_of(part, classes), partial(load, part.config, classes[part.place], rng, meta=True)
+        which, make = _model_of(part, forms), partial(load, part.config, forms[part.place], rng, meta=True)
         tried = found.attempt(partial(_once, known, ("tried", which), partial(make, trial=True)), part)
         shape = tried or found.attempt(partial(_once, known, ("shape", which), make), part)
         if shape is None:
@@ -103,22 +110,22 @@ def check(
             found.attempt(partial(check_part, part, shape))
             depth = shape.blocks.num_layers  # with budgets that fit, so that other problems of the method are found too
             fitting[part.place] = tuple(replace(budget, layers=min(budget.layers, depth)) for budget in budgets)
-    owner = _checked_server(config, rng, classes, found)
+    owner = _checked_server(config, rng, forms, found)
     if method and groups and not spoilt.touches(*_RULES):
         said = len(found.problems)
         found.attempt(lambda: refuse_contradictions(config, groups, method))
         contradictory = len(found.problems) > said  # then the method cannot be made
     if method and groups and len(fitting) == len(groups) and owner is not None and not spoilt and not contradictory:
         every = (*groups, *owner)
-        shapes = load_all(every, classes, rng, meta=True)
-        found.attempt(lambda: joined(config, method, every, classes, shapes, rng, budgets=fitting))
+        shapes = load_all(every, forms, rng, meta=True)
+        found.attempt(lambda: joined(config, method, every, forms, shapes, rng, budgets=fitting))
     return list(found.problems)
 
 
-def _checked_server(config: Config, rng: Rng, classes: dict[int, Classes], found: _Found) -> tuple[Part, ...] | None:
+def _checked_server(config: Config, rng: Rng, forms: dict[int, Form], found: _Found) -> tuple[Part, ...] | None:
     """The server's part, if it owns a model that can be loaded and rows that can be read; None after problems.
 
-    Its classes are added to ``classes``.
+    Its form is added to ``forms``.
     """
     if config.server is not None and config.spoilt.touches("server", "adapter", "training"):
         return None
@@ -130,8 +137,8 @@ def _checked_server(config: Config, rng: Rng, classes: dict[int, Classes], found
         rows = found.attempt(partial(server_rows, part, rng))
         if rows is None:
             return None
-        classes[part.place] = classes_of(part, rows.table)
-        tried = partial(load, part.config, classes[part.place], rng, meta=True, trial=True)
+        forms[part.place] = form_of(part.config, rows.table)
+        tried = partial(load, part.config, forms[part.place], rng, meta=True, trial=True)
         if found.attempt(tried, part) is None:
             return None
     return () if owner is None else tuple(owner)
@@ -150,11 +157,11 @@ def _once(known: Known, key: Hashable, step: Callable[[], Any]) -> Any:
     return made
 
 
-def _model_of(part: Part, classes: dict[int, Classes]) -> str:
+def _model_of(part: Part, forms: dict[int, Form]) -> str:
     """A text of everything that the trial of a group's model depends on."""
     config = part.config
     about = (config.data.classes is not None, max_new_tokens(config), config.adapter.kind, config.head.policy)
-    return f"{config.model!r} {classes[part.place]} {about} {config.seed}"
+    return f"{config.model!r} {forms[part.place]} {about} {config.seed}"
 
 
 def method_problems(config: Config) -> list[str]:
@@ -174,8 +181,8 @@ def _lacks(config: Config, part: Part, section: str) -> bool:
 
 def _checked_data(
     source: DataSource, known: Known, rng: Rng, here: Collection[ClientId] | None, found: _Found
-) -> Table | None:
-    """The rows of a source, or None if they cannot be read; notes problems of reading and partitioning them."""
+) -> tuple[Table | None, AssignedRows | None]:
+    """The rows of a source and their assignment, None where that fails; notes problems of reading and partitioning."""
     config, own, spoilt = source.config, source.parts, source.config.spoilt
     odd: list[str] = []
     settings = [key for key in spoilt.under("partition") if key[1] not in Partition.model_fields]
@@ -183,19 +190,20 @@ def _checked_data(
         odd = settings_problems(config.partition.scheme, config.partition.settings)
         found.attempt(partial(_refuse, odd), *own)
     if spoilt.touches("model.task", "partition.scheme") or any(_lacks(config, part, "data") for part in own):
-        return None
+        return None, None
     key = f"{config.data!r} {config.partition!r} {config.model.task} {config.seed} {source.ids[:1]}"
     if here is None and config.data.source == NODE and config.partition.scheme == SITES:
         here = ()
     read = found.attempt(lambda: _once(known, key, lambda: tables_of(source, rng, here)), *own)
     if read is None:
-        return None
+        return None, None
+    assigned = None
     table: Table | None
     table, test = read
     if not odd and not spoilt.touches("partition"):
         dealt = ("dealt", key, source.ids, *(part.label for part in own))  # in a comparison the same for all methods
-        found.attempt(lambda: _once(known, dealt, lambda: source.assign(table, test, rng, here)), *own)
-    return table
+        assigned = found.attempt(lambda: _once(known, dealt, lambda: source.assign(table, test, rng, here)), *own)
+    return table, assigned
 
 
 def _refuse(problems: list[str]) -> None:

@@ -18,10 +18,9 @@ from fedquilt.data.holdout import ClientRows, carve_proxy, split_clients
 from fedquilt.data.loaders import limited, load_table, published_split, require_labels, with_classes
 from fedquilt.data.partition import partition
 from fedquilt.data.table import Table, concatenated
+from fedquilt.data.tabular import Preprocessor
+from fedquilt.experiment.features import SITES, features_of, undeclared, wanted_cells
 from fedquilt.experiment.prompt_checks import check_posing
-
-SITES = "sites"
-"""The partition scheme in which every client has its own source."""
 
 NODE = "node"
 """The name of the source that each node's own config defines."""
@@ -38,6 +37,7 @@ class AssignedRows:
     splits : the training, validation and test rows of each client, as indices into ``table``.
     proxy : the rows of the server, likewise.
     names : the natural ids of the clients in the data, if it has any.
+    features : how columns become features, for a model that reads tables.
     """
 
     table: Table | None
@@ -45,6 +45,7 @@ class AssignedRows:
     splits: Mapping[ClientId, ClientRows]
     proxy: np.ndarray
     names: Mapping[ClientId, str] = field(default_factory=dict)
+    features: Preprocessor | None = None
 
 
 def read(config: Config, rng: Rng, here: Collection[ClientId] | None = None) -> tuple[Table | None, Table | None]:
@@ -62,7 +63,7 @@ def read(config: Config, rng: Rng, here: Collection[ClientId] | None = None) -> 
         check_kind(config, table, "source", data.source)
         table = _as_named(config, table, data.source)
     if data.test is not None:
-        rows, held_out = published_split(load_table(data.test, **_columns(config)))
+        rows, held_out = published_split(load_table(data.test, **_columns(config, table)))
         test = rows if held_out is None else held_out  # the test rows must not be rows that others train on
     if test is None and data.test_limit is not None and here is None:
         raise ConfigError(f"data.test_limit = {data.test_limit}: there is no common test set; leave it out")
@@ -89,6 +90,8 @@ def _of_sites(config: Config, rng: Rng, here: Collection[ClientId]) -> Table | N
             "data.classes: missing; with partition.scheme = 'sites' no party sees all classes, so name them, as in "
             "classes = ['cat', 'dog']"
         )
+    if TASKS[config.model.task].reads == "table":
+        problems += undeclared(data)
     if data.proxy:
         problems.append(
             f"data.proxy = {data.proxy}: with partition.scheme = 'sites' the server has no rows; leave it out"
@@ -135,16 +138,19 @@ def _as_named(config: Config, table: Table, source: str) -> Table:
     return with_classes(table, classes, f"data.source = '{source}'", "data.classes does not name")
 
 
-def _columns(config: Config) -> dict[str, Any]:
+def _columns(config: Config, like: Table | None = None) -> dict[str, Any]:
     keys = {"text", "pair", "label", "target", "image", "group", "format", "prompt", "words"}
-    return config.data.model_dump(include=keys) | {"objects": config.objects}
+    return config.data.model_dump(include=keys) | {
+        "objects": config.objects,
+        "cells": wanted_cells(config, like),
+    }
 
 
 def check_kind(config: Config, table: Table, key: str, source: str) -> None:
-    """Raise ConfigError or DataError if the table lacks what the task needs: images or text, labels, or answers."""
+    """Raise ConfigError or DataError if the table lacks what the task needs: images, text or cells, labels, answers."""
     task = TASKS[config.model.task]
     if table.kind != task.reads:
-        words = {"image": "images", "text": "text"}
+        words = {"image": "images", "text": "text", "table": "columns of numbers and categories"}
         fitting = one_of(tasks_where(lambda other: other.reads == table.kind))
         raise ConfigError(
             f"data.{key} = '{source}': holds {words[table.kind]}, and model.task = '{config.model.task}' needs "
@@ -176,7 +182,7 @@ def assign(
     """
     data, wanted = config.data, config.partition
     if table is None:
-        return AssignedRows(None, test, {}, np.empty(0, dtype=np.int64))
+        return AssignedRows(None, test, {}, np.empty(0, dtype=np.int64), features=features_of(config, None))
     labels = None if table.labels is None else table.labels.numpy()
     ids = list(range(wanted.num_clients) if here is None or wanted.scheme != SITES else here)
     parts = partition(
@@ -197,7 +203,8 @@ def assign(
         validation_fraction=wanted.validation_fraction,
     )
     names = _names(table, dict(zip(ids, parts, strict=True))) if wanted.scheme == "natural" else {}
-    return AssignedRows(table, test, splits, proxy, names)
+    trained = np.sort(np.concatenate([split.train for split in splits.values()]))
+    return AssignedRows(table, test, splits, proxy, names, features_of(config, table, trained))
 
 
 def _names(table: Table, parts: Mapping[ClientId, np.ndarray]) -> dict[ClientId, str]:
@@ -207,15 +214,11 @@ def _names(table: Table, parts: Mapping[ClientId, np.ndarray]) -> dict[ClientId,
     return {client: table.group_names[id] if table.group_names else str(id) for client, id in ids.items()}
 
 
-def classes_here(config: Config) -> tuple[str, ...]:
-    """The classes of the data if it is on this machine; empty for a language model or if they are unknown."""
-    if not TASKS[config.model.task].has_classes:
-        return ()
-    if config.data.classes is not None:
-        return config.data.classes
-    if config.data.source.startswith("hub:"):
-        return ()
+def table_here(config: Config) -> Table | None:
+    """The rows of the config's source if they are on this machine, for a plan, which does not need them."""
+    if config.data.source.startswith("hub:") or config.partition.scheme == SITES:
+        return None
     try:
-        return load_table(config.data.source, **_columns(config)).classes
-    except DataError:  # a plan does not need the data
-        return ()
+        return limited(published_split(load_table(config.data.source, **_columns(config)))[0], config.data.limit)
+    except DataError:
+        return None

@@ -16,7 +16,8 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.tasks import TASKS
 from fedquilt.core.types import ClientId
 from fedquilt.data.table import Table
-from fedquilt.experiment.data import SITES, AssignedRows, assign, check_kind
+from fedquilt.experiment.data import AssignedRows, assign, check_kind
+from fedquilt.experiment.features import SITES
 
 
 @dataclass(frozen=True)

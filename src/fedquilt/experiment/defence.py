@@ -9,7 +9,7 @@ from fedquilt.config.schema import Config
 from fedquilt.core.checks import Check, reply_check
 from fedquilt.core.defence import Defence
 from fedquilt.core.types import Profile
-from fedquilt.experiment.data import SITES
+from fedquilt.experiment.features import SITES
 
 SITES_SHARE = 0.5
 """Default limit of a site's share of the total weight: never more than all others together."""

@@ -26,12 +26,15 @@ from fedquilt.core.params import num_bytes
 from fedquilt.core.types import ClientId, Memory, Order, Tree
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.groups import BuiltGroup
+from fedquilt.models.features import save_features
+from fedquilt.models.hf_files import PREPROCESSOR
 from fedquilt.models.locate import whole_of
 from fedquilt.record import Record, hold, read_config, read_partition, read_result
 from fedquilt.record.folder import ADAPTERS
 
 NO_OBJECTS: Mapping[str, Any] = MappingProxyType({})
-_OURS = {PARTS_FILE, *PARTS, *(name for kind in KINDS.values() for name in kind.files)}  # of an adapter, in any format
+# of an adapter, in any format
+_OURS = {PREPROCESSOR, PARTS_FILE, *PARTS, *(name for kind in KINDS.values() for name in kind.files)}
 _SERVER = "server"
 _FIRST = {PARTS_FILE, *(kind.files[0] for kind in KINDS.values() if kind.files)}  # of which each adapter has one
 
@@ -79,6 +82,8 @@ def _save(group: BuiltGroup, folder: Path, params: Mapping[str, torch.Tensor]) -
         save_model=loaded.save,
     )
     group.put.save(folder, params, export)
+    if loaded.reading.features is not None:
+        save_features(folder, loaded.reading.features)
 
 
 def export(

@@ -19,7 +19,7 @@ from fedquilt.core.factors import at_rank
 from fedquilt.core.types import ClientId
 from fedquilt.engine.flower.handshake import card
 from fedquilt.experiment.build import Experiment, build
-from fedquilt.experiment.data import SITES
+from fedquilt.experiment.features import SITES
 from fedquilt.experiment.inputs_record import rows_digest
 from fedquilt.experiment.threads import spare_threads
 

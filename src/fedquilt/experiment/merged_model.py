@@ -48,7 +48,7 @@ def export_merged(
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise RunError(f"--out {out}: is not an empty folder; give a new one, since a whole model is never overwritten")
     folder = adapter_folder(run, client, group, server=server)
-    config, classes, rng = base_of_run(run, client, group, server=server)
+    config, form, rng = base_of_run(run, folder, client, group, server=server)
     if KINDS[config.adapter.kind].trains_base:
         return export(run, out, client, group, server=server)
     if (folder / PARTS_FILE).is_file():
@@ -57,7 +57,7 @@ def export_merged(
             "compute that; export without --merged, or merge one of its parts with PEFT"
         )
     plain = config.model_copy(update={"model": replace(config.model, quantization="none")})
-    loaded = load(plain, classes, rng)
+    loaded = load(plain, form, rng)
     dequantize(loaded.model, loaded.blocks, config.model.quantization)
     _merge(load_adapter(loaded.model, folder, blocks=loaded.blocks))
     replace_folder(out.resolve(), loaded.save, "model")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -16,9 +17,11 @@ from fedquilt.core.errors import ConfigError
 from fedquilt.core.rng import Rng
 from fedquilt.core.tasks import TASKS
 from fedquilt.data.table import Table
+from fedquilt.data.tabular import Preprocessor
 from fedquilt.experiment.bases import base_dtype
-from fedquilt.experiment.data import classes_here
+from fedquilt.experiment.data import AssignedRows, table_here
 from fedquilt.experiment.data_of_groups import naming_groups
+from fedquilt.experiment.features import features_of, refuse_idle_columns
 from fedquilt.models.hf import load_model
 from fedquilt.models.labels import refuse_foreign
 from fedquilt.models.load_own import load_own
@@ -54,12 +57,22 @@ def max_new_tokens(config: Config) -> int:
     return 0 if config.data.answers is None and config.server is None else config.data.new_tokens
 
 
-def kind_of(part: Part, classes: Sequence[str]) -> str:
+class Form(NamedTuple):
+    """What of the data the form of a model depends on.
+
+    ``classes`` are those of a classifier, one output for each; empty for a language model, or to keep the model's own
+    head. ``features`` says how the columns of a table become the inputs; None for models that read no tables.
+    """
+
+    classes: tuple[str, ...] = ()
+    features: Preprocessor | None = None
+
+
+def kind_of(part: Part, form: Form) -> str:
     """A text of all settings that groups must have in common to train one adapter together."""
     config = part.config
-    return json.dumps(
-        [values_of(config.model), values_of(config.adapter), config.head.policy, list(classes)], sort_keys=True
-    )
+    settings = [values_of(config.model), values_of(config.adapter), config.head.policy, list(form.classes)]
+    return json.dumps([*settings, *([form.features.as_json()] if form.features else [])], sort_keys=True)
 
 
 def architectures(parts: Sequence[Part], kinds: Sequence[str], loaded: Sequence[Loaded]) -> tuple[str, ...]:
@@ -91,24 +104,29 @@ def share_base(loaded: Sequence[Loaded]) -> None:
                 same.append(parameter)
 
 
-Classes = tuple[str, ...]
-
-
 def num_layers(config: Config) -> int:
     """The number of transformer blocks of the config's model; no weights are loaded."""
-    return load(config, classes_here(config), Rng(config.seed), meta=True).blocks.num_layers
+    return load(config, form_here(config), Rng(config.seed), meta=True).blocks.num_layers
 
 
-def classes_of(part: Part, table: Table | None) -> Classes:
-    """The classes of a classifier; empty for a language model."""
-    if not TASKS[part.config.model.task].has_classes:
-        return ()
-    return (part.config.data.classes or ()) if table is None else table.classes
+def form_of(config: Config, table: Table | None, assigned: AssignedRows | None = None) -> Form:
+    """The form of the model of a config with these rows; columns are fitted anew unless the rows are ``assigned``."""
+    if not TASKS[config.model.task].has_classes:
+        return Form()
+    classes = (config.data.classes or ()) if table is None else table.classes
+    return Form(classes, features_of(config, table) if assigned is None else assigned.features)
+
+
+def form_here(config: Config) -> Form:
+    """The form of the model of a config, by its data if that is on this machine."""
+    task = TASKS[config.model.task]
+    known = not task.has_classes or (config.data.classes is not None and task.reads != "table")
+    return form_of(config, None if known else table_here(config))
 
 
 def load(
     config: Config,
-    classes: Classes,
+    form: Form,
     rng: Rng,
     *,
     meta: bool = False,
@@ -120,7 +138,7 @@ def load(
     Parameters
     ----------
     config : the config.
-    classes : the classes, one output for each; empty to keep the model's own head.
+    form : what of the data the model's form depends on.
     rng : the random stream of the run.
     meta : whether to load only shapes.
     trial : whether to also try a forward pass.
@@ -131,9 +149,10 @@ def load(
     loaded = (load_model if own is None else partial(load_own, own))(
         model.name,
         model.task,
-        num_classes=len(classes) or None,
+        num_classes=len(form.classes) or None,
         rng=rng.child("model"),
-        classes=classes,
+        classes=form.classes,
+        features=form.features,
         stated=config.data.classes is not None,
         labels=model.labels or (),
         revision=model.revision,
@@ -149,12 +168,13 @@ def load(
     )
     if config.head.policy == "frozen":
         refuse_foreign(loaded.outputs, model.name)
+    refuse_idle_columns(config.data, model.name, keeps=loaded.reading.features != form.features)
     return loaded
 
 
 def load_all(
     groups: Sequence[Part],
-    classes: Mapping[int, Classes],
+    forms: Mapping[int, Form],
     rng: Rng,
     *,
     meta: bool = False,
@@ -165,21 +185,21 @@ def load_all(
     Parameters
     ----------
     groups : the groups.
-    classes : the classes of each group, by its number.
+    forms : what of the data the form of each group's model depends on, by its number.
     rng : the random stream of the run.
     meta : whether to load only shapes.
     real : the numbers of the groups whose models get weights, None for all; the others are only shapes.
     """
     made: dict[str, Loaded] = {}
     frozen: list[Loaded] = []
-    kinds = [kind_of(part, classes[part.place]) for part in groups]
+    kinds = [kind_of(part, forms[part.place]) for part in groups]
     weighed = {kind for part, kind in zip(groups, kinds, strict=True) if real is None or part.place in real}
     for part, kind in zip(groups, kinds, strict=True):
         if kind not in made:
             shape = meta or kind not in weighed
             most = max(max_new_tokens(other.config) for other, own in zip(groups, kinds, strict=True) if own == kind)
             with naming_groups(part):
-                made[kind] = load(part.config, classes[part.place], rng, meta=shape, new_tokens=most)
+                made[kind] = load(part.config, forms[part.place], rng, meta=shape, new_tokens=most)
             if not shape:
                 made[kind].model.to(device_of(part.config.device))
                 frozen += [] if KINDS[part.config.adapter.kind].trains_base else [made[kind]]

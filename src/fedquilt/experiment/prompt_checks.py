@@ -75,7 +75,7 @@ def _check_answers(kind: str, table: Table, where: str) -> None:
     targets = table.targets or []
     origin = table.origin or from_columns({"input": targets}).origin
     troubles = Troubles(origin)
-    for row, (prompt, target) in enumerate(zip(table.inputs, targets, strict=True)):
+    for row, (prompt, target) in enumerate(zip(table.texts, targets, strict=True)):
         if not str(prompt).strip():
             troubles.add("an empty prompt, which no model can complete", row)
         if not says_something(kind, target):

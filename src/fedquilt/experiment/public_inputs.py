@@ -19,6 +19,7 @@ from fedquilt.core.tasks import TASKS
 from fedquilt.data.loaders import limited, load_table, published_split
 from fedquilt.data.readers.bundled import GLYPHS, PASSAGES
 from fedquilt.data.table import Columns, Table
+from fedquilt.experiment.features import wanted_cells
 from fedquilt.models.loaded import Loaded
 from fedquilt.models.words import ends_of_words
 
@@ -43,8 +44,12 @@ def odd_axes(config: Config, parts: Sequence[Part]) -> list[str]:
     reads = {TASKS[part.config.model.task].reads for part in parts}
     if len(reads) > 1:
         problems.append(
-            "model.task: the models of some groups read images and those of others text; with adapter.kind = "
-            f"'{config.adapter.kind}' all models read the same public inputs"
+            f"model.task: the models of the groups read {', '.join(f'{kind}s' for kind in sorted(reads))}; with "
+            f"adapter.kind = '{config.adapter.kind}' all models read the same public inputs"
+        )
+    elif reads == {"table"} and own.source is None:
+        problems.append(
+            "axes.source: missing; fedquilt has no public rows of tables: name a file with the columns of the data"
         )
     elif not reads <= {_ROWS.get(own.rows, *reads)}:
         others = sorted({"inputs", *_ROWS} - {rows for rows, kind in _ROWS.items() if kind not in reads})
@@ -92,22 +97,23 @@ def public_rows(config: Config, loaded: Loaded) -> Columns | None:
     bare = replace(table, labels=labels, classes=loaded.outputs.classes or ("",), targets=None, turns=None, groups=None)
     columns = {name: column for name, column in loaded.encode(bare).items() if name != "labels"}
     if config.axes.rows == "words" and loaded.reading.words is not None:
-        columns[ENDS] = loaded.reading.words(_texts(table), columns, config.axes.words)
+        columns[ENDS] = loaded.reading.words(table.texts, columns, config.axes.words)
     return columns
 
 
 def _table(config: Config) -> Table:
     own, data, number = config.axes, config.data, config.axes.inputs + config.axes.held_out
     reads = TASKS[config.model.task].reads
-    source = own.source or _SOURCES[reads]
+    source = own.source or _SOURCES.get(reads, "")
     bundled = source.partition(":")[0] in _SOURCES.values()  # its columns are not called as those of [data]
     text, image = ("text", "image") if bundled else (own.column or data.text, own.column or data.image)
-    table, _ = published_split(load_table(source, text=text, image=image, objects=config.objects))
+    cells = wanted_cells(config)
+    table, _ = published_split(load_table(source, text=text, image=image, objects=config.objects, cells=cells))
     if table.kind != reads:
         raise DataError(f"axes.source = '{source}': holds {table.kind}s, and the model reads {reads}s")
     with_words = ""
     if own.rows == "words":
-        table = table.rows([row for row, text in enumerate(_texts(table)) if _long_enough(text, own.words)])
+        table = table.rows([row for row, text in enumerate(table.texts) if _long_enough(text, own.words)])
         with_words = f" of at least axes.words = {own.words} words"
     if len(table) < number:
         raise DataError(
@@ -115,10 +121,6 @@ def _table(config: Config) -> Table:
             f"axes.held_out = {own.held_out} need {number}"
         )
     return limited(table, number, Rng(0).child("axes"))
-
-
-def _texts(table: Table) -> list[str]:
-    return table.inputs if isinstance(table.inputs, list) else []
 
 
 def _long_enough(text: str, words: int) -> bool:

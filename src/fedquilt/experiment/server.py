@@ -74,7 +74,7 @@ def planned_rows(part: Part, rng: Rng) -> ServerRows:
 def questions_of(part: Part, table: Table) -> Questions:
     """The public questions of a table, with their answers if it has completions."""
     answers = None if table.targets is None else tuple(table.targets)
-    return Questions(tuple(str(text) for text in table.inputs), answers, _section(part).data.answers)
+    return Questions(tuple(table.texts), answers, _section(part).data.answers)
 
 
 def questions_columns(server: ServerModel | None) -> list[Params]:

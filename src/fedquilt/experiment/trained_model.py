@@ -18,7 +18,8 @@ from fedquilt.config.schema import Config
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId
 from fedquilt.experiment.export import adapter_folder
-from fedquilt.experiment.models import load
+from fedquilt.experiment.models import Form, load
+from fedquilt.models.features import saved_features
 from fedquilt.models.own import WEIGHTS, undressed
 from fedquilt.models.saved_adapter import load_adapter
 from fedquilt.record import read_config, read_environment
@@ -53,32 +54,33 @@ def trained_model(
         RunError as ``export.export`` does, ModelError if the base cannot be loaded.
     """
     folder = adapter_folder(run, client, group, objects, server=server)
-    config, classes, rng = base_of_run(run, client, group, objects, server=server)
+    config, form, rng = base_of_run(run, folder, client, group, objects, server=server)
     if not KINDS[config.adapter.kind].trains_base:
-        loaded = load(config, classes, rng)
+        loaded = load(config, form, rng)
         return undressed(load_adapter(loaded.model, folder, blocks=loaded.blocks).eval())
     if (folder / "config.json").exists():  # the folder is a model of transformers
         saved = config.model_copy(update={"model": replace(config.model, name=str(folder), revision=None)})
-        return load(saved, classes, rng).model
-    model = undressed(load(config, classes, rng).model)
+        return load(saved, form, rng).model
+    model = undressed(load(config, form, rng).model)
     model.load_state_dict(load_file(folder / WEIGHTS))
     return model
 
 
 def base_of_run(
     run: Path,
+    folder: Path,
     client: ClientId | None,
     group: str | None,
     objects: Mapping[str, Any] = MappingProxyType({}),
     *,
     server: bool = False,
-) -> tuple[Config, tuple[str, ...], Rng]:
-    """What ``load`` needs for the base of a run's group, client or server: its config, its classes, and the stream.
+) -> tuple[Config, Form, Rng]:
+    """What ``load`` needs for the base of a run's group, client or server: its config, its form, and the stream.
 
     Parameters
     ----------
-    run
-        The run's folder.
+    run, folder
+        The run's folder, and the one in it with the trained adapter.
     client, group
         The client, or the label of the group.
     objects
@@ -90,7 +92,7 @@ def base_of_run(
     part = server_parts(whole)[0] if server else _part_of(parts(whole), client, group)
     # in the order of the model's outputs
     classes = tuple(read_environment(run).get("outputs", {}).get(part.label, {}).get("classes", ()))
-    return part.config, classes, Rng(whole.seed)
+    return part.config, Form(classes, saved_features(folder)), Rng(whole.seed)
 
 
 def _part_of(groups: Sequence[Part], client: ClientId | None, label: str | None) -> Part:

@@ -50,6 +50,14 @@ def head_of(name: str, model: Any, missing: Collection[str]) -> tuple[str, ...]:
     )
 
 
+def resize(config: Any, num_outputs: int | None) -> bool:
+    """Give the config this number of outputs, one per class; whether it had another. None changes nothing."""
+    if num_outputs is None or config.num_labels == num_outputs:
+        return False
+    config.num_labels = num_outputs
+    return True
+
+
 def sized_by_classes(model: Any, head: Collection[str], build: Callable[[Any], Any]) -> set[str]:
     """The head's parameters whose shape depends on the number of classes; ``build(config)`` makes such a model."""
     config = deepcopy(model.config)

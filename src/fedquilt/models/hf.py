@@ -11,8 +11,10 @@ import torch
 from fedquilt.core.errors import ConfigError, ModelError, suggestion
 from fedquilt.core.rng import Rng
 from fedquilt.core.tasks import TASKS, Task
+from fedquilt.data.tabular import Preprocessor
 from fedquilt.models import text
-from fedquilt.models.head import check_body, draw, head_of, outside_base, sized_by_classes
+from fedquilt.models.features import cells_encoder, features_for, features_preparer
+from fedquilt.models.head import check_body, draw, head_of, outside_base, resize, sized_by_classes
 from fedquilt.models.hf_files import (
     FLASH,
     explained,
@@ -58,6 +60,7 @@ def load_model(
     quantization: str = "none",
     attention: str = "auto",
     source: Source | None = None,
+    features: Preprocessor | None = None,
 ) -> Loaded:
     """Load the model called ``name`` for ``task``: frozen, with its blocks, head, targets and encoder.
 
@@ -87,6 +90,8 @@ def load_model(
         The type of the base's weights (``precision.base_dtype``); the head is float32.
     quantization, attention
         The keys of ``core.model.Model``.
+    features
+        How columns become the inputs of a model of tables; one that was saved keeps its own.
 
     Raises
     ------
@@ -98,17 +103,18 @@ def load_model(
     options = {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
     with quiet(), explained(source):
         config = read_config(source, task, options)
+        features = features_for(source, config, features, revision) if wanted.reads == "table" else None
         make = partial(model_from, task=task, trust_remote_code=trust_remote_code)
         if as_decoder and wanted.writes:
             make_decoder(config, make, rng.child("stand-in"))
         outputs = UNNAMED
         if wanted.has_classes and classes:
             outputs = outputs_of(classes, () if source.values else named_by(config), labels=labels, stated=stated)
-        resized = wanted.has_classes and _resized(config, num_classes)
+        resized = wanted.has_classes and resize(config, num_classes)
         set_attention(config, source, task, attention)
         dtype = base_dtype(dtype, config)
         weights = partial(read_weights, source, config, task, resized, dtype, options)
-        files = _files(source, config, make, weights, task, options, rng, meta, trial)
+        files = _files(source, config, make, weights, task, options, rng, meta, trial, features)
     loaded = _loaded(source, files, outputs, task, rng, max_length, new_tokens, dtype, quantization)
     if attention == FLASH and not meta:  # only now: the trials above run on the CPU, which has no such attention
         files.model.set_attn_implementation(attention)
@@ -131,6 +137,7 @@ class _Files(NamedTuple):
     tokenizer: Any
     preprocessor: Mapping[str, Any]
     came: AsItCame
+    features: Preprocessor | None
 
 
 def _files(
@@ -143,6 +150,7 @@ def _files(
     rng: Rng,
     meta: bool,
     trial: bool,
+    features: Preprocessor | None,
 ) -> _Files:
     written_in = getattr(config, "dtype", None)
     model, absent, missing = _made(source, partial(make, config), weights, rng, meta)
@@ -152,10 +160,11 @@ def _files(
     came = as_it_came(model, task, tokenizer, written_in)
     if tokenizer is not None:
         model.config.pad_token_id = padding_token(source, tokenizer)
-    image = TASKS[task].reads == "image"
-    preprocessor = read_preprocessor(source, meta, options.get("revision")) if image else {}
+    preprocessor: Mapping[str, Any] = {} if features is None else features.as_json()
+    if TASKS[task].reads == "image":
+        preprocessor = read_preprocessor(source, meta, options.get("revision"))
     of_class = type(model).__name__ in (config.architectures or ()) if meta else None
-    return _Files(model, config, make, absent, missing, of_class, tokenizer, preprocessor, came)
+    return _Files(model, config, make, absent, missing, of_class, tokenizer, preprocessor, came, features)
 
 
 def _loaded(
@@ -206,14 +215,6 @@ def _task(name: str, task: str, num_classes: int | None) -> Task:
     if num_classes is not None and num_classes < 2:
         raise ModelError(f"model '{name}': a classifier needs at least 2 classes, the data has {num_classes}")
     return TASKS[task]
-
-
-def _resized(config: Any, num_classes: int | None) -> bool:
-    """Give the config one output per class; whether it had another number of outputs."""
-    if num_classes is None or config.num_labels == num_classes:
-        return False
-    config.num_labels = num_classes
-    return True
 
 
 def _made(
@@ -272,11 +273,13 @@ def _reading(
     new_tokens: int,
     dtype: torch.dtype,
 ) -> Reading:
-    """How the model reads images, or text if there is a tokenizer; ``tried()`` is the model for trials, or None."""
+    """How the model reads images, tables, or text if there is a tokenizer; ``tried()`` is the model for trials."""
     model, tokenizer = files.model, files.tokenizer
     if TASKS[task].reads == "image":
         pixels = pixels_of(model.config, files.preprocessor)
         return Reading(partial(encode_images, size=pixels.size), image_preparer(pixels, dtype))
+    if files.features is not None:
+        return Reading(cells_encoder(files.features), features_preparer(dtype), features=files.features)
     if tokenizer is None:
         return Reading(unread, text.prepare_text)
     with quiet(), explained(source):

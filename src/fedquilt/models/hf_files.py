@@ -1,4 +1,4 @@
-"""Reading a model's config, weights, tokenizer and preprocessor with transformers; only this module imports it."""
+"""Reading a model's config, weights, tokenizer and preprocessor with transformers; only this and `mlp` import it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers.utils.hub import cached_file
 
 from fedquilt.core.errors import FedquiltError, ModelError
 from fedquilt.core.tasks import TASKS
-from fedquilt.models import text
+from fedquilt.models import mlp, text
 from fedquilt.models.locate import FORMS, Source
 from fedquilt.models.shapes import Values
 from fedquilt.models.stand_in import shortened
@@ -31,7 +31,8 @@ _SUPPORTED = {"sdpa": "_supports_sdpa", FLASH: "_supports_flash_attn"}
 
 def auto_class(task: str) -> Any:
     """The class of transformers that makes and loads models for a task."""
-    return getattr(transformers, TASKS[task].auto_class)
+    name = TASKS[task].auto_class
+    return getattr(transformers, name) if hasattr(transformers, name) else getattr(mlp, name)
 
 
 def config_from(values: Values) -> Any:

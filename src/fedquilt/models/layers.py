@@ -58,14 +58,17 @@ def find_blocks(model: nn.Module) -> Blocks:
 
 
 def default_targets(model: nn.Module, blocks: Blocks) -> tuple[str, ...]:
-    """The names of the query and value projections in the blocks (GPT-2: the joint one), or () if unknown."""
+    """The names of the query and value projections in the blocks (GPT-2: the joint one), or () if unknown.
+
+    Of blocks without attention they are the two linear modules of the feed-forward part.
+    """
     names = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
         if blocks.depth(name) is not None and is_linear(module)
     }
-    usual = (tuple(filter(None, (family.query, family.value))) for family in FAMILIES.values())
-    return next((targets for targets in usual if names.issuperset(targets)), ())
+    usual = (family[:1] + family[2:3] if family.query else family[-2:] for family in FAMILIES.values())
+    return next((targets for own in usual if names.issuperset(targets := tuple(filter(None, own)))), ())
 
 
 def _holds_blocks(modules: nn.ModuleList) -> bool:

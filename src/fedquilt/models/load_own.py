@@ -11,7 +11,9 @@ from torch import nn
 
 from fedquilt.core.errors import ModelError
 from fedquilt.core.tasks import TASKS
+from fedquilt.data.tabular import Preprocessor
 from fedquilt.models import text, text_limits
+from fedquilt.models.features import cells_encoder, features_preparer
 from fedquilt.models.hf import load_model
 from fedquilt.models.image import Pixels, encode_images, image_preparer
 from fedquilt.models.labels import UNNAMED, outputs_of
@@ -56,6 +58,12 @@ def load_own(own: OwnModel, name: str, task: str, **options: Any) -> Loaded:
         pixels = Pixels(own.image_size, own.num_channels(), own.mean, own.std)
         dressed(model, ("pixel_values",), **about, num_channels=pixels.num_channels, image_size=own.image_size)
         reading = Reading(partial(encode_images, size=own.image_size), image_preparer(pixels, dtype))
+    elif TASKS[task].reads == "table":
+        features: Preprocessor | None = options["features"]
+        if features is None:
+            raise ModelError(f"model '{name}': reads tables, and the columns of the data are not known")
+        dressed(model, ("features",), **about, num_features=features.width)
+        reading = Reading(cells_encoder(features), features_preparer(dtype), features=features)
     else:
         dressed(model, ("input_ids", "attention_mask"), **about, max_position_embeddings=max_length)
         reading = _text_reading(model, padded(own.tokenizer, name), name, max_length, meta)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.types import IN_MEMORY
-from fedquilt.models.shapes import Values, published, tiny
+from fedquilt.models.shapes import Values, mlp, published, tiny
 from fedquilt.models.text import NUM_TOKENS
 
 BUILTIN = (
@@ -29,7 +29,8 @@ MODELS = "FEDQUILT_MODELS"
 """The environment variable that names a folder with local copies of models on the hub."""
 
 FORMS = (
-    f"a model is a built-in name ({', '.join(BUILTIN)}), 'tiny:<architecture>', a local folder, "
+    f"a model is a built-in name ({', '.join(BUILTIN)}), 'mlp' for tables (or 'mlp?layers=3&width=64'), "
+    "'tiny:<architecture>', a local folder, "
     "'package:<python package>/<folder>' or a hub name such as 'google/vit-base-patch16-224-in21k'; '?layers=N' after "
     "any but 'tiny:' keeps only the first N blocks; the environment variable FEDQUILT_MODELS names a folder with local "
     "copies of hub models"
@@ -67,9 +68,10 @@ class Source:
 def find_source(name: str, meta: bool, max_length: int) -> Source:
     """Find where the model called ``name`` comes from.
 
-    ``name`` is one of ``BUILTIN``, ``"tiny:<architecture>"`` (random weights, as in ``"tiny:vit?layers=12&width=64"``),
-    a local folder, ``"package:<python package>/<folder>"``, a hub name, or with ``meta`` also ``"shape:<published
-    shape>"``. ``"?layers=N"`` after a built-in name, a folder or a hub name keeps only the first N blocks.
+    ``name`` is one of ``BUILTIN``, ``"mlp?layers=3&width=64"`` (for tables, random weights),
+    ``"tiny:<architecture>"`` (random weights, as in ``"tiny:vit?layers=12&width=64"``), a local folder,
+    ``"package:<python package>/<folder>"``, a hub name, or with ``meta`` also ``"shape:<published shape>"``.
+    ``"?layers=N"`` after a built-in name, a folder or a hub name keeps only the first N blocks.
     A hub name stands for a folder if the environment variable ``FEDQUILT_MODELS`` names a folder with a local copy (see
     ``local_copy``). ``max_length`` is the number of positions that a tiny model needs at least.
 
@@ -83,6 +85,8 @@ def find_source(name: str, meta: bool, max_length: int) -> Source:
             f"model '{name}': is an object of the Python program that began the run; give it again: "
             "fedquilt.open_run(folder, model=...)"
         )
+    if is_mlp(name):
+        return Source(name, values=mlp(name))
     whole, layers = whole_of(name)
     if layers is not None:
         return replace(find_source(whole, meta, max_length), name=name, layers=layers)
@@ -159,6 +163,11 @@ def refuse_idle(source: Source, revision: str | None, trust_remote_code: bool) -
         raise ConfigError(problems)
 
 
+def is_mlp(name: str) -> bool:
+    """Whether this is the name of an MLP for tables, with or without sizes."""
+    return name.partition("?")[0] == "mlp"
+
+
 def whole_of(name: str) -> tuple[str, int | None]:
     """Split a name into the part before ``?layers=N``, and N (None for all blocks).
 
@@ -167,7 +176,7 @@ def whole_of(name: str) -> tuple[str, int | None]:
     ModelError
         if anything else follows the question mark.
     """
-    if name.partition(":")[0] in ("tiny", "shape") or "?" not in name:
+    if name.partition(":")[0] in ("tiny", "shape") or is_mlp(name) or "?" not in name:
         return name, None
     whole, _, cut = name.rpartition("?")
     key, _, number = cut.partition("=")

@@ -32,9 +32,10 @@ class OwnModel:
     """A model of your own, with what cannot be derived from its structure.
 
     A classifier may be any module with one ``nn.ModuleList`` of equal blocks. Images (float32, rows x channels x height
-    x width) are passed as ``pixel_values`` or the first parameter of ``forward``; text as ``input_ids`` and
-    ``attention_mask`` or the first two parameters. It returns logits or an object with ``.logits``. The module is
-    copied and stays unchanged. A language model must be a model of transformers.
+    x width) are passed as ``pixel_values`` or the first parameter of ``forward``, rows of a table (float32, rows x
+    features) as ``features`` or the first parameter, and text as ``input_ids`` and ``attention_mask`` or the first two.
+    It returns logits or an object with ``.logits``. The module is copied and stays unchanged. A language model must be
+    a model of transformers.
 
     Parameters
     ----------

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedquilt.core.errors import ModelError
 from fedquilt.core.tasks import TASKS
 from fedquilt.data.table import Columns, Table
+from fedquilt.data.tabular import Preprocessor
 from fedquilt.models import text, text_limits
 from fedquilt.models.causality import refuse_seeing_ahead
 from fedquilt.models.layers import find_blocks
@@ -43,6 +44,8 @@ class Reading:
         Finds the tokens at which words end, see ``words.word_finder``; None for images.
     vocabulary
         Gives every token, see ``text.vocabulary``; empty for images.
+    features
+        How columns of numbers and categories become features, for a model of tables.
     """
 
     encode: Callable[[Table], Columns]
@@ -54,6 +57,7 @@ class Reading:
     try_packing: Callable[[], None] | None = None
     words: Callable[[Sequence[str], Columns, int], Tensor] | None = None
     vocabulary: Callable[[], tuple[str, ...]] = tuple
+    features: Preprocessor | None = None
 
 
 ENCODERS: Mapping[str, Callable[[Any, int, int | None, int], Callable[[Table], Columns]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -69,6 +70,7 @@ _TINY_TYPES = {
     "gemma3": "gemma3_text", "qwen": "qwen2", "qwen2": "qwen2", "qwen3": "qwen3", "gpt2": "gpt2",
 }  # fmt: skip
 _TINY_SIZES = {"layers": 2, "width": 32, "heads": 2, "image": 28, "patch": 7, "channels": 1}
+_MLP_SIZES = {"layers": 2, "width": 64}
 _LARGEST = {"layers": 200, "width": 16384, "heads": 1024, "image": 4096, "patch": 4096, "channels": 64}
 
 
@@ -104,7 +106,7 @@ def tiny(name: str, vocab_size: int, positions: int) -> Values:
             f"there is no tiny architecture '{kind}'{suggestion(kind, list(_TINY_TYPES))}; "
             f"there are: {', '.join(_TINY_TYPES)}"
         )
-    size = _sizes(name, options)
+    size = _sizes(f"tiny:{name}", options, _TINY_SIZES)
     layers, width, heads = size["layers"], size["width"], size["heads"]
     if width % (2 * heads):
         raise ModelError(f"tiny:{name}: width {width} must be a multiple of twice the heads ({heads})")
@@ -138,16 +140,28 @@ def tiny(name: str, vocab_size: int, positions: int) -> Values:
     return values | common
 
 
-def _sizes(name: str, options: str) -> dict[str, int]:
-    size = dict(_TINY_SIZES)
+def mlp(name: str) -> Values:
+    """The configuration of ``"mlp?layers=3&width=64"``; sizes that are left out are 2 layers and width 64.
+
+    Raises
+    ------
+    ModelError
+        if a size is unknown or not a whole number within its bounds.
+    """
+    size = _sizes(name, name.partition("?")[2], _MLP_SIZES)
+    return {"model_type": "mlp", "num_hidden_layers": size["layers"], "hidden_size": size["width"]}
+
+
+def _sizes(name: str, options: str, defaults: Mapping[str, int]) -> dict[str, int]:
+    size = dict(defaults)
     for key, text in parse_qsl(options, keep_blank_values=True):
         if key not in size:
             raise ModelError(
-                f"tiny:{name}: there is no size '{key}'{suggestion(key, list(size))}; there are: {', '.join(size)}"
+                f"{name}: there is no size '{key}'{suggestion(key, list(size))}; there are: {', '.join(size)}"
             )
         if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= _LARGEST[key]:
             raise ModelError(
-                f"tiny:{name}: {key} is '{text}'; it must be a whole number of at least 1 and at most {_LARGEST[key]}"
+                f"{name}: {key} is '{text}'; it must be a whole number of at least 1 and at most {_LARGEST[key]}"
             )
         size[key] = int(text)
     return size

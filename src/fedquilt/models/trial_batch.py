@@ -20,6 +20,9 @@ def example(model: Any, prepare: Callable[[Columns], dict[str, Tensor]]) -> dict
     if model.main_input_name == "pixel_values":
         ramp = torch.arange(_ROWS * _PIXELS * _PIXELS * 3, device=device) % 251
         return prepare({"pixel_values": ramp.to(torch.uint8).view(_ROWS, _PIXELS, _PIXELS, 3)})
+    if model.main_input_name == "features":
+        ramp = torch.arange(_ROWS * model.config.num_features, device=device) % 7 - 3
+        return prepare({"features": ramp.float().view(_ROWS, model.config.num_features)})
     rows = torch.tensor(ordinary_tokens(model, _ROWS * _TOKENS), device=device).view(_ROWS, _TOKENS)
     end = getattr(model.config, "eos_token_id", None)
     if isinstance(end, int):

@@ -1,9 +1,10 @@
-"""Sources that need no files of the user's: digits, drawings of letters, and passages of a novel."""
+"""Sources that need no files of the user's: scikit-learn's, drawings of letters, and passages of a novel."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, lru_cache
 from importlib import resources
 from importlib.util import find_spec
@@ -24,7 +25,10 @@ GLYPHS = "glyphs"
 PASSAGES = "passages"
 """The source of 1,440 passages of English prose, each of 12 words or more; see ``assets/passages.md``."""
 
-SKLEARN_TABLES = ("breast_cancer", "diabetes", "iris", "linnerud", "wine")  # bundled, but rows of plain numbers
+SKLEARN = ("digits", "breast_cancer", "iris", "wine")
+"""The bundled data sets of scikit-learn with classes: pictures of digits, and tables of numbers."""
+
+_NOT_CLASSES = ("diabetes", "linnerud")  # bundled too, but with numbers to predict
 _NUM_GLYPHS = {"train": 2000, "test": 400}
 _MOST_GLYPHS = 1_000_000
 
@@ -46,20 +50,30 @@ def read_bundled(location: str, source: str) -> dict[str, Raw] | None:
 
 
 def _sklearn(name: str, source: str) -> Raw:
-    if name in SKLEARN_TABLES:
+    if name in _NOT_CLASSES:
         raise DataError(
-            f"data.source = '{source}': {name} holds rows of numbers, neither images nor text; of scikit-learn's "
-            "bundled sets "
-            "only sklearn:digits can be used"
+            f"data.source = '{source}': {name} holds numbers to predict and no classes; of scikit-learn's bundled sets "
+            f"{', '.join(SKLEARN)} can be used"
+        )
+    if name not in SKLEARN:
+        raise DataError(
+            f"data.source = '{source}': there is no such set{suggestion(name, SKLEARN)}; of scikit-learn's "
+            f"bundled sets {', '.join(SKLEARN)} can be used"
         )
     if name != "digits":
-        raise DataError(
-            f"data.source = '{source}': there is no such set{suggestion(name, ['digits'])}; of scikit-learn's "
-            "bundled sets only "
-            "sklearn:digits can be used"
-        )
+        return _sklearn_table(name)
     images, labels = _digits()
     return from_columns({"image": images.copy(), "label": labels.copy()})
+
+
+def _sklearn_table(name: str) -> Raw:
+    """A bundled table of numbers, under the names that scikit-learn gives to its columns and classes."""
+    from sklearn import datasets
+
+    bunch = getattr(datasets, f"load_{name}")()
+    columns = {str(own): bunch.data[:, place] for place, own in enumerate(bunch.feature_names)}
+    made = from_columns({**columns, "label": bunch.target.tolist()}, f"sklearn:{name}")
+    return replace(made, class_names={"label": tuple(map(str, bunch.target_names))})
 
 
 @cache
