@@ -37,6 +37,7 @@ MORE = {
     "engine/flower/certs.py": {"cryptography"},
     "engine/flower/seal.py": {"cryptography"},
     "privacy/account.py": {"dp_accounting"},
+    "vertical/alignment/psi.py": {"private_set_intersection"},
 }
 """What single packages and files may import on top of that."""
 
@@ -117,9 +118,10 @@ def test_every_library_that_is_imported_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[\[<>=!~;\s]", text)[0].lower() for text in project["dependencies"]}
     extra = project["optional-dependencies"]
-    optional = [text for name in ("flower", "privacy", "quantization", "endpoint") for text in extra[name]]
+    optional = [text for name in ("flower", "privacy", "quantization", "endpoint", "psi") for text in extra[name]]
     extras = {re.split(r"[\[<>=!~;\s]", text)[0].lower() for text in optional}
     distributions = {"PIL": "pillow", "sklearn": "scikit-learn", "pydantic_core": "pydantic"}
+    distributions["private_set_intersection"] = "openmined-psi"
     used = {name.split(".")[0] for source in sources() for _, name in imported(source.tree)}
     used -= {"fedquilt", *sys.stdlib_module_names}
     missing = {name for name in used if distributions.get(name, name).replace("_", "-") not in declared | extras}
