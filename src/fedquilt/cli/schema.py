@@ -17,10 +17,12 @@ def schema(
 ) -> None:
     """Print the JSON schema of run files, by which an editor completes and checks them."""
     from fedquilt.config.json_schema import json_schema
+    from fedquilt.core.parties import VERTICAL
     from fedquilt.data.partition_schemes import SCHEMES
+    from fedquilt.data.vertical.deal import Dealing
     from fedquilt.methods import METHODS
 
-    text = json.dumps(json_schema(METHODS, SCHEMES), indent=2) + "\n"
+    text = json.dumps(json_schema(METHODS, {**SCHEMES, VERTICAL: Dealing}), indent=2) + "\n"
     if save is None:
         typer.echo(text, nl=False)
         return

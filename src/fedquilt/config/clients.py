@@ -18,17 +18,21 @@ class Partition(BaseModel):
     """Partition of the rows over clients; further keys are the settings of the scheme.
 
     With ``sites`` every client has its own rows that no other party reads, see ``data.source``; the other schemes
-    partition one source. ``iid``, ``natural`` and ``sites`` have no settings; ``dirichlet`` takes ``alpha`` and
+    partition one source. With ``vertical`` clients are parties that hold other columns of the same rows, see
+    [[parties]]. ``iid``, ``natural`` and ``sites`` have no settings; ``dirichlet`` takes ``alpha`` and
     ``min_size``, ``pathological`` takes ``classes_per_client``, ``pathological-dirichlet`` takes
-    ``classes_per_client``, ``beta`` and ``floor``.
+    ``classes_per_client``, ``beta`` and ``floor``, ``vertical`` takes ``aligned``, ``aligned_classes``, ``shots``,
+    ``unaligned``, ``tail``, ``unseen``, ``label_noise`` and ``width``.
     """
 
     model_config = FREE
 
     scheme: Text = "iid"
-    """``iid``, ``dirichlet``, ``pathological``, ``pathological-dirichlet``, ``natural`` or ``sites``."""
+    """``iid``, ``dirichlet``, ``pathological``, ``pathological-dirichlet``, ``natural``, ``sites`` or
+    ``vertical``."""
     num_clients: Members = 10
-    """Number of clients in the federation."""
+    """Number of clients in the federation; with ``vertical`` that of the parties less the active one, which may be left
+    out."""
     test_fraction: Share = 0.2
     """Fraction of each client's rows held out as its own test set. With 0 a client is evaluated on the common test set
     of its group, if there is one."""

@@ -13,6 +13,7 @@ from fedquilt.adapters.settings import Adapter, of_kind
 from fedquilt.config.clients import Partition
 from fedquilt.config.data import Data, idle_keys
 from fedquilt.config.error_text import from_validation, shown
+from fedquilt.config.parties import Party, active_place
 from fedquilt.config.schema import Config, Group, Head
 from fedquilt.config.sections import Section, default_of, read, values_of
 from fedquilt.config.server import Server, endpoint_problems
@@ -49,6 +50,7 @@ class Part:
     first : the number of its first client.
     config : the config of a federation of only its clients.
     own : the sections in which it sets keys itself.
+    party : what it is in a vertical federation; None in any other.
     """
 
     place: int
@@ -56,6 +58,7 @@ class Part:
     first: int
     config: Config
     own: frozenset[str] = frozenset()
+    party: Party | None = None
 
     @property
     def ids(self) -> range:
@@ -69,6 +72,8 @@ class Part:
     @property
     def key(self) -> str:
         """The key of its table in the run file."""
+        if self.party is not None:
+            return f"parties[{self.config.parties.index(self.party)}]"
         return "server" if self.is_server else f"groups[{self.place}]"
 
 
@@ -80,6 +85,8 @@ def parts(config: Config) -> tuple[Part, ...]:
     ConfigError
         with every contradiction between [[groups]] and the rest of the file.
     """
+    if config.parties:
+        return tuple(part for part in party_parts(config) if not part.is_server)
     if not config.groups:
         return (Part(0, "", 0, config),)
     if problems := group_problems(config):
@@ -93,16 +100,34 @@ def parts(config: Config) -> tuple[Part, ...]:
     return tuple(made)
 
 
+def party_parts(config: Config) -> tuple[Part, ...]:
+    """The parties of a vertical federation as parts of one client each, and the active one, the server, behind them."""
+    active, made = active_place(config.parties), list[Part]()
+    for place, party in enumerate(config.parties):
+        over = {name: read(_SECTIONS[name], keys, name) for name, keys in _over(config, party).items()}
+        over |= {} if party.model is None else {"model": party.model}
+        over["data"] = config.data if party.text is None else config.data.model_copy(update={"text": party.text})
+        is_server = place == active
+        over["partition"] = config.partition.model_copy(update={"num_clients": 0 if is_server else 1})
+        own = frozenset(name for name in ("model", "adapter", "training") if getattr(party, name) is not None)
+        alone = config.model_copy(update=over)
+        number = len(config.parties) - 1 if is_server else place - (place > active)
+        made.append(Part(_SERVER if is_server else number, party.label, number, alone, own, party))
+    return tuple(sorted(made, key=lambda part: part.first))
+
+
 def server_parts(config: Config) -> tuple[Part, ...]:
     """The server as a part without clients, with the rows that it trains on as data; empty if it owns no model.
 
-    An endpoint is no model: see ``endpoint_parts``.
+    An endpoint is no model: see ``endpoint_parts``. In a vertical federation it is the active party.
 
     Raises
     ------
     ConfigError
         with every contradiction between [server] and the rest of the file.
     """
+    if config.parties:
+        return party_parts(config)[-1:]
     if config.server is None:
         return ()
     if problems := server_problems(config):
@@ -238,7 +263,7 @@ def _of_all(training: BaseModel | None, where: str) -> list[str]:
     ]
 
 
-def _odd_sections(config: Config, owner: Group | Server, where: str, unknown: Collection[str]) -> list[str]:
+def _odd_sections(config: Config, owner: Group | Party | Server, where: str, unknown: Collection[str]) -> list[str]:
     problems: list[str] = []
     for name, keys in _over(config, owner).items():
         if name in unknown:
@@ -260,7 +285,7 @@ def _alone(config: Config, group: Group, size: int) -> Config:
     return config.model_copy(update={**whole, **over, "clients": clients, "groups": ()})
 
 
-def _over(config: Config, owner: Group | Server) -> dict[str, dict[str, Any]]:
+def _over(config: Config, owner: Group | Party | Server) -> dict[str, dict[str, Any]]:
     """The keys of each section that a group or the server may change in part, with its own values."""
     made = {}
     for name in _SECTIONS:
@@ -276,7 +301,7 @@ def _over(config: Config, owner: Group | Server) -> dict[str, dict[str, Any]]:
     return made
 
 
-def as_written(owner: Group | Server) -> dict[str, Any]:
+def as_written(owner: Group | Party | Server) -> dict[str, Any]:
     """A group or the server as JSON values; of sections that it changes in part, only the keys that it sets."""
     return {
         **owner.model_dump(mode="json", exclude=set(_SECTIONS), exclude_none=True),

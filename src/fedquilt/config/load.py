@@ -15,6 +15,7 @@ from fedquilt.config.cross_checks import cross_problems
 from fedquilt.config.error_text import shown
 from fedquilt.config.groups import as_written, group_problems, server_problems
 from fedquilt.config.overrides import changes_of, entries_of, with_changes
+from fedquilt.config.parties import party_problems
 from fedquilt.config.repair import repaired
 from fedquilt.config.schema import Config
 from fedquilt.config.toml import read_toml
@@ -114,12 +115,14 @@ def variants(raw: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def resolved(config: Config) -> dict[str, Any]:
     """All keys of the config as JSON values, which ``parse`` reads back.
 
-    The keys ``groups`` and ``server`` are left out without groups and without a server. With them, the keys of a
+    The keys ``groups``, ``parties`` and ``server`` are left out where there are none. With them, the keys of a
     section that a group or the server takes over are left out of it.
     """
-    keys = config.model_dump(mode="json", exclude={"groups", "server"})
+    keys = config.model_dump(mode="json", exclude={"groups", "server", "parties"})
     if config.server is not None:
         keys["server"] = as_written(config.server)
+    if config.parties:
+        keys["parties"] = [as_written(party) for party in config.parties]
     if config.groups:
         keys["groups"] = [as_written(group) for group in config.groups]
         for said in ("shares", "budgets", "ranks"):
@@ -196,4 +199,6 @@ def _judged(raw: Mapping[str, Any]) -> tuple[Config, list[str]]:
     """The config of raw tables, and all problems of it."""
     config, problems = repaired(raw)
     others = (*cross_problems(config), *idle_problems(config), *group_problems(config), *server_problems(config))
+    if not config.spoilt.touches("parties", "partition.scheme"):
+        others = (*others, *party_problems(config))
     return config, [*problems, *others]

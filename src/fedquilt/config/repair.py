@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from fedquilt.adapters.settings import Adapter
 from fedquilt.config.error_text import from_details
+from fedquilt.config.parties import Party
 from fedquilt.config.rejected_values import Spoilt
 from fedquilt.config.schema import SECTIONS, Config, Group
 from fedquilt.config.sections import fields_of
@@ -18,6 +19,7 @@ from fedquilt.config.server import Server
 from fedquilt.config.toml import Key, within_limits
 from fedquilt.core.endpoint import Endpoint
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.parties import VERTICAL
 
 _STAND_INS: dict[tuple[str, ...], Any] = {
     ("model",): {},
@@ -51,6 +53,9 @@ ALLOWED = {key: tuple(fields_of(section)) for key, section in SECTIONS.items()} 
 ALLOWED |= {"groups[]": tuple(Group.model_fields)} | {
     f"groups[].{key}": tuple(fields_of(SECTIONS[key])) for key in Group.model_fields if key in SECTIONS
 }
+ALLOWED |= {"parties[]": tuple(Party.model_fields)} | {
+    f"parties[].{key}": tuple(fields_of(SECTIONS[key])) for key in Party.model_fields if key in SECTIONS
+}
 ALLOWED |= {f"server.{key}": tuple(fields_of(SECTIONS[key])) for key in Server.model_fields if key in SECTIONS}
 ALLOWED["server.private"] = ALLOWED["data"]
 ALLOWED["server.endpoint"] = tuple(fields_of(Endpoint))
@@ -64,6 +69,7 @@ def repaired(raw: Mapping[str, Any]) -> tuple[Config, list[str]]:
     """
     taken = within_limits(raw)
     left, problems = _copied(taken.tables), [*taken.problems]
+    _count_parties(left)
     spoilt = {key for wrong in taken.refused for key in _removed(left, wrong)}
     first = True
     while True:
@@ -124,10 +130,17 @@ def _filled(tables: dict[str, Any], key: Key) -> Key:
 
 
 def _table_of(tables: dict[str, Any], key: Key) -> tuple[dict[Any, Any], Any]:
-    """The table of the key's sections (a group's or the whole), and the rest of the key."""
-    groups = tables.get("groups")
-    if len(key) > 2 and key[0] == "groups" and isinstance(groups, list):
-        group = groups[key[1]]  # type: ignore[index]
-        if isinstance(group, dict):
-            return group, key[2:]
+    """The table of the key's sections (a group's, a party's or the whole), and the rest of the key."""
+    entries = tables.get(str(key[0])) if key[0] in ("groups", "parties") else None
+    if len(key) > 2 and isinstance(entries, list):
+        entry = entries[key[1]]  # type: ignore[index]
+        if isinstance(entry, dict):
+            return entry, key[2:]
     return tables, key
+
+
+def _count_parties(tables: dict[str, Any]) -> None:
+    """Fill in the number of clients of a vertical federation, which are its passive parties, in place."""
+    partition, parties = tables.get("partition"), tables.get("parties")
+    if isinstance(partition, dict) and isinstance(parties, list) and partition.get("scheme") == VERTICAL:
+        partition.setdefault("num_clients", max(1, len(parties) - 1))

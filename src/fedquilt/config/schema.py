@@ -22,6 +22,7 @@ from fedquilt.config.data import Data
 from fedquilt.config.evaluation import Evaluation
 from fedquilt.config.network import Network
 from fedquilt.config.own_keys import OwnAdapter, OwnTraining
+from fedquilt.config.parties import Party
 from fedquilt.config.privacy import Privacy
 from fedquilt.config.rejected_values import Spoilt
 from fedquilt.config.sections import Section, is_section
@@ -141,6 +142,8 @@ class Config(BaseModel):
     server: Server | None = None
     groups: Annotated[tuple[Group, ...], Field(max_length=100)] = ()
     """Groups of clients with different models, data, heads or adapters; see [[groups]] below."""
+    parties: Annotated[tuple[Party, ...], Field(max_length=100)] = ()
+    """Parties of a vertical federation, for ``partition.scheme = "vertical"``; see [[parties]] below."""
     compare: Annotated[tuple[dict[str, Any], ...], Field(max_length=100)] = ()
     """Runs of ``fedquilt compare``: each entry has a ``label`` and the sections in which it differs."""
 

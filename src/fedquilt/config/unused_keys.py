@@ -52,7 +52,12 @@ def idle_problems(config: Config) -> list[str]:
 
 def _idle_of_server(config: Config) -> list[str]:
     """Keys without effect that the server sets itself."""
-    if config.server is None or config.spoilt.touches("server", "training") or server_problems(config):
+    if (
+        config.parties
+        or config.server is None
+        or config.spoilt.touches("server", "training")
+        or server_problems(config)
+    ):
         return []
     own = [key for key in (*APPLIES, *OF_TASKS) if _says(config.server, *key)]
     found = [item for part in server_parts(config) for item in _idle(part.config, own).items()]

@@ -12,6 +12,7 @@ from fedquilt.core.factors import Factors, Product
 from fedquilt.core.rng import Rng
 from fedquilt.core.server import ServerModel
 from fedquilt.core.types import Layout, Params, Profile, Reply
+from fedquilt.core.vertical import Vertical
 from fedquilt.core.worker import Worker
 
 Aggregate = Callable[[Mapping[str, Tensor], Iterable[Reply], str], Params]
@@ -117,6 +118,8 @@ class Federation:
         What clients say of public inputs, by architecture; empty without adapters in common coordinates.
     server
         The server's own model and data; None without ``[server]``.
+    vertical
+        The active party of a vertical federation; None in any other.
     """
 
     profiles: tuple[Profile, ...]
@@ -131,6 +134,7 @@ class Federation:
     local_steps: Callable[[Profile], int] | None = None
     public: Mapping[str, Public] = field(default_factory=dict)
     server: ServerModel | None = None
+    vertical: Vertical | None = None
 
     def of(self, architecture: str) -> Federation:
         """The federation of the clients of this architecture alone.

@@ -153,6 +153,9 @@ class Method(NamedTuple):
         for a method whose server has no model of its own.
     beside
         The rows that the method adds to optimiser steps, for a plan of memory and time.
+    scores
+        ``scores(state)`` gives the scores of the last prediction that all parties made together, by name; empty before
+        the first. None for methods whose models predict alone.
     """
 
     name: str
@@ -164,3 +167,4 @@ class Method(NamedTuple):
     report: Callable[[Tree], Mapping[str, Any]] = reports_nothing
     server: Callable[[Tree], ServerState] | None = None
     beside: Beside = Beside()
+    scores: Callable[[Tree], Mapping[str, float]] | None = None

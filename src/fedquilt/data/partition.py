@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from fedquilt.core.errors import DataError, suggestion
+from fedquilt.core.parties import VERTICAL
 from fedquilt.core.rng import Rng
 from fedquilt.data.partition_schemes import SCHEMES, RowLabels
 
@@ -77,8 +78,9 @@ def partition(
 def settings_problems(scheme: str, settings: Mapping[str, Any]) -> list[str]:
     """Everything that is wrong with the scheme and its settings before any data is read; empty if nothing is."""
     if scheme not in SCHEMES:
-        hint = suggestion(scheme, list(SCHEMES))
-        return [f"partition.scheme = '{scheme}': no such scheme{hint}; allowed: {', '.join(SCHEMES)}"]
+        names = [*SCHEMES, VERTICAL]
+        hint = suggestion(scheme, names)
+        return [f"partition.scheme = '{scheme}': no such scheme{hint}; allowed: {', '.join(names)}"]
     allowed = {
         name: parameter
         for name, parameter in inspect.signature(SCHEMES[scheme], eval_str=True).parameters.items()

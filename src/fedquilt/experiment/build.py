@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,13 +12,12 @@ import torch
 from fedquilt.client.client import Client
 from fedquilt.config.groups import Part, endpoint_parts, parts, server_parts
 from fedquilt.config.schema import Config
-from fedquilt.core.federation import Federation
-from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.server import ServerModel
-from fedquilt.core.types import Budget, ClientId, Layout, Profile
+from fedquilt.core.types import Budget, ClientId, Profile
 from fedquilt.data.table import Table
 from fedquilt.experiment.buffers import refuse_layouts
+from fedquilt.experiment.built import Experiment as Experiment
 from fedquilt.experiment.compatibility import refuse_contradictions
 from fedquilt.experiment.data import AssignedRows, read
 from fedquilt.experiment.data_of_groups import DataSource, data_sources, naming_groups
@@ -34,7 +33,7 @@ from fedquilt.experiment.groups import (
     host_of,
     work_of,
 )
-from fedquilt.experiment.inputs_record import announced_record, record_of
+from fedquilt.experiment.inputs_record import record_of
 from fedquilt.experiment.method import Chosen, chosen, wrapped
 from fedquilt.experiment.models import (
     Form,
@@ -55,97 +54,8 @@ from fedquilt.experiment.server import (
     students_of,
 )
 from fedquilt.experiment.trial_pass import try_blocks
-from fedquilt.methods.traits import Traits
+from fedquilt.experiment.vertical import built_vertical
 from fedquilt.models.loaded import Loaded
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """Everything that a run, a plan or an export needs.
-
-    Attributes
-    ----------
-    config : the run file.
-    federation : what the method knows about the federation.
-    make_method : makes the method for a federation.
-    method : the method for this federation.
-    traits : the traits of the method.
-    clients : the clients whose rows are on this machine.
-    groups : the groups of the federation, one without ``[[groups]]``; each holds the model of its clients and the
-        server's own client for it.
-    owner : the server that owns a model and data, as a group without clients; None without ``[server]``.
-    partition : the record of who has which rows, as the run folder keeps it.
-    """
-
-    config: Config
-    federation: Federation
-    make_method: Callable[[Federation], Method]
-    method: Method
-    traits: Traits
-    clients: dict[ClientId, Client]
-    groups: tuple[BuiltGroup, ...]
-    owner: BuiltGroup | None
-    partition: dict[str, Any]
-
-    @property
-    def models(self) -> tuple[BuiltGroup, ...]:
-        """The groups, and behind them the server if it owns a model."""
-        return self.groups if self.owner is None else (*self.groups, self.owner)
-
-    @property
-    def only(self) -> BuiltGroup:
-        """The one group.
-
-        Raises
-        ------
-        ValueError
-            if the federation has several.
-        """
-        (group,) = self.groups
-        return group
-
-    @property
-    def server(self) -> Client:
-        """The server's own client of the only group; its training rows are the proxy set."""
-        return self.only.server
-
-    @property
-    def loaded(self) -> Loaded:
-        return self.only.loaded
-
-    @property
-    def layout(self) -> Layout:
-        return self.only.layout
-
-    def group_of(self, client: ClientId) -> BuiltGroup:
-        """The group that a client is in."""
-        return next(group for group in self.groups if client in group.ids)
-
-    @property
-    def rng(self) -> Rng:
-        return Rng(self.config.seed)
-
-    def announced(self, examples: Mapping[ClientId, int]) -> Experiment:
-        """The experiment with the numbers of training rows that clients announced; 0 for clients that did not."""
-        if not examples:
-            return self
-        profiles = tuple(
-            replace(profile, num_examples=examples.get(profile.id, 0)) for profile in self.federation.profiles
-        )
-        federation = replace(self.federation, profiles=profiles)
-        made = replace(self, federation=federation, method=self.make_method(federation))
-        return replace(made.modelled(), partition=announced_record(profiles))
-
-    def modelled(self) -> Experiment:
-        """The experiment with the method's ``model`` set in all clients and in the server's own ones.
-
-        Clients also know which texts may leave them.
-        """
-        model, owned = self.method.model, self.config.server
-        share = "public" if owned is None else owned.share
-        clients = {id: replace(client, model=model, share=share) for id, client in self.clients.items()}
-        groups = tuple(replace(group, server=replace(group.server, model=model)) for group in self.groups)
-        return replace(self, clients=clients, groups=groups)
 
 
 def build(config: Config, here: Collection[ClientId] | None = None, *, on_site: bool = False) -> Experiment:
@@ -160,6 +70,8 @@ def build(config: Config, here: Collection[ClientId] | None = None, *, on_site: 
     FedquiltError
         ConfigError, DataError or ModelError.
     """
+    if config.parties:
+        return built_vertical(config, on_site=on_site)
     method, groups, owner = chosen(config), parts(config), server_parts(config)
     refuse_contradictions(config, groups, method)
     device_of(config.device)
@@ -196,6 +108,8 @@ def tables_of(source: DataSource, rng: Rng, here: Collection[ClientId] | None) -
 
 def shaped(config: Config) -> Experiment:
     """The experiment on the meta device, for a plan: shapes only. The classes are read from the data if it is here."""
+    if config.parties:
+        return built_vertical(config, planned=True)
     method, groups, owner = chosen(config), parts(config), server_parts(config)
     refuse_contradictions(config, groups, method)
     rng, every = Rng(config.seed), (*groups, *owner)

@@ -26,6 +26,7 @@ from fedquilt.experiment.groups import budgets_of, check_part
 from fedquilt.experiment.method import chosen
 from fedquilt.experiment.models import Form, device_of, form_of, load, load_all, max_new_tokens
 from fedquilt.experiment.server import refuse_unusable, server_rows
+from fedquilt.experiment.vertical import built_vertical
 
 Known = dict[Hashable, tuple[Any, FedquiltError | None]]
 """Results, or errors, of reading data and trying models, by what was read or tried."""
@@ -70,6 +71,10 @@ def check(
     are skipped, and so is everything that depends on them.
     """
     found, rng, spoilt, known = _Found(), Rng(config.seed), config.spoilt, {} if known is None else known
+    if config.parties:
+        if not spoilt:
+            found.attempt(lambda: built_vertical(config, planned=True))
+        return list(found.problems)
     method = None if spoilt.touches("method.name") else found.attempt(lambda: chosen(config))
     unsure = bool(config.groups) and spoilt.touches(*_OF_GROUPS)
     groups = () if unsure else found.attempt(lambda: parts(config)) or ()

@@ -101,6 +101,26 @@ _RULES = (
     ),
 )
 
+_PARTIES = (
+    Row(
+        lambda case: case.config.parties,
+        lambda traits: not traits.vertical,
+        "partition.scheme = 'vertical': with method.name = '{name}' all clients have the same columns; {instead}",
+    ),
+    Row(
+        lambda case: not case.config.parties,
+        lambda traits: traits.vertical,
+        "method.name = '{name}': is of parties that hold other columns of the same rows; set partition.scheme = "
+        "'vertical' and give [[parties]], or {instead}",
+    ),
+    Row(
+        lambda case: case.config.parties and not case.kinds <= {"full", "lora"},
+        None,
+        "adapter.kind = '{config.adapter.kind}': the parties of a vertical federation share no adapters; set 'full' or "
+        "'lora'",
+    ),
+)
+
 _STEPS = (
     Row(
         lambda case: case.config.training.proximal > 0,
@@ -257,5 +277,5 @@ _PRIVACY = (
     ),
 )
 
-ROWS: tuple[Row, ...] = (*_RULES, *_PRIVACY, *_STEPS, *_ALIGNMENT, *ADAPTERS)
+ROWS: tuple[Row, ...] = (*_PARTIES, *_RULES, *_PRIVACY, *_STEPS, *_ALIGNMENT, *ADAPTERS)
 """Every contradiction, in the order in which they are reported."""

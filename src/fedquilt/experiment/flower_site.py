@@ -128,8 +128,9 @@ def _keeps_its_count(config: Config) -> bool:
 def scored_on_site(config: Config) -> Config:
     """The config with evaluation by the clients on their own rows, if they are evaluated: the server cannot see these.
 
-    Under differential privacy it is unchanged, and the clients are not evaluated.
+    Under differential privacy it is unchanged, and the clients are not evaluated. In a vertical federation test rows
+    are predicted by all parties together.
     """
-    if config.evaluation.clients is not True or config.privacy.mode != "none":
+    if config.parties or config.evaluation.clients is not True or config.privacy.mode != "none":
         return config
     return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"clients": "received"})})

@@ -10,7 +10,7 @@ from fedquilt.config.schema import Config
 from fedquilt.core.training import num_steps
 from fedquilt.experiment.build import Experiment
 from fedquilt.experiment.groups import BuiltGroup
-from fedquilt.experiment.round_record import is_due
+from fedquilt.experiment.round_due import is_due
 from fedquilt.report.round_text import duration
 
 SLOW = 600.0

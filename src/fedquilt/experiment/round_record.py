@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fedquilt.config.schema import Config
 from fedquilt.core.loop import Round, Traffic
 from fedquilt.core.training import learning_rate_at
 from fedquilt.core.types import ClientId, Memory, Order, Tree
 from fedquilt.experiment.build import Experiment
 from fedquilt.experiment.export import is_whole
 from fedquilt.experiment.groups import BuiltGroup
+from fedquilt.experiment.round_due import is_due
 
 
 def evaluate(
@@ -25,8 +25,11 @@ def evaluate(
     ``global`` is None if the server has no whole model because head or adapters stay with the clients. In a federation
     of groups it is always None, and ``groups`` are the scores of each group's global model, by label.
     ``server`` are the scores of the model that the server owns, on its own test rows, if it owns one. The clients are
-    evaluated if the config asks for it, unless the argument ``clients`` is False.
+    evaluated if the config asks for it, unless the argument ``clients`` is False. In a vertical federation ``global``
+    are the scores of the parties' joint prediction.
     """
+    if experiment.method.scores is not None:
+        return {"global": dict(experiment.method.scores(state)) or None, "clients": {}}
     whole = {group.label: _global_scores(experiment, group, state) for group in experiment.groups}
     scores: dict[str, Any] = {"global": whole.get(""), "clients": {}}
     if experiment.config.groups:
@@ -48,11 +51,6 @@ def _global_scores(experiment: Experiment, group: BuiltGroup, state: Tree) -> di
     """The scores of a group's global model; None if there is none or there are no test rows."""
     order = experiment.method.view(state, group.server.profile)
     return (group.server.evaluate(order) or None) if is_whole(group, order) else None
-
-
-def is_due(config: Config, number: int) -> bool:
-    """Whether round ``number`` ends with an evaluation."""
-    return (number + 1) % config.evaluation.every == 0 or number >= config.rounds - config.evaluation.last
 
 
 def round_line(

@@ -28,9 +28,11 @@ from fedquilt.methods import (
     lada,
     local_only,
     lora_fair,
+    proto_evfl,
     released,
     rolora,
     straggler,
+    vertical_baselines,
 )
 from fedquilt.methods.registry import ENTRIES, METHODS, Entry, register, traits_of
 from fedquilt.methods.traits import Traits
@@ -63,5 +65,10 @@ ENTRIES |= {
     "fedmkt": Entry(fedmkt.fedmkt, fedmkt.TRAITS),
     "fedcot": Entry(fedcot.fedcot, fedcot.TRAITS),
     "fedcollm": Entry(fedcollm.fedcollm, fedcollm.TRAITS),
+    "proto-evfl": Entry(proto_evfl.proto_evfl, proto_evfl.TRAITS),
+    "vfl-split": Entry(vertical_baselines.vfl_split, vertical_baselines.TRAITS),
+    "vfl-local": Entry(vertical_baselines.vfl_local, vertical_baselines.TRAITS),
+    "vfl-ensemble": Entry(vertical_baselines.vfl_ensemble, vertical_baselines.TRAITS),
+    "vfl-central": Entry(vertical_baselines.vfl_central, vertical_baselines.CENTRAL),
     "fed-hello-released": Entry(released.fed_hello_released, fed_hello.traits),
 }

@@ -41,6 +41,9 @@ class Traits:
         is one server for all architectures.
     server_texts : whether it can do with a server that only writes texts, which is an endpoint and no model, for some
         of its settings; it refuses the others itself.
+    vertical : whether its clients hold other columns of the same rows. Such a method is ``across``.
+    complete : whether it needs all columns and labels in one place, as a bound that no federation reaches; only for
+        ``vertical`` methods.
     """
 
     needs: Literal["tensors", "factors", "mixture", "coordinates", "anchored"] = "tensors"
@@ -56,11 +59,15 @@ class Traits:
     slots: bool = False
     needs_server: bool = False
     server_texts: bool = False
+    vertical: bool = False
+    complete: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a method that would train the one server of all architectures separately in each."""
         if self.needs_server and not self.across:
             raise ValueError("needs_server = True needs across = True: all architectures have one server")
+        if self.vertical and not self.across:
+            raise ValueError("vertical = True needs across = True: all parties have one active party")
 
 
 GivenTraits = Traits | Callable[[Mapping[str, Any]], Traits]

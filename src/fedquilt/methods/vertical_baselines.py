@@ -1,0 +1,124 @@
+"""Baselines of vertical federations: split learning, the active party alone, an ensemble, and all columns in one place.
+
+They use the same parties, messages and optimisers as Proto-EVFL, so that a comparison is one of methods alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fedquilt.core.federation import Federation
+from fedquilt.core.method import Method
+from fedquilt.core.settings import Few, Positive, Share
+from fedquilt.core.types import Params
+from fedquilt.methods.traits import Traits
+from fedquilt.vertical.exchanges import Recipe, vertical_method
+from fedquilt.vertical.joint import Joint, Views, head_logits, head_of
+from fedquilt.vertical.party import OwnLoss
+from fedquilt.vertical.prototypes import cosines
+
+TRAITS = Traits(across=True, merge="own", sends_scores=True, vertical=True)
+CENTRAL = Traits(across=True, merge="own", sends_scores=True, vertical=True, complete=True)
+
+
+def vfl_split(federation: Federation, *, minibatches: Few = 4, dropout: Share = 0.0) -> Method:
+    """Split learning: a linear classifier over all embeddings of aligned rows; unaligned rows are not used.
+
+    Parameters
+    ----------
+    federation : the vertical federation.
+    minibatches : minibatches of aligned rows in a round. Gradients of all but the first are late by as many steps.
+    dropout : how often a passive party is hidden from the classifier in a row.
+    """
+    return vertical_method("vfl-split", federation, _split(minibatches, dropout))
+
+
+def vfl_central(federation: Federation, *, minibatches: Few = 4) -> Method:
+    """All columns and labels in one place: split learning on every row that any party has. A bound, no federation.
+
+    Parameters
+    ----------
+    federation : the vertical federation, in which all rows are aligned.
+    minibatches : minibatches in a round.
+    """
+    return vertical_method("vfl-central", federation, _split(minibatches, 0.0))
+
+
+def vfl_local(federation: Federation, *, minibatches: Few = 4, temperature: Positive = 0.1) -> Method:
+    """The active party alone, with its own columns: its aligned rows, and the unaligned ones whose labels it knows.
+
+    Parameters
+    ----------
+    federation : the vertical federation.
+    minibatches : minibatches of aligned rows in a round.
+    temperature : cosines with class prototypes are divided by it.
+    """
+
+    def scores(tensors: Params, views: Views) -> Tensor:
+        return cosines(views.embeddings[-1], views.prototypes[-1]) / temperature
+
+    def loss(tensors: Params, views: Views, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(scores(tensors, views), labels)
+
+    recipe = Recipe(Joint(_no_tensors, loss, scores), _labelled(temperature), minibatches, alone=True)
+    return vertical_method("vfl-local", federation, recipe)
+
+
+def vfl_ensemble(federation: Federation, *, minibatches: Few = 4, temperature: Positive = 0.1) -> Method:
+    """An ensemble: every party has a classifier of its own, and the mean of their probabilities predicts.
+
+    It sees the same labels as Proto-EVFL: those of each party's unaligned rows, and of aligned rows by gradients.
+
+    Parameters
+    ----------
+    federation : the vertical federation.
+    minibatches : minibatches of aligned rows in a round.
+    temperature : cosines with class prototypes are divided by it.
+    """
+
+    def each(views: Views) -> Tensor:
+        pairs = zip(views.embeddings, views.prototypes, strict=True)
+        return torch.stack([cosines(own, held) / temperature for own, held in pairs])  # (K, n, C)
+
+    def loss(tensors: Params, views: Views, labels: Tensor) -> Tensor:
+        own = [
+            functional.cross_entropy(one, labels)
+            for one, there in zip(each(views), _replied(views), strict=True)
+            if there
+        ]
+        return torch.stack(own).mean()
+
+    def scores(tensors: Params, views: Views) -> Tensor:
+        there = views.present.T.unsqueeze(-1)
+        return ((each(views).softmax(2) * there).sum(0) / there.sum(0)).log()
+
+    recipe = Recipe(Joint(_no_tensors, loss, scores), _labelled(temperature), minibatches)
+    return vertical_method("vfl-ensemble", federation, recipe)
+
+
+def _split(minibatches: int, dropout: float) -> Recipe:
+    def loss(tensors: Params, views: Views, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(head_logits(tensors, views), labels)
+
+    return Recipe(Joint(head_of, loss, head_logits), None, minibatches, dropout=dropout, prototypes=False)
+
+
+def _labelled(temperature: float) -> OwnLoss:
+    """Cross-entropy of cosines with class prototypes; rows without labels teach nothing."""
+
+    def loss(embeddings: Tensor, prototypes: Tensor, prior: Tensor, labels: Tensor | None) -> Tensor:
+        if labels is None:
+            return 0.0 * embeddings.sum()
+        return functional.cross_entropy(cosines(embeddings, prototypes) / temperature, labels)
+
+    return OwnLoss(loss)
+
+
+def _no_tensors(parties: int, classes: int, width: int, rng: object) -> Params:
+    return {}
+
+
+def _replied(views: Views) -> list[bool]:
+    return [bool(there) for there in views.knows.any(1)]

@@ -1,0 +1,237 @@
+"""The active party: what it keeps, how it learns from all parties' embeddings, and how it predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypedDict, cast
+
+import torch
+from torch import Tensor
+
+from fedquilt.core.rng import Rng
+from fedquilt.core.training import learning_rate_at
+from fedquilt.core.types import ClientId, Params
+from fedquilt.core.vertical import ALIGNED, TEST, Vertical
+from fedquilt.data.table import take
+from fedquilt.vertical.joint import Joint, Views, stacked_parties
+from fedquilt.vertical.optimiser import Moments, Optimiser
+from fedquilt.vertical.party import Learning, PartyState, begun, embedded, learning, party_of
+from fedquilt.vertical.prediction import mean_by_class, prediction_scores
+from fedquilt.vertical.prior import histogram
+
+
+class Told(TypedDict):
+    """What a passive party told last: its prototypes (C, m), its class prior (C,), and its labelled rows by class."""
+
+    prototypes: Tensor
+    prior: Tensor
+    counts: Tensor
+
+
+class ActiveState(TypedDict):
+    """What the active party keeps: the state of a vertical method.
+
+    Attributes
+    ----------
+    own
+        Of its own encoder and prototypes.
+    joint, moments
+        The tensors of the joint model, and what its optimiser remembers.
+    told
+        What each passive party told last, by its number.
+    back
+        The gradients to send to each passive party of this round, by its number: ``embeddings``, ``prototypes``.
+    rows
+        The numbers of the aligned rows of this round, (minibatches, n).
+    predicted
+        The scores of the last prediction, and tables of it by name.
+    seed, round
+        The seed of its draws, and the number of rounds that it has finished.
+    """
+
+    own: PartyState
+    joint: Params
+    moments: Moments
+    told: dict[str, Told]
+    back: dict[str, Params]
+    rows: Tensor
+    predicted: dict[str, Any]
+    seed: int
+    round: int
+
+
+class Received(NamedTuple):
+    """A passive party's part of the minibatches: unit embeddings, (minibatches, n, m), and what it told with them."""
+
+    embeddings: Tensor
+    told: Told
+
+
+def first_state(vertical: Vertical, joint: Joint, rng: Rng) -> ActiveState:
+    """The active party's state before the first round."""
+    classes, width = len(vertical.classes), vertical.width
+    party, own = party_of(vertical.active), rng.child("active")
+    state = begun(party, {}, classes, width, own)
+    state["params"] = vertical.initial(own.child("model"))
+    return ActiveState(
+        own=state,
+        joint=joint.init(len(vertical.parties), classes, width, own.child("joint")),
+        moments={},
+        told={},
+        back={},
+        rows=torch.zeros(0, 0, dtype=torch.long),
+        predicted={},
+        seed=own.integer(),
+        round=0,
+    )
+
+
+def seen_classes(vertical: Vertical) -> Tensor:
+    """Whether the aligned rows have each class, (C,), boolean."""
+    return torch.bincount(vertical.labels, minlength=len(vertical.classes)) > 0
+
+
+def aligned_prior(vertical: Vertical) -> Tensor:
+    """The share of each class among the aligned rows, (C,)."""
+    return histogram(vertical.labels, len(vertical.classes), 0.0)
+
+
+def joined(
+    vertical: Vertical,
+    joint: Joint,
+    state: ActiveState,
+    received: Mapping[ClientId, Received],
+    counts: Tensor,
+    dropout: float,
+) -> ActiveState:
+    """The state after one step for each minibatch, with the gradients that passive parties are owed.
+
+    The active party's encoder, its prototypes and the joint model take a step; the embeddings and prototypes that were
+    received are leaves of the graph.
+
+    Parameters
+    ----------
+    vertical, joint, state
+        The federation, the joint model, and the state before.
+    received
+        What each passive party that replied has sent.
+    counts
+        The active party's own labelled unaligned rows by class, (C,).
+    dropout
+        How often a passive party is hidden from the joint model in a row, in [0, 1).
+    """
+    party, number = party_of(vertical.active), state["round"]
+    rng = Rng(state["seed"]).child("round", number)
+    if party.bench.device.type == "meta":
+        return state
+    device = party.bench.device
+    passive = range(len(vertical.parties) - 1)
+    parts = {id: _leaf(one.embeddings, device) for id, one in received.items()}
+    held = {id: _leaf(one.told["prototypes"], device) for id, one in received.items()}
+    tensors = {name: _leaf(tensor, device) for name, tensor in state["joint"].items()}
+    rate = learning_rate_at(party.training, number, party.rounds)
+    optimiser = Optimiser(tensors, party.training, rate, state["moments"])
+    told = {**state["told"], **{str(id): one.told for id, one in received.items()}}
+    knows = knowledge(vertical, told, counts).to(device)
+    there = torch.tensor([*(id in received for id in passive), True], device=device)
+    draws = rng.child("hidden").torch()
+
+    def steps(of: Learning) -> None:
+        for minibatch, chosen in enumerate(state["rows"]):
+            own = of.embed(take(party.splits[ALIGNED], chosen))
+            embeddings = stacked_parties([*(_at(parts, id, minibatch) for id in passive), own], own)
+            prototypes = stacked_parties([*(held.get(id) for id in passive), of.prototypes], of.prototypes)
+            hidden = torch.rand(len(chosen), len(there), generator=draws).to(device) < dropout
+            hidden[:, -1] = False
+            views = Views(embeddings, prototypes, there.expand(len(chosen), -1), knows & there.unsqueeze(1))
+            loss = joint.loss(tensors, views.without(hidden), vertical.labels[chosen].to(device))
+            # one backward pass gives all gradients; the joint model's own optimiser only steps
+            of.optimiser.step(loss)
+            optimiser.step_along()
+
+    own, _ = learning(party, state["own"], number, rng.child("steps"), steps)
+    back = {str(id): {"embeddings": _gradient(parts[id]), "prototypes": _gradient(held[id])} for id in sorted(received)}
+    after = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+    made = {**state, "own": own, "joint": after, "moments": optimiser.moments(), "told": told, "back": back}
+    return cast(ActiveState, made)
+
+
+def knowledge(vertical: Vertical, told: Mapping[str, Told], counts: Tensor) -> Tensor:
+    """Whether each party has learned each class, (K, C): from aligned rows, or from labelled rows of its own."""
+    everyone = seen_classes(vertical)
+    passive = range(len(vertical.parties) - 1)
+    own = [told[str(id)]["counts"] > 0 if str(id) in told else torch.zeros_like(everyone) for id in passive]
+    return torch.stack([one | everyone for one in (*own, counts > 0)])
+
+
+def predicted(
+    vertical: Vertical, joint: Joint, state: ActiveState, received: Mapping[ClientId, Tensor], counts: Tensor
+) -> ActiveState:
+    """The state with the scores of the test rows, with all parties that replied and with each of them missing.
+
+    Parameters
+    ----------
+    vertical, joint, state
+        The federation, the joint model, and the state.
+    received
+        The unit embeddings of the test rows by each passive party that replied, (n, m).
+    counts
+        The active party's own labelled unaligned rows by class, (C,).
+    """
+    party = party_of(vertical.active)
+    if party.bench.device.type == "meta":
+        return state
+    views = test_views(vertical, state, received, embedded(party, state["own"], party.splits[TEST]), counts)
+    labels, seen = vertical.test_labels, seen_classes(vertical)
+    with torch.no_grad():
+        scores = prediction_scores(joint.scores(state["joint"], views), labels, seen)
+        tables: dict[str, Any] = {}
+        for id in sorted(received):
+            hidden = torch.zeros_like(views.present)
+            hidden[:, id] = True
+            knows = views.knows.clone()
+            knows[id] = False
+            less = joint.scores(state["joint"], views.without(hidden)._replace(knows=knows))
+            tables[f"without {vertical.parties[id]}"] = prediction_scores(less, labels, seen)["accuracy"]
+        if joint.weights is not None:
+            means = mean_by_class(joint.weights(state["joint"], views), labels, len(vertical.classes))
+            tables["gate"] = {name: means[:, place].tolist() for place, name in enumerate(vertical.parties)}
+    made = {**state, "predicted": {"scores": scores, **tables}}
+    return cast(ActiveState, made)
+
+
+def test_views(
+    vertical: Vertical, state: ActiveState, received: Mapping[ClientId, Tensor], own: Tensor, counts: Tensor
+) -> Views:
+    """All parties' views of rows that are predicted; a passive party that sent no embeddings is missing.
+
+    Parameters
+    ----------
+    vertical, state
+        The federation and the state.
+    received, own
+        The unit embeddings of the passive parties that replied, and of the active one, (n, m).
+    counts
+        The active party's own labelled unaligned rows by class, (C,).
+    """
+    passive = range(len(vertical.parties) - 1)
+    there = torch.tensor([*(id in received and str(id) in state["told"] for id in passive), True])
+    mine = state["own"]["prototypes"]
+    told = [state["told"][str(id)]["prototypes"] if there[id] else None for id in passive]
+    embeddings = stacked_parties([*(received[id] if there[id] else None for id in passive), own], own)
+    knows = knowledge(vertical, state["told"], counts) & there.unsqueeze(1)
+    return Views(embeddings, stacked_parties([*told, mine], mine), there.expand(len(own), -1), knows)
+
+
+def _at(parts: Mapping[ClientId, Tensor], id: ClientId, minibatch: int) -> Tensor | None:
+    return parts[id][minibatch] if id in parts else None
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    """The gradient of a leaf on the CPU, 0 where the loss does not depend on it."""
+    return (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad).detach().to("cpu", copy=True)
+
+
+def _leaf(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy of a tensor, of which a gradient is wanted."""
+    return tensor.detach().to(device, copy=True).requires_grad_()

@@ -1,0 +1,274 @@
+"""The exchanges of vertical methods: embeddings go up, gradients come down, and test rows are predicted together.
+
+A round carries several minibatches of aligned rows and, before them, several steps of every party on rows of its own,
+for a message between sites costs seconds. A row never leaves its party, nor do labels of aligned rows; what does leave
+are unit embeddings, gradients of these, prototypes, class priors and counts of labelled rows by class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from fedquilt.client.client import Client
+from fedquilt.core.errors import TrainingError
+from fedquilt.core.federation import Federation
+from fedquilt.core.method import Exchange, Method
+from fedquilt.core.rng import Rng
+from fedquilt.core.server import ServerState
+from fedquilt.core.types import ClientId, Memory, Order, Params, Range, Reply, Turn
+from fedquilt.core.vertical import ALIGNED, TEST, Vertical
+from fedquilt.core.worker import Worker
+from fedquilt.data.table import take
+from fedquilt.vertical.active import ActiveState, Received, Told, aligned_prior, first_state, joined, predicted
+from fedquilt.vertical.joint import Joint
+from fedquilt.vertical.party import OwnLoss, PartyState, begun, counts_of, embedded, followed, learned_alone, party_of
+from fedquilt.vertical.prior import global_prior, mixed
+
+EMBEDDINGS, PROTOTYPES, PRIOR, COUNTS = "embeddings", "prototypes", "prior", "counts"
+_LARGE = 1e4
+_RANGES = {EMBEDDINGS: Range(-1.001, 1.001), PROTOTYPES: Range(-_LARGE, _LARGE), PRIOR: Range(0.0, 1.0)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A vertical method.
+
+    Attributes
+    ----------
+    joint
+        What the active party makes of all embeddings.
+    own
+        How parties learn from rows of their own; None if they do not.
+    minibatches
+        Minibatches of aligned rows in a round.
+    aligned_share, local_share
+        The weight of the aligned rows in the prior of all parties, and of a party's own prior in that which guides it.
+    dropout
+        How often a passive party is hidden from the joint model in a row.
+    prototypes
+        Whether parties send class prototypes, priors and counts, and are sent the gradients of prototypes.
+    alone
+        Whether the active party learns and predicts by itself: passive parties send nothing.
+    """
+
+    joint: Joint
+    own: OwnLoss | None = None
+    minibatches: int = 1
+    aligned_share: float = 0.5
+    local_share: float = 0.5
+    dropout: float = 0.0
+    prototypes: bool = True
+    alone: bool = False
+
+
+def vertical_of(federation: Federation, name: str) -> Vertical:
+    """The active party of a vertical federation.
+
+    Raises
+    ------
+    TrainingError
+        if the federation is not vertical.
+    """
+    if federation.vertical is None:
+        raise TrainingError(f"method '{name}' is of vertical federations; set partition.scheme = 'vertical'")
+    return federation.vertical
+
+
+def vertical_method(name: str, federation: Federation, recipe: Recipe) -> Method:
+    """The method of a recipe, for a vertical federation."""
+    vertical = vertical_of(federation, name)
+    own = _Exchanges(vertical, recipe, party_of(vertical.active))
+    exchanges = (
+        Exchange(
+            "embed",
+            own.ask_embeddings,
+            own.embed,
+            own.merge_embeddings,
+            expects=own.expected,
+            ranges=own.ranges,
+        ),
+        Exchange("follow", own.ask_gradients, own.follow, own.forget_gradients, expects=_nothing),
+        Exchange("predict", own.ask_test, own.show_test, own.merge_test, expects=own.expected_test, ranges=own.ranges),
+    )
+    return Method(
+        name,
+        lambda rng: first_state(vertical, recipe.joint, rng),
+        exchanges,
+        lambda state, profile: Order({}),
+        report=_report,
+        server=_server,
+        scores=lambda state: state["predicted"].get("scores", {}),
+    )
+
+
+@dataclass(frozen=True)
+class _Exchanges:
+    """The functions of the exchanges of one federation."""
+
+    vertical: Vertical
+    recipe: Recipe
+    active: Client
+
+    @property
+    def classes(self) -> int:
+        return len(self.vertical.classes)
+
+    @property
+    def size(self) -> int:
+        """Rows of a minibatch."""
+        return min(self.active.training.batch_size, len(self.vertical.labels))
+
+    @property
+    def counts(self) -> Tensor:
+        """The active party's own labelled unaligned rows by class, (C,)."""
+        return counts_of(self.active, self.classes)
+
+    # Embeddings: each party learns from its own rows, then embeds aligned rows -----------------------------------
+
+    def rows_of(self, state: ActiveState) -> Tensor:
+        """The aligned rows of each minibatch of the round, (minibatches, n): one permutation after another."""
+        count, wanted = len(self.vertical.labels), self.recipe.minibatches * self.size
+        generator = Rng(state["seed"]).child("round", state["round"], "aligned rows").torch()
+        passes = -(-wanted // count)
+        order = torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)])
+        return order[:wanted].view(self.recipe.minibatches, self.size)
+
+    def prior_of_all(self, state: ActiveState) -> Tensor:
+        """The class prior of all parties' rows, (C,)."""
+        told = [state["told"][key] for key in sorted(state["told"], key=int)]
+        own = [state["own"]["prior"], *(one["prior"].double() for one in told)]
+        sizes = [len(self.active.train["labels"]), *(int(one["counts"].sum()) for one in told)]
+        return global_prior(aligned_prior(self.vertical), own, sizes, self.recipe.aligned_share)
+
+    def ask_embeddings(self, state: ActiveState, turn: Turn) -> dict[ClientId, Order]:
+        rows = [] if self.recipe.alone else self.rows_of(state).flatten().tolist()
+        down = {PRIOR: self.prior_of_all(state).float()} if self.recipe.own and not self.recipe.alone else {}
+        return {profile.id: Order(down, {"rows": rows}) for profile in turn.cohort}
+
+    def embed(self, worker: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+        party = party_of(worker)
+        weight = party.profile.num_examples
+        if self.recipe.alone:
+            return Reply(party.id, {}, weight), memory
+        state = begun(party, memory, self.classes, self.vertical.width, order.rng)
+        state = self.learned(party, state, order.params.get(PRIOR), order.round, order.rng)
+        up = {EMBEDDINGS: embedded(party, state, _aligned(party, order))}
+        if self.recipe.prototypes:
+            counts = counts_of(party, self.classes)
+            up |= {PROTOTYPES: state["prototypes"], PRIOR: state["prior"].float(), COUNTS: counts}
+        return Reply(party.id, up, weight), {**memory, **state}
+
+    def learned(self, party: Client, state: PartyState, prior: Tensor | None, round: int, rng: Rng) -> PartyState:
+        """The party after the round's steps on rows of its own, if the method has them."""
+        if self.recipe.own is None or prior is None:
+            return state
+        guide = mixed(state["prior"], prior.double(), self.recipe.local_share)
+        return learned_alone(party, state, self.recipe.own, guide, round, rng.child("own"))
+
+    def expected(self, order: Order) -> Params:
+        if self.recipe.alone:
+            return {}
+        up = {EMBEDDINGS: torch.zeros(len(order.settings["rows"]), self.vertical.width)}
+        if self.recipe.prototypes:
+            up |= {PROTOTYPES: torch.zeros(self.classes, self.vertical.width)}
+            up |= {PRIOR: torch.zeros(self.classes), COUNTS: torch.zeros(self.classes)}
+        return up
+
+    def ranges(self, order: Order) -> dict[str, Range]:
+        return {**_RANGES, COUNTS: Range(0.0, 1e9, whole=True)}
+
+    def merge_embeddings(self, state: ActiveState, replies: Iterable[Reply]) -> ActiveState:
+        received = {reply.client: self._received(reply) for reply in replies if not self.recipe.alone}
+        rng = Rng(state["seed"]).child("round", state["round"])
+        prior = self.prior_of_all(state)
+        own = self.learned(self.active, state["own"], prior, state["round"], rng)
+        state = cast(ActiveState, {**state, "own": own, "rows": self.rows_of(state)})
+        after = joined(self.vertical, self.recipe.joint, state, received, self.counts, self.recipe.dropout)
+        return cast(ActiveState, {**after, "round": state["round"] + 1})
+
+    def _received(self, reply: Reply) -> Received:
+        parts, empty = reply.params, torch.zeros(self.classes)
+        prototypes = parts.get(PROTOTYPES, torch.zeros(self.classes, self.vertical.width))
+        told = Told(prototypes=prototypes, prior=parts.get(PRIOR, empty), counts=parts.get(COUNTS, empty))
+        return Received(parts[EMBEDDINGS].view(self.recipe.minibatches, self.size, -1), told)
+
+    # Gradients of what was embedded -------------------------------------------------------------------------------
+
+    def ask_gradients(self, state: ActiveState, turn: Turn) -> dict[ClientId, Order]:
+        rows = state["rows"].flatten().tolist()
+        orders = {}
+        for profile in turn.cohort:
+            gradients = state["back"].get(str(profile.id))
+            if gradients is not None:
+                down = gradients if self.recipe.prototypes else {EMBEDDINGS: gradients[EMBEDDINGS]}
+                orders[profile.id] = Order(down, {"rows": rows})
+        return orders
+
+    def follow(self, worker: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+        party = party_of(worker)
+        state = begun(party, memory, self.classes, self.vertical.width, order.rng)
+        prototypes = order.params.get(PROTOTYPES, torch.zeros_like(state["prototypes"]))
+        rows, down = _aligned(party, order), order.params[EMBEDDINGS]
+        after = followed(party, state, rows, down, prototypes, order.round, order.rng)
+        return Reply(party.id, {}, party.profile.num_examples), {**memory, **after}
+
+    def forget_gradients(self, state: ActiveState, replies: Iterable[Reply]) -> ActiveState:
+        for _ in replies:
+            pass
+        return cast(ActiveState, {**state, "back": {}})
+
+    # The joint prediction of test rows ----------------------------------------------------------------------------
+
+    def ask_test(self, state: ActiveState, turn: Turn) -> dict[ClientId, Order]:
+        if not self.vertical.due(turn.round) or not len(self.vertical.test_labels):
+            return {}
+        return {profile.id: Order({}) for profile in turn.cohort}
+
+    def show_test(self, worker: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+        party = party_of(worker)
+        weight = party.profile.num_examples
+        if self.recipe.alone:
+            return Reply(party.id, {}, weight), memory
+        state = begun(party, memory, self.classes, self.vertical.width, order.rng)
+        return Reply(party.id, {EMBEDDINGS: embedded(party, state, party.splits[TEST])}, weight), {**memory, **state}
+
+    def expected_test(self, order: Order) -> Params:
+        if self.recipe.alone:
+            return {}
+        return {EMBEDDINGS: torch.zeros(len(self.vertical.test_labels), self.vertical.width)}
+
+    def merge_test(self, state: ActiveState, replies: Iterable[Reply]) -> ActiveState:
+        received = {one.client: one.params[EMBEDDINGS] for one in replies if not self.recipe.alone}
+        return predicted(self.vertical, self.recipe.joint, state, received, self.counts)
+
+
+def _aligned(party: Client, order: Order) -> dict[str, Tensor]:
+    """The aligned rows that an order names, in its order.
+
+    Raises
+    ------
+    TrainingError
+        if the party has not so many aligned rows.
+    """
+    rows, there = order.settings["rows"], party.splits[ALIGNED]
+    if any(not 0 <= row < len(there["labels"]) for row in rows):
+        raise TrainingError(f"the order names aligned rows that this party has not: it has {len(there['labels'])}")
+    return take(there, rows)
+
+
+def _nothing(order: Order) -> Params:
+    return {}
+
+
+def _report(state: ActiveState) -> dict[str, Any]:
+    return {name: table for name, table in state["predicted"].items() if name != "scores"}
+
+
+def _server(state: ActiveState) -> ServerState:
+    own = state["own"]
+    return ServerState(params=own["params"], memory={}, seed=state["seed"], round=state["round"])

@@ -1,0 +1,233 @@
+"""What a party does between two messages: it learns from rows of its own, embeds rows, and follows gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypedDict, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from fedquilt.client.client import Client
+from fedquilt.client.fit import batches
+from fedquilt.client.workbench import Batch
+from fedquilt.core.errors import TrainingError
+from fedquilt.core.rng import Rng
+from fedquilt.core.training import learning_rate_at
+from fedquilt.core.types import Memory, Order, Params
+from fedquilt.core.worker import Worker
+from fedquilt.data.table import take
+from fedquilt.vertical.optimiser import Moments, Optimiser
+from fedquilt.vertical.prior import histogram, learned
+from fedquilt.vertical.prototypes import unit
+
+PROTOTYPES = "prototypes"
+"""The name of the class prototypes among a party's trained tensors."""
+
+Value = TypeVar("Value")
+
+
+class PartyState(TypedDict):
+    """What a party remembers, a tree that never leaves it.
+
+    Attributes
+    ----------
+    params
+        Every trainable tensor of its encoder.
+    prototypes
+        The class prototypes, (C, m).
+    prior
+        The class prior of its own unaligned rows, float64 (C,).
+    moments
+        What its optimiser remembers.
+    """
+
+    params: Params
+    prototypes: Tensor
+    prior: Tensor
+    moments: Moments
+
+
+class OwnLoss(NamedTuple):
+    """How a party learns from its own unaligned rows.
+
+    Attributes
+    ----------
+    loss
+        ``loss(embeddings, prototypes, prior, labels)``, a scalar, with unit embeddings (n, m), prototypes (C, m), the
+        class prior (C,) and labels (n,), None where the party knows none.
+    plan
+        ``plan(embeddings, prototypes, prior)`` gives the probability of each class for each row, (n, C), from which a
+        party without labels learns its prior; None to keep the prior even.
+    rate
+        How fast that prior moves, in [0, 1].
+    """
+
+    loss: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    plan: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    rate: float = 0.0
+
+
+class Learning:
+    """A party while it learns: its encoder with gradients, its prototypes and its optimiser."""
+
+    def __init__(self, party: Client, prototypes: Tensor, optimiser: Optimiser) -> None:
+        self.party, self.prototypes, self.optimiser = party, prototypes, optimiser
+
+    def embed(self, rows: Batch) -> Tensor:
+        """The unit embeddings of rows, (n, m); gradients flow through them."""
+        return unit(self.party.bench.forward(rows)[0])
+
+
+def party_of(worker: Worker) -> Client:
+    """The worker as a party of a vertical federation.
+
+    Raises
+    ------
+    TrainingError
+        if it is a worker of another kind.
+    """
+    if not isinstance(worker, Client):
+        raise TrainingError("the method is of vertical federations, and this client is no party of one")
+    return worker
+
+
+def begun(party: Client, memory: Memory, classes: int, width: int, rng: Rng) -> PartyState:
+    """What the party remembers; before the first message, random prototypes and the histogram of its labels."""
+    if PROTOTYPES in memory:
+        return cast(PartyState, {key: memory[key] for key in PartyState.__annotations__})
+    drawn = torch.randn(classes, width, generator=rng.child(PROTOTYPES).torch())
+    known = party.train["labels"][party.train["labels"] >= 0]
+    return PartyState(params=party.initial, prototypes=unit(drawn), prior=histogram(known, classes), moments={})
+
+
+def counts_of(party: Client, classes: int) -> Tensor:
+    """The number of the party's unaligned rows of each class that it knows, float32 (C,)."""
+    labels = party.train["labels"]
+    return torch.bincount(labels[labels >= 0], minlength=classes).float()
+
+
+def learning(
+    party: Client, state: PartyState, round: int, rng: Rng, use: Callable[[Learning], Value]
+) -> tuple[PartyState, Value]:
+    """What the party remembers after ``use`` has trained it, and what ``use`` returns.
+
+    Parameters
+    ----------
+    party, state
+        The party, and what it remembers before.
+    round
+        The round, which gives the learning rate.
+    rng
+        The random stream of dropout.
+    use
+        It trains the party.
+    """
+    bench = party.bench
+    bench.load(party.params(Order({}), {"params": state["params"]}))
+    names = {*bench.layout.depth} - party.frozen
+    prototypes = state["prototypes"].to(bench.device).clone()
+    rate = learning_rate_at(party.training, round, party.rounds)
+    again = party.training.gradient_checkpointing
+    with bench.training({*names, PROTOTYPES}, {PROTOTYPES: prototypes}, recompute=again), rng.child("dropout").scope():
+        tensors = {name: tensor for name, tensor in bench.parameters.items() if name in names}
+        optimiser = Optimiser({**tensors, PROTOTYPES: prototypes}, party.training, rate, state["moments"])
+        used = use(Learning(party, prototypes, optimiser))
+    params = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+    after = PartyState(
+        params={**state["params"], **params, **bench.state(names)},
+        prototypes=prototypes.detach().to("cpu", copy=True),
+        prior=state["prior"],
+        moments=optimiser.moments(),
+    )
+    return after, used
+
+
+def learned_alone(party: Client, state: PartyState, own: OwnLoss, prior: Tensor, round: int, rng: Rng) -> PartyState:
+    """The party after a round of steps on its unaligned rows; unchanged if it has none.
+
+    Parameters
+    ----------
+    party, state
+        The party, and what it remembers before.
+    own
+        How it learns.
+    prior
+        The class prior that guides it, (C,).
+    round, rng
+        The round, and the random stream of minibatches.
+    """
+    rows = party.train
+    num_rows = len(rows["labels"])
+    if num_rows == 0 or party.bench.device.type == "meta":
+        return state
+    labelled = bool((rows["labels"] >= 0).all())
+    prior = prior.to(party.bench.device)
+
+    def steps(of: Learning) -> Tensor:
+        moving = state["prior"]
+        for chosen in batches(num_rows, party.training, rng.child("batches")):
+            batch = take(rows, chosen)
+            embeddings = of.embed(batch)
+            labels = batch["labels"].to(embeddings.device) if labelled else None
+            of.optimiser.step(own.loss(embeddings, of.prototypes, prior, labels))
+            if not labelled and own.plan is not None:
+                with torch.no_grad():
+                    found = own.plan(embeddings.detach(), of.prototypes.detach(), prior)
+                moving = learned(moving, found.cpu(), own.rate)
+        return moving
+
+    after, moved = learning(party, state, round, rng, steps)
+    return cast(PartyState, {**after, "prior": moved})
+
+
+def embedded(party: Client, state: PartyState, rows: Batch) -> Tensor:
+    """The unit embeddings of rows, float32 (n, m) on the CPU, by the party's encoder as it is."""
+    num_rows, width = len(rows["labels"]), state["prototypes"].shape[1]
+    bench = party.bench
+    if bench.device.type == "meta":
+        return torch.zeros(num_rows, width)
+    bench.load(party.params(Order({}), {"params": state["params"]}))
+    with torch.no_grad():
+        parts = [
+            unit(bench.forward(take(rows, part))[0].float()).cpu()
+            for part in torch.arange(num_rows).split(party.batch_size)
+        ]
+    return torch.cat(parts) if parts else torch.zeros(0, width)
+
+
+def followed(
+    party: Client, state: PartyState, rows: Batch, down: Tensor, prototypes: Tensor, round: int, rng: Rng
+) -> PartyState:
+    """The party after one step for each minibatch along gradients that it was sent.
+
+    With several minibatches the gradients are those at the encoder that embedded them, as the steps before have not
+    reached the sender.
+
+    Parameters
+    ----------
+    party, state
+        The party, and what it remembers before.
+    rows
+        The rows of all minibatches, one after another.
+    down
+        The gradient of the joint loss with respect to each unit embedding, (minibatches, n, m).
+    prototypes
+        The gradient with respect to the prototypes, (C, m), summed over minibatches.
+    round, rng
+        The round, and the random stream of dropout.
+    """
+    if party.bench.device.type == "meta":
+        return state
+
+    def steps(of: Learning) -> None:
+        share = (prototypes / len(down)).to(of.prototypes.device)
+        for chosen, gradient in zip(
+            torch.arange(down.shape[0] * down.shape[1]).view(down.shape[:2]), down, strict=True
+        ):
+            embeddings = of.embed(take(rows, chosen))
+            # the gradient of this sum is the gradient that was sent
+            along: Any = (embeddings * gradient.to(embeddings)).sum() + (of.prototypes * share).sum()
+            of.optimiser.step(along)
+
+    return learning(party, state, round, rng, steps)[0]
