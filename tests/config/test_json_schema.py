@@ -20,14 +20,17 @@ from fedquilt.config.load import parse, variants
 from fedquilt.config.overrides import changes_of, overlaid
 from fedquilt.config.schema import SECTIONS, Config
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.parties import VERTICAL
 from fedquilt.data.partition import settings_problems
 from fedquilt.data.partition_schemes import SCHEMES
+from fedquilt.data.vertical.deal import Dealing
 from fedquilt.methods import METHODS
 
 sys.path.insert(0, str(Path(__file__).parent))
 from run_file_fuzz import ROOT, mutated, run_files
 
-SCHEMA = json_schema(METHODS, SCHEMES)
+SCHEMES_AND_PARTIES = {**SCHEMES, VERTICAL: Dealing}
+SCHEMA = json_schema(METHODS, SCHEMES_AND_PARTIES)
 VALIDATOR = Draft202012Validator(SCHEMA)
 SMALL = {
     "model": {"name": "tiny:vit", "task": "image-classification"},
@@ -60,7 +63,7 @@ def test_the_schema_is_one_and_names_every_key_and_method():
     Draft202012Validator.check_schema(SCHEMA)
     assert SCHEMA["properties"].keys() == Config.model_fields.keys()
     assert [one["title"] for one in SCHEMA["$defs"]["Method"]["oneOf"]] == [*METHODS]
-    assert [one["title"] for one in SCHEMA["$defs"]["Partition"]["oneOf"]] == [*SCHEMES]
+    assert [one["title"] for one in SCHEMA["$defs"]["Partition"]["oneOf"]] == [*SCHEMES_AND_PARTIES]
 
 
 def test_every_key_of_every_section_says_what_it_means():

@@ -330,7 +330,7 @@ def test_compare_that_is_no_list_is_one_problem(write):
 def test_resolved_holds_every_key_and_reads_back(write):
     config, _ = load(write(COMPARE), ["training.steps=2"])
     keys = resolved(config)
-    assert keys.keys() == set(Config.model_fields) - {"groups", "server"}
+    assert keys.keys() == set(Config.model_fields) - {"groups", "parties", "server"}
     assert keys["method"] == {"name": "fed-hello", "shape": "triangle"}
     assert keys["training"]["epochs"] is None
     assert parse(json.loads(json.dumps(keys))) == config

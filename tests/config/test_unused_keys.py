@@ -184,6 +184,7 @@ REFUSED = {
     "privacy.secure_aggregation": (IMAGES, "privacy.secure_aggregation=true"),
     "privacy.test_key": (IMAGES, "privacy.test_key=2"),
     "network.dtype": (IMAGES, "method.name=flora", "network.dtype=int8"),
+    "parties": (IMAGES, "parties=[{label='one'}]"),
 }
 """Keys that other keys can make idle, and a run file and overrides in which they are so."""
 

@@ -1,6 +1,6 @@
 """Where each invariant of Proto-EVFL's parts is tested; tests bear its number in their names.
 
-The audit of what crosses the wire (10) and the accuracies of small federations (11) wait for the method.
+The accuracies of small federations (11) wait.
 """
 
 import ast
@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parents[1] / "vertical"
+TESTS = Path(__file__).parents[1]
 
 CATALOGUE = {
-    "1 both plans are distributions, and costs are bounded": "test_transport.py",
-    "2 what the prior does to the forward plan": "test_transport.py",
-    "3 learning the prior; the histogram is the counts": "test_prior.py",
-    "4 the mixed prior": "test_prior.py",
-    "5 selection by class, without a gradient": "test_selection.py",
-    "6 gradients through messages are those of one model": "test_losses.py",
-    "7 the gate and the mask": "test_fusion.py",
-    "8 rows without features": "test_transport.py",
-    "9 the offset of seen classes": "test_stacking.py",
+    "1 both plans are distributions, and costs are bounded": "vertical/test_transport.py",
+    "2 what the prior does to the forward plan": "vertical/test_transport.py",
+    "3 learning the prior; the histogram is the counts": "vertical/test_prior.py",
+    "4 the mixed prior": "vertical/test_prior.py",
+    "5 selection by class, without a gradient": "vertical/test_selection.py",
+    "6 gradients through messages are those of one model": "vertical/test_losses.py",
+    "7 the gate and the mask": "vertical/test_fusion.py",
+    "8 rows without features": "vertical/test_transport.py",
+    "10 what crosses the wire": "experiment/test_vertical_runs.py",
+    "9 the offset of seen classes": "vertical/test_stacking.py",
 }
 
 

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from fedquilt.adapters.settings import Adapter, of_kind
+from fedquilt.adapters.settings import Adapter
 from fedquilt.config.clients import Partition
 from fedquilt.config.data import Data, idle_keys
 from fedquilt.config.error_text import from_validation, shown
+from fedquilt.config.own_sections import OWN_SECTIONS, own_keys
 from fedquilt.config.parties import Party, active_place
-from fedquilt.config.schema import Config, Group, Head
-from fedquilt.config.sections import Section, default_of, read, values_of
+from fedquilt.config.schema import Config, Group
+from fedquilt.config.sections import default_of, read
 from fedquilt.config.server import Server, endpoint_problems
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.model import Model
 from fedquilt.core.tasks import TASKS, one_of, tasks_where, writing_task
-from fedquilt.core.training import Training
-
-_SECTIONS: Mapping[str, Section] = {
-    "partition": Partition,
-    "adapter": Adapter,
-    "head": Head,
-    "training": Training,
-}
-"""Sections in which a group replaces single keys; it replaces ``model`` and ``data`` as a whole."""
 
 _SAID_BY_GROUPS = {"shares": "share", "budgets": "budget", "ranks": "rank"}
 _OF_ALL = ("proximal", "precision")
@@ -94,7 +86,7 @@ def parts(config: Config) -> tuple[Part, ...]:
     made: list[Part] = []
     first = 0
     for place, (group, size) in enumerate(zip(config.groups, sizes(config), strict=True)):
-        own = frozenset(name for name in (*_SECTIONS, "model", "data") if getattr(group, name) is not None)
+        own = frozenset(name for name in (*OWN_SECTIONS, "model", "data") if getattr(group, name) is not None)
         made.append(Part(place, group.label, first, _alone(config, group, size), own))
         first += size
     return tuple(made)
@@ -104,7 +96,7 @@ def party_parts(config: Config) -> tuple[Part, ...]:
     """The parties of a vertical federation as parts of one client each, and the active one, the server, behind them."""
     active, made = active_place(config.parties), list[Part]()
     for place, party in enumerate(config.parties):
-        over = {name: read(_SECTIONS[name], keys, name) for name, keys in _over(config, party).items()}
+        over = {name: read(OWN_SECTIONS[name], keys, name) for name, keys in own_keys(config, party).items()}
         over |= {} if party.model is None else {"model": party.model}
         over["data"] = config.data if party.text is None else config.data.model_copy(update={"text": party.text})
         is_server = place == active
@@ -135,12 +127,12 @@ def server_parts(config: Config) -> tuple[Part, ...]:
     server, num = config.server, config.partition.num_clients
     if server.model is None:
         return ()
-    over = {name: read(_SECTIONS[name], keys, name) for name, keys in _over(config, server).items()}
+    over = {name: read(OWN_SECTIONS[name], keys, name) for name, keys in own_keys(config, server).items()}
     over["partition"] = Partition().model_copy(update={"num_clients": 0})
     batch_size = server.batch_size or config.evaluation.batch_size
     over["evaluation"] = config.evaluation.model_copy(update={"batch_size": batch_size})
     over |= {"model": server.model, "data": server.private or server.data, "groups": ()}
-    own = frozenset({"model", "data", *(name for name in _SECTIONS if getattr(server, name, None) is not None)})
+    own = frozenset({"model", "data", *(name for name in OWN_SECTIONS if getattr(server, name, None) is not None)})
     return (Part(_SERVER, "server", num, config.model_copy(update=over), own),)
 
 
@@ -194,7 +186,7 @@ def server_problems(config: Config) -> list[str]:
         if group.label == "server"
     ]
     problems += _of_all(server.training, "server")
-    either = [name for name in _SECTIONS if config.spoilt.touches(name) or rejected.touches(name)]
+    either = [name for name in OWN_SECTIONS if config.spoilt.touches(name) or rejected.touches(name)]
     return problems + _odd_sections(config, server, "server", either)
 
 
@@ -240,11 +232,11 @@ def group_problems(config: Config) -> list[str]:
                 "partition.num_clients; leave it out"
             )
         problems += _of_all(group.training, where)
-        either = [name for name in _SECTIONS if spoilt.touches(name) or rejected[place].touches(name)]
+        either = [name for name in OWN_SECTIONS if spoilt.touches(name) or rejected[place].touches(name)]
         problems += _odd_sections(config, group, where, either)
         if group.rank is None or "adapter" in either:
             continue
-        adapter = _over(config, group)["adapter"]
+        adapter = own_keys(config, group)["adapter"]
         rank = max(adapter.get("rank", default_of(Adapter, "rank")), *adapter.get("rank_pattern", {}).values(), 1)
         if group.rank > rank:
             problems.append(
@@ -265,11 +257,11 @@ def _of_all(training: BaseModel | None, where: str) -> list[str]:
 
 def _odd_sections(config: Config, owner: Group | Party | Server, where: str, unknown: Collection[str]) -> list[str]:
     problems: list[str] = []
-    for name, keys in _over(config, owner).items():
+    for name, keys in own_keys(config, owner).items():
         if name in unknown:
             continue
         try:
-            read(_SECTIONS[name], keys, name)
+            read(OWN_SECTIONS[name], keys, name)
         except ValidationError as error:
             problems += from_validation(error, prefix=where)
     return problems
@@ -277,36 +269,12 @@ def _odd_sections(config: Config, owner: Group | Party | Server, where: str, unk
 
 def _alone(config: Config, group: Group, size: int) -> Config:
     """The config of a federation of only the group's clients."""
-    over = {name: read(_SECTIONS[name], keys, name) for name, keys in _over(config, group).items()}
+    over = {name: read(OWN_SECTIONS[name], keys, name) for name, keys in own_keys(config, group).items()}
     whole = {name: own for name in ("model", "data") if (own := getattr(group, name)) is not None}
     over["partition"] = over["partition"].model_copy(update={"num_clients": size})
     ranks = None if group.rank is None else (group.rank,)
     clients = config.clients.model_copy(update={"shares": "1", "budgets": (group.budget,), "ranks": ranks})
     return config.model_copy(update={**whole, **over, "clients": clients, "groups": ()})
-
-
-def _over(config: Config, owner: Group | Party | Server) -> dict[str, dict[str, Any]]:
-    """The keys of each section that a group or the server may change in part, with its own values."""
-    made = {}
-    for name in _SECTIONS:
-        own: BaseModel | None = getattr(owner, name, None)
-        keys, change = values_of(getattr(config, name)), {} if own is None else own.model_dump(exclude_unset=True)
-        if name == "training" and not change.keys().isdisjoint(("steps", "epochs")):
-            keys |= {"steps": None, "epochs": None}
-        if name == "partition" and change.get("scheme", keys["scheme"]) != keys["scheme"]:
-            keys = {key: value for key, value in keys.items() if key in Partition.model_fields}
-        if name == "adapter":
-            keys = of_kind(keys, change.get("kind", keys["kind"]))
-        made[name] = keys | change
-    return made
-
-
-def as_written(owner: Group | Party | Server) -> dict[str, Any]:
-    """A group or the server as JSON values; of sections that it changes in part, only the keys that it sets."""
-    return {
-        **owner.model_dump(mode="json", exclude=set(_SECTIONS), exclude_none=True),
-        **owner.model_dump(mode="json", include=set(_SECTIONS), exclude_unset=True, exclude_none=True),
-    }
 
 
 def _plain(value: Any) -> Any:

@@ -13,8 +13,9 @@ from typing import Any
 
 from fedquilt.config.cross_checks import cross_problems
 from fedquilt.config.error_text import shown
-from fedquilt.config.groups import as_written, group_problems, server_problems
+from fedquilt.config.groups import group_problems, server_problems
 from fedquilt.config.overrides import changes_of, entries_of, with_changes
+from fedquilt.config.own_sections import as_written
 from fedquilt.config.parties import party_problems
 from fedquilt.config.repair import repaired
 from fedquilt.config.schema import Config

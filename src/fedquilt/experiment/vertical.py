@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
-import numpy as np
 import torch
 
 from fedquilt.client.client import Client
@@ -24,10 +20,8 @@ from fedquilt.core.server import SERVER
 from fedquilt.core.tasks import TASKS
 from fedquilt.core.types import Budget, Profile
 from fedquilt.core.vertical import ALIGNED, TEST, Vertical
-from fedquilt.data.holdout import label_counts
-from fedquilt.data.partition import digest
 from fedquilt.data.table import Columns, Table, take
-from fedquilt.data.vertical.deal import Dealing, Dealt, Held, complete, deal
+from fedquilt.data.vertical.deal import Dealing, Held, complete, deal
 from fedquilt.data.vertical.views import seen_of
 from fedquilt.experiment.built import Experiment
 from fedquilt.experiment.compatibility import refuse_contradictions
@@ -38,37 +32,11 @@ from fedquilt.experiment.method import Chosen, chosen, wrapped
 from fedquilt.experiment.models import architectures, device_of, kind_of, load_all
 from fedquilt.experiment.round_due import is_due
 from fedquilt.experiment.trial_pass import try_out
+from fedquilt.experiment.vertical_rows import Rows, vertical_record
 from fedquilt.models.loaded import Loaded
 
 UNKNOWN = -1
 """The label of a row whose label its party does not know."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of all parties.
-
-    Attributes
-    ----------
-    tables : what each party sees of all rows, in the order of the parts; the last is the active party's.
-    tests : the same of the test rows where these are another source, else None.
-    labels, classes : the class number of each row, and the classes' names.
-    test_labels : those of the test rows.
-    dealt : who holds which rows.
-    """
-
-    tables: tuple[Table, ...]
-    tests: tuple[Table, ...] | None
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    test_labels: np.ndarray
-    dealt: Dealt
-
-    @property
-    def digest(self) -> str:
-        """The digest of who holds which rows, and of wrong labels."""
-        noisy = np.array(sorted(self.dealt.noisy.items()), dtype=np.int64).reshape(-1)
-        return digest([self.dealt.aligned, *self.dealt.unaligned, self.dealt.test, noisy])
 
 
 def dealing_of(config: Config) -> Dealing:
@@ -216,7 +184,7 @@ def assembled(
     )
     federation = replace(federated(config, profiles, passive, groups), vertical=vertical)
     make_method = partial(wrapped, config, method, tuple(parts[:-1]), names[:-1])
-    record = partition_record(rows, profiles, groups, parts[-1].label)
+    record = vertical_record(rows, profiles, groups, parts[-1].label)
     traits = method.traits
     whole = Experiment(config, federation, make_method, make_method(federation), traits, clients, groups, owner, record)
     return whole.modelled()
@@ -265,45 +233,3 @@ def _encoded(loaded: Loaded, table: Table) -> Columns:
 
 def _shape(count: int) -> Columns:
     return {"labels": torch.zeros(count, dtype=torch.long)}
-
-
-def partition_record(
-    rows: Rows, profiles: Sequence[Profile], groups: Sequence[BuiltGroup], active: str
-) -> dict[str, Any]:
-    """Who holds which rows, for ``partition.json``."""
-    dealt = rows.dealt
-    counts = label_counts(dealt.unaligned, rows.labels, rows.classes)
-    clients = [
-        {
-            "id": profile.id,
-            "architecture": profile.architecture,
-            "budget": profile.budget.layers,
-            "rank": profile.budget.rank,
-            "task": profile.task,
-            "examples": profile.num_examples,
-            "group": profile.group,
-            "train": dealt.unaligned[profile.id].tolist(),
-            "validation": [],
-            "test": [],
-            "labels": counts[profile.id],
-        }
-        for profile in profiles
-    ]
-    aligned = label_counts([dealt.aligned], rows.labels, rows.classes)[0]
-    return {
-        "digest": hashlib.sha256(json.dumps([rows.digest, [group.label for group in groups]]).encode()).hexdigest(),
-        "classes": list(rows.classes),
-        "proxy": [],
-        "clients": clients,
-        "groups": [
-            {"label": group.label, "architecture": group.architecture, "task": group.config.model.task}
-            for group in groups
-        ],
-        "vertical": {
-            "active": active,
-            "aligned": aligned,
-            "own": counts[-1],
-            "test": len(rows.test_labels),
-            "aligned_rows": dealt.aligned.tolist(),
-        },
-    }

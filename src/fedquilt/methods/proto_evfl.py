@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -75,54 +77,77 @@ def proto_evfl(
 
     Paper: proto-evfl, protocol
     """
-    weights = Weights(unaligned, transported, fused_weight, each_party, head, temperature)
-    selection = Selection(keep, softness, balanced)
-    seen = seen_classes(vertical_of(federation, "proto-evfl"))
-
-    def init(parties: int, classes: int, width: int, rng: Rng) -> Params:
-        return {**head_of(parties, classes, width, rng), **gate_of(parties, width, hidden, rng)}
-
-    def gated(tensors: Params, views: Views) -> Tensor:
-        logits = gate_logits(tensors, views)
-        return gates(logits if gate else torch.zeros_like(logits), views.present)
-
-    def known(views: Views) -> Tensor:
-        return views.knows if mask else views.knows.any(1, keepdim=True).expand_as(views.knows)
-
-    def scores_of(views: Views) -> Tensor:
-        return torch.stack([cosines(own, held) for own, held in zip(views.embeddings, views.prototypes, strict=True)])
-
-    def loss(tensors: Params, views: Views, labels: Tensor) -> Tensor:
-        there = views.knows.any(1).nonzero().flatten().tolist()  # the parties that replied
-        scores = scores_of(views)
-        return aligned_loss(
-            [scores[party] for party in there],
-            gated(tensors, views)[:, there],
-            known(views)[there],
-            head_logits(tensors, views),
-            labels,
-            weights,
-        )
-
-    def predict(tensors: Params, views: Views) -> Tensor:
-        joint = fused(scores_of(views), gated(tensors, views), known(views)) / temperature
-        joint = stacked(joint, seen.to(joint.device), offset)
-        return joint if offset else joint + known_by_any(views.knows)
-
-    own = OwnLoss(
-        lambda u, prototypes, prior, labels: unaligned_loss(u, prototypes, prior, labels, selection, weights),
-        lambda u, prototypes, prior: _plan(u, prototypes, prior, temperature),
-        prior_rate,
+    fusion = _Fusion(
+        Weights(unaligned, transported, fused_weight, each_party, head, temperature),
+        seen_classes(vertical_of(federation, "proto-evfl")),
+        hidden=hidden,
+        gate=gate,
+        mask=mask,
+        offset=offset,
     )
     recipe = Recipe(
-        Joint(init, loss, predict, gated),
-        own if local else None,
+        Joint(fusion.init, fusion.loss, fusion.predict, fusion.gates),
+        _own_loss(Selection(keep, softness, balanced), fusion.weights, prior_rate) if local else None,
         minibatches,
         aligned_share=aligned_share,
         local_share=local_share,
         dropout=dropout,
     )
     return vertical_method("proto-evfl", federation, recipe)
+
+
+@dataclass(frozen=True)
+class _Fusion:
+    """The joint model: a gate over parties, the fused scores, and a linear classifier that helps to train."""
+
+    weights: Weights
+    seen: Tensor
+    hidden: int
+    gate: bool
+    mask: bool
+    offset: float
+
+    def init(self, parties: int, classes: int, width: int, rng: Rng) -> Params:
+        return {**head_of(parties, classes, width, rng), **gate_of(parties, width, self.hidden, rng)}
+
+    def gates(self, tensors: Params, views: Views) -> Tensor:
+        logits = gate_logits(tensors, views)
+        return gates(logits if self.gate else torch.zeros_like(logits), views.present)
+
+    def knows(self, views: Views) -> Tensor:
+        """The mask of classes; without it a party that replied counts for all."""
+        return views.knows if self.mask else views.knows.any(1, keepdim=True).expand_as(views.knows)
+
+    def loss(self, tensors: Params, views: Views, labels: Tensor) -> Tensor:
+        there = views.knows.any(1).nonzero().flatten().tolist()  # the parties that replied
+        scores = _scores(views)
+        return aligned_loss(
+            [scores[party] for party in there],
+            self.gates(tensors, views)[:, there],
+            self.knows(views)[there],
+            head_logits(tensors, views),
+            labels,
+            self.weights,
+        )
+
+    def predict(self, tensors: Params, views: Views) -> Tensor:
+        joint = fused(_scores(views), self.gates(tensors, views), self.knows(views)) / self.weights.temperature
+        joint = stacked(joint, self.seen.to(joint.device), self.offset)
+        return joint if self.offset else joint + known_by_any(views.knows)
+
+
+def _scores(views: Views) -> Tensor:
+    """The cosines of every party, (K, n, C)."""
+    return torch.stack([cosines(own, held) for own, held in zip(views.embeddings, views.prototypes, strict=True)])
+
+
+def _own_loss(selection: Selection, weights: Weights, rate: float) -> OwnLoss:
+    """How a party learns from its unaligned rows: selected and weighted, and carried to class prototypes."""
+    return OwnLoss(
+        lambda u, prototypes, prior, labels: unaligned_loss(u, prototypes, prior, labels, selection, weights),
+        lambda u, prototypes, prior: _plan(u, prototypes, prior, weights.temperature),
+        rate,
+    )
 
 
 def _plan(embeddings: Tensor, prototypes: Tensor, prior: Tensor, temperature: float) -> Tensor:

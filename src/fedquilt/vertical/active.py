@@ -71,7 +71,7 @@ def first_state(vertical: Vertical, joint: Joint, rng: Rng) -> ActiveState:
     """The active party's state before the first round."""
     classes, width = len(vertical.classes), vertical.width
     party, own = party_of(vertical.active), rng.child("active")
-    state = begun(party, {}, classes, width, own)
+    state = begun(party, {}, (classes, width), own)
     state["params"] = vertical.initial(own.child("model"))
     return ActiveState(
         own=state,

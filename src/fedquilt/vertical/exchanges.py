@@ -155,15 +155,15 @@ class _Exchanges:
         weight = party.profile.num_examples
         if self.recipe.alone:
             return Reply(party.id, {}, weight), memory
-        state = begun(party, memory, self.classes, self.vertical.width, order.rng)
-        state = self.learned(party, state, order.params.get(PRIOR), order.round, order.rng)
+        state = begun(party, memory, (self.classes, self.vertical.width), order.rng)
+        state = self._learned(party, state, order.params.get(PRIOR), order.round, order.rng)
         up = {EMBEDDINGS: embedded(party, state, _aligned(party, order))}
         if self.recipe.prototypes:
             counts = counts_of(party, self.classes)
             up |= {PROTOTYPES: state["prototypes"], PRIOR: state["prior"].float(), COUNTS: counts}
         return Reply(party.id, up, weight), {**memory, **state}
 
-    def learned(self, party: Client, state: PartyState, prior: Tensor | None, round: int, rng: Rng) -> PartyState:
+    def _learned(self, party: Client, state: PartyState, prior: Tensor | None, round: int, rng: Rng) -> PartyState:
         """The party after the round's steps on rows of its own, if the method has them."""
         if self.recipe.own is None or prior is None:
             return state
@@ -186,7 +186,7 @@ class _Exchanges:
         received = {reply.client: self._received(reply) for reply in replies if not self.recipe.alone}
         rng = Rng(state["seed"]).child("round", state["round"])
         prior = self.prior_of_all(state)
-        own = self.learned(self.active, state["own"], prior, state["round"], rng)
+        own = self._learned(self.active, state["own"], prior, state["round"], rng)
         state = cast(ActiveState, {**state, "own": own, "rows": self.rows_of(state)})
         after = joined(self.vertical, self.recipe.joint, state, received, self.counts, self.recipe.dropout)
         return cast(ActiveState, {**after, "round": state["round"] + 1})
@@ -211,7 +211,7 @@ class _Exchanges:
 
     def follow(self, worker: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
         party = party_of(worker)
-        state = begun(party, memory, self.classes, self.vertical.width, order.rng)
+        state = begun(party, memory, (self.classes, self.vertical.width), order.rng)
         prototypes = order.params.get(PROTOTYPES, torch.zeros_like(state["prototypes"]))
         rows, down = _aligned(party, order), order.params[EMBEDDINGS]
         after = followed(party, state, rows, down, prototypes, order.round, order.rng)
@@ -234,7 +234,7 @@ class _Exchanges:
         weight = party.profile.num_examples
         if self.recipe.alone:
             return Reply(party.id, {}, weight), memory
-        state = begun(party, memory, self.classes, self.vertical.width, order.rng)
+        state = begun(party, memory, (self.classes, self.vertical.width), order.rng)
         return Reply(party.id, {EMBEDDINGS: embedded(party, state, party.splits[TEST])}, weight), {**memory, **state}
 
     def expected_test(self, order: Order) -> Params:

@@ -92,13 +92,16 @@ def party_of(worker: Worker) -> Client:
     return worker
 
 
-def begun(party: Client, memory: Memory, classes: int, width: int, rng: Rng) -> PartyState:
-    """What the party remembers; before the first message, random prototypes and the histogram of its labels."""
+def begun(party: Client, memory: Memory, shape: tuple[int, int], rng: Rng) -> PartyState:
+    """What the party remembers; before the first message, random prototypes and the histogram of its labels.
+
+    ``shape`` is that of the prototypes, (C, m).
+    """
     if PROTOTYPES in memory:
         return cast(PartyState, {key: memory[key] for key in PartyState.__annotations__})
-    drawn = torch.randn(classes, width, generator=rng.child(PROTOTYPES).torch())
+    drawn = torch.randn(*shape, generator=rng.child(PROTOTYPES).torch())
     known = party.train["labels"][party.train["labels"] >= 0]
-    return PartyState(params=party.initial, prototypes=unit(drawn), prior=histogram(known, classes), moments={})
+    return PartyState(params=party.initial, prototypes=unit(drawn), prior=histogram(known, shape[0]), moments={})
 
 
 def counts_of(party: Client, classes: int) -> Tensor:

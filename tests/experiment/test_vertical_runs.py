@@ -1,0 +1,288 @@
+"""Vertical federations: embedded, over Flower, resumed, with parties missing; what travels, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from fedquilt.config.load import parse
+from fedquilt.config.schema import Config
+from fedquilt.core.errors import ConfigError
+from fedquilt.core.loop import rounds
+from fedquilt.core.types import Failure, Order
+from fedquilt.core.vertical import ALIGNED
+from fedquilt.engine.local import LocalEngine
+from fedquilt.experiment import build, resume, run
+from fedquilt.experiment.check import check
+from fedquilt.experiment.engine import EMBEDDED
+from fedquilt.record import Record, read_partition, read_rounds
+from fedquilt.record.tree_bytes import tree_to_bytes
+from fedquilt.vertical.prototypes import unit
+
+FILE = """
+rounds = 3
+threads = 1
+device = "cpu"
+model = { name = "tiny:vit?layers=2&width=16&image=8&patch=4", task = "image-classification" }
+data = { source = "sklearn:digits", limit = 400 }
+partition = { scheme = "vertical", aligned = 24, aligned_classes = ["2", "5"], unaligned = 40, width = 8 }
+adapter = { kind = "full" }
+training = { steps = 2, batch_size = 8, learning_rate = 0.01 }
+evaluation = { every = 2, last = 1 }
+method = { name = "proto-evfl", minibatches = 2 }
+
+[[parties]]
+label = "left"
+view = ["left"]
+classes = ["0", "1", "2"]
+
+[[parties]]
+label = "right"
+view = ["top-right", "bottom-right"]
+labelled = false
+model = { name = "tiny:vit?layers=1&width=24&image=8&patch=4", task = "image-classification" }
+
+[[parties]]
+label = "bottom"
+view = ["bottom"]
+classes = ["3", "4", "5"]
+"""
+METHODS = ("proto-evfl", "vfl-split", "vfl-local", "vfl-ensemble", "vfl-central")
+
+
+def config(**changes: Any) -> Config:
+    raw = tomllib.loads(FILE)
+    for section, keys in changes.items():
+        raw[section] = {**raw.get(section, {}), **keys} if isinstance(keys, dict) else keys
+    return parse(raw)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run. Not to be changed."""
+    return run(config(), tmp_path_factory.mktemp("vertical") / "run")
+
+
+def ended(folder: Path) -> bytes:
+    return tree_to_bytes(Record.open(folder).load_checkpoint()[1])
+
+
+def test_parties_hold_other_rows_and_only_the_active_one_labels_of_aligned_rows() -> None:
+    experiment = build(config())
+    vertical = experiment.federation.vertical
+    assert vertical is not None
+    assert vertical.parties == ("left", "right", "bottom")
+    assert (len(vertical.labels), vertical.width, len(vertical.classes)) == (24, 8, 10)
+    assert set(vertical.labels.tolist()) == {2, 5}
+    for party in (*experiment.clients.values(), vertical.active):
+        assert (party.splits[ALIGNED]["labels"] == -1).all()
+        assert party.profile.num_examples == 24 + len(party.train["labels"])
+    left, right = experiment.clients[0].train["labels"], experiment.clients[1].train["labels"]
+    assert set(left.tolist()) <= {0, 1, 2}
+    assert (right == -1).all()
+    record = experiment.partition
+    rows = [set(one["train"]) for one in record["clients"]]
+    assert not rows[0] & rows[1]
+    assert not (rows[0] | rows[1]) & set(record["vertical"]["aligned_rows"])
+
+
+def test_proto_10_messages_have_the_stated_shapes_and_bytes(whole: Path) -> None:
+    for line in read_rounds(whole):
+        embed, follow, *shown = line["exchanges"]
+        assert [one["exchange"] for one in line["exchanges"]] == ["embed", "follow", "predict"]
+        batches, rows, width, classes = 2, 8, 8, 10
+        up, down = batches * rows * width + classes * width + 2 * classes, batches * rows * width + classes * width
+        for client in ("0", "1"):
+            assert embed["clients"][client]["bytes_up"] == 4 * up
+            assert embed["clients"][client]["bytes_down"] == 4 * classes
+            assert follow["clients"][client] | {"settings": {}} == follow["clients"][client] | {
+                "settings": {},
+                "bytes_down": 4 * down,
+                "bytes_up": 0,
+            }
+        tested = read_partition(whole)["vertical"]["test"]
+        (predict,) = shown
+        assert {one["bytes_up"] for one in predict["clients"].values()} <= {4 * tested * width}
+    assert [len(line["exchanges"][2]["clients"]) for line in read_rounds(whole)] == [0, 2, 2]
+
+
+def test_proto_10_no_label_and_no_row_leaves_a_party(tmp_path: Path) -> None:
+    moved: list[Any] = []
+
+    class Recording(LocalEngine):
+        def send(self, exchange: Any, orders: Any) -> Any:
+            for reply in super().send(exchange, orders):
+                moved.append((orders[reply.client], reply))
+                yield reply
+
+    connect = EMBEDDED._replace(
+        make=lambda experiment, key, memories, progress: Recording(experiment.clients, memories)
+    )
+    run(config(rounds=1), tmp_path / "run", connect=connect)
+    experiment = build(config())
+    secret = [experiment.clients[id].train["pixel_values"] for id in (0, 1)]
+    allowed = {"embeddings", "prototypes", "prior", "counts"}
+    assert moved
+    for order, reply in moved:
+        for message in (order, reply):
+            assert set(message.params) <= allowed
+            assert all(not torch.equal(tensor, own) for tensor in message.params.values() for own in secret)
+        assert set(order.settings) <= {"rows"}
+        embedded = reply.params.get("embeddings")
+        assert embedded is None or embedded.norm(dim=1).max() <= 1.001
+
+
+def test_the_parties_learn_and_predict_together(whole: Path) -> None:
+    last = read_rounds(whole)[-1]
+    assert {"accuracy", "loss", "worst_class", "seen", "unseen", "harmonic"} == last["evaluation"]["global"].keys()
+    assert last["state"]["gate"].keys() == {"left", "right", "bottom"}
+    assert torch.tensor([*last["state"]["gate"].values()]).sum(0).allclose(torch.ones(10), atol=1e-5)
+    assert {"without left", "without right"} <= last["state"].keys()
+    assert (whole / "adapters" / "server" / "model.safetensors").is_file()
+    assert (whole / "adapters" / "client-001" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_and_goes_on_to_the_same_bits(method: str, tmp_path: Path) -> None:
+    settings = config(rounds=2, method={"name": method})
+    folder = run(settings, tmp_path / "run")
+    again = shutil.copytree(folder, tmp_path / "again")
+    resume(again, back_to=1)
+    assert ended(folder) == ended(again)
+    assert read_rounds(folder)[-1]["evaluation"]["global"]["accuracy"] > 0
+
+
+def test_the_same_bits_over_flower(tmp_path: Path, whole: Path) -> None:
+    pytest.importorskip("flwr")
+    from in_process_grid import InProcessGrid
+
+    from fedquilt.engine.flower.client import client_app
+    from fedquilt.experiment import flower, flower_site
+
+    settings = config(network={"timeout": 5.0, "wait": 5.0})
+    folder = tmp_path / "flower"
+    grid = InProcessGrid(client_app(flower_site.joined(settings), folder / "sites"), 2)
+    run(settings, folder, connect=flower.over(grid, settings, name="in-process", poll=0.05))
+    assert ended(folder) == ended(whole)
+    for line, other in zip(read_rounds(folder), read_rounds(whole), strict=True):
+        assert line["evaluation"] == other["evaluation"]
+    assert read_rounds(folder)[1]["messages"] == {
+        "query.hello": 0,
+        "train.embed": 2,
+        "train.follow": 2,
+        "train.predict": 2,
+    }
+
+
+def test_proto_6_split_gradients_are_those_of_one_model() -> None:
+    """With one minibatch and plain descent, a round moves every encoder as descent of the whole model does."""
+    plain = {"optimizer": "sgd", "learning_rate": 0.1}
+    settings = config(
+        training=plain, method={"name": "vfl-split", "minibatches": 1, "dropout": 0.0}, adapter={"kind": "full"}
+    )
+    experiment = build(settings)
+    method, vertical = experiment.method, experiment.federation.vertical
+    assert vertical is not None
+    state = method.init(experiment.rng.child("init"))
+    engine = LocalEngine(experiment.clients)
+    (done,) = _rounds(experiment, engine, state, 1)
+    rows = done.state["rows"][0]
+    parties = [*experiment.clients.values(), vertical.active]
+    starts = [dict(party.initial) for party in parties[:-1]] + [state["own"]["params"]]
+    joint = {name: tensor.clone().requires_grad_() for name, tensor in state["joint"].items()}
+    leaves, views = [], []
+    for party, start in zip(parties, starts, strict=True):
+        own = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
+        batch = {"pixel_values": party.splits[ALIGNED]["pixel_values"][rows], "labels": torch.zeros(len(rows))}
+        inputs = party.bench.prepare(batch)
+        views.append(unit(torch.func.functional_call(party.bench.model.eval(), own, (), inputs).logits))
+        leaves.append(own)
+    logits = torch.cat(views, 1) @ joint["head.weight"].T + joint["head.bias"]
+    functional.cross_entropy(logits, vertical.labels[rows]).backward()
+    for id, own in enumerate(leaves[:-1]):
+        after = engine.memories[id]["params"]
+        for name, tensor in own.items():
+            torch.testing.assert_close(after[name], tensor.detach() - 0.1 * _grad(tensor), atol=1e-6, rtol=0)
+    for name, tensor in leaves[-1].items():
+        torch.testing.assert_close(
+            done.state["own"]["params"][name], tensor.detach() - 0.1 * _grad(tensor), atol=1e-6, rtol=0
+        )
+    for name, tensor in joint.items():
+        torch.testing.assert_close(done.state["joint"][name], tensor.detach() - 0.1 * _grad(tensor), atol=1e-6, rtol=0)
+
+
+def test_proto_evfl_with_the_head_alone_is_split_learning_to_the_bit(tmp_path: Path) -> None:
+    bare = {"name": "proto-evfl", "local": False, "fused_weight": 0.0, "each_party": 0.0, "dropout": 0.0}
+    left = run(config(rounds=2, method={**bare, "gate": False}), tmp_path / "left")
+    right = run(config(rounds=2, method={"name": "vfl-split", "minibatches": 2}), tmp_path / "right")
+    one, other = (Record.open(folder).load_checkpoint() for folder in (left, right))
+    heads = ("head.weight", "head.bias")
+    assert all(torch.equal(one[1]["joint"][name], other[1]["joint"][name]) for name in heads)
+    for client in (0, 1):
+        for name, tensor in other[2][client]["params"].items():
+            assert torch.equal(one[2][client]["params"][name], tensor)
+
+
+def test_a_party_that_is_away_is_left_out_and_comes_back(tmp_path: Path) -> None:
+    class Away(LocalEngine):
+        def send(self, exchange: Any, orders: Any) -> Any:
+            gone = {1} if any(order.round == 1 for order in orders.values()) else set()
+            yield from super().send(exchange, {id: order for id, order in orders.items() if id not in gone})
+            yield from (Failure(id, "away") for id in sorted(gone & orders.keys()))
+
+    connect = EMBEDDED._replace(make=lambda experiment, key, memories, progress: Away(experiment.clients, memories))
+    lines = read_rounds(run(config(), tmp_path / "run", connect=connect))
+    assert [[*one["dropped"]] for one in lines[1]["exchanges"]] == [["1"], [], ["1"]]
+    assert {"without left"} == {name for name in lines[1]["state"] if name.startswith("without")}
+    assert not lines[2]["exchanges"][0]["dropped"]
+    assert torch.tensor(lines[1]["state"]["gate"]["right"]).abs().max() == 0
+
+
+def test_a_check_finds_what_is_wrong(tmp_path: Path) -> None:
+    assert check(config()) == []
+    (problem,) = check(config(method={"name": "vfl-split", "hidden": 4}))
+    assert "method.hidden" in problem
+    (problem,) = check(config(partition={"aligned_classes": ["11"]}))
+    assert "partition.aligned_classes: the data has no class '11'" in problem
+    (problem,) = check(config(partition={"aligned": 4000}))
+    assert "partition.aligned = 4000" in problem
+    for changes, words in (
+        ({"training": {"proximal": 0.1}}, "training.proximal = 0.1: parties share no tensors"),
+        ({"privacy": {"mode": "central"}}, "privacy.mode = 'central'"),
+        ({"partition": {"scheme": "iid", "aligned": None}}, "parties: are of partition.scheme = 'vertical'"),
+    ):
+        raw = tomllib.loads(FILE)
+        for section, keys in changes.items():
+            raw[section] = {**raw.get(section, {}), **keys}
+        raw["partition"] = {key: value for key, value in raw["partition"].items() if value is not None}
+        with pytest.raises(ConfigError) as refused:
+            parse(raw)
+        assert any(words in problem for problem in refused.value.problems), refused.value.problems
+    plain = tomllib.loads(FILE) | {"method": {"name": "fedit"}}
+    (problem,) = check(parse(plain))
+    assert "with method.name = 'fedit' all clients have the same columns; take one of" in problem
+
+
+def _grad(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+
+
+def _rounds(experiment: Any, engine: LocalEngine, state: Any, count: int) -> Any:
+    profiles = experiment.federation.profiles
+    return rounds(
+        experiment.method, lambda number: profiles, engine.send, experiment.rng, num_rounds=count, state=state
+    )
+
+
+def test_an_order_for_rows_that_are_not_there_is_refused() -> None:
+    experiment = build(config())
+    embed = experiment.method.exchanges[0]
+    order = Order({"prior": torch.full((10,), 0.1)}, {"rows": [24]})
+    with pytest.raises(Exception, match="names aligned rows that this party has not: it has 24"):
+        embed.work(experiment.clients[0], order, {})
