@@ -36,7 +36,7 @@ class Party(BaseModel):
     active: bool = False
     """Whether it is the active party; the last one if none says so."""
     columns: Names | None = None
-    """Columns of a table that the party holds; ``*`` and ``?`` stand for any characters, as in ``pixel_?_0``."""
+    """Columns of a table that the party holds; ``*`` and ``?`` stand for any characters, as in ``image_?_0``."""
     text: Text | None = None
     """Column of a text that the party holds, in place of ``data.text``."""
     view: Annotated[tuple[Corner, ...], MinLen(1)] | None = None

@@ -105,17 +105,25 @@ def _reworded(problem: str, parts: Sequence[Part]) -> str:
     labels = ", ".join(f"'{part.label}'" for part in parts if part.label)
     section = problem.partition(".")[0]
     if not labels or re.match(
-        r"groups?[ \[]|server\.", problem
+        r"groups?[ \[]|parties|server\.", problem
     ):  # there are no groups, or the problem names one already
         return problem
     if len(parts) > 1:
         if section in ("data", "partition"):  # they share the file's
             return problem
-        return f"group {labels}: " + re.sub(r"clients\.(budget|rank)s(\[[0-9]+\])?", r"the groups' \1", problem)
+        return f"{_what(parts[0])} {labels}: " + re.sub(
+            r"clients\.(budget|rank)s(\[[0-9]+\])?", r"the groups' \1", problem
+        )
     where = parts[0].key
     problem = re.sub(r"clients\.(budget|rank)s(\[0\])?", rf"{where}.\1", problem)
     if problem.startswith(where):
         return problem
     if section in parts[0].own:
         return f"{where}.{problem}"
-    return f"{'the server' if parts[0].is_server else f'group {labels}'}: {problem}"
+    return (
+        f"{'the server' if parts[0].is_server and parts[0].party is None else f'{_what(parts[0])} {labels}'}: {problem}"
+    )
+
+
+def _what(part: Part) -> str:
+    return "group" if part.party is None else "party"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 
 from fedquilt.client.client import Client
@@ -20,7 +21,9 @@ from fedquilt.core.server import SERVER
 from fedquilt.core.tasks import TASKS
 from fedquilt.core.types import Budget, Profile
 from fedquilt.core.vertical import ALIGNED, TEST, Vertical
+from fedquilt.data.cells import Cells
 from fedquilt.data.table import Columns, Table, take
+from fedquilt.data.tabular import fit
 from fedquilt.data.vertical.deal import Dealing, Held, complete, deal
 from fedquilt.data.vertical.views import seen_of
 from fedquilt.experiment.built import Experiment
@@ -29,7 +32,7 @@ from fedquilt.experiment.data import read
 from fedquilt.experiment.data_of_groups import naming_groups
 from fedquilt.experiment.groups import NO_ROWS, BuiltGroup, Work, federated, host_of, work_of
 from fedquilt.experiment.method import Chosen, chosen, wrapped
-from fedquilt.experiment.models import architectures, device_of, kind_of, load_all
+from fedquilt.experiment.models import Form, architectures, device_of, kind_of, load_all
 from fedquilt.experiment.round_due import is_due
 from fedquilt.experiment.trial_pass import try_out
 from fedquilt.experiment.vertical_rows import Rows, vertical_record
@@ -123,7 +126,18 @@ def seen_by(part: Part, table: Table) -> Table:
     """What a party sees of the rows."""
     party = part.party
     assert party is not None, "the part is of a vertical federation"
-    return seen_of(table, party.view)
+    return seen_of(table, party.view, party.columns)
+
+
+def form_of_party(part: Part, outputs: tuple[str, ...], rows: Rows, number: int) -> Form:
+    """What of the data the form of a party's encoder depends on; it fits its columns on its own rows alone."""
+    cells, data = rows.tables[number].inputs, part.config.data
+    if not isinstance(cells, Cells):
+        return Form(outputs)
+    own = np.sort(np.concatenate([rows.dealt.aligned, rows.dealt.unaligned[number]]))
+    ranges = {name: span for name, span in data.ranges.items() if name in cells.names}
+    categories = {name: values for name, values in data.categories.items() if name in cells.names}
+    return Form(outputs, fit(cells, own, ranges=ranges, categories=categories))
 
 
 def assembled(
@@ -151,10 +165,10 @@ def assembled(
         Whether it is built by a passive party, and whether shapes are all that is wanted.
     """
     outputs = tuple(f"embedding {number}" for number in range(width))
-    named = {part.place: outputs for part in parts}
+    forms = {part.place: form_of_party(part, outputs, rows, number) for number, part in enumerate(parts)}
     real = [] if planned else [part.place for part in parts if not (on_site and part.is_server)]
-    loaded = load_all(parts, named, rng, meta=planned, real=real)
-    names = architectures(parts, [kind_of(part, outputs) for part in parts], loaded)
+    loaded = load_all(parts, forms, rng, meta=planned, real=real)
+    names = architectures(parts, [kind_of(part, forms[part.place]) for part in parts], loaded)
     depths = {name: model.blocks.num_layers for name, model in zip(names, loaded, strict=True)}
     works: dict[str, Work] = {}
     for part, name, model in zip(parts, names, loaded, strict=True):
