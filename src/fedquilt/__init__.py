@@ -24,6 +24,8 @@ open_run
     Open the folder of a run.
 load_adapter
     Put a trained adapter into a model.
+features
+    The inputs of an exported model of tables for rows.
 register
     Register your own method under a name.
 
@@ -51,6 +53,7 @@ __all__ = [
     "Run",
     "check",
     "compare",
+    "features",
     "load_adapter",
     "open_run",
     "plan",
@@ -63,6 +66,7 @@ _HOMES = {
     "Config": "fedquilt.config.schema",
     "OwnModel": "fedquilt.models.own",
     "register": "fedquilt.methods.registry",
+    "features": "fedquilt.models.features",
     "load_adapter": "fedquilt.models.saved_adapter",
 }
 """The module of each name, which is imported at the first use of the name."""
@@ -72,6 +76,7 @@ if TYPE_CHECKING:
     from fedquilt.api import Rows as Rows
     from fedquilt.config.schema import Config as Config
     from fedquilt.methods.registry import register
+    from fedquilt.models.features import features
     from fedquilt.models.own import OwnModel
     from fedquilt.models.saved_adapter import load_adapter
 

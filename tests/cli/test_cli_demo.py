@@ -11,6 +11,7 @@ import fedquilt
 from fedquilt.cli.demo import DEMOS
 from fedquilt.data.loaders import load_table
 from fedquilt.experiment.compare import jobs
+from fedquilt.models.locate import is_mlp
 
 ASSETS = Path(str(resources.files(fedquilt) / "assets"))
 
@@ -27,10 +28,10 @@ def test_a_demos_run_file_is_valid_and_downloads_nothing(name):
             assert len(load_table(source)) > 0  # there are as many problems as it asks for
         models = [job.config.model.name, *(group.model.name for group in job.config.groups if group.model)]
         models += [job.config.server.model.name] if job.config.server else []
-        assert all((ASSETS / model).is_dir() for model in models)
+        assert all((ASSETS / model).is_dir() or is_mlp(model) for model in models)
 
 
 def test_an_unknown_demo_is_refused(command):
     said = command("demo", "ladder")
     assert said.code == 1
-    assert "there is no demo 'ladder' (did you mean 'lada'?); allowed: digits, lada" in said.err
+    assert "there is no demo 'ladder' (did you mean 'lada'?); allowed: digits, lada, tables" in said.err

@@ -11,12 +11,19 @@ import pytest
 import torch
 
 import fedquilt
-from fedquilt.core.errors import ConfigError, DataError, FedquiltError
+from fedquilt.config.load import parse
+from fedquilt.core.errors import ConfigError, DataError, FedquiltError, ModelError
 from fedquilt.core.rng import Rng
 from fedquilt.data.cells import Cells, Wanted
 from fedquilt.data.loaders import load_table
 from fedquilt.data.tabular import fit
+from fedquilt.experiment.build import build
+from fedquilt.experiment.check import check
+from fedquilt.experiment.export import export
+from fedquilt.experiment.merged_model import export_merged
+from fedquilt.experiment.plan import plan
 from fedquilt.models.features import saved_features
+from fedquilt.models.mlp import Mlp
 
 WINE: dict[str, Any] = {
     "model": {"name": "mlp?layers=3&width=16", "task": "tabular-classification"},
@@ -179,3 +186,94 @@ def test_a_test_file_is_read_as_the_training_file_is(tmp_path: Path) -> None:
     data = {"source": str(tmp_path / "train.csv"), "test": str(tmp_path / "test.csv")}
     run = fedquilt.run({**WINE, "data": data, "rounds": 1}, folder=tmp_path / "run")
     assert len(run.curve("accuracy")["accuracy"]) == 1
+
+
+def test_the_server_of_sites_knows_the_model_without_any_row(tmp_path: Path) -> None:
+    rows(tmp_path, 1)
+    data = {"source": str(tmp_path / "hospital-{client}.csv"), **DECLARED}
+    config = parse({**WINE, **FULL, "partition": SITES, "data": data})
+    server, site = build(config, ()), build(config, (1,))
+    assert server.clients == {}
+    assert server.layout == site.layout
+    assert server.loaded.reading.features == site.loaded.reading.features
+
+
+@pytest.mark.parametrize("more", [FULL, {}, BRANCHES])
+def test_inputs_for_an_exported_model_come_of_any_rows_with_its_columns(more: dict[str, Any], tmp_path: Path) -> None:
+    source = rows(tmp_path, 1)
+    run = fedquilt.run({**WINE, **more, "data": {"source": str(source)}}, folder=tmp_path / "run")
+    inputs = fedquilt.features(run.adapter(), source)
+    lines = [line.split(",") for line in source.read_text().splitlines()]
+    columns = {name: [line[place] for line in lines[1:]] for place, name in enumerate(lines[0])}
+    assert torch.equal(fedquilt.features(run.adapter(), columns), inputs)
+    assert run.model()(features=inputs).logits.shape == (40, 2)
+    with pytest.raises(DataError, match="the column 'age' is not there; the columns of 'the rows' are: smokes, ward"):
+        fedquilt.features(run.adapter(), {"smokes": ["yes"], "ward": [1]})
+    with pytest.raises(DataError, match=r"'age' holds numbers, and here none \('old'\)"):
+        fedquilt.features(run.adapter(), {"age": ["old"], "smokes": ["yes"], "ward": [1]})
+    with pytest.raises(ModelError, match="holds no preprocessing of columns"):
+        fedquilt.features(tmp_path, columns)
+
+
+def test_an_adapter_is_exported_with_its_preprocessing_and_merged_into_a_model_that_computes_the_same(
+    tmp_path: Path,
+) -> None:
+    run = fedquilt.run({**WINE, "adapter": {"rank": 4}}, folder=tmp_path / "run")
+    export(run.folder, tmp_path / "adapter")
+    assert {"adapter_model.safetensors", "preprocessor_config.json", "README.md"} <= {
+        path.name for path in (tmp_path / "adapter").iterdir()
+    }
+    assert "fedquilt export RUN --merged" in (tmp_path / "adapter" / "README.md").read_text("utf-8")
+    export_merged(run.folder, tmp_path / "merged")
+    merged = Mlp.from_pretrained(tmp_path / "merged").eval()
+    inputs = fedquilt.features(tmp_path / "merged", "sklearn:wine")
+    torch.testing.assert_close(merged(features=inputs).logits, run.model()(features=inputs).logits)
+    assert merged.config.id2label == {0: "class_0", 1: "class_1", 2: "class_2"}
+
+
+def test_a_run_that_goes_back_and_on_ends_in_the_same_bits(tmp_path: Path) -> None:
+    run = fedquilt.run({**WINE, **FULL, "checkpoints": {"keep": 3}}, folder=tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in run.adapter().iterdir()}
+    run.resume(back_to=1)
+    assert {path.name: path.read_bytes() for path in run.adapter().iterdir()} == before
+
+
+def test_check_says_what_the_columns_were_read_as_and_plan_needs_no_weights(tmp_path: Path) -> None:
+    config = parse({**WINE, "data": {"source": str(rows(tmp_path, 1))}})
+    notes: list[str] = []
+    assert check(config, notes=notes) == []
+    assert notes == ["data: columns of numbers 2, of categories 1 ('smokes'); together 5 features"]
+    assert plan(config)[0].weight_bytes > 0
+
+
+def test_a_frame_in_memory_and_a_module_of_ones_own(tmp_path: Path) -> None:
+    import pandas
+
+    class Net(torch.nn.Module):
+        """Two blocks behind a linear map of five features."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.Linear(5, 8)
+            self.layers = torch.nn.ModuleList(torch.nn.Sequential(torch.nn.Linear(8, 8)) for _ in range(2))
+            self.head = torch.nn.Linear(8, 2)
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            x = self.first(features)
+            for layer in self.layers:
+                x = x + layer(x).tanh()
+            made: torch.Tensor = self.head(x)
+            return made
+
+    frame = pandas.read_csv(rows(tmp_path, 1))
+    config = {**WINE, **FULL, "model": {}, "clients": {"budgets": [1, 1, 2]}}
+    own = fedquilt.run(config, model=Net(), task="tabular-classification", data=frame, folder=tmp_path / "own")
+    assert own.model()(fedquilt.features(own.adapter(), frame)).shape == (40, 2)
+
+
+def test_keys_of_data_alone_are_no_table_of_rows(tmp_path: Path) -> None:
+    config = {**WINE, "data": {"source": str(rows(tmp_path, 1))}}
+    run = fedquilt.run(config, data={"ranges": {"age": [0, 100]}}, folder=tmp_path / "run", rounds=1)
+    assert run.config.data.ranges == {"age": (0.0, 100.0)}
+    run = fedquilt.run(config, data={"columns": ["age", "ward"]}, folder=tmp_path / "other", rounds=1)
+    assert run.config.data.columns == ("age", "ward")

@@ -59,6 +59,8 @@ def _cut(base: str, options: str, layers: int) -> list[str]:
 def _card(base_name: str, task: str, names: Sequence[str], peft: bool, options: str, layers: int | None) -> str:
     if base_name.startswith(IN_MEMORY):
         return _card_of_object(base_name, task, names)
+    if TASKS[task].reads == "table":
+        return _card_of_table(base_name, task, names)
     base, auto = json.dumps(base_name, ensure_ascii=False), TASKS[task].auto_class
     sized = f", num_labels={len(names)}" if names else ""
     loose = ", ignore_mismatched_sizes=True" if names else ""
@@ -124,6 +126,28 @@ def _card_of_object(base_name: str, task: str, names: Sequence[str]) -> str:
         "from fedquilt import load_adapter",
         "",
         'model = load_adapter(base, ".")  # this folder',
+        "```",
+    ]
+    return "\n".join([*lines, *_listed(names)]) + "\n"
+
+
+def _card_of_table(base_name: str, task: str, names: Sequence[str]) -> str:
+    """The card of a model of tables, whose base may have random weights, and which has its own preprocessing."""
+    lines = [
+        "---",
+        "tags: [fedquilt]",
+        "---",
+        "",
+        "# Adapter",
+        "",
+        f"Trained with fedquilt for {task} on `{base_name}`.",
+        "The weights of an `mlp` follow from the run's seed: `fedquilt export RUN --merged` writes the whole model.",
+        "How columns become its inputs is in `preprocessor_config.json`:",
+        "",
+        "```python",
+        "import fedquilt",
+        "",
+        'inputs = fedquilt.features(".", "rows.csv")  # this folder; rows may be a data frame too',
         "```",
     ]
     return "\n".join([*lines, *_listed(names)]) + "\n"

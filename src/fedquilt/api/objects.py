@@ -11,8 +11,8 @@ from fedquilt.core.errors import ConfigError, RunError
 Objects = dict[str, Any]
 """``Config.objects``: models and rows by their names in the config."""
 
-_LISTS_OF_A_SECTION = {"classes"}
-"""Keys of [data] that hold a list: a dictionary with only these is the section, not a table of rows."""
+_OF_A_SECTION = {"classes", "columns", "categorical", "ranges", "categories"}
+"""Keys of [data] that hold lists or tables: a dictionary with only these is the section, not a table of rows."""
 
 
 def taken_out(sections: Mapping[str, Any], found: Objects) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _are_rows(given: Mapping[str, Any]) -> bool:
     from fedquilt.data.readers.in_memory import is_rows
 
     split = bool(given) and all(map(is_rows, given.values()))
-    return split or (is_rows(given) and not set(given) <= _LISTS_OF_A_SECTION)
+    return (split or is_rows(given)) and not set(given) <= _OF_A_SECTION
 
 
 def _is_path(value: Any) -> bool:

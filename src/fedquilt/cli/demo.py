@@ -47,7 +47,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for runs, plots and the HTML page.")] = Path("runs"),
     workers: Annotated[int, typer.Option(help="Number of runs in parallel, each in its own process.")] = 2,
 ) -> None:
-    """Fine-tune small models across heterogeneous clients: a ViT on digits, or language models on word problems.
+    """Fine-tune small models across clients: a ViT on digits, a network on tables, language models on word problems.
 
     Nothing is downloaded. It takes about a minute, and up to three for language models.
     """

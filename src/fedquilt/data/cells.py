@@ -90,7 +90,9 @@ def read_cells(raw: Raw, wanted: Wanted, apart: Collection[str], source: str, tr
     DataError
         if a wanted column is missing or holds neither numbers nor categories, or there is none.
     """
-    offered = dict(_flat(raw, [name for name in raw.names if name not in apart]))
+    needed = (*(wanted.columns or ()), *wanted.categorical)
+    whole = wanted.columns is None or not set(needed) <= set(raw.names) - set(apart)
+    offered = dict(_flat(raw, [name for name in (raw.names if whole else needed) if name not in apart]))
     for key, names in (("columns", wanted.columns or ()), ("categorical", wanted.categorical)):
         for name in names:
             if name not in offered:
@@ -161,7 +163,9 @@ def _column(name: str, values: Any, kind: type | None, troubles: Troubles) -> np
     given = [None if _is_missing(value) else value for value in values]
     for row, value in enumerate(given):
         if not isinstance(value, str | int | float | np.generic | None):
-            troubles.add(f"data.columns: '{name}' holds neither a number nor text", row, value, show=True)
+            troubles.add(
+                f"data.columns: '{name}' holds neither a number nor text; name columns to read", row, value, show=True
+            )
             given[row] = None
     numbers = [_number(value) for value in given]
     present = sum(value is not None for value in given)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedquilt.core.errors import DataError, ModelError
-from fedquilt.data.cells import Cells
+from fedquilt.data.cells import Cells, Wanted
 
 MOST_CATEGORIES = 32
 """The most features of a column of categories; the rarest categories then share one."""
@@ -95,6 +95,13 @@ class Preprocessor:
         """
         blocks = [column.features(_taken(cells, column)) for column in self.columns]
         return torch.from_numpy(np.concatenate(blocks, axis=1).astype(np.float32))
+
+    @property
+    def wanted(self) -> Wanted:
+        """The columns of a source that it takes, and what they hold."""
+        texts = tuple(column.name for column in self.columns if isinstance(column, Category))
+        numbers = tuple(column.name for column in self.columns if isinstance(column, Number))
+        return Wanted((*numbers, *texts), texts, numbers)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Counts of rows that are too long for a model, for the record of a run and for checks of a run file."""
+"""Remarks on how a model reads its rows, for checks of a run file; and counts of rows that are too long for it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fedquilt.client.packing import best_fit
 from fedquilt.config.groups import Part
 from fedquilt.core.types import ClientId
 from fedquilt.data.table import Columns, Table, as_index
+from fedquilt.data.tabular import Preprocessor
 from fedquilt.experiment.data import AssignedRows
 from fedquilt.models.reading import Reading
 
@@ -63,7 +64,7 @@ _MOST = 20_000  # largest number of rows that are checked
 
 
 def notes_on(part: Part, reading: Reading, table: Table | None) -> list[str]:
-    """Remarks on rows that a group's model would truncate, and on how many rows packing would make of them.
+    """Remarks on rows that a group's model would truncate, on how many packing would make of them, and on columns.
 
     Raises
     ------
@@ -77,6 +78,8 @@ def notes_on(part: Part, reading: Reading, table: Table | None) -> list[str]:
             f"{label}model.max_length = {config.max_length}: the model or its tokenizer takes at most "
             f"{reading.width} tokens, and longer rows are cut"
         )
+    if reading.features is not None:
+        return [*notes, label + _on_columns(reading.features)]
     if reading.lost is None or table is None or table.kind != "text":
         return notes
     seen = table.rows(range(min(len(table), _MOST)))
@@ -92,6 +95,16 @@ def notes_on(part: Part, reading: Reading, table: Table | None) -> list[str]:
     if part.config.training.packing and len(seen):
         notes.append(label + _on_packing(columns))
     return notes
+
+
+def _on_columns(features: Preprocessor) -> str:
+    """What the columns of a table were read as, so that a column of codes among the numbers is noticed."""
+    wanted = features.wanted
+    texts = f" ({', '.join(map(repr, wanted.categorical))})" if wanted.categorical else ""
+    return (
+        f"data: columns of numbers {len(wanted.numbers)}, of categories {len(wanted.categorical)}{texts}; together "
+        f"{features.width} features"
+    )
 
 
 def _on_packing(columns: Columns) -> str:

@@ -62,7 +62,8 @@ def features_of(config: Config, table: Table | None, rows: np.ndarray | None = N
 
 def undeclared(data: Data) -> list[str]:
     """Problems of columns without a range and categories, where every client has its own source."""
-    lacking = [name for name in data.columns or () if name not in (*data.ranges, *data.categories)]
+    named = (*(data.columns or ()), *data.categorical)
+    lacking = [name for name in dict.fromkeys(named) if name not in (*data.ranges, *data.categories)]
     if not lacking and (data.ranges or data.categories):
         return []
     which = f"of {', '.join(map(repr, lacking))} nothing is declared" if lacking else "no column is declared"

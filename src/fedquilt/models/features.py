@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from fedquilt.core.errors import DataError, ModelError
-from fedquilt.data.cells import Cells
+from fedquilt.data.bad_rows import Troubles
+from fedquilt.data.cells import Cells, read_cells
+from fedquilt.data.readers.by_location import read_location
+from fedquilt.data.readers.in_memory import splits_in_memory
 from fedquilt.data.table import Columns, Table
 from fedquilt.data.tabular import FORMAT, Preprocessor, preprocessor_from
 from fedquilt.models.hf_files import PREPROCESSOR, read_preprocessor
@@ -66,7 +69,40 @@ def saved_features(folder: Path) -> Preprocessor | None:
     return preprocessor_from(content, str(path)) if tabular else None
 
 
-def cells_encoder(features: Preprocessor) -> Callable[[Table], Columns]:
+def features(folder: str | Path, rows: Any) -> Tensor:
+    """The inputs of an exported model of tables for these rows, float32 (rows, width).
+
+    Parameters
+    ----------
+    folder
+        The folder of the exported model or adapter.
+    rows
+        A dictionary of columns, a pandas data frame, a ``datasets.Dataset``, or the path of a file; columns that the
+        model does not read are ignored.
+
+    Raises
+    ------
+    FedquiltError
+        ModelError if the folder holds no preprocessing of columns, DataError if the rows lack a column or some of them
+        cannot be used.
+    """
+    made = saved_features(Path(folder))
+    if made is None:
+        raise ModelError(f"{folder} holds no preprocessing of columns ({PREPROCESSOR}); export a model of tables there")
+    if isinstance(rows, str | Path):
+        raw = read_location(str(rows), str(rows), set(made.wanted.columns or ()))
+    else:
+        raw = splits_in_memory(rows)
+    if len(raw) > 1:
+        raise DataError(f"the rows have the splits {', '.join(raw)}; give one of them")
+    (whole,) = raw.values()
+    troubles = Troubles(whole.origin, whole.troubles)
+    cells = read_cells(whole, made.wanted, (), "the rows", troubles)
+    troubles.refuse("the rows")
+    return made(cells)
+
+
+def cells_encoder(made: Preprocessor) -> Callable[[Table], Columns]:
     """``encode(table)``: columns features, float32 (rows, width), and labels, int64 (rows,).
 
     Raises
@@ -83,7 +119,7 @@ def cells_encoder(features: Preprocessor) -> Callable[[Table], Columns]:
             )
         if table.labels is None:
             raise DataError("the data has no labels, and a classifier needs them; name their column in data.label")
-        return {"features": features(table.inputs), "labels": table.labels.long()}
+        return {"features": made(table.inputs), "labels": table.labels.long()}
 
     return encode
 
