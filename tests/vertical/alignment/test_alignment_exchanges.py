@@ -16,6 +16,7 @@ from fedquilt.core.errors import RoundError, TrainingError, WireError
 from fedquilt.core.loop import rounds
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Order, Turn
+from fedquilt.core.wire import with_wire_dtype
 from fedquilt.vertical.alignment.exchanges import ALIGNED
 from fedquilt.vertical.alignment.wrapper import aligned_rows
 
@@ -112,6 +113,23 @@ def test_the_alignment_is_done_once_and_leaves_no_key_behind(kind) -> None:
     assert setup.method.report(played.states[-1]) == {"aligned_rows": {"active": 3, "0": 3, "1": 3}}
     assert same(played.states[1]["alignment"], played.states[2]["alignment"])
     assert played.states[-1]["counted"] == {"0": 3.0, "1": 3.0}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_repeated_order_gets_the_same_answer(kind) -> None:
+    setup = scene(kind, A, B, C)
+    (reply, again), order = answered(setup, times=2)
+    assert order.settings == {"ids": len(C)}
+    assert same(reply.params, again.params)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_short_messages_round_no_blinded_id_and_no_place(dtype) -> None:
+    setup = scene("psi", A, B, C)
+    short = setup._replace(method=with_wire_dtype(setup.method, dtype))
+    plain, rounded = (play(own, num_rounds=2) for own in (setup, short))
+    assert same(plain.states[-1]["alignment"], rounded.states[-1]["alignment"])
+    assert all(same(aligned_rows(plain.memories[k]), aligned_rows(rounded.memories[k])) for k in setup.clients)
 
 
 def test_a_party_is_sent_no_more_than_the_size_of_the_active_file_and_its_own_common_rows() -> None:
@@ -260,8 +278,8 @@ def test_a_reply_of_another_form_never_reaches_the_merge(change, reason) -> None
     )
 
 
-def answered(setup):
-    """What client 1 answers to its order of the second exchange, and that order."""
+def answered(setup, times=1):
+    """What client 1 answers to its order of the second exchange, as often as it is asked, and that order."""
     state, memory, turn = setup.method.init(Rng(1)), {}, Turn(0, setup.profiles, Rng(2))
     first, second = setup.method.exchanges[:2]
     replies = []
@@ -269,7 +287,7 @@ def answered(setup):
         reply, memory[client] = first.work(setup.clients[client], order, {})
         replies.append(reply)
     order = second.ask(first.merge(state, iter(replies)), turn)[1]
-    return [second.work(setup.clients[1], order, memory[1])[0]], order
+    return [second.work(setup.clients[1], order, memory[1])[0] for _ in range(times)], order
 
 
 @pytest.mark.parametrize("change", [lambda p: {"own": p["own"].int()}, lambda p: {"own": p["own"]}, lambda p: {}])
