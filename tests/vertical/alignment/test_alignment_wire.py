@@ -10,10 +10,11 @@ pytest.importorskip("flwr")
 pytest.importorskip("private_set_intersection")
 
 from aligned_parties import KEY, scene
-from in_process_grid import RUN, InProcessGrid, app_of, cards_of
+from in_process_grid import FIRST_NODE, RUN, InProcessGrid, app_of, cards_of
 from promises import Setup, play, same
 from wire_audit import content_of, leaks, traces, unblinded
 
+from fedquilt.core.errors import RoundError
 from fedquilt.core.rng import Rng
 from fedquilt.engine.flower.client import memory_folder
 from fedquilt.engine.flower.memory_store import MemoryStore
@@ -95,3 +96,28 @@ def test_the_audit_notices_every_trace_wherever_it_stands(number) -> None:
 def test_the_audit_does_not_mistake_a_beginning_for_an_id() -> None:
     digest = hashlib.sha256(b"patient-0042").digest()
     assert leaks([b"patient-00", digest[:31], digest[:31] + b"\x00" * 8], ["patient-0042"]) == []
+
+
+@pytest.mark.parametrize("lost", ["align_keys", "align_ids", "align_places"])
+def test_a_first_round_that_failed_is_done_again_with_the_parties_old_memories(lost, tmp_path) -> None:
+    setup = scene("psi", *FILES)
+
+    def losing(message, reply):
+        of_client = message.metadata.dst_node_id == FIRST_NODE  # the node of client 1
+        return None if of_client and message.metadata.message_type == f"train.{lost}" else reply
+
+    def run(meddle):
+        app = app_of(setup.method, setup.profiles, setup.clients, tmp_path)
+        cards = cards_of(setup.method, setup.profiles)
+        strategy = MethodStrategy(setup.method, setup.profiles, cards, Rng(5), run=RUN)
+        grid = InProcessGrid(app, len(setup.profiles), meddle=meddle)
+        *_, last = strategy.rounds(grid, 1, timeout=0.2, state=setup.method.init(Rng(5).child("init")))
+        return last
+
+    with pytest.raises(RoundError, match=r"client 1: did not answer"):
+        run(losing)
+    last = run(None)
+    alone = play(scene("psi", *FILES), num_rounds=1)
+    assert same(alone.states[-1], last.state)
+    for client in setup.clients:
+        assert same(alone.memories[client], MemoryStore(memory_folder(tmp_path, RUN, client)).newest)
