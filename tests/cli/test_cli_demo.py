@@ -34,4 +34,4 @@ def test_a_demos_run_file_is_valid_and_downloads_nothing(name):
 def test_an_unknown_demo_is_refused(command):
     said = command("demo", "ladder")
     assert said.code == 1
-    assert "there is no demo 'ladder' (did you mean 'lada'?); allowed: digits, lada, tables" in said.err
+    assert "there is no demo 'ladder' (did you mean 'lada'?); allowed: digits, lada, tables, vertical" in said.err

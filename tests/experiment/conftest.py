@@ -72,4 +72,4 @@ def recorded_run():
 @pytest.fixture
 def bytes_alone(monkeypatch):
     """Plans leave activations out, of which a forward and backward pass over shapes takes most of a plan's time."""
-    monkeypatch.setattr(importlib.import_module("fedquilt.experiment.plan"), "activation_bytes", lambda *_: 0)
+    monkeypatch.setattr(importlib.import_module("fedquilt.experiment.needs"), "activation_bytes", lambda *_: 0)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedquilt.cli.screen import out, show_json, show_table
+from fedquilt.config.parties import active_place
 from fedquilt.core.errors import ConfigError
 from fedquilt.report.table import human_bytes
 
 if TYPE_CHECKING:
     from fedquilt.config.schema import Config
-    from fedquilt.experiment.plan import ClientPlan, Needs
+    from fedquilt.experiment.needs import ClientPlan, Needs, ServerPlan
 
 
 def plan(
@@ -53,6 +54,26 @@ def plan(
             more["server"] = asdict(server) | {"peak_bytes": server.peak_bytes}
         show_json({**more, "plans": rows} if more else rows)
         return
+    if settings.parties:
+        _show_parties(plans, server, settings)
+        return
+    _show_clients(plans, server, settings)
+    if groups:
+        fitted = [["group", "memory", "layers", "rank", "peak"]]
+        for number, group in enumerate(groups):
+            rank = "-" if group.rank is None else str(group.rank)
+            fits = human_bytes(group.memory_bytes), str(group.layers), rank, human_bytes(group.peak_bytes)
+            fitted.append([group.group or str(number), *fits])
+        show_table(fitted, "Layers and rank per group")
+        out.print(
+            "Put this into the run file; leave a margin for the program, its libraries and what the device keeps.\n",
+            highlight=False,
+        )
+        out.print(budget_lines(groups), markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_clients(plans: Sequence[ClientPlan], server: ServerPlan | None, settings: Config) -> None:
+    """Print what each client trains, sends and needs."""
     labelled = any(one.group for one in plans)
     moved = [
         ["client", *(["group"] if labelled else []), "budget", "layers trained", "parameters", "down", "up", "saved"]
@@ -84,18 +105,30 @@ def plan(
         highlight=False,
         soft_wrap=not out.is_terminal,
     )
-    if groups:
-        fitted = [["group", "memory", "layers", "rank", "peak"]]
-        for number, group in enumerate(groups):
-            rank = "-" if group.rank is None else str(group.rank)
-            fits = human_bytes(group.memory_bytes), str(group.layers), rank, human_bytes(group.peak_bytes)
-            fitted.append([group.group or str(number), *fits])
-        show_table(fitted, "Layers and rank per group")
-        out.print(
-            "Put this into the run file; leave a margin for the program, its libraries and what the device keeps.\n",
-            highlight=False,
-        )
-        out.print(budget_lines(groups), markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_parties(plans: Sequence[ClientPlan], active: ServerPlan | None, settings: Config) -> None:
+    """Print what each party of a vertical federation trains, sends and needs; the active one is the server."""
+    moved = [["party", "parameters", "down", "up", "evaluation down", "evaluation up"]]
+    needed = [["party", "weights", "gradients", "optimiser", "activations", "peak"]]
+    for one in plans:
+        sizes = (one.bytes_down, one.bytes_up, one.evaluation_down, one.evaluation_up)
+        moved.append([one.group, f"{one.trained_parameters:,}", *map(human_bytes, sizes)])
+        needed.append([one.group, *_memory(one)])
+    if active is not None:
+        name = f"{settings.parties[active_place(settings.parties)].label} (active)"
+        moved.append([name, f"{active.trained_parameters:,}", "-", "-", "-", "-"])
+        needed.append([name, *_memory(active)])
+    show_table(moved, "Trained by each party, and sent to and by it in one round")
+    show_table(needed, "Memory of each party")
+    out.print(
+        "down, up: bytes of embeddings, their gradients and prototypes in a round, to and from the active party. An "
+        "evaluation comes on top in rounds that are evaluated: embeddings of all test rows. parameters: the encoder's "
+        "trained tensors and the prototypes, and of the active party also the joint model's. peak: sum of weights, "
+        "gradients, optimiser state and the most that a pass over a minibatch holds besides.",
+        highlight=False,
+        soft_wrap=not out.is_terminal,
+    )
 
 
 def _memory(needs: Needs) -> list[str]:

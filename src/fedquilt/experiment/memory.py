@@ -49,6 +49,8 @@ def afforded(config: Config, gigabytes: Sequence[float]) -> tuple[Afforded, ...]
         if there is not one number for each group, a number is not above 0, one of a capability group is below the one
         before, nothing fits, or the method cannot be planned.
     """
+    if config.parties:
+        raise ConfigError("--memory: parties of a vertical federation train whole encoders, so no layers are chosen")
     groups = len(config.groups or config.clients.shares.split("-"))
     given = ", ".join(f"{size:g}" for size in gigabytes)
     if len(gigabytes) != groups:

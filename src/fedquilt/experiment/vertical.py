@@ -221,7 +221,7 @@ def _party(part: Part, work: Work, rows: Rows, number: int) -> tuple[BuiltGroup,
     client = Client(profile, work.bench, work.first, config.training, config.rounds, NO_ROWS)
     client = replace(client, batch_size=config.evaluation.batch_size)
     if work.bench.device.type == "meta":
-        train, aligned, test = (_shape(count) for count in (len(dealt.unaligned[number]), len(dealt.aligned), 1))
+        train, aligned, test = (_shape(count) for count in _sizes(rows, number))
     else:
         columns = _encoded(model, rows.tables[number])
         tested = columns if rows.tests is None else _encoded(model, rows.tests[number])
@@ -236,6 +236,11 @@ def _party(part: Part, work: Work, rows: Rows, number: int) -> tuple[BuiltGroup,
     ids = range(part.first, part.first + (not part.is_server))
     group = BuiltGroup(part.label, ids, config, profile.architecture, model, work.put, work.bench, beside)
     return group, client
+
+
+def _sizes(rows: Rows, number: int) -> tuple[int, int, int]:
+    """The numbers of a party's unaligned, aligned and test rows."""
+    return len(rows.dealt.unaligned[number]), len(rows.dealt.aligned), len(rows.test_labels)
 
 
 def _encoded(loaded: Loaded, table: Table) -> Columns:

@@ -123,7 +123,8 @@ def joined(
     party, number = party_of(vertical.active), state["round"]
     rng = Rng(state["seed"]).child("round", number)
     if party.bench.device.type == "meta":
-        return state
+        owed = {str(id): _as_received(one) for id, one in received.items()}
+        return cast(ActiveState, {**state, "back": owed})
     device = party.bench.device
     passive = range(len(vertical.parties) - 1)
     parts = {id: _leaf(one.embeddings, device) for id, one in received.items()}
@@ -225,6 +226,12 @@ def test_views(
 
 def _at(parts: Mapping[ClientId, Tensor], id: ClientId, minibatch: int) -> Tensor | None:
     return parts[id][minibatch] if id in parts else None
+
+
+def _as_received(received: Received) -> Params:
+    """Gradients of the shapes of what was received, for a plan."""
+    parts = {"embeddings": received.embeddings, "prototypes": received.told["prototypes"]}
+    return {name: torch.zeros_like(part) for name, part in parts.items()}
 
 
 def _gradient(leaf: Tensor) -> Tensor:

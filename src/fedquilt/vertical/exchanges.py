@@ -30,6 +30,8 @@ from fedquilt.vertical.party import OwnLoss, PartyState, begun, counts_of, embed
 from fedquilt.vertical.prior import global_prior, mixed
 
 EMBEDDINGS, PROTOTYPES, PRIOR, COUNTS = "embeddings", "prototypes", "prior", "counts"
+PREDICT = "predict"
+"""The name of the exchange in which the parties embed rows that are predicted together."""
 _LARGE = 1e4
 _RANGES = {EMBEDDINGS: Range(-1.001, 1.001), PROTOTYPES: Range(-_LARGE, _LARGE), PRIOR: Range(0.0, 1.0)}
 
@@ -93,7 +95,7 @@ def vertical_method(name: str, federation: Federation, recipe: Recipe) -> Method
             ranges=own.ranges,
         ),
         Exchange("follow", own.ask_gradients, own.follow, own.forget_gradients, expects=_nothing),
-        Exchange("predict", own.ask_test, own.show_test, own.merge_test, expects=own.expected_test, ranges=own.ranges),
+        Exchange(PREDICT, own.ask_test, own.show_test, own.merge_test, expects=own.expected_test, ranges=own.ranges),
     )
     return Method(
         name,
