@@ -125,3 +125,8 @@ def test_rows_of_other_columns_are_refused() -> None:
         made(odd)
     with pytest.raises(DataError, match="no rows to fit"):
         fit(cells(), np.array([], dtype=np.int64))
+
+
+def test_numbers_far_beyond_all_others_stay_finite() -> None:
+    made = fit(cells())
+    assert made(Cells({**cells().columns, "tiny": np.full(300, 1e300)}))[:, made.names.index("tiny")].max() == 1e6

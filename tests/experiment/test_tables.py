@@ -69,7 +69,11 @@ def test_every_kind_of_method_trains_the_mlp(method: str, more: dict[str, Any], 
     assert run.curve("accuracy", "clients-mean")["accuracy"][-1] > 0.6  # by chance 0.4
 
 
-@pytest.mark.parametrize(("method", "more"), [("h2tune", {}), ("heterotune", BRANCHES)])
+PUBLIC = {"axes": {"source": "sklearn:wine", "inputs": 60, "held_out": 20}}
+COMMON = {"adapter": {"kind": "common", "sites": ["feed-forward"]}, **PUBLIC}
+
+
+@pytest.mark.parametrize(("method", "more"), [("h2tune", {}), ("heterotune", BRANCHES), ("heterotune", COMMON)])
 def test_models_of_unlike_depth_and_width_share_what_the_method_shares(
     method: str, more: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -80,6 +84,21 @@ def test_models_of_unlike_depth_and_width_share_what_the_method_shares(
     config = {key: value for key, value in WINE.items() if key != "clients"}
     run = fedquilt.run({**config, **more, "groups": groups, "method": {"name": method}}, folder=tmp_path / "run")
     assert run.curve("accuracy", "clients-mean")["accuracy"][-1] > 0.6
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            {"adapter": {"kind": "mixture"}},
+            r"attention part; .*expand, contract; set adapter\.sites = \['feed-forward'\]",
+        ),
+        ({"adapter": COMMON["adapter"]}, r"axes\.source: missing; fedquilt has no public rows of tables"),
+    ],
+)
+def test_what_blocks_without_attention_need_is_said(more: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(FedquiltError, match=said):
+        fedquilt.run({**WINE, **more, "method": {"name": "heterotune"}}, folder=tmp_path / "run")
 
 
 def test_columns_are_fitted_on_the_training_rows_of_all_clients_and_exported_with_the_model(tmp_path: Path) -> None:
@@ -192,6 +211,7 @@ def test_the_server_of_sites_knows_the_model_without_any_row(tmp_path: Path) -> 
     rows(tmp_path, 1)
     data = {"source": str(tmp_path / "hospital-{client}.csv"), **DECLARED}
     config = parse({**WINE, **FULL, "partition": SITES, "data": data})
+    assert check(parse({**WINE, **FULL, "partition": SITES, "data": {**data, "source": "node"}})) == []
     server, site = build(config, ()), build(config, (1,))
     assert server.clients == {}
     assert server.layout == site.layout

@@ -181,6 +181,9 @@ def _refusal(
         if names
         else f"has no linear module that is known to end its {part} part; its linear modules are: {listed}"
     )
+    others = [other for other in OUTPUTS if other != part and any(site_of(name, OUTPUTS) == other for name in inside)]
+    if others and not names:
+        return f"{type(model).__name__}: block {layer} {problem}; set adapter.sites = {others}"
     return (
         f"{type(model).__name__}: block {layer} {problem}; adapters after attention and feed-forward are for "
         f"{', '.join(SUPPORTED)}"

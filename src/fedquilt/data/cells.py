@@ -161,6 +161,10 @@ def _column(name: str, values: Any, kind: type | None, troubles: Troubles) -> np
             return _finite(name, values.astype(np.float64), values, troubles)
         values = values.tolist()
     given = [None if _is_missing(value) else value for value in values]
+    if kind is not object and (read := _floats([value for value in given if value is not None])) is not None:
+        made = np.full(len(given), math.nan)
+        made[[value is not None for value in given]] = read
+        return made
     for row, value in enumerate(given):
         if not isinstance(value, str | int | float | np.generic | None):
             troubles.add(
@@ -176,8 +180,7 @@ def _column(name: str, values: Any, kind: type | None, troubles: Troubles) -> np
         if value is not None and number is None:
             advice = "; if these are categories, name the column in data.categorical" if kind is None else ""
             troubles.add(f"data.columns: '{name}' holds numbers, and here none{advice}", row, value, show=True)
-    made = np.array([math.nan if number is None else number for number in numbers], dtype=np.float64)
-    return _finite(name, made, given, troubles)
+    return _finite(name, np.array([math.nan if number is None else number for number in numbers]), given, troubles)
 
 
 def _finite(name: str, numbers: np.ndarray, given: Any, troubles: Troubles) -> np.ndarray:
@@ -197,6 +200,18 @@ def _texts(name: str, given: Sequence[Any], troubles: Troubles) -> np.ndarray:
     return made
 
 
+def _floats(values: Sequence[Any]) -> np.ndarray | None:
+    """The values as numbers if all of them are, and finite; the common case, without a look at each of them."""
+    kinds = {*map(type, values)}
+    if not (kinds <= {str} or kinds <= {int, float}) or (kinds == {str} and any("_" in value for value in values)):
+        return None  # Python takes 1_000 for a number
+    try:
+        made = np.array([*map(float, values)], dtype=np.float64)
+    except (OverflowError, ValueError):
+        return None
+    return made if np.isfinite(made).all() else None
+
+
 def _number(value: Any) -> float | None:
     if isinstance(value, bool | np.bool_) or value is None:
         return None
@@ -209,8 +224,8 @@ def _number(value: Any) -> float | None:
 
 
 def _is_missing(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip().casefold() in MISSING
     if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):
         return True
-    if type(value).__name__ in ("NAType", "NaTType"):  # of pandas
-        return True
-    return isinstance(value, str) and value.strip().casefold() in MISSING
+    return type(value).__name__ in ("NAType", "NaTType")  # of pandas

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fedquilt.core.errors import DataError, suggestion
+from fedquilt.core.tasks import one_of, tasks_where
 from fedquilt.data.bad_rows import Troubles
 from fedquilt.data.cells import Wanted, read_cells
 from fedquilt.data.columns import classes, column, found, groups, published, strings
@@ -59,7 +60,7 @@ def table_of(
             f"data.source = '{source}': there is neither a column '{text}' (data.text) nor a column '{image}' "
             "(data.image)"
             f"{hint}; columns: {', '.join(raw.names)}; rows of numbers and categories need model.task = "
-            "'tabular-classification'"
+            f"{one_of(tasks_where(lambda task: task.reads == 'table'))}"
         )
     kind = "image" if has_image and not posed and not (has_text and (pair or target)) else "text"
     troubles = Troubles(raw.origin, raw.troubles)

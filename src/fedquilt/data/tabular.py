@@ -22,11 +22,12 @@ MOST_CATEGORIES = 32
 """The most features of a column of categories; the rarest categories then share one."""
 
 FORMAT = "fedquilt.tabular"
+_LARGEST = 1e6
 
 
 @dataclass(frozen=True)
 class Number:
-    """A column of numbers: ``(x - centre) / scale``, with ``fill`` in place of missing values.
+    """A column of numbers: ``(x - centre) / scale``, with ``fill`` in place of missing values, at most a million.
 
     ``flagged`` adds a feature that is 1 where the value is missing.
     """
@@ -41,6 +42,7 @@ class Number:
         """The column's features, (rows, 1 or 2)."""
         missing = np.isnan(column)
         scaled = (np.where(missing, self.fill, column) - self.centre) / self.scale
+        scaled = scaled.clip(-_LARGEST, _LARGEST)  # what float32 cannot hold would become infinite
         return np.stack([scaled, missing] if self.flagged else [scaled], axis=1)
 
     @property
