@@ -51,6 +51,19 @@ def batch_of(prompts, completions, width):
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_output_layer_reads_half_precision_in_one_piece_on_the_cpu(monkeypatch, dtype):
+    bench, seen = causal(LLAMA), []
+    layer = bench.model.to(dtype).get_output_embeddings()
+    plain = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda states: (seen.append(states), plain(states))[1])
+    prompts = [prompt for prompt in prompts_of(12) if len(prompt) > 1]
+    ids = written(bench, prompts, 6)
+    assert all(states.is_contiguous() for states in seen) is (dtype == torch.bfloat16)
+    assert not layer._forward_pre_hooks
+    assert ids == written(bench, prompts, 6, batch_size=1)
+
+
 @pytest.mark.parametrize("model", [LLAMA, GPT2])
 @pytest.mark.parametrize("new_tokens", [1, 6])
 def test_what_is_written_is_what_a_plain_loop_writes_in_whatever_company(model, new_tokens):

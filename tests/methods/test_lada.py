@@ -22,11 +22,12 @@ from fedquilt.core.method import Method
 from fedquilt.core.params import num_bytes
 from fedquilt.core.texts import unpack_texts
 from fedquilt.core.types import Memory, Order, Reply
+from fedquilt.distill import messages
 from fedquilt.distill.contrast import Contrast
 from fedquilt.distill.messages import Paths
 from fedquilt.distill.reward import Reward
 from fedquilt.distill.selection import FilterSettings
-from fedquilt.distill.student import Teaching
+from fedquilt.distill.student import Lesson, Teaching
 from fedquilt.distill.wrapper import with_lada
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment import build, resume, run
@@ -133,6 +134,20 @@ def test_any_method_with_a_training_exchange_can_be_taught() -> None:
     changed = {name for name in names if not torch.equal(flat(apart[0])[name], flat(apart[1])[name])}
     assert changed
     assert all(name.endswith("lora_B") for name in changed)
+
+
+def test_likelihoods_that_the_server_knows_are_those_that_it_would_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has scored its own paths when it wrote them, and does not read them again for each client."""
+    known = played()
+    plain, seen = messages.lesson_up, list[Lesson]()
+
+    def unknown(*given: Any) -> Lesson:
+        seen.append(plain(*given))
+        return seen[-1]._replace(mine=None)
+
+    monkeypatch.setattr("fedquilt.distill.teacher.lesson_up", unknown)
+    assert same(played(), known)
+    assert [lesson.mine is None for lesson in seen] == [False] * 3
 
 
 # What travels ------------------------------------------------------------

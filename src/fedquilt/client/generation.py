@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -182,12 +183,33 @@ def _written(
     rules: dict[str, Any] = {} if choose is None else {"logits_processor": [choose]}
     if stop is not None:
         rules["stopping_criteria"] = [_stopping(stop, width, lengths)]
-    with torch.no_grad(), bench.autocast():
+    with torch.no_grad(), bench.autocast(), _last_states_in_one_piece(model):
         whole = model.generate(
             input_ids=ids.to(bench.device), attention_mask=mask.to(bench.device), max_new_tokens=new_tokens, **rules
         )
     ends = _ends(model)
     return [_up_to(row[: lengths.get(index)], ends) for index, row in enumerate(whole[:, width:].tolist())]
+
+
+@contextmanager
+def _last_states_in_one_piece(model: Any) -> Iterator[None]:
+    """Copy what the output layer reads in half precision on the CPU, where it is a part of a larger tensor.
+
+    The states of each prompt's last token are such a part, with gaps between rows, for which torch multiplies row by
+    row in a loop of its own: 17 seconds for 8 rows and a vocabulary of 152 thousand, in place of 0.03. In single
+    precision it costs little, and the copy would be rounded in another way.
+    """
+
+    def copied(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(one.contiguous() if one.element_size() < 4 and one.device.type == "cpu" else one for one in inputs)
+
+    layer = model.get_output_embeddings()
+    hook = None if layer is None else layer.register_forward_pre_hook(copied)
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 def _stopping(stop: Stop, width: int, lengths: dict[int, int]) -> Callable[..., Tensor]:

@@ -178,7 +178,8 @@ def lesson_down(offer: Offer, own: list[str], peer: Scalars) -> Lesson:
 def lesson_up(offer: Offer, answer: Answer, right: Tensor | None) -> Lesson:
     """What the server is taught by a client: the client's paths beside the server's."""
     teacher = Pair(likelihood_of(answer["own"]), likelihood_of(answer["heard"]))
-    return Lesson(offer["questions"], answer["paths"], offer["paths"], teacher, right)
+    mine = likelihood_of(offer["sure"])  # by the model that has written them, which has not learned since
+    return Lesson(offer["questions"], answer["paths"], offer["paths"], teacher, right, mine)
 
 
 def has_peer(order: Order) -> bool:

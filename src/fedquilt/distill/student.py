@@ -19,7 +19,7 @@ from fedquilt.core.worker import Worker
 from fedquilt.distill.context import contexts
 from fedquilt.distill.contrast import Contrast, Pair, Samples, pair_loss, reference_of, transfer
 from fedquilt.distill.controls import only_right
-from fedquilt.distill.paths import likelihoods, readings
+from fedquilt.distill.paths import Likelihood, likelihoods, readings
 from fedquilt.distill.registry import filter_of
 from fedquilt.distill.reward import History, Outcome, Reward, labels, no_history
 from fedquilt.distill.selection import Candidates, Filter, FilterSettings
@@ -73,6 +73,8 @@ class Lesson(NamedTuple):
         The likelihoods of the teacher's and of the student's paths under the teacher.
     right
         Whether the teacher's path ends in the right answer, (samples,); None where that is not known.
+    mine
+        The likelihoods of the student's own paths under the student before it learns; None where they are to be found.
     """
 
     questions: Sequence[str]
@@ -80,6 +82,7 @@ class Lesson(NamedTuple):
     own: Sequence[str]
     teacher: Pair
     right: Tensor | None = None
+    mine: Likelihood | None = None
 
 
 class PupilState(TypedDict):
@@ -138,7 +141,9 @@ def chosen(
 
     def look(lent: Lent) -> tuple[Samples, Candidates]:
         taught, own = (lent.columns(lesson.questions, paths) for paths in (lesson.taught, lesson.own))
-        reading, mine = readings(lent.bench, taught, lent.batch_size), likelihoods(lent.bench, own, lent.batch_size)
+        reading, mine = readings(lent.bench, taught, lent.batch_size), lesson.mine
+        if mine is None:
+            mine = likelihoods(lent.bench, own, lent.batch_size)
         same = torch.tensor([left == right for left, right in zip(lesson.taught, lesson.own, strict=True)])
         reference = reference_of(teaching.contrast, lesson.teacher, Pair(reading.likelihood, mine))
         samples = Samples(taught, own, reference, torch.ones(len(same)))
