@@ -13,6 +13,7 @@ from schemes import config, end, same
 from fedquilt.core.checks import reply_check
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.loop import rounds
+from fedquilt.core.server import server_start
 from fedquilt.core.types import Failure, Reply
 from fedquilt.core.wire import with_wire_dtype
 from fedquilt.engine.local import LocalEngine
@@ -93,10 +94,12 @@ def test_a_scheme_transfers_chosen_samples_alone(
 
 def test_a_server_that_its_scheme_does_not_train_learns_what_it_chose() -> None:
     """FedCoT's server stays as it is, unless it learns from the clients' paths."""
-    start = build(config("lada", scheme="fedcot", **SMALL))
-    before = start.method.init(start.rng.child("init"))["server"]["params"]
     for direction, moves in (("down", False), ("up", True)):
-        state, _ = ended(build(config("lada", scheme="fedcot", direction=direction, **SMALL)), 1)
+        start = build(config("lada", scheme="fedcot", direction=direction, filter="random", **SMALL))
+        server = start.federation.server
+        assert server is not None
+        before = server_start(server, start.rng.child("init"))["params"]
+        state, _ = ended(start, 1)
         assert same(state["server"]["params"], before) is not moves
         assert ("server_loss" in state["told"]) is moves
         assert state["server"]["round"] == 1
@@ -132,11 +135,15 @@ def test_a_run_killed_between_two_exchanges_of_a_round_goes_on_to_the_same_bits(
     assert lines[0] == lines[1]
 
 
+@pytest.fixture(scope="module")
+def lada() -> Experiment:
+    return build(config("lada", filter="random", **SMALL))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
-def test_what_is_not_sent_again_changes_no_bit(dtype: str) -> None:
-    found, sent = [], []
+def test_what_is_not_sent_again_changes_no_bit(lada: Experiment, dtype: str) -> None:
+    found, sent, experiment = [], [], lada
     for keeps in (True, False):
-        experiment = build(config("lada", **SMALL))
         method = experiment.method
         method = method._replace(exchanges=tuple(one._replace(keeps=one.keeps and keeps) for one in method.exchanges))
         method = method if dtype == "float32" else with_wire_dtype(method, dtype)
