@@ -2,6 +2,7 @@
 
 import shutil
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from fedquilt.config.load import parse
 from fedquilt.core.errors import ConfigError, DataError
 from fedquilt.core.rng import Rng
 from fedquilt.experiment import build, resume, run
+from fedquilt.experiment.build import shaped
+from fedquilt.experiment.first_round import refuse_idle, training_of
 from fedquilt.experiment.trained_model import trained_model
 from fedquilt.models.hf import load_model
 from fedquilt.record import Record, read_rounds
@@ -162,6 +165,33 @@ def test_a_client_that_would_train_nothing_is_refused_before_a_model_is_loaded(m
     assert build(parse(tomllib.loads(text)))
     with pytest.raises(ConfigError, match=r"client 2 has a budget of 1 of the 3 blocks of .* would train nothing"):
         build(parse(tomllib.loads(text.replace("budget = 3", "budget = 1"))))  # block 2 of 3 shares a core with block 1
+
+
+@pytest.mark.parametrize(("rounds", "working"), [(2, None), (1, 1), (60, 55)])
+def test_a_client_that_trains_nothing_in_any_round_is_refused(rounds, working) -> None:
+    with pytest.raises(ConfigError, match=r"client 2 .* would train nothing"):
+        refuse_drawn(rounds, working)
+
+
+@pytest.mark.parametrize(("rounds", "working"), [(2, 0), (2, 1), (60, 40)])
+def test_a_client_that_trains_something_in_a_later_round_is_not_refused(rounds, working) -> None:
+    refuse_drawn(rounds, working)
+
+
+def refuse_drawn(rounds, working) -> None:
+    """Refuse client 2 if need be: it trains a block whose core it does not reach, except in one round."""
+    text = "head = { policy = 'frozen' }\n" + FILE.replace(", private_rank = 1", "")
+    experiment = shaped(parse({**tomllib.loads(text), "rounds": rounds}))
+    training = training_of(experiment.method)
+
+    def ask(state, turn):
+        orders = dict(training.ask(state, turn))
+        if turn.round != working:
+            orders[2] = replace(orders[2], settings={**orders[2].settings, "layers": [2]})
+        return orders
+
+    method = experiment.method._replace(exchanges=(training._replace(ask=ask),))
+    refuse_idle(method, experiment.federation, experiment.rng)
 
 
 def test_models_that_read_unlike_inputs_have_none_in_common() -> None:

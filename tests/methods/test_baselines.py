@@ -191,11 +191,16 @@ def test_local_only_sends_no_tensor_either_way_and_every_client_learns_by_itself
         assert all(used[name] is (own[name] if name in own else scene.clients[client].initial[name]) for name in used)
 
 
-def test_local_only_is_each_client_training_on_without_a_server():
-    scene = small()
+@pytest.mark.parametrize("ranks", [None, (2, 4, 3)])
+def test_local_only_is_each_client_training_on_without_a_server(ranks):
+    """Also with ranks of their own, since nothing is combined."""
+    given = {"rank": 4, "ranks": ranks}
+    scene = small(**given)
     played = play(setup_of(local_only, scene), num_rounds=2)
     alone = {k: {} for k in scene.clients}
-    fresh = small()
+    fresh = small(**given)
+    for k, rank in enumerate(ranks or ()):
+        assert {len(own) for name, own in played.memories[k]["params"].items() if name.endswith("lora_A")} == {rank}
     for number in range(2):
         for k, client in fresh.clients.items():
             rng = played_rng(number, k)

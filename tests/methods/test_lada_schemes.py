@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from schemes import config, end, same
+from schemes import FILE, config, end, same
 
+from fedquilt.config.load import parse
 from fedquilt.core.checks import reply_check
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.loop import rounds
@@ -18,7 +20,7 @@ from fedquilt.core.types import Failure, Reply
 from fedquilt.core.wire import with_wire_dtype
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment import build, resume, run
-from fedquilt.experiment.build import Experiment
+from fedquilt.experiment.build import Experiment, shaped
 from fedquilt.experiment.engine import EMBEDDED
 from fedquilt.record import read_rounds
 
@@ -108,6 +110,29 @@ def test_a_server_that_its_scheme_does_not_train_learns_what_it_chose() -> None:
 def test_a_scheme_without_lessons_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"method\.scheme = 'fedmkt': has no effect with method\.direction = 'none'"):
         build(config("lada", scheme="fedmkt", direction="none"))
+
+
+@pytest.mark.parametrize(
+    ("method", "refused"),
+    [
+        ({"name": "lada"}, True),
+        ({"name": "fedcollm"}, True),
+        ({"name": "fedcot"}, True),
+        ({"name": "fedmkt", "average": True}, True),
+        ({"name": "fedcot", "average": False}, False),
+        ({"name": "fedmkt"}, False),
+    ],
+)
+def test_unlike_ranks_are_refused_where_factors_are_averaged(method: dict[str, Any], refused: bool) -> None:
+    raw = tomllib.loads(FILE)
+    first, *others = raw["groups"]
+    groups = [{**first, "rank": 1}, {**first, "label": "same model"}, *others]
+    settings = parse({**raw, "partition": {"num_clients": 6}, "groups": groups, "method": method})
+    if not refused:
+        assert shaped(settings).method.name == method["name"]
+        return
+    with pytest.raises(ConfigError, match=r"client 0 has rank 1, below that of .*, within which factors are averaged"):
+        shaped(settings)
 
 
 class Killed(LocalEngine):

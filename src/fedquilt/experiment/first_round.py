@@ -15,6 +15,9 @@ from fedquilt.core.types import ClientId, Order, Params, Profile, Turn
 from fedquilt.core.wire import num_wire_bytes
 from fedquilt.core.worker import Worker
 
+_ROUNDS = 50
+"""The largest number of rounds in which a client is looked for that trains nothing."""
+
 
 def first_orders(method: Method, profiles: Sequence[Profile], rng: Rng) -> Mapping[ClientId, Order]:
     """The orders of a first round in which every client takes part; ``rng`` is the stream of the run."""
@@ -76,23 +79,35 @@ def training_of(method: Method) -> Exchange:
 
 
 def refuse_idle(method: Method, federation: Federation, rng: Rng) -> None:
-    """Raise ConfigError if a client's first order reaches no tensor that can be trained.
+    """Raise ConfigError if the orders of a client reach no tensor that can be trained, in no round of the run.
 
-    This happens where blocks share tensors: one is trained by those that train the shallowest block that uses it.
+    This happens where blocks share tensors: one is trained by those that train the shallowest block that uses it. Where
+    layers are drawn, a client that trains nothing in one round may do so in a later one. The orders are those of the
+    first ``_ROUNDS`` rounds in which every client takes part, from the state at the start: layers that follow from what
+    clients say later are not known.
     """
-    layouts, frozen = federation.layouts, federation.frozen
-    if not any(is_shared(name) for layout in layouts.values() for name in layout.depth):
+    if not any(is_shared(name) for layout in federation.layouts.values() for name in layout.depth):
         return
-    orders = first_orders(method, federation.profiles, rng)
-    for profile in federation.profiles:
-        own = profile.architecture
-        layout, order = layouts[own], orders.get(profile.id)
-        if order is None or "layers" not in order.settings:  # it trains nothing by intention, or everything
-            continue
-        layers = order.settings["layers"]
-        if not {*layout.names(layers), *layout.head} - frozen.get(own, frozenset()):
-            raise ConfigError(
-                f"client {profile.id} has a budget of {profile.budget.layers} of the {layout.num_layers} blocks of "
-                f"{own} and would train nothing, as what blocks share is trained by those that train the shallowest "
-                "block that uses it; give it a larger budget, adapter.num_slots or adapter.private_rank"
-            )
+    state, training = method.init(rng.child("init")), training_of(method)
+    idle = federation.profiles
+    for number in range(min(federation.rounds, _ROUNDS)):
+        turn = Turn(number, tuple(federation.profiles), rng.child("round", number))
+        orders = training.ask(state, turn)
+        idle = tuple(one for one in idle if one.id in orders and _trains_nothing(federation, one, orders[one.id]))
+        if not idle:
+            return
+    for profile in idle:
+        layout = federation.layouts[profile.architecture]
+        raise ConfigError(
+            f"client {profile.id} has a budget of {profile.budget.layers} of the {layout.num_layers} blocks of "
+            f"{profile.architecture} and would train nothing, as what blocks share is trained by those that train the "
+            "shallowest block that uses it; give it a larger budget, adapter.num_slots or adapter.private_rank"
+        )
+
+
+def _trains_nothing(federation: Federation, profile: Profile, order: Order) -> bool:
+    """Whether an order names layers, and none of their tensors, nor the head's, can be trained."""
+    if "layers" not in order.settings:
+        return False
+    layout, frozen = federation.layouts[profile.architecture], federation.frozen.get(profile.architecture, frozenset())
+    return not {*layout.names(order.settings["layers"]), *layout.head} - frozen

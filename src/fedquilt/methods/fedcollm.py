@@ -19,7 +19,7 @@ from fedquilt.distill.public import TAKEN, Drawn, DrawnState, allowed, drawn, se
 from fedquilt.distill.soft import Mixture, Taught, learner
 from fedquilt.methods.layered import Weighting
 from fedquilt.methods.per_architecture import placed
-from fedquilt.methods.sharing import sharing
+from fedquilt.methods.sharing import averaging
 from fedquilt.methods.traits import Traits
 
 TRAITS = Traits(across=True, merge="own", needs_server=True)
@@ -61,7 +61,7 @@ def fedcollm(
     wanted = "method.name = 'fedcollm' trains on public answers"
     server = server_of(federation, "fedcollm", answered=wanted, trains=False)
     mixture, probe = Mixture(0.0, distil, temperature), Probe(k, answer_tokens, temperature)
-    clients = sharing("fedcollm", federation, False, None, weighting)
+    clients = averaging("fedcollm", federation, weighting)
     (fit,) = clients.exchanges
 
     def init(rng: Rng) -> DrawnState:

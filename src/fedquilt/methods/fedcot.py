@@ -18,12 +18,11 @@ from fedquilt.core.settings import Count, Part, Penalty, Tokens, Unless, With
 from fedquilt.core.texts import pack_texts, text_form, text_ranges, unpack_texts, whole_texts
 from fedquilt.core.types import ClientId, Memory, Order, Params, Reply, Turn
 from fedquilt.core.worker import Worker
-from fedquilt.core.wrap import with_local
 from fedquilt.distill.beside import bare, reading_bare
 from fedquilt.distill.public import OFFER, TAKEN, OfferedState, allowed, drawn, server_of
 from fedquilt.distill.rationales import Rationales, instructed
 from fedquilt.methods.layered import Weighting
-from fedquilt.methods.sharing import sharing
+from fedquilt.methods.sharing import averaging
 from fedquilt.methods.traits import Traits
 from fedquilt.metrics.answers import answer_start
 
@@ -92,9 +91,7 @@ def fedcot(
     server = server_of(federation, "fedcot", trains=False)
     if questions == "private":
         _refuse_private(server)
-    clients = sharing("fedcot", federation, False, None, weighting)
-    if not average:
-        clients = with_local(clients, frozenset().union(*(layout.depth for layout in federation.layouts.values())))
+    clients = averaging("fedcot", federation, weighting, average=average)
     (fit,) = clients.exchanges
     learning = partial(instructed, rationale=rationale, weight=transfer, batch_size=samples)
 

@@ -17,14 +17,13 @@ from fedquilt.core.settings import Count, Penalty, Tokens, With
 from fedquilt.core.texts import unpack_texts, whole_texts
 from fedquilt.core.types import ClientId, Memory, Order, Params, Range, Reply, Tree, Turn
 from fedquilt.core.worker import Worker
-from fedquilt.core.wrap import with_local
 from fedquilt.distill import predictions as p
 from fedquilt.distill.beside import bare, bare_reply, reading_bare
 from fedquilt.distill.predictions import Probe, better, cuts, in_tokens_of, merged
 from fedquilt.distill.public import TAKEN, Drawn, DrawnState, allowed, drawn, server_of
 from fedquilt.distill.soft import Mixture, Taught, learner
 from fedquilt.methods.layered import Weighting
-from fedquilt.methods.sharing import sharing
+from fedquilt.methods.sharing import averaging
 from fedquilt.methods.traits import Traits
 
 TRAITS = Traits(across=True, merge="own", sends_scores=True, needs_server=True)
@@ -73,9 +72,7 @@ def fedmkt(
         if the server has no model or no rows, or its public questions have no answers.
     """
     server = server_of(federation, "fedmkt", answered="method.name = 'fedmkt' trains on public answers")
-    clients = sharing("fedmkt", federation, False, None, weighting)
-    if not average:
-        clients = with_local(clients, frozenset().union(*(layout.depth for layout in federation.layouts.values())))
+    clients = averaging("fedmkt", federation, weighting, average=average)
     (fit,) = clients.exchanges
     learning = partial(learner, mixture=Mixture(answers, distil), batch_size=samples)
     probe = Probe(k, answer_tokens)

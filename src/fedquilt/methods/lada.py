@@ -20,7 +20,7 @@ from fedquilt.distill.texts_only import refuse_likelihoods
 from fedquilt.distill.wrapper import Direction, with_lada
 from fedquilt.methods.layered import Weighting
 from fedquilt.methods.registry import METHODS, defaults, traits_of
-from fedquilt.methods.sharing import sharing
+from fedquilt.methods.sharing import averaging
 from fedquilt.methods.traits import Traits
 
 SchemeName = Literal["fedit", "fedmkt", "fedcot", "fedcollm"]
@@ -108,7 +108,7 @@ def lada(
 def _scheme(federation: Federation, *, name: SchemeName, settings: Mapping[str, Any]) -> Method:
     """The scheme of this name, with those of the settings that it has."""
     if name == "fedit":
-        return sharing(name, federation, False, None, settings["weighting"])
+        return averaging(name, federation, settings["weighting"])
     factory = METHODS[name]
     known = defaults(factory)
     return factory(federation, **{key: value for key, value in settings.items() if key in known})

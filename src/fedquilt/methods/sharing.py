@@ -10,6 +10,7 @@ from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.allocate.layers import gd_set
 from fedquilt.client.fit import METRICS
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.factors import at_rank
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import select
@@ -17,6 +18,7 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Memory, ModelState, Order, Params, Profile, Reply, Turn
 from fedquilt.core.worker import Penalty as Term
 from fedquilt.core.worker import Worker
+from fedquilt.core.wrap import with_local
 from fedquilt.methods.layered import Weighting
 from fedquilt.methods.per_architecture import placed
 
@@ -43,6 +45,27 @@ def check_shared(federation: Federation, name: str, remedy: str) -> None:
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def averaging(name: str, federation: Federation, weighting: Weighting, *, average: bool = True) -> Method:
+    """The rounds of a method whose clients are averaged within each architecture, or each keep their own tensors.
+
+    Raises
+    ------
+    ConfigError
+        if a client's rank differs from that of its architecture, and its tensors are averaged.
+    """
+    clients = sharing(name, federation, False, None, weighting)
+    if not average:
+        return with_local(clients, frozenset().union(*(layout.depth for layout in federation.layouts.values())))
+    for profile in federation.profiles:
+        layout, rank = federation.layouts[profile.architecture], profile.budget.rank
+        if at_rank(layout, rank).shapes != layout.shapes:
+            raise ConfigError(
+                f"method.name = '{name}': client {profile.id} has rank {rank}, below that of {profile.architecture}, "
+                "within which factors are averaged; leave clients.ranks and the groups' rank out, and set adapter.rank"
+            )
+    return clients
 
 
 def sharing(name: str, federation: Federation, share: bool, penalty: Term | None, weighting: Weighting) -> Method:
