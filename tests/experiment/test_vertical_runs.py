@@ -144,6 +144,11 @@ def test_the_parties_learn_and_predict_together(whole: Path) -> None:
     assert last["state"]["gate"].keys() == {"left", "right", "bottom"}
     assert torch.tensor([*last["state"]["gate"].values()]).sum(0).allclose(torch.ones(10), atol=1e-5)
     assert {"without left", "without right"} <= last["state"].keys()
+    alike = torch.tensor([*last["state"]["prototype_cosines"].values()])
+    assert alike.shape == (10, 10)
+    torch.testing.assert_close(alike, alike.T)
+    assert alike.diagonal().max() <= 1.001
+    assert read_rounds(whole)[0]["state"] == {}  # its test rows were not predicted
     assert (whole / "adapters" / "server" / "model.safetensors").is_file()
     assert (whole / "adapters" / "client-001" / "model.safetensors").is_file()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from fedquilt.core.rng import Rng
 from fedquilt.core.server import ServerState
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
@@ -156,6 +158,10 @@ class Method(NamedTuple):
     scores
         ``scores(state)`` gives the scores of the last prediction that all parties made together, by name; empty before
         the first. None for methods whose models predict alone.
+    logits
+        ``logits(state, replies, rows)`` gives the logits of rows that all parties predict together, (rows, classes),
+        from the other parties' replies to the exchange ``predict`` and the server's own view of these rows. None for
+        methods whose models predict alone.
     """
 
     name: str
@@ -168,3 +174,4 @@ class Method(NamedTuple):
     server: Callable[[Tree], ServerState] | None = None
     beside: Beside = Beside()
     scores: Callable[[Tree], Mapping[str, float]] | None = None
+    logits: Callable[[Tree, Iterable[Reply], Params], Tensor] | None = None

@@ -11,6 +11,7 @@ from fedquilt.report.caveats import notes
 from fedquilt.report.groups import WORST, group_rows
 from fedquilt.report.lessons import LESSONS, lesson_rows
 from fedquilt.report.paired_differences import HONEST, alone, paired_rows
+from fedquilt.report.parties import JOINT, WITHOUT, joint_rows, missing_rows
 from fedquilt.report.table import Groups, Row, as_markdown, as_text, compare_rows, shared_metric
 
 _BULLET: dict[str, Any] = {
@@ -40,6 +41,8 @@ def comparison(groups: Groups, last: int | None = None, references: Sequence[str
         parts += ["Group by group:", show(of_groups)]
     if of_students := lesson_rows(groups):
         parts += [f"{LESSONS}:", show(of_students)]
+    for heading, of_parties in ((JOINT, joint_rows(groups, last)), (WITHOUT, missing_rows(groups, last))):
+        parts += [f"{heading}:", show(of_parties)] if of_parties else []
     parts += [part for what, rows in paired(groups, references, last) for part in (f"{what} {metric}:", show(rows))]
     honest = [HONEST, *alone(groups, references)] if references else []
     remarks = [meaning(metric), *honest, *notes(groups, last)]

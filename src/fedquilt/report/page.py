@@ -17,6 +17,7 @@ from fedquilt.report.groups import group_rows
 from fedquilt.report.html import picture_html, table_html
 from fedquilt.report.lessons import LESSONS, lesson_rows
 from fedquilt.report.paired_differences import HONEST, alone
+from fedquilt.report.parties import JOINT, WITHOUT, joint_rows, missing_rows
 from fedquilt.report.plot import figures
 from fedquilt.report.runs import client_names, dropped
 from fedquilt.report.scores import main_metric
@@ -57,6 +58,8 @@ def page(groups: Groups, last: int | None = None, references: Sequence[str] = ()
         parts += ["<h2>Group by group</h2>", _table(of_groups)]
     if of_students := lesson_rows(groups):
         parts += [f"<h2>{escape(LESSONS)}</h2>", _table(of_students)]
+    for heading, of_parties in ((JOINT, joint_rows(groups, last)), (WITHOUT, missing_rows(groups, last))):
+        parts += [f"<h2>{escape(heading)}</h2>", _table(of_parties)] if of_parties else []
     parts += [f"<p>{escape(note)}</p>" for note in notes(groups, last)]
     for what, rows in paired(groups, references, last):
         parts += [f"<h2>{escape(what)}</h2>", _table(rows)]

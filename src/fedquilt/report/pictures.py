@@ -6,6 +6,7 @@ from fedquilt.core.errors import ConfigError, suggestion
 from fedquilt.report.figure import Figure
 from fedquilt.report.lesson_plots import choice_plot, reward_plot, right_plot, sides_plot, traffic_plot
 from fedquilt.report.maps import agreement_plot, allocation_map, partition_picture, probability_map
+from fedquilt.report.party_plots import alike_plot, gate_plot, holdings_plot
 from fedquilt.report.plot import over_bytes, over_rounds
 from fedquilt.report.scores import WHO, curve, main_metric
 from fedquilt.report.table import Groups
@@ -23,6 +24,9 @@ MAPS = {
     "right": right_plot,
     "reward": reward_plot,
     "traffic": traffic_plot,
+    "parties": holdings_plot,
+    "gate": gate_plot,
+    "prototypes": alike_plot,
 }
 """Plots of one run."""
 
@@ -34,8 +38,9 @@ def draw(groups: Groups, kind: str = "rounds", who: str | None = None) -> Figure
     ``partition`` (classes by client), ``allocation`` (layers trained by client), ``probabilities`` (of layers),
     ``agreement`` (of models in common coordinates), ``traffic`` (bytes of each exchange), or of a server that owns a
     model: ``server`` (its score beside the clients'), and of what server and clients took of each other's paths
-    ``choice`` (shares), ``right`` (right paths among them) and ``reward`` (predicted and realised). ``who`` is as for
-    ``scores.curve``; by default the first that was measured.
+    ``choice`` (shares), ``right`` (right paths among them) and ``reward`` (predicted and realised), or of a vertical
+    run ``parties`` (who has what), ``gate`` (weights of parties by class) and ``prototypes`` (cosines of class
+    prototypes). ``who`` is as for ``scores.curve``; by default the first that was measured.
 
     Raises
     ------

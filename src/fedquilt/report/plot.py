@@ -17,6 +17,8 @@ from fedquilt.report.groups import SERVER, group_curve
 from fedquilt.report.lesson_plots import choice_plot, reward_plot, right_plot, sides_plot, traffic_plot
 from fedquilt.report.lessons import pupils
 from fedquilt.report.maps import agreement_plot, alignment_map, allocation_map, partition_picture, probability_map
+from fedquilt.report.parties import holdings, table_of
+from fedquilt.report.party_plots import ALIKE, GATE, alike_plot, gate_plot, holdings_plot
 from fedquilt.report.runs import (
     BYTE_UNITS,
     Run,
@@ -130,7 +132,9 @@ def figures(groups: Groups) -> Iterator[tuple[str, Figure]]:
             yield f"{name}-over-rounds", over_rounds(groups, who)
             if sends:
                 yield f"{name}-over-bytes", over_bytes(groups, who)
-    if any("train" in client for client in client_table(runs[0])):  # real sites do not disclose their rows
+    if holdings(runs[0]):
+        yield "parties", holdings_plot(runs[0])
+    elif any("train" in client for client in client_table(runs[0])):  # real sites do not disclose their rows
         yield "partition", partition_picture(runs[0])
     used: set[str] = set()
     for label, members in groups.items():
@@ -148,6 +152,7 @@ def figures(groups: Groups) -> Iterator[tuple[str, Figure]]:
             yield f"alignment-{short}", alignment_map(members[0], label)
         if members:
             yield from _of_lessons(members[0], label, short)
+            yield from _of_parties(members[0], label, short)
 
 
 def _of_lessons(run: Run, label: str, short: str) -> Iterator[tuple[str, Figure]]:
@@ -162,6 +167,14 @@ def _of_lessons(run: Run, label: str, short: str) -> Iterator[tuple[str, Figure]
         yield f"right-paths-{short}", right_plot(run, label)
     if "label_correlation" in told:
         yield f"reward-{short}", reward_plot(run, label)
+
+
+def _of_parties(run: Run, label: str, short: str) -> Iterator[tuple[str, Figure]]:
+    """Yield the plots of what the parties of a vertical run have learned."""
+    if table_of(run, GATE):
+        yield f"gate-{short}", gate_plot(run, label)
+    if table_of(run, ALIKE):
+        yield f"prototypes-{short}", alike_plot(run, label)
 
 
 def save_plots(groups: Groups, folder: str | Path) -> list[Path]:

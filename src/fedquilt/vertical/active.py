@@ -18,6 +18,11 @@ from fedquilt.vertical.optimiser import Moments, Optimiser
 from fedquilt.vertical.party import Learning, PartyState, begun, embedded, learning, party_of
 from fedquilt.vertical.prediction import mean_by_class, prediction_scores
 from fedquilt.vertical.prior import histogram
+from fedquilt.vertical.prototypes import mean_cosines
+
+ALIKE = "prototype_cosines"
+"""The name of the table of how alike the parties' class prototypes are."""
+_MOST_CLASSES = 32  # with more, that table would be longer than the rest of the record
 
 
 class Told(TypedDict):
@@ -166,7 +171,13 @@ def knowledge(vertical: Vertical, told: Mapping[str, Told], counts: Tensor) -> T
 
 
 def predicted(
-    vertical: Vertical, joint: Joint, state: ActiveState, received: Mapping[ClientId, Tensor], counts: Tensor
+    vertical: Vertical,
+    joint: Joint,
+    state: ActiveState,
+    received: Mapping[ClientId, Tensor],
+    counts: Tensor,
+    *,
+    alike: bool = False,
 ) -> ActiveState:
     """The state with the scores of the test rows, with all parties that replied and with each of them missing.
 
@@ -178,6 +189,8 @@ def predicted(
         The unit embeddings of the test rows by each passive party that replied, (n, m).
     counts
         The active party's own labelled unaligned rows by class, (C,).
+    alike
+        Whether to tell how alike the parties' prototypes of classes are.
     """
     party = party_of(vertical.active)
     if party.bench.device.type == "meta":
@@ -197,6 +210,9 @@ def predicted(
         if joint.weights is not None:
             means = mean_by_class(joint.weights(state["joint"], views), labels, len(vertical.classes))
             tables["gate"] = {name: means[:, place].tolist() for place, name in enumerate(vertical.parties)}
+        if alike and len(vertical.classes) <= _MOST_CLASSES:
+            cosines = mean_cosines(views.prototypes, views.knows)
+            tables[ALIKE] = dict(zip(vertical.classes, cosines.tolist(), strict=True))
     made = {**state, "predicted": {"scores": scores, **tables}}
     return cast(ActiveState, made)
 

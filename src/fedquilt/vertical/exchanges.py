@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedquilt.client.client import Client
+from fedquilt.client.workbench import Batch
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Exchange, Method
@@ -24,7 +25,16 @@ from fedquilt.core.types import ClientId, Memory, Order, Params, Range, Reply, T
 from fedquilt.core.vertical import ALIGNED, TEST, Vertical
 from fedquilt.core.worker import Worker
 from fedquilt.data.table import take
-from fedquilt.vertical.active import ActiveState, Received, Told, aligned_prior, first_state, joined, predicted
+from fedquilt.vertical.active import (
+    ActiveState,
+    Received,
+    Told,
+    aligned_prior,
+    first_state,
+    joined,
+    predicted,
+    test_views,
+)
 from fedquilt.vertical.joint import Joint
 from fedquilt.vertical.party import OwnLoss, PartyState, begun, counts_of, embedded, followed, learned_alone, party_of
 from fedquilt.vertical.prior import global_prior, mixed
@@ -105,6 +115,7 @@ def vertical_method(name: str, federation: Federation, recipe: Recipe) -> Method
         report=_report,
         server=_server,
         scores=lambda state: state["predicted"].get("scores", {}),
+        logits=own.logits,
     )
 
 
@@ -191,7 +202,7 @@ class _Exchanges:
         own = self._learned(self.active, state["own"], prior, state["round"], rng)
         state = cast(ActiveState, {**state, "own": own, "rows": self.rows_of(state)})
         after = joined(self.vertical, self.recipe.joint, state, received, self.counts, self.recipe.dropout)
-        return cast(ActiveState, {**after, "round": state["round"] + 1})
+        return cast(ActiveState, {**after, "predicted": {}, "round": state["round"] + 1})
 
     def _received(self, reply: Reply) -> Received:
         parts, empty = reply.params, torch.zeros(self.classes)
@@ -246,7 +257,15 @@ class _Exchanges:
 
     def merge_test(self, state: ActiveState, replies: Iterable[Reply]) -> ActiveState:
         received = {one.client: one.params[EMBEDDINGS] for one in replies if not self.recipe.alone}
-        return predicted(self.vertical, self.recipe.joint, state, received, self.counts)
+        return predicted(self.vertical, self.recipe.joint, state, received, self.counts, alike=self.recipe.prototypes)
+
+    def logits(self, state: ActiveState, replies: Iterable[Reply], rows: Batch) -> Tensor:
+        """The joint logits of rows, (n, C), from the other parties' replies about them and the active party's view."""
+        received = {one.client: one.params[EMBEDDINGS] for one in replies if not self.recipe.alone}
+        own = embedded(self.active, state["own"], rows)
+        views = test_views(self.vertical, state, received, own, self.counts)
+        with torch.no_grad():
+            return self.recipe.joint.scores(state["joint"], views)
 
 
 def _aligned(party: Client, order: Order) -> dict[str, Tensor]:

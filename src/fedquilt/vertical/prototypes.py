@@ -32,3 +32,13 @@ def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """
     members = torch.nn.functional.one_hot(labels, num_classes).to(embeddings.dtype)  # (n, C)
     return members.T @ unit(embeddings) / members.sum(0).clamp_min(1).unsqueeze(-1)
+
+
+def mean_cosines(prototypes: Tensor, knows: Tensor) -> Tensor:
+    """The cosine of the prototypes of each two classes, (C, C): its mean over the parties that have learned both.
+
+    0 where no party has. ``prototypes`` are (K, C, m), and ``knows`` says whether a party has learned a class, (K, C).
+    """
+    own = torch.stack([cosines(unit(one), one) for one in prototypes])  # (K, C, C)
+    both = (knows.unsqueeze(1) & knows.unsqueeze(2)).to(own.dtype)
+    return (own * both).sum(0) / both.sum(0).clamp_min(1)
