@@ -67,7 +67,7 @@ WRONG = [
         r"num_clients = 300: the data has 240 examples, fewer than",
     ),
     (("data.source=nope.tsv",), r"data.source = 'nope.tsv': there is no file or folder .*nope.tsv"),
-    (("data.source=sklearn:iris",), r"data.source = 'sklearn:iris': iris holds rows of numbers, neither images nor"),
+    (("data.source=sklearn:iris",), r"'sklearn:iris': .*; rows of numbers and categories need model.task = 'tabular"),
     (("data.proxy=500",), r"data.proxy = 500"),
     (("adapter.targets=['nope']",), r"adapter.targets holds 'nope', which names no linear module .* attention.q_proj"),
     (("device=cuda:7",), r"device = 'cuda:7': not on this machine; allowed here: auto, "),
