@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,26 +136,28 @@ def test_unlike_ranks_are_refused_where_factors_are_averaged(method: dict[str, A
         shaped(settings)
 
 
-class Killed(LocalEngine):
-    """An engine that ends the run between the two exchanges of its second round, as a kill would."""
+class Copying(LocalEngine):
+    """An engine that copies the run between two exchanges of its second round: what a kill would leave there."""
+
+    def __init__(self, clients: Any, memories: Any, run: str, folder: Path) -> None:
+        super().__init__(clients, memories, run=run)
+        self.folder = folder
 
     def send(self, exchange: Any, orders: Any) -> Iterator[Reply | Failure]:
         if exchange.name == "fit" and next(iter(orders.values())).round == 1:
-            raise KeyboardInterrupt
+            shutil.copytree(self.folder, self.folder.parent / "killed")
         yield from super().send(exchange, orders)
 
 
 def test_a_run_killed_between_two_exchanges_of_a_round_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     settings = config("lada", scheme="fedmkt", **SMALL)
 
-    def make(experiment: Experiment, key: str, memories: Any, progress: Any) -> Killed:
-        return Killed(experiment.clients, memories, run=key)
+    def make(experiment: Experiment, key: str, memories: Any, progress: Any) -> Copying:
+        return Copying(experiment.clients, memories, key, tmp_path / "whole")
 
-    with pytest.raises(KeyboardInterrupt):
-        run(settings, tmp_path / "killed", connect=EMBEDDED._replace(make=make))
+    whole = run(settings, tmp_path / "whole", connect=EMBEDDED._replace(make=make))
     assert [line["round"] for line in read_rounds(tmp_path / "killed")] == [0]
     resume(tmp_path / "killed")
-    whole = run(settings, tmp_path / "whole")
     assert same(end(tmp_path / "killed"), end(whole))
     lines = [[line["state"] for line in read_rounds(tmp_path / name)] for name in ("killed", "whole")]
     assert lines[0] == lines[1]
