@@ -133,7 +133,7 @@ def test_proto_10_no_label_and_no_row_leaves_a_party(tmp_path: Path) -> None:
         for message in (order, reply):
             assert set(message.params) <= allowed
             assert all(not torch.equal(tensor, own) for tensor in message.params.values() for own in secret)
-        assert set(order.settings) <= {"rows"}
+        assert set(order.settings) <= {"rows", "count"}
         embedded = reply.params.get("embeddings")
         assert embedded is None or embedded.norm(dim=1).max() <= 1.001
 
@@ -291,3 +291,102 @@ def test_an_order_for_rows_that_are_not_there_is_refused() -> None:
     order = Order({"prior": torch.full((10,), 0.1)}, {"rows": [24]})
     with pytest.raises(Exception, match="names aligned rows that this party has not: it has 24"):
         embed.work(experiment.clients[0], order, {})
+
+
+# Parties with files of their own ---------------------------------------------------------------------------------
+
+FILES = """
+rounds = 2
+threads = 1
+device = "cpu"
+model = { name = "mlp?layers=1&width=16", task = "tabular-classification" }
+data = { source = "FOLDER/{party}.csv", classes = ["no", "yes"] }
+partition = { scheme = "vertical", id = "customer", alignment = "keyed-hash", key_file = "FOLDER/key", width = 4 }
+adapter = { kind = "full" }
+training = { steps = 2, batch_size = 8, learning_rate = 0.01 }
+method = { name = "METHOD", minibatches = 2 }
+parties = [{ label = "shop" }, { label = "insurer", columns = ["claims", "car"] }, { label = "bank" }]
+"""
+COMMON = 40
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder with the files of three parties, which hold other columns of overlapping customers in other orders."""
+    rng = torch.Generator().manual_seed(1)
+    hidden = torch.randn(200, generator=rng)
+    held = {"shop": range(0, 100), "insurer": range(60, 160), "bank": range(0, 160)}
+    order = {name: torch.randperm(len(rows), generator=rng).tolist() for name, rows in held.items()}
+    noise = torch.randn(3, 200, generator=rng) * 0.1
+    columns = {
+        "shop": lambda row: f"{hidden[row] + noise[0, row]:.4f},{row % 5}",
+        "insurer": lambda row: f"{hidden[row] + noise[1, row]:.4f},{'red' if row % 3 else 'blue'},7",
+        "bank": lambda row: f"{hidden[row] + noise[2, row]:.4f},{'yes' if hidden[row] > 0 else 'no'}",
+    }
+    heads = {"shop": "visits,day", "insurer": "claims,car,idle", "bank": "income,label"}
+    for name, rows in held.items():
+        lines = [f"C{row:04d},{columns[name](row)}" for row in (rows[place] for place in order[name])]
+        (tmp_path / f"{name}.csv").write_text("\n".join([f"customer,{heads[name]}", *lines]) + "\n")
+    (tmp_path / "key").write_text("a key that all three parties have been given by hand")
+    return tmp_path
+
+
+def of_files(folder: Path, method: str = "proto-evfl", **changes: Any) -> Config:
+    raw = tomllib.loads(FILES.replace("FOLDER", str(folder)).replace("METHOD", method))
+    return parse({**raw, **changes})
+
+
+@pytest.mark.parametrize("method", ["proto-evfl", "vfl-split", "vfl-ensemble"])
+def test_parties_with_files_align_their_rows_and_learn(files: Path, method: str) -> None:
+    folder = run(of_files(files, method), files / "run")
+    _, state, memories = Record.open(folder).load_checkpoint()
+    lines = {name: (files / f"{name}.csv").read_text().splitlines()[1:] for name in ("shop", "insurer", "bank")}
+    ids = [
+        [lines[name][row].split(",")[0] for row in rows.tolist()]
+        for name, rows in (
+            ("bank", state["alignment"]["rows"]),
+            ("shop", memories[0]["aligned"]),
+            ("insurer", memories[1]["aligned"]),
+        )
+    ]
+    assert ids[0] == ids[1] == ids[2]
+    assert sorted(ids[0]) == [f"C{row:04d}" for row in range(60, 100)]
+    last = read_rounds(folder)[-1]
+    assert last["evaluation"]["global"]["accuracy"] > 0.4
+    assert last["exchanges"][-1]["clients"]["0"]["bytes_up"] == 4 * 4 * round(0.2 * COMMON)
+
+
+def test_files_stay_with_their_parties_over_flower(files: Path) -> None:
+    pytest.importorskip("flwr")
+    from in_process_grid import InProcessGrid
+
+    from fedquilt.engine.flower.client import client_app
+    from fedquilt.experiment import flower, flower_site
+
+    settings = of_files(files, network={"timeout": 5.0, "wait": 5.0})
+    whole = run(settings, files / "embedded")
+    apart = {name: (files / f"{name}.csv").rename(files / f"of-{name}.csv") for name in ("shop", "insurer")}
+    folder, join = files / "flower", flower_site.joined(settings)
+    grid = InProcessGrid(
+        client_app(lambda id, node: join(id, {**node, "data": str([*apart.values()][id])}), folder / "sites"), 2
+    )
+    run(settings, folder, connect=flower.over(grid, settings, name="in-process", poll=0.05))
+    assert ended(folder) == ended(whole)
+    for line, other in zip(read_rounds(folder), read_rounds(whole), strict=True):
+        assert line["evaluation"] == other["evaluation"]
+
+
+def test_files_that_do_not_fit_are_refused(files: Path) -> None:
+    (problem,) = check(of_files(files, "vfl-central"))
+    assert "partition.id = 'customer': method.name = 'vfl-central' needs all columns in one place" in problem
+    raw = tomllib.loads(FILES.replace("FOLDER", str(files)).replace("METHOD", "proto-evfl"))
+    raw["data"] = {"source": f"{files}/bank.csv"}
+    problems = check(parse(raw))
+    assert [problem.split(":")[0] for problem in problems] == [f"data.source = '{files}/bank.csv'", "data.classes"]
+    raw = tomllib.loads(FILES.replace("FOLDER", str(files)).replace("METHOD", "proto-evfl"))
+    raw["partition"] |= {"tail": 0.1}
+    assert any("partition.tail" in problem for problem in check(parse(raw)))
+    raw = tomllib.loads(FILES.replace("FOLDER", str(files)).replace("METHOD", "proto-evfl"))
+    raw["parties"] = [{"label": "bank"}, {"label": "shop"}]
+    (problem,) = check(parse(raw))
+    assert problem.startswith("party 'shop': its file has no column 'label', and the active party knows the labels")

@@ -61,6 +61,8 @@ class Client:
         ``Method.model`` of the method.
     share
         Which texts may leave the client, see ``[server] share``; all that are its own leave by ``own_prompts``.
+    ids, id_key
+        The ids of its rows and the key that all parties share, for a vertical federation that aligns them.
     """
 
     profile: Profile
@@ -77,6 +79,8 @@ class Client:
     language: Language | None = None
     model: Callable[[Profile, Params, Order, Memory], Params] = overlay
     share: Share = "public"
+    ids: tuple[str, ...] = ()
+    id_key: bytes = b""
 
     @property
     def id(self) -> ClientId:

@@ -37,6 +37,11 @@ class Vertical:
         The labels of the aligned rows and of those that are predicted, int64 (rows,), known to the server alone.
     due
         ``due(round)``: whether the test rows are predicted after this round.
+    halves
+        Where parties have files of their own: ``halves(count)`` gives the places of the common rows that are learned,
+        and of those that are predicted. A worker's aligned rows are then all of its file's, and so are ``labels``, of
+        the active party's; which of them are common is in the state and in the parties' memories. None where rows were
+        dealt.
     """
 
     active: Worker
@@ -48,3 +53,4 @@ class Vertical:
     labels: Tensor
     test_labels: Tensor
     due: Callable[[int], bool]
+    halves: Callable[[int], tuple[Tensor, Tensor]] | None = None

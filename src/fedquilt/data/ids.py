@@ -1,35 +1,18 @@
-"""Ids of rows, written one way in all parties' files, and the settings of their alignment."""
+"""Ids of rows, written one way in all parties' files."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 from fedquilt.core.errors import DataError
-from fedquilt.core.settings import Text, With
 
 MAX_IDS = 5_000_000
 """Most ids of one party: two blinded lists of this length stay below the largest message of Flower's engine."""
 
 MIN_KEY_BYTES = 32
-
-
-@dataclass(frozen=True)
-class AlignmentSettings:
-    """How the rows of the parties' files are aligned."""
-
-    id: Text = "id"
-    """The column that holds each row's id."""
-    alignment: Literal["psi", "keyed-hash"] = "psi"
-    """The protocol: private set intersection, or a hash under a key that all parties share."""
-    key_file: Annotated[Text | None, With("alignment", ("keyed-hash",))] = None
-    """The file with the shared key, at each party; at least 32 bytes."""
-    fold_case: bool = False
-    """Whether ids that differ only in upper and lower case are the same."""
 
 
 def normalised(value: object, *, fold_case: bool = False) -> str:

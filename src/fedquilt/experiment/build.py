@@ -71,7 +71,7 @@ def build(config: Config, here: Collection[ClientId] | None = None, *, on_site: 
         ConfigError, DataError or ModelError.
     """
     if config.parties:
-        return built_vertical(config, on_site=on_site)
+        return built_vertical(config, here, on_site=on_site)
     method, groups, owner = chosen(config), parts(config), server_parts(config)
     refuse_contradictions(config, groups, method)
     device_of(config.device)

@@ -58,12 +58,12 @@ def read(config: Config, rng: Rng, here: Collection[ClientId] | None = None) -> 
         table, test = _of_sites(config, rng, range(config.partition.num_clients) if here is None else here), None
     else:
         _refuse_own_sources(config)
-        table, test = published_split(load_table(data.source, **_columns(config)))
+        table, test = published_split(load_table(data.source, **columns_of(config)))
         table = limited(table, data.limit, rng.child("data"))
         check_kind(config, table, "source", data.source)
         table = _as_named(config, table, data.source)
     if data.test is not None:
-        rows, held_out = published_split(load_table(data.test, **_columns(config, table)))
+        rows, held_out = published_split(load_table(data.test, **columns_of(config, table)))
         test = rows if held_out is None else held_out  # the test rows must not be rows that others train on
     if test is None and data.test_limit is not None and here is None:
         raise ConfigError(f"data.test_limit = {data.test_limit}: there is no common test set; leave it out")
@@ -106,7 +106,7 @@ def _of_sites(config: Config, rng: Rng, here: Collection[ClientId]) -> Table | N
     tables = []
     for client in here:
         source = data.source.replace("{client}", str(client))
-        table, held_out = published_split(load_table(source, **_columns(config)))
+        table, held_out = published_split(load_table(source, **columns_of(config)))
         if held_out is not None:
             raise DataError(
                 f"data.source = '{source}': holds {len(held_out)} test rows besides {len(table)} training rows, and a "
@@ -138,7 +138,8 @@ def _as_named(config: Config, table: Table, source: str) -> Table:
     return with_classes(table, classes, f"data.source = '{source}'", "data.classes does not name")
 
 
-def _columns(config: Config, like: Table | None = None) -> dict[str, Any]:
+def columns_of(config: Config, like: Table | None = None) -> dict[str, Any]:
+    """The arguments of ``load_table`` for the data of a config; columns of cells are of the kinds that ``like`` has."""
     keys = {"text", "pair", "label", "target", "image", "group", "format", "prompt", "words"}
     return config.data.model_dump(include=keys) | {
         "objects": config.objects,
@@ -219,6 +220,6 @@ def table_here(config: Config) -> Table | None:
     if config.data.source.startswith("hub:") or config.partition.scheme == SITES:
         return None
     try:
-        return limited(published_split(load_table(config.data.source, **_columns(config)))[0], config.data.limit)
+        return limited(published_split(load_table(config.data.source, **columns_of(config)))[0], config.data.limit)
     except DataError:
         return None

@@ -16,7 +16,7 @@ from fedquilt.config.load import parse, resolved
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.factors import at_rank
-from fedquilt.core.types import ClientId
+from fedquilt.core.types import ClientId, Layout
 from fedquilt.engine.flower.handshake import card
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.features import SITES
@@ -56,8 +56,10 @@ def joined(config: Config) -> Any:
         part = next(part for part in parts(config) if partition in part.ids)
         for key, (section, name) in _OF_A_NODE.items():
             if key in node:
-                tables = [own, *own.get("groups", ())]
-                mine = own["groups"][part.place] if section in part.own else own
+                entries = own.get("parties" if part.party else "groups", ())
+                place = part.place if part.party is None else config.parties.index(part.party)
+                tables = [own, *entries]
+                mine = entries[place] if section in part.own else own
                 said = deepcopy(mine[section]) if section else None
                 # groups with the same model still share it
                 for table in tables if section == "model" else [mine]:
@@ -66,7 +68,7 @@ def joined(config: Config) -> Any:
         experiment = _built(json.dumps(own, sort_keys=True), partition)
         client = experiment.clients[partition]
         # a common source is also read by the server, which compares it by itself
-        rows = rows_digest([client]) if part.config.partition.scheme == SITES else ""
+        rows = rows_digest([client]) if has_own_file(part.config) else ""
         return Site(partition, client, experiment.method, cards(experiment)[partition], rows)
 
     return join
@@ -86,7 +88,7 @@ def _built(key: str, partition: ClientId) -> Experiment:
     # one process may work for several partitions of one source, and in a simulation for several sites
     config = parse(json.loads(key))
     part = next(part for part in parts(config) if partition in part.ids)
-    return _alone(key, partition) if part.config.partition.scheme == SITES else _shared(key)
+    return _alone(key, partition) if has_own_file(part.config) else _shared(key)
 
 
 def _prepared(key: str, here: tuple[ClientId, ...] | None) -> Experiment:
@@ -101,6 +103,7 @@ def _prepared(key: str, here: tuple[ClientId, ...] | None) -> Experiment:
 def cards(experiment: Experiment) -> dict[ClientId, dict[str, Any]]:
     """The card of each client, which it announces and the server compares."""
     made = {}
+    files = bool(experiment.config.parties) and has_own_file(experiment.config)
     for group in experiment.groups:
         keys = resolved(group.config)
         sections = {name: keys[name] for name in _FOLLOWED}
@@ -113,11 +116,17 @@ def cards(experiment: Experiment) -> dict[ClientId, dict[str, Any]]:
                 made[profile.id] = card(
                     profile,
                     tuple(e.name for e in (*experiment.method.exchanges, *experiment.method.closing)),
-                    layout=at_rank(group.layout, profile.budget.rank),
-                    base=group.loaded.digest,
+                    # between files, only its party knows how wide its encoder is
+                    layout=at_rank(Layout("", 0, {}, {}) if files else group.layout, profile.budget.rank),
+                    base="" if files else group.loaded.digest,
                     sections=sections,
                 )
     return made
+
+
+def has_own_file(config: Config) -> bool:
+    """Whether every client reads rows of its own, and no other party's."""
+    return config.partition.scheme == SITES or "id" in config.partition.settings
 
 
 def _keeps_its_count(config: Config) -> bool:

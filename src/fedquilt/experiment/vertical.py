@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import torch
 
 from fedquilt.client.client import Client
@@ -15,31 +14,33 @@ from fedquilt.config.data import idle_keys
 from fedquilt.config.groups import Part, party_parts
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, DataError
+from fedquilt.core.federation import Federation
+from fedquilt.core.method import Method
 from fedquilt.core.parties import VERTICAL
 from fedquilt.core.rng import Rng
 from fedquilt.core.server import SERVER
 from fedquilt.core.tasks import TASKS
-from fedquilt.core.types import Budget, Profile
+from fedquilt.core.types import Budget, ClientId, Profile
 from fedquilt.core.vertical import ALIGNED, TEST, Vertical
 from fedquilt.data.cells import Cells
 from fedquilt.data.table import Columns, Table, take
 from fedquilt.data.tabular import fit
-from fedquilt.data.vertical.deal import Dealing, Held, complete, deal
+from fedquilt.data.vertical.deal import Dealing, Wanted, complete, deal
 from fedquilt.data.vertical.views import seen_of
 from fedquilt.experiment.built import Experiment
 from fedquilt.experiment.compatibility import refuse_contradictions
 from fedquilt.experiment.data import read
 from fedquilt.experiment.data_of_groups import naming_groups
 from fedquilt.experiment.groups import NO_ROWS, BuiltGroup, Work, federated, host_of, work_of
+from fedquilt.experiment.inputs_record import announced_record
 from fedquilt.experiment.method import Chosen, chosen, wrapped
 from fedquilt.experiment.models import Form, architectures, device_of, kind_of, load_all
 from fedquilt.experiment.round_due import is_due
 from fedquilt.experiment.trial_pass import try_out
-from fedquilt.experiment.vertical_rows import Rows, vertical_record
+from fedquilt.experiment.vertical_files import ELSEWHERE, files_of, halves, key_of
+from fedquilt.experiment.vertical_rows import UNKNOWN, Held, Holding, Rows, vertical_record
 from fedquilt.models.loaded import Loaded
-
-UNKNOWN = -1
-"""The label of a row whose label its party does not know."""
+from fedquilt.vertical.alignment.wrapper import with_alignment
 
 
 def dealing_of(config: Config) -> Dealing:
@@ -53,13 +54,17 @@ def dealing_of(config: Config) -> Dealing:
     return Dealing(**arguments(Dealing, config.partition.settings, prefix="partition"))
 
 
-def built_vertical(config: Config, *, on_site: bool = False, planned: bool = False) -> Experiment:
+def built_vertical(
+    config: Config, here: Collection[ClientId] | None = None, *, on_site: bool = False, planned: bool = False
+) -> Experiment:
     """The experiment of a vertical federation.
 
     Parameters
     ----------
     config
         The run file.
+    here
+        The passive parties whose files are in this process, where each has one of its own; None for all.
     on_site
         Whether it is built by a passive party: the active party's model has shapes only, and labels are not kept.
     planned
@@ -69,8 +74,22 @@ def built_vertical(config: Config, *, on_site: bool = False, planned: bool = Fal
     refuse_contradictions(config, parts[:-1], method)
     device_of(config.device)
     rng = Rng(config.seed)
+    if dealing.id is not None:
+        if method.traits.complete:
+            raise ConfigError(
+                f"partition.id = '{dealing.id}': method.name = '{method.name}' needs all columns in one place, and "
+                "the parties' files stay apart; leave partition.id out to simulate it"
+            )
+        files = files_of(config, parts, dealing, here, on_site=on_site)
+        return assembled(config, method, parts, dealing, files, rng, on_site=on_site, planned=planned)
     rows = rows_of(config, parts, dealing, rng, together=method.traits.complete)
-    return assembled(config, method, parts, dealing.width, rows, rng, on_site=on_site, planned=planned)
+    holdings = [
+        rows.holding(number, labelled=part.party is not None and part.party.labelled)
+        for number, part in enumerate(parts)
+    ]
+    labels = torch.from_numpy(rows.labels[rows.dealt.aligned])
+    held = Held(holdings, rows.classes, labels, torch.from_numpy(rows.test_labels), dealt=rows)
+    return assembled(config, method, parts, dealing, held, rng, on_site=on_site, planned=planned)
 
 
 def rows_of(config: Config, parts: Sequence[Part], dealing: Dealing, rng: Rng, *, together: bool = False) -> Rows:
@@ -111,7 +130,7 @@ def rows_of(config: Config, parts: Sequence[Part], dealing: Dealing, rng: Rng, *
     assert first is not None
     assert first.labels is not None, "tables of a classification task have labels"
     labels = first.labels.numpy()
-    own = [Held(part.party.classes, part.party.unaligned) for part in parts if part.party is not None]
+    own = [Wanted(part.party.classes, part.party.unaligned) for part in parts if part.party is not None]
     fraction = 0.0 if tests else config.partition.test_fraction
     dealt = deal(labels, first.classes, own, dealing, rng.child("partition"), fraction)
     dealt = complete(dealt) if together else dealt
@@ -129,23 +148,25 @@ def seen_by(part: Part, table: Table) -> Table:
     return seen_of(table, party.view, party.columns)
 
 
-def form_of_party(part: Part, outputs: tuple[str, ...], rows: Rows, number: int) -> Form:
+def form_of_party(part: Part, outputs: tuple[str, ...], holding: Holding) -> Form:
     """What of the data the form of a party's encoder depends on; it fits its columns on its own rows alone."""
-    cells, data = rows.tables[number].inputs, part.config.data
+    reads, data = TASKS[part.config.model.task].reads, part.config.data
+    if holding.table is None:
+        return Form(outputs, ELSEWHERE if reads == "table" else None)
+    cells = holding.table.inputs
     if not isinstance(cells, Cells):
         return Form(outputs)
-    own = np.sort(np.concatenate([rows.dealt.aligned, rows.dealt.unaligned[number]]))
     ranges = {name: span for name, span in data.ranges.items() if name in cells.names}
     categories = {name: values for name, values in data.categories.items() if name in cells.names}
-    return Form(outputs, fit(cells, own, ranges=ranges, categories=categories))
+    return Form(outputs, fit(cells, holding.known, ranges=ranges, categories=categories))
 
 
 def assembled(
     config: Config,
     method: Chosen,
     parts: Sequence[Part],
-    width: int,
-    rows: Rows,
+    dealing: Dealing,
+    held: Held,
     rng: Rng,
     *,
     on_site: bool,
@@ -157,18 +178,25 @@ def assembled(
     ----------
     config, method, parts
         The run file, its method and its parties, the active one last.
-    width
-        Length of an embedding.
-    rows, rng
-        The rows, and the random stream of the run.
+    dealing, held, rng
+        How rows were dealt or are aligned, the rows, and the random stream of the run.
     on_site, planned
         Whether it is built by a passive party, and whether shapes are all that is wanted.
     """
-    outputs = tuple(f"embedding {number}" for number in range(width))
-    forms = {part.place: form_of_party(part, outputs, rows, number) for number, part in enumerate(parts)}
-    real = [] if planned else [part.place for part in parts if not (on_site and part.is_server)]
-    loaded = load_all(parts, forms, rng, meta=planned, real=real)
-    names = architectures(parts, [kind_of(part, forms[part.place]) for part in parts], loaded)
+    outputs = tuple(f"embedding {number}" for number in range(dealing.width))
+    pairs = list(zip(parts, held.holdings, strict=True))
+    forms = {part.place: form_of_party(part, outputs, holding) for part, holding in pairs}
+    real = (
+        []
+        if planned
+        else [part.place for part, own in pairs if own.table is not None and not (on_site and part.is_server)]
+    )
+    if dealing.id is None:
+        loaded = load_all(parts, forms, rng, meta=planned, real=real)
+        names = architectures(parts, [kind_of(part, forms[part.place]) for part in parts], loaded)
+    else:  # nobody knows whether files elsewhere make equal encoders
+        loaded = tuple(load_all([part], forms, rng, meta=planned, real=real)[0] for part in parts)
+        names = tuple(f"{model.architecture}:{part.label}" for part, model in zip(parts, loaded, strict=True))
     depths = {name: model.blocks.num_layers for name, model in zip(names, loaded, strict=True)}
     works: dict[str, Work] = {}
     for part, name, model in zip(parts, names, loaded, strict=True):
@@ -177,70 +205,71 @@ def assembled(
             device = torch.device("meta") if meta else device_of(config.device)
             with naming_groups(part):
                 works[name] = work_of(part.config, model, host_of(part.config, model, name, depths), device, rng)
-    made = [
-        _party(part, works[name], rows, number) for number, (part, name) in enumerate(zip(parts, names, strict=True))
-    ]
-    groups, clients = tuple(group for group, _ in made[:-1]), {client.id: client for _, client in made[:-1]}
-    owner, active = made[-1]
-    profiles = tuple(client.profile for client in clients.values())
-    passive = {name: works[name] for name in names[:-1]}
-    labels = torch.from_numpy(rows.labels[rows.dealt.aligned])
+    key = key_of(dealing)
+    made = [_party(part, works[name], holding, key) for (part, holding), name in zip(pairs, names, strict=True)]
+    groups, (owner, active) = tuple(group for group, _ in made[:-1]), made[-1]
+    clients = {
+        client.id: client for (_, client), own in zip(made[:-1], held.holdings, strict=False) if own.table is not None
+    }
+    profiles = tuple(client.profile for _, client in made[:-1])
     vertical = Vertical(
         active=active,
         layout=owner.layout,
         initial=owner.put.start,
-        classes=rows.classes,
-        width=width,
+        classes=held.classes,
+        width=dealing.width,
         parties=tuple(part.label for part in parts),
-        labels=torch.zeros_like(labels) if on_site else labels,
-        test_labels=torch.zeros(0, dtype=torch.long) if on_site else torch.from_numpy(rows.test_labels),
+        labels=torch.zeros_like(held.labels) if on_site else held.labels,
+        test_labels=torch.zeros(0, dtype=torch.long) if on_site else held.test_labels,
         due=partial(is_due, config),
+        halves=None if dealing.id is None else partial(halves, config.partition.test_fraction, rng.child("test rows")),
     )
+    passive = {name: works[name] for name in names[:-1]}
     federation = replace(federated(config, profiles, passive, groups), vertical=vertical)
     make_method = partial(wrapped, config, method, tuple(parts[:-1]), names[:-1])
-    record = vertical_record(rows, profiles, groups, parts[-1].label)
+    if dealing.id is not None:
+        make_method = partial(_aligning, make_method, dealing.alignment, None if on_site else active)
+    record = {} if held.dealt is None else vertical_record(held.dealt, profiles, groups, parts[-1].label)
+    if held.dealt is None and len(clients) == len(profiles):
+        record = announced_record(profiles)
     traits = method.traits
-    whole = Experiment(config, federation, make_method, make_method(federation), traits, clients, groups, owner, record)
-    return whole.modelled()
+    return Experiment(
+        config, federation, make_method, make_method(federation), traits, clients, groups, owner, record
+    ).modelled()
 
 
-def _party(part: Part, work: Work, rows: Rows, number: int) -> tuple[BuiltGroup, Client]:
-    """A party as a group of one, and its worker."""
-    config, party, dealt = part.config, part.party, rows.dealt
-    assert party is not None, "the part is of a vertical federation"
-    own, count = rows.labels.copy(), len(dealt.aligned) + len(dealt.unaligned[number])
-    for row, wrong in dealt.noisy.items():
-        own[row] = wrong
-    if not party.labelled:
-        own[:] = UNKNOWN
-    name, model = config.model.name, work.loaded
+def _aligning(make: Callable[[Federation], Method], kind: str, active: Client | None, federation: Federation) -> Method:
+    """The method whose parties first align the rows of their files."""
+    return with_alignment(make(federation), kind, active)
+
+
+def _party(part: Part, work: Work, holding: Holding, key: bytes) -> tuple[BuiltGroup, Client]:
+    """A party as a group of one, and its worker; ``key`` is the one that all parties share."""
+    config, model = part.config, work.loaded
     budget = Budget(work.bench.layout.num_layers)
-    profile = Profile(part.first, count, work.bench.layout.architecture, budget, config.model.task, part.label)
+    count, architecture = len(holding.known), work.bench.layout.architecture
+    profile = Profile(part.first, count, architecture, budget, config.model.task, part.label)
     if part.is_server:
         profile = replace(profile, id=SERVER)
     client = Client(profile, work.bench, work.first, config.training, config.rounds, NO_ROWS)
-    client = replace(client, batch_size=config.evaluation.batch_size)
-    if work.bench.device.type == "meta":
-        train, aligned, test = (_shape(count) for count in _sizes(rows, number))
+    client = replace(client, batch_size=config.evaluation.batch_size, ids=holding.ids, id_key=key)
+    if work.bench.device.type == "meta" or holding.table is None:
+        train, aligned, test = (_shape(len(own)) for own in (holding.own, holding.aligned, holding.test))
     else:
-        columns = _encoded(model, rows.tables[number])
-        tested = columns if rows.tests is None else _encoded(model, rows.tests[number])
-        train = take(columns, dealt.unaligned[number]) | {"labels": torch.from_numpy(own[dealt.unaligned[number]])}
-        aligned = take(columns, dealt.aligned)
-        test = take(tested, dealt.test) if rows.tests is None else tested
-        try_out(work.bench, columns, name)
+        columns = _encoded(model, holding.table)
+        tested = columns if holding.tested is None else _encoded(model, holding.tested)
+        train = take(columns, holding.own) | {"labels": torch.from_numpy(holding.labels[holding.own])}
+        aligned, test = take(columns, holding.aligned), take(tested, holding.test)
+        if holding.ids:  # which rows are common is not known yet, and those that are not keep their labels
+            aligned = {**aligned, "labels": torch.from_numpy(holding.labels)}
+        try_out(work.bench, columns, config.model.name)
     client = replace(client, train=train, splits={ALIGNED: aligned, TEST: test})
-    beside = (
-        client if part.is_server else replace(client, profile=replace(profile, id=SERVER), train=NO_ROWS, splits={})
-    )
+    beside = client
+    if not part.is_server:
+        beside = replace(client, profile=replace(profile, id=SERVER), train=NO_ROWS, splits={})
     ids = range(part.first, part.first + (not part.is_server))
     group = BuiltGroup(part.label, ids, config, profile.architecture, model, work.put, work.bench, beside)
     return group, client
-
-
-def _sizes(rows: Rows, number: int) -> tuple[int, int, int]:
-    """The numbers of a party's unaligned, aligned and test rows."""
-    return len(rows.dealt.unaligned[number]), len(rows.dealt.aligned), len(rows.test_labels)
 
 
 def _encoded(loaded: Loaded, table: Table) -> Columns:

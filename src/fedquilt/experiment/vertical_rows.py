@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from fedquilt.core.types import Profile
 from fedquilt.data.holdout import label_counts
@@ -16,6 +17,36 @@ from fedquilt.data.partition import digest
 from fedquilt.data.table import Table
 from fedquilt.data.vertical.deal import Dealt
 from fedquilt.experiment.groups import BuiltGroup
+
+UNKNOWN = -1
+"""The label of a row whose label its party does not know."""
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What one party has of the rows, before its encoder reads them.
+
+    Attributes
+    ----------
+    table : what it sees of rows; None where they are not in this process.
+    labels : the label of each row that it knows, and ``UNKNOWN`` of others, int64 (rows,).
+    own, aligned, test : the numbers of its unaligned rows, of those that are aligned, and of those that are predicted.
+    tested : what it sees of the test rows where these are another source; ``test`` then are all of these.
+    ids : the ids of the rows of its file; empty where rows were dealt.
+    """
+
+    table: Table | None
+    labels: np.ndarray
+    own: np.ndarray
+    aligned: np.ndarray
+    test: np.ndarray
+    tested: Table | None = None
+    ids: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> np.ndarray:
+        """The rows that the party knows before anything is learned, ascending."""
+        return np.unique(np.concatenate([self.own, self.aligned]))
 
 
 @dataclass(frozen=True)
@@ -38,11 +69,40 @@ class Rows:
     test_labels: np.ndarray
     dealt: Dealt
 
+    def holding(self, number: int, *, labelled: bool) -> Holding:
+        """What the party with this number has; without labels of its own rows unless ``labelled``."""
+        own = self.labels.copy() if labelled else np.full_like(self.labels, UNKNOWN)
+        for row, wrong in self.dealt.noisy.items() if labelled else ():
+            own[row] = wrong
+        dealt = self.dealt
+        table, tested = self.tables[number], None if self.tests is None else self.tests[number]
+        test = dealt.test if tested is None else np.arange(len(tested))
+        return Holding(table, own, dealt.unaligned[number], dealt.aligned, test, tested)
+
     @property
     def digest(self) -> str:
         """The digest of who holds which rows, and of wrong labels."""
         noisy = np.array(sorted(self.dealt.noisy.items()), dtype=np.int64).reshape(-1)
         return digest([self.dealt.aligned, *self.dealt.unaligned, self.dealt.test, noisy])
+
+
+@dataclass(frozen=True)
+class Held:
+    """What all parties have.
+
+    Attributes
+    ----------
+    holdings : what each party has, in the order of the parts; the active party's last.
+    classes : the names of all classes.
+    labels, test_labels : the active party's labels, see ``core.vertical.Vertical``.
+    dealt : the rows of the one source that were dealt to them; None where each has a file.
+    """
+
+    holdings: Sequence[Holding]
+    classes: tuple[str, ...]
+    labels: Tensor
+    test_labels: Tensor
+    dealt: Rows | None = None
 
 
 def vertical_record(

@@ -13,8 +13,7 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.settings import Count, Few, Kept, Part, Penalty, Positive, Share
 from fedquilt.core.types import Params
 from fedquilt.methods.traits import Traits
-from fedquilt.vertical.active import seen_classes
-from fedquilt.vertical.exchanges import Recipe, vertical_method, vertical_of
+from fedquilt.vertical.exchanges import Recipe, vertical_method
 from fedquilt.vertical.fusion import fused, gates
 from fedquilt.vertical.joint import Joint, Views, gate_logits, gate_of, head_logits, head_of
 from fedquilt.vertical.losses import Weights, aligned_loss, unaligned_loss
@@ -79,7 +78,6 @@ def proto_evfl(
     """
     fusion = _Fusion(
         Weights(unaligned, transported, fused_weight, each_party, head, temperature),
-        seen_classes(vertical_of(federation, "proto-evfl")),
         hidden=hidden,
         gate=gate,
         mask=mask,
@@ -101,7 +99,6 @@ class _Fusion:
     """The joint model: a gate over parties, the fused scores, and a linear classifier that helps to train."""
 
     weights: Weights
-    seen: Tensor
     hidden: int
     gate: bool
     mask: bool
@@ -132,7 +129,7 @@ class _Fusion:
 
     def predict(self, tensors: Params, views: Views) -> Tensor:
         joint = fused(_scores(views), self.gates(tensors, views), self.knows(views)) / self.weights.temperature
-        joint = stacked(joint, self.seen.to(joint.device), self.offset)
+        joint = stacked(joint, views.seen, self.offset)
         return joint if self.offset else joint + known_by_any(views.knows)
 
 

@@ -107,6 +107,7 @@ def joined(
     state: ActiveState,
     received: Mapping[ClientId, Received],
     counts: Tensor,
+    holds: Tensor,
     dropout: float,
 ) -> ActiveState:
     """The state after one step for each minibatch, with the gradients that passive parties are owed.
@@ -122,6 +123,8 @@ def joined(
         What each passive party that replied has sent.
     counts
         The active party's own labelled unaligned rows by class, (C,).
+    holds
+        Whether each party holds each aligned row, (rows, K), boolean.
     dropout
         How often a passive party is hidden from the joint model in a row, in [0, 1).
     """
@@ -138,7 +141,7 @@ def joined(
     rate = learning_rate_at(party.training, number, party.rounds)
     optimiser = Optimiser(tensors, party.training, rate, state["moments"])
     told = {**state["told"], **{str(id): one.told for id, one in received.items()}}
-    knows = knowledge(vertical, told, counts).to(device)
+    knows, seen = knowledge(vertical, told, counts).to(device), seen_classes(vertical).to(device)
     there = torch.tensor([*(id in received for id in passive), True], device=device)
     draws = rng.child("hidden").torch()
 
@@ -149,7 +152,8 @@ def joined(
             prototypes = stacked_parties([*(held.get(id) for id in passive), of.prototypes], of.prototypes)
             hidden = torch.rand(len(chosen), len(there), generator=draws).to(device) < dropout
             hidden[:, -1] = False
-            views = Views(embeddings, prototypes, there.expand(len(chosen), -1), knows & there.unsqueeze(1))
+            present = there & holds[chosen].to(device)
+            views = Views(embeddings, prototypes, present, knows & there.unsqueeze(1), seen)
             loss = joint.loss(tensors, views.without(hidden), vertical.labels[chosen].to(device))
             # one backward pass gives all gradients; the joint model's own optimiser only steps
             of.optimiser.step(loss)
@@ -176,6 +180,7 @@ def predicted(
     state: ActiveState,
     received: Mapping[ClientId, Tensor],
     counts: Tensor,
+    holds: Tensor,
     *,
     alike: bool = False,
 ) -> ActiveState:
@@ -189,6 +194,8 @@ def predicted(
         The unit embeddings of the test rows by each passive party that replied, (n, m).
     counts
         The active party's own labelled unaligned rows by class, (C,).
+    holds
+        Whether each party holds each test row, (rows, K), boolean.
     alike
         Whether to tell how alike the parties' prototypes of classes are.
     """
@@ -196,6 +203,7 @@ def predicted(
     if party.bench.device.type == "meta":
         return state
     views = test_views(vertical, state, received, embedded(party, state["own"], party.splits[TEST]), counts)
+    views = views.without(~holds)
     labels, seen = vertical.test_labels, seen_classes(vertical)
     with torch.no_grad():
         scores = prediction_scores(joint.scores(state["joint"], views), labels, seen)
@@ -237,7 +245,8 @@ def test_views(
     told = [state["told"][str(id)]["prototypes"] if there[id] else None for id in passive]
     embeddings = stacked_parties([*(received[id] if there[id] else None for id in passive), own], own)
     knows = knowledge(vertical, state["told"], counts) & there.unsqueeze(1)
-    return Views(embeddings, stacked_parties([*told, mine], mine), there.expand(len(own), -1), knows)
+    prototypes = stacked_parties([*told, mine], mine)
+    return Views(embeddings, prototypes, there.expand(len(own), -1), knows, seen_classes(vertical))
 
 
 def _at(parts: Mapping[ClientId, Tensor], id: ClientId, minibatch: int) -> Tensor | None:

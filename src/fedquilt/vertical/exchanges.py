@@ -8,7 +8,7 @@ are unit embeddings, gradients of these, prototypes, class priors and counts of 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -35,6 +35,8 @@ from fedquilt.vertical.active import (
     predicted,
     test_views,
 )
+from fedquilt.vertical.alignment.wrapper import aligned_rows
+from fedquilt.vertical.files import as_aligned, held, lacking, resolved
 from fedquilt.vertical.joint import Joint
 from fedquilt.vertical.party import OwnLoss, PartyState, begun, counts_of, embedded, followed, learned_alone, party_of
 from fedquilt.vertical.prior import global_prior, mixed
@@ -141,6 +143,20 @@ class _Exchanges:
         """The active party's own labelled unaligned rows by class, (C,)."""
         return counts_of(self.active, self.classes)
 
+    def now(self, state: ActiveState) -> _Exchanges:
+        """The same once rows are aligned: the labels, and the rows of the active party, are those of common rows."""
+        vertical = resolved(self.vertical, state)
+        return replace(self, vertical=vertical, active=party_of(vertical.active))
+
+    def party(self, worker: Worker, memory: Memory) -> Client:
+        """A party, with its rows as the alignment has found them."""
+        party, halves = party_of(worker), self.vertical.halves
+        return party if halves is None else as_aligned(party, aligned_rows(memory), halves)
+
+    def lacking(self, memory: Memory, *, shown: bool) -> Tensor | None:
+        """Whether a party lacks each aligned row, or each that is ``shown``, (rows,); None where all are held."""
+        return None if self.vertical.halves is None else lacking(memory, self.vertical.halves)[int(shown)]
+
     # Embeddings: each party learns from its own rows, then embeds aligned rows -----------------------------------
 
     def rows_of(self, state: ActiveState) -> Tensor:
@@ -159,18 +175,20 @@ class _Exchanges:
         return global_prior(aligned_prior(self.vertical), own, sizes, self.recipe.aligned_share)
 
     def ask_embeddings(self, state: ActiveState, turn: Turn) -> dict[ClientId, Order]:
-        rows = [] if self.recipe.alone else self.rows_of(state).flatten().tolist()
-        down = {PRIOR: self.prior_of_all(state).float()} if self.recipe.own and not self.recipe.alone else {}
+        now = self.now(state)
+        rows = [] if self.recipe.alone else now.rows_of(state).flatten().tolist()
+        down = {PRIOR: now.prior_of_all(state).float()} if self.recipe.own and not self.recipe.alone else {}
         return {profile.id: Order(down, {"rows": rows}) for profile in turn.cohort}
 
     def embed(self, worker: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
-        party = party_of(worker)
-        weight = party.profile.num_examples
+        weight = worker.profile.num_examples
         if self.recipe.alone:
-            return Reply(party.id, {}, weight), memory
+            return Reply(worker.id, {}, weight), memory
+        party = self.party(worker, memory)
         state = begun(party, memory, (self.classes, self.vertical.width), order.rng)
         state = self._learned(party, state, order.params.get(PRIOR), order.round, order.rng)
-        up = {EMBEDDINGS: embedded(party, state, _aligned(party, order))}
+        missing = self.lacking(memory, shown=False)
+        up = {EMBEDDINGS: blank(embedded(party, state, _aligned(party, order)), missing, order)}
         if self.recipe.prototypes:
             counts = counts_of(party, self.classes)
             up |= {PROTOTYPES: state["prototypes"], PRIOR: state["prior"].float(), COUNTS: counts}
@@ -197,18 +215,20 @@ class _Exchanges:
 
     def merge_embeddings(self, state: ActiveState, replies: Iterable[Reply]) -> ActiveState:
         received = {reply.client: self._received(reply) for reply in replies if not self.recipe.alone}
-        rng = Rng(state["seed"]).child("round", state["round"])
-        prior = self.prior_of_all(state)
-        own = self._learned(self.active, state["own"], prior, state["round"], rng)
-        state = cast(ActiveState, {**state, "own": own, "rows": self.rows_of(state)})
-        after = joined(self.vertical, self.recipe.joint, state, received, self.counts, self.recipe.dropout)
+        rng, now = Rng(state["seed"]).child("round", state["round"]), self.now(state)
+        prior = now.prior_of_all(state)
+        own = now._learned(now.active, state["own"], prior, state["round"], rng)
+        state = cast(ActiveState, {**state, "own": own, "rows": now.rows_of(state)})
+        holds = held(self.vertical, state, shown=False)
+        after = joined(now.vertical, self.recipe.joint, state, received, now.counts, holds, self.recipe.dropout)
         return cast(ActiveState, {**after, "predicted": {}, "round": state["round"] + 1})
 
     def _received(self, reply: Reply) -> Received:
         parts, empty = reply.params, torch.zeros(self.classes)
         prototypes = parts.get(PROTOTYPES, torch.zeros(self.classes, self.vertical.width))
         told = Told(prototypes=prototypes, prior=parts.get(PRIOR, empty), counts=parts.get(COUNTS, empty))
-        return Received(parts[EMBEDDINGS].view(self.recipe.minibatches, self.size, -1), told)
+        shape = (self.recipe.minibatches, -1, self.vertical.width)
+        return Received(parts[EMBEDDINGS].view(shape), told)
 
     # Gradients of what was embedded -------------------------------------------------------------------------------
 
@@ -223,10 +243,11 @@ class _Exchanges:
         return orders
 
     def follow(self, worker: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
-        party = party_of(worker)
+        party = self.party(worker, memory)
         state = begun(party, memory, (self.classes, self.vertical.width), order.rng)
         prototypes = order.params.get(PROTOTYPES, torch.zeros_like(state["prototypes"]))
         rows, down = _aligned(party, order), order.params[EMBEDDINGS]
+        down = blank(down.flatten(0, 1), self.lacking(memory, shown=False), order).view_as(down)
         after = followed(party, state, rows, down, prototypes, order.round, order.rng)
         return Reply(party.id, {}, party.profile.num_examples), {**memory, **after}
 
@@ -238,26 +259,34 @@ class _Exchanges:
     # The joint prediction of test rows ----------------------------------------------------------------------------
 
     def ask_test(self, state: ActiveState, turn: Turn) -> dict[ClientId, Order]:
-        if not self.vertical.due(turn.round) or not len(self.vertical.test_labels):
+        count = len(self.now(state).vertical.test_labels)
+        if not self.vertical.due(turn.round) or not count:
             return {}
-        return {profile.id: Order({}) for profile in turn.cohort}
+        return {profile.id: Order({}, {"count": count}) for profile in turn.cohort}
 
     def show_test(self, worker: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
-        party = party_of(worker)
-        weight = party.profile.num_examples
+        weight = worker.profile.num_examples
         if self.recipe.alone:
-            return Reply(party.id, {}, weight), memory
+            return Reply(worker.id, {}, weight), memory
+        party = self.party(worker, memory)
         state = begun(party, memory, (self.classes, self.vertical.width), order.rng)
-        return Reply(party.id, {EMBEDDINGS: embedded(party, state, party.splits[TEST])}, weight), {**memory, **state}
+        shown = embedded(party, state, party.splits[TEST])
+        return Reply(party.id, {EMBEDDINGS: blank(shown, self.lacking(memory, shown=True))}, weight), {
+            **memory,
+            **state,
+        }
 
     def expected_test(self, order: Order) -> Params:
         if self.recipe.alone:
             return {}
-        return {EMBEDDINGS: torch.zeros(len(self.vertical.test_labels), self.vertical.width)}
+        return {EMBEDDINGS: torch.zeros(order.settings["count"], self.vertical.width)}
 
     def merge_test(self, state: ActiveState, replies: Iterable[Reply]) -> ActiveState:
         received = {one.client: one.params[EMBEDDINGS] for one in replies if not self.recipe.alone}
-        return predicted(self.vertical, self.recipe.joint, state, received, self.counts, alike=self.recipe.prototypes)
+        now, holds = self.now(state), held(self.vertical, state, shown=True)
+        return predicted(
+            now.vertical, self.recipe.joint, state, received, now.counts, holds, alike=self.recipe.prototypes
+        )
 
     def logits(self, state: ActiveState, replies: Iterable[Reply], rows: Batch) -> Tensor:
         """The joint logits of rows, (n, C), from the other parties' replies about them and the active party's view."""
@@ -266,6 +295,14 @@ class _Exchanges:
         views = test_views(self.vertical, state, received, own, self.counts)
         with torch.no_grad():
             return self.recipe.joint.scores(state["joint"], views)
+
+
+def blank(rows: Tensor, missing: Tensor | None, order: Order | None = None) -> Tensor:
+    """Rows with zeros where the party lacks them: of all rows, or of those that an order names."""
+    if missing is None:
+        return rows
+    gone = missing if order is None else missing[torch.tensor(order.settings["rows"], dtype=torch.long)]
+    return rows.masked_fill(gone.unsqueeze(1), 0.0)
 
 
 def _aligned(party: Client, order: Order) -> dict[str, Tensor]:

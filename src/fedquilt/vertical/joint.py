@@ -26,12 +26,15 @@ class Views(NamedTuple):
         Whether each party has each row, (n, K), boolean.
     knows
         Whether each party has learned each class, (K, C), boolean; all False for a party that is missing.
+    seen
+        Whether the aligned rows have each class, (C,), boolean.
     """
 
     embeddings: Tensor
     prototypes: Tensor
     present: Tensor
     knows: Tensor
+    seen: Tensor
 
     @property
     def joined(self) -> Tensor:

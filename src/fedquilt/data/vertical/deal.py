@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge, Le, MinLen
 
 from fedquilt.core.errors import DataError
 from fedquilt.core.rng import Rng
-from fedquilt.core.settings import Count, Kept, Positive, Share, Text, Whole
+from fedquilt.core.settings import Count, Kept, Positive, Share, Text, Unless, Whole, With
 from fedquilt.data.holdout import stratified
+
+_DEALT, _FILES = With("id", (None,)), Unless("id", None)
 
 ClassNames = Annotated[tuple[Text, ...], MinLen(1)]
 
 
 @dataclass(frozen=True)
-class Held:
-    """What one party has of its own: the classes of its unaligned rows (None for all), and how many at most."""
+class Wanted:
+    """What one party is to have of its own: the classes of its unaligned rows (None for all), and how many at most."""
 
     classes: tuple[str, ...] | None = None
     unaligned: int | None = None
@@ -45,7 +47,10 @@ class Dealt:
 
 @dataclass(frozen=True, kw_only=True)
 class Dealing:
-    """How rows are dealt to parties: the settings of ``partition.scheme = "vertical"``.
+    """The rows of parties: the settings of ``partition.scheme = "vertical"``.
+
+    With ``id`` every party has a file of its own, and the rows that all of them hold are found by a private alignment.
+    Without, the rows of one source are dealt to the parties.
 
     Parameters
     ----------
@@ -58,22 +63,30 @@ class Dealing:
     unseen : Classes that nobody has in training rows, and that are tested (zero-shot).
     label_noise : Share of the unaligned rows whose label is wrong.
     width : Length of an embedding: every party's encoder gives so many numbers for a row.
+    id : Column of the ids by which the rows of the parties' files are aligned.
+    alignment : Protocol of the alignment: private set intersection, or a hash under a key that all parties share.
+    key_file : File with the shared key, at each party; at least 32 bytes.
+    fold_case : Whether ids that differ only in upper and lower case are the same.
     """
 
-    aligned: Positive = 0.1
-    aligned_classes: ClassNames | None = None
-    shots: Count | None = None
-    unaligned: Whole | None = None
-    tail: Kept = 1.0
-    unseen: ClassNames | None = None
-    label_noise: Share = 0.0
+    aligned: Annotated[Positive, _DEALT] = 0.1
+    aligned_classes: Annotated[ClassNames | None, _DEALT] = None
+    shots: Annotated[Count | None, _DEALT] = None
+    unaligned: Annotated[Whole | None, _DEALT] = None
+    tail: Annotated[Kept, _DEALT] = 1.0
+    unseen: Annotated[ClassNames | None, _DEALT] = None
+    label_noise: Annotated[Share, _DEALT] = 0.0
     width: Annotated[int, Ge(2), Le(4096)] = 32
+    id: Text | None = None
+    alignment: Annotated[Literal["psi", "keyed-hash"], _FILES] = "psi"
+    key_file: Annotated[Text | None, _FILES, With("alignment", ("keyed-hash",))] = None
+    fold_case: Annotated[bool, _FILES] = False
 
 
 def deal(
     labels: np.ndarray,
     classes: Sequence[str],
-    parties: Sequence[Held],
+    parties: Sequence[Wanted],
     wanted: Dealing,
     rng: Rng,
     test_fraction: float,
