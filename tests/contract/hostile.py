@@ -112,6 +112,17 @@ def honest(template: Reply, examples: int, rng: Rng) -> Reply:
     return replace(template, params=params, weight=float(examples))
 
 
+def _in_range(reply: Reply, exchange: Exchange, order: Order) -> Reply:
+    """The reply with plain values in the ranges that its exchange declares."""
+    ranges = {} if exchange.ranges is None else exchange.ranges(order)
+    within = {
+        name: tensor.clamp(ranges[name].low, ranges[name].high)
+        for name, tensor in reply.params.items()
+        if name in ranges and tensor.is_floating_point()
+    }
+    return replace(reply, params={**reply.params, **within})
+
+
 DEFAULT = Defence(max_weight_share=0.5)
 
 
@@ -143,7 +154,7 @@ class Attack:
                 self.counts["hostile"] += 1
                 reply = hostile(exchange, full, template, self.examples[client], rng)
             else:
-                reply = honest(template, self.examples[client], rng)
+                reply = _in_range(honest(template, self.examples[client], rng), exchange, full)
             self.sent[client] = reply
             if exchange.wire is not None:
                 reply, _ = packed(full, reply, {}, exchange.wire)

@@ -171,8 +171,11 @@ def form(tree: Any) -> Any:
     return float if isinstance(tree, float) else tree
 
 
+NOTHING = torch.empty(0, dtype=torch.uint8)
+
+
 def raw(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else NOTHING
 
 
 # The run that nothing disturbs ------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from parties import apart_by_columns
 from promises import PROMISES, Build, Setup, copied, fault, is_tree, play, same, undisturbed
 from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, anchored, beside, common, mixtures, served, several, small
 from torch.nn.functional import cross_entropy
@@ -289,7 +290,14 @@ SCHEMES = {
         {"echo_changes_nothing": "the server trains the average in every round"},
     ),
 }
-REAL |= HETEROTUNE | CO_LORA | LADA | SCHEMES
+OF_PARTIES = {
+    "echo_changes_nothing": "what goes down are priors and gradients, what comes up embeddings",
+    "merge_lets_replies_go": "a row is learned from what all parties know of it",
+}
+PARTIES = {
+    name: Row(partial(apart_by_columns, name), OF_PARTIES) for name in sorted(METHODS) if traits_of(name).vertical
+}
+REAL |= HETEROTUNE | CO_LORA | LADA | SCHEMES | PARTIES
 REAL |= {name: default_row(name) for name in sorted({*METHODS} - {method_of(row) for row in REAL})}
 REAL |= {"fedit-dora": Row(real("fedit", model=FLAT, budgets=(1, 2, 2), every=True, dora=True))}
 APART = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from parties import apart_by_columns
 from promises import Setup, play, same
 from small_federation import anchored, mixtures, served, small
 from stand_ins import cast, layers_of, run
@@ -23,6 +24,9 @@ from fedquilt.methods.straggler import straggler
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_bears_the_name_it_is_listed_under(name):
     traits = traits_of(name)
+    if traits.vertical:
+        assert apart_by_columns(name).method.name == name
+        return
     scenes = {"mixture": mixtures, "anchored": anchored}
     scene = (
         served(name) if traits.needs_server else scenes.get(traits.needs, lambda: cast(server=lambda call: range(12)))()

@@ -258,7 +258,7 @@ def _party(part: Part, work: Work, holding: Holding, key: bytes) -> tuple[BuiltG
     else:
         columns = _encoded(model, holding.table)
         tested = columns if holding.tested is None else _encoded(model, holding.tested)
-        train = take(columns, holding.own) | {"labels": torch.from_numpy(holding.labels[holding.own])}
+        train = take(columns, holding.own) | {"labels": torch.tensor(holding.labels[holding.own])}
         aligned, test = take(columns, holding.aligned), take(tested, holding.test)
         if holding.ids:  # which rows are common is not known yet, and those that are not keep their labels
             aligned = {**aligned, "labels": torch.from_numpy(holding.labels)}

@@ -13,13 +13,14 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.settings import Count, Few, Kept, Part, Penalty, Positive, Share
 from fedquilt.core.types import Params
 from fedquilt.methods.traits import Traits
-from fedquilt.vertical.exchanges import Recipe, vertical_method
+from fedquilt.vertical.exchanges import vertical_method
 from fedquilt.vertical.fusion import fused, gates
 from fedquilt.vertical.joint import Joint, Views, gate_logits, gate_of, head_logits, head_of
 from fedquilt.vertical.losses import Weights, aligned_loss, unaligned_loss
 from fedquilt.vertical.party import OwnLoss
 from fedquilt.vertical.prediction import known_by_any
 from fedquilt.vertical.prototypes import cosines
+from fedquilt.vertical.recipe import Recipe
 from fedquilt.vertical.selection import Selection
 from fedquilt.vertical.stacking import stacked
 from fedquilt.vertical.transport import transport

@@ -14,10 +14,11 @@ from fedquilt.core.method import Method
 from fedquilt.core.settings import Few, Positive, Share
 from fedquilt.core.types import Params
 from fedquilt.methods.traits import Traits
-from fedquilt.vertical.exchanges import Recipe, vertical_method
+from fedquilt.vertical.exchanges import vertical_method
 from fedquilt.vertical.joint import Joint, Views, head_logits, head_of
 from fedquilt.vertical.party import OwnLoss
 from fedquilt.vertical.prototypes import cosines
+from fedquilt.vertical.recipe import Recipe
 
 TRAITS = Traits(across=True, merge="own", sends_scores=True, vertical=True)
 CENTRAL = Traits(across=True, merge="own", sends_scores=True, vertical=True, complete=True)

@@ -37,47 +37,15 @@ from fedquilt.vertical.active import (
 )
 from fedquilt.vertical.alignment.wrapper import aligned_rows
 from fedquilt.vertical.files import as_aligned, held, lacking, resolved
-from fedquilt.vertical.joint import Joint
-from fedquilt.vertical.party import OwnLoss, PartyState, begun, counts_of, embedded, followed, learned_alone, party_of
+from fedquilt.vertical.party import PartyState, begun, counts_of, embedded, followed, learned_alone, party_of
 from fedquilt.vertical.prior import global_prior, mixed
+from fedquilt.vertical.recipe import Recipe
 
 EMBEDDINGS, PROTOTYPES, PRIOR, COUNTS = "embeddings", "prototypes", "prior", "counts"
 PREDICT = "predict"
 """The name of the exchange in which the parties embed rows that are predicted together."""
 _LARGE = 1e4
 _RANGES = {EMBEDDINGS: Range(-1.001, 1.001), PROTOTYPES: Range(-_LARGE, _LARGE), PRIOR: Range(0.0, 1.0)}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A vertical method.
-
-    Attributes
-    ----------
-    joint
-        What the active party makes of all embeddings.
-    own
-        How parties learn from rows of their own; None if they do not.
-    minibatches
-        Minibatches of aligned rows in a round.
-    aligned_share, local_share
-        The weight of the aligned rows in the prior of all parties, and of a party's own prior in that which guides it.
-    dropout
-        How often a passive party is hidden from the joint model in a row.
-    prototypes
-        Whether parties send class prototypes, priors and counts, and are sent the gradients of prototypes.
-    alone
-        Whether the active party learns and predicts by itself: passive parties send nothing.
-    """
-
-    joint: Joint
-    own: OwnLoss | None = None
-    minibatches: int = 1
-    aligned_share: float = 0.5
-    local_share: float = 0.5
-    dropout: float = 0.0
-    prototypes: bool = True
-    alone: bool = False
 
 
 def vertical_of(federation: Federation, name: str) -> Vertical:
