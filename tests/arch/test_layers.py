@@ -37,6 +37,7 @@ MORE = {
     "engine/flower/certs.py": {"cryptography"},
     "engine/flower/seal.py": {"cryptography"},
     "privacy/account.py": {"dp_accounting"},
+    "vertical/clusters.py": {"sklearn"},
     "vertical/alignment/psi.py": {"private_set_intersection"},
 }
 """What single packages and files may import on top of that."""

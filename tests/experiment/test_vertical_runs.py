@@ -15,7 +15,7 @@ from fedquilt.config.load import parse
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.loop import rounds
-from fedquilt.core.types import Failure, Order
+from fedquilt.core.types import Failure, Order, Reply
 from fedquilt.core.vertical import ALIGNED
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment import build, resume, run
@@ -53,7 +53,8 @@ label = "bottom"
 view = ["bottom"]
 classes = ["3", "4", "5"]
 """
-METHODS = ("proto-evfl", "vfl-split", "vfl-local", "vfl-ensemble", "vfl-central")
+PUBLISHED = ("vfl-few-shot", "vfl-hssl", "vfl-cvt")
+METHODS = ("proto-evfl", "vfl-split", "vfl-local", "vfl-ensemble", "vfl-central", *PUBLISHED)
 
 
 def config(**changes: Any) -> Config:
@@ -112,30 +113,95 @@ def test_proto_10_messages_have_the_stated_shapes_and_bytes(whole: Path) -> None
     assert [len(line["exchanges"][2]["clients"]) for line in read_rounds(whole)] == [0, 2, 2]
 
 
-def test_proto_10_no_label_and_no_row_leaves_a_party(tmp_path: Path) -> None:
-    moved: list[Any] = []
+def watched(settings: Config, folder: Path) -> list[tuple[str, Order, Reply]]:
+    """Every message of a run: the exchange, the order and its reply."""
+    moved: list[tuple[str, Order, Reply]] = []
 
     class Recording(LocalEngine):
         def send(self, exchange: Any, orders: Any) -> Any:
             for reply in super().send(exchange, orders):
-                moved.append((orders[reply.client], reply))
+                moved.append((exchange.name, orders[reply.client], reply))
                 yield reply
 
     connect = EMBEDDED._replace(
         make=lambda experiment, key, memories, progress: Recording(experiment.clients, memories)
     )
-    run(config(rounds=1), tmp_path / "run", connect=connect)
-    experiment = build(config())
+    run(settings, folder, connect=connect)
+    return moved
+
+
+ROWS, MOST, WIDTH, CLASSES = 24, 16, 8, 10
+TOLD = {"embeddings": (MOST, WIDTH), "prototypes": (CLASSES, WIDTH), "prior": (CLASSES,), "counts": (CLASSES,)}
+FOLLOW = {"embeddings": (2, 8, WIDTH), "prototypes": (CLASSES, WIDTH)}
+HEAD = {"joint.head.weight": (CLASSES, 3 * WIDTH), "joint.head.bias": (CLASSES,)}
+OTHERS = {"others": (MOST, 2, WIDTH)}
+WIRE: dict[str, dict[str, dict[str, tuple[int, ...]]]] = {
+    # what may be in an order and in a reply of the exchanges embed and follow, by name and shape
+    "proto-evfl": {"down": {"prior": (CLASSES,)}, "up": TOLD, "follow": FOLLOW},
+    "vfl-hssl": {"down": {"prior": (CLASSES,), **OTHERS}, "up": TOLD, "follow": FOLLOW},
+    "vfl-cvt": {"down": {"prior": (CLASSES,), **OTHERS, **HEAD}, "up": {**TOLD, **HEAD}, "follow": FOLLOW},
+    "vfl-few-shot": {
+        "down": {},
+        "up": {**TOLD, "embeddings": (ROWS, WIDTH)},
+        "follow": {"embeddings": (1, ROWS, WIDTH)},
+    },
+}
+
+
+@pytest.mark.parametrize("method", WIRE)
+def test_proto_10_no_label_and_no_row_leaves_a_party(method: str, tmp_path: Path) -> None:
+    settings = config(rounds=2, method={"name": method}, evaluation={"every": 2})
+    moved = watched(settings, tmp_path / "run")
+    experiment = build(settings)
     secret = [experiment.clients[id].train["pixel_values"] for id in (0, 1)]
-    allowed = {"embeddings", "prototypes", "prior", "counts"}
-    assert moved
-    for order, reply in moved:
-        for message in (order, reply):
-            assert set(message.params) <= allowed
+    allowed, tested = WIRE[method], {"embeddings": (int(experiment.partition["vertical"]["test"]), WIDTH)}
+    ways = {"embed": (allowed["down"], allowed["up"]), "follow": (allowed["follow"], {}), "predict": ({}, tested)}
+    assert {name for name, _, _ in moved} == set(ways)
+    seen: dict[str, set[str]] = {"down": set(), "up": set()}
+    for name, order, reply in moved:
+        for way, message, shapes in (("down", order, ways[name][0]), ("up", reply, ways[name][1])):
+            assert {tensor: tuple(value.shape) for tensor, value in message.params.items()}.items() <= shapes.items()
             assert all(not torch.equal(tensor, own) for tensor in message.params.values() for own in secret)
-        assert set(order.settings) <= {"rows", "count"}
+            seen[way] |= set(message.params) if name == "embed" else set()
+        assert set(order.settings) <= {"rows", "shown", "clusters", "count"}
+        assert not reply.metrics
         embedded = reply.params.get("embeddings")
         assert embedded is None or embedded.norm(dim=1).max() <= 1.001
+    assert seen == {"down": set(allowed["down"]), "up": set(allowed["up"])}
+
+
+def test_a_party_is_asked_three_times_by_the_method_of_few_messages(tmp_path: Path) -> None:
+    settings = config(rounds=4, method={"name": "vfl-few-shot", "minibatches": 2}, evaluation={"every": 4})
+    lines = read_rounds(run(settings, tmp_path / "run"))
+    names = [[one["exchange"] for one in line["exchanges"] if one["clients"]] for line in lines]
+    assert names == [["embed", "follow"], ["embed"], [], ["predict"]]
+    for client in ("0", "1"):
+        messages = [one["clients"][client] for line in lines[:3] for one in line["exchanges"] if one["clients"]]
+        told = ROWS * WIDTH + CLASSES * WIDTH + 2 * CLASSES
+        assert [one["bytes_up"] for one in messages] == [4 * told, 0, 4 * told]
+        assert [one["bytes_down"] for one in messages] == [0, 4 * ROWS * WIDTH, 0]
+
+
+def test_a_party_that_was_away_shows_its_rows_later(tmp_path: Path) -> None:
+    class Away(LocalEngine):
+        def send(self, exchange: Any, orders: Any) -> Any:
+            gone = {1} if any(order.round == 0 for order in orders.values()) else set()
+            yield from super().send(exchange, {id: order for id, order in orders.items() if id not in gone})
+            yield from (Failure(id, "away") for id in sorted(gone & orders.keys()))
+
+    connect = EMBEDDED._replace(make=lambda experiment, key, memories, progress: Away(experiment.clients, memories))
+    settings = config(rounds=4, method={"name": "vfl-few-shot", "minibatches": 2}, evaluation={"every": 4})
+    folder = run(settings, tmp_path / "run", connect=connect)
+    asked = [[sorted(one["clients"]) for one in line["exchanges"][:2]] for line in read_rounds(folder)]
+    assert asked == [[["0"], ["0"]], [["0", "1"], ["1"]], [["1"], []], [[], []]]
+    state = Record.open(folder).load_checkpoint()[1]
+    assert state["learned"] == ["0", "1"]
+    assert {id: tuple(part.shape) for id, part in state["shown"].items()} == {"0": (ROWS, WIDTH), "1": (ROWS, WIDTH)}
+
+
+def test_one_round_is_too_few_for_three_messages() -> None:
+    (problem,) = check(config(rounds=1, method={"name": "vfl-few-shot"}))
+    assert "rounds = 1: method 'vfl-few-shot' asks for its last embeddings in the second round" in problem
 
 
 def test_the_parties_learn_and_predict_together(whole: Path) -> None:
@@ -183,6 +249,22 @@ def test_the_same_bits_over_flower(tmp_path: Path, whole: Path) -> None:
         "train.follow": 2,
         "train.predict": 2,
     }
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_the_published_methods_give_the_same_bits_over_flower(method: str, tmp_path: Path) -> None:
+    pytest.importorskip("flwr")
+    from in_process_grid import InProcessGrid
+
+    from fedquilt.engine.flower.client import client_app
+    from fedquilt.experiment import flower, flower_site
+
+    changes = {"rounds": 2, "method": {"name": method}, "network": {"timeout": 30.0, "wait": 5.0}}
+    folder, embedded = tmp_path / "flower", run(config(**changes), tmp_path / "embedded")
+    settings = config(**changes)
+    grid = InProcessGrid(client_app(flower_site.joined(settings), folder / "sites"), 2)
+    run(settings, folder, connect=flower.over(grid, settings, name="in-process", poll=0.05))
+    assert ended(folder) == ended(embedded)
 
 
 def test_proto_6_split_gradients_are_those_of_one_model() -> None:
@@ -336,7 +418,7 @@ def of_files(folder: Path, method: str = "proto-evfl", **changes: Any) -> Config
     return parse({**raw, **changes})
 
 
-@pytest.mark.parametrize("method", ["proto-evfl", "vfl-split", "vfl-ensemble"])
+@pytest.mark.parametrize("method", ["proto-evfl", "vfl-split", "vfl-ensemble", *PUBLISHED])
 def test_parties_with_files_align_their_rows_and_learn(files: Path, method: str) -> None:
     folder = run(of_files(files, method), files / "run")
     _, state, memories = Record.open(folder).load_checkpoint()

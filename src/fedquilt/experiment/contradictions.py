@@ -18,7 +18,7 @@ from fedquilt.experiment.method import Chosen, lowrank_rule
 from fedquilt.methods.registry import ENTRIES, Factory, defaults, traits_of
 from fedquilt.methods.traits import Traits
 
-MOST = 6
+MOST = 8
 """Largest number of other methods that a message names; if more of them fit, it names none."""
 
 _SENT = {

@@ -33,6 +33,9 @@ from fedquilt.methods import (
     rolora,
     straggler,
     vertical_baselines,
+    vfl_cvt,
+    vfl_few_shot,
+    vfl_hssl,
 )
 from fedquilt.methods.registry import ENTRIES, METHODS, Entry, register, traits_of
 from fedquilt.methods.traits import Traits
@@ -70,5 +73,8 @@ ENTRIES |= {
     "vfl-local": Entry(vertical_baselines.vfl_local, vertical_baselines.TRAITS),
     "vfl-ensemble": Entry(vertical_baselines.vfl_ensemble, vertical_baselines.TRAITS),
     "vfl-central": Entry(vertical_baselines.vfl_central, vertical_baselines.CENTRAL),
+    "vfl-few-shot": Entry(vfl_few_shot.vfl_few_shot, vfl_few_shot.TRAITS),
+    "vfl-hssl": Entry(vfl_hssl.vfl_hssl, vfl_hssl.TRAITS),
+    "vfl-cvt": Entry(vfl_cvt.vfl_cvt, vfl_cvt.TRAITS),
     "fed-hello-released": Entry(released.fed_hello_released, fed_hello.traits),
 }

@@ -13,11 +13,11 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.settings import Count, Few, Kept, Part, Penalty, Positive, Share
 from fedquilt.core.types import Params
 from fedquilt.methods.traits import Traits
-from fedquilt.vertical.exchanges import vertical_method
 from fedquilt.vertical.fusion import fused, gates
-from fedquilt.vertical.joint import Joint, Views, gate_logits, gate_of, head_logits, head_of
+from fedquilt.vertical.joint import Joint, Views, gate_logits, gate_of, head_logits, head_of, party_scores
+from fedquilt.vertical.lesson import OwnLoss
 from fedquilt.vertical.losses import Weights, aligned_loss, unaligned_loss
-from fedquilt.vertical.party import OwnLoss
+from fedquilt.vertical.method import vertical_method
 from fedquilt.vertical.prediction import known_by_any
 from fedquilt.vertical.prototypes import cosines
 from fedquilt.vertical.recipe import Recipe
@@ -117,8 +117,8 @@ class _Fusion:
         return views.knows if self.mask else views.knows.any(1, keepdim=True).expand_as(views.knows)
 
     def loss(self, tensors: Params, views: Views, labels: Tensor) -> Tensor:
-        there = views.knows.any(1).nonzero().flatten().tolist()  # the parties that replied
-        scores = _scores(views)
+        there = views.replied
+        scores = party_scores(views)
         return aligned_loss(
             [scores[party] for party in there],
             self.gates(tensors, views)[:, there],
@@ -129,20 +129,15 @@ class _Fusion:
         )
 
     def predict(self, tensors: Params, views: Views) -> Tensor:
-        joint = fused(_scores(views), self.gates(tensors, views), self.knows(views)) / self.weights.temperature
+        joint = fused(party_scores(views), self.gates(tensors, views), self.knows(views)) / self.weights.temperature
         joint = stacked(joint, views.seen, self.offset)
         return joint if self.offset else joint + known_by_any(views.knows)
-
-
-def _scores(views: Views) -> Tensor:
-    """The cosines of every party, (K, n, C)."""
-    return torch.stack([cosines(own, held) for own, held in zip(views.embeddings, views.prototypes, strict=True)])
 
 
 def _own_loss(selection: Selection, weights: Weights, rate: float) -> OwnLoss:
     """How a party learns from its unaligned rows: selected and weighted, and carried to class prototypes."""
     return OwnLoss(
-        lambda u, prototypes, prior, labels: unaligned_loss(u, prototypes, prior, labels, selection, weights),
+        lambda of: unaligned_loss(of.embeddings, of.prototypes, of.prior, of.labels, selection, weights),
         lambda u, prototypes, prior: _plan(u, prototypes, prior, weights.temperature),
         rate,
     )

@@ -5,7 +5,6 @@ They use the same parties, messages and optimisers as Proto-EVFL, so that a comp
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -14,9 +13,11 @@ from fedquilt.core.method import Method
 from fedquilt.core.settings import Few, Positive, Share
 from fedquilt.core.types import Params
 from fedquilt.methods.traits import Traits
-from fedquilt.vertical.exchanges import vertical_method
-from fedquilt.vertical.joint import Joint, Views, head_logits, head_of
-from fedquilt.vertical.party import OwnLoss
+from fedquilt.vertical.fusion import voted
+from fedquilt.vertical.joint import Joint, Views, head_logits, head_of, party_scores
+from fedquilt.vertical.lesson import Lesson, OwnLoss
+from fedquilt.vertical.losses import each_party_loss
+from fedquilt.vertical.method import vertical_method
 from fedquilt.vertical.prototypes import cosines
 from fedquilt.vertical.recipe import Recipe
 
@@ -79,21 +80,11 @@ def vfl_ensemble(federation: Federation, *, minibatches: Few = 4, temperature: P
     temperature : cosines with class prototypes are divided by it.
     """
 
-    def each(views: Views) -> Tensor:
-        pairs = zip(views.embeddings, views.prototypes, strict=True)
-        return torch.stack([cosines(own, held) / temperature for own, held in pairs])  # (K, n, C)
-
     def loss(tensors: Params, views: Views, labels: Tensor) -> Tensor:
-        own = [
-            functional.cross_entropy(one, labels)
-            for one, there in zip(each(views), _replied(views), strict=True)
-            if there
-        ]
-        return torch.stack(own).mean()
+        return each_party_loss(party_scores(views)[views.replied] / temperature, labels)
 
     def scores(tensors: Params, views: Views) -> Tensor:
-        there = views.present.T.unsqueeze(-1)
-        return ((each(views).softmax(2) * there).sum(0) / there.sum(0)).log()
+        return voted(party_scores(views) / temperature, views.present)
 
     recipe = Recipe(Joint(_no_tensors, loss, scores), _labelled(temperature), minibatches)
     return vertical_method("vfl-ensemble", federation, recipe)
@@ -109,17 +100,13 @@ def _split(minibatches: int, dropout: float) -> Recipe:
 def _labelled(temperature: float) -> OwnLoss:
     """Cross-entropy of cosines with class prototypes; rows without labels teach nothing."""
 
-    def loss(embeddings: Tensor, prototypes: Tensor, prior: Tensor, labels: Tensor | None) -> Tensor:
-        if labels is None:
-            return 0.0 * embeddings.sum()
-        return functional.cross_entropy(cosines(embeddings, prototypes) / temperature, labels)
+    def loss(of: Lesson) -> Tensor:
+        if of.labels is None:
+            return 0.0 * of.embeddings.sum()
+        return functional.cross_entropy(cosines(of.embeddings, of.prototypes) / temperature, of.labels)
 
     return OwnLoss(loss)
 
 
 def _no_tensors(parties: int, classes: int, width: int, rng: object) -> Params:
     return {}
-
-
-def _replied(views: Views) -> list[bool]:
-    return [bool(there) for there in views.knows.any(1)]

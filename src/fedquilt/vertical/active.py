@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from fedquilt.vertical.party import Learning, PartyState, begun, embedded, learn
 from fedquilt.vertical.prediction import mean_by_class, prediction_scores
 from fedquilt.vertical.prior import histogram
 from fedquilt.vertical.prototypes import mean_cosines
+from fedquilt.vertical.relay import Relay
 
 ALIKE = "prototype_cosines"
 """The name of the table of how alike the parties' class prototypes are."""
@@ -52,6 +53,8 @@ class ActiveState(TypedDict):
         The scores of the last prediction, and tables of it by name.
     seed, round
         The seed of its draws, and the number of rounds that it has finished.
+    relay
+        What to tell parties of the others' embeddings; absent before the first round and in methods without.
     """
 
     own: PartyState
@@ -63,6 +66,7 @@ class ActiveState(TypedDict):
     predicted: dict[str, Any]
     seed: int
     round: int
+    relay: NotRequired[Relay]
 
 
 class Received(NamedTuple):

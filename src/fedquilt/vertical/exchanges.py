@@ -9,37 +9,45 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor
 
 from fedquilt.client.client import Client
 from fedquilt.client.workbench import Batch
-from fedquilt.core.errors import TrainingError
-from fedquilt.core.federation import Federation
-from fedquilt.core.method import Exchange, Method
 from fedquilt.core.rng import Rng
-from fedquilt.core.server import ServerState
 from fedquilt.core.types import ClientId, Memory, Order, Params, Range, Reply, Turn
 from fedquilt.core.vertical import ALIGNED, TEST, Vertical
 from fedquilt.core.worker import Worker
 from fedquilt.data.table import take
-from fedquilt.vertical.active import (
-    ActiveState,
-    Received,
-    Told,
-    aligned_prior,
-    first_state,
-    joined,
-    predicted,
-    test_views,
-)
+from fedquilt.vertical.active import ActiveState, Received, Told, aligned_prior, joined, predicted, test_views
 from fedquilt.vertical.alignment.wrapper import aligned_rows
 from fedquilt.vertical.files import as_aligned, held, lacking, resolved
-from fedquilt.vertical.party import PartyState, begun, counts_of, embedded, followed, learned_alone, party_of
+from fedquilt.vertical.lesson import Facts
+from fedquilt.vertical.party import (
+    PartyState,
+    begun,
+    chosen_rows,
+    counts_of,
+    embedded,
+    followed,
+    learned_alone,
+    party_of,
+)
 from fedquilt.vertical.prior import global_prior, mixed
 from fedquilt.vertical.recipe import Recipe
+from fedquilt.vertical.relay import (
+    OTHERS,
+    SHOWN,
+    averaged,
+    facts_of,
+    joint_tensors,
+    own_facts,
+    relay_of,
+    shared_of,
+    with_relayed,
+)
 
 EMBEDDINGS, PROTOTYPES, PRIOR, COUNTS = "embeddings", "prototypes", "prior", "counts"
 PREDICT = "predict"
@@ -48,49 +56,8 @@ _LARGE = 1e4
 _RANGES = {EMBEDDINGS: Range(-1.001, 1.001), PROTOTYPES: Range(-_LARGE, _LARGE), PRIOR: Range(0.0, 1.0)}
 
 
-def vertical_of(federation: Federation, name: str) -> Vertical:
-    """The active party of a vertical federation.
-
-    Raises
-    ------
-    TrainingError
-        if the federation is not vertical.
-    """
-    if federation.vertical is None:
-        raise TrainingError(f"method '{name}' is of vertical federations; set partition.scheme = 'vertical'")
-    return federation.vertical
-
-
-def vertical_method(name: str, federation: Federation, recipe: Recipe) -> Method:
-    """The method of a recipe, for a vertical federation."""
-    vertical = vertical_of(federation, name)
-    own = _Exchanges(vertical, recipe, party_of(vertical.active))
-    exchanges = (
-        Exchange(
-            "embed",
-            own.ask_embeddings,
-            own.embed,
-            own.merge_embeddings,
-            expects=own.expected,
-            ranges=own.ranges,
-        ),
-        Exchange("follow", own.ask_gradients, own.follow, own.forget_gradients, expects=_nothing),
-        Exchange(PREDICT, own.ask_test, own.show_test, own.merge_test, expects=own.expected_test, ranges=own.ranges),
-    )
-    return Method(
-        name,
-        lambda rng: first_state(vertical, recipe.joint, rng),
-        exchanges,
-        lambda state, profile: Order({}),
-        report=_report,
-        server=_server,
-        scores=lambda state: state["predicted"].get("scores", {}),
-        logits=own.logits,
-    )
-
-
 @dataclass(frozen=True)
-class _Exchanges:
+class Exchanges:
     """The functions of the exchanges of one federation."""
 
     vertical: Vertical
@@ -99,6 +66,7 @@ class _Exchanges:
 
     @property
     def classes(self) -> int:
+        """Number of classes."""
         return len(self.vertical.classes)
 
     @property
@@ -111,7 +79,7 @@ class _Exchanges:
         """The active party's own labelled unaligned rows by class, (C,)."""
         return counts_of(self.active, self.classes)
 
-    def now(self, state: ActiveState) -> _Exchanges:
+    def now(self, state: ActiveState) -> Self:
         """The same once rows are aligned: the labels, and the rows of the active party, are those of common rows."""
         vertical = resolved(self.vertical, state)
         return replace(self, vertical=vertical, active=party_of(vertical.active))
@@ -143,64 +111,117 @@ class _Exchanges:
         return global_prior(aligned_prior(self.vertical), own, sizes, self.recipe.aligned_share)
 
     def ask_embeddings(self, state: ActiveState, turn: Turn) -> dict[ClientId, Order]:
+        """The aligned rows to embed, and what guides the steps before: the prior, and what is relayed."""
         now = self.now(state)
         rows = [] if self.recipe.alone else now.rows_of(state).flatten().tolist()
         down = {PRIOR: now.prior_of_all(state).float()} if self.recipe.own and not self.recipe.alone else {}
-        return {profile.id: Order(down, {"rows": rows}) for profile in turn.cohort}
+        order = Order({**down, **shared_of(state["joint"], self.recipe.shared)}, {"rows": rows})
+        return {profile.id: with_relayed(order, state.get("relay"), profile.id) for profile in turn.cohort}
 
     def embed(self, worker: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+        """Learn from own rows, then embed the rows asked for."""
         weight = worker.profile.num_examples
         if self.recipe.alone:
             return Reply(worker.id, {}, weight), memory
-        party = self.party(worker, memory)
+        party, missing = self.party(worker, memory), self.lacking(memory, shown=False)
         state = begun(party, memory, (self.classes, self.vertical.width), order.rng)
-        state = self._learned(party, state, order.params.get(PRIOR), order.round, order.rng)
-        missing = self.lacking(memory, shown=False)
-        up = {EMBEDDINGS: blank(embedded(party, state, _aligned(party, order)), missing, order)}
+        facts, shared = self._facts(party, order, missing), joint_tensors(order.params)
+        state = self._learned(party, state, order.params.get(PRIOR), order.round, order.rng, facts, shared)
+        up = {EMBEDDINGS: blank(embedded(party, state, chosen_rows(party, order.settings["rows"])), missing, order)}
+        up |= joint_tensors(state.get("extra", {}))
         if self.recipe.prototypes:
             counts = counts_of(party, self.classes)
             up |= {PROTOTYPES: state["prototypes"], PRIOR: state["prior"].float(), COUNTS: counts}
         return Reply(party.id, up, weight), {**memory, **state}
 
-    def _learned(self, party: Client, state: PartyState, prior: Tensor | None, round: int, rng: Rng) -> PartyState:
-        """The party after the round's steps on rows of its own, if the method has them."""
-        if self.recipe.own is None or prior is None:
+    def _facts(self, party: Client, order: Order, missing: Tensor | None) -> Facts | None:
+        """What an order tells of aligned rows that the party holds; None if it tells nothing."""
+        if OTHERS not in order.params:
+            return None
+        shown = order.settings[SHOWN]
+        return facts_of(chosen_rows(party, shown), order.params[OTHERS]).of_held(missing, shown)
+
+    def _learned(
+        self,
+        party: Client,
+        state: PartyState,
+        prior: Tensor | None,
+        round: int,
+        rng: Rng,
+        facts: Facts | None = None,
+        shared: Params | None = None,
+    ) -> PartyState:
+        """The party after the round's steps on rows of its own, if the method has them; see ``learned_alone``.
+
+        Parameters
+        ----------
+        party, state
+            The party, and what it remembers before.
+        prior
+            The class prior of all parties' rows, (C,).
+        round, rng
+            The round, and the random stream of the steps.
+        facts, shared
+            What it was told of aligned rows, and the tensors of the joint model that it trains.
+        """
+        own = self.recipe.own
+        if own is None or prior is None:
             return state
+        made = {} if own.extra is None else own.extra(self.classes, self.vertical.width, rng.child("extra"))
+        if extra := {**made, **state.get("extra", {}), **(shared or {})}:
+            state = cast(PartyState, {**state, "extra": extra})
         guide = mixed(state["prior"], prior.double(), self.recipe.local_share)
-        return learned_alone(party, state, self.recipe.own, guide, round, rng.child("own"))
+        return learned_alone(party, state, own, guide, round, rng.child("own"), facts)
 
     def expected(self, order: Order) -> Params:
+        """The shapes of a reply with embeddings."""
         if self.recipe.alone:
             return {}
         up = {EMBEDDINGS: torch.zeros(len(order.settings["rows"]), self.vertical.width)}
         if self.recipe.prototypes:
             up |= {PROTOTYPES: torch.zeros(self.classes, self.vertical.width)}
             up |= {PRIOR: torch.zeros(self.classes), COUNTS: torch.zeros(self.classes)}
-        return up
+        return up | joint_tensors(order.params)
 
     def ranges(self, order: Order) -> dict[str, Range]:
-        return {**_RANGES, COUNTS: Range(0.0, 1e9, whole=True)}
+        """The ranges of a reply's tensors."""
+        shared = dict.fromkeys(joint_tensors(order.params), Range(-_LARGE, _LARGE))
+        return {**_RANGES, COUNTS: Range(0.0, 1e9, whole=True), **shared}
 
     def merge_embeddings(self, state: ActiveState, replies: Iterable[Reply]) -> ActiveState:
-        received = {reply.client: self._received(reply) for reply in replies if not self.recipe.alone}
-        rng, now = Rng(state["seed"]).child("round", state["round"]), self.now(state)
-        prior = now.prior_of_all(state)
-        own = now._learned(now.active, state["own"], prior, state["round"], rng)
-        state = cast(ActiveState, {**state, "own": own, "rows": now.rows_of(state)})
+        """Learn from own rows, then from all parties' embeddings."""
+        arrived = [] if self.recipe.alone else list(replies)
+        received = {reply.client: self._received(reply) for reply in arrived}
+        rng, now, names = Rng(state["seed"]).child("round", state["round"]), self.now(state), self.recipe.shared
+        prior, rows, aligned = now.prior_of_all(state), now.rows_of(state), now.active.splits[ALIGNED]
+        facts, shared = own_facts(state.get("relay"), aligned), shared_of(state["joint"], names)
+        own = now._learned(now.active, state["own"], prior, state["round"], rng, facts, shared)
+        state = cast(ActiveState, {**state, "own": own, "rows": rows})
+        if names:
+            copies = [(own["extra"], now.active.profile.num_examples), *((one.params, one.weight) for one in arrived)]
+            state["joint"] = {**state["joint"], **averaged(copies, names)}
+        if self.recipe.relays:
+            mine = embedded(now.active, own, take(aligned, rows.flatten()))
+            parts = {id: one.embeddings.flatten(0, 1) for id, one in received.items()}
+            state["relay"] = relay_of(rows.flatten(), len(self.vertical.parties) - 1, parts, mine)
         holds = held(self.vertical, state, shown=False)
         after = joined(now.vertical, self.recipe.joint, state, received, now.counts, holds, self.recipe.dropout)
         return cast(ActiveState, {**after, "predicted": {}, "round": state["round"] + 1})
 
     def _received(self, reply: Reply) -> Received:
+        embeddings = reply.params[EMBEDDINGS].view(self.recipe.minibatches, -1, self.vertical.width)
+        return Received(embeddings, self.told_by(reply))
+
+    def told_by(self, reply: Reply) -> Told:
+        """What a reply tells of its party, with zeros for what the method does not ask."""
         parts, empty = reply.params, torch.zeros(self.classes)
         prototypes = parts.get(PROTOTYPES, torch.zeros(self.classes, self.vertical.width))
-        told = Told(prototypes=prototypes, prior=parts.get(PRIOR, empty), counts=parts.get(COUNTS, empty))
-        shape = (self.recipe.minibatches, -1, self.vertical.width)
-        return Received(parts[EMBEDDINGS].view(shape), told)
+        return Told(prototypes=prototypes, prior=parts.get(PRIOR, empty), counts=parts.get(COUNTS, empty))
 
     # Gradients of what was embedded -------------------------------------------------------------------------------
 
     def ask_gradients(self, state: ActiveState, turn: Turn) -> dict[ClientId, Order]:
+        """The gradients that each party is owed."""
         rows = state["rows"].flatten().tolist()
         orders = {}
         for profile in turn.cohort:
@@ -211,15 +232,17 @@ class _Exchanges:
         return orders
 
     def follow(self, worker: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+        """A step for each minibatch along its gradients."""
         party = self.party(worker, memory)
         state = begun(party, memory, (self.classes, self.vertical.width), order.rng)
         prototypes = order.params.get(PROTOTYPES, torch.zeros_like(state["prototypes"]))
-        rows, down = _aligned(party, order), order.params[EMBEDDINGS]
+        rows, down = chosen_rows(party, order.settings["rows"]), order.params[EMBEDDINGS]
         down = blank(down.flatten(0, 1), self.lacking(memory, shown=False), order).view_as(down)
         after = followed(party, state, rows, down, prototypes, order.round, order.rng)
         return Reply(party.id, {}, party.profile.num_examples), {**memory, **after}
 
     def forget_gradients(self, state: ActiveState, replies: Iterable[Reply]) -> ActiveState:
+        """No gradient is owed any more."""
         for _ in replies:
             pass
         return cast(ActiveState, {**state, "back": {}})
@@ -227,12 +250,14 @@ class _Exchanges:
     # The joint prediction of test rows ----------------------------------------------------------------------------
 
     def ask_test(self, state: ActiveState, turn: Turn) -> dict[ClientId, Order]:
+        """All test rows, in rounds in which they are predicted."""
         count = len(self.now(state).vertical.test_labels)
         if not self.vertical.due(turn.round) or not count:
             return {}
         return {profile.id: Order({}, {"count": count}) for profile in turn.cohort}
 
     def show_test(self, worker: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
+        """Embed the test rows."""
         weight = worker.profile.num_examples
         if self.recipe.alone:
             return Reply(worker.id, {}, weight), memory
@@ -245,11 +270,13 @@ class _Exchanges:
         }
 
     def expected_test(self, order: Order) -> Params:
+        """The shapes of a reply with embeddings of test rows."""
         if self.recipe.alone:
             return {}
         return {EMBEDDINGS: torch.zeros(order.settings["count"], self.vertical.width)}
 
     def merge_test(self, state: ActiveState, replies: Iterable[Reply]) -> ActiveState:
+        """Predict the test rows."""
         received = {one.client: one.params[EMBEDDINGS] for one in replies if not self.recipe.alone}
         now, holds = self.now(state), held(self.vertical, state, shown=True)
         return predicted(
@@ -271,30 +298,3 @@ def blank(rows: Tensor, missing: Tensor | None, order: Order | None = None) -> T
         return rows
     gone = missing if order is None else missing[torch.tensor(order.settings["rows"], dtype=torch.long)]
     return rows.masked_fill(gone.unsqueeze(1), 0.0)
-
-
-def _aligned(party: Client, order: Order) -> dict[str, Tensor]:
-    """The aligned rows that an order names, in its order.
-
-    Raises
-    ------
-    TrainingError
-        if the party has not so many aligned rows.
-    """
-    rows, there = order.settings["rows"], party.splits[ALIGNED]
-    if any(not 0 <= row < len(there["labels"]) for row in rows):
-        raise TrainingError(f"the order names aligned rows that this party has not: it has {len(there['labels'])}")
-    return take(there, rows)
-
-
-def _nothing(order: Order) -> Params:
-    return {}
-
-
-def _report(state: ActiveState) -> dict[str, Any]:
-    return {name: table for name, table in state["predicted"].items() if name != "scores"}
-
-
-def _server(state: ActiveState) -> ServerState:
-    own = state["own"]
-    return ServerState(params=own["params"], memory={}, seed=state["seed"], round=state["round"])

@@ -41,3 +41,17 @@ def fused(scores: Tensor, weights: Tensor, knows: Tensor) -> Tensor:
     shares = weights.T.unsqueeze(-1) * knows.unsqueeze(1).to(scores.dtype)  # (K, n, C)
     total = shares.sum(0)
     return (shares * scores).sum(0) / (total + _FEW * weights.sum(1, keepdim=True))
+
+
+def voted(scores: Tensor, voters: Tensor) -> Tensor:
+    """The logarithm of the mean of several classifiers' probabilities, (n, C).
+
+    Parameters
+    ----------
+    scores
+        The logits of every classifier, (classifiers, n, C).
+    voters
+        Whether each classifier counts for each row, (n, classifiers), boolean; at least one does.
+    """
+    there = voters.T.unsqueeze(-1)
+    return ((scores.softmax(2) * there).sum(0) / there.sum(0)).log()

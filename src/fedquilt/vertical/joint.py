@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Params
+from fedquilt.vertical.prototypes import cosines
 
 
 class Views(NamedTuple):
@@ -35,6 +36,12 @@ class Views(NamedTuple):
     present: Tensor
     knows: Tensor
     seen: Tensor
+
+    @property
+    def replied(self) -> list[int]:
+        """The numbers of the parties that are not missing."""
+        found: list[int] = self.knows.any(1).nonzero().flatten().tolist()
+        return found
 
     @property
     def joined(self) -> Tensor:
@@ -92,6 +99,11 @@ def gate_of(parties: int, width: int, hidden: int, rng: Rng) -> Params:
 def head_logits(tensors: Params, views: Views) -> Tensor:
     """The logits of the linear classifier, (n, C)."""
     return views.joined @ tensors["head.weight"].T + tensors["head.bias"]
+
+
+def party_scores(views: Views) -> Tensor:
+    """The cosines of every party's embeddings with its own class prototypes, (K, n, C)."""
+    return torch.stack([cosines(own, held) for own, held in zip(views.embeddings, views.prototypes, strict=True)])
 
 
 def gate_logits(tensors: Params, views: Views) -> Tensor:

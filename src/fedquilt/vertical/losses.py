@@ -103,6 +103,11 @@ def aligned_loss(
     """
     heat = weights.temperature
     joint = functional.cross_entropy(fused(torch.stack(tuple(scores)), gate, knows) / heat, labels)
-    each = torch.stack([functional.cross_entropy(own / heat, labels) for own in scores]).mean()
+    each = each_party_loss([own / heat for own in scores], labels)
     plain = functional.cross_entropy(head, labels)
     return weights.fused * joint + weights.each_party * each + weights.head * plain
+
+
+def each_party_loss(logits: Sequence[Tensor] | Tensor, labels: Tensor) -> Tensor:
+    """The mean over parties of the cross-entropy of each one's own logits, each (n, C)."""
+    return torch.stack([functional.cross_entropy(own, labels) for own in logits]).mean()

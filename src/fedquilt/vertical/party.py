@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypedDict, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NotRequired, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,8 +15,10 @@ from fedquilt.core.errors import TrainingError
 from fedquilt.core.rng import Rng
 from fedquilt.core.training import learning_rate_at
 from fedquilt.core.types import Memory, Order, Params
+from fedquilt.core.vertical import ALIGNED
 from fedquilt.core.worker import Worker
 from fedquilt.data.table import take
+from fedquilt.vertical.lesson import Facts, Lesson, OwnLoss
 from fedquilt.vertical.optimiser import Moments, Optimiser
 from fedquilt.vertical.prior import histogram, learned
 from fedquilt.vertical.prototypes import unit
@@ -40,39 +42,22 @@ class PartyState(TypedDict):
         The class prior of its own unaligned rows, float64 (C,).
     moments
         What its optimiser remembers.
+    extra
+        The tensors that the method adds, by name, see ``OwnLoss.extra``; absent where it adds none.
     """
 
     params: Params
     prototypes: Tensor
     prior: Tensor
     moments: Moments
-
-
-class OwnLoss(NamedTuple):
-    """How a party learns from its own unaligned rows.
-
-    Attributes
-    ----------
-    loss
-        ``loss(embeddings, prototypes, prior, labels)``, a scalar, with unit embeddings (n, m), prototypes (C, m), the
-        class prior (C,) and labels (n,), None where the party knows none.
-    plan
-        ``plan(embeddings, prototypes, prior)`` gives the probability of each class for each row, (n, C), from which a
-        party without labels learns its prior; None to keep the prior even.
-    rate
-        How fast that prior moves, in [0, 1].
-    """
-
-    loss: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-    plan: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
-    rate: float = 0.0
+    extra: NotRequired[Params]
 
 
 class Learning:
-    """A party while it learns: its encoder with gradients, its prototypes and its optimiser."""
+    """A party while it learns: its encoder with gradients, its prototypes and the method's own tensors."""
 
-    def __init__(self, party: Client, prototypes: Tensor, optimiser: Optimiser) -> None:
-        self.party, self.prototypes, self.optimiser = party, prototypes, optimiser
+    def __init__(self, party: Client, prototypes: Tensor, extra: Params, optimiser: Optimiser) -> None:
+        self.party, self.prototypes, self.extra, self.optimiser = party, prototypes, extra, optimiser
 
     def embed(self, rows: Batch) -> Tensor:
         """The unit embeddings of rows, (n, m); gradients flow through them."""
@@ -98,10 +83,24 @@ def begun(party: Client, memory: Memory, shape: tuple[int, int], rng: Rng) -> Pa
     ``shape`` is that of the prototypes, (C, m).
     """
     if PROTOTYPES in memory:
-        return cast(PartyState, {key: memory[key] for key in PartyState.__annotations__})
+        return cast(PartyState, {key: memory[key] for key in PartyState.__annotations__ if key in memory})
     drawn = torch.randn(*shape, generator=rng.child(PROTOTYPES).torch())
     known = party.train["labels"][party.train["labels"] >= 0]
     return PartyState(params=party.initial, prototypes=unit(drawn), prior=histogram(known, shape[0]), moments={})
+
+
+def chosen_rows(party: Client, rows: Sequence[int]) -> dict[str, Tensor]:
+    """The aligned rows that an order names by number, in its order.
+
+    Raises
+    ------
+    TrainingError
+        if the party has not so many aligned rows.
+    """
+    there = party.splits[ALIGNED]
+    if any(not 0 <= row < len(there["labels"]) for row in rows):
+        raise TrainingError(f"the order names aligned rows that this party has not: it has {len(there['labels'])}")
+    return take(there, rows)
 
 
 def counts_of(party: Client, classes: int) -> Tensor:
@@ -130,12 +129,14 @@ def learning(
     bench.load(party.params(Order({}), {"params": state["params"]}))
     names = {*bench.layout.depth} - party.frozen
     prototypes = state["prototypes"].to(bench.device).clone()
+    extra = {name: tensor.to(bench.device).clone() for name, tensor in state.get("extra", {}).items()}
+    beside = {PROTOTYPES: prototypes, **extra}
     rate = learning_rate_at(party.training, round, party.rounds)
     again = party.training.gradient_checkpointing
-    with bench.training({*names, PROTOTYPES}, {PROTOTYPES: prototypes}, recompute=again), rng.child("dropout").scope():
+    with bench.training({*names, *beside}, beside, recompute=again), rng.child("dropout").scope():
         tensors = {name: tensor for name, tensor in bench.parameters.items() if name in names}
-        optimiser = Optimiser({**tensors, PROTOTYPES: prototypes}, party.training, rate, state["moments"])
-        used = use(Learning(party, prototypes, optimiser))
+        optimiser = Optimiser({**tensors, **beside}, party.training, rate, state["moments"])
+        used = use(Learning(party, prototypes, extra, optimiser))
     params = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
     after = PartyState(
         params={**state["params"], **params, **bench.state(names)},
@@ -143,10 +144,20 @@ def learning(
         prior=state["prior"],
         moments=optimiser.moments(),
     )
+    if extra:
+        after["extra"] = {name: tensor.detach().to("cpu", copy=True) for name, tensor in extra.items()}
     return after, used
 
 
-def learned_alone(party: Client, state: PartyState, own: OwnLoss, prior: Tensor, round: int, rng: Rng) -> PartyState:
+def learned_alone(
+    party: Client,
+    state: PartyState,
+    own: OwnLoss,
+    prior: Tensor,
+    round: int,
+    rng: Rng,
+    facts: Facts | None = None,
+) -> PartyState:
     """The party after a round of steps on its unaligned rows; unchanged if it has none.
 
     Parameters
@@ -159,6 +170,8 @@ def learned_alone(party: Client, state: PartyState, own: OwnLoss, prior: Tensor,
         The class prior that guides it, (C,).
     round, rng
         The round, and the random stream of minibatches.
+    facts
+        What it was told of aligned rows, if anything.
     """
     rows = party.train
     num_rows = len(rows["labels"])
@@ -169,14 +182,24 @@ def learned_alone(party: Client, state: PartyState, own: OwnLoss, prior: Tensor,
 
     def steps(of: Learning) -> Tensor:
         moving = state["prior"]
-        for chosen in batches(num_rows, party.training, rng.child("batches")):
+        for number, chosen in enumerate(batches(num_rows, party.training, rng.child("batches"))):
             batch = take(rows, chosen)
-            embeddings = of.embed(batch)
-            labels = batch["labels"].to(embeddings.device) if labelled else None
-            of.optimiser.step(own.loss(embeddings, of.prototypes, prior, labels))
+            labels = batch["labels"].to(party.bench.device) if labelled else None
+            lesson = Lesson(
+                rows=batch,
+                labels=labels,
+                embed=of.embed,
+                prototypes=of.prototypes,
+                prior=prior,
+                extra=of.extra,
+                place=party.profile.id,
+                rng=rng.child("step", number),
+                facts=facts,
+            )
+            of.optimiser.step(own.loss(lesson))
             if not labelled and own.plan is not None:
                 with torch.no_grad():
-                    found = own.plan(embeddings.detach(), of.prototypes.detach(), prior)
+                    found = own.plan(lesson.embeddings.detach(), of.prototypes.detach(), prior)
                 moving = learned(moving, found.cpu(), own.rate)
         return moving
 

@@ -1,11 +1,11 @@
-"""A vertical method as a value: what parties learn alone, and what the active one makes of all embeddings."""
+"""A vertical method as a recipe: its joint model, how parties learn from rows of their own, and what they exchange."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from fedquilt.vertical.joint import Joint
-from fedquilt.vertical.party import OwnLoss
+from fedquilt.vertical.lesson import OwnLoss
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class Recipe:
         Whether parties send class prototypes, priors and counts, and are sent the gradients of prototypes.
     alone
         Whether the active party learns and predicts by itself: passive parties send nothing.
+    relays
+        Whether the active party relays to every party what the others embedded in the last round, see ``relay``.
+    shared
+        The tensors of the joint model that every party trains on rows of its own, and the active party averages.
     """
 
     joint: Joint
@@ -38,3 +42,5 @@ class Recipe:
     dropout: float = 0.0
     prototypes: bool = True
     alone: bool = False
+    relays: bool = False
+    shared: tuple[str, ...] = ()
