@@ -15,7 +15,7 @@ from fedquilt.core.types import Params
 from fedquilt.methods.traits import Traits
 from fedquilt.vertical.fusion import fused, gates
 from fedquilt.vertical.joint import Joint, Views, gate_logits, gate_of, head_logits, head_of, party_scores
-from fedquilt.vertical.lesson import OwnLoss
+from fedquilt.vertical.lesson import Lesson, OwnLoss
 from fedquilt.vertical.losses import Weights, aligned_loss, unaligned_loss
 from fedquilt.vertical.method import vertical_method
 from fedquilt.vertical.prediction import known_by_any
@@ -35,6 +35,7 @@ def proto_evfl(
     local: bool = True,
     unaligned: Penalty = 1.0,
     transported: Penalty = 0.1,
+    unlabelled: Penalty = 0.0,
     fused_weight: Penalty = 0.5,
     each_party: Penalty = 0.5,
     head: Penalty = 1.0,
@@ -59,6 +60,8 @@ def proto_evfl(
     minibatches : minibatches of aligned rows in a round. Gradients of all but the first are late by as many steps.
     local : whether parties also learn from their unaligned rows.
     unaligned, transported : weights of the cross-entropy and of the conditional transport on unaligned rows.
+    unlabelled : weight of both where a party knows no labels of its rows, and the likeliest classes stand in. At 0 it
+        does not learn from such rows, which cost accuracy where this was measured.
     fused_weight, each_party, head : weights of the cross-entropies on aligned rows: of the fused scores, of each
         party's own, and of a linear classifier over all embeddings.
     temperature : cosines are divided by it.
@@ -86,7 +89,7 @@ def proto_evfl(
     )
     recipe = Recipe(
         Joint(fusion.init, fusion.loss, fusion.predict, fusion.gates),
-        _own_loss(Selection(keep, softness, balanced), fusion.weights, prior_rate) if local else None,
+        _own_loss(Selection(keep, softness, balanced), fusion.weights, unlabelled, prior_rate) if local else None,
         minibatches,
         aligned_share=aligned_share,
         local_share=local_share,
@@ -134,12 +137,18 @@ class _Fusion:
         return joint if self.offset else joint + known_by_any(views.knows)
 
 
-def _own_loss(selection: Selection, weights: Weights, rate: float) -> OwnLoss:
+def _own_loss(selection: Selection, weights: Weights, unlabelled: float, rate: float) -> OwnLoss:
     """How a party learns from its unaligned rows: selected and weighted, and carried to class prototypes."""
+
+    def loss(of: Lesson) -> Tensor:
+        share = 1.0 if of.labels is not None else unlabelled
+        return share * unaligned_loss(of.embeddings, of.prototypes, of.prior, of.labels, selection, weights)
+
     return OwnLoss(
-        lambda of: unaligned_loss(of.embeddings, of.prototypes, of.prior, of.labels, selection, weights),
+        loss,
         lambda u, prototypes, prior: _plan(u, prototypes, prior, weights.temperature),
         rate,
+        unlabelled=unlabelled > 0,
     )
 
 

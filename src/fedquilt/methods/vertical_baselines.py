@@ -98,14 +98,13 @@ def _split(minibatches: int, dropout: float) -> Recipe:
 
 
 def _labelled(temperature: float) -> OwnLoss:
-    """Cross-entropy of cosines with class prototypes; rows without labels teach nothing."""
+    """Cross-entropy of cosines with class prototypes; a party without labels takes no steps."""
 
     def loss(of: Lesson) -> Tensor:
-        if of.labels is None:
-            return 0.0 * of.embeddings.sum()
+        assert of.labels is not None, "rows without labels are not learned from"
         return functional.cross_entropy(cosines(of.embeddings, of.prototypes) / temperature, of.labels)
 
-    return OwnLoss(loss)
+    return OwnLoss(loss, unlabelled=False)
 
 
 def _no_tensors(parties: int, classes: int, width: int, rng: object) -> Params:

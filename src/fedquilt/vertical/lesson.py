@@ -109,9 +109,12 @@ class OwnLoss(NamedTuple):
         How fast that prior moves, in [0, 1].
     extra
         ``extra(classes, width, rng)`` makes the tensors that the method adds to those of every party; None for none.
+    unlabelled
+        Whether a party that knows no labels of its rows learns from them too; otherwise it takes no steps on them.
     """
 
     loss: Callable[[Lesson], Tensor]
     plan: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     rate: float = 0.0
     extra: Callable[[int, int, Rng], Params] | None = None
+    unlabelled: bool = True

@@ -178,6 +178,8 @@ def learned_alone(
     if num_rows == 0 or party.bench.device.type == "meta":
         return state
     labelled = bool((rows["labels"] >= 0).all())
+    if not labelled and not own.unlabelled:
+        return state
     prior = prior.to(party.bench.device)
 
     def steps(of: Learning) -> Tensor:
