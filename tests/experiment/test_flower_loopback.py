@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from parties import FILE as PARTIES
 from schemes import FILE
 
 pytest.importorskip("flwr")
@@ -143,8 +144,8 @@ def same_as_embedded(app: Path, folder: Path) -> None:
                 assert [moved[way] for way in BYTES] == [embedded["clients"][client][way] for way in BYTES]
 
 
-ALONE = [name for name in METHODS if not traits_of(name).needs_server]
-"""Methods whose server needs no model of its own."""
+ALONE = [name for name in METHODS if not traits_of(name).needs_server and not traits_of(name).vertical]
+"""Methods whose server needs no model of its own, and whose clients have the same columns."""
 
 
 @pytest.mark.parametrize("method", ALONE)
@@ -181,6 +182,22 @@ def test_a_server_that_owns_a_model_teaches_and_learns_in_the_same_bits(trial, t
         until(lambda: folder.exists() and len(read_rounds(folder)) == 1, 240, trial, number)
         kill_server(trial)
         assert len(read_rounds(folder)) == 1
+        number = submit(trial, app)
+    until((folder / "result.json").exists, 300, trial, number)
+    same_as_embedded(app, folder)
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["whole", "killed-inside-an-exchange"])
+@pytest.mark.parametrize("method", [name for name in METHODS if traits_of(name).vertical])
+def test_parties_with_other_columns_end_in_the_same_bits_as_embedded(trial, tmp_path, method, killed):
+    top = f'name = "parted"\noutput = "{tmp_path / "runs"}"\nseed = 3\n'
+    beside = f'method = {{ name = "{method}" }}\nnetwork = {{ timeout = 120 }}\n'
+    app = write_app(tmp_path / "app", top + beside + PARTIES).parent
+    folder = tmp_path / "runs" / "parted"
+    number = submit(trial, app)
+    if killed:
+        until(lambda: folder.exists() and len(read_rounds(folder)) == 1, 240, trial, number)
+        kill_server(trial)
         number = submit(trial, app)
     until((folder / "result.json").exists, 300, trial, number)
     same_as_embedded(app, folder)

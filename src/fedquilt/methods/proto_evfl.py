@@ -65,7 +65,7 @@ def proto_evfl(
     fused_weight, each_party, head : weights of the cross-entropies on aligned rows: of the fused scores, of each
         party's own, and of a linear classifier over all embeddings.
     temperature : cosines are divided by it.
-    keep : share of the rows of each class that is learned from, the cheapest; below 1 where labels are noisy.
+    keep : share of the rows of each class that is learned from, the cheapest.
     softness : temperature of the weights of rows by their cost.
     balanced : whether rows count in inverse proportion to how frequent their class is.
     prior_rate : how fast a party without labels learns the class prior of its rows.
