@@ -33,6 +33,8 @@ def vfl_split(federation: Federation, *, minibatches: Few = 4, dropout: Share = 
     federation : the vertical federation.
     minibatches : minibatches of aligned rows in a round. Gradients of all but the first are late by as many steps.
     dropout : how often a passive party is hidden from the classifier in a row.
+
+    Paper: split-learning, protocol
     """
     return vertical_method("vfl-split", federation, _split(minibatches, dropout))
 

@@ -52,6 +52,8 @@ def voted(scores: Tensor, voters: Tensor) -> Tensor:
         The logits of every classifier, (classifiers, n, C).
     voters
         Whether each classifier counts for each row, (n, classifiers), boolean; at least one does.
+
+    Paper: combined-classifiers, sum-rule
     """
     there = voters.T.unsqueeze(-1)
     return ((scores.softmax(2) * there).sum(0) / there.sum(0)).log()
