@@ -42,7 +42,7 @@ def vfl_cvt(
     estimates : weight of the joint classifier's cross-entropy on unaligned rows.
     attention : temperature of the weights of aligned rows in an estimate: the lower, the fewer rows count.
     threshold : probability that both classifiers must give to the class on which they agree, for a row without label.
-    temperature : cosines of every party's own classifier are divided by it.
+    temperature : cosines of every party's own classifier, and logits of the joint one, are divided by it.
 
     Paper: fedcvt, protocol
     """
@@ -51,7 +51,7 @@ def vfl_cvt(
         own = cosines(of.embeddings, of.prototypes) / temperature
         if of.facts is None:  # in the first round nothing is known of the others
             return 0.0 * own.sum() if of.labels is None else functional.cross_entropy(own, of.labels)
-        joint = _joint_logits(of, of.facts, attention)
+        joint = _joint_logits(of, of.facts, attention) / temperature
         if of.labels is None:
             classes, sure = agreed(torch.stack([own, joint]), threshold)
         else:

@@ -40,7 +40,8 @@ def vfl_few_shot(
     unlabelled : weight of the semi-supervised loss on rows without labels.
     threshold : probability above which a row's likeliest cluster counts as its label.
     corruption : share of a row's values that are replaced by those of other rows when its cluster is learned.
-    temperature : cosines with prototypes, of clusters and of classes, are divided by it.
+    temperature : cosines with prototypes, of clusters and of classes, and logits of the joint classifier are divided by
+        it.
 
     Paper: few-shot-vfl, protocol
     """

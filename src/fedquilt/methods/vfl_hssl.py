@@ -49,7 +49,7 @@ def vfl_hssl(
     hidden : width of the predictors' hidden layers.
     labels : whether every party also has a classifier of its own, which learns from the labels that the party knows
         and from gradients, and votes.
-    temperature : cosines of these classifiers are divided by it.
+    temperature : cosines of these classifiers, and with them the logits of the linear one, are divided by it.
 
     Paper: fedhssl, protocol
     """

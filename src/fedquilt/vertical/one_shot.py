@@ -33,6 +33,10 @@ CLUSTERS = "clusters"
 """The name of the number of clusters among an order's settings, and of their prototypes among a party's tensors."""
 
 
+_SMALL = 1e-3
+"""By how much the first classifier is smaller than one that is to be trained."""
+
+
 class OneShotState(ActiveState):
     """The state of a method in three messages.
 
@@ -91,10 +95,14 @@ class OneShot(Exchanges):
     def _first_gradients(
         self, state: OneShotState, parts: dict[ClientId, Received], holds: Tensor
     ) -> dict[str, Params]:
-        """The gradients of a classifier that has learned nothing: its steps are forgotten."""
+        """The gradients of a classifier that has learned nothing: its steps are forgotten.
+
+        Its tensors are small, so that all classes are about as likely, and gradients differ by the rows' classes alone.
+        """
         rng, vertical = Rng(state["seed"]).child("first", state["round"]), self.vertical
         fresh = self.recipe.joint.init(len(vertical.parties), self.classes, vertical.width, rng)
-        start = cast(ActiveState, {**state, "joint": fresh, "moments": {}, "rows": self.all_rows})
+        small = {name: _SMALL * tensor for name, tensor in fresh.items()}
+        start = cast(ActiveState, {**state, "joint": small, "moments": {}, "rows": self.all_rows})
         return joined(vertical, self.recipe.joint, start, parts, self.counts, holds, 0.0)["back"]
 
     def _fitted(self, state: OneShotState, shown: dict[str, Tensor], holds: Tensor) -> OneShotState:
