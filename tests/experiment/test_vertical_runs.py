@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fedquilt.config.load import parse
 from fedquilt.config.schema import Config
-from fedquilt.core.errors import ConfigError
+from fedquilt.core.errors import ConfigError, RunError
 from fedquilt.core.loop import rounds
 from fedquilt.core.types import Failure, Order, Reply
 from fedquilt.core.vertical import ALIGNED
@@ -21,6 +21,7 @@ from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment import build, resume, run
 from fedquilt.experiment.check import check
 from fedquilt.experiment.engine import EMBEDDED
+from fedquilt.experiment.export import export
 from fedquilt.record import Record, read_partition, read_rounds
 from fedquilt.record.tree_bytes import tree_to_bytes
 from fedquilt.vertical.prototypes import unit
@@ -373,6 +374,17 @@ def test_an_order_for_rows_that_are_not_there_is_refused() -> None:
     order = Order({"prior": torch.full((10,), 0.1)}, {"rows": [24]})
     with pytest.raises(Exception, match="names aligned rows that this party has not: it has 24"):
         embed.work(experiment.clients[0], order, {})
+
+
+def test_the_encoder_of_each_party_is_exported(whole: Path, tmp_path: Path) -> None:
+    wanted = {"right": {"client": 1}, "bottom": {"server": True}}
+    for label, other in wanted.items():
+        by_label = export(whole, tmp_path / label, group=label)
+        by_number = export(whole, tmp_path / f"{label} again", **other)
+        assert (by_label / "model.safetensors").read_bytes() == (by_number / "model.safetensors").read_bytes()
+    for wrong in ({}, {"group": "middle"}, {"group": "left", "server": True}):
+        with pytest.raises(RunError, match="give --group with one of left, right, bottom"):
+            export(whole, tmp_path / "wrong", **wrong)
 
 
 # Parties with files of their own ---------------------------------------------------------------------------------

@@ -9,7 +9,22 @@ from typing import Annotated
 import typer
 
 from fedquilt import __version__
-from fedquilt.cli import check, compare, demo, doctor, export, methods, new, plan, pretrain, report, run, schema, site
+from fedquilt.cli import (
+    check,
+    compare,
+    demo,
+    doctor,
+    export,
+    methods,
+    new,
+    plan,
+    predict,
+    pretrain,
+    report,
+    run,
+    schema,
+    site,
+)
 from fedquilt.cli.screen import errors
 from fedquilt.core.errors import ConfigError, FedquiltError
 
@@ -32,6 +47,7 @@ for command in (
     report.report,
     report.plot,
     export.export,
+    predict.predict,
     new.new,
     doctor.doctor,
 ):

@@ -82,6 +82,7 @@ def demo(
     save_plots(groups, folder / "plots")
     page = write_page(groups, folder / "report.html")
     hello = jobs[0].folder
+    taken = f" --group '{jobs[0].config.parties[0].label}'" if jobs[0].config.parties else ""
     out.print(
         f"""
 One seed and few rounds: a demonstration, not a result. Plots: {folder / "plots"}; all on one page: {page}
@@ -89,7 +90,7 @@ One seed and few rounds: a demonstration, not a result. Plots: {folder / "plots"
 Next:
   fedquilt methods {read_run(hello).method:<22} its settings, paper and equations
   fedquilt plot {hello} --out plots
-  fedquilt export {hello} --out adapter   the adapter, for PeftModel.from_pretrained
+  fedquilt export {hello}{taken} --out adapter   the adapter, for PeftModel.from_pretrained
   fedquilt doctor                         what this machine offers""",
         highlight=False,
         markup=False,

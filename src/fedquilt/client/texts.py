@@ -118,11 +118,36 @@ def completed(
     if bench.device.type == "meta" or not prompts:
         return [""] * len(prompts)
     columns = text_columns(language, prompts, [""] * len(prompts))
-    inside = columns["attention_mask"].bool() & (columns["labels"] == IGNORED)
     bench.load(params)
+    return completions(bench, language, columns, new_tokens, batch_size, sampling=sampling)
+
+
+def completions(
+    bench: Workbench,
+    language: Language | None,
+    columns: Batch,
+    new_tokens: int,
+    batch_size: int,
+    *,
+    sampling: Sampling | None = None,
+) -> list[str]:
+    """The completion of each row's prompt by the model that is loaded, without the end token.
+
+    Parameters
+    ----------
+    bench, language
+        The workbench, and how its model reads and writes.
+    columns
+        The rows; what they hold behind the prompt is not read.
+    new_tokens, batch_size
+        The largest number of tokens to generate, and of prompts in a batch.
+    sampling
+        How tokens are drawn; None for greedy decoding.
+    """
+    decode = _known(language).decode
+    inside = columns["attention_mask"].bool() & (columns["labels"] == IGNORED)
     rows = [ids[own] for ids, own in zip(columns["input_ids"], inside, strict=True)]
-    assert language is not None
-    return [language.decode(ids) for ids in written(bench, rows, new_tokens, batch_size, sampling=sampling)]
+    return [decode(ids) for ids in written(bench, rows, new_tokens, batch_size, sampling=sampling)]
 
 
 def log_probabilities(bench: Workbench, columns: Batch, batch_size: int = 32) -> tuple[Tensor, Tensor]:

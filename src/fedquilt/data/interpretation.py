@@ -127,10 +127,10 @@ def _labelled(
     troubles
         Receives the rows whose values cannot be used.
     """
-    label, group = str(names["label"]), names["group"]
+    label, group = names["label"], names["group"]
     # a source without the default column has no labels; a column that the user named must be there
-    has_labels = found(raw, label) is not None or label != "label"
-    labels, names_of = classes(raw, label, source, troubles) if has_labels else (None, ())
+    has_labels = label is not None and (found(raw, label) is not None or label != "label")
+    labels, names_of = classes(raw, str(label), source, troubles) if has_labels else (None, ())
     ids, group_names = (None, ()) if group is None else groups(raw, group, source, troubles)
     return Table(
         kind,

@@ -7,7 +7,7 @@ PEFT loads LoRA adapters, and mixtures that can be converted to LoRA. Other mixt
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -174,7 +174,9 @@ def _ready(
     clients = read_partition(run)["clients"]
     if client is not None and not 0 <= client < len(clients):
         raise RunError(f"--client {client}: {run} has the clients 0 to {len(clients) - 1}")
-    if server:
+    if read_config(run).get("parties"):
+        client, group, server = _party(run, clients, client, group, server=server)
+    elif server:
         _refuse_server(run, client, group)
     label = "" if server else _label(run, [one.get("group", "") for one in clients], client, group)
     if read_result(run) is not None:
@@ -191,6 +193,21 @@ def _ready(
         _, state, memories = record.load_checkpoint()
         replace_folder(run / ADAPTERS, lambda fresh: save_adapters(experiment, state, memories, fresh))
         yield run / ADAPTERS / _SERVER if server else _chosen(record, label, client)
+
+
+def _party(
+    run: Path, clients: Sequence[Mapping[str, Any]], client: ClientId | None, label: str | None, *, server: bool
+) -> tuple[ClientId | None, None, bool]:
+    """The client, or the server, that is the wanted party of a vertical run; every party has an encoder of its own."""
+    labels = [*(str(one["group"]) for one in clients), str(read_partition(run)["vertical"]["active"])]
+    given = [client is not None, label is not None, server]
+    if sum(given) != 1 or (label is not None and label not in labels):
+        raise RunError(
+            f"{run}: every party has an encoder of its own; give --group with one of {', '.join(labels)}, or --client "
+            "NUMBER, or --server for the active party"
+        )
+    number = client if label is None else labels.index(label)
+    return (None, None, True) if number is None or number == len(clients) else (number, None, False)
 
 
 def _refuse_server(run: Path, client: ClientId | None, group: str | None) -> None:

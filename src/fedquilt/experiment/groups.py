@@ -159,7 +159,7 @@ def work_of(config: Config, loaded: Loaded, host: Host, device: torch.device, rn
         loaded.prepare,
         scoring=scoring_of(config.model.task),
         device=device,
-        precision=_precision(config),
+        precision=precision_of(config),
         state=host.state,
         longest=loaded.reading.longest,
         pads_left=loaded.reading.pads_left,
@@ -276,7 +276,7 @@ def _evaluation_rows(test: Columns | None, assigned: AssignedRows, rows: Columns
     return evaluated
 
 
-def _precision(config: Config) -> str:
+def precision_of(config: Config) -> str:
     """The precision of passes on the config's device, also where only shapes are wanted."""
     wanted = config.training.precision
     return ("bf16" if has_bfloat16(config.device) else "fp32") if wanted == "auto" else wanted

@@ -20,6 +20,7 @@ from fedquilt.core.types import ClientId
 from fedquilt.experiment.export import adapter_folder
 from fedquilt.experiment.models import Form, load
 from fedquilt.models.features import saved_features
+from fedquilt.models.loaded import Loaded
 from fedquilt.models.own import WEIGHTS, undressed
 from fedquilt.models.saved_adapter import load_adapter
 from fedquilt.record import read_config, read_environment
@@ -53,17 +54,33 @@ def trained_model(
     FedquiltError
         RunError as ``export.export`` does, ModelError if the base cannot be loaded.
     """
+    _, loaded = trained(run, client, group, objects, server=server)
+    return undressed(loaded.model)
+
+
+def trained(
+    run: Path,
+    client: ClientId | None = None,
+    group: str | None = None,
+    objects: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    server: bool = False,
+) -> tuple[Config, Loaded]:
+    """The config of a run's group, client or server, and its model with the adapter of the last checkpoint.
+
+    The arguments are those of ``trained_model``.
+    """
     folder = adapter_folder(run, client, group, objects, server=server)
     config, form, rng = base_of_run(run, folder, client, group, objects, server=server)
     if not KINDS[config.adapter.kind].trains_base:
         loaded = load(config, form, rng)
-        return undressed(load_adapter(loaded.model, folder, blocks=loaded.blocks).eval())
+        return config, replace(loaded, model=load_adapter(loaded.model, folder, blocks=loaded.blocks).eval())
     if (folder / "config.json").exists():  # the folder is a model of transformers
         saved = config.model_copy(update={"model": replace(config.model, name=str(folder), revision=None)})
-        return load(saved, form, rng).model
-    model = undressed(load(config, form, rng).model)
-    model.load_state_dict(load_file(folder / WEIGHTS))
-    return model
+        return config, load(saved, form, rng)
+    loaded = load(config, form, rng)
+    loaded.model.load_state_dict(load_file(folder / WEIGHTS))
+    return config, loaded
 
 
 def base_of_run(

@@ -256,8 +256,8 @@ def _party(part: Part, work: Work, holding: Holding, key: bytes) -> tuple[BuiltG
     if work.bench.device.type == "meta" or holding.table is None:
         train, aligned, test = (_shape(len(own)) for own in (holding.own, holding.aligned, holding.test))
     else:
-        columns = _encoded(model, holding.table)
-        tested = columns if holding.tested is None else _encoded(model, holding.tested)
+        columns = encoded(model, holding.table)
+        tested = columns if holding.tested is None else encoded(model, holding.tested)
         train = take(columns, holding.own) | {"labels": torch.tensor(holding.labels[holding.own])}
         aligned, test = take(columns, holding.aligned), take(tested, holding.test)
         if holding.ids:  # which rows are common is not known yet, and those that are not keep their labels
@@ -272,7 +272,7 @@ def _party(part: Part, work: Work, holding: Holding, key: bytes) -> tuple[BuiltG
     return group, client
 
 
-def _encoded(loaded: Loaded, table: Table) -> Columns:
+def encoded(loaded: Loaded, table: Table) -> Columns:
     """The rows as the encoder reads them, without labels: those are no outputs of the encoder."""
     nothing = torch.zeros(len(table), dtype=torch.long)
     columns = loaded.encode(replace(table, labels=nothing, classes=loaded.outputs.classes))
