@@ -22,7 +22,8 @@ from fedquilt.experiment import build, resume, run
 from fedquilt.experiment.check import check
 from fedquilt.experiment.engine import EMBEDDED
 from fedquilt.experiment.export import export
-from fedquilt.record import Record, read_partition, read_rounds
+from fedquilt.experiment.vertical_predict import predicted_together
+from fedquilt.record import Record, read_config, read_partition, read_rounds
 from fedquilt.record.tree_bytes import tree_to_bytes
 from fedquilt.vertical.prototypes import unit
 
@@ -468,6 +469,31 @@ def test_files_stay_with_their_parties_over_flower(files: Path) -> None:
     assert ended(folder) == ended(whole)
     for line, other in zip(read_rounds(folder), read_rounds(whole), strict=True):
         assert line["evaluation"] == other["evaluation"]
+
+
+def test_rows_of_files_are_predicted_as_they_were_evaluated(files: Path) -> None:
+    folder = run(of_files(files), files / "run")
+    vertical = build(of_files(files)).federation.vertical
+    assert vertical is not None
+    assert vertical.halves is not None
+    _, state, memories = Record.open(folder).load_checkpoint()
+    shown = vertical.halves(len(state["alignment"]["rows"]))[1]
+    given, labels = [], []
+    for name, rows in (
+        ("shop", memories[0]["aligned"]),
+        ("insurer", memories[1]["aligned"]),
+        ("bank", state["alignment"]["rows"]),
+    ):
+        head, *lines = (files / f"{name}.csv").read_text().splitlines()
+        chosen = [lines[row] for row in rows[shown].tolist()]
+        (files / f"new-{name}.csv").write_text("\n".join([head, *chosen]) + "\n")
+        given.append(f"{name}={files / f'new-{name}.csv'}")
+        labels = [line.split(",")[-1] for line in chosen]
+    found = predicted_together(folder, parse(read_config(folder)), given, ())
+    assert found.probabilities is not None
+    answers = [found.classes[place] for place in found.probabilities.argmax(1).tolist()]
+    right = sum(one == other for one, other in zip(answers, labels, strict=True)) / len(labels)
+    assert right == pytest.approx(read_rounds(folder)[-1]["evaluation"]["global"]["accuracy"])
 
 
 def test_files_that_do_not_fit_are_refused(files: Path) -> None:

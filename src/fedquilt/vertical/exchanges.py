@@ -286,8 +286,9 @@ class Exchanges:
     def logits(self, state: ActiveState, replies: Iterable[Reply], rows: Batch) -> Tensor:
         """The joint logits of rows, (n, C), from the other parties' replies about them and the active party's view."""
         received = {one.client: one.params[EMBEDDINGS] for one in replies if not self.recipe.alone}
-        own = embedded(self.active, state["own"], rows)
-        views = test_views(self.vertical, state, received, own, self.counts)
+        now = self.now(state)
+        own = embedded(now.active, state["own"], rows)
+        views = test_views(now.vertical, state, received, own, now.counts)
         with torch.no_grad():
             return self.recipe.joint.scores(state["joint"], views)
 
