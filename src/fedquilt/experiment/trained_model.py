@@ -68,7 +68,10 @@ def trained(
 ) -> tuple[Config, Loaded]:
     """The config of a run's group, client or server, and its model with the adapter of the last checkpoint.
 
-    The arguments are those of ``trained_model``.
+    Parameters
+    ----------
+    run, client, group, objects, server
+        As for ``trained_model``.
     """
     folder = adapter_folder(run, client, group, objects, server=server)
     config, form, rng = base_of_run(run, folder, client, group, objects, server=server)

@@ -263,11 +263,8 @@ class Exchanges:
             return Reply(worker.id, {}, weight), memory
         party = self.party(worker, memory)
         state = begun(party, memory, (self.classes, self.vertical.width), order.rng)
-        shown = embedded(party, state, party.splits[TEST])
-        return Reply(party.id, {EMBEDDINGS: blank(shown, self.lacking(memory, shown=True))}, weight), {
-            **memory,
-            **state,
-        }
+        shown = blank(embedded(party, state, party.splits[TEST]), self.lacking(memory, shown=True))
+        return Reply(party.id, {EMBEDDINGS: shown}, weight), {**memory, **state}
 
     def expected_test(self, order: Order) -> Params:
         """The shapes of a reply with embeddings of test rows."""
