@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 pytest.importorskip("flwr")
 
 from in_process_grid import RUN, InProcessGrid, app_of, cards_of
+from parties import apart_by_columns
 from promises import Played, Setup, copied, play, same
 from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, anchored, beside, common, mixtures, served, several, small
 from toys import changed, distillation_setup, fedavg_setup, groups_setup, local_bias_setup, short, vertical_setup
@@ -138,6 +140,7 @@ TABLE = {
     "toy-distillation": distillation_setup,
     "toy-groups": groups_setup,
 }
+TABLE |= {name: partial(apart_by_columns, name) for name in METHODS if traits_of(name).vertical}
 TABLE |= {
     "fed-hello-local-head-int8": short(lambda: real("fed-hello", local_head=True, allocation="rgd"), "int8"),
     "fed-hello-llama-bfloat16": short(TABLE["fed-hello-llama"], "bfloat16"),

@@ -97,7 +97,11 @@ def test_dora_trains_over_a_base_of_fewer_bits(config, tmp_path):
         torch.testing.assert_close(adapter.norms(), (adapter.base.weight.float() + adapter._dense()).norm(dim=1))
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if traits_of(name).needs in ("tensors", "factors")])
+AVERAGE = [name for name in METHODS if traits_of(name).needs in ("tensors", "factors") and not traits_of(name).vertical]
+"""Methods of clients with the same columns, whose trained tensors may be LoRA's."""
+
+
+@pytest.mark.parametrize("method", AVERAGE)
 def test_dora_goes_with_methods_that_average_tensors(config, method):
     wanted = config(f"method.name={method}", "adapter.use_dora=true", "data.proxy=8")
     problems = [problem for problem in check(wanted) if "use_dora" in problem]

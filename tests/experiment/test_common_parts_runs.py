@@ -49,7 +49,7 @@ def test_parts_are_plain_lora_for_peft_and_their_mean_is_the_exported_model(tmp_
     saved = folder / "adapters" / "global-small"
 
     def base():
-        return load(*base_of_run(folder, None, "small")).model.eval()
+        return load(*base_of_run(folder, saved, None, "small")).model.eval()
 
     inputs = group.bench.prepare(rows)
     with torch.no_grad():
