@@ -42,6 +42,34 @@ view = ["bottom"]
 """
 
 
+BY_COLUMNS = """
+rounds = 2
+threads = 1
+device = "cpu"
+model = { name = "mlp?layers=1&width=16", task = "tabular-classification" }
+data = { source = "sklearn:digits", limit = 300 }
+partition = { scheme = "vertical", aligned = 24, unaligned = 40, width = 8 }
+adapter = { kind = "full" }
+training = { steps = 4, batch_size = 8, learning_rate = 0.01 }
+evaluation = { every = 2, last = 1 }
+method = { name = "proto-evfl", minibatches = 2 }
+
+[[parties]]
+label = "left"
+columns = ["image_?_[0-3]"]
+
+[[parties]]
+label = "right"
+columns = ["image_?_[45]"]
+model = { name = "mlp?layers=2&width=24", task = "tabular-classification" }
+
+[[parties]]
+label = "rest"
+columns = ["image_?_[67]"]
+"""
+"""Three parties with columns of a table, one of which has another encoder."""
+
+
 def parties_config(name: str, **method: Any) -> Config:
     """The run file with this method."""
     return parse({**tomllib.loads(FILE), "method": {"name": name, **method}})

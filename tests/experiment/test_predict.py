@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parties import BY_COLUMNS
 
 from fedquilt.config.groups import party_parts
 from fedquilt.config.load import parse
@@ -187,33 +188,9 @@ def test_rows_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
 
 # Vertical runs --------------------------------------------------------------------------------------------------------
 
-PARTIES = """
-rounds = 2
-threads = 1
-device = "cpu"
-model = { name = "mlp?layers=1&width=16", task = "tabular-classification" }
-data = { source = "sklearn:digits", limit = 300 }
-partition = { scheme = "vertical", aligned = 24, unaligned = 40, width = 8 }
-adapter = { kind = "full" }
-training = { steps = 4, batch_size = 8, learning_rate = 0.01 }
-evaluation = { every = 2, last = 1 }
-
-[[parties]]
-label = "left"
-columns = ["image_?_[0-3]"]
-
-[[parties]]
-label = "right"
-columns = ["image_?_[45]"]
-
-[[parties]]
-label = "rest"
-columns = ["image_?_[67]"]
-"""
-
 
 def vertical(method: str = "proto-evfl", **more: Any) -> dict[str, Any]:
-    return {**tomllib.loads(PARTIES), "method": {"name": method, "minibatches": 2}, **more}
+    return {**tomllib.loads(BY_COLUMNS), "method": {"name": method, "minibatches": 2}, **more}
 
 
 def rows_tested(raw: dict[str, Any], folder: Path) -> tuple[Path, list[str]]:

@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from parties import BY_COLUMNS
 
 import fedquilt
 from fedquilt.config.load import parse
@@ -17,36 +18,11 @@ from fedquilt.experiment.memory import afforded
 from fedquilt.experiment.plan import whole_plan
 from fedquilt.record import Record, read_rounds
 
-FILE = """
-rounds = 2
-threads = 1
-device = "cpu"
-model = { name = "mlp?layers=1&width=16", task = "tabular-classification" }
-data = { source = "sklearn:digits", limit = 300 }
-partition = { scheme = "vertical", aligned = 24, unaligned = 40, width = 8 }
-adapter = { kind = "full" }
-training = { steps = 2, batch_size = 8, learning_rate = 0.01 }
-evaluation = { every = 2, last = 1 }
-method = { name = "proto-evfl", minibatches = 2 }
-
-[[parties]]
-label = "left"
-columns = ["image_?_[0-3]"]
-
-[[parties]]
-label = "right"
-columns = ["image_?_[45]"]
-model = { name = "mlp?layers=2&width=24", task = "tabular-classification" }
-
-[[parties]]
-label = "rest"
-columns = ["image_?_[67]"]
-"""
 METHODS = ("proto-evfl", "vfl-split", "vfl-local", "vfl-ensemble", "vfl-central")
 
 
 def config(method: str = "proto-evfl") -> Config:
-    return parse({**tomllib.loads(FILE), "method": {"name": method, "minibatches": 2}})
+    return parse({**tomllib.loads(BY_COLUMNS), "method": {"name": method, "minibatches": 2}})
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -78,7 +54,7 @@ def test_what_is_planned_is_what_then_travels(method: str, tmp_path: Path) -> No
 
 def test_a_plan_loads_no_weights_and_shows_parties(command, tmp_path: Path) -> None:
     file = tmp_path / "vertical.toml"
-    file.write_text(FILE)
+    file.write_text(BY_COLUMNS)
     said = command("plan", str(file))
     assert said.code == 0
     assert all(word in said.out for word in ("left", "right", "rest (active)", "evaluation up"))

@@ -333,6 +333,15 @@ def test_a_party_that_is_away_is_left_out_and_comes_back(tmp_path: Path) -> None
     assert torch.tensor(lines[1]["state"]["gate"]["right"]).abs().max() == 0
 
 
+def test_checks_of_methods_read_the_rows_once() -> None:
+    known: dict[Any, Any] = {}
+    assert check(config(), known) == check(config(method={"name": "vfl-split"}), known) == []
+    once = len(known)
+    assert once > 0
+    check(config(data={"limit": 300}), known)
+    assert len(known) > once
+
+
 def test_a_check_finds_what_is_wrong(tmp_path: Path) -> None:
     assert check(config()) == []
     (problem,) = check(config(method={"name": "vfl-split", "hidden": 4}))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import MinLen
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel
 
 from fedquilt.config.error_text import shown
+from fedquilt.config.labels import Label
 from fedquilt.config.own_keys import OwnAdapter, OwnTraining
 from fedquilt.config.sections import default_of
 from fedquilt.config.strict import STRICT
@@ -31,7 +32,7 @@ class Party(BaseModel):
 
     model_config = STRICT
 
-    label: Annotated[Text, Field(max_length=100)]
+    label: Label
     """Name of the party in the record and in tables."""
     active: bool = False
     """Whether it is the active party; the last one if none says so."""
@@ -54,13 +55,6 @@ class Party(BaseModel):
     """Keys of [adapter]."""
     training: OwnTraining | None = None
     """Keys of [training], except ``proximal`` and ``precision``, which apply to all parties."""
-
-    @field_validator("label")
-    @classmethod
-    def _is_a_folder_name(cls, label: str) -> str:
-        if label.startswith(".") or not all(sign.isalnum() or sign in "-_. " for sign in label):
-            raise ValueError("names a folder, so it holds letters, digits, '-', '_', '.' and spaces only")
-        return label
 
 
 def active_place(parties: tuple[Party, ...]) -> int:

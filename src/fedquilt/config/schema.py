@@ -20,6 +20,7 @@ from fedquilt.config.checkpoints import Checkpoints
 from fedquilt.config.clients import FREE, Clients, Partition
 from fedquilt.config.data import Data
 from fedquilt.config.evaluation import Evaluation
+from fedquilt.config.labels import Label
 from fedquilt.config.network import Network
 from fedquilt.config.own_keys import OwnAdapter, OwnTraining
 from fedquilt.config.parties import Party
@@ -72,7 +73,7 @@ class Group(BaseModel):
 
     model_config = STRICT
 
-    label: Annotated[Text, Field(max_length=100)]
+    label: Label
     """Name of the group in the record and in tables, and in the folder ``adapters/global-LABEL``."""
     share: Count = 1
     """Relative number of clients, of ``partition.num_clients``."""
@@ -92,13 +93,6 @@ class Group(BaseModel):
     """Keys of [head]."""
     training: OwnTraining | None = None
     """Keys of [training], except ``proximal`` and ``precision``, which apply to all groups."""
-
-    @field_validator("label")
-    @classmethod
-    def _is_a_folder_name(cls, label: str) -> str:
-        if label.startswith(".") or not all(sign.isalnum() or sign in "-_. " for sign in label):
-            raise ValueError("names a folder, so it holds letters, digits, '-', '_', '.' and spaces only")
-        return label
 
 
 class Config(BaseModel):

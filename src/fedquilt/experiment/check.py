@@ -19,7 +19,7 @@ from fedquilt.data.table import Table
 from fedquilt.experiment.build import joined, tables_of
 from fedquilt.experiment.compatibility import refuse_contradictions
 from fedquilt.experiment.cut_rows import notes_on
-from fedquilt.experiment.data import NODE, AssignedRows
+from fedquilt.experiment.data import NODE, AssignedRows, read
 from fedquilt.experiment.data_of_groups import DataSource, data_sources, naming_groups
 from fedquilt.experiment.features import SITES
 from fedquilt.experiment.groups import budgets_of, check_part
@@ -73,7 +73,7 @@ def check(
     found, rng, spoilt, known = _Found(), Rng(config.seed), config.spoilt, {} if known is None else known
     if config.parties:
         if not spoilt:
-            found.attempt(lambda: built_vertical(config, planned=True))
+            found.attempt(lambda: built_vertical(config, planned=True, reader=partial(_read_once, known)))
         return list(found.problems)
     method = None if spoilt.touches("method.name") else found.attempt(lambda: chosen(config))
     unsure = bool(config.groups) and spoilt.touches(*_OF_GROUPS)
@@ -147,6 +147,13 @@ def _checked_server(config: Config, rng: Rng, forms: dict[int, Form], found: _Fo
         if found.attempt(tried, part) is None:
             return None
     return () if owner is None else tuple(owner)
+
+
+def _read_once(known: Known, config: Config, rng: Rng) -> tuple[Table | None, Table | None]:
+    """The rows of a config's source and its test rows; read once for all configs with this data and seed."""
+    key = ("read", f"{config.data!r} {config.model.task} {config.seed}")
+    tables: tuple[Table | None, Table | None] = _once(known, key, lambda: read(config, rng))
+    return tables
 
 
 def _once(known: Known, key: Hashable, step: Callable[[], Any]) -> Any:

@@ -28,7 +28,7 @@ def partition_record(assigned: AssignedRows, profiles: Sequence[Profile]) -> dic
         "proxy": assigned.proxy.tolist(),
         "clients": [
             {
-                **_about(profile),
+                **about(profile),
                 **({"name": assigned.names[profile.id]} if profile.id in assigned.names else {}),
                 "train": split.train.tolist(),
                 "validation": split.validation.tolist(),
@@ -42,12 +42,13 @@ def partition_record(assigned: AssignedRows, profiles: Sequence[Profile]) -> dic
 
 def announced_record(profiles: Sequence[Profile]) -> dict[str, Any]:
     """The announcements of the clients, for ``partition.json``, if only the clients see their rows."""
-    clients = [_about(profile) for profile in profiles]
+    clients = [about(profile) for profile in profiles]
     digest = hashlib.sha256(json.dumps(clients, sort_keys=True).encode()).hexdigest()
     return {"digest": digest, "classes": [], "proxy": [], "clients": clients}
 
 
-def _about(profile: Profile) -> dict[str, Any]:
+def about(profile: Profile) -> dict[str, Any]:
+    """What the record of a partition says of a client besides its rows."""
     return {
         "id": profile.id,
         "architecture": profile.architecture,

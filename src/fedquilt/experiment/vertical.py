@@ -38,7 +38,7 @@ from fedquilt.experiment.models import Form, architectures, device_of, kind_of, 
 from fedquilt.experiment.round_due import is_due
 from fedquilt.experiment.trial_pass import try_out
 from fedquilt.experiment.vertical_files import ELSEWHERE, files_of, halves, key_of
-from fedquilt.experiment.vertical_rows import UNKNOWN, Held, Holding, Rows, vertical_record
+from fedquilt.experiment.vertical_rows import UNKNOWN, Held, Holding, Reader, Rows, vertical_record
 from fedquilt.models.loaded import Loaded
 from fedquilt.vertical.alignment.wrapper import with_alignment
 
@@ -55,7 +55,12 @@ def dealing_of(config: Config) -> Dealing:
 
 
 def built_vertical(
-    config: Config, here: Collection[ClientId] | None = None, *, on_site: bool = False, planned: bool = False
+    config: Config,
+    here: Collection[ClientId] | None = None,
+    *,
+    on_site: bool = False,
+    planned: bool = False,
+    reader: Reader = read,
 ) -> Experiment:
     """The experiment of a vertical federation.
 
@@ -69,6 +74,8 @@ def built_vertical(
         Whether it is built by a passive party: the active party's model has shapes only, and labels are not kept.
     planned
         Whether shapes are all that is wanted.
+    reader
+        Reads a source; another one may keep what it has read.
     """
     method, parts, dealing = chosen(config), party_parts(config), dealing_of(config)
     refuse_contradictions(config, parts[:-1], method)
@@ -82,7 +89,7 @@ def built_vertical(
             )
         files = files_of(config, parts, dealing, here, on_site=on_site)
         return assembled(config, method, parts, dealing, files, rng, on_site=on_site, planned=planned)
-    rows = rows_of(config, parts, dealing, rng, together=method.traits.complete)
+    rows = rows_of(config, parts, dealing, rng, together=method.traits.complete, reader=reader)
     holdings = [
         rows.holding(number, labelled=part.party is not None and part.party.labelled)
         for number, part in enumerate(parts)
@@ -92,7 +99,15 @@ def built_vertical(
     return assembled(config, method, parts, dealing, held, rng, on_site=on_site, planned=planned)
 
 
-def rows_of(config: Config, parts: Sequence[Part], dealing: Dealing, rng: Rng, *, together: bool = False) -> Rows:
+def rows_of(
+    config: Config,
+    parts: Sequence[Part],
+    dealing: Dealing,
+    rng: Rng,
+    *,
+    together: bool = False,
+    reader: Reader = read,
+) -> Rows:
     """Read the source as each party sees it, and deal its rows.
 
     Parameters
@@ -103,6 +118,8 @@ def rows_of(config: Config, parts: Sequence[Part], dealing: Dealing, rng: Rng, *
         How rows are dealt, and the random stream of the run.
     together
         Whether all rows are aligned, for a method that sees all columns.
+    reader
+        Reads a source.
 
     Raises
     ------
@@ -121,7 +138,7 @@ def rows_of(config: Config, parts: Sequence[Part], dealing: Dealing, rng: Rng, *
                 )
             key = f"{part.config.data!r} {TASKS[part.config.model.task].reads}"
             if key not in held:
-                held[key] = read(part.config, rng)
+                held[key] = reader(part.config, rng)
             table, test = held[key]
             assert table is not None, "the rows of simulated parties are of one source"
             tables.append(seen_by(part, table))
@@ -254,7 +271,9 @@ def _party(part: Part, work: Work, holding: Holding, key: bytes) -> tuple[BuiltG
     client = Client(profile, work.bench, work.first, config.training, config.rounds, NO_ROWS)
     client = replace(client, batch_size=config.evaluation.batch_size, ids=holding.ids, id_key=key)
     if work.bench.device.type == "meta" or holding.table is None:
-        train, aligned, test = (_shape(len(own)) for own in (holding.own, holding.aligned, holding.test))
+        train, aligned, test = (
+            {"labels": torch.zeros(len(own), dtype=torch.long)} for own in (holding.own, holding.aligned, holding.test)
+        )
     else:
         columns = encoded(model, holding.table)
         tested = columns if holding.tested is None else encoded(model, holding.tested)
@@ -277,7 +296,3 @@ def encoded(loaded: Loaded, table: Table) -> Columns:
     nothing = torch.zeros(len(table), dtype=torch.long)
     columns = loaded.encode(replace(table, labels=nothing, classes=loaded.outputs.classes))
     return {**columns, "labels": torch.full((len(table),), UNKNOWN)}
-
-
-def _shape(count: int) -> Columns:
-    return {"labels": torch.zeros(count, dtype=torch.long)}

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from fedquilt.config.schema import Config
+from fedquilt.core.rng import Rng
 from fedquilt.core.types import Profile
 from fedquilt.data.holdout import label_counts
 from fedquilt.data.partition import digest
 from fedquilt.data.table import Table
 from fedquilt.data.vertical.deal import Dealt
 from fedquilt.experiment.groups import BuiltGroup
+from fedquilt.experiment.inputs_record import about
+
+Reader = Callable[[Config, Rng], tuple[Table | None, Table | None]]
+"""Gives the rows of a config's source and its common test rows, as ``data.read`` does."""
 
 UNKNOWN = -1
 """The label of a row whose label its party does not know."""
@@ -113,13 +119,7 @@ def vertical_record(
     counts = label_counts(dealt.unaligned, rows.labels, rows.classes)
     clients = [
         {
-            "id": profile.id,
-            "architecture": profile.architecture,
-            "budget": profile.budget.layers,
-            "rank": profile.budget.rank,
-            "task": profile.task,
-            "examples": profile.num_examples,
-            "group": profile.group,
+            **about(profile),
             "train": dealt.unaligned[profile.id].tolist(),
             "validation": [],
             "test": [],

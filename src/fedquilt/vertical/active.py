@@ -206,7 +206,7 @@ def predicted(
     party = party_of(vertical.active)
     if party.bench.device.type == "meta":
         return state
-    views = test_views(vertical, state, received, embedded(party, state["own"], party.splits[TEST]), counts)
+    views = views_of_test(vertical, state, received, embedded(party, state["own"], party.splits[TEST]), counts)
     views = views.without(~holds)
     labels, seen = vertical.test_labels, seen_classes(vertical)
     with torch.no_grad():
@@ -229,7 +229,7 @@ def predicted(
     return cast(ActiveState, made)
 
 
-def test_views(
+def views_of_test(
     vertical: Vertical, state: ActiveState, received: Mapping[ClientId, Tensor], own: Tensor, counts: Tensor
 ) -> Views:
     """All parties' views of rows that are predicted; a passive party that sent no embeddings is missing.

@@ -21,7 +21,7 @@ from fedquilt.core.types import ClientId, Memory, Order, Params, Range, Reply, T
 from fedquilt.core.vertical import ALIGNED, TEST, Vertical
 from fedquilt.core.worker import Worker
 from fedquilt.data.table import take
-from fedquilt.vertical.active import ActiveState, Received, Told, aligned_prior, joined, predicted, test_views
+from fedquilt.vertical.active import ActiveState, Received, Told, aligned_prior, joined, predicted, views_of_test
 from fedquilt.vertical.alignment.wrapper import aligned_rows
 from fedquilt.vertical.files import as_aligned, held, lacking, resolved
 from fedquilt.vertical.lesson import Facts
@@ -285,7 +285,7 @@ class Exchanges:
         received = {one.client: one.params[EMBEDDINGS] for one in replies if not self.recipe.alone}
         now = self.now(state)
         own = embedded(now.active, state["own"], rows)
-        views = test_views(now.vertical, state, received, own, now.counts)
+        views = views_of_test(now.vertical, state, received, own, now.counts)
         with torch.no_grad():
             return self.recipe.joint.scores(state["joint"], views)
 

@@ -18,6 +18,7 @@ from drawn_factors import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from nearness import assert_near
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
@@ -46,10 +47,6 @@ def rows(*values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-def near(left, right, tolerance=1e-10):
-    torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)
-
-
 # The stack ------------------------------------------------------------
 
 
@@ -63,10 +60,10 @@ def test_t21_the_stack_is_the_dense_mean_of_unlike_ranks_scales_and_weights(made
     assert product.B.shape[0] == len(made[0].B)
     assert product.A.shape[1] == made[0].A.shape[1]
     size = 1 + sum(float(c.scale * c.B.double().norm() * c.A.double().norm()) for c in made)
-    near(matrix(product) / size, dense_mean(made) / size, TOLERANCE[made[0].B.dtype])
+    assert_near(matrix(product) / size, dense_mean(made) / size, TOLERANCE[made[0].B.dtype])
     exact = stacked(made, keep_wide=True)
     assert exact.B.dtype == torch.float64
-    near(matrix(exact), dense_mean(made))
+    assert_near(matrix(exact), dense_mean(made))
 
 
 def test_t21_weight_and_scale_are_counted_once():
@@ -83,9 +80,9 @@ def test_t21_weight_and_scale_are_counted_once():
 def test_the_order_of_clients_does_not_matter(made, random):
     mixed = list(made)
     random.shuffle(mixed)
-    near(matrix(stacked(made)), matrix(stacked(mixed)))
+    assert_near(matrix(stacked(made)), matrix(stacked(mixed)))
     rank = min(len(made[0].B), made[0].A.shape[1])
-    near(matrix(redistributed(svd(stacked(made)), rank)), matrix(redistributed(svd(stacked(mixed)), rank)))
+    assert_near(matrix(redistributed(svd(stacked(made)), rank)), matrix(redistributed(svd(stacked(mixed)), rank)))
 
 
 @laws
@@ -96,7 +93,7 @@ def test_equal_clients_are_a_fixed_point_of_the_product(made, num, more):
     same = [one._replace(weight=1 + place) for place in range(num)]
     rank = one.A.shape[0] + more - 1
     given_back = redistributed(svd(stacked(same, keep_wide=True)), rank, one.scale)
-    near(one.scale * matrix(given_back), one.scale * one.B @ one.A)
+    assert_near(one.scale * matrix(given_back), one.scale * one.B @ one.A)
     assert given_back.rank == rank
 
 
@@ -120,10 +117,10 @@ def test_nothing_that_was_given_is_changed_and_shapes_and_dtypes_are_told(made, 
 def test_t22_flexlora_and_flora_are_blind_to_the_gauge(made, rank, seed):
     """T22: ``(B M, M^-1 A)`` for ``(B, A)``, each client its own M, changes neither the stack's nor the cut product."""
     other = regauged(made, seed)
-    near(matrix(stacked(other)), matrix(stacked(made)), 1e-9)
+    assert_near(matrix(stacked(other)), matrix(stacked(made)), 1e-9)
     parts = svd(stacked(made))
     if gap(parts.S, rank):
-        near(matrix(redistributed(svd(stacked(other)), rank)), matrix(redistributed(parts, rank)), 1e-7)
+        assert_near(matrix(redistributed(svd(stacked(other)), rank)), matrix(redistributed(parts, rank)), 1e-7)
 
 
 def gap(values, rank):
@@ -143,13 +140,13 @@ def test_t29_only_the_product_counts_and_not_how_alpha_and_rank_make_it(made, ra
         b = torch.cat([client.B * (client.scale / s), client.B.new_zeros(len(client.B), extra)], dim=1)
         a = torch.cat([client.A, torch.ones(extra, client.A.shape[1], dtype=client.A.dtype)])
         restated.append(Factors(b, a, s, client.weight))
-    near(matrix(stacked(restated)), matrix(stacked(made)))
+    assert_near(matrix(stacked(restated)), matrix(stacked(made)))
     parts = svd(stacked(made))
     if gap(parts.S, rank):
         scales = [16 / rank, 16 / math.sqrt(rank)]
         one, other = (s * matrix(redistributed(svd(stacked(restated)), rank, s)) for s in scales)
-        near(one, other, 1e-9)
-        near(one, matrix(redistributed(parts, rank)), 1e-7)
+        assert_near(one, other, 1e-9)
+        assert_near(one, matrix(redistributed(parts, rank)), 1e-7)
 
 
 # The decomposition ------------------------------------------------------------
@@ -184,8 +181,8 @@ def test_the_qr_core_is_numpys_dense_svd_at_a_real_size():
         ours = leading(parts, rank)
         theirs = (u[:, :rank] * s[:rank]) @ vh[:rank]
         np.testing.assert_allclose(((ours.U * ours.S) @ ours.Vh).numpy(), theirs, rtol=0, atol=1e-10 * s[0])
-    near(parts.U.T @ parts.U, torch.eye(24, dtype=torch.float64))
-    near(parts.Vh @ parts.Vh.T, torch.eye(24, dtype=torch.float64))
+    assert_near(parts.U.T @ parts.U, torch.eye(24, dtype=torch.float64))
+    assert_near(parts.Vh @ parts.Vh.T, torch.eye(24, dtype=torch.float64))
 
 
 @laws
@@ -202,7 +199,7 @@ def test_signs_are_settled_values_fall_and_dead_directions_are_zero(made):
     flipped = [c._replace(B=-c.B, A=-c.A) for c in made]  # the same products
     again = svd(stacked(flipped))
     assert torch.equal(again.S > 0, alive)
-    near(again.S, s)
+    assert_near(again.S, s)
 
 
 def test_t22_a_lower_rank_gets_a_prefix_of_what_a_higher_rank_gets():
@@ -237,8 +234,8 @@ def test_t22_by_hand():
 def test_where_the_singular_values_go_does_not_change_the_product(made, rank, scale):
     parts = svd(stacked(made))
     left, even = redistributed(parts, rank, scale), redistributed(parts, rank, scale, split="even")
-    near(scale * matrix(left), scale * matrix(even))
-    near(even.B.norm(dim=0), even.A.norm(dim=1))  # balanced
+    assert_near(scale * matrix(left), scale * matrix(even))
+    assert_near(even.B.norm(dim=0), even.A.norm(dim=1))  # balanced
 
 
 @pytest.mark.parametrize("dtype", EVERY_DTYPE)
@@ -250,7 +247,7 @@ def test_odd_shapes(shape, dtype):
     parts = svd(product)
     assert len(parts.S) == min(shape)
     tolerance = TOLERANCE[dtype] * (1 + norm(product))
-    near((parts.U.double() * parts.S.double()) @ parts.Vh.double(), matrix(product), tolerance)
+    assert_near((parts.U.double() * parts.S.double()) @ parts.Vh.double(), matrix(product), tolerance)
 
 
 @pytest.mark.parametrize("split", ["left", "even"])
@@ -264,7 +261,7 @@ def test_a_zero_stack_and_a_rank_above_the_numerical_rank_give_zeros_and_not_noi
     parts = truncated(deficient, 4)
     assert bool((parts.S[:2] > 0).all())
     assert parts.S[2:].tolist() == [0.0, 0.0]
-    near((parts.U * parts.S) @ parts.Vh, 3 * matrix(twice))
+    assert_near((parts.U * parts.S) @ parts.Vh, 3 * matrix(twice))
     given_back = redistributed(parts, 4, 1.0, split=split)
     assert not bool(given_back.B[:, 2:].any())
     assert not bool(given_back.A[2:].any())
@@ -302,7 +299,7 @@ def test_another_rank_is_the_nearest_and_exact_when_not_lower(made, rank, scale)
     missing = math.sqrt((s[rank:] ** 2).sum())
     assert float((scale * matrix(again) - target).norm()) == pytest.approx(missing, abs=1e-10)
     if rank >= one.A.shape[0]:
-        near(scale * matrix(again), target)
+        assert_near(scale * matrix(again), target)
 
 
 # Norms and orientation ------------------------------------------------------------
@@ -331,7 +328,7 @@ def test_the_dense_matrix_is_turned_for_conv1d_only(made):
     product = stacked(made)
     assert dense(product).shape == (len(made[0].B), made[0].A.shape[1])
     assert torch.equal(dense(product, fan_in_fan_out=True), dense(product).T)
-    near(dense(product), dense_mean(made))
+    assert_near(dense(product), dense_mean(made))
 
 
 # PEFT ------------------------------------------------------------
@@ -383,7 +380,7 @@ def test_t21_peft_puts_adapters_beside_each_other_as_we_stack(peft_clients):
     model.add_weighted_adapter(["0", "1", "2"], weights, "all", combination_type="cat")
     for name, layer in layers.items():
         product = stacked(ours[name])
-        near(dense(product), layer.get_delta_weight("all").detach(), 1e-5)
+        assert_near(dense(product), layer.get_delta_weight("all").detach(), 1e-5)
         assert product.rank == layer.r["all"] == 7
 
 
@@ -394,7 +391,7 @@ def test_t22_peft_cuts_the_dense_sum_as_we_cut_the_stack(peft_clients, rank):
     model.add_weighted_adapter(["0", "1", "2"], weights, "cut", combination_type="svd", svd_rank=rank)
     for name, layer in layers.items():
         cut = redistributed(svd(stacked(ours[name], keep_wide=True)), rank).to(torch.float32)
-        near(dense(cut), layer.get_delta_weight("cut").detach(), 1e-5)
+        assert_near(dense(cut), layer.get_delta_weight("cut").detach(), 1e-5)
 
 
 # What is refused ------------------------------------------------------------

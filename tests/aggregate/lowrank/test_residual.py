@@ -16,6 +16,7 @@ from drawn_factors import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from nearness import assert_near
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -35,10 +36,6 @@ def rows(*values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-def near(left, right, tolerance=1e-10):
-    torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)
-
-
 # The mean of factors and what it loses ------------------------------------------------------------
 
 
@@ -55,7 +52,7 @@ def test_t23_mean_factors_and_residual_make_up_the_exact_mean(made):
     assert {t.dtype for t in (*mean, *lost)} == {dtype}
     assert lost.rank == (len(made) - 1) * rank
     size = 1 + sum(float(c.scale * c.B.double().norm() * c.A.double().norm()) for c in made) * len(made)
-    near((matrix(mean) + matrix(lost)) / size, dense_mean(made) / size, TOLERANCE[dtype])
+    assert_near((matrix(mean) + matrix(lost)) / size, dense_mean(made) / size, TOLERANCE[dtype])
 
 
 def test_t23_by_hand():
@@ -98,16 +95,16 @@ def test_equal_clients_lose_nothing_and_keep_their_bits(made, num):
 def test_the_order_of_clients_does_not_matter(made, random):
     mixed = list(made)
     random.shuffle(mixed)
-    near(matrix(residual(mixed)), matrix(residual(made)), 1e-9)
-    near(matrix(refined(mixed)), matrix(refined(made)), 1e-8)
-    near(matrix(mean_factors(mixed)), matrix(mean_factors(made)))
+    assert_near(matrix(residual(mixed)), matrix(residual(made)), 1e-9)
+    assert_near(matrix(refined(mixed)), matrix(refined(made)), 1e-8)
+    assert_near(matrix(mean_factors(mixed)), matrix(mean_factors(made)))
 
 
 @laws
 @given(one_rank, st.integers(0, 2**32))
 def test_fedex_is_blind_to_the_gauge(made, seed):
     other = regauged(made, seed)
-    near(
+    assert_near(
         matrix(mean_factors(other)) + matrix(residual(other)), matrix(mean_factors(made)) + matrix(residual(made)), 1e-9
     )
 
@@ -116,7 +113,7 @@ def test_fedit_is_not_blind_to_the_gauge_and_lora_fair_neither():
     made = [Factors(*product_of(6, 3, 5, seed=seed), weight=seed + 1) for seed in range(3)]
     other = regauged(made, 1)
     for client, changed in zip(made, other, strict=True):
-        near(matrix(client), matrix(changed))
+        assert_near(matrix(client), matrix(changed))
     for combined in (mean_factors, refined):
         apart = product_distance(combined(made), combined(other))
         assert apart > 0.1 * norm(combined(made))
@@ -169,7 +166,7 @@ def test_what_is_sent_is_the_best_of_its_rank_and_the_rest_is_carried(made, rank
     lost = residual(made)
     sent, carried = rationed(lost, rank)
     assert sent.rank <= rank
-    near(matrix(sent) + matrix(carried), matrix(lost))
+    assert_near(matrix(sent) + matrix(carried), matrix(lost))
     s = np.linalg.svd(matrix(lost).numpy(), compute_uv=False)
     assert norm(carried) == pytest.approx(np.sqrt((s[rank:] ** 2).sum()), abs=1e-10)
     if rank == 0:
@@ -188,7 +185,7 @@ def test_error_feedback_sends_late_and_loses_nothing(seeds, rank):
         sent, carried = rationed(lost, rank, carried)
         due.append(lost)
         delivered.append(sent)
-    near(matrix(summed(delivered)) + matrix(carried), matrix(summed(due)), 1e-9)
+    assert_near(matrix(summed(delivered)) + matrix(carried), matrix(summed(due)), 1e-9)
     assert carried.rank <= 5  # as a sum of stacks it would grow for ever
 
 
@@ -242,7 +239,7 @@ def test_t24_no_gradient_is_left_and_the_objective_is_never_above_fedits(made, s
 def test_t24_the_limits(made):
     """T24: a huge strength is FedIT; none at all projects on the rows of the mean A: what is left is orthogonal."""
     mean = mean_factors(made)
-    near(refined(made, 1e15).B, mean.B, 1e-8)
+    assert_near(refined(made, 1e15).B, mean.B, 1e-8)
     left = dense_mean(made) - matrix(refined(made, 0.0))
     size = (1 + float(dense_mean(made).norm())) * (1 + float(mean.A.norm()))
     assert float((left @ mean.A.T).norm()) < 1e-8 * size
@@ -270,7 +267,7 @@ def test_t24_a_mean_of_a_that_is_singular_or_zero_is_no_trouble():
     made = [Factors(product_of(4, 2, 3, seed=k).B, (1 + k) * a) for k in range(2)]
     ours = refined(made, 0.0)
     assert bool(ours.B.isfinite().all())
-    near(matrix(ours), dense_mean(made))  # the rows of D lie in those of A
+    assert_near(matrix(ours), dense_mean(made))  # the rows of D lie in those of A
     opposite = [made[0], made[0]._replace(A=-made[0].A)]
     assert torch.equal(refined(opposite, 0.0).B, mean_factors(opposite).B)
 

@@ -15,7 +15,7 @@ from fedquilt.core.rng import Rng
 one_rank = clients(one_rank=True, most=5)
 
 
-def near(left, right, tolerance=1e-3):
+def assert_near(left, right, tolerance=1e-3):
     torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)
 
 
@@ -50,7 +50,7 @@ def test_the_parts_add_up_and_no_other_split_is_better(num_rows, num_columns, se
     generator = Rng(seed, ("split",)).torch()
     whole = torch.randn(num_rows, num_columns, generator=generator, dtype=torch.float64)
     low, sparse = robust_pca(whole)
-    near(low + sparse, whole)
+    assert_near(low + sparse, whole)
     ours = objective(low, whole - low)
     for size in (1e-3, 0.1, 1.0):
         step = size * torch.randn(whole.shape, generator=generator, dtype=torch.float64)
@@ -63,7 +63,7 @@ def test_the_parts_add_up_and_no_other_split_is_better(num_rows, num_columns, se
 def test_the_split_scales_with_the_matrix(factor):
     whole = sum(planted(30, 6))
     for ours, theirs in zip(robust_pca(whole * factor), robust_pca(whole), strict=True):
-        near(ours / factor, theirs)
+        assert_near(ours / factor, theirs)
 
 
 def test_nothing_splits_into_nothing():
@@ -82,8 +82,8 @@ def test_what_all_share_is_not_specific():
     updates[1, 2] = 7.0
     specific = client_specific(updates)
     assert float(robust_pca(updates).sparse[0, 0]) > 1  # by itself, robust PCA takes it for sparse
-    near(specific[0], torch.zeros(3, dtype=torch.float64))
-    near(specific[1:], updates[1:], 1e-3)
+    assert_near(specific[0], torch.zeros(3, dtype=torch.float64))
+    assert_near(specific[1:], updates[1:], 1e-3)
 
 
 # The mean ------------------------------------------------------------
@@ -99,8 +99,8 @@ def test_one_clients_entry_counts_twice_by_hand():
     for scale, entry in ((0.0, 0.0), (1.0, 2.0), (2.0, 4.0), (4.0, 8.0)):
         ours = amplified_mean(server, made, scale)
         assert float(ours.A[0, 5]) == pytest.approx(entry, abs=1e-3)
-        near(ours.A[0, 6:], zeros[0, 6:])
-        near(ours.B, 2 * server.B)
+        assert_near(ours.A[0, 6:], zeros[0, 6:])
+        assert_near(ours.B, 2 * server.B)
     weighted = [client._replace(weight=5.0 if k == 2 else 1.0) for k, client in enumerate(made)]
     assert float(amplified_mean(server, weighted).A[0, 5]) == pytest.approx(2 * 5.0, abs=1e-3)
 
@@ -118,8 +118,8 @@ def test_at_scale_1_it_is_the_mean_of_factors(made):
 def test_one_client_or_equal_clients_are_not_amplified(made, num):
     server, own = made[-1]._replace(scale=made[0].scale), made[0]
     ours = amplified_mean(server, [own._replace(weight=1.0 + k) for k in range(num)], 3.0)
-    near(ours.B, own.scale * own.B)
-    near(ours.A, own.A)
+    assert_near(ours.B, own.scale * own.B)
+    assert_near(ours.A, own.A)
 
 
 @laws
@@ -129,8 +129,8 @@ def test_order_and_clients_without_weight_do_not_matter_and_inputs_stay(made, ra
     mixed = [*made, Factors(made[0].B * 3, made[0].A - 2, made[0].scale, 0.0)]
     random.shuffle(mixed)
     ours, theirs = amplified_mean(made[0], made), amplified_mean(made[0], mixed)
-    near(theirs.B, ours.B, 1e-3)
-    near(theirs.A, ours.A, 1e-3)
+    assert_near(theirs.B, ours.B, 1e-3)
+    assert_near(theirs.A, ours.A, 1e-3)
     assert unchanged(made, before)
 
 

@@ -23,7 +23,7 @@ def rows(*values):
     return torch.tensor(values, dtype=torch.float64)
 
 
-def near(left, right, tolerance=1e-9):
+def assert_near(left, right, tolerance=1e-9):
     torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)
 
 
@@ -43,9 +43,9 @@ def together(product):
     return torch.cat([product.B.T, product.A], dim=1)
 
 
-def both_near(left, right, tolerance=1e-8):
-    near(left.B, right.B, tolerance)
-    near(left.A, right.A, tolerance)
+def assert_both_near(left, right, tolerance=1e-8):
+    assert_near(left.B, right.B, tolerance)
+    assert_near(left.A, right.A, tolerance)
 
 
 # The rotation ------------------------------------------------------------
@@ -58,7 +58,7 @@ def test_the_rotation_is_scipys_procrustes(made):
     scipy = pytest.importorskip("scipy.linalg")
     moving, target = made[0], made[-1]
     turn = rotation(moving, target)
-    near(turn.T @ turn, torch.eye(len(turn), dtype=torch.float64))
+    assert_near(turn.T @ turn, torch.eye(len(turn), dtype=torch.float64))
     theirs, _ = scipy.orthogonal_procrustes(together(moving).T.numpy(), together(target).T.numpy())
     left, right = (float((together(moving).T @ torch.as_tensor(r) - together(target).T).norm()) for r in (turn, theirs))
     assert left == pytest.approx(right, rel=1e-9, abs=1e-7)
@@ -71,15 +71,15 @@ def test_a_rotation_is_undone(made, seed):
     (client, *_) = made
     other = turned(client, seed)
     back = rotation(other, client)
-    near(other.B @ back, client.B, 1e-7)
-    near(back.T @ other.A, client.A, 1e-7)
+    assert_near(other.B @ back, client.B, 1e-7)
+    assert_near(back.T @ other.A, client.A, 1e-7)
 
 
 @laws
 @given(one_rank)
 def test_who_has_not_moved_is_not_turned(made):
     (client, *_) = made
-    near(rotation(client, client), torch.eye(client.A.shape[0], dtype=torch.float64), 1e-7)
+    assert_near(rotation(client, client), torch.eye(client.A.shape[0], dtype=torch.float64), 1e-7)
 
 
 def test_rotations_by_hand():
@@ -87,10 +87,10 @@ def test_rotations_by_hand():
     none = torch.zeros(3, 2, dtype=torch.float64)
     target = Product(none, rows([2.0, 0.0], [0.0, 1.0]))
     swapped, flipped = Product(none, rows([0.0, 1.0], [2.0, 0.0])), Product(none, rows([2.0, 0.0], [0.0, -1.0]))
-    near(rotation(swapped, target), rows([0.0, 1.0], [1.0, 0.0]))
-    near(rotation(flipped, target), rows([1.0, 0.0], [0.0, -1.0]))
-    near(rotation(Product(none, rows([-2.0, 0.0], [0.0, 0.0])), target), rows([-1.0, 0.0], [0.0, 1.0]))
-    near(rotation(Product(none, none[:2]), target), torch.eye(2, dtype=torch.float64))
+    assert_near(rotation(swapped, target), rows([0.0, 1.0], [1.0, 0.0]))
+    assert_near(rotation(flipped, target), rows([1.0, 0.0], [0.0, -1.0]))
+    assert_near(rotation(Product(none, rows([-2.0, 0.0], [0.0, 0.0])), target), rows([-1.0, 0.0], [0.0, 1.0]))
+    assert_near(rotation(Product(none, none[:2]), target), torch.eye(2, dtype=torch.float64))
 
 
 # The means ------------------------------------------------------------
@@ -101,20 +101,20 @@ def test_the_means_of_clients_that_are_rotated_apart_by_hand():
     server = Factors(torch.zeros(2, 2, dtype=torch.float64), torch.eye(2, dtype=torch.float64))
     one = Factors(rows([2.0, 0.0], [0.0, 1.0]), rows([1.0, 0.0], [0.0, 1.0]))
     two = Factors(rows([0.0, 2.0], [1.0, 0.0]), rows([0.0, 1.0], [1.0, 0.0]))
-    near(matrix(two), rows([2.0, 0.0], [0.0, 1.0]))
-    near(matrix(mean_factors([one, two])), rows([1.0, 1.0], [0.5, 0.5]))
+    assert_near(matrix(two), rows([2.0, 0.0], [0.0, 1.0]))
+    assert_near(matrix(mean_factors([one, two])), rows([1.0, 1.0], [0.5, 0.5]))
     for combined in MEANS.values():
-        both_near(combined(server, [one, two]), one)
+        assert_both_near(combined(server, [one, two]), one)
 
 
 def test_a_mean_gram_matrix_by_hand():
     """Z = [B, A] of rank 1: [3, 0] of weight 1 and [0, 1] of weight 3; the mean is diag(9, 3) / 4, cut to 9 / 4."""
     server = Factors(rows([1.0]), rows([0.0]))
     made = [Factors(rows([3.0]), rows([0.0]), 1.0, 1), Factors(rows([0.0]), rows([1.0]), 1.0, 3)]
-    both_near(gram_mean(server, made), Factors(rows([1.5]), rows([0.0])))
-    both_near(gram_mean(Factors(rows([-1.0]), rows([0.0])), made), Factors(rows([-1.5]), rows([0.0])))
+    assert_both_near(gram_mean(server, made), Factors(rows([1.5]), rows([0.0])))
+    assert_both_near(gram_mean(Factors(rows([-1.0]), rows([0.0])), made), Factors(rows([-1.5]), rows([0.0])))
     scaled = [made[0]._replace(B=rows([1.5]), scale=2.0), made[1]._replace(scale=2.0)]
-    both_near(gram_mean(server._replace(scale=2.0), scaled), Factors(rows([1.5]), rows([0.0])))
+    assert_both_near(gram_mean(server._replace(scale=2.0), scaled), Factors(rows([1.5]), rows([0.0])))
 
 
 @either
@@ -125,7 +125,7 @@ def test_clients_rotations_change_nothing(combined, made, seeds):
     server = _filling(made)
     others = [turned(client, seed) for client, seed in zip(made, seeds, strict=False)]
     ours = combined(server, made)
-    near(matrix(combined(server, others)), matrix(ours), 1e-6 * (1 + norm(ours)))
+    assert_near(matrix(combined(server, others)), matrix(ours), 1e-6 * (1 + norm(ours)))
 
 
 @either
@@ -135,7 +135,7 @@ def test_one_client_or_equal_clients_keep_their_product(combined, made, num):
     server, own = made[-1], made[0]
     same = [own._replace(weight=1.0 + k) for k in range(num)]
     size = 1 + own.scale * norm(Product(own.B, own.A))
-    near(matrix(combined(server, same)) / size, own.scale * own.B @ own.A / size)
+    assert_near(matrix(combined(server, same)) / size, own.scale * own.B @ own.A / size)
 
 
 @either
@@ -146,7 +146,7 @@ def test_order_and_clients_without_weight_do_not_matter_and_inputs_stay(combined
     ours = combined(server, made)
     mixed = [*made, Factors(made[0].B * 3, made[0].A - 2, made[0].scale, 0.0)]
     random.shuffle(mixed)
-    near(matrix(combined(server, mixed)), matrix(ours), 1e-6 * (1 + norm(ours)))
+    assert_near(matrix(combined(server, mixed)), matrix(ours), 1e-6 * (1 + norm(ours)))
     assert unchanged(made, before)
 
 
@@ -166,7 +166,7 @@ def test_the_gram_matrix_is_numpys_best_of_its_rank(made):
     scaled = [Product(client.scale * client.B, client.A) for client in made]
     dense = sum(p * together(c).T @ together(c) for p, c in zip(parts / parts.sum(), scaled, strict=True))
     d_out = len(made[0].B)
-    near(dense[:d_out, d_out:], dense_mean(made))
+    assert_near(dense[:d_out, d_out:], dense_mean(made))
     values, vectors = np.linalg.eigh(dense.numpy())
     rank = min(made[0].A.shape[0], len(values))
     best = (vectors[:, -rank:] * values[-rank:]) @ vectors[:, -rank:].T
