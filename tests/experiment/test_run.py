@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedquilt.config import evaluation
 from fedquilt.config.load import load
 from fedquilt.core.errors import RoundError, RunError
 from fedquilt.experiment import round_record
@@ -18,6 +19,8 @@ from fedquilt.experiment.build import build
 from fedquilt.experiment.export import export
 from fedquilt.experiment.run import resume, run
 from fedquilt.record import Record, hold, read_environment, read_partition, read_result, read_rounds
+from fedquilt.report.caveats import notes
+from fedquilt.report.runs import read_run
 
 run_module = importlib.import_module("fedquilt.experiment.run")  # the package's own name for it is the function
 TENSORS_OF_A_BLOCK = 2 * (2 * 16 + 16 * 2)  # query and value, factors (2, 16) and (16, 2)
@@ -86,6 +89,20 @@ def test_the_proxy_rows_belong_to_no_client(finished):
     ]
     assert len(partition["proxy"]) == 20
     assert sorted(held + partition["proxy"]) == list(range(240))
+
+
+@pytest.mark.parametrize("how", ["cohort", "auto"])
+def test_in_large_populations_the_clients_of_the_round_are_evaluated(config, tmp_path, monkeypatch, finished, how):
+    assert not any("took part" in note for note in notes({"all": [read_run(finished)]}))
+    monkeypatch.setattr(evaluation, "FEW", 5)
+    folder = run(config("rounds=2", f"evaluation.clients={how}"), tmp_path / how)
+    for line, other in zip(read_rounds(folder), read_rounds(finished), strict=False):
+        took_part = line["exchanges"][0]["clients"].keys()
+        assert line["evaluation"]["clients"].keys() == took_part
+        assert len(took_part) < len(other["evaluation"]["clients"]) == 6
+        for client, scores in line["evaluation"]["clients"].items():
+            assert scores == pytest.approx(other["evaluation"]["clients"][client], rel=1e-6)
+    assert any("clients that took part in each evaluated round" in note for note in notes({how: [read_run(folder)]}))
 
 
 def test_rounds_without_evaluation_say_null_and_the_last_ones_are_always_evaluated(config, tmp_path):
@@ -495,8 +512,8 @@ def test_what_was_released_is_not_forgotten_by_going_back(config, tmp_path):
 def test_where_scores_stop_being_numbers_the_last_sound_checkpoint_is_named(config, tmp_path, monkeypatch):
     judge = round_record.evaluate
 
-    def poisoned(experiment, state, memories, **how):
-        scores = judge(experiment, state, memories, **how)
+    def poisoned(*asked, **how):
+        scores = judge(*asked, **how)
         poisoned.calls += 1
         return {**scores, "global": {"loss": float("nan")}} if poisoned.calls > 1 else scores
 

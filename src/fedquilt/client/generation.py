@@ -38,8 +38,8 @@ class Asked(NamedTuple):
     gold: list[int]
 
 
-def asked(bench: Workbench, batch: Batch, logits: Tensor, answering: Answering) -> list[Asked]:
-    """The rows of a batch for which an answer must be generated to know whether it is right.
+def asked(bench: Workbench, batch: Batch, logits: Tensor, answering: Answering) -> list[Asked | None]:
+    """What must be generated to know whether each row's answer is right; None for a row whose answer surely is.
 
     ``logits`` are those of the whole rows. If every token of the reference completion has the largest logit, the model
     would generate exactly this completion with greedy decoding: the answer is right, and nothing is generated.
@@ -47,7 +47,8 @@ def asked(bench: Workbench, batch: Batch, logits: Tensor, answering: Answering) 
     golds = [row[row != IGNORED].tolist() for row in batch["labels"]]
     sure = _surely_right(bench, batch, logits, golds, answering)
     prompts = [ids[: _start(labels)] for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True)]
-    return [Asked(prompt, gold) for prompt, gold, known in zip(prompts, golds, sure, strict=True) if not known]
+    rows = zip(prompts, golds, sure, strict=True)
+    return [None if known else Asked(prompt, gold) for prompt, gold, known in rows]
 
 
 def right(bench: Workbench, rows: Sequence[Asked], answering: Answering, batch_size: int = 256) -> list[bool]:

@@ -57,14 +57,23 @@ class Scoring:
         logits, labels = self._aligned(logits, labels)
         return logits, labels != IGNORED
 
+    def labelled(self, labels: Tensor) -> Tensor:
+        """The number of labels of every row that are not ignored, int64 ``(rows,)``."""
+        return (labels[:, self.shift :] if self.shift else labels).ne(IGNORED).reshape(len(labels), -1).sum(1)
+
     def num_labels(self, labels: Tensor) -> int:
         """The number of labels that are not ignored."""
-        return int((labels[:, self.shift :] if self.shift else labels).ne(IGNORED).sum())
+        return int(self.labelled(labels).sum())
+
+    def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The number of labels of every row that are the arg-max of their logits, int64 ``(rows,)``."""
+        logits, labels = self._aligned(logits, labels)
+        right = logits.argmax(-1) == labels  # IGNORED is negative, so no arg-max is equal to it
+        return right.reshape(len(labels), -1).sum(1)
 
     def num_correct(self, logits: Tensor, labels: Tensor) -> int:
         """The number of labels that are the arg-max of their logits."""
-        logits, labels = self._aligned(logits, labels)
-        return int((logits.argmax(-1) == labels).sum())  # IGNORED is negative, so no arg-max is equal to it
+        return int(self.correct(logits, labels).sum())
 
     def _aligned(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return (logits[:, : -self.shift], labels[:, self.shift :]) if self.shift else (logits, labels)

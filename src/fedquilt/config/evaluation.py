@@ -9,6 +9,17 @@ from pydantic import BaseModel
 from fedquilt.config.strict import STRICT
 from fedquilt.core.settings import Count
 
+Who = bool | Literal["auto", "cohort", "received"]
+"""Which clients are evaluated, see ``Evaluation.clients``."""
+
+FEW = 100
+"""The largest number of clients that ``"auto"`` evaluates all."""
+
+
+def without_auto(who: Who, num_clients: int) -> bool | Literal["cohort", "received"]:
+    """Which of so many clients are evaluated, where ``"auto"`` leaves it to their number."""
+    return who if who != "auto" else num_clients <= FEW or "cohort"
+
 
 class Evaluation(BaseModel):
     """When and on what the models are evaluated."""
@@ -21,9 +32,11 @@ class Evaluation(BaseModel):
     """Examples in one forward pass."""
     limit: Count | None = None
     """Number of test rows in the global evaluation; all if left out."""
-    clients: bool | Literal["received"] = True
-    """Also evaluate every client on its own test rows, after the round. With ``"received"``, each client of the cohort
-    evaluates the model that it receives before it trains, and all clients evaluate the final model once at the end;
-    between real sites it is always so, and the scores are sent in the replies."""
+    clients: Who = "auto"
+    """Which clients are evaluated on their own test rows: after a round all of them (true), or those that took part in
+    it (``"cohort"``); none (false). ``"auto"`` is true for at most 100 clients, and else ``"cohort"``. With
+    ``"received"``, each client of the cohort evaluates the model that it receives before it trains, and all clients
+    evaluate the final model once at the end; between real sites it is so unless this is false, and the scores are sent
+    in the replies."""
     last: Count = 5
     """Number of last evaluated rounds over which reports take mean and deviation."""

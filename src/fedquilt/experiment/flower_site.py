@@ -140,6 +140,6 @@ def scored_on_site(config: Config) -> Config:
     Under differential privacy it is unchanged, and the clients are not evaluated. In a vertical federation test rows
     are predicted by all parties together.
     """
-    if config.parties or config.evaluation.clients is not True or config.privacy.mode != "none":
+    if config.parties or config.evaluation.clients is False or config.privacy.mode != "none":
         return config
     return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"clients": "received"})})

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from fedquilt.client.client import Client
+from fedquilt.config.evaluation import without_auto
 from fedquilt.config.schema import Config
 from fedquilt.core.training import num_steps
 from fedquilt.experiment.build import Experiment
@@ -119,13 +120,14 @@ def work_of(experiment: Experiment, start: int) -> Work:
     trainings = {group.label: group.server.training for group in experiment.groups}
     steps = sum(num_steps(profile.num_examples, trainings[profile.group]) for profile in profiles)
     clients = _evaluation_steps(experiment.clients.values())
-    received = clients if config.evaluation.clients == "received" else 0.0  # part of the round
-    after = clients if config.evaluation.clients is True else 0.0
+    who, share = without_auto(config.evaluation.clients, len(profiles)), config.cohort / len(profiles)
+    received = clients if who == "received" else 0.0  # part of the round
+    after = clients if who is True else clients * share if who == "cohort" else 0.0
     owned, scoring = _servers_steps(experiment)
     return Work(
         rounds=config.rounds - start,
         evaluations=sum(is_due(config, number) for number in range(start, config.rounds)),
-        round_steps=config.cohort / len(profiles) * (steps + received) + owned,
+        round_steps=share * (steps + received) + owned,
         evaluation_steps=after + _evaluation_steps(group.server for group in experiment.groups) + scoring,
     )
 

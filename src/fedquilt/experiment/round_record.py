@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from fedquilt.client.together import evaluated
+from fedquilt.config.evaluation import without_auto
 from fedquilt.core.loop import Round, Traffic
 from fedquilt.core.training import learning_rate_at
 from fedquilt.core.types import ClientId, Memory, Order, Tree
@@ -17,16 +19,29 @@ from fedquilt.experiment.round_due import is_due
 
 
 def evaluate(
-    experiment: Experiment, state: Tree, memories: Mapping[ClientId, Memory], *, clients: bool = True
+    experiment: Experiment,
+    state: Tree,
+    memories: Mapping[ClientId, Memory],
+    cohort: Collection[ClientId],
+    *,
+    clients: bool = True,
 ) -> dict[str, Any]:
     """Accuracy and loss of the global model on the common test rows, and of each client's model on its own rows.
 
     ``clients`` are the scores on test rows by client, ``validation`` those on validation rows, if there are any.
     ``global`` is None if the server has no whole model because head or adapters stay with the clients. In a federation
     of groups it is always None, and ``groups`` are the scores of each group's global model, by label.
-    ``server`` are the scores of the model that the server owns, on its own test rows, if it owns one. The clients are
-    evaluated if the config asks for it, unless the argument ``clients`` is False. In a vertical federation ``global``
-    are the scores of the parties' joint prediction.
+    ``server`` are the scores of the model that the server owns, on its own test rows, if it owns one. In a vertical
+    federation ``global`` are the scores of the parties' joint prediction.
+
+    Parameters
+    ----------
+    experiment, state, memories
+        The experiment, the server's state and the clients' memories.
+    cohort
+        The clients that took part in the round.
+    clients
+        Whether clients are evaluated at all; which of them, the config says.
     """
     if experiment.method.scores is not None:
         return {"global": dict(experiment.method.scores(state)) or None, "clients": {}}
@@ -38,12 +53,13 @@ def evaluate(
         owned = experiment.method.server(state)
         scores["server"] = experiment.owner.server.evaluate(Order(owned["params"]), owned["memory"]) or None
     view = experiment.method.view
-    if not clients or experiment.config.evaluation.clients is not True:
-        return scores
+    who = without_auto(experiment.config.evaluation.clients, len(experiment.clients)) if clients else False
+    chosen = experiment.clients if who is True else sorted(cohort) if who == "cohort" else ()
     for key, split in (("clients", "test"), ("validation", "validation")):
-        for id, client in experiment.clients.items():
-            if own := client.evaluate(view(state, client.profile), memories.get(id), split):
-                scores.setdefault(key, {})[str(id)] = own
+        asked = ((experiment.clients[id], memories.get(id)) for id in chosen)
+        found = evaluated(((client, view(state, client.profile), memory) for client, memory in asked), split)
+        if found:
+            scores[key] = {str(id): own for id, own in found.items()}
     return scores
 
 
@@ -79,7 +95,8 @@ def round_line(
     config, number = experiment.config, done.number
     rates = [learning_rate_at(group.server.training, number, config.rounds) for group in experiment.groups]
     began = time.perf_counter()
-    scores = evaluate(experiment, done.state, memories, clients=clients) if is_due(config, number) else None
+    cohort = {client for moved in done.traffic for client in moved.bytes_up}
+    scores = evaluate(experiment, done.state, memories, cohort, clients=clients) if is_due(config, number) else None
     return {
         "round": number,
         "seconds": done.seconds,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedquilt.config.evaluation import without_auto
 from fedquilt.report.agreement import agreement_words
 from fedquilt.report.groups import apart_note
 from fedquilt.report.runs import Run, client_names, dropped, privacy, resumed
@@ -33,6 +34,11 @@ def notes(groups: Groups, last: int | None = None) -> list[str]:
             found.append(f"{label}: unfinished at seed {', '.join(unfinished)}; its numbers cover the rounds so far.")
         if runs and (spent := privacy(max(runs, key=lambda run: epsilon_of(run) or 0.0))):
             found.append(f"{label}: {_privacy_words(spent)}")
+        if any(_of_cohorts(run) for run in runs):
+            found.append(
+                f"{label}: scores of clients are those of the clients that took part in each evaluated round, not of "
+                "all clients (evaluation.clients)."
+            )
         for run in runs:
             more = [words] if (words := agreement_words(run)) else []
             if writer := run.environment.get("endpoint"):
@@ -48,6 +54,12 @@ def notes(groups: Groups, last: int | None = None) -> list[str]:
     if different := [seed for seed, values in digests.items() if len(values) > 1]:
         found.append(f"The labels do not share one partition of the data at seed {', '.join(different)}.")
     return found
+
+
+def _of_cohorts(run: Run) -> bool:
+    """Whether the clients of each cohort alone were evaluated after their rounds."""
+    who = (run.config.get("evaluation") or {}).get("clients", True)
+    return without_auto(who, len(run.partition.get("clients") or ())) == "cohort"
 
 
 def happened(run: Run, most: int = 10) -> list[str]:
