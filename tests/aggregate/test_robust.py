@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import trim_mean
 
+from fedquilt.aggregate import robust
 from fedquilt.aggregate.mean import layerwise_mean
 from fedquilt.aggregate.robust import (
     RULES,
@@ -160,3 +161,23 @@ def test_wrong_settings_are_named():
             trimmed_mean(base, replies, share=share)
     with pytest.raises(ConfigError, match=r"aggregation\.clip_norm = 0\.0: must be above 0"):
         clipped_mean(base, replies, bound=0.0)
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed-mean"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_how_many_coordinates_are_sorted_at_a_time_changes_nothing(monkeypatch, rule, dtype):
+    combine = aggregate_rule(RuleSettings(rule=rule, trim_share=0.3))
+    base, replies = drawn(5, 7, dtype)
+    whole = combine(base, replies, "uniform")
+    for numbers in (1, 7, 21, 40):
+        monkeypatch.setattr(robust, "_AT_A_TIME", numbers)
+        parts = combine(base, replies, "uniform")
+        assert all(torch.equal(parts[name], whole[name]) and parts[name].dtype == dtype for name in base)
+
+
+def test_what_was_sent_is_not_sorted_in_place():
+    base, replies = drawn(5, 7)
+    before = [{name: tensor.clone() for name, tensor in reply.params.items()} for reply in replies]
+    coordinate_median(base, replies)
+    for reply, old in zip(replies, before, strict=True):
+        assert all(torch.equal(reply.params[name], tensor) for name, tensor in old.items())

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedquilt.config import evaluation
 from fedquilt.config.load import load
+from fedquilt.core import evaluated
 from fedquilt.core.errors import RoundError, RunError
 from fedquilt.experiment import round_record
 from fedquilt.experiment.build import build
@@ -94,7 +94,7 @@ def test_the_proxy_rows_belong_to_no_client(finished):
 @pytest.mark.parametrize("how", ["cohort", "auto"])
 def test_in_large_populations_the_clients_of_the_round_are_evaluated(config, tmp_path, monkeypatch, finished, how):
     assert not any("took part" in note for note in notes({"all": [read_run(finished)]}))
-    monkeypatch.setattr(evaluation, "FEW", 5)
+    monkeypatch.setattr(evaluated, "FEW", 5)
     folder = run(config("rounds=2", f"evaluation.clients={how}"), tmp_path / how)
     for line, other in zip(read_rounds(folder), read_rounds(finished), strict=False):
         took_part = line["exchanges"][0]["clients"].keys()

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel
 
 from fedquilt.config.strict import STRICT
+from fedquilt.core.evaluated import Who
 from fedquilt.core.settings import Count
-
-Who = bool | Literal["auto", "cohort", "received"]
-"""Which clients are evaluated, see ``Evaluation.clients``."""
-
-FEW = 100
-"""The largest number of clients that ``"auto"`` evaluates all."""
-
-
-def without_auto(who: Who, num_clients: int) -> bool | Literal["cohort", "received"]:
-    """Which of so many clients are evaluated, where ``"auto"`` leaves it to their number."""
-    return who if who != "auto" else num_clients <= FEW or "cohort"
 
 
 class Evaluation(BaseModel):

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from fedquilt.client.client import Client
-from fedquilt.config.evaluation import without_auto
 from fedquilt.config.schema import Config
+from fedquilt.core.evaluated import without_auto
 from fedquilt.core.training import num_steps
 from fedquilt.experiment.build import Experiment
 from fedquilt.experiment.groups import BuiltGroup

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from fedquilt.client.together import evaluated
-from fedquilt.config.evaluation import without_auto
+from fedquilt.core.evaluated import without_auto
 from fedquilt.core.loop import Round, Traffic
 from fedquilt.core.training import learning_rate_at
 from fedquilt.core.types import ClientId, Memory, Order, Tree

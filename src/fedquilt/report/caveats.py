@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedquilt.config.evaluation import without_auto
+from fedquilt.core.evaluated import without_auto
 from fedquilt.report.agreement import agreement_words
 from fedquilt.report.groups import apart_note
 from fedquilt.report.runs import Run, client_names, dropped, privacy, resumed

@@ -23,8 +23,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from fedquilt.adapters.lora.settings import LoraSettings
+from fedquilt.aggregate.lowrank import kernel
 from fedquilt.aggregate.lowrank.kernel import (
     dense,
+    folded,
     leading,
     norm,
     normalised,
@@ -183,6 +185,56 @@ def test_the_qr_core_is_numpys_dense_svd_at_a_real_size():
         np.testing.assert_allclose(((ours.U * ours.S) @ ours.Vh).numpy(), theirs, rtol=0, atol=1e-10 * s[0])
     assert_near(parts.U.T @ parts.U, torch.eye(24, dtype=torch.float64))
     assert_near(parts.Vh @ parts.Vh.T, torch.eye(24, dtype=torch.float64))
+
+
+def many(count, rank, spread):
+    """Clients whose changes have a common part, and a part of their own times ``spread``."""
+    generator = Rng(3, ("many",)).torch()
+    B, A = torch.randn(40, rank, generator=generator), torch.randn(rank, 30, generator=generator)
+    return [
+        Factors(
+            B + spread * torch.randn(40, rank, generator=generator),
+            A + spread * torch.randn(rank, 30, generator=generator),
+            0.5,
+            1.0 + number % 3,
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 3.0])
+def test_a_folded_stack_is_within_its_bound_of_the_best_approximation(monkeypatch, spread):
+    """``||D - D~_r|| <= ||D - D_r|| + 2 sum e``, with e the norms of what three folds leave out, by dense matrices."""
+    monkeypatch.setattr(kernel, "WIDEST", 24)
+    made, rank = many(20, 3, spread), 3
+    whole = matrix(stacked(made, keep_wide=True)).numpy()
+    shares = np.array([client.weight for client in made]) / sum(client.weight for client in made)
+    sums, width, left_out = np.zeros((40, 30)), 0, []
+    for share, client in zip(shares, made, strict=True):
+        if width + 3 > 24:
+            u, s, vh = np.linalg.svd(sums, full_matrices=False)
+            left_out.append(float(np.sqrt((s[12:] ** 2).sum())))
+            sums, width = (u[:, :12] * s[:12]) @ vh[:12], 12
+        sums, width = sums + share * client.scale * (client.B.double() @ client.A.double()).numpy(), width + 3
+    best = float(np.sqrt((np.linalg.svd(whole, compute_uv=False)[rank:] ** 2).sum()))
+    parts = folded(made, rank)
+    distance = float(np.linalg.norm(whole - ((parts.U * parts.S) @ parts.Vh).numpy()))
+    assert len(left_out) == 3
+    assert best * (1 - 1e-9) - 1e-9 <= distance <= best + 2 * sum(left_out) + 1e-9
+    assert distance <= 1.05 * best + 1e-9
+    nearest = (lambda u, s, vh: (u[:, :rank] * s[:rank]) @ vh[:rank])(*np.linalg.svd(sums, full_matrices=False))
+    np.testing.assert_allclose(((parts.U * parts.S) @ parts.Vh).numpy(), nearest, atol=1e-9)
+
+
+def test_a_short_stack_is_not_folded(monkeypatch):
+    made = many(20, 3, 1.0)
+    exact = svd(stacked(made, keep_wide=True), 3)
+    for ours, theirs in zip(folded(made, 3), exact, strict=True):
+        assert torch.equal(ours, theirs)
+    monkeypatch.setattr(kernel, "WIDEST", 24)
+    assert not torch.equal(folded(made, 3).U, exact.U)
+    with pytest.raises(RoundError, match="no adapters to combine"):
+        folded([], 3)
 
 
 @laws

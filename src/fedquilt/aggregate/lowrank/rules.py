@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedquilt.aggregate.lowrank.kernel import redistributed, stacked, svd
+from fedquilt.aggregate.lowrank.kernel import folded, redistributed, stacked
 from fedquilt.aggregate.lowrank.residual import mean_factors, rationed, refined, residual
 from fedquilt.aggregate.lowrank.robust_pca import amplified_mean
 from fedquilt.aggregate.lowrank.rotation import gram_mean, rotated_mean
@@ -51,7 +51,7 @@ def svd_rule(split: Split = RuleSettings.split) -> Rule:
     """FlexLoRA's rule: the mean of the products, truncated to the server's rank; ``split`` as in ``redistributed``."""
 
     def combine(base: Factors, clients: Sequence[Factors], carried: Product | None) -> Combined:
-        whole = svd(stacked(clients, keep_wide=True), base.A.shape[0])
+        whole = folded(clients, base.A.shape[0])
         return Combined(redistributed(whole, base.A.shape[0], base.scale, split=split, spare=base.A))
 
     return Rule("flexlora", combine, unsteady=_DECOMPOSED)
