@@ -102,11 +102,12 @@ def test_an_order_carries_the_head_and_the_changes_that_its_client_lacks_and_no_
     assert versions[2, 0] == {2}
     assert versions[3, 0] == {3}
     assert versions[3, 2] == {1, 2, 3}
-    # the bytes of the record are those of the changes: 8 modules, B and A of all ranks of a round, in float32
+    # the bytes of the record are those of the changes of 8 modules in float32: B and A of 6 or 9 ranks in all would
+    # have 96 or 144 numbers, the dense 8 x 8 matrix has 64
     head = sum(4 * torch.Size(scene.layout.shapes[name]).numel() for name in scene.layout.head)
-    per_rank = 8 * 4 * (8 + 8)
-    assert played.traffic[1][0].bytes_down[0] == head + per_rank * (2 + 4 + 3)
-    assert played.traffic[3][0].bytes_down[2] == head + per_rank * ((2 + 4 + 3) + (2 + 4) + (2 + 4))
+    matrices = 8 * 4 * 8 * 8
+    assert played.traffic[1][0].bytes_down[0] == head + matrices
+    assert played.traffic[3][0].bytes_down[2] == head + 3 * matrices
     # what everyone has is forgotten; 0 and 1 have confirmed version 3, and so has 2
     log = played.states[-1]["base"]["log"]
     assert (log["version"], log["oldest"], len(log["changes"])) == (4, 3, 1)

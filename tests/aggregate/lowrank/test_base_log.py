@@ -1,5 +1,7 @@
 """A base that methods change: whoever was away ends with the bits of those who were there."""
 
+from weakref import ref
+
 import pytest
 import torch
 from drawn_factors import laws, product_of
@@ -30,7 +32,7 @@ from fedquilt.core.rng import Rng
 
 def change_of(number):
     """What round ``number`` merges: into q always, into v (kept as Conv1D) every other round; single precision."""
-    change = {"q": product_of(5, 3, 7, seed=number, dtype=torch.float32)}
+    change = {"q": product_of(5, 2, 7, seed=number, dtype=torch.float32)}
     return change | ({"v": product_of(6, 2, 4, seed=100 + number, dtype=torch.float32)} if number % 2 else {})
 
 
@@ -40,6 +42,11 @@ def start():
         "v": torch.randn(4, 6, generator=Rng(2).torch()),
         "k": torch.zeros(1),
     }
+
+
+def over_a_wire(order):
+    """The same numbers in other memory."""
+    return {name: tensor.clone() for name, tensor in order.items()}
 
 
 @laws
@@ -171,12 +178,12 @@ def test_t34_one_by_one_or_all_at_once_and_again_are_the_same_bits(asked):
     base, own = first_base(), None
     for number, now in enumerate([*asked, True]):
         if now:
-            order = outgoing(base, 7)
+            order = over_a_wire(outgoing(base, 7))
             _, own = incoming(order, own)
             _, again = incoming(order, own)
             assert again == own
         base = advanced(base, change_of(number), [7] if now else [], [7])
-    _, own = incoming(outgoing(base, 7), own)
+    _, own = incoming(over_a_wire(outgoing(base, 7)), own)
     assert own["version"] == base["log"]["version"]
     assert own["shift"].keys() == base["shift"].keys()
     assert all(torch.equal(own["shift"][module], base["shift"][module]) for module in own["shift"])
@@ -191,3 +198,46 @@ def test_no_version_is_made_of_nothing_and_what_all_have_is_forgotten():
     assert base["log"] == {"version": 1, "oldest": 1, "changes": []}
     assert base["shift"].keys() == {"q"}
     assert outgoing(base, 1) == {}
+
+
+def test_a_change_that_is_longer_than_its_matrix_travels_as_the_matrix():
+    """Rank 3 of a 5 x 7 weight has 36 numbers, and the matrix 35; merged, both have the same bits."""
+    long, short = product_of(5, 3, 7, dtype=torch.float32), product_of(5, 2, 7, dtype=torch.float32)
+    base = advanced(first_base(), {"q": long, "v": short}, [], [0])
+    order = outgoing(base, 0)
+    assert {name: tuple(tensor.shape) for name, tensor in order.items()} == {
+        "q.change.1.D": (5, 7),
+        "v.change.1.B": (5, 2),
+        "v.change.1.A": (2, 7),
+    }
+    _, own = incoming(over_a_wire(order))
+    assert torch.equal(own["shift"]["q"], dense(long))
+    (change,) = missed(base["log"], 0)
+    merged = caught_up({"q": torch.zeros(7, 5), "v": torch.zeros(5, 7)}, [change], transposed=("q",))
+    assert torch.equal(merged["q"], dense(long).T)
+    assert torch.equal(merged["v"], dense(short))
+
+
+def test_clients_of_one_process_share_the_sum_of_a_version():
+    base = first_base()
+    for number in range(3):
+        base = advanced(base, change_of(number), [0] if number == 2 else [], [0, 1, 2])
+    first, second = (incoming(outgoing(base, client))[1] for client in (1, 2))
+    assert first["version"] == second["version"] == 3
+    assert all(first["shift"][module] is base["shift"][module] is second["shift"][module] for module in ("q", "v"))
+    late = incoming(outgoing(base, 0), incoming(over_a_wire(outgoing(base, 1)))[1])[1]
+    assert all(torch.equal(late["shift"][module], base["shift"][module]) for module in ("q", "v"))
+    wired = over_a_wire(outgoing(base, 1))
+    third, fourth = incoming(wired)[1], incoming(wired)[1]
+    assert third["shift"]["q"] is fourth["shift"]["q"] is not base["shift"]["q"]
+    assert torch.equal(third["shift"]["q"], base["shift"]["q"])
+
+
+def test_a_sum_that_nobody_holds_is_not_kept():
+    wired = over_a_wire(outgoing(advanced(first_base(), change_of(1), [], [0]), 0))
+    own = incoming(wired)[1]
+    kept = ref(own["shift"]["q"])
+    assert incoming(wired)[1]["shift"]["q"] is kept()
+    del own
+    assert kept() is None
+    assert torch.equal(incoming(wired)[1]["shift"]["q"], dense(change_of(1)["q"]))

@@ -1,9 +1,10 @@
 """A log of the changes that were merged into the base, from which absent clients catch up exactly.
 
 Methods that change the base (FLoRA merges the stack, FedEx-LoRA its residual) need every client to merge every change.
-The log is a tree in the server's state: the version of the base, and for each version its change, a low-rank product by
-module. A client is sent the changes since its own version and merges them one after another, in the same order as all
-other clients. It thus ends with a bit-identical base: sums of rounded numbers depend on their order.
+The log is a tree in the server's state: the version of the base, and for each version its change by module, a low-rank
+product, or the dense matrix where that has fewer numbers. A client is sent the changes since its own version and merges
+them one after another, in the same order as all other clients. It thus ends with a bit-identical base: sums of rounded
+numbers depend on their order. Clients of one process that reach a version share its sum in memory.
 """
 
 from __future__ import annotations
@@ -11,26 +12,30 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypedDict
+from weakref import ref
 
 import torch
 from torch import Tensor
 
 from fedquilt.aggregate.lowrank.kernel import dense
 from fedquilt.core.errors import RoundError
-from fedquilt.core.factors import SHIFT, Product, ProductTree
+from fedquilt.core.factors import SHIFT, Product
 from fedquilt.core.method import overlay
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile
 
-Change = Mapping[str, Product]
-"""The change of the base in one round: a low-rank product by module."""
+Step = Product | Tensor
+"""The change of one module's weight: a low-rank product, or the dense matrix, (d_out, d_in), where that is shorter."""
+
+Change = Mapping[str, Step]
+"""The change of the base in one round, by module."""
 
 
 class Log(TypedDict):
-    """The changes of the base from version ``oldest`` to ``version``, each a low-rank product by module."""
+    """The changes of the base from version ``oldest`` to ``version``: by module its factors B and A, or D if dense."""
 
     version: int
     oldest: int
-    changes: list[dict[str, ProductTree]]
+    changes: list[dict[str, Params]]
 
 
 class ClientBase(TypedDict):
@@ -53,13 +58,18 @@ def empty_log() -> Log:
     return {"version": 0, "oldest": 0, "changes": []}
 
 
+def shortest(change: Mapping[str, Product]) -> dict[str, Step]:
+    """The change with the dense matrix in place of each product that has more numbers; merged, it has the same bits."""
+    return {module: dense(made) if _is_long(made) else made for module, made in change.items()}
+
+
 def logged(log: Log, change: Change) -> Log:
     """The log with one more change, which makes the next version."""
-    entry: dict[str, ProductTree] = {module: {"B": made.B, "A": made.A} for module, made in change.items()}
+    entry = {module: dict(_parts(made)) for module, made in change.items()}
     return {**log, "version": log["version"] + 1, "changes": [*log["changes"], entry]}
 
 
-def missed(log: Log, version: int) -> list[dict[str, Product]]:
+def missed(log: Log, version: int) -> list[dict[str, Step]]:
     """The changes between this version and the newest, in the order in which they must be merged.
 
     Raises
@@ -73,7 +83,7 @@ def missed(log: Log, version: int) -> list[dict[str, Product]]:
             f"{log['version']}; send this client the whole base"
         )
     entries = log["changes"][version - log["oldest"] :]
-    return [{module: Product(**factors) for module, factors in entry.items()} for entry in entries]
+    return [{module: _step(tensors) for module, tensors in entry.items()} for entry in entries]
 
 
 def forgotten(log: Log, version: int) -> Log:
@@ -92,16 +102,17 @@ def caught_up(weights: Mapping[str, Tensor], changes: Sequence[Change], transpos
     """
     merged = dict(weights)
     for change in changes:
-        for module, product in change.items():
-            matrix = dense(product, fan_in_fan_out=module in transposed)
-            merged[module] = merged[module] + matrix.to(merged[module].dtype)
+        for module, made in change.items():
+            matrix = made if isinstance(made, Tensor) else dense(made)
+            turned = matrix.T if module in transposed else matrix
+            merged[module] = merged[module] + turned.to(merged[module].dtype)
     return merged
 
 
 # The base of a federation ------------------------------------------------------------
 
 _CHANGE = ".change."
-"""Part of the name of a change's tensor: ``<module>.change.<version it makes>.B``, or ``.A``."""
+"""Part of the name of a change's tensor: ``<module>.change.<version it makes>.B`` and ``.A``, or ``.D`` if dense."""
 
 
 def first_base() -> ServerBase:
@@ -115,8 +126,8 @@ def outgoing(base: ServerBase, client: ClientId) -> Params:
     return {
         f"{module}{_CHANGE}{version}.{part}": tensor
         for version, change in enumerate(missed(base["log"], known), start=known + 1)
-        for module, product in change.items()
-        for part, tensor in (("B", product.B), ("A", product.A))
+        for module, made in change.items()
+        for part, tensor in _parts(made)
     }
 
 
@@ -136,15 +147,47 @@ def incoming(params: Mapping[str, Tensor], own: ClientBase | None = None) -> tup
             continue
         number, _, part = tail.partition(".")
         changes.setdefault(int(number), {}).setdefault(module, {})[part] = tensor
+    newest = max(changes, default=0)
+    if changes and (shared := _SHARED.get(newest, changes[newest])) is not None:
+        return rest, {"version": newest, "shift": shared}
     for version in sorted(changes):
         if version == base["version"] + 1:
-            change = {module: Product(**parts) for module, parts in changes[version].items()}
+            change = {module: _step(parts) for module, parts in changes[version].items()}
             base = {"version": version, "shift": _shifted(base["shift"], change)}
+    if changes and base["version"] == newest:
+        _SHARED.put(newest, changes[newest], base["shift"])
     return rest, base
 
 
+class _Shared:
+    """The sum of the changes up to a version, for whoever is sent the very tensors of that version's last change.
+
+    Two clients that are sent the same tensors belong to the same log, so that their bases have the same bits. Only weak
+    references are held: what no client's memory holds any longer is gone.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[int, ...], tuple[list[ref[Tensor]], dict[str, ref[Tensor]]]] = {}
+
+    def get(self, version: int, last: Mapping[str, Mapping[str, Tensor]]) -> Params | None:
+        sent = [tensor for parts in last.values() for tensor in parts.values()]
+        held = self._sums.get((version, *map(id, sent)))
+        if held is None or any(one() is not tensor for one, tensor in zip(held[0], sent, strict=True)):
+            return None
+        found = {module: tensor() for module, tensor in held[1].items()}
+        return None if None in found.values() else {m: tensor for m, tensor in found.items() if tensor is not None}
+
+    def put(self, version: int, last: Mapping[str, Mapping[str, Tensor]], shift: Mapping[str, Tensor]) -> None:
+        sent = [tensor for parts in last.values() for tensor in parts.values()]
+        self._sums = {key: one for key, one in self._sums.items() if all(tensor() is not None for tensor in one[0])}
+        self._sums[(version, *map(id, sent))] = [*map(ref, sent)], {m: ref(tensor) for m, tensor in shift.items()}
+
+
+_SHARED = _Shared()
+
+
 def advanced(
-    base: ServerBase, change: Change, answered: Iterable[ClientId], everyone: Iterable[ClientId]
+    base: ServerBase, change: Mapping[str, Product], answered: Iterable[ClientId], everyone: Iterable[ClientId]
 ) -> ServerBase:
     """The server's base after a round: clients that answered have the current version, and ``change`` makes the next.
 
@@ -154,7 +197,10 @@ def advanced(
     log = forgotten(base["log"], min(confirmed.get(str(client), 0) for client in everyone))
     if not change:
         return {**base, "log": log, "confirmed": confirmed}
-    return {"log": logged(log, change), "shift": _shifted(base["shift"], change), "confirmed": confirmed}
+    made = shortest(change)
+    log, shift = logged(log, made), _shifted(base["shift"], made)
+    _SHARED.put(log["version"], log["changes"][-1], shift)
+    return {"log": log, "shift": shift, "confirmed": confirmed}
 
 
 def shifts(base: ServerBase | ClientBase) -> Params:
@@ -174,8 +220,26 @@ def model_on_base(profile: Profile, initial: Params, order: Order, memory: Memor
 
 def _shifted(shift: Mapping[str, Tensor], change: Change) -> Params:
     zero = {
-        module: torch.zeros(len(product.B), product.A.shape[1], device=product.B.device)
-        for module, product in change.items()
+        module: torch.zeros(_shape(made), device=_parts(made)[0][1].device)
+        for module, made in change.items()
         if module not in shift
     }
     return caught_up({**shift, **zero}, [change])
+
+
+def _shape(made: Step) -> tuple[int, int]:
+    return (made.shape[0], made.shape[1]) if isinstance(made, Tensor) else (len(made.B), made.A.shape[1])
+
+
+def _is_long(product: Product) -> bool:
+    d_out, d_in = _shape(product)
+    return product.B.numel() + product.A.numel() > d_out * d_in
+
+
+def _parts(made: Step) -> tuple[tuple[str, Tensor], ...]:
+    return (("D", made),) if isinstance(made, Tensor) else (("B", made.B), ("A", made.A))
+
+
+def _step(parts: Mapping[str, Tensor]) -> Step:
+    """What ``_parts`` took apart."""
+    return parts["D"] if "D" in parts else Product(parts["B"], parts["A"])
