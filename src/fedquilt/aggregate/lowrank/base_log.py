@@ -148,15 +148,16 @@ def incoming(params: Mapping[str, Tensor], own: ClientBase | None = None) -> tup
         number, _, part = tail.partition(".")
         changes.setdefault(int(number), {}).setdefault(module, {})[part] = tensor
     newest = max(changes, default=0)
-    if changes and (shared := _SHARED.get(newest, changes[newest])) is not None:
-        return rest, {"version": newest, "shift": shared}
-    for version in sorted(changes):
-        if version == base["version"] + 1:
+    if newest <= base["version"] or not changes.keys() >= {*range(base["version"] + 1, newest + 1)}:
+        return rest, base  # it has them all, or one in between was not sent
+    shared = _SHARED.get(newest, changes[newest])
+    if shared is None:
+        shared = base["shift"]
+        for version in range(base["version"] + 1, newest + 1):
             change = {module: _step(parts) for module, parts in changes[version].items()}
-            base = {"version": version, "shift": _shifted(base["shift"], change)}
-    if changes and base["version"] == newest:
-        _SHARED.put(newest, changes[newest], base["shift"])
-    return rest, base
+            shared = _shifted(shared, change)
+        _SHARED.put(newest, changes[newest], shared)
+    return rest, {"version": newest, "shift": shared}
 
 
 class _Shared:
@@ -175,7 +176,8 @@ class _Shared:
         if held is None or any(one() is not tensor for one, tensor in zip(held[0], sent, strict=True)):
             return None
         found = {module: tensor() for module, tensor in held[1].items()}
-        return None if None in found.values() else {m: tensor for m, tensor in found.items() if tensor is not None}
+        alive = {module: tensor for module, tensor in found.items() if tensor is not None}
+        return alive if len(alive) == len(found) else None
 
     def put(self, version: int, last: Mapping[str, Mapping[str, Tensor]], shift: Mapping[str, Tensor]) -> None:
         sent = [tensor for parts in last.values() for tensor in parts.values()]
