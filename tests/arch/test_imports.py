@@ -19,35 +19,74 @@ READING = {
     "report": "import fedquilt.report, fedquilt.report.runs, fedquilt.report.table, fedquilt.report.plot, "
     "fedquilt.report.page",
 }
+HEAVY = {
+    *("torch", "transformers", "matplotlib", "scipy.special", "scipy.stats", "sklearn", "pandas", "pyarrow"),
+    *("datasets", "flwr_datasets", "flwr", "ray", "peft", "seaborn"),
+}
+"""Modules that take a tenth of a second or more to import."""
+
+MAY: dict[str, set[str]] = {
+    "fedquilt --help": set(),
+    "fedquilt methods": set(),
+    "fedquilt report": set(),
+    "fedquilt check, model unread": {"torch"},
+    "fedquilt check": {"torch", "transformers", "scipy.special"},
+    "fedquilt run": {"torch", "transformers", "scipy.special"},
+    "fedquilt plot": {"torch", "transformers", "scipy.special", "matplotlib"},
+}
+"""The heavy modules that a process may have loaded after each command; transformers itself loads scipy."""
+
 RUNNING = {
-    "command": "from fedquilt.cli import app",
+    "fedquilt --help": "command('--help')",
+    "fedquilt methods": "command('methods')",
+    "fedquilt report": "command('report', str(FOLDER))",
     "glyphs": "from fedquilt.data.synthetic.glyphs import font_folder; font_folder()",
     "loaders": "import fedquilt.data.loaders, fedquilt.data.holdout",
     "digits": "fedquilt.data.loaders.load_table('sklearn:digits')",
-    "experiment": "sys.modules['flwr'] = sys.modules['ray'] = None; import fedquilt.experiment, fedquilt.cli.app, "
+    "experiment": "sys.modules['flwr'] = sys.modules['ray'] = None; import fedquilt.experiment, "
     "fedquilt.experiment.flower",
+    "fedquilt check, model unread": "command('check', 'run.toml', 'model.max_length=-1')",
+    "fedquilt check": "command('check', 'run.toml')",
+    "fedquilt run": "command('run', 'run.toml', '--folder', 'made')",
+    "fedquilt plot": "command('plot', 'made')",
 }
 """The steps of two processes, in this order: each brings along what those before it do, and more."""
 
 LINES = """
-import json, sys
+import contextlib, json, os, sys
 from pathlib import Path
-FOLDER = Path(sys.argv[1])
+FOLDER = Path(sys.argv[1]).absolute()
+
+def command(*words):
+    from fedquilt.cli.app import app
+    from fedquilt.core.errors import ConfigError
+    with contextlib.suppress(ConfigError):
+        app(words, standalone_mode=False)
+
 found = {}
-for name, step in json.loads(sys.argv[2]).items():
-    exec(step)
-    found[name] = sorted(module for module, there in sys.modules.items() if there is not None)
+with contextlib.redirect_stdout(sys.stderr):
+    for name, step in json.loads(sys.argv[2]).items():
+        exec(step)
+        found[name] = sorted(module for module, there in sys.modules.items() if there is not None)
 print(json.dumps(found))
 """
 
 
 @pytest.fixture(scope="module")
-def imported(finished: Path) -> dict[str, set[str]]:
+def imported(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """The names of the modules that are there after each step."""
     found: dict[str, set[str]] = {}
+    folder = tmp_path_factory.mktemp("commands")
+    text = (
+        (finished.parent / "tiny.toml")
+        .read_text()
+        .replace("rounds = 3", "rounds = 1")
+        .replace('"pathological"', '"dirichlet"')
+    )
+    (folder / "run.toml").write_text(text.replace("classes_per_client = 2", "alpha = 100.0"))
     for steps in (READING, RUNNING):
-        line = [sys.executable, "-c", LINES, str(finished), json.dumps(steps)]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=300)
+        line = [sys.executable, "-c", LINES, str(finished.absolute()), json.dumps(steps)]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=300, cwd=folder)
         assert done.returncode == 0, done.stderr
         found |= {name: set(modules) for name, modules in json.loads(done.stdout).items()}
     return found
@@ -64,9 +103,18 @@ def test_reading_runs_and_reporting_on_them_need_neither_torch_nor_a_model(impor
     assert ours == {"core", "record", "report"}
 
 
-def test_help_and_a_mistake_import_nothing_heavy(imported: dict[str, set[str]]) -> None:
-    """The answer to a question about the command comes at once."""
-    assert not {"torch", "transformers", "matplotlib", "scipy.stats", "sklearn"} & imported["command"]
+@pytest.mark.parametrize("command", MAY)
+def test_a_command_loads_only_the_libraries_that_it_uses(imported: dict[str, set[str]], command: str) -> None:
+    assert HEAVY & imported[command] <= MAY[command]
+
+
+def test_the_commands_did_what_they_are_for(imported: dict[str, set[str]]) -> None:
+    assert [step for step in RUNNING if step.startswith("fedquilt ")] == list(MAY)
+    assert "fedquilt.report.comparison" in imported["fedquilt report"]
+    assert "fedquilt.experiment.check" in imported["fedquilt check, model unread"]
+    assert "transformers" in imported["fedquilt check"]
+    assert "fedquilt.engine.local" in imported["fedquilt run"]
+    assert "matplotlib" in imported["fedquilt plot"]
 
 
 def test_drawing_letters_does_not_import_matplotlib(imported: dict[str, set[str]]) -> None:

@@ -23,7 +23,7 @@ MORE = {
     "aggregate/axes.py": {"scipy"},
     "config": {"pydantic", "pydantic_core"},
     "data": {"PIL", "sklearn", "pandas", "pyarrow"},
-    "data/readers/hub.py": {"datasets", "flwr_datasets"},
+    "data/readers/hub.py": {"datasets"},
     "models": {"huggingface_hub", "tokenizers"},
     "pretrain/arithmetic.py": {"tokenizers"},
     "models/hf_files.py": {"transformers"},

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedquilt.core.errors import DataError
 from fedquilt.core.rng import Rng
 from fedquilt.data.partition import digest, partition, settings_problems
-from fedquilt.data.partition_schemes import SCHEMES, deal
+from fedquilt.data.partition_schemes import SCHEMES, RowLabels, deal
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 60))
 OWN = {
@@ -111,12 +111,18 @@ def test_iid_is_the_one_of_flwr_datasets(num_clients: int) -> None:
     assert [part.tolist() for part in parts] == [sorted(order[rows].tolist()) for rows in expected]
 
 
-def test_dirichlet_is_the_one_of_flwr_datasets() -> None:
+@pytest.mark.parametrize(
+    ("num_clients", "alpha", "min_size"),
+    [(8, 1.0, 5), (1, 0.3, 0), (8, 0.05, 0), (40, 0.5, 1), (8, 0.4, 30)],
+    ids=["usual", "one client", "clients without rows", "many clients", "drawn several times"],
+)
+def test_dirichlet_is_the_one_of_flwr_datasets(num_clients: int, alpha: float, min_size: int) -> None:
     seed = Rng(1).child("attempt", 0).integer(bits=32)
-    expected = flower_parts(
-        "DirichletPartitioner", "label", LABELS, 8, "label", alpha=1.0, min_partition_size=5, seed=seed
-    )
-    assert [part.tolist() for part in cut("dirichlet")] == expected
+    given = {"alpha": alpha, "min_partition_size": min_size, "seed": seed}
+    expected = flower_parts("DirichletPartitioner", "label", LABELS, num_clients, "label", **given)
+    rows = RowLabels(len(LABELS), LABELS)
+    parts = SCHEMES["dirichlet"](rows, num_clients, Rng(1), alpha=alpha, min_size=min_size)
+    assert [part.tolist() for part in parts] == expected
 
 
 @pytest.mark.parametrize("num_clients", [10, 13])

@@ -24,7 +24,6 @@ from itertools import repeat
 from typing import NamedTuple
 
 import torch
-from scipy.linalg import eigh
 from torch import Tensor
 
 from fedquilt.core.rng import Rng
@@ -208,6 +207,8 @@ def _leading(matrix: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     if matrix.device.type != "cpu":
         values, vectors = torch.linalg.eigh(matrix)
     else:  # scipy finds only those that are wanted
+        from scipy.linalg import eigh
+
         size = len(matrix)
         values, vectors = map(torch.from_numpy, eigh(matrix.numpy(), subset_by_index=(size - kept, size - 1)))
     return values.flip(0)[:kept], vectors[:, -kept:].flip(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import tomllib
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,39 +22,45 @@ def methods(
 ) -> None:
     """List the methods, or show settings, paper and equations of one."""
     from fedquilt.methods import METHODS
+    from fedquilt.methods.registry import summary_of
 
     if name is not None and name not in METHODS:
         raise ConfigError(f"'{name}' is not a method{suggestion(name, [*METHODS])}; allowed: {', '.join(METHODS)}")
-    found = {one: described(one, METHODS[one]) for one in ([name] if name else METHODS)}
-    if as_json:
-        show_json(found[name] if name else list(found.values()))
-    elif name is None:
-        rows = [[one["name"], one["summary"], one["paper"].get("title", "")] for one in found.values()]
+    if name is not None:
+        (show_json if as_json else _show)(described(name, METHODS[name]))
+    elif as_json:
+        show_json([described(one, METHODS[one]) for one in METHODS])
+    else:  # imports no method: a list comes at once
+        rows = [[one, summary_of(one), _paper_of(one).get("title", "")] for one in METHODS]
         show_table([["method", "what it does", "paper"], *rows])
-    else:
-        _show(found[name])
 
 
 def described(name: str, factory: Any) -> dict[str, Any]:
     """Return a method's name, summary, docstring, settings and paper as JSON values."""
     from fedquilt.config.arguments import kind_in_words
+    from fedquilt.methods.registry import summary_of
 
     text = inspect.getdoc(factory) or ""
     parameters = inspect.signature(factory, eval_str=True).parameters.values()
-    module = inspect.getdoc(inspect.getmodule(factory)) or ""
     return {
         "name": name,
-        "summary": module.splitlines()[0] if module else "",
+        "summary": summary_of(name),
         "text": text,
         "settings": {
             one.name: {"type": kind_in_words(one.annotation), "default": one.default}
             for one in parameters
             if one.kind is inspect.Parameter.KEYWORD_ONLY
         },
-        "paper": next((paper for paper in papers().values() if name in paper["methods"]), {}),
+        "paper": _paper_of(name),
     }
 
 
+def _paper_of(name: str) -> dict[str, Any]:
+    """Return the paper of a method; empty if it has none."""
+    return next((paper for paper in papers().values() if name in paper["methods"]), {})
+
+
+@cache
 def papers() -> dict[str, dict[str, Any]]:
     """Return the papers that fedquilt implements, by key, from ``papers.toml``."""
     inside = resources.files(fedquilt) / "assets" / "papers.toml"

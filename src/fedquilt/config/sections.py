@@ -14,7 +14,7 @@ from typing import Any, TypeGuard, get_type_hints
 from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 
-from fedquilt.config.strict import STRICT
+from fedquilt.config.strict import WITHOUT_SOURCE
 
 Section = type
 """A subclass of pydantic's ``BaseModel``, or a frozen dataclass with the types of ``fedquilt.core.settings``."""
@@ -58,7 +58,7 @@ def read(section: Section, values: Mapping[str, Any], name: str) -> Any:
 def _alone(section: Section, name: str) -> type[BaseModel]:
     """A model of a file with only this section."""
     keys: dict[str, Any] = {name: (section, ...)}
-    made: type[BaseModel] = create_model("File", __config__=STRICT, **keys)
+    made: type[BaseModel] = create_model("File", __config__=WITHOUT_SOURCE, **keys)
     return made
 
 
@@ -87,7 +87,7 @@ _SECTION_OF: dict[type[BaseModel], type] = {}
 class _Apart(BaseModel):
     """The base of the models that ``keys_apart`` makes; a worker process that is sent one makes its class again."""
 
-    model_config = STRICT
+    model_config = WITHOUT_SOURCE
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (_SECTION_OF[type(self)], dict(self), set(self.model_fields_set))

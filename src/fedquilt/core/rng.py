@@ -54,9 +54,9 @@ class Rng:
         """A fresh torch generator on the CPU, at the start of this stream."""
         return torch.Generator().manual_seed(self.integer())
 
-    def numpy(self) -> np.random.Generator:
-        """A fresh numpy generator at the start of this stream."""
-        return np.random.default_rng(self.integer())
+    def numpy(self, bits: int = 63) -> np.random.Generator:
+        """A fresh numpy generator at the start of this stream, seeded with an integer of so many bits."""
+        return np.random.default_rng(self.integer(bits))
 
     @contextmanager
     def scope(self) -> Iterator[None]:

@@ -1,8 +1,11 @@
-"""The schemes by which rows are assigned to clients."""
+"""The schemes by which rows are assigned to clients, in time that grows no faster than rows and clients.
+
+Where flwr-datasets has a scheme, the parts are those of its partitioner for the same seed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +13,6 @@ import numpy as np
 from fedquilt.core.errors import DataError
 from fedquilt.core.rng import Rng
 from fedquilt.core.settings import Count, Positive, Whole
-from fedquilt.data.readers import hub
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ def iid(rows: RowLabels, num_clients: int, rng: Rng) -> list[np.ndarray]:
 def dirichlet(
     rows: RowLabels, num_clients: int, rng: Rng, *, alpha: Positive, min_size: Whole = 10
 ) -> list[np.ndarray]:
-    """Label skew: every class is shared out by ``p ~ Dirichlet(alpha, ..., alpha)``.
+    """Label skew: every class is shared out by ``p ~ Dirichlet(alpha, ..., alpha)``, as flwr-datasets does.
 
     Parameters
     ----------
@@ -47,23 +49,28 @@ def dirichlet(
             "and the data "
             f"has {rows.count}; lower partition.min_size or partition.num_clients"
         )
+    by_class = list(_members(labels))
     for attempt in range(10):
-        seed = rng.child("attempt", attempt).integer(bits=32)
-        try:
-            return hub.dirichlet_parts(labels, num_clients, alpha, min_size, seed)
-        except ValueError as error:
-            cause = error
+        generator = rng.child("attempt", attempt).numpy(bits=32)
+        for _ in range(_DRAWS):
+            owners = np.empty(rows.count, dtype=np.int64)
+            for _, members in by_class:
+                ends = np.cumsum(generator.dirichlet(np.full(num_clients, float(alpha)))) * len(members)
+                owners[members] = np.searchsorted(ends.astype(int)[:-1], np.arange(len(members)), side="right")
+            if np.bincount(owners, minlength=num_clients).min() >= min_size:
+                return _parts(owners, num_clients)
     raise DataError(
         f"partition.alpha = {alpha}: a hundred draws all left one of {num_clients} clients with fewer than "
         f"partition.min_size = {min_size} examples; raise alpha, or lower min_size or partition.num_clients"
-    ) from cause
+    )
 
 
 def pathological(rows: RowLabels, num_clients: int, rng: Rng, *, classes_per_client: Count) -> list[np.ndarray]:
     """Every client owns ``classes_per_client`` classes, and the owners of a class share it equally (to one row).
 
-    With at least as many clients as classes this is flwr-datasets' partitioner; with fewer clients, for which that
-    partitioner leaves classes unused, the classes are assigned by ``deal``.
+    With at least as many clients as classes this is what flwr-datasets does: client ``i`` owns class ``i`` modulo the
+    number of classes, and draws the others. With fewer clients, where that leaves classes unused, the classes are
+    assigned by ``deal``.
 
     Parameters
     ----------
@@ -75,18 +82,19 @@ def pathological(rows: RowLabels, num_clients: int, rng: Rng, *, classes_per_cli
     labels = _labels(rows, "pathological")
     classes = _owned_classes(labels, num_clients, classes_per_client, "pathological")
     if num_clients >= len(classes):
-        try:
-            return hub.pathological_parts(labels, num_clients, classes_per_client, rng.integer(bits=32))
-        except ValueError as error:
+        hands = _drawn(classes, num_clients, classes_per_client, rng.numpy(bits=32))
+        owning = _owning(hands)
+        if any(len(members) < len(owning[label]) for label, members in _members(labels)):
             smallest, size = _smallest(labels)
             raise DataError(
                 f"partition.classes_per_client = {classes_per_client}: with {num_clients} clients a class has "
                 "more owners than "
                 f"examples (class {smallest} has {size}); lower classes_per_client or partition.num_clients, or "
                 "raise data.limit"
-            ) from error
+            )
+        return _shared_out(labels, hands, None, _equal_sizes)
     hands = deal(classes, num_clients, classes_per_client, rng.child("classes"))
-    return _shared_out(labels, hands, rng, lambda count, owners, _: _equal_sizes(count, owners))
+    return _shared_out(labels, hands, rng, _equal_sizes)
 
 
 def pathological_dirichlet(
@@ -115,32 +123,38 @@ def pathological_dirichlet(
     classes = _owned_classes(labels, num_clients, classes_per_client, "pathological-dirichlet")
     hands = deal(classes, num_clients, classes_per_client, rng.child("classes"))
     return _shared_out(
-        labels, hands, rng, lambda count, owners, sizes: _dirichlet_sizes(count, owners, beta, floor, sizes)
+        labels,
+        hands,
+        rng,
+        lambda count, owners, label: _dirichlet_sizes(count, owners, beta, floor, rng.child("sizes", label)),
     )
 
 
 def natural(rows: RowLabels, num_clients: int, rng: Rng) -> list[np.ndarray]:
-    """One client for every value of the group column, in ascending order of the values; draws nothing."""
+    """One client for every value of the group column, in ascending order of the values; draws nothing.
+
+    These are the parts of flwr-datasets' partitioner.
+    """
     if rows.client_ids is None:
         raise DataError(
             "partition.scheme = 'natural': the data has no client id column; set data.group to the column that "
             "holds it, "
             "or use another scheme"
         )
-    found = len(np.unique(rows.client_ids))
+    ids, owners = np.unique(rows.client_ids, return_inverse=True)
+    found = len(ids)
     if found != num_clients:
         raise DataError(
             f"partition.num_clients = {num_clients}: the group column has {found} different ids and each is one "
             "client; "
             f"set partition.num_clients = {found}"
         )
-    return hub.natural_parts(rows.client_ids)
+    return _parts(owners, found)
 
 
 def sites(rows: RowLabels, num_clients: int, rng: Rng) -> list[np.ndarray]:
     """Client i has the rows of group i, which are those of its own source; draws nothing."""
-    ids = np.empty(0) if rows.client_ids is None else rows.client_ids
-    return [np.flatnonzero(ids == client) for client in range(num_clients)]
+    return _parts(np.empty(0, dtype=np.int64) if rows.client_ids is None else rows.client_ids, num_clients)
 
 
 SCHEMES: dict[str, Callable[..., list[np.ndarray]]] = {
@@ -151,6 +165,10 @@ SCHEMES: dict[str, Callable[..., list[np.ndarray]]] = {
     "natural": natural,
     "sites": sites,
 }
+
+
+_DRAWS = 11
+"""The draws of the Dirichlet partitioner of flwr-datasets before it gives up."""
 
 
 def deal(classes: Sequence[int], num_clients: int, classes_per_client: int, rng: Rng) -> list[list[int]]:
@@ -174,20 +192,66 @@ def deal(classes: Sequence[int], num_clients: int, classes_per_client: int, rng:
     return hands
 
 
+def _drawn(
+    classes: Sequence[int], num_clients: int, classes_per_client: int, generator: np.random.Generator
+) -> list[list[int]]:
+    """Client ``i`` has class ``i`` modulo the number of classes, and draws until it has enough different ones."""
+
+    def drawn() -> Iterator[int]:
+        while True:  # many at a time, which are the same ones and take a tenth of the time
+            yield from generator.integers(len(classes), size=1024).tolist()
+
+    numbers, hands = drawn(), []
+    for client in range(num_clients):
+        hand = [classes[client % len(classes)]]
+        while len(hand) < classes_per_client:
+            card = classes[next(numbers)]
+            if card not in hand:
+                hand.append(card)
+        hands.append(hand)
+    return hands
+
+
+def _members(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Every class with its rows, both ascending."""
+    classes, numbers = np.unique(labels, return_inverse=True)
+    return zip(classes.tolist(), _parts(numbers, len(classes)), strict=True)
+
+
+def _owning(hands: Sequence[Sequence[int]]) -> dict[int, list[int]]:
+    """The clients that have each class, ascending."""
+    owning: dict[int, list[int]] = {}
+    for client, hand in enumerate(hands):
+        for label in hand:
+            owning.setdefault(label, []).append(client)
+    return owning
+
+
+def _parts(owners: np.ndarray, num_clients: int) -> list[np.ndarray]:
+    """The rows of every client, ascending, from the client of every row."""
+    rows = np.argsort(owners, kind="stable")
+    return np.split(rows, np.cumsum(np.bincount(owners, minlength=num_clients))[:-1])
+
+
 def _shared_out(
-    labels: np.ndarray, hands: Sequence[Sequence[int]], rng: Rng, sizes: Callable[[int, int, Rng], np.ndarray]
+    labels: np.ndarray,
+    hands: Sequence[Sequence[int]],
+    shuffling: Rng | None,
+    sizes: Callable[[int, int, int], np.ndarray],
 ) -> list[np.ndarray]:
-    parts: list[list[np.ndarray]] = [[] for _ in hands]
-    for label in np.unique(labels).tolist():
-        owners = [client for client, hand in enumerate(hands) if label in hand]
-        members = rng.child("order", label).numpy().permutation(np.flatnonzero(labels == label))
-        cuts = np.cumsum(sizes(len(members), len(owners), rng.child("sizes", label)))[:-1]
-        for owner, share in zip(owners, np.split(members, cuts), strict=True):
-            parts[owner].append(share)
-    return [np.concatenate(shares) for shares in parts]
+    """Every class shared out to the clients that have it: so many rows each as ``sizes(rows, clients, class)`` says.
+
+    The rows are shuffled by ``shuffling``, or taken in their order.
+    """
+    owners, owning = np.empty(len(labels), dtype=np.int64), _owning(hands)
+    for label, members in _members(labels):
+        own = owning[label]
+        rows = members if shuffling is None else shuffling.child("order", label).numpy().permutation(members)
+        owners[rows] = np.repeat(own, sizes(len(rows), len(own), label))
+    return _parts(owners, len(hands))
 
 
-def _equal_sizes(count: int, owners: int) -> np.ndarray:
+def _equal_sizes(count: int, owners: int, label: int) -> np.ndarray:
     return count // owners + (np.arange(owners) < count % owners)
 
 

@@ -15,7 +15,7 @@ from fedquilt.config.schema import Config
 from fedquilt.config.sections import default_of
 from fedquilt.core.federation import Rule
 from fedquilt.experiment.method import Chosen, lowrank_rule
-from fedquilt.methods.registry import ENTRIES, Factory, defaults, traits_of
+from fedquilt.methods.registry import ENTRIES, Factory, defaults, entry_of, traits_of
 from fedquilt.methods.traits import Traits
 
 MOST = 8
@@ -171,8 +171,8 @@ def _blamed(row: Row, method: Chosen) -> dict[str, str]:
         return {"culprit": " and ".join(culprits), "instead": f"set {', or '.join(changes)}"}
     others = [
         name
-        for name, entry in ENTRIES.items()
-        if len(defaults(entry.factory)) == len(_settings(entry.factory)) and not clashes(traits_of(name))
+        for name, factory in ((name, entry_of(name).factory) for name in ENTRIES)
+        if len(defaults(factory)) == len(_settings(factory)) and not clashes(traits_of(name))
     ]
     which = f"take one of {', '.join(others)}" if len(others) <= MOST else "take another method"
     return {"culprit": f"method.name = '{method.name}'", "instead": which}

@@ -2,26 +2,31 @@
 
 A package offers methods in the entry point group ``fedquilt.methods``: the entry point has the method's name, and its
 object is an ``Entry``, or only a factory, whose traits are then ``Traits()``. Names are read when a method is first
-looked up; a package is imported when its own method is looked up.
+looked up; a module or package is imported when its own method is looked up.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedquilt.core.errors import ConfigError, suggestion
-from fedquilt.core.method import Method
 from fedquilt.methods.traits import GivenTraits, Traits
+
+if TYPE_CHECKING:
+    from fedquilt.core.method import Method
 
 GROUP = "fedquilt.methods"
 """The entry point group in which installed packages offer methods."""
 
-Factory = Callable[..., Method]
+Factory = Callable[..., "Method"]
 """``factory(federation, *, settings...) -> Method``; its keyword-only arguments are the keys of ``[method]``."""
 
 
@@ -40,7 +45,34 @@ class Entry(NamedTuple):
     suited: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 
-ENTRIES: dict[str, Entry] = {}
+class Own(NamedTuple):
+    """A method of fedquilt's own, whose module is imported when it is looked up.
+
+    Attributes
+    ----------
+    module : the name of its module in ``fedquilt.methods``.
+    factory : the name of its factory there; that of the module if empty.
+    traits : the name of its traits there.
+    suited : as in ``Entry``.
+    """
+
+    module: str
+    factory: str = ""
+    traits: str = "TRAITS"
+    suited: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+
+    def entry(self) -> Entry:
+        """Import the method."""
+        home = import_module(f"{__package__}.{self.module}")
+        return Entry(getattr(home, self.factory or self.module), getattr(home, self.traits), self.suited)
+
+    def summary(self) -> str:
+        """The first line of its module's docstring; nothing is imported."""
+        source = pkgutil.get_data(__package__, f"{self.module}.py") or b""
+        return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+
+
+ENTRIES: dict[str, Entry | Own] = {}
 """The methods that are registered in this process, by name."""
 
 
@@ -80,7 +112,7 @@ def register(name: str, factory: Factory, traits: GivenTraits | None = None) -> 
     ConfigError
         if there is another method with this name. The same function may be registered again, as in a notebook.
     """
-    there = ENTRIES.get(name)
+    there = entry_of(name) if name in ENTRIES else None
     if name in _offered() or (there is not None and _address(there.factory) != _address(factory)):
         raise ConfigError(f"method '{name}': there is another method of this name already; give yours another one")
     ENTRIES[name] = Entry(factory, Traits() if traits is None else traits)
@@ -99,7 +131,18 @@ def entry_of(name: str) -> Entry:
     offered = _offered()
     if name not in ENTRIES and name in offered:
         ENTRIES[name] = _loaded(offered[name])
-    return ENTRIES[name]
+    found = ENTRIES[name]
+    if isinstance(found, Own):
+        found = ENTRIES[name] = found.entry()
+    return found
+
+
+def summary_of(name: str) -> str:
+    """What a method does in one line: the first of its module's docstring."""
+    found = ENTRIES.get(name)
+    if isinstance(found, Own):
+        return found.summary()
+    return (inspect.getdoc(inspect.getmodule(entry_of(name).factory)) or "").partition("\n")[0]
 
 
 def known(name: str, key: str = "method.name") -> str:

@@ -15,6 +15,7 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Memory, Order, Reply, Turn
 from fedquilt.core.worker import Worker
 from fedquilt.methods.fed_hello import SCORED, FedHelloState, fed_hello, refreshes
+from fedquilt.methods.fed_hello import traits as traits
 
 
 class ReleasedState(FedHelloState):

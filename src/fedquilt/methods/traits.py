@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from fedquilt.core.federation import Rule
+if TYPE_CHECKING:
+    from fedquilt.core.federation import Rule
 
 
 @dataclass(frozen=True)

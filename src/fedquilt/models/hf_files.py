@@ -1,4 +1,7 @@
-"""Reading a model's config, weights, tokenizer and preprocessor with transformers; only this and `mlp` import it."""
+"""Reading a model's config, weights, tokenizer and preprocessor with transformers; only this and `mlp` import it.
+
+transformers takes seconds to import, and is imported when the first model is read.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,11 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read once, when huggin
 
 import huggingface_hub.utils
 import torch
-import transformers
 from safetensors import SafetensorError
-from transformers.utils.hub import cached_file
 
 from fedquilt.core.errors import FedquiltError, ModelError
 from fedquilt.core.tasks import TASKS
-from fedquilt.models import mlp, text
+from fedquilt.models import text
 from fedquilt.models.locate import FORMS, Source
 from fedquilt.models.shapes import Values
 from fedquilt.models.stand_in import shortened
@@ -29,15 +30,26 @@ FLASH = "flash_attention_2"
 _SUPPORTED = {"sdpa": "_supports_sdpa", FLASH: "_supports_flash_attn"}
 
 
+def _library() -> Any:
+    """The library transformers, with fedquilt's model of tables among its architectures."""
+    import transformers
+
+    from fedquilt.models import mlp as mlp
+
+    return transformers
+
+
 def auto_class(task: str) -> Any:
     """The class of transformers that makes and loads models for a task."""
-    name = TASKS[task].auto_class
-    return getattr(transformers, name) if hasattr(transformers, name) else getattr(mlp, name)
+    from fedquilt.models import mlp
+
+    name, library = TASKS[task].auto_class, _library()
+    return getattr(library, name) if hasattr(library, name) else getattr(mlp, name)
 
 
 def config_from(values: Values) -> Any:
     """The Hugging Face config with these values: ``model_type`` and the config's keyword arguments."""
-    return transformers.AutoConfig.for_model(**values)
+    return _library().AutoConfig.for_model(**values)
 
 
 def model_from(config: Any, task: str, trust_remote_code: bool = False) -> Any:
@@ -61,9 +73,10 @@ def read_config(source: Source, task: str, options: dict[str, Any]) -> Any:
             raise ModelError(
                 f"model '{source.name}': the folder {location} has no config.json; save it with save_pretrained"
             )
-        raw, _ = transformers.PreTrainedConfig.get_config_dict(location, revision=options.get("revision"))
+        library = _library()
+        raw, _ = library.PreTrainedConfig.get_config_dict(location, revision=options.get("revision"))
         kind = raw.get("model_type")
-        if kind not in transformers.CONFIG_MAPPING and not options["trust_remote_code"]:
+        if kind not in library.CONFIG_MAPPING and not options["trust_remote_code"]:
             if "auto_map" in raw:
                 raise ModelError(
                     f"model '{source.name}' brings Python code of its own; read it, and if you trust it set "
@@ -71,9 +84,9 @@ def read_config(source: Source, task: str, options: dict[str, Any]) -> Any:
                 )
             raise ModelError(
                 f"model '{source.name}': its config.json has model_type {kind!r}, which transformers "
-                f"{transformers.__version__} does not know; upgrade transformers or choose another model"
+                f"{library.__version__} does not know; upgrade transformers or choose another model"
             )
-        config = transformers.AutoConfig.from_pretrained(location, **options)
+        config = library.AutoConfig.from_pretrained(location, **options)
         if source.layers is not None:
             _shorten(config, source)
     offered = [name for name in TASKS if type(config) in auto_class(name)._model_mapping]
@@ -163,7 +176,7 @@ def read_tokenizer(source: Source, config: Any, options: dict[str, Any]) -> Any:
     if source.values is not None:
         bert_like = config.model_type in ("bert", "distilbert")
         inputs = ["input_ids", "attention_mask"] + (["token_type_ids"] if config.model_type == "bert" else [])
-        return transformers.PreTrainedTokenizerFast(
+        return _library().PreTrainedTokenizerFast(
             tokenizer_object=text.byte_tokenizer(start_and_end=bert_like),
             pad_token=text.SPECIAL[0],
             bos_token=text.SPECIAL[1],
@@ -174,7 +187,7 @@ def read_tokenizer(source: Source, config: Any, options: dict[str, Any]) -> Any:
         )
     advice = "put tokenizer.json and tokenizer_config.json beside the weights"
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source.location, **options)
+        tokenizer = _library().AutoTokenizer.from_pretrained(source.location, **options)
     except Exception as error:
         raise ModelError(
             f"model '{source.name}' has no tokenizer that can be read ({_first_line(error)}); {advice}"
@@ -202,6 +215,8 @@ def read_preprocessor(source: Source, meta: bool, revision: str | None) -> dict[
         return {}
     path: str | None = str(Path(source.location) / PREPROCESSOR)
     if not source.local:
+        from transformers.utils.hub import cached_file
+
         path = cached_file(
             source.location, PREPROCESSOR, revision=revision, _raise_exceptions_for_missing_entries=False
         )
@@ -233,7 +248,7 @@ def _first_line(error: Exception) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Suppress progress bars, warnings about new heads and notes on retries while a model loads."""
-    ours, hub = transformers.utils.logging, huggingface_hub.utils.logging
+    ours, hub = _library().utils.logging, huggingface_hub.utils.logging
     before = ours.get_verbosity(), hub.get_verbosity(), ours.is_progress_bar_enabled()
     try:
         ours.set_verbosity_error()

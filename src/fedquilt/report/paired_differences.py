@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import stdtrit
 
 from fedquilt.core.errors import ConfigError, suggestion
 from fedquilt.report.groups import group_values
@@ -86,6 +85,8 @@ def verdict(gaps: Sequence[float]) -> str:
     """Return the verdict on paired differences: ``separates``, ``within noise`` or ``too few seeds``."""
     if len(gaps) < 3:
         return "too few seeds"
+    from scipy.special import stdtrit  # takes a tenth of a second to import, and most commands never need it
+
     bound = float(stdtrit(len(gaps) - 1, 0.975)) * np.std(gaps, ddof=1) / math.sqrt(len(gaps))
     return "separates" if abs(np.mean(gaps)) > bound else "within noise"
 

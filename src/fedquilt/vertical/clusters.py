@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from fedquilt.core.rng import Rng
@@ -27,6 +26,8 @@ def clusters_of(gradients: Tensor, count: int, rng: Rng) -> Tensor:
 
     Paper: few-shot-vfl, clusters
     """
+    from sklearn.cluster import KMeans  # takes most of a second to import, and few runs need it
+
     directions = unit(gradients / gradients.norm(dim=1).mean().clamp_min(torch.finfo(gradients.dtype).tiny))
     found = KMeans(min(count, len(directions)), n_init=10, random_state=rng.integer(31)).fit_predict(directions.numpy())
     return torch.from_numpy(found).long()

@@ -1,15 +1,11 @@
-"""Hugging Face data sets and Flower's partitioners.
+"""Hugging Face data sets.
 
-Only this module imports ``datasets`` and ``flwr_datasets``, and only inside its functions, so that a run on local files
-starts without them.
+Only this module imports ``datasets``, and only inside its functions, so that a run on local files starts without it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -182,77 +178,6 @@ def read_hub(name: str, configuration: str | None = None) -> dict[str, Raw]:
             "hub:owner/name:configuration) "
             "and the connection, or give a local file or folder"
         ) from error
-
-
-def dirichlet_parts(labels: np.ndarray, num_clients: int, alpha: float, min_size: int, seed: int) -> list[np.ndarray]:
-    """The row numbers of every client by ``DirichletPartitioner``.
-
-    Parameters
-    ----------
-    labels
-        The class of every row, int64 (n,).
-    num_clients
-        The number of clients.
-    alpha
-        The concentration of the symmetric Dirichlet distribution; the lower, the more skewed the labels.
-    min_size
-        The fewest rows that a client may have.
-    seed
-        The seed of the partitioner.
-
-    Raises
-    ------
-    ValueError
-        if each of ten draws left some client with fewer than ``min_size`` rows.
-    """
-    from flwr_datasets.partitioner import DirichletPartitioner
-
-    partitioner = DirichletPartitioner(
-        num_clients, "label", alpha=float(alpha), min_partition_size=min_size, shuffle=False, seed=seed
-    )
-    return _parts(partitioner, {"index": np.arange(len(labels)), "label": labels})
-
-
-def pathological_parts(labels: np.ndarray, num_clients: int, classes_per_client: int, seed: int) -> list[np.ndarray]:
-    """The row numbers of every client by ``PathologicalPartitioner``.
-
-    Client ``i`` has class ``i mod classes``; its other classes are drawn.
-
-    Raises
-    ------
-    ValueError
-        if a class has fewer rows than clients that share it.
-    """
-    from flwr_datasets.partitioner import PathologicalPartitioner
-
-    partitioner = PathologicalPartitioner(
-        num_clients,
-        "label",
-        classes_per_client,
-        class_assignment_mode="first-deterministic",
-        shuffle=False,
-        seed=seed,
-    )
-    return _parts(partitioner, {"index": np.arange(len(labels)), "label": labels})
-
-
-def natural_parts(groups: np.ndarray) -> list[np.ndarray]:
-    """The row numbers of every group in ascending order of group ids, by ``NaturalIdPartitioner``."""
-    from flwr_datasets.partitioner import NaturalIdPartitioner
-
-    return _parts(NaturalIdPartitioner("group"), {"index": np.arange(len(groups)), "group": groups})
-
-
-def _parts(partitioner: Any, columns: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    import datasets
-
-    # the partitioner sees labels and row numbers only, never the examples
-    partitioner.dataset = datasets.Dataset.from_dict({name: column.tolist() for name, column in columns.items()})
-    # failed draws warn and the natural partitioner shows a progress bar; what matters is raised as an error
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        parts = [partitioner.load_partition(client) for client in range(partitioner.num_partitions)]
-    return [np.asarray(part["index"][:], dtype=np.int64) for part in parts]
 
 
 def splits_of(loaded: Any, where: str) -> dict[str, Raw]:
