@@ -111,6 +111,7 @@ def test_iid_is_the_one_of_flwr_datasets(num_clients: int) -> None:
     assert [part.tolist() for part in parts] == [sorted(order[rows].tolist()) for rows in expected]
 
 
+@pytest.mark.filterwarnings("ignore:The specified min_partition_size")  # of draws that are made again
 @pytest.mark.parametrize(
     ("num_clients", "alpha", "min_size"),
     [(8, 1.0, 5), (1, 0.3, 0), (8, 0.05, 0), (40, 0.5, 1), (8, 0.4, 30)],
