@@ -183,6 +183,13 @@ REFUSED = {
     "privacy.client_epsilon": (IMAGES, "privacy.client_epsilon=2.0"),
     "privacy.secure_aggregation": (IMAGES, "privacy.secure_aggregation=true"),
     "privacy.test_key": (IMAGES, "privacy.test_key=2"),
+    "disclosure.embedding_noise": (IMAGES, "disclosure.embedding_noise=0.5"),
+    "disclosure.gradient_clip": (IMAGES, "disclosure.gradient_clip=0.5"),
+    "disclosure.gradient_noise": (IMAGES, "disclosure.gradient_clip=0.5", "disclosure.gradient_noise=0.5"),
+    "disclosure.prototype_noise": (IMAGES, "disclosure.prototype_noise=0.5"),
+    "disclosure.count_noise": (IMAGES, "disclosure.count_noise=0.5"),
+    "disclosure.delta": (IMAGES, "disclosure.delta=0.01"),
+    "disclosure.test_key": (IMAGES, "disclosure.test_key=2"),
     "network.dtype": (IMAGES, "method.name=flora", "network.dtype=int8"),
     "parties": (IMAGES, "parties=[{label='one'}]"),
 }

@@ -9,7 +9,9 @@ from promises import Setup
 
 from fedquilt.config.load import parse
 from fedquilt.config.schema import Config
+from fedquilt.core.disclosure import COUNTS, EMBEDDINGS, PROTOTYPES
 from fedquilt.experiment import build
+from fedquilt.methods import traits_of
 
 FILE = """
 rounds = 3
@@ -73,6 +75,25 @@ columns = ["image_?_[67]"]
 def parties_config(name: str, **method: Any) -> Config:
     """The run file with this method."""
     return parse({**tomllib.loads(FILE), "method": {"name": name, **method}})
+
+
+def noises_of(name: str, **more: Any) -> dict[str, Any]:
+    """A table [disclosure] with noise on all that leaves a party with this method, from a key for tests."""
+    noises = {EMBEDDINGS: "embedding_noise", PROTOTYPES: "prototype_noise", COUNTS: "count_noise"}
+    table: dict[str, Any] = {noises[kind]: 0.3 for kind in traits_of(name).discloses if kind in noises}
+    table |= {"count_noise": 2.0} if "count_noise" in table else {}
+    return {**table, "gradient_clip": 0.5, "gradient_noise": 0.3, "test_key": 11, **more}
+
+
+def noised_config(name: str, **more: Any) -> Config:
+    """The run file with this method, and with noise on all that leaves a party."""
+    return parse({**tomllib.loads(FILE), "method": {"name": name}, "disclosure": noises_of(name, **more)})
+
+
+def noised_by_columns(name: str) -> Setup:
+    """The federation with this method, and with noise on all that leaves a party."""
+    made = build(noised_config(name))
+    return Setup(made.method, made.federation.profiles, made.clients)
 
 
 def apart_by_columns(name: str, **method: Any) -> Setup:

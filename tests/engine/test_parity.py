@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("flwr")
 
 from in_process_grid import RUN, InProcessGrid, app_of, cards_of
-from parties import apart_by_columns
+from parties import apart_by_columns, noised_by_columns
 from promises import Played, Setup, copied, play, same
 from small_federation import BERT, GPT2, LLAMA, VIT, WIDE, anchored, beside, common, mixtures, served, several, small
 from toys import changed, distillation_setup, fedavg_setup, groups_setup, local_bias_setup, short, vertical_setup
@@ -141,6 +141,11 @@ TABLE = {
     "toy-groups": groups_setup,
 }
 TABLE |= {name: partial(apart_by_columns, name) for name in METHODS if traits_of(name).vertical}
+TABLE |= {
+    f"{name}-noised": partial(noised_by_columns, name)
+    for name in METHODS
+    if traits_of(name).vertical and traits_of(name).discloses
+}
 TABLE |= {
     "fed-hello-local-head-int8": short(lambda: real("fed-hello", local_head=True, allocation="rgd"), "int8"),
     "fed-hello-llama-bfloat16": short(TABLE["fed-hello-llama"], "bfloat16"),

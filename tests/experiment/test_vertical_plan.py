@@ -58,6 +58,9 @@ def test_a_plan_loads_no_weights_and_shows_parties(command, tmp_path: Path) -> N
     said = command("plan", str(file))
     assert said.code == 0
     assert all(word in said.out for word in ("left", "right", "rest (active)", "evaluation up"))
+    assert "What leaves a party" not in said.out
+    noised = command("plan", str(file), "disclosure.embedding_noise=0.5").out
+    assert "What leaves a party: embeddings noised (0.5 times their bound); exact: gradients, prototypes" in noised
     rows = json.loads(command("plan", str(file), "--json").out)
     tested = len(build(config()).federation.vertical.test_labels)
     assert [row["evaluation_up"] for row in rows["plans"]] == [4 * 8 * tested] * 2

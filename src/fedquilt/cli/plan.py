@@ -129,6 +129,9 @@ def _show_parties(plans: Sequence[ClientPlan], active: ServerPlan | None, settin
         highlight=False,
         soft_wrap=not out.is_terminal,
     )
+    if settings.disclosure.is_on:
+        what = f"What leaves a party: {settings.disclosure.words()}."
+        out.print(what, highlight=False, soft_wrap=not out.is_terminal)
 
 
 def _memory(needs: Needs) -> list[str]:

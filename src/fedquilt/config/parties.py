@@ -70,7 +70,7 @@ _IDLE = {
     ("training", "proximal"): "parties share no tensors to stay near to",
     ("head", "policy"): "an encoder's head gives the embedding, and stays with its party",
     ("data", "proxy"): "the active party is the server, and its rows are those of a party",
-    ("privacy", "mode"): "its guarantees are for updates of a shared model, and embeddings are none",
+    ("privacy", "mode"): "its guarantees are for updates of a shared model, and embeddings are none; see [disclosure]",
 }
 """Keys without effect in a vertical federation, and the reason."""
 

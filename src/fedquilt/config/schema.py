@@ -30,6 +30,7 @@ from fedquilt.config.sections import Section, is_section
 from fedquilt.config.server import Server
 from fedquilt.config.strict import STRICT
 from fedquilt.core.defence import Defence
+from fedquilt.core.disclosure import Disclosure
 from fedquilt.core.model import Model
 from fedquilt.core.settings import Count, Layers, Part, Rank, Rounds, Seed, Text, Written
 from fedquilt.core.training import Training
@@ -130,6 +131,7 @@ class Config(BaseModel):
     aggregation: Aggregation = Aggregation()
     defence: Defence = Defence()
     privacy: Privacy = Privacy()
+    disclosure: Disclosure = Disclosure()
     network: Network = Network()
     checkpoints: Checkpoints = Checkpoints()
     method: Method = Method()

@@ -16,6 +16,7 @@ from fedquilt.core.errors import ConfigError
 from fedquilt.experiment.adapter_contradictions import ADAPTERS
 from fedquilt.experiment.bases import odd_bases
 from fedquilt.experiment.contradictions import Case, Row, odd_ranks, odd_steps
+from fedquilt.experiment.disclosure_contradictions import DISCLOSURE
 from fedquilt.experiment.method import Chosen, keys_of
 from fedquilt.experiment.public_inputs import odd_axes
 from fedquilt.experiment.server import odd_server
@@ -25,7 +26,9 @@ from fedquilt.privacy.account import accountant
 def refuse_contradictions(config: Config, parts: Sequence[Part], method: Chosen) -> None:
     """Raise ConfigError, with every contradiction, if the method does not support what the config asks for."""
     if config.privacy.mode != "none":
-        accountant()
+        accountant("privacy.mode")
+    if config.disclosure.is_noisy:
+        accountant("disclosure")
     case = Case(config, parts, method)
     problems = [row.text(case) for row in ROWS if row.holds(case)]
     problems += [
@@ -277,5 +280,5 @@ _PRIVACY = (
     ),
 )
 
-ROWS: tuple[Row, ...] = (*_PARTIES, *_RULES, *_PRIVACY, *_STEPS, *_ALIGNMENT, *ADAPTERS)
+ROWS: tuple[Row, ...] = (*_PARTIES, *_RULES, *_PRIVACY, *_STEPS, *_ALIGNMENT, *ADAPTERS, *DISCLOSURE)
 """Every contradiction, in the order in which they are reported."""

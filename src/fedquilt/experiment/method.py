@@ -34,6 +34,7 @@ from fedquilt.methods.registry import METHODS, Factory, entry_of, known, traits_
 from fedquilt.methods.traits import Traits
 from fedquilt.privacy.account import gaussian_epsilon
 from fedquilt.privacy.noise import with_central_dp, with_local_dp
+from fedquilt.vertical.disclosure import with_disclosure
 
 
 class Chosen(NamedTuple):
@@ -95,6 +96,8 @@ def wrapped(
     made = with_proximal(made, config.training.proximal)
     if config.evaluation.clients == "received":
         made = with_received_scores(made)
+    if federation.vertical is not None:
+        made = with_disclosure(made, config.disclosure, federation.vertical)
     made = protected(config, made)  # outermost except for rounding, which only processes its output
     if config.network.dtype != "float32":
         # epsilon with secret cohorts requires that updates do not depend on earlier cohorts, as error feedback does

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from fedquilt.client.together import evaluated
@@ -13,6 +13,7 @@ from fedquilt.core.loop import Round, Traffic
 from fedquilt.core.training import learning_rate_at
 from fedquilt.core.types import ClientId, Memory, Order, Tree
 from fedquilt.experiment.build import Experiment
+from fedquilt.experiment.engine import Engine
 from fedquilt.experiment.export import is_whole
 from fedquilt.experiment.groups import BuiltGroup
 from fedquilt.experiment.round_due import is_due
@@ -161,3 +162,15 @@ def final_record(
         scored = {str(client): dict(own) for moved in closing for client, own in moved.metrics.items() if own}
         scores["clients"] = {**scores["clients"], **scored}
     return {"final": scores, "closing": {"exchanges": [_moved(moved) for moved in closing], "messages": dict(messages)}}
+
+
+def message_counter(engine: Engine) -> Callable[[], dict[str, int]]:
+    """``since()``, which returns how many messages of each type the engine has sent since the last call."""
+    counted: dict[str, int] = {}
+
+    def since() -> dict[str, int]:
+        new = {kind: count - counted.get(kind, 0) for kind, count in engine.messages.items()}
+        counted.update(engine.messages)
+        return new
+
+    return since

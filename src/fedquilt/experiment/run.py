@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment.bases import other_weights
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.defence import bounds_of, check_of
+from fedquilt.experiment.disclosed import disclosing
 from fedquilt.experiment.engine import EMBEDDED, Connect, Engine
 from fedquilt.experiment.export import save_adapters
 from fedquilt.experiment.forecast import work_of
 from fedquilt.experiment.inputs_record import outputs_record, rows_digest, weights_digest
 from fedquilt.experiment.progress import Forecasting
-from fedquilt.experiment.round_record import are_finite, final_record, round_line
+from fedquilt.experiment.round_record import are_finite, final_record, message_counter, round_line
 from fedquilt.experiment.server import endpoint_record, questions_columns
 from fedquilt.experiment.threads import restored_threads, spare_threads
 from fedquilt.privacy.spending import cohort_key, cohort_stream, hides_cohorts, spending
@@ -251,12 +252,14 @@ def _go_on(
     heads = {group.config.head.policy for group in experiment.groups}
     hidden = hides_cohorts(experiment.federation, heads, hiding, stateless=experiment.traits.stateless)
     spent = spending(config, cohorts, sum(not one.public for one in experiment.method.exchanges), hidden)
-    since = _counter(engine)
+    since = message_counter(engine)
+    before = [one for one in read_rounds(record.folder) if one["round"] < start] if start else []
+    disclosed = disclosing(config.disclosure, experiment.federation.vertical, before)
     try:
         for done in finished:
             state = done.state
             line = round_line(experiment, done, engine.memories, since(), clients=engine.has_clients)
-            line["privacy"] = spent(done.number)
+            line |= {"privacy": spent(done.number), **disclosed(line)}
             if done.number == start:
                 line |= again or {}  # so that readers of the record see that the run was resumed
             record.append_round(line)
@@ -275,18 +278,6 @@ def _go_on(
     ended = final_record(read_rounds(record.folder)[-1]["evaluation"], closing, since())
     record.save_result({"status": "finished", "rounds": total, "seconds": time.perf_counter() - began, **ended})
     return record.folder
-
-
-def _counter(engine: Engine) -> Callable[[], dict[str, int]]:
-    """``since()``, which returns how many messages of each type the engine has sent since the last call."""
-    counted: dict[str, int] = {}
-
-    def since() -> dict[str, int]:
-        new = {kind: count - counted.get(kind, 0) for kind, count in engine.messages.items()}
-        counted.update(engine.messages)
-        return new
-
-    return since
 
 
 def _advice(record: Record, config: Config) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from fedquilt.core.disclosure import COUNTS, EMBEDDINGS, GRADIENTS, PROTOTYPES
+
 if TYPE_CHECKING:
     from fedquilt.core.federation import Rule
 
@@ -45,6 +47,7 @@ class Traits:
     vertical : whether its clients hold other columns of the same rows. Such a method is ``across``.
     complete : whether it needs all columns and labels in one place, as a bound that no federation reaches; only for
         ``vertical`` methods.
+    discloses : the kinds of what leaves a party, see ``core.disclosure``; only for ``vertical`` methods.
     """
 
     needs: Literal["tensors", "factors", "mixture", "coordinates", "anchored"] = "tensors"
@@ -62,6 +65,7 @@ class Traits:
     server_texts: bool = False
     vertical: bool = False
     complete: bool = False
+    discloses: tuple[str, ...] = (EMBEDDINGS, GRADIENTS, PROTOTYPES, COUNTS)
 
     def __post_init__(self) -> None:
         """Refuse a method that would train the one server of all architectures separately in each."""

@@ -5,9 +5,12 @@ They use the same parties, messages and optimisers as Proto-EVFL, so that a comp
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 from torch.nn import functional
 
+from fedquilt.core.disclosure import EMBEDDINGS, GRADIENTS
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
 from fedquilt.core.settings import Few, Positive, Share
@@ -22,7 +25,9 @@ from fedquilt.vertical.prototypes import cosines
 from fedquilt.vertical.recipe import Recipe
 
 TRAITS = Traits(across=True, merge="own", sends_scores=True, vertical=True)
-CENTRAL = Traits(across=True, merge="own", sends_scores=True, vertical=True, complete=True)
+SPLIT = replace(TRAITS, discloses=(EMBEDDINGS, GRADIENTS))
+ALONE = replace(TRAITS, discloses=())
+CENTRAL = replace(SPLIT, complete=True)
 
 
 def vfl_split(federation: Federation, *, minibatches: Few = 4, dropout: Share = 0.0) -> Method:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 from torch import Tensor
 from torch.nn import functional
 
+from fedquilt.core.disclosure import COUNTS, EMBEDDINGS, GRADIENTS
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
@@ -20,7 +25,12 @@ from fedquilt.vertical.prototypes import cosines
 from fedquilt.vertical.recipe import Recipe
 from fedquilt.vertical.siamese import parties_loss, predictor_of, views_loss
 
-TRAITS = Traits(across=True, merge="own", sends_scores=True, vertical=True)
+
+def traits(settings: Mapping[str, Any]) -> Traits:
+    """Without classifiers of their own, parties send no prototypes."""
+    whole = Traits(across=True, merge="own", sends_scores=True, vertical=True)
+    return whole if settings["labels"] else replace(whole, discloses=(EMBEDDINGS, GRADIENTS, COUNTS))
+
 
 LOCAL, CROSS = "local", "cross"
 """The names of the two predictors of a party."""

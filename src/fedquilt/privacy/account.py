@@ -13,9 +13,11 @@ from typing import Any
 
 from fedquilt.core.errors import ConfigError
 
+_LEAST = 1e-4  # floats no longer give the epsilon of less noise
 
-def accountant() -> Any:
-    """Import and return the module ``dp_accounting``.
+
+def accountant(key: str = "privacy.mode") -> Any:
+    """Import and return the module ``dp_accounting``; ``key`` is what asked for it, in an error.
 
     Raises
     ------
@@ -26,7 +28,7 @@ def accountant() -> Any:
         import dp_accounting
     except ImportError as error:
         raise ConfigError(
-            "privacy.mode: the spent epsilon is computed by dp-accounting, which is not installed; install it with: "
+            f"{key}: the spent epsilon is computed by dp-accounting, which is not installed; install it with: "
             "pip install 'fedquilt[privacy]'"
         ) from error
     return dp_accounting
@@ -63,8 +65,8 @@ def composed_epsilon(noise_multipliers: Iterable[float], delta: float) -> float:
 
 
 def _of_ratio(ratio: float, delta: float) -> float:
-    """Epsilon of Gaussian noise that is ``ratio`` times the sensitivity."""
-    return float(accountant().get_epsilon_gaussian(ratio, delta))
+    """Epsilon of Gaussian noise that is ``ratio`` times the sensitivity; infinite if it is above about 5e7."""
+    return math.inf if ratio < _LEAST else float(accountant().get_epsilon_gaussian(ratio, delta))
 
 
 def sampled_epsilon(noise_multiplier: float, cohort: int, clients: int, releases: int, delta: float) -> float:

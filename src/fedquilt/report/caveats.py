@@ -7,6 +7,7 @@ from typing import Any
 
 from fedquilt.core.evaluated import without_auto
 from fedquilt.report.agreement import agreement_words
+from fedquilt.report.disclosure import disclosure_words
 from fedquilt.report.groups import apart_note
 from fedquilt.report.runs import Run, client_names, dropped, privacy, resumed
 from fedquilt.report.scores import window
@@ -39,6 +40,7 @@ def notes(groups: Groups, last: int | None = None) -> list[str]:
                 f"{label}: scores of clients are those of the clients that took part in each evaluated round, not of "
                 "all clients (evaluation.clients)."
             )
+        found += [f"{label}: {words}" for run in runs[:1] if (words := disclosure_words(run))]
         for run in runs:
             more = [words] if (words := agreement_words(run)) else []
             if writer := run.environment.get("endpoint"):

@@ -194,6 +194,7 @@ class Exchanges:
         received = {reply.client: self._received(reply) for reply in arrived}
         rng, now, names = Rng(state["seed"]).child("round", state["round"]), self.now(state), self.recipe.shared
         prior, rows, aligned = now.prior_of_all(state), now.rows_of(state), now.active.splits[ALIGNED]
+        holds = held(self.vertical, state, shown=False)
         facts, shared = own_facts(state.get("relay"), aligned), shared_of(state["joint"], names)
         own = now._learned(now.active, state["own"], prior, state["round"], rng, facts, shared)
         state = cast(ActiveState, {**state, "own": own, "rows": rows})
@@ -202,9 +203,9 @@ class Exchanges:
             state["joint"] = {**state["joint"], **averaged(copies, names)}
         if self.recipe.relays:
             mine = embedded(now.active, own, take(aligned, rows.flatten()))
-            parts = {id: one.embeddings.flatten(0, 1) for id, one in received.items()}
+            # a row that a party lacks is 0, also if noise was added to what it sent
+            parts = {id: one.embeddings.flatten(0, 1) * holds[rows.flatten(), id, None] for id, one in received.items()}
             state["relay"] = relay_of(rows.flatten(), len(self.vertical.parties) - 1, parts, mine)
-        holds = held(self.vertical, state, shown=False)
         after = joined(now.vertical, self.recipe.joint, state, received, now.counts, holds, self.recipe.dropout)
         return cast(ActiveState, {**after, "predicted": {}, "round": state["round"] + 1})
 
