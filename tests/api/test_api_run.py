@@ -207,3 +207,50 @@ def test_python_m_fedquilt_is_the_command():
         [sys.executable, "-m", "fedquilt", "--version"], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == f"fedquilt {fedquilt.__version__}"
+
+
+def test_rows_are_predicted_from_a_file_a_table_or_the_parties_tables(here):
+    columns = {"visits": [1, 2, 3, 4, 5, 6] * 8, "income": [3.5, 1.5, 2.5, 0.5] * 12}
+    columns["label"] = ["yes" if one > 2 else "no" for one in columns["income"]]
+    new = {name: values[:10] for name, values in columns.items() if name != "label"}
+    (here / "new.csv").write_text(
+        "\n".join(["visits,income", *(f"{a},{b}" for a, b in zip(*new.values(), strict=True))])
+    )
+    common = {
+        "model": "mlp?layers=1&width=8",
+        "task": "tabular-classification",
+        "data": columns,
+        "adapter": {"kind": "full"},
+        "training": {"steps": 2, "batch_size": 8},
+        "device": "cpu",
+        "rounds": 1,
+    }
+    alone = fedquilt.run(common | {"partition": {"scheme": "iid", "num_clients": 2}, "method": "fedit"})
+    found = alone.predict(here / "new.csv")
+    assert [line["row"] for line in found.lines()] == list(range(10))
+    assert {line["class"] for line in found.lines()} <= {"no", "yes"}
+    assert (alone.predict(new).probabilities - found.probabilities).abs().max() < 1e-6
+    assert alone.predict(new, client=0).classes == ("no", "yes")
+    together = fedquilt.run(
+        common
+        | {
+            "partition": {"scheme": "vertical", "aligned": 12, "width": 4, "test_fraction": 0.25},
+            "method": "vfl-split",
+            "parties": [{"label": "shop", "columns": ["visits"]}, {"label": "bank", "columns": ["income"]}],
+        }
+    )
+    whole = together.predict(here / "new.csv")
+    ids = [f"customer {row}" for row in range(10)]
+    apart = {
+        "shop": {"visits": new["visits"][::-1], "customer": ids[::-1]},
+        "bank": {"income": new["income"], "customer": ids},
+    }
+    by_id = together.predict(apart, id="customer")
+    assert (by_id.probabilities - whole.probabilities).abs().max() < 1e-6
+    assert by_id.ids == tuple(ids)
+    assert (together.predict(apart).probabilities - whole.probabilities).abs().max() > 1e-3
+    less = together.predict(apart["bank"], without=["shop"])
+    assert less.probabilities.shape == (10, 2)
+    reopened = fedquilt.open_run(together.folder)
+    with pytest.raises(RunError, match="began with objects in memory"):
+        reopened.predict(here / "new.csv")

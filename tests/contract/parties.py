@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 from typing import Any
 
+import torch
 from promises import Setup
 
 from fedquilt.config.load import parse
@@ -100,3 +102,54 @@ def apart_by_columns(name: str, **method: Any) -> Setup:
     """The federation with this method."""
     made = build(parties_config(name, **method))
     return Setup(made.method, made.federation.profiles, made.clients)
+
+
+FILES = """
+rounds = 2
+threads = 1
+device = "cpu"
+model = { name = "mlp?layers=1&width=16", task = "tabular-classification" }
+data = { source = "FOLDER/{party}.csv", classes = ["no", "yes"] }
+partition = { scheme = "vertical", id = "customer", alignment = "keyed-hash", key_file = "FOLDER/key", width = 4 }
+adapter = { kind = "full" }
+training = { steps = 2, batch_size = 8, learning_rate = 0.01 }
+method = { name = "METHOD", minibatches = 2 }
+parties = [{ label = "shop" }, { label = "insurer", columns = ["claims", "car"] }, { label = "bank" }]
+"""
+"""Three parties with files of their own."""
+
+
+def write_files(folder: Path) -> Path:
+    """Write the files of three parties, which hold other columns of overlapping customers in other orders."""
+    rng = torch.Generator().manual_seed(1)
+    hidden = torch.randn(200, generator=rng)
+    held = {"shop": range(0, 100), "insurer": range(60, 160), "bank": range(0, 160)}
+    order = {name: torch.randperm(len(rows), generator=rng).tolist() for name, rows in held.items()}
+    noise = torch.randn(3, 200, generator=rng) * 0.1
+    columns = {
+        "shop": lambda row: f"{hidden[row] + noise[0, row]:.4f},{row % 5}",
+        "insurer": lambda row: f"{hidden[row] + noise[1, row]:.4f},{'red' if row % 3 else 'blue'},7",
+        "bank": lambda row: f"{hidden[row] + noise[2, row]:.4f},{'yes' if hidden[row] > 0 else 'no'}",
+    }
+    heads = {"shop": "visits,day", "insurer": "claims,car,idle", "bank": "income,label"}
+    for name, rows in held.items():
+        lines = [f"C{row:04d},{columns[name](row)}" for row in (rows[place] for place in order[name])]
+        (folder / f"{name}.csv").write_text("\n".join([f"customer,{heads[name]}", *lines]) + "\n")
+    (folder / "key").write_text("a key that all three parties have been given by hand")
+    return folder
+
+
+def new_customers(folder: Path) -> Path:
+    """Write the files ``new-PARTY.csv``, where the bank has customers that the shop or the insurer does not have."""
+    for name, rows in (("shop", range(100)), ("insurer", range(60, 160)), ("bank", range(30, 160))):
+        head, *lines = (folder / f"{name}.csv").read_text().splitlines()
+        chosen = [line for line in lines if int(line[1:5]) in rows and int(line[1:5]) % 3 != 1]
+        if name == "bank":  # nobody knows their labels
+            head, *chosen = (line.rpartition(",")[0] for line in (head, *chosen))
+        (folder / f"new-{name}.csv").write_text("\n".join([head, *chosen]) + "\n")
+    return folder
+
+
+def of_files(folder: Path, method: str = "proto-evfl", **changes: Any) -> Config:
+    raw = tomllib.loads(FILES.replace("FOLDER", str(folder)).replace("METHOD", method))
+    return parse({**raw, **changes})

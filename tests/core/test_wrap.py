@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from fedquilt.core.loop import closed, rounds
+from fedquilt.core.closing import closed
+from fedquilt.core.loop import rounds
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget, Failure, Order, Profile, Reply

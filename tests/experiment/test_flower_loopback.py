@@ -114,14 +114,13 @@ def submit(trial: Trial, app: Path) -> str:
     return re.search(r"started run (\d+)", trial.flwr("run", str(app), "trial").stdout).group(1)
 
 
-def until(true, seconds: float, trial: Trial, number: str) -> None:
-    """Wait for a run; one that has failed is not waited for."""
+def until(true, seconds: float, trial: Trial, number: str | None) -> None:
+    """Wait for a run; one that has failed is not waited for, if its number is given."""
     began, looked = time.monotonic(), time.monotonic()
     while not true():
         assert time.monotonic() - began < patience(seconds), tail(trial.process("superlink"), 40)
-        if time.monotonic() - looked > 10:
-            status = trial.flwr("list", "trial", "--run-id", number, "--format", "json").stdout
-            assert "finished:failed" not in status, trial.flwr("log", number, "trial", "--show").stdout
+        if number is not None and time.monotonic() - looked > 10:
+            assert "finished:failed" not in status(trial, number), trial.flwr("log", number, "trial", "--show").stdout
             looked = time.monotonic()
         time.sleep(0.5)
 
@@ -201,6 +200,33 @@ def test_parties_with_other_columns_end_in_the_same_bits_as_embedded(trial, tmp_
         number = submit(trial, app)
     until((folder / "result.json").exists, 300, trial, number)
     same_as_embedded(app, folder)
+
+
+def test_a_party_that_is_killed_and_comes_back_ends_in_the_same_bits(trial, tmp_path):
+    """The run needs every party, so that a round without the killed one is not finished, and is run again."""
+    top = f'name = "parted"\noutput = "{tmp_path / "runs"}"\nseed = 3\nquorum = 1.0\n'
+    beside = 'method = { name = "proto-evfl" }\nnetwork = { timeout = 120 }\n'
+    app = write_app(tmp_path / "app", top + beside + PARTIES).parent
+    folder = tmp_path / "runs" / "parted"
+    number = submit(trial, app)
+    until(lambda: folder.exists() and len(read_rounds(folder)) == 1, 240, trial, number)
+    trial.kill_node(1)
+    assert len(read_rounds(folder)) == 1
+    began = time.monotonic()
+    trial.start_node(1)
+    trial.ready([1])
+    print(f"the killed party is back after {time.monotonic() - began:.0f} s")
+    finished = folder / "result.json"
+    until(lambda: finished.exists() or "finished" in status(trial, number), 300, trial, None)
+    if not finished.exists():
+        number = submit(trial, app)
+    until(finished.exists, 300, trial, number)
+    same_as_embedded(app, folder)
+
+
+def status(trial: Trial, number: str) -> str:
+    """What Flower says of a run."""
+    return trial.flwr("list", "trial", "--run-id", number, "--format", "json").stdout
 
 
 def kill_server(trial: Trial) -> None:

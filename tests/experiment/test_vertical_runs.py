@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from parties import FILES, of_files, write_files
 from torch.nn import functional
 
 from fedquilt.config.load import parse
@@ -399,45 +400,13 @@ def test_the_encoder_of_each_party_is_exported(whole: Path, tmp_path: Path) -> N
 
 # Parties with files of their own ---------------------------------------------------------------------------------
 
-FILES = """
-rounds = 2
-threads = 1
-device = "cpu"
-model = { name = "mlp?layers=1&width=16", task = "tabular-classification" }
-data = { source = "FOLDER/{party}.csv", classes = ["no", "yes"] }
-partition = { scheme = "vertical", id = "customer", alignment = "keyed-hash", key_file = "FOLDER/key", width = 4 }
-adapter = { kind = "full" }
-training = { steps = 2, batch_size = 8, learning_rate = 0.01 }
-method = { name = "METHOD", minibatches = 2 }
-parties = [{ label = "shop" }, { label = "insurer", columns = ["claims", "car"] }, { label = "bank" }]
-"""
 COMMON = 40
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """A folder with the files of three parties, which hold other columns of overlapping customers in other orders."""
-    rng = torch.Generator().manual_seed(1)
-    hidden = torch.randn(200, generator=rng)
-    held = {"shop": range(0, 100), "insurer": range(60, 160), "bank": range(0, 160)}
-    order = {name: torch.randperm(len(rows), generator=rng).tolist() for name, rows in held.items()}
-    noise = torch.randn(3, 200, generator=rng) * 0.1
-    columns = {
-        "shop": lambda row: f"{hidden[row] + noise[0, row]:.4f},{row % 5}",
-        "insurer": lambda row: f"{hidden[row] + noise[1, row]:.4f},{'red' if row % 3 else 'blue'},7",
-        "bank": lambda row: f"{hidden[row] + noise[2, row]:.4f},{'yes' if hidden[row] > 0 else 'no'}",
-    }
-    heads = {"shop": "visits,day", "insurer": "claims,car,idle", "bank": "income,label"}
-    for name, rows in held.items():
-        lines = [f"C{row:04d},{columns[name](row)}" for row in (rows[place] for place in order[name])]
-        (tmp_path / f"{name}.csv").write_text("\n".join([f"customer,{heads[name]}", *lines]) + "\n")
-    (tmp_path / "key").write_text("a key that all three parties have been given by hand")
-    return tmp_path
-
-
-def of_files(folder: Path, method: str = "proto-evfl", **changes: Any) -> Config:
-    raw = tomllib.loads(FILES.replace("FOLDER", str(folder)).replace("METHOD", method))
-    return parse({**raw, **changes})
+    """A folder with the files of three parties."""
+    return write_files(tmp_path)
 
 
 @pytest.mark.parametrize("method", ["proto-evfl", "vfl-split", "vfl-ensemble", *PUBLISHED])

@@ -76,6 +76,23 @@ def refuse_missing(config: Config, objects: Mapping[str, Any], folder: Any, of: 
         )
 
 
+def inputs_of(rows: Any) -> tuple[list[str], Objects]:
+    """The sources of rows that are to be predicted, and the objects that they name.
+
+    ``rows`` is a path, a table, or a dictionary of these by the labels of parties.
+    """
+    from fedquilt.data.readers.in_memory import is_rows
+
+    found: Objects = {}
+
+    def source(one: Any) -> str:
+        return str(one) if _is_path(one) else _named_rows(one, found)
+
+    if isinstance(rows, Mapping) and rows and all(_is_path(one) or is_rows(one) for one in rows.values()):
+        return [f"{label}={source(one)}" for label, one in rows.items()], found
+    return [source(rows)], found
+
+
 def _model(given: Any, tokenizer: Any, found: Objects) -> Any:
     if isinstance(given, Mapping):
         table = dict(given)

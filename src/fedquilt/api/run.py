@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedquilt.api.objects import objects_of, refuse_missing
+from fedquilt.api.objects import inputs_of, objects_of, refuse_missing
 from fedquilt.api.progress import Watcher, progress_of
 from fedquilt.api.rows import Rows
 from fedquilt.api.settings import ConfigLike, settled
@@ -24,6 +24,7 @@ from fedquilt.report.table import cells, summary
 if TYPE_CHECKING:
     from torch import nn
 
+    from fedquilt.experiment.predictions import Predictions
     from fedquilt.report.figure import Figure
 
 ENGINES = ("embedded", "flower-sim")
@@ -142,6 +143,45 @@ class Run:
 
         refuse_missing(self.config, self.objects, self.folder, of="model")
         return trained_model(self.folder, client, group, self.objects, server=server)
+
+    def predict(
+        self,
+        rows: Any,
+        *,
+        client: ClientId | None = None,
+        group: str | None = None,
+        server: bool = False,
+        without: Sequence[str] = (),
+        id: str | None = None,
+    ) -> Predictions:
+        """Return the predictions for rows, which need no labels: of the final model, or of all parties together.
+
+        ``list(found.lines())`` has a dictionary for each row, and ``found.probabilities`` is (rows, classes). Parties
+        of a run on Flower are asked by ``fedquilt predict --superlink``.
+
+        Parameters
+        ----------
+        rows
+            A file, or a table as ``data`` of ``run`` may be. For a vertical run it has the columns of all parties, or
+            is a dictionary with the file or table of each party by its label.
+        client, group, server
+            Whose model predicts, as for ``adapter``; the global one if left out. Not of a vertical run.
+        without
+            The labels of parties of a vertical run that are missing.
+        id
+            The column of ids by which the parties' rows are the same; None if these are in one order.
+
+        Raises
+        ------
+        FedquiltError
+            RunError if there is no such model or party, DataError if rows cannot be read.
+        """
+        from fedquilt.experiment.predict import predict
+
+        refuse_missing(self.config, self.objects, self.folder)
+        inputs, given = inputs_of(rows)
+        objects = {**self.objects, **given}
+        return predict(self.folder, inputs, client, group, server=server, without=without, id=id, objects=objects)
 
     def resume(self, *, back_to: int | None = None, progress: Watcher = None) -> Run:
         """Resume a stopped run; the result is bit-identical to that of an uninterrupted run.

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fedquilt.cli.screen import errors
-from fedquilt.core.disk import write_bytes
 from fedquilt.core.errors import RunError
 
 
@@ -30,29 +27,41 @@ def predict(
     without: Annotated[
         list[str] | None, typer.Option("--without", help="A party of a vertical run that is missing. May be repeated.")
     ] = None,
+    id: Annotated[
+        str | None, typer.Option("--id", help="The column of ids by which parties' files have the same rows.")
+    ] = None,
+    superlink: Annotated[
+        str | None,
+        typer.Option("--superlink", help="Ask the parties of a vertical run on Flower. --input is the active one's."),
+    ] = None,
 ) -> None:
     """Predict the rows of a file with a run's model.
 
     The rows are read as the run file says, without labels. The output has the number of each row, from 0, with the
     predicted class and its probability, or a language model's text. The parties of a vertical run predict together.
+    Their rows are in one order, or found by --id; over Flower by the run's own alignment, if it has one.
     """
     from fedquilt.experiment.predict import predict as predicted
+    from fedquilt.experiment.predictions import text_of, write_lines
 
-    lines = list(predicted(run, inputs, client, group, server=server, without=without or ()).lines())
-    as_json = file is not None and file.suffix == ".jsonl"
-    made = io.StringIO()
-    if as_json:
-        made.writelines(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+    if superlink is not None:
+        lines = _asked(run, inputs, superlink, without or (), client=client, group=group, server=server, id=id)
     else:
-        table = csv.DictWriter(made, [*lines[0]], lineterminator="\n")
-        table.writeheader()
-        table.writerows(lines)
+        lines = list(predicted(run, inputs, client, group, server=server, without=without or (), id=id).lines())
     if file is None:
-        print(made.getvalue(), end="")
+        print(text_of(lines, as_json=False), end="")
         return
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(file, made.getvalue().encode())
-    except OSError as error:
-        raise RunError(f"--out {file}: cannot be written ({error}); give another file") from error
+    write_lines(lines, file)
     errors.print(f"wrote {len(lines)} predictions to {file}", highlight=False, soft_wrap=True)
+
+
+def _asked(
+    run: Path, inputs: Sequence[str], superlink: str, without: Sequence[str], **others: Any
+) -> list[dict[str, Any]]:
+    """The predictions of a query; ``others`` are options that have no place beside it."""
+    from fedquilt.experiment.flower_app import ask
+
+    for name, value in others.items():
+        if value not in (None, False):
+            raise RunError(f"--{name}: has no effect with --superlink, where all parties predict; leave it out")
+    return ask(run, inputs, superlink, without, lambda line: errors.print(line, highlight=False, soft_wrap=True))

@@ -121,41 +121,13 @@ def rounds(
             raise RoundError(f"round {number + 1}: the cohort is empty; a round needs at least one client")
         traffic, held = [], dict[ClientId, Params]()
         for exchange in method.exchanges:
-            state, moved = _exchanged(exchange, state, turn, send, check, bounds, held)
+            state, moved = exchanged(exchange, state, turn, send, check, bounds, held)
             _require(moved, number, quorum, min_replies)
             traffic.append(moved)
         yield Round(number, state, tuple(traffic), time.perf_counter() - began)
 
 
-def closed(
-    method: Method,
-    state: Tree,
-    profiles: Sequence[Profile],
-    send: Send,
-    rng: Rng,
-    *,
-    num_rounds: int,
-    check: Check | None = None,
-) -> tuple[Traffic, ...]:
-    """Run the closing exchanges of ``method`` after its last round, and return their records.
-
-    They involve all of ``profiles`` and do not change the state; their orders bear the round ``num_rounds``, one after
-    the last. A client that does not answer is recorded as dropped; no quorum is needed.
-
-    Parameters
-    ----------
-    method, send, rng, num_rounds, check
-        As for ``rounds``.
-    state
-        The state after the last round.
-    profiles
-        The clients to ask.
-    """
-    turn = Turn(num_rounds, tuple(profiles), rng.child("closing"))
-    return tuple(_exchanged(exchange, state, turn, send, check, UNBOUNDED, {})[1] for exchange in method.closing)
-
-
-def _exchanged(
+def exchanged(
     exchange: Exchange,
     state: Tree,
     turn: Turn,
@@ -164,7 +136,15 @@ def _exchanged(
     bounds: Defence,
     held: dict[ClientId, Params],
 ) -> tuple[Tree, Traffic]:
-    # ``held`` are the tensors, as they travel, that clients keep since an earlier exchange of the round
+    """Run one exchange; returns the state after it, and its record.
+
+    Parameters
+    ----------
+    exchange, state, turn, send, check, bounds
+        As for ``rounds``.
+    held
+        By client the tensors, as they travel, that it keeps since an earlier exchange of the round.
+    """
     moved = Traffic(exchange.name)
     orders = {
         client: replace(order, round=turn.round, rng=turn.rng.child("client", client, exchange.name).sealed())

@@ -159,9 +159,9 @@ class Method(NamedTuple):
         ``scores(state)`` gives the scores of the last prediction that all parties made together, by name; empty before
         the first. None for methods whose models predict alone.
     logits
-        ``logits(state, replies, rows)`` gives the logits of rows that all parties predict together, (rows, classes),
-        from the other parties' replies to the exchange ``predict`` and the server's own view of these rows. None for
-        methods whose models predict alone.
+        ``logits(state, replies, rows, holds)`` gives the logits of rows that all parties predict together, (rows,
+        classes), from the other parties' replies to the exchange ``predict`` and the server's own view of these rows.
+        ``holds`` says which party has each row, (rows, parties), boolean. None for methods whose models predict alone.
     """
 
     name: str
@@ -174,4 +174,4 @@ class Method(NamedTuple):
     server: Callable[[Tree], ServerState] | None = None
     beside: Beside = Beside()
     scores: Callable[[Tree], Mapping[str, float]] | None = None
-    logits: Callable[[Tree, Iterable[Reply], Params], Tensor] | None = None
+    logits: Callable[[Tree, Iterable[Reply], Params, Tensor], Tensor] | None = None

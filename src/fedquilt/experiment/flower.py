@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
@@ -36,7 +36,16 @@ from fedquilt.report.round_text import notices, round_text
 log = logging.getLogger("flwr")  # Flower shows the lines of this logger to the user
 
 
-def over(grid: Any, config: Config, *, name: str, poll: float, stop: Event | None = None) -> Connect:
+def over(
+    grid: Any,
+    config: Config,
+    *,
+    name: str,
+    poll: float,
+    stop: Event | None = None,
+    category: str = "train",
+    clients: Collection[ClientId] | None = None,
+) -> Connect:
     """The connection of a run to a Flower Grid; its engine is ready when all clients have announced themselves.
 
     Parameters
@@ -51,6 +60,10 @@ def over(grid: Any, config: Config, *, name: str, poll: float, stop: Event | Non
         Longest pause in seconds between two checks for replies.
     stop
         Once set, ends all waiting.
+    category
+        Flower's category of the messages: ``"train"``, or ``"query"`` after a run.
+    clients
+        The clients that are waited for; None for all.
     """
     network = config.network
 
@@ -70,7 +83,7 @@ def over(grid: Any, config: Config, *, name: str, poll: float, stop: Event | Non
 
         engine = GridEngine(
             grid,
-            cards(experiment),
+            {id: card for id, card in cards(experiment).items() if clients is None or id in clients},
             key,
             timeout=network.timeout,
             grace=network.grace,
@@ -80,6 +93,7 @@ def over(grid: Any, config: Config, *, name: str, poll: float, stop: Event | Non
             poll=poll,
             stop=stop,
             keys=dict(enumerate(network.node_keys)) if network.node_keys and name == "flower" else None,
+            category=category,
         )
         engine.hello(network.wait)
         for words in (*engine.refused.values(), *engine.rejected_nodes.values()):
@@ -160,7 +174,8 @@ def server_app(file: Path) -> Any:
     """A Flower ServerApp that runs a run file, for apps that Flower's own commands start.
 
     The run's folder is ``folder`` of Flower's run config, or OUTPUT/NAME of the run file, on the machine of the
-    SuperLink. If it holds a stopped run, that run is resumed.
+    SuperLink. If it holds a stopped run, that run is resumed. With ``query``, the run's parties predict the rows of
+    that file, see ``flower_query``.
     """
     quiet()
     from fedquilt.engine.flower import server
@@ -170,6 +185,11 @@ def server_app(file: Path) -> Any:
             config = read(file)
             folder = Path(context.run_config.get("folder") or Path(config.output) / config.name).absolute()
             log.info("the run's folder is %s", folder)
+            if context.run_config.get("query"):
+                from fedquilt.experiment.flower_query import answer
+
+                answer(grid, folder, context.run_config)
+                return
             connect = over(grid, config, name="flower", poll=1.0)
             if is_run(folder):
                 resume(folder, config, Logged(), connect)

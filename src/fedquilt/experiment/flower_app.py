@@ -9,7 +9,7 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from fedquilt.core.errors import ConfigError, RoundError, RunError
 from fedquilt.engine.flower.compat import quiet
 from fedquilt.engine.flower.processes import tool
 from fedquilt.experiment.flower import FAILED, require
+from fedquilt.experiment.predictions import lines_of
 from fedquilt.record import Record, read_config, read_result
 
 RUN_FILE = (resources.files(fedquilt) / "assets" / "flower-app.toml").read_text(encoding="utf-8")
@@ -55,6 +56,9 @@ clientapp = "{package}.client_app:app"
 
 [tool.flwr.app.config]
 folder = ""  # of the run, on the machine of the SuperLink; OUTPUT/NAME of the run file if empty
+query = ""   # after a vertical run: the active party's file of the rows that all parties predict
+out = ""     # the file for these predictions
+without = "" # parties that are not asked, separated by commas
 """
 
 _SIDE = '''\
@@ -129,18 +133,28 @@ def deploy(config: Config | None, folder: Path, superlink: str, said: Callable[[
     ConfigError
         if Flower is not installed or does not start the run.
     """
-    require("flower", "flwr")
-    quiet()
     if config is None and read_result(folder) is not None:
         return
     settings = read_config(folder) if config is None else resolved(config)
     if config is not None:
         Record.refuse(folder)
+    deployed(settings, {"folder": str(folder.absolute())}, superlink, said)
+
+
+def deployed(
+    settings: Mapping[str, Any], run_config: Mapping[str, str], superlink: str, said: Callable[[str], None]
+) -> None:
+    """Run an app on the federation of a SuperLink to its end; ``superlink``, ``said`` and errors as for ``deploy``.
+
+    ``settings`` is the run file, and ``run_config`` what Flower tells the ServerApp.
+    """
+    require("flower", "flwr")
+    quiet()
     with tempfile.TemporaryDirectory(prefix="fedquilt-") as made:
         app = Path(made) / "fedquilt-run"
         write_app(app, json.dumps(settings, indent=1), "run.json")
-        quoted = json.dumps(str(folder.absolute()))
-        started = _flwr("run", str(app), superlink, "--run-config", f"folder={quoted}", "--format", "json")
+        told = " ".join(f"{name}={json.dumps(value)}" for name, value in run_config.items())
+        started = _flwr("run", str(app), superlink, "--run-config", told, "--format", "json")
     run = started.get("run-id")
     if not started.get("success") or run is None:
         raise ConfigError(f"--superlink {superlink}: Flower did not start the run: {_cause(started)}")
@@ -149,6 +163,44 @@ def deploy(config: Config | None, folder: Path, superlink: str, said: Callable[[
     if status != "finished:completed" or causes:
         words = "; ".join(causes) or f"Flower says {status}: {details or 'no cause given'}"
         raise RoundError(f"{words} (run {run} on {superlink}; all it said: `flwr log {run} {superlink}`)")
+
+
+def ask(
+    run: Path, inputs: Sequence[str], superlink: str, without: Sequence[str], said: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """The predictions of a query on the federation of a SuperLink, a dictionary for each row.
+
+    Parameters
+    ----------
+    run
+        The run's folder on this machine, which is the SuperLink's.
+    inputs
+        The file of the active party's rows.
+    superlink
+        The name of the connection in Flower's own configuration.
+    without
+        The labels of parties that are not asked.
+    said
+        Called with every line of the query's log.
+
+    Raises
+    ------
+    FedquiltError
+        ConfigError if Flower does not start the query, RoundError with its cause if it failed.
+    """
+    if len(inputs) != 1:
+        raise RunError(f"--input: {len(inputs)} are given; give the active party's file, for sites know their own")
+    with tempfile.TemporaryDirectory(prefix="fedquilt-") as made:
+        out = Path(made) / "predictions.jsonl"
+        words = {"query": _absolute(inputs[0]), "out": str(out), "without": ",".join(without)}
+        deployed(read_config(run), {"folder": str(run.absolute()), **words}, superlink, said)
+        return lines_of(out)
+
+
+def _absolute(file: str) -> str:
+    """The path of a file from anywhere; another source as it is."""
+    label, named, path = file.rpartition("=")
+    return f"{label}{named}{Path(path).absolute()}" if Path(path).exists() else file
 
 
 def _followed(run: str, superlink: str, said: Callable[[str], None]) -> list[str]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.features import SITES
 from fedquilt.experiment.inputs_record import rows_digest
 from fedquilt.experiment.threads import spare_threads
+from fedquilt.experiment.vertical_query import site_query
 
 _FOLLOWED = ("seed", "rounds", "adapter", "head", "training", "privacy", "method")
 """Parts of a run file that determine a client's work; they must be equal on server and client."""
@@ -40,7 +41,8 @@ def joined(config: Config) -> Any:
     """``join(partition, node_config)`` for ``client_app``, which returns the site of a partition.
 
     The node's config may set ``data`` (the site's source), ``model`` (a folder with the same weights), ``device`` and
-    ``threads``. The experiment is built at the first call and kept for the lifetime of the process.
+    ``threads``, and in a vertical run ``query``, the file of new rows that it answers about. The experiment is built at
+    the first call and kept for the lifetime of the process.
     """
     keys = resolved(scored_on_site(config))
 
@@ -69,7 +71,10 @@ def joined(config: Config) -> Any:
         client = experiment.clients[partition]
         # a common source is also read by the server, which compares it by itself
         rows = rows_digest([client]) if has_own_file(part.config) else ""
-        return Site(partition, client, experiment.method, cards(experiment)[partition], rows)
+        # only from the node's own config: the server must not choose what a party tells of
+        file = node.get("query")
+        query = None if file is None else partial(site_query, experiment, partition, str(file))
+        return Site(partition, client, experiment.method, cards(experiment)[partition], rows, query)
 
     return join
 

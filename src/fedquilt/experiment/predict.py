@@ -36,6 +36,7 @@ def predict(
     *,
     server: bool = False,
     without: Sequence[str] = (),
+    id: str | None = None,
     objects: Mapping[str, Any] = MappingProxyType({}),
 ) -> Predictions:
     """Predict rows by a run's model with the adapter of the last checkpoint, or by all parties of a vertical run.
@@ -54,6 +55,9 @@ def predict(
         Whether the model that the server owns is meant.
     without
         The labels of parties of a vertical run that are missing.
+    id
+        The column of ids by which the files of a vertical run's parties have the same rows; None if these are in one
+        order.
     objects
         ``Config.objects``.
 
@@ -66,9 +70,11 @@ def predict(
     if config.parties:
         if client is not None or group is not None or server:
             raise RunError(f"{run}: all parties predict together; leave --client, --group and --server out")
-        return predicted_together(run, config, inputs, without)
+        return predicted_together(run, config, inputs, without, id)
     if without:
         raise RunError(f"--without {without[0]}: {run} is no vertical run, so it has no parties; leave it out")
+    if id is not None:
+        raise RunError(f"--id {id}: {run} is no vertical run, so there is one file of rows; leave it out")
     if len(inputs) != 1:
         raise RunError(f"--input: {len(inputs)} are given; give one, for only the parties of a vertical run have each")
     own, loaded = trained(run, client, group, objects, server=server)

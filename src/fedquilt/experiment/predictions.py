@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedquilt.config.schema import Config
-from fedquilt.core.errors import DataError
+from fedquilt.core.disk import write_bytes
+from fedquilt.core.errors import DataError, RunError
 from fedquilt.core.tasks import TASKS
 from fedquilt.data.loaders import load_table
 from fedquilt.data.table import Table
@@ -29,20 +35,59 @@ class Predictions(NamedTuple):
         The probability of each class, (rows, classes); None for texts.
     texts
         The text that a language model wrote for each row; () for classes.
+    ids
+        The ids by which the parties of a vertical run found the rows; () without.
+    missing
+        Why parties of a vertical run did not answer, by label.
     """
 
     classes: tuple[str, ...] = ()
     probabilities: Tensor | None = None
     texts: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
+    missing: Mapping[str, str] = MappingProxyType({})
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """Yield a dictionary for each row: its number from 0, and the class with its probability, or the text."""
+        """Yield a dictionary for each row: its number from 0, its id, and the class with its probability, or text."""
         if self.probabilities is None:
             yield from ({"row": row, "text": text} for row, text in enumerate(self.texts))
             return
         best = self.probabilities.max(1)
         for row, (value, index) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
-            yield {"row": row, "class": self.classes[index], "probability": value}
+            named = {"id": self.ids[row]} if self.ids else {}
+            yield {"row": row, **named, "class": self.classes[index], "probability": value}
+
+
+def write_lines(lines: Iterable[Mapping[str, Any]], file: Path) -> None:
+    """Write the lines of predictions as CSV, or as JSON lines if the file's name ends in .jsonl.
+
+    Raises
+    ------
+    RunError
+        if the file cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(file, text_of(lines, as_json=file.suffix == ".jsonl").encode())
+    except OSError as error:
+        raise RunError(f"--out {file}: cannot be written ({error}); give another file") from error
+
+
+def text_of(lines: Iterable[Mapping[str, Any]], *, as_json: bool) -> str:
+    """The lines of predictions as CSV with a header, or as JSON lines."""
+    held, made = list(lines), io.StringIO()
+    if as_json:
+        made.writelines(f"{json.dumps(line, ensure_ascii=False)}\n" for line in held)
+    elif held:
+        table = csv.DictWriter(made, [*held[0]], lineterminator="\n")
+        table.writeheader()
+        table.writerows(held)
+    return made.getvalue()
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    """The lines of predictions in a file of JSON lines."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def of_logits(logits: Tensor, classes: Sequence[str]) -> Predictions:

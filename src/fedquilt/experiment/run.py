@@ -12,26 +12,27 @@ import torch
 from fedquilt.adapters.folders import replace_folder
 from fedquilt.config.load import NOT_DETERMINING, parse, resolved
 from fedquilt.config.schema import Config
+from fedquilt.core.closing import closed
 from fedquilt.core.errors import RoundError, RunError
-from fedquilt.core.loop import closed, rounds
-from fedquilt.core.types import ClientId, Tree
+from fedquilt.core.loop import rounds
+from fedquilt.core.types import Tree
 from fedquilt.engine.cohort import uniform_cohorts
 from fedquilt.engine.flower.handshake import run_key
 from fedquilt.engine.local import LocalEngine
-from fedquilt.experiment.bases import other_weights
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.defence import bounds_of, check_of
 from fedquilt.experiment.disclosed import disclosing
 from fedquilt.experiment.engine import EMBEDDED, Connect, Engine
 from fedquilt.experiment.export import save_adapters
 from fedquilt.experiment.forecast import work_of
-from fedquilt.experiment.inputs_record import outputs_record, rows_digest, weights_digest
+from fedquilt.experiment.inputs_record import outputs_record, weights_digest
 from fedquilt.experiment.progress import Forecasting
 from fedquilt.experiment.round_record import are_finite, final_record, message_counter, round_line
-from fedquilt.experiment.server import endpoint_record, questions_columns
+from fedquilt.experiment.same_inputs import all_rows, rows_as_at_start, same_inputs
+from fedquilt.experiment.server import endpoint_record
 from fedquilt.experiment.threads import restored_threads, spare_threads
 from fedquilt.privacy.spending import cohort_key, cohort_stream, hides_cohorts, spending
-from fedquilt.record import Record, environment, hold, read_environment, read_partition, read_result, read_rounds
+from fedquilt.record import Record, environment, hold, read_environment, read_result, read_rounds
 from fedquilt.record.folder import ADAPTERS
 
 
@@ -77,7 +78,7 @@ def run(
             device=str(bench.device),
             precision=bench.precision,
             model=weights_digest(experiment.models),
-            rows=_rows(experiment),
+            rows=all_rows(experiment),
             architecture=", ".join(dict.fromkeys(group.architecture for group in experiment.groups)),
         )
         if len(experiment.federation.layouts) > 1 and not experiment.traits.across:
@@ -144,8 +145,8 @@ def resume(
         experiment = build(connect.adapted(config), connect.here)
         reporting = Forecasting(progress)
         engine = connect.make(experiment, around.get("run_key", ""), memories, reporting)
-        experiment = experiment.announced(_rows_as_at_start(folder, engine.announced))
-        _same_inputs(folder, experiment)
+        experiment = experiment.announced(rows_as_at_start(folder, engine.announced))
+        same_inputs(folder, experiment)
         again: dict[str, Any] = {"resumed": True}
         if back_to is None:
             record.truncate_rounds()
@@ -169,40 +170,6 @@ def _refuse_to_go_back(record: Record, config: Config, to: int) -> None:
             f"{record.folder}: cannot go back with privacy.mode = '{config.privacy.mode}': what rounds {to + 1} to "
             f"{record.next_round} released stays released, and running them again would spend as much once more; start "
             "a new run"
-        )
-
-
-def _rows(experiment: Experiment) -> str:
-    """The digest of all rows that are in this process: the clients' and the server's."""
-    servers = (group.server for group in experiment.models)
-    return rows_digest([*experiment.clients.values(), *servers], questions_columns(experiment.federation.server))
-
-
-def _rows_as_at_start(folder: Path, announced: Mapping[ClientId, int]) -> dict[ClientId, int]:
-    """The announced numbers of rows; as at the start for clients absent now, and 0 for clients absent at the start."""
-    began = {int(one["id"]): int(one["examples"]) for one in read_partition(folder)["clients"]} if announced else {}
-    return {client: announced.get(client, rows) if rows else 0 for client, rows in began.items()}
-
-
-def _same_inputs(folder: Path, experiment: Experiment) -> None:
-    """Raise RunError if data or model are not those that the run began with."""
-    advice = "bring back what the run began with, or start a new run in another folder"
-    source = "', '".join(dict.fromkeys(group.config.data.source for group in experiment.models))
-    if experiment.partition["digest"] != read_partition(folder)["digest"]:
-        raise RunError(f"{folder}: data.source = '{source}' is not partitioned as when the run began; {advice}")
-    if weights_digest(experiment.models) != read_environment(folder)["model"]:
-        other = other_weights([group.config for group in experiment.models], read_environment(folder)["device"])
-        raise RunError(f"{folder}: {other}; {advice}")
-    outputs, began = outputs_record(experiment.models), read_environment(folder).get("outputs")
-    if began is not None and began != outputs:
-        raise RunError(
-            f"{folder}: the classes of the model's outputs are {outputs} and were {began} when the run began: the "
-            f"base's id2label or the data's class names have changed; {advice}"
-        )
-    # last: rows are compared in encoded form, with labels in the order of the outputs
-    if read_environment(folder).get("rows", _rows(experiment)) != _rows(experiment):
-        raise RunError(
-            f"{folder}: data.source = '{source}', or the test set, has other rows than when the run began; {advice}"
         )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,19 +120,37 @@ def _read(part: Part, dealing: Dealing, classes: Sequence[str]) -> Holding:
     if table.labels is not None:
         table = with_classes(table, classes, f"data.source = '{source}'", "data.classes does not name")
     labels = np.full(len(table), UNKNOWN) if table.labels is None else table.labels.numpy()
-    ids = _ids(source, dealing, label)
+    ids = ids_of(source, dealing.id, fold_case=dealing.fold_case, label=label)
     if len(ids) != len(table):
         raise DataError(f"data.source = '{source}': has {len(ids)} ids for {len(table)} rows")
     every = np.arange(len(table))
     return Holding(seen_of(table, party.view, party.columns), labels, _NOTHING, every, _NOTHING, ids=ids)
 
 
-def _ids(source: str, dealing: Dealing, label: str) -> tuple[str, ...]:
-    """The ids of a file's rows, read as text."""
-    column = str(dealing.id)
-    found = load_table(source, cells=Wanted((column,), (column,)), label=label).inputs
+def ids_of(
+    source: str, column: str, *, fold_case: bool, label: str | None = None, objects: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
+    """The ids of a file's rows, read as text.
+
+    Parameters
+    ----------
+    source, column
+        The file, and its column of ids.
+    fold_case
+        Whether upper and lower case are the same.
+    label
+        The column of labels, if the file may have one.
+    objects
+        Sources that are objects of the calling program.
+
+    Raises
+    ------
+    DataError
+        if they cannot be read, or are not one for each row, each another.
+    """
+    found = load_table(source, cells=Wanted((column,), (column,)), label=label, objects=objects or {}).inputs
     assert isinstance(found, Cells)
-    return id_list(found.columns[column].tolist(), source, column, fold_case=dealing.fold_case)
+    return id_list(found.columns[column].tolist(), source, column, fold_case=fold_case)
 
 
 def _without(table: Table, column: str) -> Table:

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from fedquilt.config.groups import party_parts
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import DataError, RunError
 from fedquilt.core.types import Order
 from fedquilt.core.vertical import TEST
-from fedquilt.data.table import Columns
 from fedquilt.experiment.build import build
-from fedquilt.experiment.built import Experiment
-from fedquilt.experiment.predictions import Predictions, of_logits, read_rows
-from fedquilt.experiment.vertical import encoded, seen_by
-from fedquilt.record import Record, hold, read_partition, read_result
-from fedquilt.vertical.exchanges import PREDICT
+from fedquilt.experiment.predictions import Predictions
+from fedquilt.experiment.threads import restored_threads
+from fedquilt.experiment.vertical_query import (
+    QueryRows,
+    joint_predictions,
+    predict_exchange,
+    query_rows,
+    trained_parties,
+)
+from fedquilt.record import read_environment, read_partition
+from fedquilt.vertical.alignment.exchanges import ALIGNED
+from fedquilt.vertical.query import first_query, query_exchanges
 
 
-def predicted_together(run: Path, config: Config, inputs: Sequence[str], without: Sequence[str]) -> Predictions:
+def predicted_together(
+    run: Path, config: Config, inputs: Sequence[str], without: Sequence[str], id: str | None = None
+) -> Predictions:
     """Predictions of a vertical run's parties for rows that all of them hold.
 
     The run is built from its own data again, as when it is resumed. Each passive party embeds its columns of the rows,
@@ -35,6 +44,9 @@ def predicted_together(run: Path, config: Config, inputs: Sequence[str], without
         One file with all parties' columns, or ``PARTY=FILE`` for each party, whose rows are in one order.
     without
         The labels of the parties that are missing.
+    id
+        The column by which rows of several files are the same; rows are those of the active party's file, and a party
+        that does not have one is missing in it. None if rows are in one order.
 
     Raises
     ------
@@ -44,38 +56,40 @@ def predicted_together(run: Path, config: Config, inputs: Sequence[str], without
     """
     labels = tuple(part.label for part in party_parts(config))
     files = files_of(labels, inputs, without)
-    with nullcontext() if read_result(run) is not None else hold(run) as held:
-        record = Record.open(run, held=held)
-        if not record.has_checkpoint:
-            raise RunError(f"{run} has no finished round to predict with; go on with `fedquilt run --resume {run}`")
-        _, state, memories = record.load_checkpoint()
-    experiment = build(config)
-    if experiment.partition["digest"] != read_partition(run)["digest"]:
-        raise RunError(
-            f"{run}: data.source = '{config.data.source}' is not dealt to the parties as when the run began; bring "
-            "back what it began with"
-        )
-    rows = _rows(experiment, files)
-    vertical = experiment.federation.vertical
-    assert vertical is not None, "the run is a vertical one"
-    # parties that have aligned their files would answer about common rows: here they are given the rows
-    given = experiment.make_method(replace(experiment.federation, vertical=replace(vertical, halves=None)))
-    (exchange,) = (one for one in given.exchanges if one.name == PREDICT)
-    replies = []
-    for id, party in sorted(experiment.clients.items()):
-        if labels[id] not in files:
-            continue
-        if id not in memories and str(id) in state["told"]:
+    _, state, memories = trained_parties(run)
+    with restored_threads():
+        torch.set_num_threads(read_environment(run)["threads"])  # sums depend on it
+        experiment = build(config)
+        if experiment.partition["digest"] != read_partition(run)["digest"]:
             raise RunError(
-                f"{run}: the encoder of party '{labels[id]}' stays on its own site, so it cannot embed rows here; "
-                f"leave it out with --without '{labels[id]}'"
+                f"{run}: data.source = '{config.data.source}' is not dealt to the parties as when the run began; bring "
+                "back what it began with"
             )
-        asked = Order({}, round=config.rounds, rng=experiment.rng.child("predictions"))
-        asking = replace(party, splits={**party.splits, TEST: rows[labels[id]]})
-        replies.append(exchange.work(asking, asked, memories.get(id, {}))[0])
-    assert experiment.method.logits is not None, "a vertical method predicts together"
-    logits = experiment.method.logits(state, replies, rows[labels[-1]])
-    return of_logits(logits, vertical.classes)
+        rows = {label: query_rows(experiment, label, file, id) for label, file in files.items()}
+        if id is None:
+            _same_number(rows, files)
+        own = rows[labels[-1]]
+        query = first_query("", len(own), own.ids)
+        chosen = query["alignment"]["rows"].tolist()
+        answer = query_exchanges(predict_exchange(experiment), None if id is None else "keyed-hash", None)[-1]
+        for number, party in sorted(experiment.clients.items()):
+            label, memory = labels[number], memories.get(number, {})
+            if label not in files:
+                continue
+            if not memory and str(number) in state["told"]:
+                raise RunError(
+                    f"{run}: the encoder of party '{label}' stays on its own site, so it cannot embed rows here; ask "
+                    f"the sites with --superlink, or leave it out with --without '{label}'"
+                )
+            if id is not None:
+                place = {one: row for row, one in enumerate(rows[label].ids)}
+                found = torch.tensor([place.get(own.ids[row], -1) for row in chosen])
+                query["alignment"]["holds"][str(number)] = found >= 0
+                memory = {**memory, ALIGNED: found}
+            asked = Order({}, {"count": len(own)}, round=config.rounds, rng=experiment.rng.child("predictions"))
+            reply, _ = answer.work(replace(party, splits={TEST: rows[label].columns}), asked, memory)
+            query["answers"][str(number)] = reply.params
+        return joint_predictions(experiment, state, query, own)
 
 
 def files_of(labels: Sequence[str], inputs: Sequence[str], without: Sequence[str]) -> dict[str, str]:
@@ -122,20 +136,9 @@ def files_of(labels: Sequence[str], inputs: Sequence[str], without: Sequence[str
     return {label: named[label] for label in wanted}
 
 
-def _rows(experiment: Experiment, files: Mapping[str, str]) -> dict[str, Columns]:
-    """The rows of each party as its encoder reads them, by label."""
-    assert experiment.owner is not None, "the active party is the server"
-    groups = {group.label: group for group in (*experiment.groups, experiment.owner)}
-    parts = {part.label: part for part in party_parts(experiment.config)}
-    found: dict[str, Columns] = {}
-    sizes: dict[str, int] = {}
-    for label, file in files.items():
-        loaded, part = groups[label].loaded, parts[label]
-        table = read_rows(part.config, file, loaded.reading.features)
-        # its features name the columns of a table; patterns may stand for some that a party's own file lacks
-        found[label] = encoded(loaded, table if part.party and part.party.columns else seen_by(part, table))
-        sizes[label] = len(table)
+def _same_number(rows: Mapping[str, QueryRows], files: Mapping[str, str]) -> None:
+    """Raise DataError if the parties' files have other numbers of rows."""
+    sizes = {label: len(own) for label, own in rows.items()}
     if len(set(sizes.values())) > 1:
         counts = ", ".join(f"'{label}' has {size} ({files[label]})" for label, size in sizes.items())
         raise DataError(f"--input: the parties' rows must be the same ones in one order, and {counts}")
-    return found

@@ -281,12 +281,12 @@ class Exchanges:
             now.vertical, self.recipe.joint, state, received, now.counts, holds, alike=self.recipe.prototypes
         )
 
-    def logits(self, state: ActiveState, replies: Iterable[Reply], rows: Batch) -> Tensor:
+    def logits(self, state: ActiveState, replies: Iterable[Reply], rows: Batch, holds: Tensor) -> Tensor:
         """The joint logits of rows, (n, C), from the other parties' replies about them and the active party's view."""
         received = {one.client: one.params[EMBEDDINGS] for one in replies if not self.recipe.alone}
         now = self.now(state)
         own = embedded(now.active, state["own"], rows)
-        views = views_of_test(now.vertical, state, received, own, now.counts)
+        views = views_of_test(now.vertical, state, received, own, now.counts).without(~holds)
         with torch.no_grad():
             return self.recipe.joint.scores(state["joint"], views)
 

@@ -1,4 +1,8 @@
-"""The client side on Flower: a ClientApp with one train action per exchange, and ``query.hello``."""
+"""The client side on Flower: a ClientApp with one train action per exchange, ``query.hello``, and queries after a run.
+
+A query's exchanges are actions of Flower's category ``query``. They start from what the client remembers of the run,
+which they do not change; what they add is kept beside it until the query is over.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,14 @@ from typing import Any
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from fedquilt.core.errors import FedquiltError
+from fedquilt.core.errors import ConfigError, FedquiltError, RunError
 from fedquilt.core.method import Exchange, Method
-from fedquilt.core.types import ClientId, Failure
+from fedquilt.core.query import KEY, Query
+from fedquilt.core.types import ClientId, Failure, Order
 from fedquilt.core.worker import Worker
 from fedquilt.engine.flower.codec import read_order, reply_content
 from fedquilt.engine.flower.handshake import Card
-from fedquilt.engine.flower.memory_store import MemoryStore
+from fedquilt.engine.flower.memory_store import MemoryStore, QueryStore
 from fedquilt.engine.flower.packing import MAX_BYTES, DecodeError, packed, unpacked
 from fedquilt.privacy.ledger import Ledger, answered, ledger_folder
 from fedquilt.privacy.ledger_book import Allowance
@@ -43,6 +48,8 @@ class Site:
         What the client announces to the server.
     rows
         The digest of its rows, if the site has data files of its own.
+    query
+        Gives the client's side of a query; None where the site answers none.
     """
 
     id: ClientId
@@ -50,6 +57,7 @@ class Site:
     method: Method
     card: Card
     rows: str = ""
+    query: Callable[[], Query] | None = None
 
 
 Join = Callable[[ClientId, Mapping[str, Any]], Site]
@@ -121,16 +129,22 @@ class _App(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         category, _, action = message.metadata.message_type.partition(".")
-        if category == "train" and action not in self._actions:
+        if category in ("train", "query") and f"{category}.{action}" not in {*self._actions, HELLO}:
             try:
-                method = self._site(context).method
+                exchanges = self._exchanges(category, context)
             except FedquiltError as error:
                 return _failure(str(error), message)
-            for number, exchange in enumerate((*method.exchanges, *method.closing)):
-                if action_of(exchange) not in self._actions:
-                    self.train(action_of(exchange))(_with_error_replies(self._worker(number)))
-                    self._actions.add(action_of(exchange))
+            register, worker = (self.train, self._worker) if category == "train" else (self.query, self._answerer)
+            for number, exchange in enumerate(exchanges):
+                if (name := f"{category}.{action_of(exchange)}") not in self._actions:
+                    register(action_of(exchange))(_with_error_replies(worker(number)))
+                    self._actions.add(name)
         return super().__call__(message, context)
+
+    def _exchanges(self, category: str, context: Context) -> tuple[Exchange, ...]:
+        """The exchanges of a run, or of a query."""
+        site = self._site(context)
+        return (*site.method.exchanges, *site.method.closing) if category == "train" else query_of(site).exchanges
 
     def _site(self, context: Context) -> Site:
         return self._join(partition_of(context), context.node_config)
@@ -155,10 +169,8 @@ class _App(ClientApp):
         def work(message: Message, context: Context) -> Message:
             site = self._site(context)
             exchange = (*site.method.exchanges, *site.method.closing)[number]
-            order, run = read_order(message.content, site.id, exchange.name, self._max_bytes)
-            if not re.fullmatch(r"[0-9a-f]{8,64}", run):  # it names a folder
-                raise DecodeError(f"the server sent the run key {run[:80]!r}, which is not a hexadecimal number")
-            root = self._memories if isinstance(self._memories, Path) else self._memories(context)
+            order, run = self._order(message, site, exchange)
+            root = self._root(context)
             store, step = MemoryStore(memory_folder(root, run, site.id)), (order.round, number)
             if site.rows:
                 store.refuse_other_rows(site.rows)
@@ -171,6 +183,65 @@ class _App(ClientApp):
             return Message(content, reply_to=message)
 
         return work
+
+    def _answerer(self, number: int) -> Callable[[Message, Context], Message]:
+        def answer(message: Message, context: Context) -> Message:
+            site = self._site(context)
+            query = query_of(site)
+            exchange = query.exchanges[number]
+            order, run = self._order(message, site, exchange)
+            key = _key(str(order.settings.get(KEY)), "query")
+            root = self._root(context)
+            store = MemoryStore(memory_folder(root, run, site.id))
+            trained = store.before((order.round, 0))
+            if not trained:
+                raise RunError(f"this site has no memory of the run {run[:8]}, so it cannot answer about new rows")
+            if site.rows:
+                store.refuse_other_rows(site.rows)
+            beside = QueryStore(store.folder, key, len(query.exchanges))
+            memory = {**trained, **beside.before((order.round, number))}
+            ledger = Ledger(ledger_folder(root, site.id), allowance_of(context))
+            # under the query's key: a later query has the same exchanges and the same round
+            reply, after = answered(ledger, key, exchange, query.client, site.id, order, lambda: memory)
+            if isinstance(reply, Failure):
+                return _failure(reply.reason, message)
+            content = reply_content(reply, order, exchange.name, run)
+            added = {name: value for name, value in (after or {}).items() if value is not trained.get(name)}
+            beside.keep((order.round, number), added)
+            return Message(content, reply_to=message)
+
+        return answer
+
+    def _order(self, message: Message, site: Site, exchange: Exchange) -> tuple[Order, str]:
+        """The order in a message, and the run's key."""
+        order, run = read_order(message.content, site.id, exchange.name, self._max_bytes)
+        return order, _key(run, "run")
+
+    def _root(self, context: Context) -> Path:
+        return self._memories if isinstance(self._memories, Path) else self._memories(context)
+
+
+def query_of(site: Site) -> Query:
+    """The site's side of a query.
+
+    Raises
+    ------
+    ConfigError
+        if it answers none.
+    """
+    if site.query is None:
+        raise ConfigError(
+            "this site answers no queries; start its node with the file of the rows that it answers about, as in "
+            "--node-config \"query='/path/rows.csv'\""
+        )
+    return site.query()
+
+
+def _key(key: str, of: str) -> str:
+    """The key ``of`` a run or a query, which the server sent and which names a folder."""
+    if not re.fullmatch(r"[0-9a-f]{8,64}", key):
+        raise DecodeError(f"the server sent the {of} key {key[:80]!r}, which is not a hexadecimal number")
+    return key
 
 
 def memory_folder(root: Path, run: str, client: ClientId) -> Path:

@@ -58,6 +58,8 @@ class GridEngine:
         Once set, ends all waiting.
     keys
         Public keys (lines in OpenSSH format) that the partitions are tied to; None if they are not.
+    category
+        Flower's category of the messages: ``"train"``, or ``"query"`` after a run.
     """
 
     has_clients = False
@@ -77,6 +79,7 @@ class GridEngine:
         poll: float = 1.0,
         stop: threading.Event | None = None,
         keys: Mapping[ClientId, str] | None = None,
+        category: str = "train",
     ) -> None:
         self.grid, self.cards, self.run = grid, cards, run
         self.timeout, self.allowed, self.max_bytes, self.watch = timeout, allowed, max_bytes, watch
@@ -87,7 +90,7 @@ class GridEngine:
         self.nodes: dict[ClientId, int] = {}
         self.refused: dict[ClientId, str] = {}
         self.messages = self.post.counts
-        self.keys = keys
+        self.keys, self.category = keys, category
         self.rejected_nodes: dict[int, str] = {}
         self._asked: set[int] = set()
         self._claims: dict[int, ClientId] = {}  # rejected nodes whose partition another node held
@@ -151,7 +154,7 @@ class GridEngine:
             for client in sorted(orders)
             if client in self.nodes
         }
-        kind, number = f"train.{action_of(exchange)}", next(iter(orders.values())).round if orders else 0
+        kind, number = f"{self.category}.{action_of(exchange)}", next(iter(orders.values())).round if orders else 0
         asked = {client: (self.nodes[client], content) for client, content in contents.items()}
         answers = self.post.ask(asked, kind, number, self.timeout, self.enough(len(orders)), self.grace)
         for count, client in enumerate(sorted(orders), start=1):

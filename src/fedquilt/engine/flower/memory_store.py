@@ -8,6 +8,7 @@ its last checkpoint, starts from the same memory as the first time.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,38 @@ class MemoryStore:
         advice = "restore this client's memory from a copy, or start a new run"
         memory: Memory = tree_from_bytes(read_bytes(self.folder / entry["file"], entry["sha256"], advice))
         return memory
+
+
+class QueryStore:
+    """What one client of a run remembers between the exchanges of a query, beside its memory of the run in ``folder``.
+
+    It is removed with the last exchange, and with the first one of the next query.
+    """
+
+    def __init__(self, folder: Path, key: str, exchanges: int) -> None:
+        self.folder, self.own, self.last = folder, folder / f"query-{key}", exchanges - 1
+
+    def before(self, step: Step) -> Memory:
+        """Return what earlier exchanges have added to the memory.
+
+        Raises
+        ------
+        RunError
+            if it is not there, although ``step`` is not the first of the query.
+        """
+        added = MemoryStore(self.own).before(step)
+        if step[1] and not added:
+            raise RunError("what this site remembers of the query is gone, as another query has begun")
+        return added
+
+    def keep(self, step: Step, added: Memory) -> None:
+        """Write what ``step`` has added; remove it if the query is over, and that of others if it begins."""
+        over = step[1] == self.last
+        for path in self.folder.glob("query-*"):
+            if over if path == self.own else not step[1]:
+                shutil.rmtree(path, ignore_errors=True)
+        if not over:
+            MemoryStore(self.own).keep(step, added)
 
 
 def _entry(step: Step) -> dict[str, Any]:

@@ -22,7 +22,6 @@ not change then: the late party's row is -1 where it does not hold one.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -41,6 +40,7 @@ from fedquilt.vertical.alignment.rows import (
     as_bytes,
     as_rows,
     as_tensor,
+    common_order,
     received_bytes,
     received_places,
     repeats,
@@ -250,7 +250,7 @@ def _found(state: Tree, ids: Sequence[str], matches: Mapping[str, Tensor], refus
                 f"no id is held by all parties (of the active party's {len(ids)} ids, {shared}); check that "
                 "partition.id names the same thing in every file, written in the same way, and that all have one key"
             )
-        rows = torch.tensor(sorted(common, key=lambda row: hashlib.sha256(ids[row].encode()).digest()))
+        rows = common_order(common, ids)
         places = {client: own[rows] for client, own in matches.items()}
     elif none := [client for client, own in matches.items() if not (own >= 0).any()]:
         places = {client: own for client, own in matches.items() if client not in none}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,6 +31,11 @@ def sorted_rows(entries: Sequence[bytes]) -> tuple[Tensor, Tensor]:
     """The entries as sorted rows, and where each of these stood, int64 (entries,)."""
     order = sorted(range(len(entries)), key=entries.__getitem__)
     return as_rows([entries[number] for number in order]), torch.tensor(order)
+
+
+def common_order(rows: Iterable[int], ids: Sequence[str]) -> Tensor:
+    """The rows in the order of the SHA-256 of their ids, int64 (rows,): the same in every party, and no file's own."""
+    return torch.tensor(sorted(rows, key=lambda row: hashlib.sha256(ids[row].encode()).digest()), dtype=torch.int64)
 
 
 def received_bytes(rows: Tensor | None, width: int, most: int) -> list[bytes]:
