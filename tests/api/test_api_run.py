@@ -225,7 +225,8 @@ def test_rows_are_predicted_from_a_file_a_table_or_the_parties_tables(here):
         "device": "cpu",
         "rounds": 1,
     }
-    alone = fedquilt.run(common | {"partition": {"scheme": "iid", "num_clients": 2}, "method": "fedit"})
+    apart = {"partition": {"scheme": "iid", "num_clients": 2}, "clients": {"shares": "1", "budgets": [1]}}
+    alone = fedquilt.run(common | apart, method="fedit")
     found = alone.predict(here / "new.csv")
     assert [line["row"] for line in found.lines()] == list(range(10))
     assert {line["class"] for line in found.lines()} <= {"no", "yes"}
@@ -241,15 +242,15 @@ def test_rows_are_predicted_from_a_file_a_table_or_the_parties_tables(here):
     )
     whole = together.predict(here / "new.csv")
     ids = [f"customer {row}" for row in range(10)]
-    apart = {
+    tables = {
         "shop": {"visits": new["visits"][::-1], "customer": ids[::-1]},
         "bank": {"income": new["income"], "customer": ids},
     }
-    by_id = together.predict(apart, id="customer")
+    by_id = together.predict(tables, id="customer")
     assert (by_id.probabilities - whole.probabilities).abs().max() < 1e-6
     assert by_id.ids == tuple(ids)
-    assert (together.predict(apart).probabilities - whole.probabilities).abs().max() > 1e-3
-    less = together.predict(apart["bank"], without=["shop"])
+    assert (together.predict(tables).probabilities - whole.probabilities).abs().max() > 1e-3
+    less = together.predict(tables["bank"], without=["shop"])
     assert less.probabilities.shape == (10, 2)
     reopened = fedquilt.open_run(together.folder)
     with pytest.raises(RunError, match="began with objects in memory"):

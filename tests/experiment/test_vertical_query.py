@@ -281,6 +281,7 @@ def _horizontal(folder: Path) -> Path:
         "model": {"name": "mlp?layers=1&width=8", "task": "tabular-classification"},
         "data": {"source": str(folder / "bank.csv")},
         "partition": {"scheme": "iid", "num_clients": 2},
+        "clients": {"shares": "1", "budgets": [1]},
         "adapter": {"kind": "full"},
         "training": {"steps": 1},
         "method": {"name": "fedit"},

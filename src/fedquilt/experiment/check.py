@@ -27,6 +27,7 @@ from fedquilt.experiment.method import chosen
 from fedquilt.experiment.models import Form, device_of, form_of, load, load_all, max_new_tokens
 from fedquilt.experiment.server import refuse_unusable, server_rows
 from fedquilt.experiment.vertical import built_vertical
+from fedquilt.experiment.vertical_notes import notes_on_parties
 
 Known = dict[Hashable, tuple[Any, FedquiltError | None]]
 """Results, or errors, of reading data and trying models, by what was read or tried."""
@@ -73,7 +74,7 @@ def check(
     found, rng, spoilt, known = _Found(), Rng(config.seed), config.spoilt, {} if known is None else known
     if config.parties:
         if not spoilt:
-            found.attempt(lambda: built_vertical(config, planned=True, reader=partial(_read_once, known)))
+            found.attempt(lambda: _checked_parties(config, known, here, [] if notes is None else notes))
         return list(found.problems)
     method = None if spoilt.touches("method.name") else found.attempt(lambda: chosen(config))
     unsure = bool(config.groups) and spoilt.touches(*_OF_GROUPS)
@@ -125,6 +126,12 @@ def check(
         shapes = load_all(every, forms, rng, meta=True)
         found.attempt(lambda: joined(config, method, every, forms, shapes, rng, budgets=fitting))
     return list(found.problems)
+
+
+def _checked_parties(config: Config, known: Known, here: Collection[ClientId] | None, notes: list[str]) -> None:
+    """Build a vertical federation of shapes; what is to be said of its rows is added to ``notes``."""
+    reader = partial(_read_once, known)
+    notes += notes_on_parties(built_vertical(config, here, on_site=here is not None, planned=True, reader=reader))
 
 
 def _checked_server(config: Config, rng: Rng, forms: dict[int, Form], found: _Found) -> tuple[Part, ...] | None:

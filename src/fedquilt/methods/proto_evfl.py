@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.settings import Count, Few, Kept, Part, Penalty, Positive, Share
 from fedquilt.core.types import Params
 from fedquilt.methods.traits import Traits
+from fedquilt.vertical.calibration import offset_of
 from fedquilt.vertical.fusion import fused, gates
 from fedquilt.vertical.joint import Joint, Views, gate_logits, gate_of, head_logits, head_of, party_scores
 from fedquilt.vertical.lesson import Lesson, OwnLoss
@@ -24,6 +27,9 @@ from fedquilt.vertical.recipe import Recipe
 from fedquilt.vertical.selection import Selection
 from fedquilt.vertical.stacking import stacked
 from fedquilt.vertical.transport import transport
+
+OFFSET = "offset"
+"""The name of the offset among the tensors of the joint model, where it is found on aligned rows."""
 
 TRAITS = Traits(across=True, merge="own", sends_scores=True, vertical=True)
 
@@ -50,7 +56,7 @@ def proto_evfl(
     hidden: Count = 32,
     mask: bool = True,
     dropout: Share = 0.1,
-    offset: Penalty = 0.0,
+    offset: Penalty | Literal["auto"] = 0.0,
 ) -> Method:
     """Proto-EVFL: parties learn class prototypes from rows that they alone hold, and predict together.
 
@@ -76,7 +82,8 @@ def proto_evfl(
     mask : whether a party counts only for classes that it has learned.
     dropout : how often a passive party is hidden from the joint model in a row, so that it can be missing later.
     offset : what is subtracted from the logits of classes of the aligned rows when test rows are predicted; above 0,
-        classes that nobody has learned can be predicted.
+        classes that nobody has learned can be predicted. ``auto`` chooses it after each round, by leaving out each
+        class of the aligned rows in turn; 0 where some party has learned every class.
 
     Paper: proto-evfl, protocol
     """
@@ -88,7 +95,7 @@ def proto_evfl(
         offset=offset,
     )
     recipe = Recipe(
-        Joint(fusion.init, fusion.loss, fusion.predict, fusion.gates),
+        Joint(fusion.init, fusion.loss, fusion.predict, fusion.gates, fusion.calibrate if offset == "auto" else None),
         _own_loss(Selection(keep, softness, balanced), fusion.weights, unlabelled, prior_rate) if local else None,
         minibatches,
         aligned_share=aligned_share,
@@ -106,7 +113,7 @@ class _Fusion:
     hidden: int
     gate: bool
     mask: bool
-    offset: float
+    offset: float | Literal["auto"]
 
     def init(self, parties: int, classes: int, width: int, rng: Rng) -> Params:
         return {**head_of(parties, classes, width, rng), **gate_of(parties, width, self.hidden, rng)}
@@ -131,10 +138,19 @@ class _Fusion:
             self.weights,
         )
 
+    def joint(self, tensors: Params, views: Views) -> Tensor:
+        """The fused scores, without an offset."""
+        return fused(party_scores(views), self.gates(tensors, views), self.knows(views)) / self.weights.temperature
+
+    def calibrate(self, tensors: Params, views: Views, labels: Tensor) -> Params:
+        """The offset that aligned rows say is best."""
+        found = offset_of(partial(self.joint, tensors), views, labels, 1 / self.weights.temperature)
+        return {OFFSET: torch.tensor(found)}
+
     def predict(self, tensors: Params, views: Views) -> Tensor:
-        joint = fused(party_scores(views), self.gates(tensors, views), self.knows(views)) / self.weights.temperature
-        joint = stacked(joint, views.seen, self.offset)
-        return joint if self.offset else joint + known_by_any(views.knows)
+        joint = self.joint(tensors, views)
+        offset = float(tensors.get(OFFSET, 0.0)) if self.offset == "auto" else self.offset
+        return stacked(joint, views.seen, offset) if offset else joint + known_by_any(views.knows)
 
 
 def _own_loss(selection: Selection, weights: Weights, unlabelled: float, rate: float) -> OwnLoss:

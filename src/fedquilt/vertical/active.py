@@ -11,19 +11,13 @@ from torch import Tensor
 from fedquilt.core.rng import Rng
 from fedquilt.core.training import learning_rate_at
 from fedquilt.core.types import ClientId, Params
-from fedquilt.core.vertical import ALIGNED, TEST, Vertical
+from fedquilt.core.vertical import ALIGNED, Vertical
 from fedquilt.data.table import take
 from fedquilt.vertical.joint import Joint, Views, stacked_parties
 from fedquilt.vertical.optimiser import Moments, Optimiser
-from fedquilt.vertical.party import Learning, PartyState, begun, embedded, learning, party_of
-from fedquilt.vertical.prediction import mean_by_class, prediction_scores
+from fedquilt.vertical.party import Learning, PartyState, begun, learning, party_of
 from fedquilt.vertical.prior import histogram
-from fedquilt.vertical.prototypes import mean_cosines
 from fedquilt.vertical.relay import Relay
-
-ALIKE = "prototype_cosines"
-"""The name of the table of how alike the parties' class prototypes are."""
-_MOST_CLASSES = 32  # with more, that table would be longer than the rest of the record
 
 
 class Told(TypedDict):
@@ -55,6 +49,8 @@ class ActiveState(TypedDict):
         The seed of its draws, and the number of rounds that it has finished.
     relay
         What to tell parties of the others' embeddings; absent before the first round and in methods without.
+    calibration
+        What the joint model found on aligned rows without gradients, see ``Joint.calibrate``; absent likewise.
     """
 
     own: PartyState
@@ -67,6 +63,7 @@ class ActiveState(TypedDict):
     seed: int
     round: int
     relay: NotRequired[Relay]
+    calibration: NotRequired[Params]
 
 
 class Received(NamedTuple):
@@ -176,81 +173,6 @@ def knowledge(vertical: Vertical, told: Mapping[str, Told], counts: Tensor) -> T
     passive = range(len(vertical.parties) - 1)
     own = [told[str(id)]["counts"] > 0 if str(id) in told else torch.zeros_like(everyone) for id in passive]
     return torch.stack([one | everyone for one in (*own, counts > 0)])
-
-
-def predicted(
-    vertical: Vertical,
-    joint: Joint,
-    state: ActiveState,
-    received: Mapping[ClientId, Tensor],
-    counts: Tensor,
-    holds: Tensor,
-    *,
-    alike: bool = False,
-) -> ActiveState:
-    """The state with the scores of the test rows, with all parties that replied and with each of them missing.
-
-    Parameters
-    ----------
-    vertical, joint, state
-        The federation, the joint model, and the state.
-    received
-        The unit embeddings of the test rows by each passive party that replied, (n, m).
-    counts
-        The active party's own labelled unaligned rows by class, (C,).
-    holds
-        Whether each party holds each test row, (rows, K), boolean.
-    alike
-        Whether to tell how alike the parties' prototypes of classes are.
-    """
-    party = party_of(vertical.active)
-    if party.bench.device.type == "meta":
-        return state
-    views = views_of_test(vertical, state, received, embedded(party, state["own"], party.splits[TEST]), counts)
-    views = views.without(~holds)
-    labels, seen = vertical.test_labels, seen_classes(vertical)
-    with torch.no_grad():
-        scores = prediction_scores(joint.scores(state["joint"], views), labels, seen)
-        tables: dict[str, Any] = {}
-        for id in sorted(received):
-            hidden = torch.zeros_like(views.present)
-            hidden[:, id] = True
-            knows = views.knows.clone()
-            knows[id] = False
-            less = joint.scores(state["joint"], views.without(hidden)._replace(knows=knows))
-            tables[f"without {vertical.parties[id]}"] = prediction_scores(less, labels, seen)["accuracy"]
-        if joint.weights is not None:
-            means = mean_by_class(joint.weights(state["joint"], views), labels, len(vertical.classes))
-            tables["gate"] = {name: means[:, place].tolist() for place, name in enumerate(vertical.parties)}
-        if alike and len(vertical.classes) <= _MOST_CLASSES:
-            cosines = mean_cosines(views.prototypes, views.knows)
-            tables[ALIKE] = dict(zip(vertical.classes, cosines.tolist(), strict=True))
-    made = {**state, "predicted": {"scores": scores, **tables}}
-    return cast(ActiveState, made)
-
-
-def views_of_test(
-    vertical: Vertical, state: ActiveState, received: Mapping[ClientId, Tensor], own: Tensor, counts: Tensor
-) -> Views:
-    """All parties' views of rows that are predicted; a passive party that sent no embeddings is missing.
-
-    Parameters
-    ----------
-    vertical, state
-        The federation and the state.
-    received, own
-        The unit embeddings of the passive parties that replied, and of the active one, (n, m).
-    counts
-        The active party's own labelled unaligned rows by class, (C,).
-    """
-    passive = range(len(vertical.parties) - 1)
-    there = torch.tensor([*(id in received and str(id) in state["told"] for id in passive), True])
-    mine = state["own"]["prototypes"]
-    told = [state["told"][str(id)]["prototypes"] if there[id] else None for id in passive]
-    embeddings = stacked_parties([*(received[id] if there[id] else None for id in passive), own], own)
-    knows = knowledge(vertical, state["told"], counts) & there.unsqueeze(1)
-    prototypes = stacked_parties([*told, mine], mine)
-    return Views(embeddings, prototypes, there.expand(len(own), -1), knows, seen_classes(vertical))
 
 
 def _at(parts: Mapping[ClientId, Tensor], id: ClientId, minibatch: int) -> Tensor | None:

@@ -21,9 +21,10 @@ from fedquilt.core.types import ClientId, Memory, Order, Params, Range, Reply, T
 from fedquilt.core.vertical import ALIGNED, TEST, Vertical
 from fedquilt.core.worker import Worker
 from fedquilt.data.table import take
-from fedquilt.vertical.active import ActiveState, Received, Told, aligned_prior, joined, predicted, views_of_test
+from fedquilt.vertical.active import ActiveState, Received, Told, aligned_prior, joined
 from fedquilt.vertical.alignment.wrapper import aligned_rows
-from fedquilt.vertical.files import as_aligned, held, lacking, resolved
+from fedquilt.vertical.calibration import calibrated
+from fedquilt.vertical.files import as_aligned, blank, held, lacking, resolved
 from fedquilt.vertical.lesson import Facts
 from fedquilt.vertical.party import (
     PartyState,
@@ -48,6 +49,7 @@ from fedquilt.vertical.relay import (
     shared_of,
     with_relayed,
 )
+from fedquilt.vertical.together import logits_of, predicted
 
 EMBEDDINGS, PROTOTYPES, PRIOR, COUNTS = "embeddings", "prototypes", "prior", "counts"
 PREDICT = "predict"
@@ -207,6 +209,8 @@ class Exchanges:
             parts = {id: one.embeddings.flatten(0, 1) * holds[rows.flatten(), id, None] for id, one in received.items()}
             state["relay"] = relay_of(rows.flatten(), len(self.vertical.parties) - 1, parts, mine)
         after = joined(now.vertical, self.recipe.joint, state, received, now.counts, holds, self.recipe.dropout)
+        if found := calibrated(now.vertical, self.recipe.joint, after, received, now.counts, holds):
+            after["calibration"] = found
         return cast(ActiveState, {**after, "predicted": {}, "round": state["round"] + 1})
 
     def _received(self, reply: Reply) -> Received:
@@ -285,15 +289,4 @@ class Exchanges:
         """The joint logits of rows, (n, C), from the other parties' replies about them and the active party's view."""
         received = {one.client: one.params[EMBEDDINGS] for one in replies if not self.recipe.alone}
         now = self.now(state)
-        own = embedded(now.active, state["own"], rows)
-        views = views_of_test(now.vertical, state, received, own, now.counts).without(~holds)
-        with torch.no_grad():
-            return self.recipe.joint.scores(state["joint"], views)
-
-
-def blank(rows: Tensor, missing: Tensor | None, order: Order | None = None) -> Tensor:
-    """Rows with zeros where the party lacks them: of all rows, or of those that an order names."""
-    if missing is None:
-        return rows
-    gone = missing if order is None else missing[torch.tensor(order.settings["rows"], dtype=torch.long)]
-    return rows.masked_fill(gone.unsqueeze(1), 0.0)
+        return logits_of(now.vertical, self.recipe.joint, state, received, now.counts, holds, rows)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedquilt.client.client import Client
-from fedquilt.core.types import Memory, Tree
+from fedquilt.core.types import Memory, Order, Tree
 from fedquilt.core.vertical import ALIGNED, TEST, Vertical
 from fedquilt.data.table import take
 from fedquilt.vertical.alignment.wrapper import aligned_rows
@@ -65,3 +65,11 @@ def held(vertical: Vertical, state: Tree, *, shown: bool) -> Tensor:
     whole = torch.ones(len(places), dtype=torch.bool)
     columns = [found["holds"][str(id)][places] if str(id) in found["holds"] else ~whole for id in range(count - 1)]
     return torch.stack([*columns, whole], 1)
+
+
+def blank(rows: Tensor, missing: Tensor | None, order: Order | None = None) -> Tensor:
+    """Rows with zeros where the party lacks them: of all rows, or of those that an order names."""
+    if missing is None:
+        return rows
+    gone = missing if order is None else missing[torch.tensor(order.settings["rows"], dtype=torch.long)]
+    return rows.masked_fill(gone.unsqueeze(1), 0.0)

@@ -67,12 +67,16 @@ class Joint(NamedTuple):
         ``scores(tensors, views)`` gives the logits of each row and class, (n, C).
     weights
         ``weights(tensors, views)`` gives the weight of each party for each row, (n, K); None for methods without.
+    calibrate
+        ``calibrate(tensors, views, labels)`` gives what ``scores`` finds among the tensors besides those that learn,
+        from aligned rows; None for methods without.
     """
 
     init: Callable[[int, int, int, Rng], Params]
     loss: Callable[[Params, Views, Tensor], Tensor]
     scores: Callable[[Params, Views], Tensor]
     weights: Callable[[Params, Views], Tensor] | None = None
+    calibrate: Callable[[Params, Views, Tensor], Params] | None = None
 
 
 def linear(rows: int, columns: int, rng: Rng) -> tuple[Tensor, Tensor]:

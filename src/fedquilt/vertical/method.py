@@ -66,7 +66,8 @@ def _nothing(order: Order) -> Params:
 
 
 def _report(state: ActiveState) -> dict[str, Any]:
-    return {name: table for name, table in state["predicted"].items() if name != "scores"}
+    found = {name: float(one) for name, one in state.get("calibration", {}).items()}
+    return {**found, **{name: table for name, table in state["predicted"].items() if name != "scores"}}
 
 
 def _server(state: ActiveState) -> ServerState:

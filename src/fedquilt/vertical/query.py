@@ -28,7 +28,7 @@ from fedquilt.data.table import take
 from fedquilt.vertical.alignment.exchanges import AlignmentState, IdHolder, alignment_exchanges
 from fedquilt.vertical.alignment.rows import common_order
 from fedquilt.vertical.alignment.wrapper import aligned_rows
-from fedquilt.vertical.exchanges import blank
+from fedquilt.vertical.files import blank
 from fedquilt.vertical.party import party_of
 
 
