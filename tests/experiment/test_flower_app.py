@@ -89,13 +89,16 @@ def test_the_command_makes_an_app_of_a_run_file_and_checks_it_first(command, tin
 
 FLWR = """\
 #!{python}
-import json, pathlib, sys
+import json, pathlib, re, sys
 words = sys.argv[1:]
 with open({told!r}, "a") as told:
     told.write(json.dumps(words) + "\\n")
 if words[0] == "run":
     app = pathlib.Path(words[1])
     pathlib.Path({told!r} + ".run").write_text((app / "run.json").read_text())
+    asked = re.search('out="([^"]*)"', words[words.index("--run-config") + 1])
+    if asked:
+        pathlib.Path(asked.group(1)).write_text(json.dumps({{"row": 0, "class": "yes", "probability": 0.75}}) + "\\n")
     print("Successfully started run 7")
     print(json.dumps({start}))
 elif words[0] == "log":
@@ -134,6 +137,24 @@ def test_a_run_goes_to_the_superlink_with_every_key_and_its_folder(flwr, config,
     sent = json.loads((tmp_path / "told.run").read_text())
     assert sent["training"]["steps"] == 1
     assert said == ["fedquilt: round 1 of 3"]
+
+
+def test_a_query_goes_to_the_superlink_and_its_predictions_come_back(flwr, command, finished, tmp_path, monkeypatch):
+    told = flwr(log="fedquilt: party 'shop' is missing: away")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new.csv").write_text("income\n1\n")
+    words = ("predict", finished, "--superlink", "trial", "--input")
+    said = command(*words, "bank=new.csv", "--without", "shop", "--without", "insurer")
+    assert said.out == "row,class,probability\n0,yes,0.75\n"
+    assert "party 'shop' is missing: away" in said.err
+    run_config = json.loads(told.read_text().splitlines()[0])[4]
+    wanted = f'folder="{finished}" query="bank={tmp_path / "new.csv"}" out="'
+    assert run_config.startswith(wanted)
+    assert run_config.endswith('predictions.jsonl" without="shop,insurer"')
+    assert command(*words, "new.csv", "--out", tmp_path / "found.jsonl").code == 0
+    assert json.loads((tmp_path / "found.jsonl").read_text()) == {"row": 0, "class": "yes", "probability": 0.75}
+    assert "--client: has no effect with --superlink" in command(*words, "new.csv", "--client", "0").err
+    assert "--input: 2 are given" in command(*words, "new.csv", "--input", "other.csv").err
 
 
 @pytest.mark.parametrize(

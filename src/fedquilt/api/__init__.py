@@ -7,6 +7,7 @@ from fedquilt.api.comparison import Comparison, compare
 from fedquilt.api.preview import check, plan
 from fedquilt.api.progress import PrintedRounds
 from fedquilt.api.rows import Rows
-from fedquilt.api.run import Run, open_run, run
+from fedquilt.api.run import Run, open_run
+from fedquilt.api.start import run
 
 __all__ = ["Comparison", "PrintedRounds", "Rows", "Run", "check", "compare", "open_run", "plan", "run"]
