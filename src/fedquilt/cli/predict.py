@@ -62,6 +62,6 @@ def _asked(
     from fedquilt.experiment.flower_app import ask
 
     for name, value in others.items():
-        if value not in (None, False):
+        if value is not None and value is not False:  # client 0 is one
             raise RunError(f"--{name}: has no effect with --superlink, where all parties predict; leave it out")
     return ask(run, inputs, superlink, without, lambda line: errors.print(line, highlight=False, soft_wrap=True))
