@@ -38,6 +38,7 @@ def layerwise_mean(base: Mapping[str, Tensor], replies: Iterable[Reply], weighti
     mean = RunningMean(base, weighting)
     for reply in replies:
         mean.add(reply)
+        del reply  # or it would be held while the next one is read
     return mean.result()
 
 
@@ -55,15 +56,15 @@ class RunningMean:
         self._weights: dict[str, float] = {}
         self._num_replies = 0
 
-    def add(self, reply: Reply) -> None:
-        """Add a reply, which is not kept."""
+    def add(self, reply: Reply, share: float = 1.0) -> None:
+        """Add a reply, which is not kept, with this share of its step from the base."""
         check_reply(self._base, reply)
         self._num_replies += 1
         weight = float(reply.weight) if self._weighting == "examples" else 1.0
         for name, tensor in reply.params.items():
             base = self._base[name]
-            step = (wide(tensor.detach().to(base.device)) - wide(base.detach())) * weight
-            self._steps[name] = self._steps[name] + step if name in self._steps else step
+            step = (wide(tensor.detach().to(base.device)) - wide(base.detach())).mul_(weight * share)
+            self._steps[name] = self._steps[name].add_(step) if name in self._steps else step
             self._weights[name] = self._weights.get(name, 0.0) + weight
 
     def result(self) -> Params:

@@ -17,7 +17,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from fedquilt.aggregate.mean import check_reply, layerwise_mean
+from fedquilt.aggregate.mean import RunningMean, check_reply, layerwise_mean
 from fedquilt.aggregate.settings import RuleSettings, TensorRule
 from fedquilt.core.errors import ConfigError, RoundError
 from fedquilt.core.federation import Aggregate
@@ -113,7 +113,12 @@ def clipped_mean(
     """
     if not bound > 0:
         raise ConfigError(f"aggregation.clip_norm = {bound}: must be above 0")
-    return layerwise_mean(base, (_clipped(base, reply, bound) for reply in replies), weighting)
+    mean = RunningMean(base, weighting)
+    for reply in replies:
+        norm = _length(base, reply)
+        mean.add(reply, bound / norm if norm > bound else 1.0)
+        del reply  # or it would be held while the next one is read
+    return mean.result()
 
 
 def apart(aggregate: Aggregate, names: Collection[str]) -> Aggregate:
@@ -159,10 +164,13 @@ def clipped_step(base: Mapping[str, Tensor], reply: Reply, bound: float) -> Para
     return step if norm <= bound else scale(step, bound / norm)
 
 
-def _clipped(base: Mapping[str, Tensor], reply: Reply, bound: float) -> Reply:
-    step = clipped_step(base, reply, bound)
-    moved = {name: wide(base[name].detach()) + change for name, change in step.items()}
-    return Reply(reply.client, moved, reply.weight, reply.metrics, reply.round)
+def _length(base: Mapping[str, Tensor], reply: Reply) -> float:
+    """The norm of the client's update over all tensors that it sent, of which one is held at a time."""
+    check_reply(base, reply)
+    steps = (
+        wide(sent.detach().to(base[name].device)) - wide(base[name].detach()) for name, sent in reply.params.items()
+    )
+    return math.sqrt(math.fsum(float(step.square_().sum()) for step in steps))
 
 
 def _coordinatewise(
@@ -196,7 +204,7 @@ def _middles(sent: Sequence[Tensor], base: Tensor, middle: Callable[[Tensor, Ten
     for first in range(0, len(start), step):
         part = slice(first, first + step)
         # a coordinate's values lie side by side, which numpy sorts an order of magnitude faster than torch does
-        values = torch.stack([one[part] for one in flat], dim=1)
+        values = torch.stack([one[part] for one in flat]).t().contiguous()
         exact = values.cpu() if values.dtype in (torch.float32, torch.float64) else wide(values).cpu()
         exact.numpy().sort(axis=1)
         found[part] = middle(wide(exact.to(start.device)), start[part])
