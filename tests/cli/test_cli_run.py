@@ -2,6 +2,7 @@ import importlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,25 @@ def test_overrides_and_the_folder_are_taken_and_quiet_is_quiet(command):
     said = command("run", "tiny.toml", "rounds=1", "training.epochs=1", "--folder", "here/it/is", "--quiet")
     assert (said.code, said.err) == (0, "")
     assert (read_config("here/it/is")["rounds"], read_config("here/it/is")["training"]["steps"]) == (1, None)
+
+
+def test_a_profile_says_where_the_time_went_and_changes_nothing(command, fingerprint, finished):
+    said = command("run", "tiny.toml", "--profile", "--quiet")
+    assert said.code == 0
+    assert fingerprint(Path("runs/tiny")) == fingerprint(finished)
+    events = json.loads(Path("runs/tiny/trace.json").read_text())["traceEvents"]
+    count = {name: sum(event["name"] == name for event in events) for name in {event["name"] for event in events}}
+    assert count["start-up"] == count["export"] == 1
+    assert count["exchange"] == count["merge"] == count["evaluation"] == count["checkpoint"] == 3
+    assert count["forward"] > count["client"] >= 3
+    assert all(re.search(rf"^ *{name} +{times} ", said.out, re.M) for name, times in count.items())
+    assert "runs/tiny/trace.json: open it at" in said.out
+
+
+def test_a_profile_is_of_one_process(command):
+    said = command("run", "tiny.toml", "--profile", "--engine", "flower-sim")
+    assert said.code == 1
+    assert "--profile: does not work with --engine flower-sim" in said.err
 
 
 @pytest.mark.parametrize("after", [1, 2])

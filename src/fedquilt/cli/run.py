@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fedquilt.cli.screen import Shown, out
+from fedquilt.cli.screen import Shown, out, show_table
+from fedquilt.core.disk import write_bytes
 from fedquilt.core.errors import ConfigError, suggestion
+from fedquilt.core.profiling import Profile, recording
 from fedquilt.record import Record
 
 ENGINES = ("embedded", "flower-sim", "flower")
@@ -45,6 +48,14 @@ def run(
     cpus: Annotated[float, typer.Option(help="CPUs per simulated client (flower-sim).")] = 1.0,
     gpus: Annotated[float, typer.Option(help="GPUs per simulated client, may be fractional (flower-sim).")] = 0.0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Show where the time went, and write it to trace.json in the run folder, in Chrome's trace format. "
+            "Only with --engine embedded.",
+        ),
+    ] = False,
 ) -> None:
     """Run one federation, or continue an interrupted run."""
     from fedquilt.config.load import load
@@ -67,7 +78,10 @@ def run(
             f"--from {back_to}: needs --resume RUN, and does not work with --engine flower, whose clients keep their "
             "state on their own disks"
         )
+    if profile and engine != "embedded":
+        raise ConfigError(f"--profile: does not work with --engine {engine}, whose clients are other processes")
     target = resume
+    spans = None
     try:
         settings = load(config, changes or [])[0] if config is not None else None
         if settings is not None:
@@ -79,7 +93,7 @@ def run(
         from fedquilt.experiment.flower import simulate
         from fedquilt.experiment.flower_app import deploy
 
-        with Shown(quiet) as progress:
+        with Shown(quiet) as progress, recording() if profile else nullcontext() as spans:
             if engine == "flower-sim" and target is not None:
                 simulate(settings, target, progress, cpus=cpus, gpus=gpus, back_to=back_to)
             elif superlink is not None and target is not None:
@@ -95,7 +109,29 @@ def run(
             if engine == "flower-sim":  # threads of Flower's simulation may wait for workers that are gone
                 sys.stdout.flush()
                 os._exit(130)
+    if spans is not None and target is not None:
+        _show_profile(spans, target)
     out.print(f"{target}: finished; show it with `fedquilt report {target}`", highlight=False, soft_wrap=True)
+
+
+def _show_profile(profile: Profile, folder: Path) -> None:
+    """Print the sums of all spans, and write the spans to a trace file."""
+    write_bytes(folder / "trace.json", profile.trace().encode())
+    whole = sum(share.own_seconds for share in profile.shares.values())
+    rows = [
+        (
+            share.name,
+            str(share.count),
+            f"{share.seconds:.2f}",
+            f"{share.own_seconds:.2f}",
+            f"{share.cpu_seconds:.2f}",
+            f"{100 * share.own_seconds / whole:.1f}%",
+        )
+        for share in sorted(profile.shares.values(), key=lambda share: -share.own_seconds)
+    ]
+    heading = ("part", "times", "seconds", "without inner parts", "cpu seconds", "share")
+    show_table([heading, *rows], "Where the time went")
+    out.print(f"{folder / 'trace.json'}: open it at ui.perfetto.dev or chrome://tracing", soft_wrap=True)
 
 
 def _stopped(target: Path | None) -> None:

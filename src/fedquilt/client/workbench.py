@@ -27,6 +27,7 @@ from fedquilt.client.task import Scoring
 from fedquilt.core.autocast import autocast_device
 from fedquilt.core.factors import CORE, SHIFT, factors, is_factor, same_but_rank
 from fedquilt.core.params import without
+from fedquilt.core.profiling import span
 from fedquilt.core.types import Blocks, Layout, Params
 
 Batch = dict[str, Tensor]
@@ -167,7 +168,7 @@ class Workbench:
             labels = labels[:, : inputs["input_ids"].shape[1]]  # prepare removes padding that the batch does not need
         cores = {} if self._cores is None else self._cores()
         self.during = partial(self._conditions, cores, len(labels) == 1)
-        with self.autocast(), self.during():
+        with span("forward"), self.autocast(), self.during():
             logits = self._answer(inputs)
         return logits, labels
 

@@ -19,6 +19,7 @@ from fedquilt.core.errors import FedquiltError, RoundError, WireError
 from fedquilt.core.held import HELD, keeping, with_held, without_held
 from fedquilt.core.method import Exchange, Method
 from fedquilt.core.params import not_finite, num_bytes
+from fedquilt.core.profiling import span
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Params, Profile, Reply, Tree, Turn
 from fedquilt.core.wire import WIRE, lowered, packed, raised, unpacked
@@ -121,7 +122,8 @@ def rounds(
             raise RoundError(f"round {number + 1}: the cohort is empty; a round needs at least one client")
         traffic, held = [], dict[ClientId, Params]()
         for exchange in method.exchanges:
-            state, moved = exchanged(exchange, state, turn, send, check, bounds, held)
+            with span("exchange", exchange=exchange.name, round=number + 1):
+                state, moved = exchanged(exchange, state, turn, send, check, bounds, held)
             _require(moved, number, quorum, min_replies)
             traffic.append(moved)
         yield Round(number, state, tuple(traffic), time.perf_counter() - began)
@@ -146,10 +148,11 @@ def exchanged(
         By client the tensors, as they travel, that it keeps since an earlier exchange of the round.
     """
     moved = Traffic(exchange.name)
-    orders = {
-        client: replace(order, round=turn.round, rng=turn.rng.child("client", client, exchange.name).sealed())
-        for client, order in sorted(exchange.ask(state, turn).items())
-    }
+    with span("orders"):
+        orders = {
+            client: replace(order, round=turn.round, rng=turn.rng.child("client", client, exchange.name).sealed())
+            for client, order in sorted(exchange.ask(state, turn).items())
+        }
     if not orders:
         return state, moved
     whole = orders if exchange.wire is None else lowered(orders, exchange.wire)
@@ -175,7 +178,8 @@ def exchanged(
         usable = iter(replies)
     first = next(usable, None)
     if first is not None:
-        merged = exchange.merge(state, _chain(first, usable))
+        with span("merge"):
+            merged = exchange.merge(state, _chain(first, usable))
         for _ in usable:  # if the merge stopped early, the other clients still work and are counted
             pass
         if (odd := broken(merged, state)) is not None:

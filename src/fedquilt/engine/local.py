@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from fedquilt.core.method import Exchange
+from fedquilt.core.profiling import span
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply
 from fedquilt.core.worker import Worker
 from fedquilt.privacy.ledger import Ledger, answered, ledger_folder
@@ -52,7 +53,8 @@ class LocalEngine:
         """Yield the replies in client order; each client works when its reply is requested."""
         for number, client in enumerate(sorted(orders), start=1):
             own, before = self.ledgers[client], partial(self._memory, client)
-            reply, memory = answered(own, self.run, exchange, self.clients[client], client, orders[client], before)
+            with span("client", client=client):
+                reply, memory = answered(own, self.run, exchange, self.clients[client], client, orders[client], before)
             if memory:
                 self.memories[client] = memory
             yield reply

@@ -10,6 +10,7 @@ from typing import Any
 from fedquilt.client.together import evaluated
 from fedquilt.core.evaluated import without_auto
 from fedquilt.core.loop import Round, Traffic
+from fedquilt.core.profiling import span
 from fedquilt.core.training import learning_rate_at
 from fedquilt.core.types import ClientId, Memory, Order, Tree
 from fedquilt.experiment.build import Experiment
@@ -97,7 +98,8 @@ def round_line(
     rates = [learning_rate_at(group.server.training, number, config.rounds) for group in experiment.groups]
     began = time.perf_counter()
     cohort = {client for moved in done.traffic for client in moved.bytes_up}
-    scores = evaluate(experiment, done.state, memories, cohort, clients=clients) if is_due(config, number) else None
+    with span("evaluation"):
+        scores = evaluate(experiment, done.state, memories, cohort, clients=clients) if is_due(config, number) else None
     return {
         "round": number,
         "seconds": done.seconds,

@@ -15,6 +15,7 @@ from fedquilt.config.schema import Config
 from fedquilt.core.closing import closed
 from fedquilt.core.errors import RoundError, RunError
 from fedquilt.core.loop import rounds
+from fedquilt.core.profiling import span
 from fedquilt.core.types import Tree
 from fedquilt.engine.cohort import uniform_cohorts
 from fedquilt.engine.flower.handshake import run_key
@@ -69,7 +70,9 @@ def run(
     with hold(folder) as held, restored_threads():
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        experiment, reporting = build(connect.adapted(config), connect.here), Forecasting(progress)
+        with span("start-up"):
+            experiment = build(connect.adapted(config), connect.here)
+        reporting = Forecasting(progress)
         if (spared := spare_threads(experiment)) is not None:
             reporting.say(spared)
         bench = experiment.groups[0].bench  # device and precision are one for all groups
@@ -229,14 +232,18 @@ def _go_on(
             line |= {"privacy": spent(done.number), **disclosed(line)}
             if done.number == start:
                 line |= again or {}  # so that readers of the record see that the run was resumed
-            record.append_round(line)
-            record.save_checkpoint(done.number + 1, state, engine.memories, are_finite(line))
+            with span("checkpoint"):
+                record.append_round(line)
+                record.save_checkpoint(done.number + 1, state, engine.memories, are_finite(line))
             reporting.round({**line, "names": names})
     except RoundError as error:
         raise RoundError(f"{error}; {_advice(record, config)}") from error
     record.check()  # no adapters are written to a folder that was deleted or replaced in the meantime
     try:
-        replace_folder(record.folder / ADAPTERS, lambda fresh: save_adapters(experiment, state, engine.memories, fresh))
+        with span("export"):
+            replace_folder(
+                record.folder / ADAPTERS, lambda fresh: save_adapters(experiment, state, engine.memories, fresh)
+            )
     except RunError as error:
         left = f"fedquilt run --resume {record.folder}"
         raise RunError(f"{error}; all rounds are in the checkpoint, so only this is left to do: {left}") from error
