@@ -60,26 +60,7 @@ def run(
     """Run one federation, or continue an interrupted run."""
     from fedquilt.config.load import load
 
-    if engine not in ENGINES:
-        raise ConfigError(
-            f"--engine {engine}: no such engine{suggestion(engine, ENGINES)}; allowed: {', '.join(ENGINES)}"
-        )
-    if (engine == "flower") != (superlink is not None):
-        raise ConfigError(
-            "--engine flower and --superlink NAME go together: NAME is a connection in Flower's config.toml "
-            "(`flwr config list`)"
-        )
-    if (config is None) == (resume is None):
-        raise ConfigError(
-            "give a run file, as in `fedquilt run my.toml`, or an interrupted run, as in `--resume runs/my`"
-        )
-    if back_to is not None and (resume is None or engine == "flower"):
-        raise ConfigError(
-            f"--from {back_to}: needs --resume RUN, and does not work with --engine flower, whose clients keep their "
-            "state on their own disks"
-        )
-    if profile and engine != "embedded":
-        raise ConfigError(f"--profile: does not work with --engine {engine}, whose clients are other processes")
+    _refuse(engine, superlink=superlink, resume=resume, config=config, back_to=back_to, profile=profile)
     target = resume
     spans = None
     try:
@@ -112,6 +93,38 @@ def run(
     if spans is not None and target is not None:
         _show_profile(spans, target)
     out.print(f"{target}: finished; show it with `fedquilt report {target}`", highlight=False, soft_wrap=True)
+
+
+def _refuse(
+    engine: str,
+    *,
+    superlink: str | None,
+    resume: Path | None,
+    config: Path | None,
+    back_to: int | None,
+    profile: bool,
+) -> None:
+    """Raise ConfigError for options that do not go together."""
+    if engine not in ENGINES:
+        raise ConfigError(
+            f"--engine {engine}: no such engine{suggestion(engine, ENGINES)}; allowed: {', '.join(ENGINES)}"
+        )
+    if (engine == "flower") != (superlink is not None):
+        raise ConfigError(
+            "--engine flower and --superlink NAME go together: NAME is a connection in Flower's config.toml "
+            "(`flwr config list`)"
+        )
+    if (config is None) == (resume is None):
+        raise ConfigError(
+            "give a run file, as in `fedquilt run my.toml`, or an interrupted run, as in `--resume runs/my`"
+        )
+    if back_to is not None and (resume is None or engine == "flower"):
+        raise ConfigError(
+            f"--from {back_to}: needs --resume RUN, and does not work with --engine flower, whose clients keep their "
+            "state on their own disks"
+        )
+    if profile and engine != "embedded":
+        raise ConfigError(f"--profile: does not work with --engine {engine}, whose clients are other processes")
 
 
 def _show_profile(profile: Profile, folder: Path) -> None:
