@@ -5,10 +5,10 @@
 
 Every figure is of a run of fedquilt of which every message is kept as it is sent. Two parties follow the protocol and
 are curious afterwards. The passive one, which knows no labels but those of four aligned rows of each class, infers the
-labels of the other aligned rows: from the norms of its gradients, from their cosines with those of the rows that it
-knows, and with a classifier on its trained encoder. The active one, which knows the passive one's columns for a fifth
-of the test rows, infers them for the other test rows from embeddings. It prints tables, each figure as the mean over
-seeds and its standard deviation; it has no target.
+labels of the other aligned rows: from the norms of its gradients, from cosines with those of the rows that it knows,
+and with a classifier on its trained encoder. The active one, which knows the passive one's columns for a fifth of the
+test rows, infers them for the other test rows from embeddings. It prints tables, each figure as the mean over seeds and
+its standard deviation; it has no target.
 """
 
 from __future__ import annotations
@@ -168,10 +168,12 @@ def gradient_scores(seen: Seen, labels: np.ndarray, known: np.ndarray) -> dict[s
 
     A row's norm score is its gradient's norm as a multiple of its minibatch's median, its cosine score for a class the
     mean cosine with the gradients of the known rows of the class in its minibatch; both are means over the run. Which
-    way a norm points is not known, so the better of the two counts.
+    way a norm points is not known, so the better of the two counts. The third score is the cosine of a row's mean
+    gradient over the run with that of the known rows of the class, as noise cancels out in means.
     """
     classes = np.unique(labels)
     norms, times = np.zeros(len(labels)), np.zeros(len(labels))
+    means = np.zeros((len(labels), seen.gradients[0][1].shape[1]))
     cosines, met = np.zeros((len(classes), len(labels))), np.zeros((len(classes), len(labels)))
     for rows, sent in seen.gradients:
         numbers, gradients = np.array(rows), sent.numpy().astype(float)
@@ -179,6 +181,7 @@ def gradient_scores(seen: Seen, labels: np.ndarray, known: np.ndarray) -> dict[s
         units = gradients / np.maximum(lengths, 1e-12)[:, None]
         np.add.at(norms, numbers, lengths / max(float(np.median(lengths)), 1e-12))
         np.add.at(times, numbers, 1)
+        np.add.at(means, numbers, gradients)
         for place, one in enumerate(classes):
             mine = units[np.isin(numbers, known[labels[known] == one])]
             if len(mine):
@@ -188,8 +191,18 @@ def gradient_scores(seen: Seen, labels: np.ndarray, known: np.ndarray) -> dict[s
     mean_norms = (norms / np.maximum(times, 1))[hidden]
     mean_cosines = (cosines / np.maximum(met, 1))[:, hidden]
     by_norm = [roc_auc_score(labels[hidden] == one, mean_norms) for one in classes]
+    by_mean = [
+        roc_auc_score(labels[hidden] == one, _along(means, known[labels[known] == one])[hidden]) for one in classes
+    ]
     by_cosine = [roc_auc_score(labels[hidden] == one, mean_cosines[place]) for place, one in enumerate(classes)]
-    return {"norm": mean(max(one, 1 - one) for one in by_norm), "cosine": mean(by_cosine)}
+    return {"norm": mean(max(one, 1 - one) for one in by_norm), "cosine": mean(by_cosine), "mean": mean(by_mean)}
+
+
+def _along(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return the mean cosine of each row with the known ones."""
+    units = rows / np.maximum(np.linalg.norm(rows, axis=1), 1e-12)[:, None]
+    scores: np.ndarray = (units @ units[known].T).mean(1)
+    return scores
 
 
 def completed(seen: Seen, labels: np.ndarray, known: np.ndarray) -> dict[str, float]:
@@ -241,7 +254,8 @@ def inverted(seen: Seen, seed: int) -> dict[str, float]:
         "own": own,
         "both": np.concatenate([seen.shown.numpy(), own], 1),
     }.items():
-        scaled = np.clip(StandardScaler().fit(view[known]).transform(view), -5, 5)  # a column may hardly vary in these
+        spread = view[known].std(0)  # what hardly varies in these rows must not be blown up
+        scaled = np.clip((view - view[known].mean(0)) / np.maximum(spread, 0.1 * spread.max()), -5, 5)
         grid = {"alpha": [0.01, 0.1, 1.0, 10.0, 100.0, 1000.0], "kernel": ["linear", "rbf"]}
         decoder = GridSearchCV(KernelRidge(), grid, scoring="neg_mean_squared_error", cv=5)
         decoder.fit(scaled[known], wanted[known] - centre)
@@ -267,13 +281,14 @@ LABELS = {
     "accuracy": "accuracy of the federation",
     "norm": "norm, AUC",
     "cosine": "cosine, AUC",
+    "mean": "of mean gradients, AUC",
     "trained": "classifier on the trained encoder",
     "untrained": "on the untrained one",
     "columns": "on the columns",
     "prior": "most frequent class",
 }
 COLUMNS = {"embeddings": "decoder of embeddings, R2", "own": "of the active party's columns", "both": "of both"}
-PLAIN = ("norm", "cosine", *COLUMNS)
+PLAIN = ("norm", "cosine", "mean", *COLUMNS)
 """Figures that are no shares, and are not printed in per cent."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fedquilt.config.load import parse
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, RunError
 from fedquilt.core.loop import rounds
-from fedquilt.core.types import Failure, Order, Reply
+from fedquilt.core.types import Failure, Order, Reply, Turn
 from fedquilt.core.vertical import ALIGNED
 from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment import build, resume, run
@@ -270,6 +271,21 @@ def test_the_published_methods_give_the_same_bits_over_flower(method: str, tmp_p
     assert ended(folder) == ended(embedded)
 
 
+def test_a_party_whose_file_asks_for_other_noise_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("flwr")
+    from in_process_grid import InProcessGrid
+
+    from fedquilt.engine.flower.client import client_app
+    from fedquilt.experiment import flower, flower_site
+
+    settings = config(network={"timeout": 5.0, "wait": 5.0})
+    careful = config(disclosure={"embedding_noise": 0.5})
+    grid = InProcessGrid(client_app(flower_site.joined(careful), tmp_path / "sites"), 2)
+    with pytest.raises(ConfigError) as refused:
+        run(settings, tmp_path / "run", connect=flower.over(grid, settings, name="in-process", poll=0.05))
+    assert "refused before training: client 0: its run file differs in disclosure" in refused.value.problems
+
+
 def test_proto_6_split_gradients_are_those_of_one_model() -> None:
     """With one minibatch and plain descent, a round moves every encoder as descent of the whole model does."""
     plain = {"optimizer": "sgd", "learning_rate": 0.1}
@@ -409,6 +425,25 @@ def files(tmp_path: Path) -> Path:
     return write_files(tmp_path)
 
 
+def test_rows_that_a_party_lacks_are_relayed_as_zeros_whatever_it_sent(files: Path) -> None:
+    """Noise that stands in place of a row that a party does not hold is not passed on as its embedding."""
+    experiment = build(of_files(files, "vfl-hssl", disclosure={"embedding_noise": 0.5}))
+    engine = LocalEngine(experiment.clients)
+    (first,) = _rounds(experiment, engine, experiment.method.init(experiment.rng.child("init")), 1)
+    vertical, lacks = experiment.federation.vertical, torch.arange(COMMON) % 3 == 0
+    assert vertical is not None
+    assert vertical.halves is not None
+    first.state["alignment"]["holds"]["1"] = ~lacks
+    embed = next(one for one in experiment.method.exchanges if one.name == "embed")
+    orders = embed.ask(first.state, Turn(1, experiment.federation.profiles, experiment.rng))
+    orders = {id: replace(order, round=1, rng=experiment.rng) for id, order in orders.items()}
+    relay = embed.merge(first.state, [*engine.send(embed, orders)])["relay"]
+    gone = lacks[vertical.halves(COMMON)[0]][relay["rows"]]
+    assert 0 < int(gone.sum()) < len(gone)
+    assert torch.equal((relay["embeddings"][:, 1] == 0).all(1), gone)
+    assert not (relay["embeddings"][:, 0] == 0).all(1).any()
+
+
 @pytest.mark.parametrize("method", ["proto-evfl", "vfl-split", "vfl-ensemble", *PUBLISHED])
 def test_parties_with_files_align_their_rows_and_learn(files: Path, method: str) -> None:
     folder = run(of_files(files, method), files / "run")
@@ -449,8 +484,10 @@ def test_files_stay_with_their_parties_over_flower(files: Path) -> None:
         assert line["evaluation"] == other["evaluation"]
 
 
-def test_rows_of_files_are_predicted_as_they_were_evaluated(files: Path) -> None:
-    folder = run(of_files(files), files / "run")
+@pytest.mark.parametrize("disclosure", [{}, {"embedding_noise": 0.5}])
+def test_rows_of_files_are_predicted_as_they_were_evaluated(files: Path, disclosure: dict[str, float]) -> None:
+    """Also with noise, which is the same for the same rows; a query is answered with it."""
+    folder = run(of_files(files, disclosure=disclosure), files / "run")
     vertical = build(of_files(files)).federation.vertical
     assert vertical is not None
     assert vertical.halves is not None
@@ -472,6 +509,9 @@ def test_rows_of_files_are_predicted_as_they_were_evaluated(files: Path) -> None
     answers = [found.classes[place] for place in found.probabilities.argmax(1).tolist()]
     right = sum(one == other for one, other in zip(answers, labels, strict=True)) / len(labels)
     assert right == pytest.approx(read_rounds(folder)[-1]["evaluation"]["global"]["accuracy"])
+    exact = predicted_together(folder, of_files(files), given, ()).probabilities
+    assert exact is not None
+    assert torch.equal(torch.as_tensor(exact), torch.as_tensor(found.probabilities)) == (not disclosure)
 
 
 def test_files_that_do_not_fit_are_refused(files: Path) -> None:

@@ -24,7 +24,7 @@ from fedquilt.experiment.inputs_record import rows_digest
 from fedquilt.experiment.threads import spare_threads
 from fedquilt.experiment.vertical_query import site_query
 
-_FOLLOWED = ("seed", "rounds", "adapter", "head", "training", "privacy", "method")
+_FOLLOWED = ("seed", "rounds", "adapter", "head", "training", "privacy", "disclosure", "method")
 """Parts of a run file that determine a client's work; they must be equal on server and client."""
 
 
