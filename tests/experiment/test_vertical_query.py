@@ -20,6 +20,7 @@ from wire_audit import content_of, leaks
 
 from fedquilt.config.load import parse
 from fedquilt.config.schema import Config
+from fedquilt.core.disclosure import Disclosure
 from fedquilt.core.errors import RoundError, RunError
 from fedquilt.engine.flower.client import client_app, memory_folder
 from fedquilt.engine.flower.memory_store import MemoryStore
@@ -168,6 +169,19 @@ def test_rows_in_one_order_are_predicted_with_the_bits_of_one_process(by_place: 
         "rows in one order"
     }
     assert equal(less._replace(missing={}), predict(whole, given[1:], without=["left"]))
+
+
+def test_a_query_is_answered_with_noise_and_with_the_same_when_asked_again(
+    by_place: tuple[Config, Path, list[str]],
+) -> None:
+    settings, folder, given = by_place
+    noised = settings.model_copy(update={"disclosure": Disclosure(embedding_noise=0.5, test_key=3)})
+    whole = run(noised, folder / "embedded")
+    sites = Sites(noised, folder, lambda id: {"query": given[id].partition("=")[2]})
+    found, again = sites.ask(folder / "rest.csv"), sites.ask(folder / "rest.csv")
+    assert equal(found, again)
+    assert equal(found, predict(whole, given))
+    assert not equal(found, predicted_together(whole, settings, given, ()))
 
 
 def test_parties_that_are_away_or_answer_about_nothing_are_missing(by_place: tuple[Config, Path, list[str]]) -> None:
