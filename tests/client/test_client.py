@@ -43,13 +43,11 @@ def test_fit_trains_and_returns_its_layers_and_the_head_alone():
     assert fitted.metrics["steps"] == 2
 
 
-def test_t14_all_subsets_of_twelve_blocks_train_their_own_tensors_and_no_others(monkeypatch):
+def test_t14_all_subsets_of_twelve_blocks_train_their_own_tensors_and_no_others():
     """T14: block 1 is neither 10 nor 11; the oracle reads the number between dots."""
     scene = small("tiny:vit?layers=12&width=8&image=4&patch=2")
-    client, layout, asked = scene.clients[0], scene.layout, []
-    monkeypatch.setattr(
-        "fedquilt.client.client.alternate", lambda bench, columns, params, phases, *rest, **kw: asked.append(phases)
-    )
+    layout, asked = scene.layout, []
+    client = replace(scene.clients[0], fitting=lambda job: asked.append(job.phases))
     number = {name: re.search(r"\.layers\.(\d+)\.", name) for name in layout.depth}
     blocks = {name: int(match[1]) if match else None for name, match in number.items()}
     assert {name for name, block in blocks.items() if block is None} == layout.head

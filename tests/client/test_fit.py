@@ -258,8 +258,8 @@ def test_t13_untrained_layers_have_no_gradient_no_optimizer_state_no_change_and_
 ):
     """T13"""
     bench, made, grads = workbench(), [], []
-    make = fit_module._optimizer
-    monkeypatch.setattr(fit_module, "_optimizer", lambda *args: made.append(make(*args)) or made[-1])
+    make = fit_module.optimizer_of
+    monkeypatch.setattr(fit_module, "optimizer_of", lambda *args: made.append(make(*args)) or made[-1])
     bench.stepped = lambda *_: grads.append({n for n, p in bench.model.named_parameters() if p.grad is not None})
     start = start_of(bench)
     base = {n: p.detach().clone() for n, p in bench.model.named_parameters() if n not in bench.parameters}

@@ -68,6 +68,11 @@ def config(**changes: Any) -> Config:
     return parse(raw)
 
 
+def test_parties_are_not_trained_side_by_side() -> None:
+    with pytest.raises(ConfigError, match=r"engine: batch_clients = 2 is for clients with one model, and the parties"):
+        config(engine={"batch_clients": 2})
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run. Not to be changed."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fedquilt.client.apart import trained_apart
-from fedquilt.client.fit import alternate
 from fedquilt.client.generation import Answering, Sampling
+from fedquilt.client.job import Fitting, Job, alone
 from fedquilt.client.probe import fisher_diagonal, layer_scores
 from fedquilt.client.public import PublicInputs
 from fedquilt.client.score import evaluation
@@ -63,6 +63,10 @@ class Client:
         Which texts may leave the client, see ``[server] share``; all that are its own leave by ``own_prompts``.
     ids, id_key
         The ids of its rows and the key that all parties share, for a vertical federation that aligns them.
+    fitting
+        How its local training is carried out: alone, unless the engine trains several clients at the same time.
+    runs_model
+        Whether one of its penalties runs the model.
     """
 
     profile: Profile
@@ -81,6 +85,8 @@ class Client:
     share: Share = "public"
     ids: tuple[str, ...] = ()
     id_key: bytes = b""
+    fitting: Fitting = alone
+    runs_model: bool = False
 
     @property
     def id(self) -> ClientId:
@@ -101,9 +107,9 @@ class Client:
         """The client with the tensors ``names`` frozen."""
         return replace(self, frozen=self.frozen | frozenset(names))
 
-    def penalised(self, penalty: Penalty) -> Client:
+    def penalised(self, penalty: Penalty, *, runs_model: bool = False) -> Client:
         """The client with the penalty added to the training loss, once for each optimiser step."""
-        return replace(self, penalties=(*self.penalties, penalty))
+        return replace(self, penalties=(*self.penalties, penalty), runs_model=self.runs_model or runs_model)
 
     def fit(
         self, order: Order, memory: Memory | None, layers: Collection[int], *, blocks: Collection[int] | None = None
@@ -140,21 +146,25 @@ class Client:
             Further tensors to train, from which the adapters' cores are made.
         """
         own = (replace(p, names=p.names - self.frozen, penalties=p.penalties + self.penalties) for p in phases)
-        phases, params = [*own], self.params(order, memory)
-        train = partial(
-            alternate,
+        job = Job(
             self.bench,
             self.train,
-            params,
-            training=self.training,
-            learning_rate=learning_rate_at(self.training, order.round, self.rounds),
-            rng=order.rng,
-            blocks=blocks,
-            extra=extra,
+            self.params(order, memory),
+            tuple(own),
+            self.training,
+            learning_rate_at(self.training, order.round, self.rounds),
+            order.rng,
+            blocks,
+            extra,
+            self.runs_model,
         )
         if self.bench.public is None or self.bench.public.adapters.weight is None:
-            return train(phases)
-        return trained_apart(self.bench, self.splits.get("validation"), params, phases, train)
+            return self.fitting(job)
+
+        def train(phases: Sequence[Phase]) -> Fitted:
+            return alone(replace(job, phases=tuple(phases)))
+
+        return trained_apart(self.bench, self.splits.get("validation"), job.params, job.phases, train)
 
     def layer_scores(
         self, order: Order, memory: Memory | None = None, *, kind: str = "trace", objective: str = "log-prob"

@@ -104,7 +104,7 @@ def alternate(
     columns = packed(columns) if training.packing else columns
     num_rows = len(columns["labels"])
     own = [{name: tensor for name, tensor in now.items() if name in phase.names} for phase in phases]
-    optimizers = [_optimizer(each, training, learning_rate, phase) for each, phase in zip(own, phases, strict=True)]
+    optimizers = [optimizer_of(each, training, learning_rate, phase) for each, phase in zip(own, phases, strict=True)]
     of_steps = num_steps(num_rows, training)
     drawn = batches(num_rows, training, rng.child("batches"))
     loss_sum, correct, seen, steps = 0.0, 0, 0, 0
@@ -232,9 +232,10 @@ def _penalise(value: Tensor, step: int) -> None:
         value.backward()
 
 
-def _optimizer(
+def optimizer_of(
     trained: Mapping[str, Tensor], training: Training, learning_rate: float, phase: Phase
 ) -> torch.optim.Optimizer:
+    """The optimiser of these tensors, at the rates of the phase."""
     by_rate: dict[float, list[Tensor]] = {}
     for name, tensor in trained.items():
         by_rate.setdefault(phase.rates.get(name, phase.rate), []).append(tensor)

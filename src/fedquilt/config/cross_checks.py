@@ -33,4 +33,9 @@ def cross_problems(config: Config) -> list[str]:
             f"network: node_keys has {len(keys)} keys for partition.num_clients = {num}; give one for each client, in "
             "their order, or leave it out"
         )
+    if config.parties and not spoilt.touches("engine") and config.engine.batch_clients != "off":
+        problems.append(
+            f"engine: batch_clients = {config.engine.batch_clients!r} is for clients with one model, and the parties "
+            "of a vertical federation have different ones; leave it out"
+        )
     return problems

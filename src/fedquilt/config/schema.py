@@ -31,6 +31,7 @@ from fedquilt.config.server import Server
 from fedquilt.config.strict import STRICT
 from fedquilt.core.defence import Defence
 from fedquilt.core.disclosure import Disclosure
+from fedquilt.core.engine import Engine
 from fedquilt.core.model import Model
 from fedquilt.core.settings import Count, Layers, Part, Rank, Rounds, Seed, Text, Written
 from fedquilt.core.training import Training
@@ -127,6 +128,7 @@ class Config(BaseModel):
     axes: Axes = Axes()
     head: Head = Head()
     training: Training = Training()
+    engine: Engine = Engine()
     evaluation: Evaluation = Evaluation()
     aggregation: Aggregation = Aggregation()
     defence: Defence = Defence()

@@ -50,9 +50,9 @@ class Rng:
         text = repr(("sealed", self.seed, self.path)).encode()
         return Rng(int.from_bytes(hashlib.blake2b(text, digest_size=32).digest(), "big"))
 
-    def torch(self) -> torch.Generator:
-        """A fresh torch generator on the CPU, at the start of this stream."""
-        return torch.Generator().manual_seed(self.integer())
+    def torch(self, device: torch.device | str = "cpu") -> torch.Generator:
+        """A fresh torch generator of this device, at the start of this stream."""
+        return torch.Generator(device).manual_seed(self.integer())
 
     def numpy(self, bits: int = 63) -> np.random.Generator:
         """A fresh numpy generator at the start of this stream, seeded with an integer of so many bits."""

@@ -144,8 +144,11 @@ class Worker(Protocol):
         """The client with the tensors ``names`` frozen: they are not trained, and not part of a result of ``fit``."""
         ...
 
-    def penalised(self, penalty: Penalty) -> Self:
-        """The client with the penalty added to the loss of each optimiser step; the loss it reports is without it."""
+    def penalised(self, penalty: Penalty, *, runs_model: bool = False) -> Self:
+        """The client with the penalty added to the loss of each optimiser step; the loss it reports is without it.
+
+        A penalty that runs the client's own model must say so, because such a client is trained alone.
+        """
         ...
 
     def layer_scores(

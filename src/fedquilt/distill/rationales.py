@@ -101,4 +101,4 @@ def instructed(
     def loss(rows: Tensor) -> Tensor:
         return weight * rationale_loss_of(forward, columns, labels, rows, rationale)
 
-    return student.penalised(learning_from(loss, chosen, rng, batch_size))
+    return student.penalised(learning_from(loss, chosen, rng, batch_size), runs_model=True)

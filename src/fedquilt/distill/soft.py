@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -119,7 +119,11 @@ def learner(
         )
         for number, one in enumerate(some)
     ]
-    return student.penalised(lambda trained, start: torch.stack([term(trained, start) for term in terms]).mean())
+
+    def beside(trained: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor:
+        return torch.stack([term(trained, start) for term in terms]).mean()
+
+    return student.penalised(beside, runs_model=True)
 
 
 def distilling(

@@ -192,7 +192,7 @@ def pupil_of(
     def taught(trained: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor:
         return teaching.weight * torch.stack([term(trained, start) for term in terms]).mean()
 
-    return student.penalised(taught)
+    return student.penalised(taught, runs_model=True)
 
 
 def rated(student: Worker, order: Order, memory: Memory, choice: Choice, teaching: Teaching) -> Rated:

@@ -1,16 +1,23 @@
-"""The embedded engine: all clients in this process, one after another, without serialisation."""
+"""The embedded engine: all clients in this process, one after another or side by side, without serialisation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from fedquilt.client.client import Client
+from fedquilt.client.job import Fitting
 from fedquilt.core.method import Exchange
 from fedquilt.core.profiling import span
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply
 from fedquilt.core.worker import Worker
+from fedquilt.engine.batched import Finished, side_by_side
 from fedquilt.privacy.ledger import Ledger, answered, ledger_folder
+
+Answer = tuple[Reply | Failure, Memory | None]
+"""A client's reply and its new memory."""
 
 
 class LocalEngine:
@@ -26,6 +33,13 @@ class LocalEngine:
         Called after each client with the exchange's name, the number of clients done in it, and their total.
     run
         The key under which ledgers of local differential privacy record this run.
+
+    Attributes
+    ----------
+    width
+        The largest number of clients of one architecture that are trained side by side; 1 for one after another.
+    in_turn
+        Why clients were trained alone although ``width`` is above 1, by client.
     """
 
     has_clients = True
@@ -44,22 +58,56 @@ class LocalEngine:
         self.watch = watch
         self.messages: dict[str, int] = {}  # stays empty: nothing is sent over a network
         self.announced: dict[ClientId, int] = {}
+        self.width = 1
+        self.in_turn: dict[ClientId, str] = {}
 
     def keep_ledgers(self, root: Path) -> None:
         """Keep the clients' privacy ledgers in files below ``root``, continuing those that exist; else in memory."""
         self.ledgers = {client: Ledger(ledger_folder(root, client)) for client in self.clients}
 
     def send(self, exchange: Exchange, orders: Mapping[ClientId, Order]) -> Iterator[Reply | Failure]:
-        """Yield the replies in client order; each client works when its reply is requested."""
+        """Yield the replies in client order; a client works when its reply, or that of one beside it, is requested."""
+        ready: dict[ClientId, Answer] = {}
         for number, client in enumerate(sorted(orders), start=1):
-            own, before = self.ledgers[client], partial(self._memory, client)
-            with span("client", client=client):
-                reply, memory = answered(own, self.run, exchange, self.clients[client], client, orders[client], before)
+            if client not in ready:
+                group = self._beside(client, orders.keys() - ready.keys())
+                with span("client", client=", ".join(map(str, group))):
+                    ready |= self._answers(exchange, orders, group)
+            reply, memory = ready.pop(client)
             if memory:
                 self.memories[client] = memory
             yield reply
             if self.watch:
                 self.watch(exchange.name, number, len(orders))
+
+    def _beside(self, client: ClientId, waiting: Collection[ClientId]) -> list[ClientId]:
+        """The client and those of its architecture that come next, up to the width."""
+        first = self.clients[client]
+        if self.width == 1 or not isinstance(first, Client):
+            return [client]
+        others = (id for id in sorted(waiting) if id > client)
+        alike = [id for id in others if isinstance(o := self.clients[id], Client) and o.bench is first.bench]
+        return [client, *alike[: self.width - 1]]
+
+    def _answers(
+        self, exchange: Exchange, orders: Mapping[ClientId, Order], group: list[ClientId]
+    ) -> dict[ClientId, Answer]:
+        """The replies and new memories of these clients."""
+
+        def work(client: ClientId, worker: Worker) -> Answer:
+            own, before = self.ledgers[client], partial(self._memory, client)
+            return answered(own, self.run, exchange, worker, client, orders[client], before)
+
+        def held(client: ClientId, fitting: Fitting) -> Answer:
+            worker = self.clients[client]
+            assert isinstance(worker, Client)
+            return work(client, replace(worker, fitting=fitting))
+
+        if len(group) == 1:
+            return {client: work(client, self.clients[client]) for client in group}
+        done: list[Finished[Answer]] = side_by_side([partial(held, client) for client in group])
+        self.in_turn |= {client: own.alone for client, own in zip(group, done, strict=True) if own.alone}
+        return {client: own.result for client, own in zip(group, done, strict=True)}
 
     def _memory(self, client: ClientId) -> Memory:
         return self.memories.get(client, {})

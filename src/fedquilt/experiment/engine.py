@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fedquilt.config.schema import Config
 from fedquilt.core.method import Exchange
@@ -52,3 +52,12 @@ def _embedded(experiment: Experiment, key: str, memories: dict[ClientId, Memory]
 
 
 EMBEDDED = Connect("embedded", _embedded)
+
+
+def in_turn(engine: Engine) -> dict[str, Any]:
+    """The part of a round's line that says why clients were trained alone in a run that trains them side by side."""
+    if not isinstance(engine, LocalEngine) or not engine.in_turn:
+        return {}
+    told = {str(client): why for client, why in sorted(engine.in_turn.items())}
+    engine.in_turn.clear()
+    return {"in_turn": told}

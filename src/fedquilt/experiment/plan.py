@@ -129,8 +129,8 @@ class _Watched:
     def freezing(self, names: Collection[str]) -> _Watched:
         return _Watched(self.client.freezing(names), self.noted)
 
-    def penalised(self, penalty: Penalty) -> _Watched:
-        return _Watched(self.client.penalised(penalty), self.noted)
+    def penalised(self, penalty: Penalty, *, runs_model: bool = False) -> _Watched:
+        return _Watched(self.client.penalised(penalty, runs_model=runs_model), self.noted)
 
     def posing(self, prompts: Sequence[str], completions: Sequence[str]) -> _Watched:
         return _Watched(self.client.posing(prompts, completions), self.noted)

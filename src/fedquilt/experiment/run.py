@@ -23,7 +23,7 @@ from fedquilt.engine.local import LocalEngine
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.defence import bounds_of, check_of
 from fedquilt.experiment.disclosed import disclosing
-from fedquilt.experiment.engine import EMBEDDED, Connect, Engine
+from fedquilt.experiment.engine import EMBEDDED, Connect, Engine, in_turn
 from fedquilt.experiment.export import save_adapters
 from fedquilt.experiment.forecast import work_of
 from fedquilt.experiment.inputs_record import outputs_record, weights_digest
@@ -31,6 +31,7 @@ from fedquilt.experiment.progress import Forecasting
 from fedquilt.experiment.round_record import are_finite, final_record, message_counter, round_line
 from fedquilt.experiment.same_inputs import all_rows, rows_as_at_start, same_inputs
 from fedquilt.experiment.server import endpoint_record
+from fedquilt.experiment.side_by_side import chosen, refuse_elsewhere
 from fedquilt.experiment.threads import restored_threads, spare_threads
 from fedquilt.privacy.spending import cohort_key, cohort_stream, hides_cohorts, spending
 from fedquilt.record import Record, environment, hold, read_environment, read_result, read_rounds
@@ -67,6 +68,7 @@ def run(
         the errors of ``build``, before the folder is made.
     """
     Record.refuse(folder)
+    refuse_elsewhere(config, connect.name)
     with hold(folder) as held, restored_threads():
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -86,12 +88,15 @@ def run(
         )
         if len(experiment.federation.layouts) > 1 and not experiment.traits.across:
             around["apart"] = [*experiment.federation.layouts]  # the method runs separately in each of them
-        key = run_key()
+        key, choice = run_key(), chosen(experiment)
+        if choice.said:
+            reporting.say(choice.said)
         engine = connect.make(experiment, key, {}, reporting)
         experiment = experiment.announced(engine.announced)
         around |= {"engine": connect.name, "run_key": key, "cohort_key": cohort_key(config)}
         around |= {"outputs": outputs_record(experiment.models), **endpoint_record(config)}
         around |= {} if label is None else {"label": label}
+        around |= {} if choice.width == 1 else {"batch_clients": choice.width}
         record = Record.create(folder, resolved(config), around, experiment.partition, held)
         return _go_on(experiment, record, 0, None, engine, reporting)
 
@@ -200,6 +205,7 @@ def _go_on(
     config, began = experiment.config, time.perf_counter()
     if isinstance(engine, LocalEngine):
         engine.keep_ledgers(record.folder / "sites")  # the same folder as in Flower's simulation
+        engine.width = read_environment(record.folder).get("batch_clients", 1)
     profiles = experiment.federation.profiles
     check = check_of(config, profiles)
     hiding = read_environment(record.folder).get("cohort_key")  # runs without a key draw cohorts from the seed
@@ -229,7 +235,7 @@ def _go_on(
         for done in finished:
             state = done.state
             line = round_line(experiment, done, engine.memories, since(), clients=engine.has_clients)
-            line |= {"privacy": spent(done.number), **disclosed(line)}
+            line |= {"privacy": spent(done.number), **disclosed(line), **in_turn(engine)}
             if done.number == start:
                 line |= again or {}  # so that readers of the record see that the run was resumed
             with span("checkpoint"):

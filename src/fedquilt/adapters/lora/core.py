@@ -52,8 +52,8 @@ def with_cores(adapters: Mapping[str, LoraLinear], cores: Mapping[str, Tensor]) 
     for name, core in cores.items():
         if name not in adapters:
             raise ModelError(f"there is a core for '{name}', which has no adapter")
-        rank = len(adapters[name].lora_A)
-        if core.shape != (rank, rank):
+        *stacked, rank, _ = adapters[name].lora_A.shape
+        if core.shape != (*stacked, rank, rank):
             raise ModelError(f"the core of '{name}' is {tuple(core.shape)}; its adapter has rank {rank}")
     before = {name: adapters[name].core for name in cores}
     try:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedquilt.adapters.lora.settings import LoraSettings
+from fedquilt.adapters.stacks import linear, scaled
 from fedquilt.core.autocast import in_dtype_of
 from fedquilt.core.errors import ModelError
 from fedquilt.core.rng import Rng
@@ -48,6 +49,9 @@ class LoraLinear(AroundLinear):
     gradients flow to it. ``lora_bias`` (d_out,), if the settings ask for it, is added to the product before it is
     scaled, as by PEFT. With ``active`` False the output is the base's.
 
+    While clients are trained side by side, the tensors are stacks of theirs, see ``adapters.stacks``, padded to the
+    largest rank. ``scales`` (K,) are then their scalings if their own ranks differ.
+
     Raises
     ------
     ModelError
@@ -67,13 +71,18 @@ class LoraLinear(AroundLinear):
         self.shift: Tensor | None = None
         self.core: Tensor | None = None
         self._scaling = partial(settings.scaling, name)
+        self.scales: Tensor | None = None
         self.dropout = settings.dropout
         self.active = True
 
     @property
     def scaling(self) -> float:
         """The scaling ``s`` at the current rank of the factors."""
-        return self._scaling(len(self.lora_A))
+        return self._scaling(self.lora_A.shape[-2])
+
+    def scaling_at(self, rank: int) -> float:
+        """The scaling ``s`` at another rank of the factors."""
+        return self._scaling(rank)
 
     def set_factor(self, factor: str, value: Tensor) -> None:
         """Set ``"lora_A"`` or ``"lora_B"`` to a value of any rank; the other factor must follow before a forward."""
@@ -108,10 +117,13 @@ class LoraLinear(AroundLinear):
 
     def term(self, x: Tensor) -> Tensor:
         """The adapter's own ``s (B (I + T) A x + bias)``, (..., d_in) -> (..., d_out)."""
-        h = F.linear(in_dtype_of(x, self.lora_A), self.lora_A)  # (..., r)
+        h = linear(in_dtype_of(x, self.lora_A), self.lora_A)  # (..., r)
         if self.core is not None:
-            h = h + F.linear(h, self.core)
-        return self.scaling * F.linear(h, self.lora_B, self.lora_bias)
+            h = h + linear(h, self.core)
+        scale = self.scaling if self.scales is None else self.scales
+        if self.lora_A.dim() > 2 and self.lora_bias is None:
+            return linear(scaled(h, scale), self.lora_B)  # fewer numbers to scale
+        return scaled(linear(h, self.lora_B, self.lora_bias), scale)
 
     def delta(self) -> Tensor:
         """The dense ``s B (I + T) A + shift``, shaped as the base's weight: (d_out, d_in); (d_in, d_out) for Conv1D."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fedquilt.adapters.lora.module import AroundLinear, is_transposed, num_features
 from fedquilt.adapters.mixture.settings import MixtureSettings
+from fedquilt.adapters.stacks import linear
 from fedquilt.core.autocast import in_dtype_of
 from fedquilt.core.errors import ModelError
 from fedquilt.core.params import wide
@@ -36,7 +37,8 @@ class MixtureLinear(AroundLinear):
     gates are ``gate`` (M,), or ``gate_weight`` (M, r) and ``gate_bias`` (M,). All are float32 and zero until values are
     set, and require no gradient. ``experts`` are the M branches (r, r) by name, which are parameters of the model's
     bank; without them, as in a block that shares nothing, the mixture is the plain adapter ``y + s up phi(down h)``.
-    With ``active`` False the output is the base's.
+    With ``active`` False the output is the base's. While clients are trained side by side, the tensors are stacks of
+    theirs, see ``adapters.stacks``.
     """
 
     def __init__(
@@ -71,10 +73,10 @@ class MixtureLinear(AroundLinear):
         y: Tensor = self.base(x)
         if not self.active:
             return y
-        z = F.linear(in_dtype_of(y if self.settings.placement == "serial" else x, self.down), self.down)  # (..., r)
+        z = linear(in_dtype_of(y if self.settings.placement == "serial" else x, self.down), self.down)  # (..., r)
         if self.settings.activation == "gelu":
             z = F.gelu(z)
-        return (y + self.settings.scaling * F.linear(self.mixed(z), self.up)).to(y.dtype)  # (..., d_out)
+        return (y + self.settings.scaling * linear(self.mixed(z), self.up)).to(y.dtype)  # (..., d_out)
 
     def mixed(self, z: Tensor) -> Tensor:
         """``z + sum_j g_j S_j z``, (..., r) -> (..., r): all branches for every token, weighted by the gates.
@@ -83,12 +85,23 @@ class MixtureLinear(AroundLinear):
         """
         if not self.experts:
             return z
-        stacked = torch.stack(self.experts)  # (M, r, r)
         gates = self.gates(z)
+        if self.down.dim() > 2:
+            return z + self._mixed_by_client(z, gates)
+        stacked = torch.stack(self.experts)  # (M, r, r)
         if gates.dim() == 1:  # one mixture for all tokens
             return z + F.linear(z, torch.tensordot(gates, stacked, dims=1))
         branches = torch.einsum("mij,...j->...mi", stacked, z)  # (..., M, r)
         return z + (gates.unsqueeze(-1) * branches).sum(-2)
+
+    def _mixed_by_client(self, z: Tensor, gates: Tensor) -> Tensor:
+        """``sum_j g_j S_j z`` of stacked clients, (..., r) -> (..., r)."""
+        if self.settings.gate == "token":
+            branches = linear(z, torch.cat(self.experts, dim=1)).unflatten(-1, (len(self.experts), -1))  # (..., M, r)
+            weighted: Tensor = gates.unsqueeze(-1) * branches
+            return weighted.sum(-2)
+        stacked = torch.stack(self.experts, dim=1)  # (K, M, r, r)
+        return linear(z, (gates.view(-1, len(self.experts), 1, 1) * stacked).sum(1))
 
     def gates(self, z: Tensor) -> Tensor:
         """The weight of each branch: (M,), or (..., M) with token gates; positive, with sum 1.
@@ -98,8 +111,8 @@ class MixtureLinear(AroundLinear):
         if self.settings.gate == "uniform":
             return torch.full((len(self.experts),), 1 / len(self.experts), dtype=z.dtype, device=z.device)
         if self.settings.gate == "static":
-            return self.gate.softmax(0)
-        return F.linear(z, self.gate_weight, self.gate_bias).softmax(-1)
+            return self.gate.softmax(-1)
+        return linear(z, self.gate_weight, self.gate_bias).softmax(-1)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """``B = up (I + sum_j g_j S_j)`` (d_out, r) and ``A = down``, so that the adapter is ``s B A h``; in float64.
