@@ -231,7 +231,7 @@ def test_a_run_is_not_resumed_with_another_config(config, stopped):
 def test_other_data_or_other_weights_than_the_run_began_with_are_refused(config, stopped, monkeypatch):
     folder = stopped
     with monkeypatch.context() as patched:
-        patched.setattr(run_module, "weights_digest", lambda groups: "another")
+        patched.setattr("fedquilt.experiment.same_inputs.weights_digest", lambda groups: "another")
         with pytest.raises(RunError, match=r"model.name = 'tiny:vit.*' does not have the weights that the run"):
             resume(folder)
     other = {"partition": {**build(config()).partition, "digest": "another"}}
