@@ -88,18 +88,18 @@ def test_shares_are_stratified() -> None:
 
 
 def test_validation_does_not_move_the_test_rows_and_clients_do_not_move_each_other() -> None:
-    parts = dict(enumerate(PARTS))
-    plain = split_clients(parts, LABELS, Rng(1), test_fraction=0.2)
-    both = split_clients(parts, LABELS, Rng(1), test_fraction=0.2, validation_fraction=0.2)
-    changed = split_clients({**parts, 0: PARTS[1]}, LABELS, Rng(1), test_fraction=0.2)
-    alone = split_clients({2: parts[2]}, LABELS, Rng(1), test_fraction=0.2)
-    for client in parts:
+    ids = range(len(PARTS))
+    plain = split_clients(ids, PARTS, LABELS, Rng(1), test_fraction=0.2)
+    both = split_clients(ids, PARTS, LABELS, Rng(1), test_fraction=0.2, validation_fraction=0.2)
+    changed = split_clients(ids, [PARTS[1], *PARTS[1:]], LABELS, Rng(1), test_fraction=0.2)
+    alone = split_clients([2], [PARTS[2]], LABELS, Rng(1), test_fraction=0.2)
+    for client in ids:
         assert np.array_equal(plain[client].test, both[client].test)
-    for client in [*parts][1:]:
+    for client in ids[1:]:
         assert np.array_equal(plain[client].train, changed[client].train)
     assert np.array_equal(plain[2].train, alone[2].train)
     none = np.empty(0, dtype=np.int64)
-    again = split_clients(parts, LABELS, Rng(1), test_fraction=0.2)
+    again = split_clients(ids, PARTS, LABELS, Rng(1), test_fraction=0.2)
     assert split_digest([*plain.values()], none) == split_digest([*again.values()], none)
     digests = {split_digest([*shares.values()], kept) for shares, kept in ((plain, none), (both, none), (plain, [1]))}
     assert len(digests) == 3

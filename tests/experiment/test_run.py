@@ -269,8 +269,8 @@ def test_a_damaged_checkpoint_is_refused_by_name(stopped):
 
 def with_rate(experiment, id, rate):
     client = experiment.clients[id]
-    experiment.clients[id] = replace(client, training=replace(client.training, learning_rate=rate))
-    return experiment
+    changed = replace(client, training=replace(client.training, learning_rate=rate))
+    return replace(experiment, clients={**experiment.clients, id: changed})
 
 
 def test_a_client_whose_loss_is_nan_is_dropped_and_named_and_the_round_goes_on(config, tmp_path, monkeypatch):

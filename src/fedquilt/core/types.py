@@ -45,7 +45,7 @@ class Range(NamedTuple):
     whole: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Budget:
     """What a client can afford.
 
@@ -57,7 +57,7 @@ class Budget:
     rank: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Profile:
     """What the server may know about a client.
 

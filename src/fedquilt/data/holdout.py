@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 
 from fedquilt.core.errors import DataError
 from fedquilt.core.rng import Rng
+from fedquilt.core.types import ClientId
 from fedquilt.data.partition import digest
-
-
-@dataclass(frozen=True)
-class ClientRows:
-    """The row numbers of one client, each array ascending; the three are disjoint."""
-
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
+from fedquilt.data.parts import TEST, VALIDATION, ClientRows, Parts, Splits
 
 
 def stratified(indices: np.ndarray, labels: np.ndarray | None, count: int, rng: Rng) -> np.ndarray:
@@ -39,7 +32,7 @@ def stratified(indices: np.ndarray, labels: np.ndarray | None, count: int, rng: 
 
 def carve_proxy(
     parts: Sequence[np.ndarray], labels: np.ndarray | None, num_proxy: int, rng: Rng
-) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+) -> tuple[np.ndarray, Parts]:
     """Take the server's proxy rows from the clients: the proxy rows, and each client's remaining rows.
 
     The rows are drawn from all clients together, stratified by class; every client keeps at least one row. Because the
@@ -52,6 +45,8 @@ def carve_proxy(
     """
     if num_proxy < 0:
         raise DataError(f"data.proxy = {num_proxy}: must be 0 (the server keeps no rows) or more")
+    if num_proxy == 0:
+        return np.empty(0, dtype=np.int64), Parts.of(parts)
     # one row of each client, the first of a random order, is never drawn
     spare = np.concatenate(
         [rng.child("spare", client).numpy().permutation(part)[1:] for client, part in enumerate(parts)]
@@ -62,7 +57,7 @@ def carve_proxy(
             f"because each of {len(parts)} clients keeps one; lower data.proxy or raise data.limit"
         )
     proxy = stratified(spare, labels, num_proxy, rng.child("proxy"))
-    return proxy, tuple(np.setdiff1d(part, proxy) for part in parts)
+    return proxy, Parts.of(parts).without(proxy)
 
 
 def split_client(
@@ -94,14 +89,7 @@ def split_client(
     DataError
         if a fraction is not in [0, 1), the two leave no rows for training, or the client has no rows.
     """
-    for key, fraction in (("test_fraction", test_fraction), ("validation_fraction", validation_fraction)):
-        if not 0 <= fraction < 1:
-            raise DataError(f"partition.{key} = {fraction}: must be at least 0 and below 1")
-    if test_fraction + validation_fraction >= 1:
-        raise DataError(
-            f"partition.test_fraction = {test_fraction} and partition.validation_fraction = {validation_fraction} "
-            "leave no rows for training; their sum must be below 1"
-        )
+    _check_fractions(test_fraction, validation_fraction)
     if len(indices) == 0:
         raise DataError("a client has no examples; lower partition.num_clients or raise data.limit")
     num_test = min(_share(len(indices), test_fraction), len(indices) - 1)
@@ -113,34 +101,39 @@ def split_client(
 
 
 def split_clients(
-    parts: Mapping[int, np.ndarray],
+    ids: Sequence[ClientId],
+    parts: Sequence[np.ndarray],
     labels: np.ndarray | None,
     rng: Rng,
     *,
     test_fraction: float = 0.0,
     validation_fraction: float = 0.0,
-) -> dict[int, ClientRows]:
+) -> Splits:
     """Apply ``split_client`` to every client, each with its own stream ``rng.child("client", i)``.
 
     The split of a client therefore depends neither on the other clients nor on where its rows stand in the data.
 
     Parameters
     ----------
+    ids
+        The clients' numbers, ascending.
     parts
-        The row numbers of each client.
+        The row numbers of each client, ascending.
     labels, rng, test_fraction, validation_fraction
         As in ``split_client``.
     """
-    return {
-        client: split_client(
-            part,
-            labels,
-            rng.child("client", client),
-            test_fraction=test_fraction,
-            validation_fraction=validation_fraction,
-        )
-        for client, part in parts.items()
-    }
+    _check_fractions(test_fraction, validation_fraction)
+    parts = Parts.of(parts)
+    if not test_fraction and not validation_fraction:
+        return Splits(ids, parts)
+    kinds = []
+    for client, part in zip(ids, parts, strict=True):
+        shares = {"test_fraction": test_fraction, "validation_fraction": validation_fraction}
+        own = split_client(part, labels, rng.child("client", client), **shares)
+        kinds.append(np.zeros(len(part), dtype=np.int8))
+        kinds[-1][np.searchsorted(part, own.test)] = TEST
+        kinds[-1][np.searchsorted(part, own.validation)] = VALIDATION
+    return Splits(ids, parts, np.concatenate(kinds))
 
 
 def label_counts(
@@ -153,9 +146,21 @@ def label_counts(
     return [{name: int(count) for name, count in zip(classes, row, strict=True) if count} for row in counts]
 
 
-def split_digest(shares: Sequence[ClientRows], proxy: np.ndarray) -> str:
+def split_digest(shares: Iterable[ClientRows], proxy: np.ndarray) -> str:
     """The sha256 (hex) of the whole split: the server's proxy rows and the three shares of every client."""
-    return digest([proxy, *(part for share in shares for part in (share.train, share.validation, share.test))])
+    own = (part for share in shares for part in (share.train, share.validation, share.test))
+    return digest(chain([proxy], own))
+
+
+def _check_fractions(test_fraction: float, validation_fraction: float) -> None:
+    for key, fraction in (("test_fraction", test_fraction), ("validation_fraction", validation_fraction)):
+        if not 0 <= fraction < 1:
+            raise DataError(f"partition.{key} = {fraction}: must be at least 0 and below 1")
+    if test_fraction + validation_fraction >= 1:
+        raise DataError(
+            f"partition.test_fraction = {test_fraction} and partition.validation_fraction = {validation_fraction} "
+            "leave no rows for training; their sum must be below 1"
+        )
 
 
 def _share(count: int, fraction: float) -> int:

@@ -18,6 +18,7 @@ from fedquilt.core.errors import DataError, suggestion
 from fedquilt.core.parties import VERTICAL
 from fedquilt.core.rng import Rng
 from fedquilt.data.partition_schemes import SCHEMES, RowLabels
+from fedquilt.data.parts import Parts
 
 
 def partition(
@@ -29,7 +30,7 @@ def partition(
     groups: np.ndarray | None = None,
     num_examples: int | None = None,
     **settings: Any,
-) -> tuple[np.ndarray, ...]:
+) -> Parts:
     """The row numbers of every client: int64, ascending; together every row exactly once.
 
     Parameters
@@ -65,14 +66,15 @@ def partition(
             f"partition.num_clients = {num_clients}: the data has {known} examples, fewer than clients; "
             "lower partition.num_clients or raise data.limit"
         )
-    parts = SCHEMES[scheme](RowLabels(known, labels, groups), num_clients, rng, **settings)
-    for client, part in enumerate(parts):
-        if len(part) == 0:
-            raise DataError(
-                f"partition.scheme = '{scheme}': client {client} of {num_clients} has no examples; "
-                f"{_REMEDIES.get(scheme, 'lower partition.num_clients')}"
-            )
-    return tuple(np.sort(part) for part in parts)
+    parts = Parts.of_owners(
+        SCHEMES[scheme](RowLabels(known, labels, groups), num_clients, rng, **settings), num_clients
+    )
+    for client in np.flatnonzero(parts.sizes == 0):
+        raise DataError(
+            f"partition.scheme = '{scheme}': client {client} of {num_clients} has no examples; "
+            f"{_REMEDIES.get(scheme, 'lower partition.num_clients')}"
+        )
+    return parts
 
 
 def settings_problems(scheme: str, settings: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The schemes by which rows are assigned to clients, in time that grows no faster than rows and clients.
+"""The schemes by which rows are assigned to clients; each gives the client of every row.
 
 Where flwr-datasets has a scheme, the parts are those of its partitioner for the same seed.
 """
@@ -13,6 +13,7 @@ import numpy as np
 from fedquilt.core.errors import DataError
 from fedquilt.core.rng import Rng
 from fedquilt.core.settings import Count, Positive, Whole
+from fedquilt.data.parts import Parts
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,16 @@ class RowLabels:
     client_ids: np.ndarray | None = None
 
 
-def iid(rows: RowLabels, num_clients: int, rng: Rng) -> list[np.ndarray]:
+def iid(rows: RowLabels, num_clients: int, rng: Rng) -> np.ndarray:
     """A random order of the rows, cut into consecutive parts of equal size (to one)."""
-    return np.array_split(rng.numpy().permutation(rows.count), num_clients)
+    owners = np.empty(rows.count, dtype=np.int64)
+    owners[rng.numpy().permutation(rows.count)] = np.repeat(
+        np.arange(num_clients), _equal_sizes(rows.count, num_clients)
+    )
+    return owners
 
 
-def dirichlet(
-    rows: RowLabels, num_clients: int, rng: Rng, *, alpha: Positive, min_size: Whole = 10
-) -> list[np.ndarray]:
+def dirichlet(rows: RowLabels, num_clients: int, rng: Rng, *, alpha: Positive, min_size: Whole = 10) -> np.ndarray:
     """Label skew: every class is shared out by ``p ~ Dirichlet(alpha, ..., alpha)``, as flwr-datasets does.
 
     Parameters
@@ -58,14 +61,14 @@ def dirichlet(
                 ends = np.cumsum(generator.dirichlet(np.full(num_clients, float(alpha)))) * len(members)
                 owners[members] = np.searchsorted(ends.astype(int)[:-1], np.arange(len(members)), side="right")
             if np.bincount(owners, minlength=num_clients).min() >= min_size:
-                return _parts(owners, num_clients)
+                return owners
     raise DataError(
         f"partition.alpha = {alpha}: a hundred draws all left one of {num_clients} clients with fewer than "
         f"partition.min_size = {min_size} examples; raise alpha, or lower min_size or partition.num_clients"
     )
 
 
-def pathological(rows: RowLabels, num_clients: int, rng: Rng, *, classes_per_client: Count) -> list[np.ndarray]:
+def pathological(rows: RowLabels, num_clients: int, rng: Rng, *, classes_per_client: Count) -> np.ndarray:
     """Every client owns ``classes_per_client`` classes, and the owners of a class share it equally (to one row).
 
     With at least as many clients as classes this is what flwr-datasets does: client ``i`` owns class ``i`` modulo the
@@ -99,7 +102,7 @@ def pathological(rows: RowLabels, num_clients: int, rng: Rng, *, classes_per_cli
 
 def pathological_dirichlet(
     rows: RowLabels, num_clients: int, rng: Rng, *, classes_per_client: Count, beta: Positive = 1.0, floor: Whole = 10
-) -> list[np.ndarray]:
+) -> np.ndarray:
     """Every client owns some classes, assigned by ``deal``; the owners of a class share it unequally.
 
     A class of ``n`` rows with ``m`` owners gives each ``f = min(floor, n // m)`` rows and shares out the rest by
@@ -130,7 +133,7 @@ def pathological_dirichlet(
     )
 
 
-def natural(rows: RowLabels, num_clients: int, rng: Rng) -> list[np.ndarray]:
+def natural(rows: RowLabels, num_clients: int, rng: Rng) -> np.ndarray:
     """One client for every value of the group column, in ascending order of the values; draws nothing.
 
     These are the parts of flwr-datasets' partitioner.
@@ -149,15 +152,15 @@ def natural(rows: RowLabels, num_clients: int, rng: Rng) -> list[np.ndarray]:
             "client; "
             f"set partition.num_clients = {found}"
         )
-    return _parts(owners, found)
+    return owners
 
 
-def sites(rows: RowLabels, num_clients: int, rng: Rng) -> list[np.ndarray]:
+def sites(rows: RowLabels, num_clients: int, rng: Rng) -> np.ndarray:
     """Client i has the rows of group i, which are those of its own source; draws nothing."""
-    return _parts(np.empty(0, dtype=np.int64) if rows.client_ids is None else rows.client_ids, num_clients)
+    return np.empty(0, dtype=np.int64) if rows.client_ids is None else rows.client_ids
 
 
-SCHEMES: dict[str, Callable[..., list[np.ndarray]]] = {
+SCHEMES: dict[str, Callable[..., np.ndarray]] = {
     "iid": iid,
     "dirichlet": dirichlet,
     "pathological": pathological,
@@ -215,7 +218,7 @@ def _drawn(
 def _members(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Every class with its rows, both ascending."""
     classes, numbers = np.unique(labels, return_inverse=True)
-    return zip(classes.tolist(), _parts(numbers, len(classes)), strict=True)
+    return zip(classes.tolist(), Parts.of_owners(numbers, len(classes)), strict=True)
 
 
 def _owning(hands: Sequence[Sequence[int]]) -> dict[int, list[int]]:
@@ -227,31 +230,26 @@ def _owning(hands: Sequence[Sequence[int]]) -> dict[int, list[int]]:
     return owning
 
 
-def _parts(owners: np.ndarray, num_clients: int) -> list[np.ndarray]:
-    """The rows of every client, ascending, from the client of every row."""
-    rows = np.argsort(owners, kind="stable")
-    return np.split(rows, np.cumsum(np.bincount(owners, minlength=num_clients))[:-1])
-
-
 def _shared_out(
     labels: np.ndarray,
     hands: Sequence[Sequence[int]],
     shuffling: Rng | None,
     sizes: Callable[[int, int, int], np.ndarray],
-) -> list[np.ndarray]:
-    """Every class shared out to the clients that have it: so many rows each as ``sizes(rows, clients, class)`` says.
+) -> np.ndarray:
+    """The client of every row, where every class is shared out to the clients that have it.
 
-    The rows are shuffled by ``shuffling``, or taken in their order.
+    Each gets so many rows of it as ``sizes(rows, clients, class)`` says. The rows are shuffled by ``shuffling``, or
+    taken in their order.
     """
     owners, owning = np.empty(len(labels), dtype=np.int64), _owning(hands)
     for label, members in _members(labels):
         own = owning[label]
         rows = members if shuffling is None else shuffling.child("order", label).numpy().permutation(members)
         owners[rows] = np.repeat(own, sizes(len(rows), len(own), label))
-    return _parts(owners, len(hands))
+    return owners
 
 
-def _equal_sizes(count: int, owners: int, label: int) -> np.ndarray:
+def _equal_sizes(count: int, owners: int, label: int = 0) -> np.ndarray:
     return count // owners + (np.arange(owners) < count % owners)
 
 

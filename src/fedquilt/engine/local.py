@@ -53,7 +53,8 @@ class LocalEngine:
         run: str = "",
     ) -> None:
         self.clients, self.run = clients, run
-        self.ledgers = {client: Ledger() for client in clients}
+        self._root: Path | None = None
+        self.ledgers: dict[ClientId, Ledger] = {}
         self.memories: dict[ClientId, Memory] = dict(memories or {})
         self.watch = watch
         self.messages: dict[str, int] = {}  # stays empty: nothing is sent over a network
@@ -63,7 +64,7 @@ class LocalEngine:
 
     def keep_ledgers(self, root: Path) -> None:
         """Keep the clients' privacy ledgers in files below ``root``, continuing those that exist; else in memory."""
-        self.ledgers = {client: Ledger(ledger_folder(root, client)) for client in self.clients}
+        self._root, self.ledgers = root, {}
 
     def send(self, exchange: Exchange, orders: Mapping[ClientId, Order]) -> Iterator[Reply | Failure]:
         """Yield the replies in client order; a client works when its reply, or that of one beside it, is requested."""
@@ -82,8 +83,7 @@ class LocalEngine:
 
     def _beside(self, client: ClientId, waiting: Collection[ClientId]) -> list[ClientId]:
         """The client and those of its architecture that come next, up to the width."""
-        first = self.clients[client]
-        if self.width == 1 or not isinstance(first, Client):
+        if self.width == 1 or not isinstance(first := self.clients[client], Client):
             return [client]
         others = (id for id in sorted(waiting) if id > client)
         alike = [id for id in others if isinstance(o := self.clients[id], Client) and o.bench is first.bench]
@@ -95,7 +95,7 @@ class LocalEngine:
         """The replies and new memories of these clients."""
 
         def work(client: ClientId, worker: Worker) -> Answer:
-            own, before = self.ledgers[client], partial(self._memory, client)
+            own, before = self._ledger(client), partial(self._memory, client)
             return answered(own, self.run, exchange, worker, client, orders[client], before)
 
         def held(client: ClientId, fitting: Fitting) -> Answer:
@@ -108,6 +108,11 @@ class LocalEngine:
         done: list[Finished[Answer]] = side_by_side([partial(held, client) for client in group])
         self.in_turn |= {client: own.alone for client, own in zip(group, done, strict=True) if own.alone}
         return {client: own.result for client, own in zip(group, done, strict=True)}
+
+    def _ledger(self, client: ClientId) -> Ledger:
+        if client not in self.ledgers:
+            self.ledgers[client] = Ledger(None if self._root is None else ledger_folder(self._root, client))
+        return self.ledgers[client]
 
     def _memory(self, client: ClientId) -> Memory:
         return self.memories.get(client, {})

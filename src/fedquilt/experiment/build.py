@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
 
-from fedquilt.client.client import Client
 from fedquilt.config.groups import Part, endpoint_parts, parts, server_parts
 from fedquilt.config.schema import Config
 from fedquilt.core.rng import Rng
 from fedquilt.core.server import ServerModel
-from fedquilt.core.types import Budget, ClientId, Profile
+from fedquilt.core.types import Budget, ClientId
 from fedquilt.data.table import Table
+from fedquilt.experiment.budgets import budgets_of, check_part
 from fedquilt.experiment.buffers import refuse_layouts
 from fedquilt.experiment.built import Experiment as Experiment
 from fedquilt.experiment.compatibility import refuse_contradictions
@@ -23,12 +24,11 @@ from fedquilt.experiment.data import AssignedRows, read
 from fedquilt.experiment.data_of_groups import DataSource, data_sources, naming_groups
 from fedquilt.experiment.first_round import refuse_idle
 from fedquilt.experiment.groups import (
+    Built,
     BuiltGroup,
     EncodedRows,
     Work,
-    budgets_of,
     built,
-    check_part,
     federated,
     host_of,
     work_of,
@@ -44,6 +44,7 @@ from fedquilt.experiment.models import (
     kind_of,
     load_all,
 )
+from fedquilt.experiment.on_demand import together
 from fedquilt.experiment.server import (
     ServerRows,
     endpoint_server,
@@ -152,9 +153,7 @@ def joined(
     depths = {name: sized[name] for part, name in zip(parts, names, strict=True) if not part.is_server}
     rows_of = EncodedRows(assigned)
     works: dict[str, Work] = {}
-    groups: list[BuiltGroup] = []
-    clients: dict[ClientId, Client] = {}
-    profiles: list[Profile] = []
+    made: list[Built] = []
     owner: BuiltGroup | None = None
     server: ServerModel | None = None
     for part, name, model in zip(parts, names, loaded, strict=True):
@@ -170,20 +169,16 @@ def joined(
                 owner, server = server_group(part, works[name], here, rng, planned=assigned is None)
             continue
         own = budgets_of(part) if budgets is None else budgets[part.place]
-        group, members = built(part, works[name], own, rows_of, rng)
-        groups.append(group)
-        clients |= members
-        profiles += [
-            members[id].profile if id in members else Profile(id, 0, name, budget, part.config.model.task, part.label)
-            for id, budget in zip(part.ids, own, strict=True)
-        ]
+        made.append(built(part, works[name], own, rows_of, rng))
     if config.server is not None and config.server.endpoint is not None:
         here = next(iter(owned), ServerRows())
         server = endpoint_server(config.server.endpoint, here, config.server.share, asks=assigned is not None)
+    groups, clients = tuple(one.group for one in made), together([one.clients for one in made])
+    profiles = tuple(chain.from_iterable(one.profiles for one in made))
     clients_works = {name: work for name, work in works.items() if name in depths}
     if server is not None:
         server = replace(server, students=students_of(groups))
-    federation = replace(federated(config, tuple(profiles), clients_works, groups), server=server)
+    federation = replace(federated(config, profiles, clients_works, groups), server=server)
     refuse_layouts(config, groups)
     make_method = partial(wrapped, config, wanted, tuple(parts)[: len(groups)], names[: len(groups)])
     method = make_method(federation)
@@ -195,5 +190,4 @@ def joined(
     record: dict[str, Any] = {}
     if assigned is not None and len(clients) == len(profiles):
         record = record_of(assigned, groups, profiles)
-    traits, built_groups = wanted.traits, tuple(groups)
-    return Experiment(config, federation, make_method, method, traits, clients, built_groups, owner, record).modelled()
+    return Experiment(config, federation, make_method, method, wanted.traits, clients, groups, owner, record).modelled()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fedquilt.client.client import Client
@@ -14,6 +15,7 @@ from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Layout
 from fedquilt.experiment.groups import BuiltGroup
 from fedquilt.experiment.inputs_record import announced_record
+from fedquilt.experiment.on_demand import changed
 from fedquilt.methods.traits import Traits
 from fedquilt.models.loaded import Loaded
 
@@ -41,7 +43,7 @@ class Experiment:
     make_method: Callable[[Federation], Method]
     method: Method
     traits: Traits
-    clients: dict[ClientId, Client]
+    clients: Mapping[ClientId, Client]
     groups: tuple[BuiltGroup, ...]
     owner: BuiltGroup | None
     partition: dict[str, Any]
@@ -102,6 +104,6 @@ class Experiment:
         """
         model, owned = self.method.model, self.config.server
         share = "public" if owned is None else owned.share
-        clients = {id: replace(client, model=model, share=share) for id, client in self.clients.items()}
+        clients = changed(self.clients, partial(replace, model=model, share=share))
         groups = tuple(replace(group, server=replace(group.server, model=model)) for group in self.groups)
         return replace(self, clients=clients, groups=groups)

@@ -16,13 +16,13 @@ from fedquilt.core.tasks import TASKS
 from fedquilt.core.types import Budget, ClientId
 from fedquilt.data.partition import settings_problems
 from fedquilt.data.table import Table
+from fedquilt.experiment.budgets import budgets_of, check_part
 from fedquilt.experiment.build import joined, tables_of
 from fedquilt.experiment.compatibility import refuse_contradictions
 from fedquilt.experiment.cut_rows import notes_on
 from fedquilt.experiment.data import NODE, AssignedRows, read
 from fedquilt.experiment.data_of_groups import DataSource, data_sources, naming_groups
 from fedquilt.experiment.features import SITES
-from fedquilt.experiment.groups import budgets_of, check_part
 from fedquilt.experiment.method import chosen
 from fedquilt.experiment.models import Form, device_of, form_of, load, load_all, max_new_tokens
 from fedquilt.experiment.server import refuse_unusable, server_rows

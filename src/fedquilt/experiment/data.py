@@ -14,9 +14,10 @@ from fedquilt.core.errors import ConfigError, DataError
 from fedquilt.core.rng import Rng
 from fedquilt.core.tasks import TASKS, one_of, tasks_where
 from fedquilt.core.types import ClientId
-from fedquilt.data.holdout import ClientRows, carve_proxy, split_clients
+from fedquilt.data.holdout import carve_proxy, split_clients
 from fedquilt.data.loaders import limited, load_table, published_split, require_labels, with_classes
 from fedquilt.data.partition import partition
+from fedquilt.data.parts import Parts, Splits
 from fedquilt.data.table import Table, concatenated
 from fedquilt.data.tabular import Preprocessor
 from fedquilt.experiment.features import SITES, features_of, undeclared, wanted_cells
@@ -42,7 +43,7 @@ class AssignedRows:
 
     table: Table | None
     test: Table | None
-    splits: Mapping[ClientId, ClientRows]
+    splits: Splits
     proxy: np.ndarray
     names: Mapping[ClientId, str] = field(default_factory=dict)
     features: Preprocessor | None = None
@@ -183,9 +184,9 @@ def assign(
     """
     data, wanted = config.data, config.partition
     if table is None:
-        return AssignedRows(None, test, {}, np.empty(0, dtype=np.int64), features=features_of(config, None))
+        return AssignedRows(None, test, Splits((), ()), np.empty(0, dtype=np.int64), features=features_of(config, None))
     labels = None if table.labels is None else table.labels.numpy()
-    ids = list(range(wanted.num_clients) if here is None or wanted.scheme != SITES else here)
+    ids = range(wanted.num_clients) if here is None or wanted.scheme != SITES else tuple(here)
     parts = partition(
         wanted.scheme,
         labels,
@@ -197,22 +198,22 @@ def assign(
     )
     proxy, parts = carve_proxy(parts, labels, data.proxy, rng.child("proxy"))
     splits = split_clients(
-        dict(zip(ids, parts, strict=True)),
+        ids,
+        parts,
         labels,
         rng.child("split"),
         test_fraction=wanted.test_fraction,
         validation_fraction=wanted.validation_fraction,
     )
-    names = _names(table, dict(zip(ids, parts, strict=True))) if wanted.scheme == "natural" else {}
-    trained = np.sort(np.concatenate([split.train for split in splits.values()]))
-    return AssignedRows(table, test, splits, proxy, names, features_of(config, table, trained))
+    names = dict(zip(ids, _names(table, parts), strict=True)) if wanted.scheme == "natural" else {}
+    return AssignedRows(table, test, splits, proxy, names, features_of(config, table, splits.train_rows()))
 
 
-def _names(table: Table, parts: Mapping[ClientId, np.ndarray]) -> dict[ClientId, str]:
+def _names(table: Table, parts: Parts) -> list[str]:
     """The natural id of each client in the data; all rows of a client have the same."""
     assert table.groups is not None, "a natural partition needs rows with natural ids"
-    ids = {client: int(table.groups[int(rows[0])]) for client, rows in parts.items()}
-    return {client: table.group_names[id] if table.group_names else str(id) for client, id in ids.items()}
+    ids = table.groups[torch.from_numpy(parts.rows[parts.ends - 1])].tolist()
+    return [table.group_names[id] if table.group_names else str(id) for id in ids]
 
 
 def table_here(config: Config) -> Table | None:

@@ -65,8 +65,7 @@ class DataSource:
         assigned = assign(self.config, table, test, self.stream(rng), self.here(here))
         if self.config.partition.scheme == SITES:
             return assigned
-        ids = self.ids
-        return replace(assigned, splits={ids[number]: split for number, split in assigned.splits.items()})
+        return replace(assigned, splits=assigned.splits.numbered(self.ids))
 
     def here(self, here: Collection[ClientId] | None) -> tuple[ClientId, ...] | None:
         """The clients of this source that are ``here``, if each client has its own source; None if they share one."""

@@ -46,8 +46,8 @@ class Connect(NamedTuple):
 
 
 def _embedded(experiment: Experiment, key: str, memories: dict[ClientId, Memory], progress: Progress) -> Engine:
-    for client in experiment.clients.values():
-        client.bench.stepped = progress.step
+    for group in experiment.groups:
+        group.bench.stepped = progress.step
     return LocalEngine(experiment.clients, memories, progress.client, run=key)
 
 

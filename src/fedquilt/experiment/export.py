@@ -54,14 +54,12 @@ def save_adapters(experiment: Experiment, state: Tree, memories: Mapping[ClientI
         order = view(state, group.server.profile)
         if is_whole(group, order):
             _save(group, folder / _global_folder(group.label), group.server.params(order))
-        for id in group.ids:
-            if id not in experiment.clients:
-                continue
-            client = experiment.clients[id]
-            own = view(state, client.profile)
-            memory = memories.get(id, {})
-            if memory.get("params") or num_bytes(own.params) != num_bytes(order.params):
-                _save(group, folder / _client_folder(id), client.params(own, memories.get(id)))
+        here = (one for one in experiment.federation.profiles if one.id in group.ids and one.id in experiment.clients)
+        for profile in here:
+            own, memory = view(state, profile), memories.get(profile.id)
+            if (memory or {}).get("params") or num_bytes(own.params) != num_bytes(order.params):
+                params = experiment.clients[profile.id].params(own, memory)
+                _save(group, folder / _client_folder(profile.id), params)
 
 
 def is_whole(group: BuiltGroup, order: Order) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from fedquilt.adapters.buffers import state_of
 from fedquilt.adapters.kind import Host, Kind, Put
 from fedquilt.adapters.lora.inject import trainable
 from fedquilt.adapters.registry import KINDS
-from fedquilt.allocate.budget import capability_groups, check_budgets, fractions
 from fedquilt.client.client import Client
 from fedquilt.client.public import PublicInputs
 from fedquilt.client.task import scoring_of
@@ -31,8 +30,9 @@ from fedquilt.experiment.bases import has_bfloat16
 from fedquilt.experiment.buffers import buffers_of
 from fedquilt.experiment.cut_rows import lost_of
 from fedquilt.experiment.data import AssignedRows
-from fedquilt.experiment.data_of_groups import DataSource, naming_groups
+from fedquilt.experiment.data_of_groups import DataSource
 from fedquilt.experiment.method import lowrank_rule, tensor_rule
+from fedquilt.experiment.on_demand import OnDemand
 from fedquilt.experiment.prompt_checks import answering_of, language_of
 from fedquilt.experiment.public_inputs import public_rows
 from fedquilt.experiment.trial_pass import try_out, try_recomputing
@@ -176,10 +176,16 @@ def work_of(config: Config, loaded: Loaded, host: Host, device: torch.device, rn
     return Work(loaded, put, bench, first)
 
 
-def built(
-    part: Part, work: Work, budgets: Sequence[Budget], rows_of: EncodedRows, rng: Rng
-) -> tuple[BuiltGroup, dict[ClientId, Client]]:
-    """A group, and those of its clients whose rows are on this machine.
+class Built(NamedTuple):
+    """A group, the profiles of its clients, and those clients whose rows are on this machine."""
+
+    group: BuiltGroup
+    profiles: list[Profile]
+    clients: Mapping[ClientId, Client]
+
+
+def built(part: Part, work: Work, budgets: Sequence[Budget], rows_of: EncodedRows, rng: Rng) -> Built:
+    """A group with its clients; a profile says that a client has no examples if its rows are elsewhere.
 
     Parameters
     ----------
@@ -195,20 +201,24 @@ def built(
         The run's random stream; the rows of a limited evaluation are drawn from it.
     """
     config, architecture = part.config, work.bench.layout.architecture
-
-    def client(id: ClientId, budget: Budget, train: Columns, **held_out: Columns) -> Client:
-        profile = Profile(id, num_rows(train), architecture, budget, config.model.task, part.label)
-        own, size = cut(work.first, budget.rank), config.evaluation.batch_size
-        one = Client(profile, work.bench, own, config.training, config.rounds, train, held_out, size)
-        return replace(one, answering=answering, language=language_of(work.loaded))
-
-    answering, lost = None, dict[str, Any]()
     whole = Budget(work.bench.layout.num_layers)
-    clients: dict[ClientId, Client] = {}
+    initial = {rank: cut(work.first, rank) for rank in {budget.rank for budget in (whole, *budgets)}}
+    answering, lost, language = None, dict[str, Any](), language_of(work.loaded)
+
+    def profile_of(id: ClientId, budget: Budget, examples: int) -> Profile:
+        return Profile(id, examples, architecture, budget, config.model.task, part.label)
+
+    def client(profile: Profile, train: Columns, **held_out: Columns) -> Client:
+        own, size = initial[profile.budget.rank], config.evaluation.batch_size
+        one = Client(profile, work.bench, own, config.training, config.rounds, train, held_out, size)
+        return replace(one, answering=answering, language=language)
+
     if work.bench.device.type == "meta":  # shapes only: for a plan, or for a group without clients on this machine
-        if not rows_of.known:
-            clients = {id: client(id, budget, _ONE) for id, budget in zip(part.ids, budgets, strict=True)}
-        server = client(SERVER, whole, _ONE if config.data.proxy or part.is_server else NO_ROWS)
+        planned = 0 if rows_of.known else num_rows(_ONE)
+        profiles = [profile_of(id, budget, planned) for id, budget in zip(part.ids, budgets, strict=True)]
+        made = OnDemand(part.ids if planned else (), lambda id: client(profiles[id - part.first], _ONE))
+        own = _ONE if config.data.proxy or part.is_server else NO_ROWS
+        server = client(profile_of(SERVER, whole, num_rows(own)), own)
     else:
         rows, assigned = rows_of.of(part, work)
         test = None if assigned.test is None else work.loaded.encode(assigned.test)
@@ -216,14 +226,19 @@ def built(
         evaluated = _evaluation_rows(test, assigned, rows, part, rng)
         common = assigned.test is not None and not config.partition.test_fraction
         answering = answering_of(config, work.loaded, assigned.table)
-        for id, split in assigned.splits.items():
-            if id in part.ids:
-                held_out = {
-                    "validation": take(rows, split.validation),
-                    "test": evaluated if common else take(rows, split.test),
-                }
-                clients[id] = client(id, budgets[id - part.first], take(rows, split.train), **held_out)
-        server = client(SERVER, whole, take(rows, assigned.proxy), test=evaluated)
+        here, examples = assigned.splits.num_train(part.ids)
+        profiles = [profile_of(*one) for one in zip(part.ids, budgets, examples, strict=True)]
+
+        def of_rows(id: ClientId) -> Client:
+            split = assigned.splits[id]
+            held_out = {
+                "validation": take(rows, split.validation),
+                "test": evaluated if common else take(rows, split.test),
+            }
+            return client(profiles[id - part.first], take(rows, split.train), **held_out)
+
+        made = OnDemand(here, of_rows)
+        server = client(profile_of(SERVER, whole, len(assigned.proxy)), take(rows, assigned.proxy), test=evaluated)
         if num_rows(rows):
             try_out(work.bench, rows, config.model.name)
             if config.training.packing and work.loaded.reading.try_packing:
@@ -231,7 +246,7 @@ def built(
             if config.training.gradient_checkpointing:
                 try_recomputing(work.bench, work.first, rows, config.model.name)
     group = BuiltGroup(part.label, part.ids, config, architecture, work.loaded, work.put, work.bench, server, lost)
-    return group, clients
+    return Built(group, profiles, made)
 
 
 def federated(
@@ -280,16 +295,3 @@ def precision_of(config: Config) -> str:
     """The precision of passes on the config's device, also where only shapes are wanted."""
     wanted = config.training.precision
     return ("bf16" if has_bfloat16(config.device) else "fp32") if wanted == "auto" else wanted
-
-
-def budgets_of(part: Part) -> tuple[Budget, ...]:
-    """The budgets of a group's clients, in their order."""
-    clients = part.config.clients
-    ranks = clients.ranks if KINDS[part.config.adapter.kind].ranks == "own" else None
-    return capability_groups(fractions(clients.shares), clients.budgets, part.config.partition.num_clients, ranks=ranks)
-
-
-def check_part(part: Part, loaded: Loaded) -> None:
-    """Raise ConfigError if the budgets of the group do not fit its model."""
-    with naming_groups(part):
-        check_budgets(part.config.clients.budgets, loaded.blocks.num_layers)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from heapq import merge
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 from fedquilt.client.client import Client
@@ -14,29 +17,30 @@ from fedquilt.data.table import Columns, digest
 from fedquilt.experiment.data import AssignedRows
 from fedquilt.experiment.data_of_groups import DataSource
 from fedquilt.experiment.groups import BuiltGroup
+from fedquilt.record import clients_of
 
 
 def partition_record(assigned: AssignedRows, profiles: Sequence[Profile]) -> dict[str, Any]:
     """The assignment of rows to clients with class counts, for ``partition.json``."""
-    splits = [assigned.splits[profile.id] for profile in profiles]
     labels = None if assigned.table is None or assigned.table.labels is None else assigned.table.labels.numpy()
     classes = () if assigned.table is None else assigned.table.classes
-    counts = label_counts([split.train for split in splits], labels, classes)
+
+    def described(profile: Profile) -> dict[str, Any]:
+        split = assigned.splits[profile.id]
+        return {
+            **about(profile),
+            **({"name": assigned.names[profile.id]} if profile.id in assigned.names else {}),
+            "train": split.train.tolist(),
+            "validation": split.validation.tolist(),
+            "test": split.test.tolist(),
+            "labels": label_counts([split.train], labels, classes)[0],
+        }
+
     return {
-        "digest": split_digest(splits, assigned.proxy),
+        "digest": split_digest((assigned.splits[profile.id] for profile in profiles), assigned.proxy),
         "classes": list(classes),
         "proxy": assigned.proxy.tolist(),
-        "clients": [
-            {
-                **about(profile),
-                **({"name": assigned.names[profile.id]} if profile.id in assigned.names else {}),
-                "train": split.train.tolist(),
-                "validation": split.validation.tolist(),
-                "test": split.test.tolist(),
-                "labels": count,
-            }
-            for profile, split, count in zip(profiles, splits, counts, strict=True)
-        ],
+        "clients": clients_of(map(described, profiles), len(profiles)),
     }
 
 
@@ -58,6 +62,13 @@ def about(profile: Profile) -> dict[str, Any]:
         "examples": profile.num_examples,
         **({"group": profile.group} if profile.group else {}),
     }
+
+
+def names_of(record: Mapping[str, Any], groups: Sequence[BuiltGroup]) -> dict[str, str]:
+    """The natural ids of clients in the data, by client, from the record; only a natural partition has some."""
+    if all(group.config.partition.scheme != "natural" for group in groups):
+        return {}
+    return {str(one["id"]): one["name"] for one in record["clients"] if "name" in one}
 
 
 def record_of(
@@ -82,7 +93,7 @@ def _assigned_record(
         "digest": hashlib.sha256(json.dumps(digests).encode()).hexdigest(),
         "classes": list(dict.fromkeys(name for record in records for name in record["classes"])),
         "proxy": [],
-        "clients": sorted((one for record in records for one in record["clients"]), key=lambda one: one["id"]),
+        "clients": clients_of(merge(*(one["clients"] for one in records), key=itemgetter("id")), len(profiles)),
         "groups": [
             {"label": group.label, "architecture": group.architecture, "task": group.config.model.task}
             for group in groups
@@ -109,10 +120,10 @@ def outputs_record(groups: Sequence[BuiltGroup]) -> dict[str, dict[str, list[str
 
 def rows_digest(clients: Iterable[Client], more: Iterable[Columns] = ()) -> str:
     """The digest of all encoded rows that these clients train and are evaluated on, and of ``more`` columns."""
-    own = [
+    own = (
         columns for client in clients for columns in (client.train, *(own for _, own in sorted(client.splits.items())))
-    ]
-    return digest([*own, *more])
+    )
+    return digest(chain(own, more))
 
 
 def weights_digest(groups: Sequence[BuiltGroup]) -> str:

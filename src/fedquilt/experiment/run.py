@@ -26,7 +26,7 @@ from fedquilt.experiment.disclosed import disclosing
 from fedquilt.experiment.engine import EMBEDDED, Connect, Engine, in_turn
 from fedquilt.experiment.export import save_adapters
 from fedquilt.experiment.forecast import work_of
-from fedquilt.experiment.inputs_record import outputs_record, weights_digest
+from fedquilt.experiment.inputs_record import names_of, outputs_record, weights_digest
 from fedquilt.experiment.progress import Forecasting
 from fedquilt.experiment.round_record import are_finite, final_record, message_counter, round_line
 from fedquilt.experiment.same_inputs import all_rows, rows_as_at_start, same_inputs
@@ -211,7 +211,6 @@ def _go_on(
     hiding = read_environment(record.folder).get("cohort_key")  # runs without a key draw cohorts from the seed
     cohorts = uniform_cohorts(profiles, config.cohort, cohort_stream(config, hiding))
     reporting.begins(record.folder.name, start, config, work_of(experiment, start))
-    names = {str(one["id"]): one["name"] for one in experiment.partition["clients"] if "name" in one}
     finished = rounds(
         experiment.method,
         cohorts,
@@ -226,6 +225,7 @@ def _go_on(
         bounds=bounds_of(config),
     )
     heads = {group.config.head.policy for group in experiment.groups}
+    names = names_of(experiment.partition, experiment.groups)
     hidden = hides_cohorts(experiment.federation, heads, hiding, stateless=experiment.traits.stateless)
     spent = spending(config, cohorts, sum(not one.public for one in experiment.method.exchanges), hidden)
     since = message_counter(engine)
@@ -253,10 +253,11 @@ def _go_on(
     except RunError as error:
         left = f"fedquilt run --resume {record.folder}"
         raise RunError(f"{error}; all rounds are in the checkpoint, so only this is left to do: {left}") from error
-    rng, total = experiment.rng, config.rounds
-    closing = closed(experiment.method, state, profiles, engine.send, rng, num_rounds=total, check=check)
+    closing = closed(
+        experiment.method, state, profiles, engine.send, experiment.rng, num_rounds=config.rounds, check=check
+    )
     ended = final_record(read_rounds(record.folder)[-1]["evaluation"], closing, since())
-    record.save_result({"status": "finished", "rounds": total, "seconds": time.perf_counter() - began, **ended})
+    record.save_result({"status": "finished", "rounds": config.rounds, "seconds": time.perf_counter() - began, **ended})
     return record.folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 from fedquilt.core.errors import RunError
@@ -16,8 +17,8 @@ from fedquilt.record import read_environment, read_partition
 
 def all_rows(experiment: Experiment) -> str:
     """The digest of all rows that are in this process: the clients' and the server's."""
-    servers = (group.server for group in experiment.models)
-    return rows_digest([*experiment.clients.values(), *servers], questions_columns(experiment.federation.server))
+    own = chain(experiment.clients.values(), (group.server for group in experiment.models))
+    return rows_digest(own, questions_columns(experiment.federation.server))
 
 
 def rows_as_at_start(folder: Path, announced: Mapping[ClientId, int]) -> dict[ClientId, int]:
@@ -42,7 +43,8 @@ def same_inputs(folder: Path, experiment: Experiment) -> None:
             f"base's id2label or the data's class names have changed; {advice}"
         )
     # last: rows are compared in encoded form, with labels in the order of the outputs
-    if read_environment(folder).get("rows", all_rows(experiment)) != all_rows(experiment):
+    rows = read_environment(folder).get("rows")
+    if rows is not None and rows != all_rows(experiment):
         raise RunError(
             f"{folder}: data.source = '{source}', or the test set, has other rows than when the run began; {advice}"
         )

@@ -20,6 +20,7 @@ from fedquilt.core.server import Questions, ServerModel, Share
 from fedquilt.core.texts import whole_texts
 from fedquilt.core.types import Layout, Params
 from fedquilt.core.worker import Worker
+from fedquilt.data.parts import Splits
 from fedquilt.data.table import Table
 from fedquilt.experiment.data import AssignedRows, read
 from fedquilt.experiment.data_of_groups import DataSource, naming_groups
@@ -41,7 +42,7 @@ class ServerRows:
     def assigned(self, part: Part) -> list[tuple[DataSource, AssignedRows]]:
         """The rows as those of a source without clients, all of them the server's."""
         every = _NOTHING if self.table is None else np.arange(len(self.table))
-        return [(DataSource((part,), part.config), AssignedRows(self.table, self.test, {}, every))]
+        return [(DataSource((part,), part.config), AssignedRows(self.table, self.test, Splits((), ()), every))]
 
 
 def server_rows(part: Part, rng: Rng) -> ServerRows:
@@ -103,7 +104,7 @@ def server_group(
     planned
         Whether shapes are all that is wanted.
     """
-    group, _ = built(part, work, (), EncodedRows(None if planned else rows.assigned(part)), rng)
+    group = built(part, work, (), EncodedRows(None if planned else rows.assigned(part)), rng).group
     model = ServerModel(work.bench.layout, work.put.start, group.server, rows.questions, _section(part).share)
     return group, model
 

@@ -19,7 +19,7 @@ from fedquilt.client.stacked.together import fitted_together
 from fedquilt.client.stacked.trial import verdict_on
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError
-from fedquilt.core.types import Order
+from fedquilt.core.types import ClientId, Order
 from fedquilt.core.worker import Phase
 from fedquilt.experiment.build import Experiment
 
@@ -87,12 +87,12 @@ def _tried(experiment: Experiment) -> Choice:
 
 def _jobs(experiment: Experiment) -> list[Job]:
     """Two steps of as many clients of the commonest architecture as a cohort may have, each with all of its tensors."""
-    by_bench: dict[int, list[Client]] = {}
-    for client in experiment.clients.values():
-        if len(client.train["labels"]):
-            by_bench.setdefault(id(client.bench), []).append(client)
-    members = max(by_bench.values(), key=len, default=[])[: min(MOST, experiment.config.cohort)]
-    return [_job(client, experiment) for client in members] if len(members) > 1 else []
+    alike: dict[str, list[ClientId]] = {}
+    for profile in experiment.federation.profiles:
+        if profile.num_examples and profile.id in experiment.clients:
+            alike.setdefault(profile.architecture, []).append(profile.id)
+    members = max(alike.values(), key=len, default=[])[: min(MOST, experiment.config.cohort)]
+    return [_job(experiment.clients[id], experiment) for id in members] if len(members) > 1 else []
 
 
 def _job(client: Client, experiment: Experiment) -> Job:

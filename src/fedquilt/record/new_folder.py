@@ -10,6 +10,7 @@ from typing import Any
 
 from fedquilt.core.disk import private_folder, sync_folder
 from fedquilt.core.errors import RunError
+from fedquilt.record.client_table import as_stored
 from fedquilt.record.files import explained, write_json
 from fedquilt.record.lock import LOCK, Hold, draft_of, holder
 from fedquilt.record.manifest import FILES, FORMAT, Manifest, file_digest, write_manifest
@@ -61,7 +62,7 @@ def make_folder(
             if left.name != LOCK:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         private_folder(draft / FILES)  # clients' memories are private: only the owner may read them
-        for name, value in zip(BEGUN, (config, {**environment, "format": FORMAT}, partition), strict=True):
+        for name, value in zip(BEGUN, (config, {**environment, "format": FORMAT}, as_stored(partition)), strict=True):
             write_json(draft / name, value)
         write_manifest(draft, Manifest({name: file_digest(draft / name) for name in BEGUN}))
         sync_folder(draft)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedquilt.core.errors import RunError
+from fedquilt.record.client_table import as_read
 from fedquilt.record.manifest import (
     MANIFEST,
     RESTORE,
@@ -40,8 +41,22 @@ def read_environment(folder: str | Path) -> dict[str, Any]:
 
 
 def read_partition(folder: str | Path) -> dict[str, Any]:
-    """Read which rows each client had, and its labels, budget and architecture."""
-    return _read_checked(Path(folder), PARTITION)
+    """Read which rows each client had, and its labels, budget and architecture.
+
+    ``clients`` is a sequence of objects, whichever way the file keeps them (see ``record.client_table``).
+
+    Raises
+    ------
+    RunError
+        as the other readers do, and if the clients are not described as a run describes them.
+    """
+    value = _read_checked(Path(folder), PARTITION)
+    try:
+        return as_read(value)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{Path(folder) / PARTITION}: damaged, its clients cannot be read ({error}); {RESTORE}"
+        ) from error
 
 
 def read_result(folder: str | Path) -> dict[str, Any] | None:
