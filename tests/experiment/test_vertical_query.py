@@ -184,6 +184,16 @@ def test_a_query_is_answered_with_noise_and_with_the_same_when_asked_again(
     assert not equal(found, predicted_together(whole, settings, given, ()))
 
 
+def test_a_run_of_the_simulation_predicts_with_the_memories_in_its_folder(
+    by_place: tuple[Config, Path, list[str]],
+) -> None:
+    settings, folder, given = by_place
+    whole, simulated = run(settings, folder / "embedded"), folder / "simulated"
+    grid = InProcessGrid(client_app(flower_site.joined(settings), simulated / "sites"), settings.partition.num_clients)
+    run(settings, simulated, connect=flower.over(grid, settings, name="flower-sim", poll=0.05))
+    assert equal(predict(simulated, given), predict(whole, given))
+
+
 def test_parties_that_are_away_or_answer_about_nothing_are_missing(by_place: tuple[Config, Path, list[str]]) -> None:
     settings, folder, given = by_place
     settings = settings.model_copy(update={"network": settings.network.model_copy(update={"wait": 1.0})})

@@ -13,11 +13,12 @@ from fedquilt.core.query import Query
 from fedquilt.core.types import ClientId, Memory, Reply, Tree
 from fedquilt.core.vertical import TEST
 from fedquilt.data.table import Columns, take
+from fedquilt.engine.flower.memory_store import MemoryStore, memory_folder
 from fedquilt.experiment.built import Experiment
 from fedquilt.experiment.predictions import Predictions, of_logits, read_rows
 from fedquilt.experiment.vertical import dealing_of, encoded, seen_by
 from fedquilt.experiment.vertical_files import ids_of
-from fedquilt.record import Record, hold, read_result
+from fedquilt.record import Record, hold, read_environment, read_result
 from fedquilt.vertical.exchanges import PREDICT
 from fedquilt.vertical.query import QueryState, held_rows, query_exchanges
 
@@ -75,7 +76,12 @@ def trained_parties(run: Path) -> tuple[int, Tree, dict[ClientId, Memory]]:
         record = Record.open(run, held=held)
         if not record.has_checkpoint:
             raise RunError(f"{run} has no finished round to predict with; go on with `fedquilt run --resume {run}`")
-        return record.load_checkpoint()
+        start, state, memories = record.load_checkpoint()
+    around = read_environment(run)
+    if around.get("engine") == "flower-sim":  # its sites are folders of the run's
+        folders = {int(id): memory_folder(run / "sites", around["run_key"], int(id)) for id in state["told"]}
+        memories = {id: MemoryStore(folder).before((start, 0)) for id, folder in folders.items()}
+    return start, state, memories
 
 
 def predict_exchange(experiment: Experiment) -> Exchange:

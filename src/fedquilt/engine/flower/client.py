@@ -23,7 +23,7 @@ from fedquilt.core.types import ClientId, Failure, Order
 from fedquilt.core.worker import Worker
 from fedquilt.engine.flower.codec import read_order, reply_content
 from fedquilt.engine.flower.handshake import Card
-from fedquilt.engine.flower.memory_store import MemoryStore, QueryStore
+from fedquilt.engine.flower.memory_store import MemoryStore, QueryStore, memory_folder
 from fedquilt.engine.flower.packing import MAX_BYTES, DecodeError, packed, unpacked
 from fedquilt.privacy.ledger import Ledger, answered, ledger_folder
 from fedquilt.privacy.ledger_book import Allowance
@@ -242,11 +242,6 @@ def _key(key: str, of: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{8,64}", key):
         raise DecodeError(f"the server sent the {of} key {key[:80]!r}, which is not a hexadecimal number")
     return key
-
-
-def memory_folder(root: Path, run: str, client: ClientId) -> Path:
-    """The folder of one client's memories in one run."""
-    return root / run / f"client-{client:03d}"
 
 
 def _with_error_replies(function: Callable[[Message, Context], Message]) -> Callable[[Message, Context], Message]:

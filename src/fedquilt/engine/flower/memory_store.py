@@ -15,7 +15,7 @@ from typing import Any
 
 from fedquilt.core.disk import private_folder, sync_folder, write_bytes
 from fedquilt.core.errors import RunError
-from fedquilt.core.types import Memory
+from fedquilt.core.types import ClientId, Memory
 from fedquilt.record.files import explained, read_bytes, write_json
 from fedquilt.record.read import read_json
 from fedquilt.record.tree_bytes import tree_from_bytes, tree_to_bytes
@@ -26,6 +26,11 @@ Step = tuple[int, int]
 _INDEX = "memory.json"
 _ROWS = "rows.json"
 _NEVER: Step = (-1, -1)
+
+
+def memory_folder(root: Path, run: str, client: ClientId) -> Path:
+    """The folder of one client's memories in one run."""
+    return root / run / f"client-{client:03d}"
 
 
 class MemoryStore:
