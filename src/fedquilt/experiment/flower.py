@@ -81,9 +81,11 @@ def over(
                 tensors |= travelling(wanted, exchange.wire)
             return {**announced(tensors), **announced(order.params)}
 
+        every = cards(experiment)
+        wanted = {id: card for id, card in every.items() if clients is None or id in clients}
         engine = GridEngine(
             grid,
-            {id: card for id, card in cards(experiment).items() if clients is None or id in clients},
+            wanted,
             key,
             timeout=network.timeout,
             grace=network.grace,
@@ -96,7 +98,9 @@ def over(
             category=category,
         )
         engine.hello(network.wait)
-        for words in (*engine.refused.values(), *engine.rejected_nodes.values()):
+        # where not all clients are asked, the nodes of others are rejected too, and rightly
+        rejected = engine.rejected_nodes.values() if len(wanted) == len(every) else ()
+        for words in (*engine.refused.values(), *rejected):
             log.warning("fedquilt: rejected: %s", words)
         for client in sorted(engine.cards.keys() - engine.nodes.keys() - engine.refused.keys()):
             log.warning("fedquilt: client %d did not join", client)
