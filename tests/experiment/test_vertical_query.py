@@ -184,6 +184,22 @@ def test_a_query_is_answered_with_noise_and_with_the_same_when_asked_again(
     assert not equal(found, predicted_together(whole, settings, given, ()))
 
 
+def test_an_active_party_that_predicts_alone_asks_nobody(by_place: tuple[Config, Path, list[str]]) -> None:
+    _, folder, given = by_place
+    alone = parse({**tomllib.loads(BY_COLUMNS), "method": {"name": "vfl-local"}, "network": {"wait": 5.0}})
+    whole = run(alone, folder / "embedded")
+    sites, asked = Sites(alone, folder, lambda id: {}), list[str]()
+
+    def listening(message: Message, reply: Message) -> Message:
+        asked.append(kind(message))
+        return reply
+
+    found = sites.ask(folder / "rest.csv", listening)
+    assert equal(found, predict(whole, given))
+    assert set(asked) == {"query.hello"}
+    assert not found.missing
+
+
 def test_a_run_of_the_simulation_predicts_with_the_memories_in_its_folder(
     by_place: tuple[Config, Path, list[str]],
 ) -> None:
