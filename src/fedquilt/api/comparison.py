@@ -16,7 +16,6 @@ from fedquilt.api.settings import ConfigLike, asked
 from fedquilt.core.errors import ConfigError
 from fedquilt.report.caveats import notes
 from fedquilt.report.comparison import comparison, meaning
-from fedquilt.report.page import write_page
 from fedquilt.report.paired_differences import paired_rows
 from fedquilt.report.table import Groups, cells, compare_rows, shared_metric
 
@@ -65,6 +64,8 @@ class Comparison:
 
     def page(self, path: str | Path, references: Sequence[str] = ()) -> Path:
         """Write tables and plots as one HTML file, and return its path."""
+        from fedquilt.report.page import write_page  # imports matplotlib
+
         return write_page(self._groups, path, references=references)
 
     def __repr__(self) -> str:
