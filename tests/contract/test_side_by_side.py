@@ -28,8 +28,6 @@ ALONE = {
     **dict.fromkeys(("fedsa-lora-common-head", "h2tune-common-ends"), ""),
     **dict.fromkeys((name for name in BUILDS if name.startswith("fedra") and name != "fedra-whole"), LEFT_OUT),
     **dict.fromkeys(("lada", "fedmkt", "fedcot"), "a term of its loss runs the model"),
-    **dict.fromkeys((name for name in BUILDS if name.endswith("-dora")), "cannot be stacked"),
-    "fedra-dora": LEFT_OUT,
     **dict.fromkeys(NOBODY, ""),
 }
 """Why clients of these rows are trained alone."""

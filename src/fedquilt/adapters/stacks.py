@@ -24,6 +24,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return made.view(*x.shape[:-1], made.shape[-1])
 
 
+def weighted(x: Tensor, factor: Tensor) -> Tensor:
+    """``factor * x``, feature by feature, with a factor (d,), or one for each run of rows, (K, d)."""
+    if factor.dim() == 1:
+        return factor * x
+    return (x.reshape(len(factor), -1, x.shape[-1]) * factor.unsqueeze(1)).view(x.shape)
+
+
 def scaled(x: Tensor, scale: float | Tensor) -> Tensor:
     """``scale * x``, with one number for all rows, or one for each run of rows, (K,)."""
     if not isinstance(scale, Tensor):

@@ -22,9 +22,9 @@ SEED = Rng(9)
 PLAIN = Training(steps=4, epochs=None, batch_size=4, learning_rate=0.05)
 
 
-def jobs_of(model=VIT, training=PLAIN, *, budgets=(1, 2, 3), sizes=(5, 9, 6), ranks=None, dropout=0.1, penalty=None):
+def jobs_of(model=VIT, training=PLAIN, *, budgets=(1, 2, 3), sizes=(5, 9, 6), ranks=None, penalty=None, **more):
     """Jobs of three clients with unlike rows and layers, from unlike tensors."""
-    scene = small(model, budgets=budgets, sizes=sizes, training=training, dropout=dropout, rank=4)
+    scene = small(model, budgets=budgets, sizes=sizes, training=training, rank=4, **more)
     found = []
     for id, client in scene.clients.items():
         start = {name: tensor + 0.01 * id for name, tensor in start_of(scene.bench).items()}
@@ -71,6 +71,11 @@ def test_every_way_to_train(model, training):
 def test_ranks_of_their_own(model):
     jobs = jobs_of(model, replace(PLAIN, steps=None, epochs=3), ranks=(2, 4, 3))
     assert_as_alone(jobs)
+
+
+@pytest.mark.parametrize("model", [VIT, GPT2], ids=["vit", "gpt2"])
+def test_magnitudes_of_their_own(model):
+    assert_as_alone(jobs_of(model, replace(PLAIN, clip_norm=0.5), ranks=(2, 4, 3), dora=True, every=True))
 
 
 def test_packed_texts():

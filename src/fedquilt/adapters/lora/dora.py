@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedquilt.adapters.lora.module import LoraLinear
 from fedquilt.adapters.lora.settings import LoraSettings
+from fedquilt.adapters.stacks import weighted
 from fedquilt.core.errors import ModelError
 
 
@@ -60,7 +61,7 @@ class DoraLinear(LoraLinear):
         bias: Tensor | None = getattr(self.base, "bias", None)
         if bias is not None:
             plain = plain - bias
-        return (y + (self.factor() * (plain + self.term(x)) - plain)).to(y.dtype)
+        return (y + (weighted(plain + self.term(x), self.factor()) - plain)).to(y.dtype)
 
     def factor(self) -> Tensor:
         """``m / ||V||``, (d_out,); gradients flow to m alone."""
@@ -72,7 +73,7 @@ class DoraLinear(LoraLinear):
     def norms(self) -> Tensor:
         """``||V||``, the norms of the rows of V, (d_out,) in float32."""
         with _exact(self.lora_A.device):
-            found: Tensor = torch.linalg.vector_norm(self._rows(), dim=1)
+            found: Tensor = torch.linalg.vector_norm(self._rows(), dim=-1)
             return found
 
     @torch.no_grad()

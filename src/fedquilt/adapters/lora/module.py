@@ -134,7 +134,8 @@ class LoraLinear(AroundLinear):
         a = self.lora_A.detach()
         if self.core is not None:
             a = a + self.core.detach() @ a
-        dense = self.scaling * (self.lora_B.detach() @ a)
+        scale = self.scaling if self.scales is None else self.scales
+        dense = scaled(self.lora_B.detach() @ a, scale)
         return dense if self.shift is None else dense + self.shift
 
     def merged(self) -> Tensor:

@@ -44,7 +44,7 @@ class OwnDropout(TorchFunctionMode):
 
     def __init__(self, device: torch.device, streams: Sequence[Rng]) -> None:
         super().__init__()
-        self._default = _default_generator(device)
+        self._default = default_generator(device)
         self._states = [rng.torch(device).get_state() for rng in streams]
         self.extents: Sequence[Extent] = ()
         self.drew = False
@@ -128,7 +128,8 @@ def _called(func: Callable[..., Tensor], args: tuple[Tensor, ...], named: dict[s
     return func(*args, **named)
 
 
-def _default_generator(device: torch.device) -> torch.Generator:
+def default_generator(device: torch.device) -> torch.Generator:
+    """The generator that a model on this device draws from."""
     if device.type == "cuda":
         return torch.cuda.default_generators[device.index or torch.cuda.current_device()]
     return torch.default_generator

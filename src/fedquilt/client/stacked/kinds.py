@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import nn
 
+from fedquilt.adapters.lora.dora import DoraLinear
 from fedquilt.adapters.lora.module import LoraLinear
 from fedquilt.adapters.mixture.module import MixtureLinear
 from fedquilt.adapters.sites import is_shared
@@ -40,7 +41,7 @@ def _unstackable(bench: Workbench) -> str | None:
     """The first parameter whose module cannot have a stack of clients' tensors in place of it."""
     for name in bench.parameters:
         module = bench.model.get_submodule(name.rpartition(".")[0])
-        adapter = type(module) in (LoraLinear, MixtureLinear) or is_shared(name)
+        adapter = type(module) in (LoraLinear, DoraLinear, MixtureLinear) or is_shared(name)
         head = type(module) is nn.Linear and bench.layout.depth[name] is None
         if not (adapter or head):
             return name

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedquilt.client.job import Job
-from fedquilt.client.stacked.dropout import Extent, OwnDropout
+from fedquilt.client.stacked.dropout import Extent, OwnDropout, default_generator
 from fedquilt.client.stacked.rows import joined
 from fedquilt.client.stacked.stack import stacked
 from fedquilt.client.workbench import Batch, Workbench
@@ -52,10 +52,11 @@ def _tried(job: Job) -> Verdict:
             together = bench.forward(batch)[0]
             dropout = OwnDropout(bench.device, [rng.child("dropout", number) for number in range(2)])
             dropout.extents = [Extent(len(rows), 0)] * 2
-            before = torch.get_rng_state()
+            source = default_generator(bench.device)
+            before = source.get_state()
             with bench.training(()), dropout:
                 bench.forward(batch)
-            drawn = not torch.equal(before, torch.get_rng_state())
+            drawn = not torch.equal(before, source.get_state())
     error, distance = (together - torch.cat(apart)).abs().max(), (apart[0] - apart[1]).abs().max()
     if not error <= _FRACTION * distance:
         return Verdict("the model does not keep the rows of several clients apart", dropout.drew)
