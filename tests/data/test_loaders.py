@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 
 from fedquilt.core.errors import DataError
 from fedquilt.core.rng import Rng
+from fedquilt.data.cells import Wanted
 from fedquilt.data.loaders import limited, load_table, published_split, require_labels, with_classes
 from fedquilt.data.table import Table
 
@@ -356,3 +357,53 @@ def test_the_real_data_sets() -> None:
     assert sst2.classes == ("0", "1")
     gsm8k = load_table("$FEDQUILT_DATA/gsm8k", text="question", target="answer")
     assert len(gsm8k.targets or ()) == 7473 + 1319
+
+
+def test_rows_that_lack_something_are_left_out_where_that_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label,site\na,1,x\nb,,x\n,2,y\n  ,1,y\nc,2,\nd,2,y\n")
+    source = str(tmp_path / "a.csv")
+    with pytest.raises(DataError, match=r"2 rows cannot be used; .*, or leave them out with data\.on_missing = 'drop'"):
+        load_table(source, group="site")
+    table = load_table(source, group="site", on_missing="drop")
+    assert table.inputs == ["a", "d"]
+    assert table.classes == ("1", "2")
+    assert numbers(table.labels) == [0, 1]
+    assert table.groups is not None
+    assert [table.group_names[id] for id in table.groups.tolist()] == ["x", "y"]
+    assert table.origin is not None
+    assert table.origin.location(1).number == 7
+    assert [(what, [row.number for row in where]) for what, where in table.dropped] == [
+        ("data.text = 'text': an empty text", [4, 5]),
+        ("data.label = 'label': no label", [3]),
+        ("data.group = 'site': no client id", [6]),
+    ]
+
+
+def test_what_is_wrong_is_no_reason_to_leave_a_row_out(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": 5, "label": "x"}\n{"text": null, "label": "y"}\n')
+    with pytest.raises(DataError, match=r"2 rows cannot be used; repair or remove them\n"):
+        load_table(str(tmp_path / "a.jsonl"))
+    with pytest.raises(DataError, match=r"not text \(5\): 1 row: .*, line 1$"):
+        load_table(str(tmp_path / "a.jsonl"), on_missing="drop")
+
+
+def test_a_source_of_which_no_row_is_left(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\na,\nb,\n")
+    with pytest.raises(DataError, match=r"leaves no row: data\.label = 'label': no label: 2 rows \(.*lines 2 and 3\)"):
+        load_table(str(tmp_path / "a.csv"), on_missing="drop")
+
+
+@pytest.mark.parametrize("keys", [{"prompt": "{text}: "}, {"text": "text", "target": "label"}])
+def test_prompts_and_completions_that_are_missing(tmp_path: Path, keys: dict[str, str]) -> None:
+    (tmp_path / "a.csv").write_text("text,label\na,yes\n,no\nb,\n")
+    table = load_table(str(tmp_path / "a.csv"), on_missing="drop", **keys)  # type: ignore[arg-type]
+    assert len(table) == 1
+    assert table.targets == ["yes"]
+    assert sum(len(where) for _, where in table.dropped) in (2, 3)
+
+
+def test_cells_may_be_missing_and_labels_may_not(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("age,label\n1,a\n,b\n3,\n")
+    table = load_table(str(tmp_path / "a.csv"), cells=Wanted(), on_missing="drop")
+    assert len(table) == 2
+    assert [len(where) for _, where in table.dropped] == [1]

@@ -73,6 +73,9 @@ class Data(BaseModel):
     in all clients' training rows."""
     group: str | None = None
     """Column of the natural client id."""
+    on_missing: Literal["error", "drop"] = "error"
+    """Treatment of rows without a label, a text or a client id: ``error`` says how many there are and where, ``drop``
+    leaves them out, and rows with an empty text too; the record says how many."""
     limit: Count | None = None
     """Number of rows of the source to use, drawn at random; all if left out."""
     test_limit: Count | None = None
@@ -141,6 +144,8 @@ def idle_keys(data: Data, tasks: Set[str], scheme: str) -> list[str]:
             for key in ("text", "pair", "label", "target", "group")
             if key in given
         ]
+        if "on_missing" in given:
+            problems.append("data.on_missing = 'drop': rows that are made lack nothing; leave it out")
     laid_out = data.format in ("instruction", "messages")
     unread = {
         "format": (

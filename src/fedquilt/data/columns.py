@@ -16,6 +16,7 @@ from fedquilt.data.bad_rows import Troubles
 from fedquilt.data.readers.raw_columns import Raw
 
 _WHOLE = re.compile(r"-?[0-9]{1,4000}")  # Python does not convert longer ones to int either
+_NO_LABEL = "no label"
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -42,6 +43,11 @@ def column(raw: Raw, key: str, name: str, source: str) -> Sequence[Any]:
     return values
 
 
+def is_nothing(value: Any) -> bool:
+    """Whether a cell holds no value: None, or the NaN that stands for it in a column of numbers."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def fault_of_text(value: Any) -> str | None:
     """The problem with a value that should be text, or None if there is none."""
     if not isinstance(value, str):
@@ -55,6 +61,9 @@ def fault_of_text(value: Any) -> str | None:
 
 def strings(raw: Raw, key: str, name: str, source: str, troubles: Troubles) -> list[str]:
     """The text of every row in the column that ``data.<key>`` names; empty for a value that is not text.
+
+    A row without any value is missing its text. So is one with an empty text where such rows are left out, except for
+    a second text.
 
     Parameters
     ----------
@@ -76,7 +85,9 @@ def strings(raw: Raw, key: str, name: str, source: str, troubles: Troubles) -> l
     for row, value in enumerate(column(raw, key, name, source)):
         fault = fault_of_text(value)
         if fault:
-            troubles.add(f"data.{key} = '{name}': {fault}", row, value, show=True)
+            troubles.add(f"data.{key} = '{name}': {fault}", row, value, show=True, missing=is_nothing(value))
+        elif troubles.drops and key != "pair" and not value.strip():
+            troubles.add(f"data.{key} = '{name}': an empty text", row, missing=True)
         made.append("" if fault else str(value))
     return made
 
@@ -97,7 +108,7 @@ def classes(raw: Raw, name: str, source: str, troubles: Troubles) -> tuple[Tenso
     for row, value in enumerate(values):
         fault = _fault_of_label(value, None if names is None else len(names))
         if fault:
-            troubles.add(f"{where}: {fault}", row, value, show=True)
+            troubles.add(f"{where}: {fault}", row, value, show=True, missing=fault == _NO_LABEL)
             values[row] = None
     kinds: dict[str, list[int]] = {}
     for row, value in enumerate(values):
@@ -130,11 +141,11 @@ def groups(raw: Raw, name: str, source: str, troubles: Troubles) -> tuple[Tensor
         return torch.from_numpy(array.astype(np.int64)), ()
     ids = []
     for row, value in enumerate(values):
-        missing = value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+        missing = value == "" or is_nothing(value)
         odd = not isinstance(value, str | int | float | np.generic)
         if missing or odd:
             fault = "no client id" if missing else "a client id that is neither text nor number"
-            troubles.add(f"data.group = '{name}': {fault}", row, value, show=True)
+            troubles.add(f"data.group = '{name}': {fault}", row, value, show=True, missing=missing)
         ids.append(0 if missing or odd else value)
     if all(type(value) is int and abs(value) < 2**63 for value in ids):
         return torch.tensor(ids, dtype=torch.int64), ()
@@ -156,8 +167,8 @@ def published(raw: Raw, troubles: Troubles) -> Tensor | None:
 
 
 def _fault_of_label(value: Any, num_names: int | None) -> str | None:
-    if value is None or (isinstance(value, str) and not value.strip()) or value != value:
-        return "no label"
+    if is_nothing(value) or value != value or (isinstance(value, str) and not value.strip()):
+        return _NO_LABEL
     if num_names is not None:
         fits = isinstance(value, int) and 0 <= value < num_names
         return None if fits else f"not a class number from 0 to {num_names - 1}"

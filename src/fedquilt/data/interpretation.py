@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from fedquilt.core.errors import DataError, suggestion
 from fedquilt.core.tasks import one_of, tasks_where
-from fedquilt.data.bad_rows import Troubles
+from fedquilt.data.bad_rows import OnMissing, Troubles
 from fedquilt.data.cells import Wanted, read_cells
 from fedquilt.data.columns import classes, column, found, groups, published, strings
 from fedquilt.data.prompts import class_words, conversations, filled, layout_of, rendered
@@ -23,6 +23,7 @@ def table_of(
     format: str,
     prompt: str | None,
     words: Mapping[str, str] | None,
+    on_missing: OnMissing = "error",
 ) -> Table:
     """The rows of a source as images or as text; the arguments are those of ``loaders.load_table``.
 
@@ -34,6 +35,8 @@ def table_of(
         The names of columns by the key that gives them.
     format, prompt, words
         How rows are posed to a language model.
+    on_missing
+        What happens to rows that lack a text, a label or a client id.
 
     Raises
     ------
@@ -63,7 +66,7 @@ def table_of(
             f"{one_of(tasks_where(lambda task: task.reads == 'table'))}"
         )
     kind = "image" if has_image and not posed and not (has_text and (pair or target)) else "text"
-    troubles = Troubles(raw.origin, raw.troubles)
+    troubles = Troubles(raw.origin, raw.troubles, on_missing)
     inputs: Inputs
     turns = None
     targets = None if target is None else strings(raw, "target", target, source, troubles)
@@ -88,27 +91,45 @@ def table_of(
             f"data.words = {dict(words)}: are written for classes, and the completions of '{source}' are a column of "
             "their own; leave data.words out"
         )
+    table = _without_dropped(table, troubles, source)
     if targets is None and (prompt or words) and table.labels is not None:
         return replace(table, targets=class_words(table.labels.tolist(), table.classes, words))
     return table
 
 
-def table_of_cells(raw: Raw, source: str, names: Mapping[str, str | None], wanted: Wanted) -> Table:
+def _without_dropped(table: Table, troubles: Troubles, source: str) -> Table:
+    """The rows that lack nothing."""
+    kept, dropped = troubles.kept(len(table), f"data.source = '{source}'")
+    return replace(table.rows(kept), dropped=dropped) if dropped else table
+
+
+def table_of_cells(
+    raw: Raw, source: str, names: Mapping[str, str | None], wanted: Wanted, on_missing: OnMissing = "error"
+) -> Table:
     """Rows of numbers and categories: the wanted columns that are not labels, client ids or the published split.
 
-    ``names`` gives the names of columns by key, ``source`` is the source's name for messages.
+    Parameters
+    ----------
+    raw, source
+        The columns of the source, and its name for messages.
+    names
+        The names of columns by the key that gives them.
+    wanted
+        Which columns are read, and as what.
+    on_missing
+        What happens to rows that lack a label or a client id; other cells may be missing.
 
     Raises
     ------
     DataError
         if the source lacks a column, or some of its rows cannot be used.
     """
-    troubles = Troubles(raw.origin, raw.troubles)
+    troubles = Troubles(raw.origin, raw.troubles, on_missing)
     apart = {"is_train"} | {own for key in ("label", "group") if (own := found(raw, names[key] or "")) is not None}
     inputs = read_cells(raw, wanted, apart, source, troubles)
     table = _labelled(raw, source, names, "table", inputs, troubles)
     troubles.refuse(f"data.source = '{source}'")
-    return table
+    return _without_dropped(table, troubles, source)
 
 
 def _labelled(

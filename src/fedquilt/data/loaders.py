@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedquilt.core.errors import DataError, suggestion
 from fedquilt.core.rng import Rng
-from fedquilt.data.bad_rows import Troubles
+from fedquilt.data.bad_rows import OnMissing, Troubles
 from fedquilt.data.cells import Wanted
 from fedquilt.data.classes import matched
 from fedquilt.data.interpretation import table_of, table_of_cells
@@ -43,6 +43,7 @@ def load_table(
     rng: Rng | None = None,
     objects: Mapping[str, Any] = MappingProxyType({}),
     cells: Wanted | None = None,
+    on_missing: OnMissing = "error",
 ) -> Table:
     """The rows of ``source`` as a table of images, of text or of cells.
 
@@ -71,6 +72,9 @@ def load_table(
         Sources that are objects of the calling program: the columns of each split, as ``readers.in_memory`` makes them.
     cells
         The columns of numbers and categories to read; with None the rows are images or text.
+    on_missing
+        What happens to rows without a text, a label or a client id: ``"error"``, or ``"drop"``, which also leaves out
+        rows with an empty text; ``Table.dropped`` says which.
 
     Raises
     ------
@@ -97,9 +101,9 @@ def load_table(
         group = "client"
     names = {"text": text, "pair": pair, "label": label, "target": target, "image": image, "group": group}
     if cells is None:
-        table = table_of(raw, source, names, format, prompt, words)
+        table = table_of(raw, source, names, format, prompt, words, on_missing)
     else:
-        table = table_of_cells(raw, source, names, cells)
+        table = table_of_cells(raw, source, names, cells, on_missing)
     if is_train is not None:
         table = replace(table, is_train=is_train)
     if len(splits) == 1 and split not in splits:

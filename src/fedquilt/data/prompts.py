@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from fedquilt.core.errors import DataError, suggestion
 from fedquilt.data.bad_rows import Troubles, short
-from fedquilt.data.columns import fault_of_text
+from fedquilt.data.columns import fault_of_text, is_nothing
 from fedquilt.data.readers.raw_columns import Raw
 
 Turns = tuple[tuple[str, str], ...]
@@ -207,7 +207,9 @@ def _texts(raw: Raw, column: str, troubles: Troubles, *, empty: bool = False) ->
     for row, value in enumerate(raw.read(column)):
         fault = None if empty and value is None else fault_of_text(value)
         if fault:
-            troubles.add(f"column '{column}': {fault}", row, value, show=True)
+            troubles.add(f"column '{column}': {fault}", row, value, show=True, missing=is_nothing(value))
+        elif troubles.drops and not empty and not value.strip():
+            troubles.add(f"column '{column}': an empty text", row, missing=True)
         made.append("" if fault or value is None else str(value))
     return made
 
@@ -221,8 +223,10 @@ def _word(value: Any, name: str, row: int, troubles: Troubles) -> str:
         number = isinstance(value, int | float) or hasattr(value, "item")
         fault = None if number and not isinstance(value, bool) else "neither text nor number"
     if fault:
-        troubles.add(f"data.prompt: {{{name}}}: {fault}", row, value, show=True)
+        troubles.add(f"data.prompt: {{{name}}}: {fault}", row, value, show=True, missing=is_nothing(value))
         return ""
+    if troubles.drops and name == "text" and not str(value).strip():
+        troubles.add(f"data.prompt: {{{name}}}: an empty text", row, missing=True)
     try:
         return str(value)
     except ValueError:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedquilt.core.errors import DataError
+from fedquilt.data.bad_rows import Dropped
 from fedquilt.data.cells import Cells, concatenated_cells
 from fedquilt.data.prompts import Turns
 from fedquilt.data.readers.images import Pictures
@@ -60,6 +61,8 @@ class Table:
         The names of all columns of the source, read or not.
     origin
         The file and line of every row.
+    dropped
+        The rows of the source that are left out, by what they lack.
     """
 
     kind: str
@@ -74,6 +77,7 @@ class Table:
     is_train: Tensor | None = None
     columns: tuple[str, ...] = ()
     origin: Origin | None = None
+    dropped: tuple[Dropped, ...] = ()
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -148,6 +152,7 @@ def concatenated(tables: Sequence[Table]) -> Table:
         group_names=(),
         is_train=None,
         origin=joined_origins(origins) if len(origins) == len(tables) else None,
+        dropped=tuple(lacking for table in tables for lacking in table.dropped),
     )
 
 

@@ -19,7 +19,7 @@ from fedquilt.data.table import Table
 from fedquilt.experiment.budgets import budgets_of, check_part
 from fedquilt.experiment.build import joined, tables_of
 from fedquilt.experiment.compatibility import refuse_contradictions
-from fedquilt.experiment.cut_rows import notes_on
+from fedquilt.experiment.cut_rows import notes_on, notes_on_missing
 from fedquilt.experiment.data import NODE, AssignedRows, read
 from fedquilt.experiment.data_of_groups import DataSource, data_sources, naming_groups
 from fedquilt.experiment.features import SITES
@@ -38,6 +38,10 @@ _RULES = (
     "network",
 )
 """Sections that are checked for contradictions with one another."""
+
+
+_ANY_DEPTH = 1
+"""Stands for the depth of a model that is not known yet: what clients a group has does not depend on it."""
 
 
 class _Found:
@@ -90,13 +94,15 @@ def check(
             form = found.attempt(partial(form_of, part.config, table, assigned), part)
             forms |= {} if form is None else {part.place: form}
         rows |= dict.fromkeys((part.place for part in source.parts), table)
+        if notes is not None and table is not None:
+            notes += notes_on_missing(table, source.config.data)
     found.attempt(lambda: device_of(config.device))
     fitting: dict[int, tuple[Budget, ...]] = {}
     contradictory = False
     for part in groups:
-        budgets = None
+        dealt = None
         if not spoilt.touches("clients.shares", "clients.budgets", "clients.ranks", "partition.num_clients"):
-            budgets = found.attempt(partial(budgets_of, part), part)
+            dealt = found.attempt(partial(budgets_of, part, _ANY_DEPTH), part)
         if _lacks(config, part, "model") or part.place not in forms:
             continue
         which, make = _model_of(part, forms), partial(load, part.config, forms[part.place], rng, meta=True)
@@ -112,9 +118,10 @@ def check(
                 notes += said or ()
             if packing and tried.reading.try_packing:
                 found.attempt(partial(_once, known, ("packing", which), tried.reading.try_packing), part)
-        if budgets:
+        if dealt:
             found.attempt(partial(check_part, part, shape))
             depth = shape.blocks.num_layers  # with budgets that fit, so that other problems of the method are found too
+            budgets = budgets_of(part, depth)
             fitting[part.place] = tuple(replace(budget, layers=min(budget.layers, depth)) for budget in budgets)
     owner = _checked_server(config, rng, forms, found)
     if method and groups and not spoilt.touches(*_RULES):

@@ -8,8 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from fedquilt.client.packing import best_fit
+from fedquilt.config.data import Data
 from fedquilt.config.groups import Part
 from fedquilt.core.types import ClientId
+from fedquilt.data.bad_rows import described, listed
 from fedquilt.data.table import Columns, Table, as_index
 from fedquilt.data.tabular import Preprocessor
 from fedquilt.experiment.data import AssignedRows
@@ -95,6 +97,18 @@ def notes_on(part: Part, reading: Reading, table: Table | None) -> list[str]:
     if part.config.training.packing and len(seen):
         notes.append(label + _on_packing(columns))
     return notes
+
+
+def notes_on_missing(table: Table, data: Data) -> list[str]:
+    """Remarks on rows that are left out because they lack something, and on empty texts that are not."""
+    if table.dropped:
+        return [f"data.on_missing = '{data.on_missing}': left out: {described(table.dropped)}"]
+    empty = [row for row, text in enumerate(table.texts) if not text.strip()]
+    if not empty or table.origin is None:
+        return []
+    where = listed([table.origin.location(row) for row in empty])
+    told = f"data.source = '{data.source}': {len(empty)} of {len(table)} rows have an empty text ({where})"
+    return [f"{told} and are trained on; data.on_missing = 'drop' leaves them out"]
 
 
 def _on_columns(features: Preprocessor) -> str:

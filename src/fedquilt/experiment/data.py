@@ -141,7 +141,7 @@ def _as_named(config: Config, table: Table, source: str) -> Table:
 
 def columns_of(config: Config, like: Table | None = None) -> dict[str, Any]:
     """The arguments of ``load_table`` for the data of a config; columns of cells are of the kinds that ``like`` has."""
-    keys = {"text", "pair", "label", "target", "image", "group", "format", "prompt", "words"}
+    keys = {"text", "pair", "label", "target", "image", "group", "format", "prompt", "words", "on_missing"}
     return config.data.model_dump(include=keys) | {
         "objects": config.objects,
         "cells": wanted_cells(config, like),

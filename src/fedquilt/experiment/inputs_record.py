@@ -12,8 +12,9 @@ from typing import Any
 
 from fedquilt.client.client import Client
 from fedquilt.core.types import Profile
+from fedquilt.data.bad_rows import listed
 from fedquilt.data.holdout import label_counts, split_digest
-from fedquilt.data.table import Columns, digest
+from fedquilt.data.table import Columns, Table, digest
 from fedquilt.experiment.data import AssignedRows
 from fedquilt.experiment.data_of_groups import DataSource
 from fedquilt.experiment.groups import BuiltGroup
@@ -40,8 +41,16 @@ def partition_record(assigned: AssignedRows, profiles: Sequence[Profile]) -> dic
         "digest": split_digest((assigned.splits[profile.id] for profile in profiles), assigned.proxy),
         "classes": list(classes),
         "proxy": assigned.proxy.tolist(),
+        **missing_record(assigned.table),
         "clients": clients_of(map(described, profiles), len(profiles)),
     }
+
+
+def missing_record(table: Table | None) -> dict[str, Any]:
+    """How many rows ``data.on_missing = "drop"`` left out, and where the first of them stand; empty for none."""
+    if table is None or not table.dropped:
+        return {}
+    return {"missing": [{"what": what, "rows": len(where), "where": listed(where)} for what, where in table.dropped]}
 
 
 def announced_record(profiles: Sequence[Profile]) -> dict[str, Any]:
@@ -99,7 +108,10 @@ def _assigned_record(
             for group in groups
         ],
         "sources": [
-            {"groups": [part.label for part in source.parts], "classes": record["classes"], "proxy": record["proxy"]}
+            {
+                "groups": [part.label for part in source.parts],
+                **{key: record[key] for key in ("classes", "proxy", "missing") if key in record},
+            }
             for (source, _), record in zip(assigned, records, strict=True)
         ],
     }

@@ -38,7 +38,7 @@ from fedquilt.experiment.models import Form, architectures, device_of, kind_of, 
 from fedquilt.experiment.round_due import is_due
 from fedquilt.experiment.trial_pass import try_out
 from fedquilt.experiment.vertical_files import ELSEWHERE, files_of, halves, key_of
-from fedquilt.experiment.vertical_rows import UNKNOWN, Held, Holding, Reader, Rows, vertical_record
+from fedquilt.experiment.vertical_rows import UNKNOWN, Held, Holding, Reader, Rows, refuse_other_rows, vertical_record
 from fedquilt.models.loaded import Loaded
 from fedquilt.vertical.alignment.wrapper import with_alignment
 
@@ -145,6 +145,7 @@ def rows_of(
             tests += [] if test is None else [seen_by(part, test)]
     first = next(iter(held.values()))[0]
     assert first is not None
+    refuse_other_rows(tables)
     assert first.labels is not None, "tables of a classification task have labels"
     labels = first.labels.numpy()
     own = [Wanted(part.party.classes, part.party.unaligned) for part in parts if part.party is not None]

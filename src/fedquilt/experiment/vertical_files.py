@@ -95,6 +95,11 @@ def _problems(config: Config, parts: Sequence[Part], here: Collection[ClientId] 
     for key in ("test", "limit", "test_limit"):
         if getattr(data, key) is not None:
             problems.append(f"data.{key}: no effect with partition.id, where rows are those of the files; leave it out")
+    if data.on_missing != "error":
+        problems.append(
+            f"data.on_missing = '{data.on_missing}': with partition.id rows are found by their ids, and each party "
+            "would leave out others; remove them from the files, and leave it out"
+        )
     for place, part in enumerate(parts):
         party = part.party
         if party is not None and (party.classes, party.unaligned, party.labelled) != (None, None, True):

@@ -50,7 +50,11 @@ def _of_dealt(experiment: Experiment, classes: Sequence[str]) -> list[str]:
     sizes[record["vertical"]["active"]] = sum(record["vertical"]["own"].values())
     labelled = {part.label: part.labelled for part in experiment.config.parties}
     known = {name for label, counts in own.items() if labelled[label] for name, count in counts.items() if count}
-    notes = _of_classes(aligned, classes, known)
+    notes = [
+        f"data.on_missing = 'drop': left out: {one['what']}: {one['rows']} rows ({one['where']})"
+        for one in record.get("missing", ())
+    ]
+    notes += _of_classes(aligned, classes, known)
     notes += [
         f"party '{label}' knows no labels of its {sizes[label]} unaligned rows"
         for label in sizes

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from fedquilt.config.schema import Config
+from fedquilt.core.errors import DataError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Profile
 from fedquilt.data.holdout import label_counts
@@ -19,7 +20,7 @@ from fedquilt.data.partition import digest
 from fedquilt.data.table import Table
 from fedquilt.data.vertical.deal import Dealt
 from fedquilt.experiment.groups import BuiltGroup
-from fedquilt.experiment.inputs_record import about
+from fedquilt.experiment.inputs_record import about, missing_record
 
 Reader = Callable[[Config, Rng], tuple[Table | None, Table | None]]
 """Gives the rows of a config's source and its common test rows, as ``data.read`` does."""
@@ -111,6 +112,15 @@ class Held:
     dealt: Rows | None = None
 
 
+def refuse_other_rows(tables: Sequence[Table]) -> None:
+    """Raise DataError if parties that read other columns of one source would leave out other rows of it."""
+    if len({table.dropped for table in tables}) > 1:
+        raise DataError(
+            "data.on_missing = 'drop': the parties read other columns of the source, in which values of different rows "
+            "are missing; remove these rows from the source"
+        )
+
+
 def vertical_record(
     rows: Rows, profiles: Sequence[Profile], groups: Sequence[BuiltGroup], active: str
 ) -> dict[str, Any]:
@@ -137,6 +147,7 @@ def vertical_record(
             {"label": group.label, "architecture": group.architecture, "task": group.config.model.task}
             for group in groups
         ],
+        **missing_record(rows.tables[-1]),
         "vertical": {
             "active": active,
             "aligned": aligned,
