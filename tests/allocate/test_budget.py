@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedquilt.allocate.budget import capability_groups, check_budgets, fractions, sizes
+from fedquilt.allocate.budget import capability_groups, check_budgets, fractions, layers_of, sizes
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Budget
@@ -93,3 +93,15 @@ def test_every_bad_budget_is_named():
     ]
     assert "the model has 12 blocks" in str(caught.value)
     assert "from 1 to 12" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("depth", "layers"), [(1, (1, 1, 1)), (3, (2, 2, 3)), (6, (3, 5, 6)), (12, (6, 9, 12)), (24, (12, 18, 24))]
+)
+def test_shares_of_the_depth(depth, layers):
+    assert layers_of(("50%", "75%", "100%"), depth) == layers
+
+
+def test_numbers_of_layers_are_what_they_are_in_every_model():
+    assert layers_of((1, 5, 40), 6) == (1, 5, 40)
+    assert layers_of(("1%",), 12) == (1,)

@@ -72,3 +72,52 @@ def test_json_holds_the_problems_and_nothing_else(command, changes, count):
     assert len(found["problems"]) == count
     said = command("check", "nowhere.toml", "--json")
     assert (said.code, len(json.loads(said.out)["problems"])) == (1, 1)
+
+
+def test_rows_that_are_left_out_are_told_and_recorded(command):
+    Path("rows.csv").write_text("text,label\n" + "".join(f"row {n},{n % 2}\n" for n in range(60)) + "more,\n,1\n")
+    changes = ("model.name=tiny:bert", "model.task=sequence-classification", "data={source='./rows.csv'}")
+    changes += ("partition={num_clients=4}", "clients={budgets=[1,1,2]}", "model.max_length=16")
+    problem, *_ = problems(command("check", "tiny.toml", *changes))
+    assert "1 row cannot be used; repair or remove it, or leave it out with data.on_missing = 'drop'" in problem
+    told = command("check", "tiny.toml", *changes, "data.on_missing=drop")
+    assert told.code == 0
+    assert "note: data.on_missing = 'drop': left out: data.text = 'text': an empty text: 1 row (" in told.out
+    assert "no label: 1 row (" in told.out
+    assert command("run", "tiny.toml", "--folder", "run", "rounds=1", *changes, "data.on_missing=drop").code == 0
+    missing = json.loads(Path("run/partition.json").read_text())["missing"]
+    assert [(one["what"].split(": ")[1], one["rows"]) for one in missing] == [("an empty text", 1), ("no label", 1)]
+
+
+def test_empty_texts_are_told_of(command):
+    Path("rows.csv").write_text("text,label\n" + "".join(f"row {n},{n % 2}\n" for n in range(60)) + ",1\n")
+    changes = ("model.name=tiny:bert", "model.task=sequence-classification", "data={source='./rows.csv'}")
+    said = command("check", "tiny.toml", *changes, "partition={num_clients=4}", "clients={budgets=[1,1,2]}")
+    assert said.code == 0
+    assert "1 of 61 rows have an empty text (" in said.out
+
+
+SHORTEST = """
+rounds = 2
+model = { name = "tiny:vit?layers=6&width=16&image=8&patch=4", task = "image-classification" }
+data = { source = "sklearn:digits", limit = 200 }
+training = { steps = 1, batch_size = 4 }
+"""
+
+
+def test_the_shortest_run_file_runs_with_the_default_method_and_budgets(command):
+    Path("short.toml").write_text(SHORTEST)
+    assert command("check", "short.toml") == (0, "short.toml: no problem found\n", "")
+    assert command("run", "short.toml", "--folder", "run").code == 0
+    clients = json.loads(Path("run/partition.json").read_text())["clients"]
+    assert [one["budget"] for one in clients] == [3, 3, 3, 5, 5, 5, 6, 6, 6, 6]
+    config = json.loads(Path("run/config.json").read_text())
+    assert config["clients"]["budgets"] == ["50%", "75%", "100%"]
+    rounds = [json.loads(line) for line in Path("run/rounds.jsonl").read_text().splitlines()]
+    assert len(rounds[-1]["state"]["scores"]) == 6  # the clients' scores of the layers
+
+
+def test_what_the_server_scores_needs_rows_where_it_is_asked_for(command):
+    Path("short.toml").write_text(SHORTEST)
+    (problem,) = problems(command("check", "short.toml", "method.scores_from=server"))
+    assert "the server has no rows of its own" in problem

@@ -97,7 +97,7 @@ def test_a_key_that_would_change_nothing_is_refused(tasks, scheme, keys, said):
 
 
 def test_every_key_is_read_by_some_task_and_scheme():
-    values = {"words": {"a": "b"}, "classes": ["a", "b"], "answers": "label", "format": "plain"}
+    values = {"words": {"a": "b"}, "classes": ["a", "b"], "answers": "label", "format": "plain", "on_missing": "drop"}
     values |= {"columns": ["a"], "categorical": ["a"], "ranges": {"a": [0, 1]}, "categories": {"a": ["b"]}}
     for name, field in Data.model_fields.items():
         value = values.get(name, 7 if "int" in str(field.annotation) else "{text}")

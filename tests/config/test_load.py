@@ -100,6 +100,27 @@ def test_an_unknown_section_is_an_unknown_key(write):
         ),
         ("[clients]\nbudgets = [0, 1, 2]\n", "clients.budgets[0] = 0: must be at least 1"),
         (
+            "[clients]\nbudgets = ['50%', '75%', '150%']\n",
+            (
+                "clients.budgets[2] = '150%': must be a whole number, not text in quotes or must be a share "
+                "from '1%' to '100%'"
+            ),
+        ),
+        (
+            "[clients]\nbudgets = ['100%', '75%', '50%']\n",
+            (
+                "clients.budgets = ['100%', '75%', '50%']: must not fall from one group to the next; did you mean "
+                "['50%', '75%', '100%']?"
+            ),
+        ),
+        (
+            "[clients]\nbudgets = [1, '50%', '75%']\n",
+            (
+                "clients.budgets = [1, '50%', '75%']: must all be numbers of blocks, or all shares of the model's "
+                "blocks such as '50%'"
+            ),
+        ),
+        (
             "[clients]\nbudgets = [12, 9, 6]\n",
             "clients.budgets = [12, 9, 6]: must not fall from one group to the next; did you mean [6, 9, 12]?",
         ),
@@ -286,7 +307,7 @@ def test_variants_replace_the_method_and_merge_the_rest(write):
     assert a["method"] == {"name": "fed-hello", "allocation": "gd"}
     assert b["training"] == {"batch_size": 8, "steps": 3}
     assert parse(b).clients.budgets == (12, 12, 12)
-    assert parse(a).clients.budgets == (6, 9, 12)
+    assert parse(a).clients.budgets == ("50%", "75%", "100%")
     assert "compare" not in a
     assert parse(a).name == "digits"
 

@@ -109,6 +109,7 @@ REFUSED = {
     "data.ranges": (IMAGES, "data.ranges={age=[0,100]}"),
     "data.categories": (IMAGES, "data.categories={sex=['f','m']}"),
     "data.group": (IMAGES, "data.group=writer"),
+    "data.on_missing": (LANGUAGE, "data.on_missing=drop"),
     "data.test_limit": (IMAGES, "data.test_limit=7"),
     "clients.shares": (GROUPED, "clients.shares=1-2-1"),
     "clients.budgets": (GROUPED, "clients.budgets=[1,2,2]"),

@@ -41,7 +41,7 @@ WRONG = [
     (("method.warmup=2.5",), r"method.warmup = 2.5: must be a whole number, not a number with a decimal point"),
     (("method.allocation=fim", "method.refresh=0"), r"method.refresh = 0: must be at least 1"),
     (
-        ("method.allocation=fim", "data.proxy=0"),
+        ("method.allocation=fim", "method.scores_from=server", "data.proxy=0"),
         r"method.scores_from = 'server', but the server has no rows of its own: ",
     ),
     (("method.name=exclusive", "clients.budgets=[1,2,2]"), r"'exclusive' needs a client that affords all 3 layers"),

@@ -93,6 +93,16 @@ def capability_groups(
     return tuple(by_index[index] for index in shuffle.numpy().permutation(num_clients).tolist())
 
 
+def layers_of(budgets: Sequence[int | str], num_layers: int) -> tuple[int, ...]:
+    """The number of layers of each budget; a share of them, as ``"50%"``, is rounded, half up, and at least 1."""
+    return tuple(
+        max(1, int(Fraction(budget.rstrip("%")) * num_layers / 100 + Fraction(1, 2)))
+        if isinstance(budget, str)
+        else budget
+        for budget in budgets
+    )
+
+
 def check_budgets(budgets: Sequence[int], num_layers: int) -> None:
     """Raise ConfigError if a budget is below 1 or above ``num_layers``, with one problem for each."""
     problems = [

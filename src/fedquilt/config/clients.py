@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fedquilt.config.strict import STRICT
-from fedquilt.core.settings import Layers, Members, Rank, Share, Text, Written
+from fedquilt.core.settings import Layers, Members, Percent, Rank, Share, Text, Written
 
 FREE: ConfigDict = {**STRICT, "extra": "allow"}
 """The pydantic config of sections with free keys, which are checked against the signature that takes them."""
@@ -61,8 +61,9 @@ class Clients(BaseModel):
 
     shares: Written = "1-1-1"
     """Relative sizes of the capability groups, lowest budget first."""
-    budgets: Annotated[tuple[Layers, ...], Field(min_length=1, max_length=1000)] = (6, 9, 12)
-    """Number of blocks that a client of each capability group can train, lowest budget first."""
+    budgets: Annotated[tuple[Layers | Percent, ...], Field(min_length=1, max_length=1000)] = ("50%", "75%", "100%")
+    """Number of blocks that a client of each capability group can train, lowest budget first, or its share of the
+    model's blocks, as ``"50%"``, rounded to the nearest number of at least 1."""
     ranks: Annotated[tuple[Rank, ...], Field(min_length=1, max_length=1000)] | None = None
     """LoRA rank of each capability group, lowest budget first, none above ``adapter.rank``; ``adapter.rank`` for all if
     left out."""
@@ -78,9 +79,12 @@ class Clients(BaseModel):
 
     @field_validator("budgets")
     @classmethod
-    def _ascend(cls, budgets: tuple[int, ...]) -> tuple[int, ...]:
-        if list(budgets) != sorted(budgets):
-            raise ValueError(f"must not fall from one group to the next; did you mean {sorted(budgets)}?")
+    def _ascend(cls, budgets: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        if len({type(budget) for budget in budgets}) > 1:
+            raise ValueError("must all be numbers of blocks, or all shares of the model's blocks such as '50%'")
+        rising = sorted(budgets, key=lambda budget: int(str(budget).rstrip("%")))
+        if list(budgets) != rising:
+            raise ValueError(f"must not fall from one group to the next; did you mean {rising}?")
         return budgets
 
     @model_validator(mode="after")

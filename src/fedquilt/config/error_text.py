@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from fedquilt.config.toml import as_written
 from fedquilt.core.errors import suggestion, written
+from fedquilt.core.settings import PERCENT
 
 _KINDS = {
     "int": "a whole number",
@@ -30,6 +31,10 @@ _BOUNDS = {
     "less_than": ("lt", "below"),
     "less_than_equal": ("le", "at most"),
 }
+_PATTERNS = {PERCENT: "must be a share from '1%' to '100%'"}
+"""What texts must match, by the pattern."""
+
+_BRANCHES = ("int", "float", "bool", "str", "constrained-int", "constrained-float", "constrained-str")
 
 
 def shown(value: Any) -> str:
@@ -68,7 +73,13 @@ def from_details(
 
 
 def _is_idle(details: ErrorDetails, found: Sequence[ErrorDetails]) -> bool:
-    """Whether an error says that a list is none of the choices of a key, of which others say what a list must hold."""
+    """Whether an error says of a value of one type what is wrong with it as another.
+
+    That a list is none of the choices of a key, of which others say what a list must hold; or that a number out of
+    bounds is no text.
+    """
+    if details["type"] == "string_type" and isinstance(details["input"], int):
+        return any(other["type"] in _BOUNDS and other["loc"][:-1] == details["loc"][:-1] for other in found)
     if details["type"] != "literal_error" or not isinstance(details["input"], list | tuple):
         return False
     above = details["loc"][:-1]  # the last part names the branch of the union
@@ -110,7 +121,7 @@ def _said(details: ErrorDetails, prefix: str, allowed: Mapping[str, Sequence[str
     if kind == "string_too_long":
         return key, f"must have at most {context['max_length']} characters"
     if kind == "string_pattern_mismatch":
-        return key, "must hold no null character"
+        return key, _PATTERNS.get(context["pattern"], "must hold no null character")
     if kind == "finite_number":
         return key, "must be a finite number"
     wanted = _KINDS.get(kind.split("_")[0])
@@ -131,7 +142,7 @@ def _instead(value: Any) -> str:
 
 def _is_branch(part: str | int) -> bool:
     # pydantic names the branch of a union ("int", "tuple[int, ...]", "literal['a']"); the user's keys hold no brackets
-    return isinstance(part, str) and (part in ("int", "float", "bool", "str") or "[" in part)
+    return isinstance(part, str) and (part in _BRANCHES or "[" in part)
 
 
 def _joined(prefix: str, location: Sequence[str | int]) -> str:

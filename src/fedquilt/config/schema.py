@@ -33,7 +33,7 @@ from fedquilt.core.defence import Defence
 from fedquilt.core.disclosure import Disclosure
 from fedquilt.core.engine import Engine
 from fedquilt.core.model import Model
-from fedquilt.core.settings import Count, Layers, Part, Rank, Rounds, Seed, Text, Written
+from fedquilt.core.settings import Count, Layers, Part, Percent, Rank, Rounds, Seed, Text, Written
 from fedquilt.core.training import Training
 
 
@@ -79,8 +79,8 @@ class Group(BaseModel):
     """Name of the group in the record and in tables, and in the folder ``adapters/global-LABEL``."""
     share: Count = 1
     """Relative number of clients, of ``partition.num_clients``."""
-    budget: Layers
-    """Number of blocks that each of its clients can train."""
+    budget: Layers | Percent
+    """Number of blocks that each of its clients can train, or its share of the model's blocks, as ``"50%"``."""
     rank: Rank | None = None
     """LoRA rank of its clients, at most ``adapter.rank``, which is the default."""
     model: Model | None = None

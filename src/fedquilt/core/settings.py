@@ -66,6 +66,8 @@ class Matches(NamedTuple):
 _NO_NULL = Matches(r"^[^\x00]*$")
 Written = Annotated[str, MaxLen(4096), _NO_NULL]
 Text = Annotated[str, MinLen(1), MaxLen(4096), _NO_NULL]
+PERCENT = r"^(100|[1-9][0-9]?)%$"
+Percent = Annotated[str, Matches(PERCENT)]
 
 
 class Unless(NamedTuple):

@@ -168,7 +168,7 @@ def joined(
             with naming_groups(part):
                 owner, server = server_group(part, works[name], here, rng, planned=assigned is None)
             continue
-        own = budgets_of(part) if budgets is None else budgets[part.place]
+        own = budgets_of(part, model.blocks.num_layers) if budgets is None else budgets[part.place]
         made.append(built(part, works[name], own, rows_of, rng))
     if config.server is not None and config.server.endpoint is not None:
         here = next(iter(owned), ServerRows())

@@ -55,9 +55,17 @@ def chosen(config: Config) -> Chosen:
         if there is no such method, or any of its settings is wrong; lists all that are.
     """
     name = known(config.method.name)
-    factory, suited = METHODS[name], entry_of(name).suited.get(config.adapter.kind, {})
-    settings = arguments(factory, {**suited, **config.method.settings}, prefix="method")
+    factory, entry, given = METHODS[name], entry_of(name), config.method.settings
+    settings = arguments(factory, {**entry.suited.get(config.adapter.kind, {}), **given}, prefix="method")
+    if not _has_proxy(config):
+        settings |= {key: value for key, value in entry.without_proxy.items() if key not in given}
     return Chosen(name, factory, settings, traits_of(name, settings))
+
+
+def _has_proxy(config: Config) -> bool:
+    """Whether the server holds rows of every source."""
+    own = [group.data or config.data for group in config.groups] or [config.data]
+    return all(data.proxy for data in own)
 
 
 def wrapped(

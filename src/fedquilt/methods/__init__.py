@@ -11,7 +11,7 @@ from fedquilt.methods.traits import Traits
 __all__ = ["METHODS", "Entry", "Traits", "register", "traits_of"]
 
 ENTRIES |= {
-    "fed-hello": Own("fed_hello", traits="traits"),
+    "fed-hello": Own("fed_hello", traits="traits", without_proxy={"scores_from": "clients"}),
     "fedit": Own("fedit"),
     "ffa-lora": Own("ffa_lora"),
     "rolora": Own("rolora"),

@@ -76,7 +76,8 @@ def fed_hello(
     sampler : ``gumbel`` (sequential draws, as in the paper) or ``madow`` (inclusion proportional to the odds).
     coverage : swap layers in a cohort's allocation until each has a client, where budgets allow. Not in ``gd``.
     warmup, refresh : number of rounds; both default to a tenth of all rounds. As all below, only for ``fim``.
-    scores_from : ``server`` (on its proxy set) or ``clients`` (without public data: each sends its own L scores).
+    scores_from : ``server`` (on its proxy set) or ``clients`` (without public data: each sends its own L scores), which
+        a run file without ``data.proxy`` gets if it leaves this out.
     score : how the Fisher diagonal becomes one score per layer, see ``client.probe.layer_scores``.
     smoothing : beta of the scores' moving average over refreshes, in [0, 1).
     log_scores : cluster the logarithm of the scores.

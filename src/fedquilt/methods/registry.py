@@ -38,11 +38,13 @@ class Entry(NamedTuple):
     factory : makes it.
     traits : its traits, a value or a function of all settings.
     suited : defaults of its settings that follow from the kind of adapter, by kind, where they are not the factory's.
+    without_proxy : defaults of its settings where the server holds no rows, likewise.
     """
 
     factory: Factory
     traits: GivenTraits = Traits()
     suited: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    without_proxy: Mapping[str, Any] = MappingProxyType({})
 
 
 class Own(NamedTuple):
@@ -53,18 +55,20 @@ class Own(NamedTuple):
     module : the name of its module in ``fedquilt.methods``.
     factory : the name of its factory there; that of the module if empty.
     traits : the name of its traits there.
-    suited : as in ``Entry``.
+    suited, without_proxy : as in ``Entry``.
     """
 
     module: str
     factory: str = ""
     traits: str = "TRAITS"
     suited: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    without_proxy: Mapping[str, Any] = MappingProxyType({})
 
     def entry(self) -> Entry:
         """Import the method."""
         home = import_module(f"{__package__}.{self.module}")
-        return Entry(getattr(home, self.factory or self.module), getattr(home, self.traits), self.suited)
+        factory, traits = getattr(home, self.factory or self.module), getattr(home, self.traits)
+        return Entry(factory, traits, self.suited, self.without_proxy)
 
     def summary(self) -> str:
         """The first line of its module's docstring; nothing is imported."""
@@ -168,7 +172,7 @@ def traits_of(name: str, settings: Mapping[str, Any] | None = None) -> Traits:
     KeyError
         if there is no such method.
     """
-    factory, traits, _ = entry_of(name)
+    factory, traits, *_ = entry_of(name)
     if isinstance(traits, Traits):
         return traits
     return traits({**defaults(factory), **(settings or {})})
