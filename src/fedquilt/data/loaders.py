@@ -73,8 +73,7 @@ def load_table(
     cells
         The columns of numbers and categories to read; with None the rows are images or text.
     on_missing
-        What happens to rows without a text, a label or a client id: ``"error"``, or ``"drop"``, which also leaves out
-        rows with an empty text; ``Table.dropped`` says which.
+        With ``"drop"``, rows without a label or client id or with an empty text are in ``Table.dropped`` alone.
 
     Raises
     ------
@@ -82,8 +81,7 @@ def load_table(
         if the source is missing, damaged or empty, has no such column or split, or some of its rows cannot be used:
         with every kind of trouble, the file and the lines of each.
     """
-    location = expanded(source)
-    if location.startswith(PREFIX):
+    if (location := expanded(source)).startswith(PREFIX):
         if prompt or words or format != "auto":
             raise DataError(f"data.source = '{source}': its prompts are ready; leave data.prompt, words and format out")
         return limited(_of_split(arithmetic_source(location), split), limit, rng)
@@ -104,8 +102,7 @@ def load_table(
         table = table_of(raw, source, names, format, prompt, words, on_missing)
     else:
         table = table_of_cells(raw, source, names, cells, on_missing)
-    if is_train is not None:
-        table = replace(table, is_train=is_train)
+    table = table if is_train is None else replace(table, is_train=is_train)
     if len(splits) == 1 and split not in splits:
         table = _of_split(table, split)
     return limited(table, limit, rng)
