@@ -43,3 +43,12 @@ def test_errors_survive_the_way_between_processes():
 def test_suggestion_is_the_nearest_allowed_word_or_nothing(word, expected):
     assert suggestion(word, ("budget", "rank", "alpha")) == expected
     assert suggestion(word, ()) == ""
+
+
+def test_what_the_field_calls_otherwise_is_known():
+    assert suggestion("fedavg", ["fedra", "fedit"]) == " (did you mean 'fedit'?)"
+    tasks = ["image-classification", "sequence-classification", "causal-lm"]
+    assert suggestion("text-classification", tasks) == " (did you mean 'sequence-classification'?)"
+    assert suggestion("text-generation", tasks) == " (did you mean 'causal-lm'?)"
+    assert suggestion("LR", ["learning_rate"]) == " (did you mean 'learning_rate'?)"
+    assert suggestion("fedavg", ["fedra", "flora"]) == " (did you mean 'fedra'?)"  # what it means is not allowed here

@@ -91,6 +91,12 @@ def test_the_proxy_rows_belong_to_no_client(finished):
     assert sorted(held + partition["proxy"]) == list(range(240))
 
 
+def test_a_folder_may_be_given_as_text(config, tmp_path):
+    folder = run(config("rounds=1"), str(tmp_path / "text"))
+    assert folder == tmp_path / "text"
+    assert resume(str(folder)) == folder
+
+
 @pytest.mark.parametrize("how", ["cohort", "auto"])
 def test_in_large_populations_the_clients_of_the_round_are_evaluated(config, tmp_path, monkeypatch, finished, how):
     assert not any("took part" in note for note in notes({"all": [read_run(finished)]}))

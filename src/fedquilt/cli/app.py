@@ -25,6 +25,7 @@ from fedquilt.cli import (
     schema,
     site,
 )
+from fedquilt.cli.help_text import Command
 from fedquilt.cli.screen import errors
 from fedquilt.core.errors import ConfigError, FedquiltError
 
@@ -51,7 +52,7 @@ for command in (
     new.new,
     doctor.doctor,
 ):
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(pretrain.app, name="pretrain")
 app.add_typer(site.app, name="site")
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fedquilt.cli.help_text import Command
 from fedquilt.cli.screen import out, step_bar
 
 app = typer.Typer(help="Pretrain a small base model on generated data.", no_args_is_help=True, rich_markup_mode=None)
@@ -17,7 +18,7 @@ def _frame() -> None:
     """Pretrain a small base model on generated data."""
 
 
-@app.command()
+@app.command(cls=Command)
 def glyphs(
     folder: Annotated[Path, typer.Option("--out", help="Folder to write the model to.")],
     size: Annotated[str, typer.Option(help="Number of blocks x width: 4x32, 8x48 or 12x64.")] = "12x64",
@@ -41,7 +42,7 @@ def glyphs(
     )
 
 
-@app.command()
+@app.command(cls=Command)
 def arithmetic(
     folder: Annotated[
         Path, typer.Option("--out", help="Folder to write to; each model gets a folder of its own in it.")

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fedquilt.cli.help_text import Command
 from fedquilt.cli.screen import out, show_json
 from fedquilt.core.errors import ConfigError, FedquiltError
 
@@ -27,7 +28,7 @@ def _frame() -> None:
     """Set up a federation of real sites on Flower, or a trial."""
 
 
-@app.command()
+@app.command(cls=Command)
 def certs(
     folder: Annotated[Path, typer.Option("--out", help="Folder for keys and certificates.")],
     host: Annotated[
@@ -76,7 +77,7 @@ def certs(
         )
 
 
-@app.command()
+@app.command(cls=Command)
 def up(
     nodes: Annotated[int, typer.Option(help="Number of SuperNodes; node i gets partition i.")] = 3,
     folder: Annotated[Path, typer.Option(help="Folder for keys, logs and client memories.")] = Path("site"),
@@ -122,7 +123,7 @@ def up(
         raise typer.Exit(130) from None
 
 
-@app.command()
+@app.command(cls=Command)
 def status(
     memories: Annotated[
         Path | None, typer.Option(help="The node's folder of client memories; ~/.fedquilt/sites if left out.")

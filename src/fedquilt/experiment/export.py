@@ -85,7 +85,12 @@ def _save(group: BuiltGroup, folder: Path, params: Mapping[str, torch.Tensor]) -
 
 
 def export(
-    run: Path, out: Path, client: ClientId | None = None, group: str | None = None, *, server: bool = False
+    run: Path | str,
+    out: Path | str,
+    client: ClientId | None = None,
+    group: str | None = None,
+    *,
+    server: bool = False,
 ) -> Path:
     """Write the adapter of a run's last checkpoint as a folder: the global one, a group's, a client's or a server's.
 
@@ -107,6 +112,7 @@ def export(
         if the run has no checkpoint, no global model because parts of it stay with the clients, or no such client or
         group, or if ``out`` holds other files than an adapter's, which would be lost.
     """
+    run, out = Path(run), Path(out)
     Record.open(run)
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {out}: is a file; give a new folder")

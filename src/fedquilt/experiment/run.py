@@ -40,7 +40,7 @@ from fedquilt.record.folder import ADAPTERS
 
 def run(
     config: Config,
-    folder: Path,
+    folder: Path | str,
     progress: object = None,
     connect: Connect = EMBEDDED,
     *,
@@ -67,6 +67,7 @@ def run(
         RunError if the folder exists and is not empty or cannot be written, RoundError if too few clients reply, and
         the errors of ``build``, before the folder is made.
     """
+    folder = Path(folder)
     Record.refuse(folder)
     refuse_elsewhere(config, connect.name)
     with hold(folder) as held, restored_threads():
@@ -102,7 +103,7 @@ def run(
 
 
 def resume(
-    folder: Path,
+    folder: Path | str,
     config: Config | None = None,
     progress: object = None,
     connect: Connect = EMBEDDED,
@@ -132,7 +133,7 @@ def resume(
     FedquiltError
         RunError if another process writes to the folder, a file in it was changed, or the run cannot go back.
     """
-    wanted = None if config is None else resolved(config)
+    folder, wanted = Path(folder), None if config is None else resolved(config)
     if back_to is None and _finished(Record.open(folder, wanted, NOT_DETERMINING)):
         return folder
     with hold(folder) as held, restored_threads():
