@@ -20,7 +20,6 @@ ALLOWED = {
     *(("aggregate/lowrank/rules.py", rule) for rule in RULES),  # the rules' own names, at home
     *(("config/privacy.py", rule) for rule in RULES),  # the choices of aggregation.rule
     *(("aggregate/settings.py", rule) for rule in RULES),
-    *(("core/errors.py", name) for name in ("fedit", "local-only", "proto-evfl")),  # what the field calls otherwise
     ("config/schema.py", Method.model_fields["name"].default),  # what a run file runs that does not say
 }
 """Files and the names in them that are another thing than a method, or the default of the run file."""

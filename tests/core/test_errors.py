@@ -1,8 +1,11 @@
 """Errors are finished messages."""
 
 import pickle
+import re
+import tomllib
 
 import pytest
+from project_sources import ROOT
 
 from fedquilt.core import errors
 from fedquilt.core.errors import ConfigError, FedquiltError, suggestion
@@ -52,3 +55,11 @@ def test_what_the_field_calls_otherwise_is_known():
     assert suggestion("text-generation", tasks) == " (did you mean 'causal-lm'?)"
     assert suggestion("LR", ["learning_rate"]) == " (did you mean 'learning_rate'?)"
     assert suggestion("fedavg", ["fedra", "flora"]) == " (did you mean 'fedra'?)"  # what it means is not allowed here
+
+
+def test_what_is_suggested_instead_is_a_word_of_the_run_file():
+    known = (ROOT / "docs" / "run-file.md").read_text() + (ROOT / "README.md").read_text()
+    also = tomllib.loads((ROOT / "src" / "fedquilt" / "assets" / "also_called.toml").read_text())
+    for name, others in also.items():
+        assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", known), name
+        assert others

@@ -6,8 +6,11 @@ do next. The command prints it and exits with a non-zero code; a traceback is sh
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
 
 
 class FedquiltError(Exception):
@@ -50,44 +53,6 @@ class RoundError(FedquiltError):
     """A round cannot be completed; names the round, the clients and the causes."""
 
 
-_ALSO_CALLED = {
-    "averaging": "mean",
-    "batch": "batch_size",
-    "causal-language-modeling": "causal-lm",
-    "classification": "sequence-classification",
-    "client_fraction": "cohort",
-    "clients_per_round": "cohort",
-    "dataset": "source",
-    "fedavg": "fedit",
-    "fraction_fit": "cohort",
-    "krum": "median",
-    "language-modeling": "causal-lm",
-    "local": "local-only",
-    "local_epochs": "epochs",
-    "local_steps": "steps",
-    "lora_alpha": "alpha",
-    "lora_dropout": "dropout",
-    "lora_r": "rank",
-    "lr": "learning_rate",
-    "lr_scheduler": "schedule",
-    "max_grad_norm": "clip_norm",
-    "max_seq_length": "max_length",
-    "model_name_or_path": "name",
-    "mu": "proximal",
-    "non-iid": "dirichlet",
-    "num_epochs": "epochs",
-    "num_rounds": "rounds",
-    "r": "rank",
-    "random": "iid",
-    "target_modules": "targets",
-    "text-classification": "sequence-classification",
-    "text-generation": "causal-lm",
-    "uniform": "iid",
-    "vfl": "proto-evfl",
-}
-"""What elsewhere is the name of something that has another one here."""
-
-
 def suggestion(word: str, allowed: Sequence[str]) -> str:
     """The text ``" (did you mean 'x'?)"`` for the allowed word that ``word`` means, or an empty string.
 
@@ -95,9 +60,16 @@ def suggestion(word: str, allowed: Sequence[str]) -> str:
     """
     if len(word) > 100:
         return ""
-    known = _ALSO_CALLED.get(word.lower())
+    known = _also_called().get(word.lower())
     near = [known] if known in allowed else get_close_matches(word, list(allowed), n=1, cutoff=0.6)
     return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+@cache
+def _also_called() -> dict[str, str]:
+    """What fedquilt calls what has another name elsewhere, by that name."""
+    path = Path(__file__).parents[1] / "assets" / "also_called.toml"
+    return {other: name for name, others in tomllib.loads(path.read_text("utf-8")).items() for other in others}
 
 
 def written(value: object) -> str:
