@@ -38,4 +38,10 @@ def cross_problems(config: Config) -> list[str]:
             f"engine: batch_clients = {config.engine.batch_clients!r} is for clients with one model, and the parties "
             "of a vertical federation have different ones; leave it out"
         )
+    if not spoilt.touches("engine", "threads") and config.engine.processes > 1:
+        several = f"engine: processes = {config.engine.processes}"
+        if config.engine.batch_clients != "off":
+            problems.append(f"{several} and batch_clients = {config.engine.batch_clients!r}; choose one of them")
+        if config.threads not in (None, 1):
+            problems.append(f"{several} have one thread each, and threads = {config.threads}; leave threads out")
     return problems

@@ -1,8 +1,8 @@
-"""The embedded engine: all clients in this process, one after another or side by side, without serialisation."""
+"""The embedded engine: all clients on this machine, one after another, side by side, or by several processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,8 @@ from fedquilt.core.profiling import span
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply
 from fedquilt.core.worker import Worker
 from fedquilt.engine.batched import Finished, side_by_side
+from fedquilt.engine.pool import Answer, Pool
 from fedquilt.privacy.ledger import Ledger, answered, ledger_folder
-
-Answer = tuple[Reply | Failure, Memory | None]
-"""A client's reply and its new memory."""
 
 
 class LocalEngine:
@@ -33,11 +31,15 @@ class LocalEngine:
         Called after each client with the exchange's name, the number of clients done in it, and their total.
     run
         The key under which ledgers of local differential privacy record this run.
+    exchanges
+        The exchanges of the method, which several processes can work for.
 
     Attributes
     ----------
     width
         The largest number of clients of one architecture that are trained side by side; 1 for one after another.
+    processes
+        The number of processes that share the work; they are made when the first client works.
     in_turn
         Why clients were trained alone although ``width`` is above 1, by client.
     """
@@ -51,6 +53,7 @@ class LocalEngine:
         watch: Callable[[str, int, int], None] | None = None,
         *,
         run: str = "",
+        exchanges: Iterable[Exchange] = (),
     ) -> None:
         self.clients, self.run = clients, run
         self._root: Path | None = None
@@ -59,7 +62,9 @@ class LocalEngine:
         self.watch = watch
         self.messages: dict[str, int] = {}  # stays empty: nothing is sent over a network
         self.announced: dict[ClientId, int] = {}
-        self.width = 1
+        self.width = self.processes = 1
+        self._exchanges = {exchange.name: exchange for exchange in exchanges}
+        self._pool: Pool | None = None
         self.in_turn: dict[ClientId, str] = {}
 
     def keep_ledgers(self, root: Path) -> None:
@@ -69,8 +74,14 @@ class LocalEngine:
     def send(self, exchange: Exchange, orders: Mapping[ClientId, Order]) -> Iterator[Reply | Failure]:
         """Yield the replies in client order; a client works when its reply, or that of one beside it, is requested."""
         ready: dict[ClientId, Answer] = {}
+        pool = self._shared(exchange)
+        if pool is not None:
+            pool.ask(exchange.name, ((client, orders[client], self._memory(client)) for client in sorted(orders)))
         for number, client in enumerate(sorted(orders), start=1):
-            if client not in ready:
+            if pool is not None:
+                with span("client", client=client):
+                    ready[client] = pool.answer(client)
+            elif client not in ready:
                 group = self._beside(client, orders.keys() - ready.keys())
                 with span("client", client=", ".join(map(str, group))):
                     ready |= self._answers(exchange, orders, group)
@@ -80,6 +91,27 @@ class LocalEngine:
             yield reply
             if self.watch:
                 self.watch(exchange.name, number, len(orders))
+
+    def close(self) -> None:
+        """End the processes that share the work, if there are any."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _shared(self, exchange: Exchange) -> Pool | None:
+        """The processes that share the work of this exchange; None if it is done here."""
+        if self.processes == 1 or self._exchanges.get(exchange.name) is not exchange:
+            return None
+        if self._pool is None:
+            self._pool = Pool(self.processes, self._elsewhere)
+        return self._pool
+
+    def _elsewhere(self, exchange: str, client: ClientId, order: Order, memory: Memory) -> Answer:
+        """A client's work in another process, which keeps the client's ledger."""
+        worker, own = self.clients[client], self._ledger(client)
+        if isinstance(worker, Client):
+            worker.bench.stepped = None  # the screen belongs to the first process
+        return answered(own, self.run, self._exchanges[exchange], worker, client, order, lambda: memory)
 
     def _beside(self, client: ClientId, waiting: Collection[ClientId]) -> list[ClientId]:
         """The client and those of its architecture that come next, up to the width."""

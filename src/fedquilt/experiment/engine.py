@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from fedquilt.config.schema import Config
+from fedquilt.core.errors import ConfigError
 from fedquilt.core.method import Exchange
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply
 from fedquilt.engine.local import LocalEngine
@@ -48,7 +49,14 @@ class Connect(NamedTuple):
 def _embedded(experiment: Experiment, key: str, memories: dict[ClientId, Memory], progress: Progress) -> Engine:
     for group in experiment.groups:
         group.bench.stepped = progress.step
-    return LocalEngine(experiment.clients, memories, progress.client, run=key)
+    method, device = experiment.method, experiment.groups[0].bench.device.type
+    if (number := experiment.config.engine.processes) > 1 and device != "cpu":
+        raise ConfigError(f"engine.processes = {number}: needs device = 'cpu', and the models are on {device}")
+    engine = LocalEngine(
+        experiment.clients, memories, progress.client, run=key, exchanges=(*method.exchanges, *method.closing)
+    )
+    engine.processes = experiment.config.engine.processes
+    return engine
 
 
 EMBEDDED = Connect("embedded", _embedded)

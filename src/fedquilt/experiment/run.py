@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,9 @@ def run(
     Record.refuse(folder)
     refuse_elsewhere(config, connect.name)
     with hold(folder) as held, restored_threads():
-        if config.threads is not None:
+        if config.engine.processes > 1:
+            torch.set_num_threads(1)  # a forked process cannot use the threads of the one that it is a copy of
+        elif config.threads is not None:
             torch.set_num_threads(config.threads)
         with span("start-up"):
             experiment = build(connect.adapted(config), connect.here)
@@ -203,10 +206,24 @@ def _go_on(
     reporting : receives reports.
     again : added to the record of the first round when a run is resumed.
     """
+    if not isinstance(engine, LocalEngine):
+        return _all_rounds(experiment, record, start, state, engine, reporting, again)
+    engine.keep_ledgers(record.folder / "sites")  # the same folder as in Flower's simulation
+    engine.width = read_environment(record.folder).get("batch_clients", 1)
+    with closing(engine):
+        return _all_rounds(experiment, record, start, state, engine, reporting, again)
+
+
+def _all_rounds(
+    experiment: Experiment,
+    record: Record,
+    start: int,
+    state: Tree,
+    engine: Engine,
+    reporting: Forecasting,
+    again: Mapping[str, Any] | None,
+) -> Path:
     config, began = experiment.config, time.perf_counter()
-    if isinstance(engine, LocalEngine):
-        engine.keep_ledgers(record.folder / "sites")  # the same folder as in Flower's simulation
-        engine.width = read_environment(record.folder).get("batch_clients", 1)
     profiles = experiment.federation.profiles
     check = check_of(config, profiles)
     hiding = read_environment(record.folder).get("cohort_key")  # runs without a key draw cohorts from the seed
@@ -254,10 +271,10 @@ def _go_on(
     except RunError as error:
         left = f"fedquilt run --resume {record.folder}"
         raise RunError(f"{error}; all rounds are in the checkpoint, so only this is left to do: {left}") from error
-    closing = closed(
+    last = closed(
         experiment.method, state, profiles, engine.send, experiment.rng, num_rounds=config.rounds, check=check
     )
-    ended = final_record(read_rounds(record.folder)[-1]["evaluation"], closing, since())
+    ended = final_record(read_rounds(record.folder)[-1]["evaluation"], last, since())
     record.save_result({"status": "finished", "rounds": config.rounds, "seconds": time.perf_counter() - began, **ended})
     return record.folder
 

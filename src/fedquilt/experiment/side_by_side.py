@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -45,7 +47,15 @@ class Choice(NamedTuple):
 
 
 def refuse_elsewhere(config: Config, engine: str) -> None:
-    """Raise ConfigError if clients are to be trained side by side on another engine than the embedded one."""
+    """Raise ConfigError if the embedded engine is to share or batch its clients' work, and another engine runs."""
+    if (number := config.engine.processes) > 1:
+        if engine != "embedded":
+            raise ConfigError(
+                f"engine.processes = {number}: with --engine {engine} clients are in other processes already; leave "
+                "it out, or run without --engine"
+            )
+        if not hasattr(os, "fork"):
+            raise ConfigError(f"engine.processes = {number}: {sys.platform} cannot fork processes; leave it out")
     if config.engine.batch_clients != "off" and engine != "embedded":
         raise ConfigError(
             f"engine.batch_clients = {config.engine.batch_clients!r}: with --engine {engine} the clients are in other "
