@@ -41,7 +41,8 @@ def test_a_profile_says_where_the_time_went_and_changes_nothing(command, fingerp
     count = {name: sum(event["name"] == name for event in events) for name in {event["name"] for event in events}}
     assert count["start-up"] == count["export"] == 1
     assert count["exchange"] == count["merge"] == count["evaluation"] == count["checkpoint"] == 3
-    assert count["forward"] > count["client"] >= 3
+    assert count["backward"] == count["optimiser"] > count["client"] >= 3
+    assert count["forward"] > count["backward"]
     assert all(re.search(rf"^ *{name} +{times} ", said.out, re.M) for name, times in count.items())
     assert "runs/tiny/trace.json: open it at" in said.out
 

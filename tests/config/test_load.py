@@ -367,7 +367,7 @@ def test_the_digest_ignores_what_does_not_determine_the_result(write):
     path = write(COMPARE)
     before = digest(load(path)[0])
     same = ["name=other", "output=elsewhere", "device=cpu", "seeds=[1,2]", "evaluation.last=2", "compare=[]"]
-    same += ["network.timeout=9", "network.wait=9", "network.grace=9", "checkpoints.keep=9"]
+    same += ["network.timeout=9", "network.wait=9", "network.grace=9", "checkpoints.keep=9", "engine.processes=2"]
     keys = [f"ecdsa-sha2-nistp384 {number:A>160}" for number in range(load(path)[0].partition.num_clients)]
     same += [f"network.node_keys={keys}"]
     assert {change.split("=")[0] for change in same} == set(NOT_DETERMINING)

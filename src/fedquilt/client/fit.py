@@ -14,6 +14,7 @@ from fedquilt.client.agreement import disagreement
 from fedquilt.client.packing import packed
 from fedquilt.client.workbench import Batch, Workbench
 from fedquilt.core.errors import TrainingError
+from fedquilt.core.profiling import span
 from fedquilt.core.rng import Rng
 from fedquilt.core.training import Training, num_steps
 from fedquilt.core.types import Params, Range
@@ -126,7 +127,8 @@ def alternate(
                     for penalty in phase.penalties:
                         _penalise(penalty(now, start), steps)
                     _clip(trained, training.clip_norm, steps)
-                    optimizer.step()
+                    with span("optimiser"):
+                        optimizer.step()
                     if bench.stepped:
                         bench.stepped(steps, of_steps)
                     loss_sum, correct, seen = loss_sum + step_loss, correct + step_correct, seen + step_labels
@@ -191,7 +193,8 @@ def _backward(
     loss_sum, correct = 0.0, 0
     for part in parts:
         whole, loss, hits = _losses(bench, {name: column[part] for name, column in columns.items()}, phase, earlier)
-        (whole / max(1, labels_in_step)).backward()
+        with span("backward"):
+            (whole / max(1, labels_in_step)).backward()
         loss_sum += float(loss)
         correct += hits
     return loss_sum, correct, labels_in_step

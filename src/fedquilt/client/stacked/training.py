@@ -18,6 +18,7 @@ from fedquilt.client.stacked.member import Member, Outcome
 from fedquilt.client.stacked.rows import joined
 from fedquilt.client.stacked.stack import Stack, stacked
 from fedquilt.client.workbench import Batch, Workbench
+from fedquilt.core.profiling import span
 from fedquilt.core.types import Params
 from fedquilt.core.worker import Phase
 
@@ -82,7 +83,8 @@ class Together:
         if training.clip_norm is not None:
             self._clip(trained, training.clip_norm)
         held = {name: trained[name].detach()[rows] for name, rows in resting.items()} if training.weight_decay else {}
-        optimizer.step()
+        with span("optimiser"):
+            optimizer.step()
         with torch.no_grad():
             for name, values in held.items():
                 trained[name][resting[name]] = values
@@ -134,7 +136,8 @@ class Together:
         whole = losses
         if earlier is not None:
             whole = losses + self._apart(place, logits, earlier(batch), given)
-        (whole / torch.tensor([max(1, counted) for counted in labels], device=bench.device)).sum().backward()
+        with span("backward"):
+            (whole / torch.tensor([max(1, counted) for counted in labels], device=bench.device)).sum().backward()
         return torch.stack([losses.detach().double(), hits.double()], dim=1).tolist()
 
     def _apart(self, place: int, logits: Tensor, taught: Tensor, labels: Tensor) -> Tensor:
