@@ -14,7 +14,9 @@ from fedquilt.cli import (
     compare,
     demo,
     doctor,
+    examples,
     export,
+    init,
     methods,
     new,
     plan,
@@ -39,6 +41,8 @@ app = typer.Typer(
 )
 for command in (
     demo.demo,
+    init.init,
+    examples.examples,
     run.run,
     check.check,
     plan.plan,

@@ -36,7 +36,7 @@ DEMOS = {DEFAULT: ASSETS / "demo.toml", **{file.stem[5:]: file for file in sorte
 """The run file of each demonstration; the comment at its beginning says what is compared."""
 
 
-def _words(file: Path) -> str:
+def words(file: Path) -> str:
     """The comment at the beginning of a file."""
     lines = file.read_text("utf-8").splitlines()
     return "\n".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
@@ -59,7 +59,7 @@ def demo(
 
     if name not in DEMOS:
         raise ConfigError(f"there is no demo '{name}'{suggestion(name, list(DEMOS))}; allowed: {', '.join(DEMOS)}")
-    errors.print(f"{_words(DEMOS[name])}\n", highlight=False, markup=False, soft_wrap=True)
+    errors.print(f"{words(DEMOS[name])}\n", highlight=False, markup=False, soft_wrap=True)
     jobs = jobs_of(DEMOS[name], [f'output="{output.as_posix()}"'])
     try:
         with Shown() as progress:

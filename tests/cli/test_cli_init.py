@@ -1,0 +1,106 @@
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fedquilt.config.load import load
+
+SITES = ("north", "south", "west")
+
+
+def hospitals():
+    """600 rows of three hospitals: every fiftieth has no label, and no row of the west is of class 'severe'."""
+    lines = ["patient_id,age,sex,diagnosis,site"]
+    for row in range(600):
+        site = SITES[row % 3]
+        classes = ("mild", "none") if site == "west" else ("mild", "none", "severe")
+        label = "" if row % 50 == 0 else classes[row // 3 % len(classes)]
+        lines.append(f"p{row},{20 + row % 60},{'fm'[row % 2]},{label},{site}")
+    return "\n".join(lines) + "\n"
+
+
+def test_hospitals_from_a_csv_to_a_first_result(command):
+    Path("hospitals.csv").write_text(hospitals())
+    said = command("init", "hospitals.csv")
+    assert said.code == 0
+    assert "note: 12 of 600 rows have no label and are left out\n" in said.out
+    assert "note: site 'west' has no row of class 'severe'\n" in said.out
+    config, _ = load("hospitals.toml")
+    assert (config.model.task, config.data.label, config.data.group) == ("tabular-classification", "diagnosis", "site")
+    assert (config.partition.scheme, config.partition.num_clients) == ("natural", 3)
+    assert config.data.columns == ("age", "sex")
+    assert config.data.on_missing == "drop"
+    checked = command("check", "hospitals.toml")
+    assert checked.code == 0, checked.err
+    assert "left out: data.label = 'diagnosis': no label: 12 rows (" in checked.out
+    assert command("run", "hospitals.toml", "--folder", "run", "rounds=1", "training.steps=1").code == 0
+    clients = json.loads(Path("run/partition.json").read_text())["clients"]
+    assert [one["name"] for one in clients] == [*SITES]
+    assert [*clients[2]["labels"]] == ["mild", "none"]
+    assert "hospitals.toml: is there already" in command("init", "hospitals.csv").err
+
+
+def test_what_is_said_is_not_guessed(command):
+    Path("hospitals.csv").write_text(hospitals())
+    words = ("--label", "sex", "--site", "", "--model", "mlp?layers=2&width=8", "--output", "mine/own.toml")
+    assert command("init", "hospitals.csv", *words).code == 0
+    config, _ = load("mine/own.toml")
+    assert (config.data.label, config.data.group, config.partition.scheme) == ("sex", None, "iid")
+    assert config.model.name == "mlp?layers=2&width=8"
+    assert Path(config.data.source) == Path("hospitals.csv").absolute()
+    assert command("check", "mine/own.toml").code == 0
+
+
+def pictures():
+    for number in range(60):
+        folder = Path("pictures") / ("cat", "dog")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(folder / f"{number}.png")
+    return "pictures"
+
+
+def sentences():
+    lines = [{"sentence": f"a film of {n} minutes" if n else "", "stars": n % 2} for n in range(60)]
+    Path("films.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return "films.jsonl"
+
+
+def questions():
+    lines = [{"question": f"what is {n} and {n}?", "answer": str(2 * n)} for n in range(60)]
+    Path("sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return "sums.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("data", "words", "task"),
+    [
+        (pictures, ("--model", "tiny:vit?layers=2&width=16&image=8&patch=4"), "image-classification"),
+        (sentences, ("--text", "sentence"), "sequence-classification"),
+        (questions, ("--task", "causal-lm"), "causal-lm"),
+    ],
+)
+def test_pictures_and_texts(command, data, words, task):
+    source = data()
+    assert command("init", source, *words, "--output", "made.toml").code == 0
+    assert load("made.toml")[0].model.task == task
+    checked = command("check", "made.toml")
+    assert checked.code == 0, checked.err
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ((), "init: needs the file or folder of the data"),
+        (("none.csv",), "there is no file or folder"),
+        (("a.csv", "--label", "clas"), "'a.csv' has no column 'clas' (did you mean 'class'?); columns: class, x"),
+        (("a.csv", "--task", "image-clasification"), "unknown task (did you mean 'image-classification'?)"),
+        (("a.csv", "--label", "x"), "--label: 'x' has 1 class; name the column of the class; columns: class, x"),
+    ],
+)
+def test_what_cannot_be_drafted(command, words, problem):
+    Path("a.csv").write_text("class,x\n" + "a,1\nb,1\n" * 10)
+    said = command("init", *words)
+    assert said.code == 1
+    assert problem in said.err
+    assert not Path("a.toml").exists()
