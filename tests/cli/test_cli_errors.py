@@ -52,7 +52,7 @@ def test_a_wrong_key_is_named_with_its_value_and_what_is_allowed(command, monkey
 
 
 def test_fisher_scores_without_proxy_rows_say_what_to_set(command):
-    said = command("run", "tiny.toml", "method.allocation=fim", "data.proxy=0")
+    said = command("run", "tiny.toml", "method.allocation=fim", "method.scores_from=server", "data.proxy=0")
     check_error(said, "method.scores_from = 'server'", "set data.proxy", "or method.scores_from = 'clients'")
     assert not Path("runs").exists()
 
@@ -221,3 +221,10 @@ def test_an_error_that_nobody_foresaw_is_one_line_too(command, monkeypatch):
 
 def test_no_test_can_reach_the_network():
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize("word", ["data.classes=[cat, dog]", "data.classes=[cat,dog"])
+def test_a_list_whose_quotes_the_shell_took_is_shown_in_quotes(command, word):
+    said = command("check", "tiny.toml", word)
+    assert said.code == 1
+    assert """'data.classes=["cat", "dog"]'""" in said.err

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -407,3 +408,27 @@ def test_cells_may_be_missing_and_labels_may_not(tmp_path: Path) -> None:
     table = load_table(str(tmp_path / "a.csv"), cells=Wanted(), on_missing="drop")
     assert len(table) == 2
     assert [len(where) for _, where in table.dropped] == [1]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".tsv"])
+def test_compressed_rows(tmp_path: Path, suffix: str) -> None:
+    plain = write_text(tmp_path, suffix)
+    packed = tmp_path / f"rows{suffix}.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert load_table(str(packed)).inputs == load_table(str(plain)).inputs == TEXTS
+    plain.unlink()
+    assert load_table(str(tmp_path)).inputs == TEXTS  # a folder of such files
+
+
+@pytest.mark.parametrize("content", [b"text,label\n", gzip.compress(b"text,label\na,1\n" * 99)[:-9], b"\x1f\x8b\x08"])
+def test_a_damaged_gzip_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.csv.gz").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.csv\.gz: is not a gzip file or is damaged"):
+        load_table(str(tmp_path / "a.csv.gz"))
+
+
+def test_a_gzip_file_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"0" * (1 << 22)))
+    monkeypatch.setattr("fedquilt.data.limits._SMALL", 1 << 20)
+    with pytest.raises(DataError, match="as only a decompression bomb does"):
+        load_table(str(tmp_path / "a.csv.gz"))

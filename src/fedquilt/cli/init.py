@@ -38,7 +38,7 @@ def init(
     if file is None and not asks:
         raise ConfigError("init: needs the file or folder of the data, as in: fedquilt init rows.csv")
     file = file or typer.prompt("File or folder of the data")
-    target = output or Path(f"{Path(file.partition(':')[2] or file).stem or 'run'}.toml")
+    target = output or Path(f"{Path(file.partition(':')[2] or file).name.partition('.')[0] or 'run'}.toml")
     if target.exists():
         raise ConfigError(f"{target}: is there already; give another file with --output")
     wanted = Wanted(task, label, text, site, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from fedquilt.config.error_text import shown, unknown
 from fedquilt.config.schema import SECTIONS, Config, Group, Method
 from fedquilt.config.toml import is_unicode, parsed_toml
 from fedquilt.config.unused_keys import still_applies
+
+_NUMBER = re.compile(r"[-+]?[0-9.]+|true|false")
 
 NOT_COMPARED = ("name", "seed", "seeds", "output", "compare")
 
@@ -34,7 +37,7 @@ def changes_of(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         try:
             value = _toml_value(text)
         except ValueError as error:
-            problems.append(f"override '{override}': the value cannot be read as TOML: {error}")
+            problems.append(f"override '{override}': the value cannot be read as TOML: {error}{_in_quotes(key, text)}")
             continue
         table = changes
         if len(parts) == 2:
@@ -43,6 +46,15 @@ def changes_of(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             table = changes[parts[0]]
         table[parts[-1]] = value
     return changes, problems
+
+
+def _in_quotes(key: str, text: str) -> str:
+    """How a list of words is written on a command line, where the shell takes quotes away; "" for other values."""
+    if not text.startswith("["):
+        return ""
+    words = [word.strip().strip("'\"") for word in text[1:].removesuffix("]").split(",")]
+    listed = ", ".join(word if _NUMBER.fullmatch(word) else f'"{word}"' for word in words if word)
+    return f"; a list stands in quotes of its own, texts in double ones: '{key}=[{listed}]'"
 
 
 def _toml_value(text: str) -> Any:

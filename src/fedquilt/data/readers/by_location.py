@@ -26,6 +26,8 @@ READERS: dict[str, Reader] = {
 }
 """The types of file that can be read, by the ends of their names. A new format is a row here."""
 
+READERS |= {f"{end}.gz": READERS[end] for end in (".tsv", ".csv", ".jsonl", ".json")}
+
 FILE_TYPES = tuple(READERS)
 PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
 
@@ -58,6 +60,12 @@ def read_location(location: str, source: str, wanted: set[str]) -> dict[str, Raw
     return {"": _file(path, wanted)}
 
 
+def kind_of(path: Path) -> str:
+    """The end of a file's name that says its type, in lower case: ``.csv``, or ``.csv.gz``."""
+    end = path.suffix.lower()
+    return f"{Path(path.stem).suffix.lower()}{end}" if end == ".gz" else end
+
+
 def _neighbours(path: Path) -> str:
     if not path.parent.is_dir():
         return ""
@@ -65,7 +73,7 @@ def _neighbours(path: Path) -> str:
 
 
 def _file(path: Path, wanted: set[str]) -> Raw:
-    kind = path.suffix.lower()
+    kind = kind_of(path)
     if kind not in READERS:
         raise DataError(f"{path}: files of type '{kind}' cannot be read; allowed are {', '.join(FILE_TYPES)}")
     return READERS[kind](path, wanted)
@@ -75,9 +83,9 @@ def _folder(path: Path, source: str, wanted: set[str]) -> dict[str, Raw]:
     """The splits of a folder of files of rows, or of pictures in a folder for each class."""
     inside = [file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file()]
     seen = [file for file in inside if not any(part.startswith((".", "__")) for part in file.parts)]
-    found = [file for file in seen if file.suffix.lower() in FILE_TYPES]
+    found = [file for file in seen if kind_of(file) in FILE_TYPES]
     # beside other files, JSON tells about the data
-    found = [file for file in found if file.suffix.lower() != ".json"] or found
+    found = [file for file in found if kind_of(file) not in (".json", ".json.gz")] or found
     pictures = not found
     if pictures:
         found = [file for file in seen if file.suffix.lower() in PICTURE_TYPES]
@@ -90,7 +98,7 @@ def _folder(path: Path, source: str, wanted: set[str]) -> dict[str, Raw]:
         )
     if pictures:
         return _pictures(path, splits)
-    kinds = sorted({Path(name).suffix.lower() for names in splits.values() for name in names})
+    kinds = sorted({kind_of(Path(name)) for names in splits.values() for name in names})
     if len(kinds) > 1:
         raise DataError(
             f"data.source = '{source}': the folder holds files of the types {', '.join(kinds)}, which may be the same "

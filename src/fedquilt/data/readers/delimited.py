@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import re
+import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from fedquilt.core.errors import DataError
-from fedquilt.data.limits import refuse_large
+from fedquilt.data.limits import refuse_bomb, refuse_large
 from fedquilt.data.readers.raw_columns import Location, Raw, Trouble, from_columns
 
 SEPARATORS = ",;\t|"
 """The characters that may separate the cells of a ``.csv`` file."""
 
 _LONGEST = 2**31 - 1  # most characters of a cell; the default of the csv module is less than one long document
+_SHARE = 0.125  # of the memory: a character may take four bytes, its list cells more
+_PIECE = 1 << 20
 _PLAIN = {2: ["text", "label"], 3: ["text", "pair", "label"]}
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
 
@@ -78,16 +82,17 @@ def read_tsv(path: Path, wanted: Collection[str]) -> Raw:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file with unchanged line ends and without a byte order mark.
+    """The text of a UTF-8 file with unchanged line ends and without a byte order mark; ``.gz`` is unpacked.
 
     Raises
     ------
     DataError
-        if it is not UTF-8 (names the line), or larger than fits in memory.
+        if it is not UTF-8 (names the line), larger than fits in memory, or a damaged archive.
     """
     try:
-        refuse_large(path, path.stat().st_size, share=0.125)  # a character may take four bytes, its list cells more
-        content = path.read_bytes()
+        content = _unpacked(path) if path.suffix.lower() == ".gz" else _bytes(path)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: is not a gzip file or is damaged ({error}); write the file again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     try:
@@ -97,6 +102,23 @@ def read_text(path: Path) -> str:
         raise DataError(
             f"{path}, line {line}: byte {error.start} of the file is not UTF-8; save the file as UTF-8 text"
         ) from error
+
+
+def _bytes(path: Path) -> bytes:
+    refuse_large(path, path.stat().st_size, share=_SHARE)
+    return path.read_bytes()
+
+
+def _unpacked(path: Path) -> bytes:
+    """The content of a gzip file, unpacked piece by piece, so that a bomb is noticed before it fills the memory."""
+    packed, size, pieces = path.stat().st_size, 0, list[bytes]()
+    with gzip.open(path) as file:
+        while piece := file.read(_PIECE):
+            size += len(piece)
+            refuse_bomb(path, packed, size)
+            refuse_large(path, size, share=_SHARE)
+            pieces.append(piece)
+    return b"".join(pieces)
 
 
 def _taken_apart(path: Path, text: str, separator: str, *, quotes: bool) -> _Rows:
