@@ -16,7 +16,7 @@ def hospitals():
         site = SITES[row % 3]
         classes = ("mild", "none") if site == "west" else ("mild", "none", "severe")
         label = "" if row % 50 == 0 else classes[row // 3 % len(classes)]
-        lines.append(f"p{row},{20 + row % 60},{'fm'[row % 2]},{label},{site}")
+        lines.append(f"p{row},{20 + row % 60},{'fm'[row % 2]},{label},{'' if row == 599 else site}")
     return "\n".join(lines) + "\n"
 
 
@@ -25,6 +25,7 @@ def test_hospitals_from_a_csv_to_a_first_result(command):
     said = command("init", "hospitals.csv")
     assert said.code == 0
     assert "note: 12 of 600 rows have no label and are left out\n" in said.out
+    assert "note: 1 of 600 rows have no 'site' and are left out\n" in said.out
     assert "note: site 'west' has no row of class 'severe'\n" in said.out
     config, _ = load("hospitals.toml")
     assert (config.model.task, config.data.label, config.data.group) == ("tabular-classification", "diagnosis", "site")
@@ -104,3 +105,31 @@ def test_what_cannot_be_drafted(command, words, problem):
     assert said.code == 1
     assert problem in said.err
     assert not Path("a.toml").exists()
+
+
+def test_on_a_terminal_it_asks_for_what_was_not_said_with_guesses_as_defaults(command, monkeypatch):
+    Path("hospitals.csv").write_text(hospitals())
+    asked = {}
+
+    def answered(question, *, default=None, **_):
+        asked[question.partition(" (")[0]] = default
+        return "-" if question.startswith("Column that says whose") else default
+
+    monkeypatch.setattr("fedquilt.cli.init.on_a_terminal", lambda: True)
+    monkeypatch.setattr("typer.prompt", answered)
+    assert command("init", "hospitals.csv", "--model", "mlp?layers=2&width=8").code == 0
+    assert asked == {
+        "Task": "tabular-classification",
+        "Column of the class": "diagnosis",
+        "Column that says whose rows they are": "site",
+    }
+    config, _ = load("hospitals.toml")
+    assert (config.data.group, config.partition.scheme) == (None, "iid")
+
+
+def test_methods_are_compared_on_the_drafted_file(command):
+    Path("hospitals.csv").write_text(hospitals())
+    assert command("init", "hospitals.csv").code == 0
+    said = command("compare", "hospitals.toml", "rounds=1", "training.steps=1")
+    assert said.code == 0, said.err
+    assert "each client alone" in said.out

@@ -34,7 +34,7 @@ def init(
     """
     from fedquilt.experiment.draft import Wanted, draft
 
-    asks = sys.stdin.isatty() and errors.is_terminal
+    asks = on_a_terminal()
     if file is None and not asks:
         raise ConfigError("init: needs the file or folder of the data, as in: fedquilt init rows.csv")
     file = file or typer.prompt("File or folder of the data")
@@ -53,6 +53,11 @@ def init(
         soft_wrap=True,
         markup=False,
     )
+
+
+def on_a_terminal() -> bool:
+    """Whether there is somebody to ask."""
+    return sys.stdin.isatty() and errors.is_terminal
 
 
 def _asked(file: str, wanted: Wanted) -> Wanted:

@@ -49,7 +49,7 @@ class Look:
         or the completion; None where there is none.
     classes : the number of rows of each class; empty without a label.
     sites : the number of rows of each client id; empty without any.
-    no_label, no_text : the numbers of rows without a label and of rows with an empty text.
+    no_label, no_text, no_site : the numbers of rows without a label, with an empty text and without a client id.
     absent : the classes that a client id has no row of, by client id.
     words : the largest number of words of a text.
     ids : the columns that only tell rows apart.
@@ -66,6 +66,7 @@ class Look:
     sites: Mapping[str, int]
     no_label: int
     no_text: int
+    no_site: int
     absent: Mapping[str, tuple[str, ...]]
     words: int
     ids: tuple[str, ...]
@@ -77,6 +78,8 @@ class Look:
             made.append(f"{self.no_label} of {self.num_rows} rows have no label and are left out")
         if self.no_text:
             made.append(f"{self.no_text} of {self.num_rows} rows have an empty text and are left out")
+        if self.no_site:
+            made.append(f"{self.no_site} of {self.num_rows} rows have no '{self.site}' and are left out")
         made += [
             f"site '{site}' has no row of class {', '.join(map(repr, none))}" for site, none in self.absent.items()
         ]
@@ -118,7 +121,8 @@ def look(source: str, *, label: str | None = None, text: str | None = None, site
     site, text, label = site or None, text or None, label or None
     labels = [] if label is None else held[label]
     texts = [] if text is None else held[text]
-    lacking = {row for cells in (labels, texts) for row, cell in enumerate(cells) if _empty(cell)}
+    owners = [] if site is None else held[site]
+    lacking = {row for cells in (labels, texts, owners) for row, cell in enumerate(cells) if _empty(cell)}
     used = [row for row in range(raw.num_rows) if row not in lacking]
     classes = Counter(str(labels[row]) for row in used) if label else Counter[str]()
     sites = Counter(str(held[site][row]) for row in used) if site else Counter[str]()
@@ -136,6 +140,7 @@ def look(source: str, *, label: str | None = None, text: str | None = None, site
         sites=dict(sorted(sites.items())),
         no_label=sum(map(_empty, labels)),
         no_text=sum(map(_empty, texts)),
+        no_site=sum(map(_empty, owners)),
         absent={one: none for one, none in absent.items() if none and label},
         words=max((len(str(value).split()) for value in texts), default=0),
         ids=tuple(

@@ -135,8 +135,8 @@ def _data(source: str, task: str, seen: Look) -> str:
         lines.append(f"columns = {json.dumps(kept, ensure_ascii=False)}   # without those that only tell rows apart")
     if seen.site:
         lines.append(f"group = {_quoted(seen.site)}   # whose rows they are")
-    if seen.no_label or seen.no_text:
-        lines.append('on_missing = "drop"   # leaves out rows without a label, or with an empty text')
+    if seen.no_label or seen.no_text or seen.no_site:
+        lines.append('on_missing = "drop"   # leaves out rows without a label, a text or a client')
     return "\n".join(lines) + "\n"
 
 
@@ -147,12 +147,10 @@ def _partition(seen: Look) -> str:
     else:
         count = max(2, min(_CLIENTS, seen.num_rows // _ROWS))
         made = 'scheme = "iid"   # a client column would be named by data.group, with scheme = "natural"'
-    groups = {2: '"1-1"', 3: '"1-1-1"'}.get(min(count, 3), '"1"')
-    budgets = {2: '["50%", "100%"]', 3: '["50%", "75%", "100%"]'}.get(min(count, 3), '["100%"]')
     return (
         f"[partition]\n{made}\nnum_clients = {count}\ntest_fraction = 0.2   # of each client's rows, to evaluate on\n\n"
-        f"[clients]\nshares = {groups}   # capability groups of equal size, weakest first\n"
-        f"budgets = {budgets}   # of the model's blocks that a client of each group can train\n"
+        '[clients]\n# If half of the clients can train less: shares = "1-1" and budgets = ["50%", "100%"].\n'
+        'shares = "1"\nbudgets = ["100%"]   # of the model\'s blocks that a client can train\n'
     )
 
 
