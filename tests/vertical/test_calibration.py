@@ -13,7 +13,10 @@ from torch import Tensor
 
 from fedquilt.config.load import parse
 from fedquilt.core.errors import ConfigError
-from fedquilt.experiment import run
+from fedquilt.core.types import Failure
+from fedquilt.engine.local import LocalEngine
+from fedquilt.experiment import build, run
+from fedquilt.experiment.engine import EMBEDDED
 from fedquilt.record import Record, read_rounds
 from fedquilt.vertical.calibration import offset_of
 from fedquilt.vertical.joint import Views
@@ -61,6 +64,29 @@ def test_the_offset_that_a_run_chose_gives_the_same_scores_when_it_is_set(tmp_pa
     assert ended(tmp_path / "all", "auto")["state"]["offset"] == 0
 
 
-def test_another_word_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"method\.offset"):
-        ended(tmp_path / "run", "best")
+def test_a_class_that_only_a_missing_party_has_learned_is_no_unknown_one(tmp_path: Path) -> None:
+    """Only the party on the left has rows of class 7, and its reply of the last round is lost."""
+
+    class Lost(LocalEngine):
+        def send(self, exchange: Any, orders: Any) -> Any:
+            for reply in super().send(exchange, orders):
+                lost = reply.client == 0 and exchange.name == "embed" and orders[0].round == 2
+                yield Failure(0, "lost on the way") if lost else reply
+
+    raw = tomllib.loads(FILE) | {"method": {"name": "proto-evfl", "offset": "auto"}}
+    raw["partition"] |= {"aligned": 40, "unaligned": 30, "aligned_classes": list("012345689")}
+    raw["training"] |= {"steps": 4}
+    for party in raw["parties"][1:]:
+        party["classes"] = list("012345689")
+    connect = EMBEDDED._replace(make=lambda made, key, memories, progress: Lost(made.clients, memories))
+    last = read_rounds(run(parse(raw), tmp_path / "run", connect=connect))[-1]
+    assert last["exchanges"][0]["dropped"] == {"0": "lost on the way"}
+    assert last["state"]["offset"] == 0
+
+
+@pytest.mark.parametrize(
+    ("offset", "more", "words"), [("best", {}, r"method\.offset"), ("auto", {"mask": False}, "mask")]
+)
+def test_what_cannot_be_is_refused(offset: str, more: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        build(parse(tomllib.loads(FILE) | {"method": {"name": "proto-evfl", "offset": offset, **more}}))

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedquilt.core.errors import ConfigError
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
@@ -83,10 +84,20 @@ def proto_evfl(
     dropout : how often a passive party is hidden from the joint model in a row, so that it can be missing later.
     offset : what is subtracted from the logits of classes of the aligned rows when test rows are predicted; above 0,
         classes that nobody has learned can be predicted. ``auto`` chooses it after each round, by leaving out each
-        class of the aligned rows in turn; 0 where some party has learned every class.
+        class of the aligned rows in turn; 0 where each class has been learned by some party.
+
+    Raises
+    ------
+    ConfigError
+        if the offset is to be chosen without ``mask``: a class that is left out would keep its score.
 
     Paper: proto-evfl, protocol
     """
+    if offset == "auto" and not mask:
+        raise ConfigError(
+            "method.offset = 'auto': leaves classes out by the mask of what parties have learned, and method.mask = "
+            "false; set mask = true, or give the offset as a number"
+        )
     fusion = _Fusion(
         Weights(unaligned, transported, fused_weight, each_party, head, temperature),
         hidden=hidden,

@@ -10,7 +10,7 @@ from torch import Tensor
 from fedquilt.core.types import ClientId, Params
 from fedquilt.core.vertical import ALIGNED, Vertical
 from fedquilt.data.table import take
-from fedquilt.vertical.active import ActiveState, Received
+from fedquilt.vertical.active import ActiveState, Received, knowledge
 from fedquilt.vertical.joint import Joint, Views
 from fedquilt.vertical.party import embedded, party_of
 from fedquilt.vertical.stacking import Trial, best_offset
@@ -30,6 +30,9 @@ def calibrated(
 ) -> Params:
     """What the joint model finds on the aligned rows of the round, see ``Joint.calibrate``; empty for most methods.
 
+    Empty too, so that what was found before stays, while a party is missing that alone has learned some class: the
+    class would pass for one that nobody has learned.
+
     Parameters
     ----------
     vertical, joint, state
@@ -47,6 +50,9 @@ def calibrated(
     parts = {id: one.embeddings.flatten(0, 1) for id, one in received.items()}
     own = embedded(party, state["own"], take(party.splits[ALIGNED], rows))
     views = views_of(vertical, state, parts, own, counts).without(~holds[rows])
+    learned = knowledge(vertical, state["told"], counts).any(0)
+    if bool((learned & ~views.knows.any(0)).any()):
+        return {}
     with torch.no_grad():
         return joint.calibrate(state["joint"], views, vertical.labels[rows])
 
@@ -56,7 +62,7 @@ def offset_of(scores: Callable[[Views], Tensor], views: Views, labels: Tensor, l
 
     The class that is left out is taken from what the parties know, so that it has the score of a class that nobody has
     learned; no other such class competes with it. The model has learned from these rows, also from those of the class,
-    so that the offset is rather too small than too large. 0 if some party has learned every class.
+    so that the offset is rather too small than too large. 0 if each class has been learned by some party.
 
     Parameters
     ----------
