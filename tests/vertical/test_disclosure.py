@@ -239,6 +239,9 @@ def test_the_record_holds_the_epsilons_of_what_has_left(tmp_path):
     squared = sum(count * (2 / noise) ** 2 for count, noise in ((378, 100.0), (3, 2.0)))
     assert active["epsilon"] == pytest.approx(gaussian_epsilon(2 / math.sqrt(squared), 1, 1e-5))
     assert lines[0]["disclosed"]["parties"]["left"]["vectors_of_a_row"] == 2
+    # as the other parties tell the same numbers again, it is one prior, but for the first round, when none is told yet
+    orders = [order.params for _, order, _ in crossed(config, tmp_path / "again")]
+    assert len({tuple(params["prior"].tolist()) for params in orders if "prior" in params}) == 2
     words = disclosure_words(read_run(folder))
     assert "gradients clipped to 0.5, embeddings noised (40 times their bound)" in words
     assert "protects nothing against those who know the key" in words
