@@ -222,3 +222,22 @@ def test_flwr_run_completes_on_a_new_app(tmp_path):
                 continue
             if ours and int(entry.name) != os.getpid():
                 os.kill(int(entry.name), signal.SIGKILL)
+
+
+def test_the_file_of_a_query_is_named_from_anywhere(tmp_path, monkeypatch):
+    told = []
+
+    def deployed(settings, run_config, superlink, said):
+        told.append(run_config["query"])
+        Path(run_config["out"]).write_text("")
+
+    monkeypatch.setattr(flower_app, "deployed", deployed)
+    monkeypatch.setattr(flower_app, "read_config", lambda run: {})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new.csv").touch()
+    (tmp_path / "day=3.csv").touch()
+    for given in ("new.csv", "bank=new.csv", "day=3.csv", "bank=day=3.csv", "sklearn:digits"):
+        assert flower_app.ask(tmp_path / "run", [given], "fl", (), print) == []
+    here = Path.cwd()
+    named = [here / "new.csv", f"bank={here / 'new.csv'}", here / "day=3.csv", f"bank={here / 'day=3.csv'}"]
+    assert told == [*map(str, named), "sklearn:digits"]

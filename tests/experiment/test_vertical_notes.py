@@ -12,7 +12,7 @@ from parties import FILE, of_files, write_files
 from fedquilt.config.load import parse
 from fedquilt.experiment.check import check
 
-NOWHERE = "it is predicted only by methods with an offset for classes that nobody has learned"
+NOWHERE = "only methods with an offset for classes that nobody has learned predict it"
 
 
 def remarks(**partition: Any) -> list[str]:
@@ -69,3 +69,9 @@ def test_files_without_a_common_row_are_found_before_a_run(files: Path) -> None:
     (files / "shop.csv").write_text(text.replace("\nC", "\nK"))
     (problem,) = check(of_files(files))
     assert problem.startswith("partition.id: no id is in all files (of the 160 of 'bank', 'shop' shares 0, ")
+
+
+def test_a_wrong_column_of_ids_is_named_by_its_key(files: Path) -> None:
+    raw = of_files(files).partition.model_dump(exclude_defaults=True)
+    (problem,) = check(of_files(files, partition={**raw, "id": "custmer"}))
+    assert "partition.id = 'custmer': the column 'custmer' is not there (did you mean 'customer'?)" in problem

@@ -21,7 +21,7 @@ from wire_audit import content_of, leaks
 from fedquilt.config.load import parse
 from fedquilt.config.schema import Config
 from fedquilt.core.disclosure import Disclosure
-from fedquilt.core.errors import RoundError, RunError
+from fedquilt.core.errors import DataError, RoundError, RunError
 from fedquilt.engine.flower.client import client_app, memory_folder
 from fedquilt.engine.flower.memory_store import MemoryStore
 from fedquilt.engine.flower.packing import packed, unpacked
@@ -212,7 +212,8 @@ def test_a_run_of_the_simulation_predicts_with_the_memories_in_its_folder(
 
 def test_parties_that_are_away_or_answer_about_nothing_are_missing(by_place: tuple[Config, Path, list[str]]) -> None:
     settings, folder, given = by_place
-    settings = settings.model_copy(update={"network": settings.network.model_copy(update={"wait": 1.0})})
+    network = settings.network.model_copy(update={"wait": 1.0})
+    settings = settings.model_copy(update={"network": network, "quorum": 1.0})  # which is that of rounds
     whole = run(settings, folder / "embedded")
     sites = Sites(settings, folder, lambda id: {"query": given[id].partition("=")[2]})
     expected = predict(whole, given[1:], without=["left"])
@@ -228,6 +229,13 @@ def test_parties_that_are_away_or_answer_about_nothing_are_missing(by_place: tup
     found = sites.ask(folder / "rest.csv")
     assert equal(found, expected)
     assert "this site answers no queries; start its node with the file" in found.missing["left"]
+
+    def away(message: Message, reply: Message) -> Message | None:
+        return None if message.metadata.dst_node_id == FIRST_NODE + 1 else reply
+
+    found = answered(sites.grid(away), sites.folder, str(folder / "rest.csv"), name="in-process", poll=0.05)
+    assert equal(found, expected)
+    assert [*found.missing] == ["left"]
     sites.node = lambda id: {}
     with pytest.raises(RoundError, match="no party answered: left: this site answers no queries"):
         sites.ask(folder / "rest.csv")
@@ -312,6 +320,26 @@ def test_rows_of_files_are_found_by_id_in_any_order(new: Path) -> None:
     assert not torch.allclose(found.probabilities[both], less.probabilities[both], atol=1e-2)
     with pytest.raises(RunError, match=r"--id customer: .* is no vertical run"):
         predict(_horizontal(new), [str(new / "new-bank.csv")], id="customer")
+
+
+def test_files_that_do_not_fit_are_named_as_they_were_given(new: Path) -> None:
+    settings, sites = aligned_sites(new)
+    folder = run(settings, new / "run")
+    given = [f"{name}={new / f'new-{name}.csv'}" for name in ("shop", "insurer", "bank")]
+    with pytest.raises(DataError, match=r"^--input '.*new-shop.csv', column of ids 'custmer': the column 'custmer' is"):
+        predict(folder, given, id="custmer")
+    shop = new / "new-shop.csv"
+    head, *lines = shop.read_text().splitlines()
+    shop.write_text("\n".join([head, *lines, lines[0]]) + "\n")
+    with pytest.raises(DataError, match=r"^--input '.*new-shop.csv', column of ids 'customer': .* more than once"):
+        predict(folder, given, id="customer")
+    missing = sites.ask(new / "new-bank.csv").missing["shop"]
+    assert missing.startswith(f"query '{shop}', column of ids 'customer': ")
+    shop.write_text("customer,visits\nC0001,1\n")
+    with pytest.raises(DataError, match=r"^--input '.*new-shop.csv': .*the column 'day' is not there"):
+        predict(folder, given, id="customer")
+    shop.unlink()
+    assert sites.ask(new / "new-bank.csv").missing["shop"].startswith(f"query '{shop}': ")
 
 
 def _horizontal(folder: Path) -> Path:

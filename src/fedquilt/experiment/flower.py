@@ -61,11 +61,13 @@ def over(
     stop
         Once set, ends all waiting.
     category
-        Flower's category of the messages: ``"train"``, or ``"query"`` after a run.
+        Flower's category of the messages: ``"train"``, or ``"query"`` after a run, which needs no quorum.
     clients
         The clients that are waited for; None for all.
     """
     network = config.network
+    # a query does with whoever answers, also where a round needs more clients
+    quorum, least = (config.quorum, config.defence.min_cohort) if category == "train" else (0.0, 1)
 
     def make(experiment: Experiment, key: str, memories: Mapping[ClientId, Memory], progress: Progress) -> Engine:
         from fedquilt.engine.flower.grid import GridEngine
@@ -89,7 +91,7 @@ def over(
             key,
             timeout=network.timeout,
             grace=network.grace,
-            enough=lambda orders: needed(orders, config.quorum, config.defence.min_cohort),
+            enough=lambda orders: needed(orders, quorum, least),
             allowed=allowed,
             watch=progress.client,
             poll=poll,

@@ -199,8 +199,10 @@ def ask(
 
 def _absolute(file: str) -> str:
     """The path of a file from anywhere; another source as it is."""
-    label, named, path = file.rpartition("=")
-    return f"{label}{named}{Path(path).absolute()}" if Path(path).exists() else file
+    if Path(file).exists():
+        return str(Path(file).absolute())
+    label, _, path = file.partition("=")
+    return f"{label}={Path(path).absolute()}" if path and Path(path).exists() else file
 
 
 def _followed(run: str, superlink: str, said: Callable[[str], None]) -> list[str]:

@@ -97,7 +97,12 @@ def of_logits(logits: Tensor, classes: Sequence[str]) -> Predictions:
 
 
 def read_rows(
-    config: Config, source: str, features: Preprocessor | None, objects: Mapping[str, Any] | None = None
+    config: Config,
+    source: str,
+    features: Preprocessor | None,
+    objects: Mapping[str, Any] | None = None,
+    *,
+    option: str = "--input",
 ) -> Table:
     """The rows of a source, read as the run file's own rows but without labels and completions.
 
@@ -111,6 +116,8 @@ def read_rows(
         How the model makes features of columns, which says what columns it reads; None if it reads no tables.
     objects
         Sources that are objects of the calling program.
+    option
+        What the source was given with, for errors.
 
     Raises
     ------
@@ -122,10 +129,11 @@ def read_rows(
     try:
         table = load_table(source, label=None, cells=wanted, objects=objects or {}, **about)
     except DataError as error:
-        raise DataError(str(error).replace(f"data.source = '{source}'", f"--input '{source}'")) from error
+        words = str(error).replace(f"data.source = '{source}'", f"{option} '{source}'")
+        raise DataError(words if words.startswith(option) else f"{option} '{source}': {words}") from error
     reads = TASKS[config.model.task].reads
     if table.kind != reads:
-        raise DataError(f"--input '{source}': holds rows of the kind '{table.kind}', and the model reads '{reads}'")
+        raise DataError(f"{option} '{source}': holds rows of the kind '{table.kind}', and the model reads '{reads}'")
     return table
 
 

@@ -133,7 +133,13 @@ def _read(part: Part, dealing: Dealing, classes: Sequence[str]) -> Holding:
 
 
 def ids_of(
-    source: str, column: str, *, fold_case: bool, label: str | None = None, objects: Mapping[str, Any] | None = None
+    source: str,
+    column: str,
+    *,
+    fold_case: bool,
+    label: str | None = None,
+    objects: Mapping[str, Any] | None = None,
+    key: str = "",
 ) -> tuple[str, ...]:
     """The ids of a file's rows, read as text.
 
@@ -147,15 +153,22 @@ def ids_of(
         The column of labels, if the file may have one.
     objects
         Sources that are objects of the calling program.
+    key
+        What names file and column, for errors; ``data.source`` and ``partition.id`` if left out.
 
     Raises
     ------
     DataError
         if they cannot be read, or are not one for each row, each another.
     """
-    found = load_table(source, cells=Wanted((column,), (column,)), label=label, objects=objects or {}).inputs
-    assert isinstance(found, Cells)
-    return id_list(found.columns[column].tolist(), source, column, fold_case=fold_case)
+    try:
+        found = load_table(source, cells=Wanted((column,), (column,)), label=label, objects=objects or {}).inputs
+        assert isinstance(found, Cells)
+        return id_list(found.columns[column].tolist(), source, column, fold_case=fold_case)
+    except DataError as error:
+        words = str(error).removeprefix(f"data.columns = ['{column}']: ").removeprefix(f"{source}: ")
+        where = key or f"data.source = '{source}', partition.id = '{column}'"
+        raise DataError(f"{where}: {words}") from error
 
 
 def _without(table: Table, column: str) -> Table:

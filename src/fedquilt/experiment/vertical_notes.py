@@ -117,8 +117,8 @@ def _of_classes(aligned: Mapping[str, int], classes: Sequence[str], known: Colle
         notes.append(f"no aligned row of {_listed(absent)}: only methods that learn from unaligned rows predict it")
     if nowhere:
         notes.append(
-            f"no labelled row of {_listed(nowhere)} at any party: it is predicted only by methods with an offset for "
-            "classes that nobody has learned"
+            f"no labelled row of {_listed(nowhere)} at any party: only methods with an offset for classes that nobody "
+            "has learned predict it"
         )
     return notes
 

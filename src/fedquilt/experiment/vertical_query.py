@@ -34,7 +34,9 @@ class QueryRows:
         return len(self.columns["labels"])
 
 
-def query_rows(experiment: Experiment, label: str, file: str, id: str | None = None) -> QueryRows:
+def query_rows(
+    experiment: Experiment, label: str, file: str, id: str | None = None, *, option: str = "--input"
+) -> QueryRows:
     """The rows of a party's file for a query.
 
     Parameters
@@ -45,6 +47,8 @@ def query_rows(experiment: Experiment, label: str, file: str, id: str | None = N
         The file, or another source.
     id
         The column of ids; None for rows without.
+    option
+        What the file was given with, for errors.
 
     Raises
     ------
@@ -55,12 +59,15 @@ def query_rows(experiment: Experiment, label: str, file: str, id: str | None = N
     config = experiment.config
     (part,) = (part for part in party_parts(config) if part.label == label)
     loaded = group.loaded
-    table = read_rows(part.config, file, loaded.reading.features, config.objects)
+    table = read_rows(part.config, file, loaded.reading.features, config.objects, option=option)
     # its features name the columns of a table; patterns may stand for some that a party's own file lacks
     columns = encoded(loaded, table if part.party and part.party.columns else seen_by(part, table))
-    ids = () if id is None else ids_of(file, id, fold_case=dealing_of(config).fold_case, objects=config.objects)
-    if ids and len(ids) != len(table):
-        raise DataError(f"--input '{file}': has {len(ids)} ids for {len(table)} rows")
+    if id is None:
+        return QueryRows(columns)
+    fold_case, key = dealing_of(config).fold_case, f"{option} '{file}', column of ids '{id}'"
+    ids = ids_of(file, id, fold_case=fold_case, objects=config.objects, key=key)
+    if len(ids) != len(table):
+        raise DataError(f"{option} '{file}': has {len(ids)} ids for {len(table)} rows")
     return QueryRows(columns, ids)
 
 
@@ -130,6 +137,6 @@ def site_query(experiment: Experiment, partition: ClientId, file: str) -> Query:
     if experiment.federation.vertical is None:
         raise ConfigError("query: in the node's config is of vertical runs; leave it out")
     dealing, client = dealing_of(experiment.config), experiment.clients[partition]
-    rows = query_rows(experiment, experiment.group_of(partition).label, file, dealing.id)
+    rows = query_rows(experiment, experiment.group_of(partition).label, file, dealing.id, option="query")
     exchanges = query_exchanges(predict_exchange(experiment), alignment_of(experiment), None)
     return Query(exchanges, replace(client, splits={TEST: rows.columns}, ids=rows.ids))
