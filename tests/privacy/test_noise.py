@@ -14,7 +14,7 @@ from fedquilt.core.params import squared_norm, sub
 from fedquilt.core.rng import Rng, secret
 from fedquilt.core.types import Budget, Order, Profile, Reply
 from fedquilt.core.wrap import with_local
-from fedquilt.privacy.noise import with_central_dp, with_local_dp
+from fedquilt.privacy.noise import gaussian, noise_generator, with_central_dp, with_local_dp
 
 PROFILES = tuple(Profile(k, 10 * (k + 1), "toy", Budget(1), "toy") for k in range(4))
 SHAPES = {"a": (40, 50), "b": (60, 50), "head": (10, 10)}
@@ -288,3 +288,13 @@ def test_noise_moves_no_other_draw():
 def test_secret_streams_differ():
     assert len({secret().integer() for _ in range(20)}) == 20
     assert secret().child("x").integer() != secret().child("x").integer()
+
+
+def test_noise_depends_on_all_128_bits_of_its_seed(monkeypatch):
+    drawn = []
+    for seed in (5, 5 + 2**32, 5 + 2**64, 5 + 2**127):
+        monkeypatch.setattr(Rng, "integer", lambda self, bits=63, seed=seed: seed % (1 << bits))
+        drawn.append(tuple(gaussian(torch.zeros(3), 1.0, noise_generator(Rng(1))).tolist()))
+    assert len({*drawn}) == 4
+    few = gaussian(torch.zeros(0, 2), 1.0, noise_generator(Rng(1)))
+    assert (few.shape, gaussian(torch.tensor(0.0), 1.0, noise_generator(Rng(1))).shape) == ((0, 2), ())

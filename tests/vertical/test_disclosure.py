@@ -166,6 +166,14 @@ def test_the_same_content_gets_the_same_noise_and_other_content_or_keys_another(
     assert not torch.isclose(one[:3], changed[:3]).all(1).any(), "a difference of two answers holds no noise"
 
 
+def test_noise_is_drawn_from_a_seed_too_long_to_be_tried(monkeypatch):
+    drawn = set()
+    for seed in (5, 5 + 2**32, 5 + 2**127):  # torch takes the first 32 bits of a seed
+        monkeypatch.setattr(Rng, "integer", lambda self, bits=63, seed=seed: seed % (1 << bits))
+        drawn.add(tuple(side(embedding_noise=0.5).noise("embeddings", torch.zeros(3), 1.0).tolist()))
+    assert len(drawn) == 3
+
+
 def test_a_class_without_rows_is_mostly_told_as_one():
     counts = torch.zeros(5000)
     told = reply_released({"counts": counts, "prior": counts}, side(count_noise=5.0))["counts"]

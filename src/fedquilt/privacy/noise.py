@@ -4,8 +4,8 @@ Both wrappers remove metrics and numbers of examples from replies, and closing e
 these reveal something about the client's rows. Apply them outermost, so that tensors that stay with the clients
 (``core.wrap.with_local``) have already been taken out of the reply.
 
-The noise is drawn as 64-bit floating-point numbers from an ordinary generator; it is not hardened against attacks on
-floating-point arithmetic or on the generator.
+The noise is drawn as 64-bit floating-point numbers from an ordinary generator with a seed of 128 bits; it is not
+hardened against attacks on floating-point arithmetic or on the generator.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -129,9 +130,9 @@ def with_local_dp(
             if any(tensor.is_meta for tensor in reply.params.values()):  # planning: shapes without numbers
                 return _bare(reply), memory
             path = ("local", exchange.name, reply.client, order.round)
-            generator = (secret() if test_key is None else Rng(test_key, path)).torch()
+            generator = noise_generator(secret() if test_key is None else Rng(test_key, path))
             params = {
-                name: moved(order.params[name], step + _noise(step, clip_norm * noise_multiplier, generator))
+                name: moved(order.params[name], step + gaussian(step, clip_norm * noise_multiplier, generator))
                 for name, step in clipped_step(order.params, reply, clip_norm).items()
             }
             return replace(_bare(reply), params=params), memory
@@ -163,14 +164,22 @@ def _noisy_mean(
             senders[name] = senders.get(name, 0) + 1
     if not num_replies:
         raise RoundError("no replies to average; at least one client must answer")
-    generator, deviation = stream.torch(), clip_norm * noise_multiplier
+    generator, deviation = noise_generator(stream), clip_norm * noise_multiplier
     return {
-        name: moved(tensor, (sums[name] + _noise(sums[name], deviation, generator)) / senders[name])
+        name: moved(tensor, (sums[name] + gaussian(sums[name], deviation, generator)) / senders[name])
         for name, tensor in base.items()
         if name in sums
     }
 
 
-def _noise(like: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
-    drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64)
-    return (drawn * deviation).to(like)
+def noise_generator(stream: Rng) -> np.random.Generator:
+    """The generator of noise that hides something, at the start of a stream, with a seed of 128 bits.
+
+    Those of torch use 32 bits of a seed on the CPU: whoever receives what the noise hides could try all of them.
+    """
+    return stream.numpy(128)
+
+
+def gaussian(like: Tensor, deviation: float, generator: np.random.Generator) -> Tensor:
+    """Gaussian noise of this standard deviation in the shape of a tensor, drawn as 64-bit numbers."""
+    return (torch.from_numpy(generator.standard_normal(tuple(like.shape))) * deviation).to(like)

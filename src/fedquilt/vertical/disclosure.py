@@ -24,6 +24,7 @@ from fedquilt.core.server import SERVER
 from fedquilt.core.types import ClientId, Memory, Order, Params, Reply, Tree, Turn
 from fedquilt.core.vertical import Vertical
 from fedquilt.core.worker import Worker
+from fedquilt.privacy.noise import gaussian, noise_generator
 from fedquilt.vertical import exchanges as names
 from fedquilt.vertical.files import resolved
 from fedquilt.vertical.party import party_of
@@ -84,8 +85,7 @@ class Side(NamedTuple):
     def noise(self, name: str, hidden: Tensor, deviation: float, *about: str | int) -> Tensor:
         """Noise of this standard deviation that hides a tensor, whose content decides which."""
         content = hashlib.blake2b(hidden.detach().contiguous().numpy().tobytes(), digest_size=16).hexdigest()
-        generator = self.stream.child(*about, name, content).torch()
-        return (torch.randn(hidden.shape, generator=generator, dtype=torch.float64) * deviation).to(hidden)
+        return gaussian(hidden, deviation, noise_generator(self.stream.child(*about, name, content)))
 
 
 def kind_of(name: str, kinds: Mapping[str, str]) -> str:
