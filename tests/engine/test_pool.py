@@ -1,12 +1,15 @@
 """Several processes that share the clients: the bits of one process, and no end without a reason."""
 
+import errno
+import multiprocessing
 import os
 import signal
+import time
 
 import pytest
 import torch
 
-from fedquilt.core.errors import RoundError, TrainingError
+from fedquilt.core.errors import RoundError, RunError, TrainingError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Failure, Order, Reply
 from fedquilt.engine.pool import Pool
@@ -103,3 +106,32 @@ def test_errors_are_those_of_the_work(pool):
     shared.ask("fit", [(1, order(1.0), {})])
     with pytest.raises(RuntimeError, match=r"client 1, in another process:\n(.|\n)*ZeroDivisionError: by nothing"):
         shared.answer(1)
+
+
+def test_processes_that_the_system_refuses_are_named_and_the_others_end(monkeypatch):
+    real, made = os.fork, []
+
+    def refused():
+        if len(made) == 2:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        made.append(None)
+        return real()
+
+    before = multiprocessing.active_children()
+    monkeypatch.setattr(os, "fork", refused)
+    with pytest.raises(RunError, match=r"^engine.processes = 4: process 3 cannot be started \(Resource temporarily"):
+        Pool(4, lambda *_: None)
+    assert multiprocessing.active_children() == before
+
+
+def test_a_process_ends_quietly_when_nobody_is_left_to_answer(pool, capfd):
+    def work(exchange, client, order, memory):
+        time.sleep(0.2)
+        return Failure(client, "late"), None
+
+    shared = pool(work, 1)
+    shared.ask("fit", [(0, order(1.0), {})])
+    shared._ends[0].close()
+    shared._processes[0].join(10)
+    assert shared._processes[0].exitcode == 0
+    assert capfd.readouterr().err == ""

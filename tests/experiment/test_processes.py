@@ -1,12 +1,16 @@
 """Runs whose clients several processes share end with the bits of one process."""
 
+import multiprocessing
 import os
 
 import pytest
 
-from fedquilt.core.errors import ConfigError, RoundError
+from fedquilt.core.errors import ConfigError, RoundError, RunError
 from fedquilt.engine.local import LocalEngine
+from fedquilt.engine.pool import Pool
 from fedquilt.experiment.run import resume, run
+from fedquilt.experiment.side_by_side import with_processes
+from fedquilt.privacy.ledger import ledgers
 from fedquilt.record import read_rounds
 
 METHODS = [
@@ -54,3 +58,45 @@ def test_a_run_whose_process_dies_is_resumed_to_the_same_bits(config, tmp_path, 
 def test_what_does_not_go_together_is_refused(config, changes, said):
     with pytest.raises(ConfigError, match=said):
         config(*changes)
+
+
+def test_a_run_goes_on_with_another_number_and_releases_nothing_twice(config, tmp_path, monkeypatch, fingerprint):
+    """A process dies when its client's ledger has a noisy reply that nobody was given."""
+    private, numbers, first, real = METHODS[-1], [], os.getpid(), LocalEngine._elsewhere
+
+    class Counted(Pool):
+        def __init__(self, number, work):
+            numbers.append(number)
+            super().__init__(number, work)
+
+    def dying(self, exchange, client, order, memory):
+        answer = real(self, exchange, client, order, memory)
+        if order.round == 1 and os.getpid() != first:
+            os._exit(9)
+        return answer
+
+    monkeypatch.setattr("fedquilt.engine.local.Pool", Counted)
+    whole, cut = run(config("rounds=2", *private), tmp_path / "whole"), tmp_path / "cut"
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalEngine, "_elsewhere", dying)
+        with pytest.raises(RoundError, match="exit code 9"):
+            run(config("rounds=2", "engine.processes=2", *private), cut)
+    resume(cut, config("rounds=2", "engine.processes=3", *private))
+    assert numbers == [2, 3]
+    assert fingerprint(cut) == fingerprint(whole)
+    spent = ledgers(cut / "sites")
+    assert max(one["releases"] for one in spent.values()) == 2
+    assert spent == ledgers(whole / "sites")
+
+
+def test_a_run_of_several_threads_does_not_go_on_with_several_processes(config, tmp_path):
+    with pytest.raises(RunError, match=r"began with 4 threads, and each of engine.processes = 2 has one"):
+        with_processes(tmp_path, config(), 2, 4)
+    assert with_processes(tmp_path, config("engine.processes=3"), 1, 4).engine.processes == 1
+
+
+def test_an_interrupt_leaves_no_process_behind(config, tmp_path, stopped):
+    before = multiprocessing.active_children()
+    with pytest.raises(KeyboardInterrupt):
+        run(config("engine.processes=2"), tmp_path / "run", stopped)
+    assert multiprocessing.active_children() == before

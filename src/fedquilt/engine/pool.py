@@ -16,7 +16,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
-from fedquilt.core.errors import FedquiltError, RoundError
+from fedquilt.core.errors import FedquiltError, RoundError, RunError
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply
 from fedquilt.record.tree_bytes import tree_from_bytes, tree_to_bytes
 
@@ -55,20 +55,32 @@ class Pool:
         The number of processes, at least 1.
     work
         What a process does for a client.
+
+    Raises
+    ------
+    RunError
+        if the system refuses so many processes; those that were started are ended.
     """
 
     def __init__(self, number: int, work: Work) -> None:
         context = multiprocessing.get_context("fork")
         self._ends: list[Connection] = []
         self._processes = []
-        for _ in range(number):
-            ours, theirs = context.Pipe()
-            # a forked process holds the ends of those before it, and would keep them open when this one is gone
-            process = context.Process(target=_serve, args=(theirs, [*self._ends, ours], work), daemon=True)
-            process.start()
-            theirs.close()
-            self._ends.append(ours)
-            self._processes.append(process)
+        try:
+            for _ in range(number):
+                ours, theirs = context.Pipe()
+                # a forked process holds the ends of those before it, and would keep them open when this one is gone
+                process = context.Process(target=_serve, args=(theirs, [*self._ends, ours], work), daemon=True)
+                process.start()
+                theirs.close()
+                self._ends.append(ours)
+                self._processes.append(process)
+        except OSError as error:
+            self.close()
+            raise RunError(
+                f"engine.processes = {number}: process {len(self._ends) + 1} cannot be started ({error.strerror}); "
+                "lower it"
+            ) from error
         self._waiting: list[deque[_Task]] = [deque() for _ in range(number)]
         self._at_work: dict[int, ClientId] = {}  # the client that works in each busy process
         self._done: dict[ClientId, Answer] = {}
@@ -147,18 +159,17 @@ def _serve(end: Connection, others: Iterable[Connection], work: Work) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
     for other in others:
         other.close()
-    while True:
-        try:
-            task: _Task = end.recv()
-        except (EOFError, OSError):
-            return
-        end.send(_worked(task, work))
+    try:
+        while True:
+            end.send(_worked(end.recv(), work))
+    except (EOFError, OSError):  # of the pipe: all that the work raises is sent through it
+        return
 
 
 def _worked(task: _Task, work: Work) -> _Result | _Raised:
-    order = replace(task.order, params=tree_from_bytes(task.params))
-    memory: Any = tree_from_bytes(task.memory)
     try:
+        order = replace(task.order, params=tree_from_bytes(task.params))
+        memory: Any = tree_from_bytes(task.memory)
         reply, new = work(task.exchange, task.client, order, memory)
         kept = None if new is None else tree_to_bytes(new)
         if isinstance(reply, Failure):

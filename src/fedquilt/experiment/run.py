@@ -32,7 +32,7 @@ from fedquilt.experiment.progress import Forecasting
 from fedquilt.experiment.round_record import are_finite, final_record, message_counter, round_line
 from fedquilt.experiment.same_inputs import all_rows, rows_as_at_start, same_inputs
 from fedquilt.experiment.server import endpoint_record
-from fedquilt.experiment.side_by_side import chosen, refuse_elsewhere
+from fedquilt.experiment.side_by_side import chosen, refuse_elsewhere, with_processes
 from fedquilt.experiment.threads import restored_threads, spare_threads
 from fedquilt.privacy.spending import cohort_key, cohort_stream, hides_cohorts, spending
 from fedquilt.record import Record, environment, hold, read_environment, read_result, read_rounds
@@ -122,7 +122,7 @@ def resume(
     folder
         The run's folder.
     config
-        If given, must determine the same result as the run's own.
+        If given, must determine the same result as the run's own; ``engine.processes`` is then that of this config.
     progress
         Receives reports: an object with any of the methods of ``Progress``, or None.
     connect
@@ -145,7 +145,11 @@ def resume(
             return folder
         record.check()
         objects = {} if config is None else config.objects
-        around, config = read_environment(folder), parse(record.config).with_objects(objects)
+        around, wished = read_environment(folder), config
+        config = parse(record.config).with_objects(objects)
+        if wished is not None:
+            config = with_processes(folder, config, wished.engine.processes, around["threads"])
+            refuse_elsewhere(config, connect.name)
         began_on = around.get("engine", EMBEDDED.name)
         if began_on != connect.name:  # the clients' memories belong to that engine
             raise RunError(f"{folder}: began with --engine {began_on}; go on with the same one, not {connect.name}")

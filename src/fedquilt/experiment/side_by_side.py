@@ -20,7 +20,7 @@ from fedquilt.client.stacked.kinds import alike, refusal
 from fedquilt.client.stacked.together import fitted_together
 from fedquilt.client.stacked.trial import verdict_on
 from fedquilt.config.schema import Config
-from fedquilt.core.errors import ConfigError
+from fedquilt.core.errors import ConfigError, RunError, TrainingError
 from fedquilt.core.types import ClientId, Order
 from fedquilt.core.worker import Phase
 from fedquilt.experiment.build import Experiment
@@ -63,6 +63,22 @@ def refuse_elsewhere(config: Config, engine: str) -> None:
         )
 
 
+def with_processes(folder: Path, config: Config, number: int, threads: int) -> Config:
+    """The config of the run in this folder, with another number of processes for the rest of its rounds.
+
+    Raises
+    ------
+    RunError
+        if the run began with more than one thread, on which its sums depend, and a process has one.
+    """
+    if number > 1 and threads > 1:
+        raise RunError(
+            f"{folder}: began with {threads} threads, and each of engine.processes = {number} has one; leave "
+            "engine.processes out, or start a new run in another folder"
+        )
+    return config.model_copy(update={"engine": replace(config.engine, processes=number)})
+
+
 def chosen(experiment: Experiment) -> Choice:
     """The number of the run file, or for ``auto`` what the trial tells."""
     asked = experiment.config.engine.batch_clients
@@ -80,16 +96,19 @@ def _tried(experiment: Experiment) -> Choice:
         return Choice(1, "clients are trained one after another, as no two of one architecture can be side by side")
     if why := refusal(jobs[0]) or verdict_on(jobs[0]).refusal:
         return Choice(1, f"clients are trained one after another, as {why}")
-    jobs = [jobs[number] for number in max(alike(jobs), key=len)]
+    try:
+        return _measured([jobs[number] for number in max(alike(jobs), key=len)])
+    except TrainingError as error:  # as in the run, where it costs no more than a client's update
+        return Choice(1, f"clients are trained one after another, as the trial of both ways failed: {error}")
+
+
+def _measured(jobs: Sequence[Job]) -> Choice:
+    """What training both ways tells."""
     width = min(len(jobs), _affordable(jobs[0]))
     if width < 2:
         return Choice(1, "clients are trained one after another, as their activations would not fit side by side")
     jobs = jobs[:width]
-    told, jobs[0].bench.stepped = jobs[0].bench.stepped, None
-    try:
-        gain = _gain(jobs)
-    finally:
-        jobs[0].bench.stepped = told
+    gain = _gain(jobs)
     if gain < _WORTH:
         return Choice(1, f"clients are trained one after another: side by side is {gain:.2f} times as fast")
     return Choice(width, f"{width} clients are trained side by side, {gain:.1f} times as fast as one after another")
