@@ -18,7 +18,6 @@ BUILDS = {name: build for name, build in BUILDS.items() if not name.startswith("
 NOBODY = {
     *(name for name in BUILDS if name.startswith(("vfl-", "proto-evfl"))),  # parties train by steps of their own
     "heterotune-common-apart",  # each part is trained as if the other were not there
-    "exclusive-dora",  # a single client is able to
 }
 """Rows in which no two clients ask to be trained at the same time."""
 
@@ -29,6 +28,7 @@ ALONE = {
     **dict.fromkeys((name for name in BUILDS if name.startswith("fedra") and name != "fedra-whole"), LEFT_OUT),
     **dict.fromkeys(("lada", "fedmkt", "fedcot"), "a term of its loss runs the model"),
     **dict.fromkeys(NOBODY, ""),
+    "exclusive-dora": "no other client can be trained beside it",  # a single one takes part
 }
 """Why clients of these rows are trained alone."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -64,3 +66,22 @@ def test_a_defect_is_raised_and_ends_every_work(fails):
     with pytest.raises(RuntimeError, match="a defect"):
         side_by_side(works(small(), [], fails=fails))
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("turn", [0, 1])
+def test_an_interrupt_leaves_no_thread_behind(turn):
+    def interrupted(happened):
+        class Happened(list):
+            def append(self, one):
+                super().append(one)
+                if one == (1, turn):  # while the engine waits for this client
+                    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                    time.sleep(0.2)
+
+        return Happened(happened)
+
+    before, happened = threading.active_count(), interrupted([])
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side(works(small(), happened))
+    assert threading.active_count() == before
+    assert happened[-1] == (1, turn)

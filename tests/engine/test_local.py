@@ -1,7 +1,10 @@
 """The embedded engine: order of replies, memories, and progress."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from small_federation import small
 
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.method import Exchange
@@ -112,3 +115,18 @@ def test_watch_is_told_after_every_client_even_one_that_failed():
     engine = LocalEngine({k: k for k in range(9)}, watch=lambda *call: seen.append(call))
     list(engine.send(exchange(work, "probe"), orders(7, 2, 4)))
     assert seen == [("probe", 1, 3), ("probe", 2, 3), ("probe", 3, 3)]
+
+
+def test_no_client_is_made_that_is_not_reached():
+    one, asked = small().clients[0], set()
+
+    class Made(dict):
+        def __getitem__(self, client):
+            asked.add(client)
+            return replace(one, profile=replace(one.profile, id=client))
+
+    engine = LocalEngine(Made.fromkeys(range(30)))
+    engine.width = 3
+    replies = engine.send(exchange(lambda client, order, memory: (Reply(client.id, {}, 1.0), {})), orders(*range(30)))
+    assert [next(replies).client for _ in range(3)] == [0, 1, 2]
+    assert asked == {0, 1, 2}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -90,3 +92,15 @@ def test_other_engines_refuse(tmp_path):
     with pytest.raises(ConfigError, match=r"engine.batch_clients = 3: with --engine flower-sim"):
         run(config(3), tmp_path / "run", connect=EMBEDDED._replace(name="flower-sim"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_client_that_is_left_over_is_named(tmp_path):
+    folder = run(config(4), tmp_path / "run")
+    assert [line["in_turn"] for line in read_rounds(folder)] == 2 * [{"4": "no other client can be trained beside it"}]
+
+
+def test_auto_goes_on_where_the_trial_fails():
+    steep = {"steps": 2, "batch_size": 4, "learning_rate": 1e30, "optimizer": "sgd"}
+    choice = chosen(build(config("auto", training=steep)))
+    assert choice.width == 1
+    assert re.search("as the trial of both ways failed: loss is (nan|inf) at step 2$", choice.said)

@@ -51,8 +51,12 @@ class Held(Generic[Result]):
         self._answers: SimpleQueue[Done | None] = SimpleQueue()
         self._alone = ""
         self._thread = Thread(target=self._run, daemon=True)
+        self.now: Job | Finished[Result] | Broken | None = None
+
+    def begin(self) -> None:
+        """Let the work begin, until it asks for training or ends."""
         self._thread.start()
-        self.now: Job | Finished[Result] | Broken = self._asked.get()
+        self.now = self._asked.get()
 
     def go_on(self, answer: Done) -> None:
         """Let the work go on with the result of the training that it asked for, until it asks again or ends."""
@@ -60,10 +64,11 @@ class Held(Generic[Result]):
         self.now = self._asked.get()
 
     def give_up(self) -> None:
-        """End the work where it stands."""
-        if isinstance(self.now, Job):
+        """End the work where it stands, or, if whoever waits for it was interrupted, where it next asks."""
+        if not isinstance(self.now, Finished | Broken):
             self._answers.put(None)
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _fit(self, job: Job) -> Fitted:
         self._asked.put(job)
@@ -93,6 +98,7 @@ def side_by_side(works: Sequence[Callable[[Fitting], Result]]) -> list[Finished[
     try:
         for work in works:
             held.append(Held(work))
+            held[-1].begin()
             _refuse(held[-1])
         while asking := [own for own in held if isinstance(own.now, Job)]:
             for own, answer in zip(asking, fitted_together([own.now for own in asking]), strict=True):  # type: ignore[misc]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from fedquilt.client.client import Client
@@ -118,8 +119,8 @@ class LocalEngine:
         if self.width == 1 or not isinstance(first := self.clients[client], Client):
             return [client]
         others = (id for id in sorted(waiting) if id > client)
-        alike = [id for id in others if isinstance(o := self.clients[id], Client) and o.bench is first.bench]
-        return [client, *alike[: self.width - 1]]
+        alike = (id for id in others if isinstance(o := self.clients[id], Client) and o.bench is first.bench)
+        return [client, *islice(alike, self.width - 1)]  # no client is made that is not reached
 
     def _answers(
         self, exchange: Exchange, orders: Mapping[ClientId, Order], group: list[ClientId]
@@ -135,7 +136,7 @@ class LocalEngine:
             assert isinstance(worker, Client)
             return work(client, replace(worker, fitting=fitting))
 
-        if len(group) == 1:
+        if self.width == 1 or not isinstance(self.clients[group[0]], Client):
             return {client: work(client, self.clients[client]) for client in group}
         done: list[Finished[Answer]] = side_by_side([partial(held, client) for client in group])
         self.in_turn |= {client: own.alone for client, own in zip(group, done, strict=True) if own.alone}
