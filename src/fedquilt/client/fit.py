@@ -168,7 +168,11 @@ def _earlier(bench: Workbench, trained: Mapping[str, Tensor], phase: Phase) -> I
     if not phase.agreement:
         yield None
         return
-    held = {name: tensor.detach().clone() for name, tensor in trained.items()}
+    yield earlier_of(bench, trained, {name: tensor.detach().clone() for name, tensor in trained.items()})
+
+
+def earlier_of(bench: Workbench, trained: Mapping[str, Tensor], held: dict[str, Tensor]) -> Earlier:
+    """The model with the tensors ``held``, which take the places of the trained ones for each pass."""
 
     def exchanged() -> None:
         for name, tensor in trained.items():
@@ -182,7 +186,7 @@ def _earlier(bench: Workbench, trained: Mapping[str, Tensor], phase: Phase) -> I
         finally:
             exchanged()
 
-    yield ask
+    return ask
 
 
 def _backward(

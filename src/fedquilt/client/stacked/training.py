@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import count, cycle
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedquilt.client.agreement import disagreement
-from fedquilt.client.fit import optimizer_of
+from fedquilt.client.fit import Earlier, earlier_of, optimizer_of
 from fedquilt.client.job import Job
 from fedquilt.client.stacked.dropout import Extent, OwnDropout
 from fedquilt.client.stacked.member import Member, Outcome
@@ -70,7 +70,7 @@ class Together:
                 if not self.members:
                     break
 
-    def _step(self, place: int, trained: Mapping[str, Tensor], earlier: Callable[[Batch], Tensor] | None) -> None:
+    def _step(self, place: int, trained: Mapping[str, Tensor], earlier: Earlier | None) -> None:
         self.step += 1
         training, optimizer = self.members[0].job.training, self.turns[place]
         optimizer.zero_grad()
@@ -92,7 +92,7 @@ class Together:
             for member in self.members:
                 self.bench.stepped(self.step, member.of_steps)
 
-    def _backward(self, place: int, earlier: Callable[[Batch], Tensor] | None) -> list[float]:
+    def _backward(self, place: int, earlier: Earlier | None) -> list[float]:
         """Backpropagate every client's mean loss; returns the summed losses."""
         size, scoring = self.members[0].job.training.batch_size, self.bench.scoring
         parts = [next(member.drawn).split(size) for member in self.members]
@@ -110,7 +110,7 @@ class Together:
         return sums
 
     def _pass(
-        self, place: int, chosen: Sequence[Tensor], labels: Sequence[int], earlier: Callable[[Batch], Tensor] | None
+        self, place: int, chosen: Sequence[Tensor], labels: Sequence[int], earlier: Earlier | None
     ) -> list[list[float]]:
         """One forward and backward pass over these rows of each client; returns summed losses and hits.
 
@@ -153,28 +153,15 @@ class Together:
         return torch.stack(found)
 
     @contextmanager
-    def _earlier(self, trained: Mapping[str, Tensor], phase: Phase) -> Iterator[Callable[[Batch], Tensor] | None]:
+    def _earlier(self, trained: Mapping[str, Tensor], phase: Phase) -> Iterator[Earlier | None]:
         """Keep copies of the stacks as they are now; None if the phase does not need them."""
         if not phase.agreement:
             yield None
             return
         held = {name: tensor.detach().clone() for name, tensor in trained.items()}
         self.stack.followers.append(held)
-
-        def exchanged() -> None:
-            for name, tensor in trained.items():
-                tensor.data, held[name] = held[name], tensor.data
-
-        def ask(batch: Batch) -> Tensor:
-            exchanged()
-            try:
-                with self.bench.asked():
-                    return self.bench.forward(batch)[0]
-            finally:
-                exchanged()
-
         try:
-            yield ask
+            yield earlier_of(self.bench, trained, held)
         finally:
             self.stack.followers.remove(held)
 
