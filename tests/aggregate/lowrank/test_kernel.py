@@ -237,6 +237,15 @@ def test_a_short_stack_is_not_folded(monkeypatch):
         folded([], 3)
 
 
+def test_a_client_wider_than_the_longest_stack_is_decomposed_as_it_is(monkeypatch):
+    monkeypatch.setattr(kernel, "WIDEST", 4)
+    made = many(2, 20, 1.0)
+    exact = svd(stacked(made[:1], keep_wide=True), 2)
+    for ours, theirs in zip(folded(made[:1], 2), exact, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert folded(made, 2).S.shape == (2,)
+
+
 @laws
 @given(clients())
 def test_signs_are_settled_values_fall_and_dead_directions_are_zero(made):

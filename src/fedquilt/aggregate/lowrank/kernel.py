@@ -93,7 +93,7 @@ def folded(clients: Sequence[Factors], rank: int) -> Svd:
     kept = max(WIDEST // 2, 4 * rank)
     parts: list[Product] = []
     for share, client in zip(shares, clients, strict=True):
-        if sum(part.A.shape[0] for part in parts) + client.A.shape[0] > max(WIDEST, 2 * kept):
+        if parts and sum(part.A.shape[0] for part in parts) + client.A.shape[0] > max(WIDEST, 2 * kept):
             whole = svd(summed(parts), kept)
             parts = [Product(whole.U * whole.S, whole.Vh)]
         parts.append(Product(wide(client.B.detach()) * (share * client.scale), wide(client.A.detach())))
