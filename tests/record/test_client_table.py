@@ -52,9 +52,19 @@ def test_columns_are_those_of_the_documentation() -> None:
     }
 
 
-def test_clients_of_one_table_have_the_same_keys() -> None:
-    with pytest.raises(ValueError, match="client 1 has the keys"):
-        ClientTable.of([{"id": 0, "name": "a"}, {"id": 1}])
+def test_clients_of_a_natural_partition_have_names_beside_others_that_have_none() -> None:
+    rows = [{"id": 0, "rank": None}, {"id": 1, "rank": None, "name": "a"}, {"id": 2, "rank": None}]
+    table = ClientTable.of(rows)
+    assert list(table) == rows
+    stored = json.loads(json.dumps(table.as_json()))
+    assert stored["columns"]["name"] == {"each": [None, "a", None], "absent": "0 2"}
+    assert list(ClientTable.from_json(stored)) == rows
+
+
+@pytest.mark.parametrize("rows", [[{"train": [1]}, {}], [{"id": 0}, {"id": 1, "labels": {"cat": 2}}]])
+def test_no_client_lacks_its_rows(rows: list[dict[str, Any]]) -> None:
+    with pytest.raises(ValueError, match="has"):
+        ClientTable.of(rows)
 
 
 def test_a_record_with_a_list_of_clients_is_read_as_it_is() -> None:

@@ -5,6 +5,8 @@ are ``{"count": 20000, "columns": {"id": {"numbers": "0 1 2 ..."}, ...}}``, with
 
     {"all": value}                      the same value for every client
     {"each": [value, ...]}              a value for each client
+    {"each": [value, null, ...], "absent": "1 ..."}
+                                        a value for each but those at these places, whose objects lack the key
     {"numbers": "0 1 2 ..."}            a whole number for each
     {"sizes": "2 1", "numbers": "5 8 3"}
                                         a list of whole numbers for each, here [5, 8] and [3]
@@ -25,8 +27,11 @@ MANY = 1000
 Row = dict[str, Any]
 
 
+_ABSENT = object()
+
+
 class _Values:
-    """A value for each client; any JSON value."""
+    """A value for each client, any JSON value, or ``_ABSENT``."""
 
     def __init__(self, values: Iterable[Any] = ()) -> None:
         self._values = list(values)
@@ -39,6 +44,8 @@ class _Values:
 
     def as_json(self) -> dict[str, Any]:
         first = self._values[0]
+        if absent := [place for place, value in enumerate(self._values) if value is _ABSENT]:
+            return {"each": [None if value is _ABSENT else value for value in self._values], "absent": _text(absent)}
         if all(value == first for value in self._values):
             return {"all": first}
         if all(type(value) is int for value in self._values):
@@ -101,14 +108,20 @@ class ClientTable(Sequence[Row]):
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> ClientTable:
-        """The table of these objects, which are read one by one and have the same keys."""
+        """The table of these objects, which are read one by one.
+
+        Raises
+        ------
+        ValueError
+            if some lack a key whose values are lists or objects.
+        """
         count, columns = 0, dict[str, _Column]()
         for row in rows:
-            columns = columns or {key: _column_of(value) for key, value in row.items()}
-            if row.keys() != columns.keys():
-                raise ValueError(f"client {count} has the keys {list(row)}, and the first one {list(columns)}")
-            for key, value in row.items():
-                columns[key].append(value)
+            columns |= {key: _column_of(value, count) for key, value in row.items() if key not in columns}
+            for key, column in columns.items():
+                if key not in row and not isinstance(column, _Values):
+                    raise ValueError(f"client {count} has no '{key}', and those before it have")
+                column.append(row.get(key, _ABSENT))
             count += 1
         return cls(count, columns)
 
@@ -134,7 +147,8 @@ class ClientTable(Sequence[Row]):
         if isinstance(client, slice):
             return [self[one] for one in range(*client.indices(self._count))]
         place = range(self._count)[client]
-        return {key: column.at(place) for key, column in self._columns.items()}
+        values = ((key, column.at(place)) for key, column in self._columns.items())
+        return {key: value for key, value in values if value is not _ABSENT}
 
 
 def clients_of(rows: Iterable[Row], count: int) -> Sequence[Row]:
@@ -154,16 +168,21 @@ def as_read(partition: dict[str, Any]) -> dict[str, Any]:
     return {**partition, "clients": ClientTable.from_json(clients)} if isinstance(clients, dict) else partition
 
 
-def _column_of(value: Any) -> _Column:
-    """An empty column for values like this one."""
-    return _Lists() if isinstance(value, list) else _Counts() if isinstance(value, dict) else _Values()
+def _column_of(value: Any, before: int) -> _Column:
+    """A column for values like this one, which so many clients lack."""
+    if not isinstance(value, list | dict):
+        return _Values([_ABSENT] * before)
+    if before:
+        raise ValueError(f"client {before} has {value!r}, and those before it have nothing in its place")
+    return _Lists() if isinstance(value, list) else _Counts()
 
 
 def _read(column: Mapping[str, Any]) -> _Column:
     if "all" in column:
         return _Same([column["all"]])
     if "each" in column:
-        return _Values(column["each"])
+        absent = {*_numbers(column.get("absent", ""))}
+        return _Values(_ABSENT if place in absent else value for place, value in enumerate(column["each"]))
     if "sizes" not in column:
         return _Values(_numbers(column["numbers"]))
     sizes = _numbers(column["sizes"])
