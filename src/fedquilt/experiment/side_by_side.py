@@ -21,6 +21,7 @@ from fedquilt.client.stacked.together import fitted_together
 from fedquilt.client.stacked.trial import verdict_on
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, RunError, TrainingError
+from fedquilt.core.profiling import span
 from fedquilt.core.types import ClientId, Order
 from fedquilt.core.worker import Phase
 from fedquilt.experiment.build import Experiment
@@ -84,7 +85,10 @@ def chosen(experiment: Experiment) -> Choice:
     asked = experiment.config.engine.batch_clients
     if asked == "off":
         return Choice(1)
-    return _tried(experiment) if asked == "auto" else Choice(asked)
+    if asked != "auto":
+        return Choice(asked)
+    with span("trial"):
+        return _tried(experiment)
 
 
 def _tried(experiment: Experiment) -> Choice:
