@@ -252,6 +252,7 @@ def test_the_record_holds_the_epsilons_of_what_has_left(tmp_path):
     assert len({tuple(params["prior"].tolist()) for params in orders if "prior" in params}) == 2
     words = disclosure_words(read_run(folder))
     assert "gradients clipped to 0.5, embeddings noised (40 times their bound)" in words
+    assert "counts noised (2 rows)" in words
     assert "protects nothing against those who know the key" in words
 
 

@@ -63,5 +63,8 @@ def _asked(
 
     for name, value in others.items():
         if value is not None and value is not False:  # client 0 is one
-            raise RunError(f"--{name}: has no effect with --superlink, where all parties predict; leave it out")
+            raise RunError(
+                f"--{name}: has no effect with --superlink, where all parties predict, and find rows as in the run; "
+                "leave it out"
+            )
     return ask(run, inputs, superlink, without, lambda line: errors.print(line, highlight=False, soft_wrap=True))

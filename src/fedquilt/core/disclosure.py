@@ -28,8 +28,9 @@ Noise = Annotated[float, Ge(0), Le(1000)]
 class Disclosure:
     """Noise on what leaves a party of a vertical federation, in both directions.
 
-    What is noised is clipped first, and noise is Gaussian: its standard deviation is the setting times the bound. The
-    guide on vertical federations says what this protects and what it does not.
+    What is noised is clipped first, and noise is Gaussian: its standard deviation is the setting times the bound, that
+    of numbers of rows the setting itself. The guide on vertical federations says what this protects and what it does
+    not.
     """
 
     embedding_noise: Noise = 0.0
@@ -58,7 +59,7 @@ class Disclosure:
 
     @property
     def noises(self) -> dict[str, float]:
-        """The noise of each kind, as a multiple of its bound; 0 for none."""
+        """The noise of each kind, as a multiple of its bound, of counts in rows; 0 for none."""
         return {kind: getattr(self, key) for key, kind in KEYS.items() if key.endswith("noise")}
 
     @property
@@ -73,7 +74,12 @@ class Disclosure:
 
     def words(self) -> str:
         """What is clipped and noised, as part of a sentence."""
-        found = [f"{kind} noised ({noise:g} times their bound)" for kind, noise in self.noises.items() if noise]
+        units = {COUNTS: "rows"}
+        found = [
+            f"{kind} noised ({noise:g} {units.get(kind, 'times their bound')})"
+            for kind, noise in self.noises.items()
+            if noise
+        ]
         if self.gradient_clip is not None:
             found.insert(0, f"gradients clipped to {self.gradient_clip:g}")
         exact = [kind for kind, noise in self.noises.items() if not noise]
