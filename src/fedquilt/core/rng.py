@@ -51,7 +51,10 @@ class Rng:
         return Rng(int.from_bytes(hashlib.blake2b(text, digest_size=32).digest(), "big"))
 
     def torch(self, device: torch.device | str = "cpu") -> torch.Generator:
-        """A fresh torch generator of this device, at the start of this stream."""
+        """A fresh torch generator of this device, at the start of this stream.
+
+        On the CPU it keeps 32 bits of its seed, so that all streams can be tried: not for what must stay secret.
+        """
         return torch.Generator(device).manual_seed(self.integer())
 
     def numpy(self, bits: int = 63) -> np.random.Generator:
