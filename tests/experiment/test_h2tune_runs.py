@@ -180,7 +180,7 @@ def test_h2_14_peft_serves_what_the_client_was_scored_with(served, tmp_path, cli
     with torch.no_grad():
         theirs = served(**held.bench.prepare(batch)).logits
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
-    scores = evaluate(experiment, state, memories)["clients"][str(client)]
+    scores = evaluate(experiment, state, memories, ())["clients"][str(client)]
     assert scores == read_rounds(folder)[-1]["evaluation"]["clients"][str(client)]
 
 

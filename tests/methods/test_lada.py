@@ -229,10 +229,12 @@ def test_a_plan_of_the_server_counts_its_teachers() -> None:
 
 def test_lada_9_what_a_client_says_does_not_depend_on_its_rows() -> None:
     """With other private rows the same model sends the same paths and scalars, before it has trained on them."""
-    first, other = build(config()), build(config())
-    for id, client in other.clients.items():
-        swapped = {name: column.flip(0)[:3] for name, column in client.train.items()}
-        other.clients[id] = replace(client, train=swapped, splits={})
+    first = build(config())
+    swapped = {}
+    for id, client in first.clients.items():
+        rows = {name: column.flip(0)[:3] for name, column in client.train.items()}
+        swapped[id] = replace(client, train=rows, splits={})
+    other = replace(first, clients=swapped)
     told = [[reply.params for _, _, reply in travelled(one, 1)] for one in (first, other)]
     assert [len(replies) for replies in told] == [3, 3]
     assert same(*told)
