@@ -101,7 +101,7 @@ def alternate(
     if bench.device.type == "meta":  # planning: shapes without numbers
         shapes = {name: tensor.detach() for name, tensor in now.items()}
         return Fitted({**shapes, **bench.state(wanted)}, num_examples, {"steps": 0.0})
-    start = _start(bench, params, beside) if any(phase.penalties for phase in phases) else {}
+    start = start_of(bench, params, beside) if any(phase.penalties for phase in phases) else {}
     columns = packed(columns) if training.packing else columns
     num_rows = len(columns["labels"])
     own = [{name: tensor for name, tensor in now.items() if name in phase.names} for phase in phases]
@@ -137,7 +137,7 @@ def alternate(
     return Fitted(fitted, num_examples, metrics)
 
 
-def _start(bench: Workbench, params: Mapping[str, Tensor], beside: Mapping[str, Tensor]) -> Params:
+def start_of(bench: Workbench, params: Mapping[str, Tensor], beside: Mapping[str, Tensor]) -> Params:
     """The tensors at the start of training, as penalties see them."""
     sent = {name: tensor.detach().to(bench.device) for name, tensor in params.items()}
     return sent | {name: tensor.clone() for name, tensor in beside.items()}

@@ -1,4 +1,4 @@
-"""How one process carries out its clients' work: the section [engine] of a run file."""
+"""How one machine carries out its clients' work: the section [engine] of a run file."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ class Engine:
     resumed run keeps the choice. The record names clients that were trained alone all the same, with the reason."""
     processes: Processes = 1
     """Number of processes that share the clients of a round, each with one thread; results are bit-identical to those
-    of one process with ``threads = 1``. For Linux and macOS, and models on the CPU."""
+    of one process with ``threads = 1``. Where processes can be forked, and for models on the CPU."""

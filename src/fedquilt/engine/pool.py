@@ -177,5 +177,5 @@ def _worked(task: _Task, work: Work) -> _Result | _Raised:
         return _Result(replace(reply, params={}), tree_to_bytes(dict(reply.params)), kept)
     except FedquiltError as error:
         return _Raised(error, "")
-    except Exception:
+    except Exception:  # not lost: the first process raises it
         return _Raised(None, traceback.format_exc())

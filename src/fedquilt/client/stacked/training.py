@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedquilt.client.agreement import disagreement
-from fedquilt.client.fit import Earlier, earlier_of, optimizer_of
+from fedquilt.client.fit import Earlier, earlier_of, optimizer_of, start_of
 from fedquilt.client.job import Job
 from fedquilt.client.stacked.dropout import Extent, OwnDropout
 from fedquilt.client.stacked.member import Member, Outcome
@@ -43,7 +43,7 @@ class Together:
             optimizer_of(self.trained(place), first.training, first.learning_rate, phase)
             for place, phase in enumerate(first.phases)
         ]
-        self.start = [_start(self.bench, member.job) for member in members]
+        self.start = [_start(self.bench, member.job) for member in members]  # as penalties see them
 
     def trained(self, place: int) -> dict[str, Tensor]:
         """The stacks of the tensors that any client trains in this phase."""
@@ -255,11 +255,10 @@ def trained_together(jobs: Sequence[Job], *, drops: bool) -> list[Outcome]:
 
 
 def _start(bench: Workbench, job: Job) -> Params:
-    """The tensors at the start of training, as penalties see them."""
     if not any(phase.penalties for phase in job.phases):
         return {}
     more = {} if job.extra is None else job.extra.tensors
-    return {name: tensor.detach().to(bench.device) for name, tensor in {**job.params, **more}.items()}
+    return start_of(bench, job.params, {name: tensor.to(bench.device) for name, tensor in more.items()})
 
 
 def _extent(bench: Workbench, columns: Batch, rows: Tensor) -> Extent:
