@@ -4,6 +4,7 @@
 #   make test          the tests
 #   make slow          the tests that take more than half a minute, and the laws on four times as many examples
 #   make check         what CI asks for besides the demo: lint, types, imports, tests
+#   make site          the documentation as web pages, in site/; a broken link is an error
 #
 # Knobs: PYTHON=python3.12           the interpreter that makes .venv (3.11 or newer)
 #        TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -20,7 +21,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14 python)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint check format clean
+.PHONY: help demo test slow lint check site format clean
 
 help:
 	@sed -n '3,/^$$/s/^# \{0,1\}//p' Makefile
@@ -42,12 +43,16 @@ lint: $(VENV)/.dev
 
 check: lint test
 
+site: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir site
+	@echo "the documentation: site/index.html; with search: $(BIN)/mkdocs serve"
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: newer pyproject.toml or constraints.txt means install again.

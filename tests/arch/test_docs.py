@@ -44,11 +44,12 @@ def test_every_method_has_a_page_and_a_paper() -> None:
     described = [method for paper in papers for method in paper["methods"]]
     assert len(described) == len(set(described)) > 10
     assert set(described) <= set(METHODS)
-    readme = read("README.md")
+    readme, index = read("README.md"), read("docs/methods/README.md")
     for name in METHODS:
         page = ROOT / "docs" / "methods" / f"{name}.md"
         assert page.is_file(), f"write {page.relative_to(ROOT)}"
         assert page.read_text(encoding="utf-8").startswith("# ")
+        assert index.count(f"({name}.md)") == 1, f"docs/methods/README.md lists {name} once, in its group"
         if name in described:
             assert f"(docs/methods/{name}.md)" in readme, f"README's table of methods lacks {name}"
 
