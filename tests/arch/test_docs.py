@@ -13,7 +13,8 @@ from fedquilt.config.load import parse
 from fedquilt.methods import METHODS
 
 COMMANDS = ("make demo", "make test")
-UNWRAPPED = ("run-file.md",)
+UNWRAPPED = ("run-file.md", "commands.md", "equations.md")
+"""Generated pages."""
 
 
 def read(name: str) -> str:

@@ -3,44 +3,16 @@
 from __future__ import annotations
 
 import ast
-import re
-import tomllib
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
-from typing import Any
 
 import pytest
-from project_sources import ROOT, sources
-
-LINE = re.compile(r"^\s*Paper:\s*(?P<citations>.+?)\s*$", re.MULTILINE)
-DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-
-
-@cache
-def papers() -> list[dict[str, Any]]:
-    entries = tomllib.loads((ROOT / "papers.toml").read_text(encoding="utf-8"))["paper"]
-    assert len(entries) >= 6
-    return entries
+from equation_index import DEFINITIONS, LINE, PAGE, cited, page, papers
+from project_sources import sources
 
 
 def listed() -> list[tuple[str, str]]:
     return [(paper["key"], equation["id"]) for paper in papers() for equation in paper.get("equation", [])]
-
-
-@cache
-def cited() -> tuple[tuple[str, tuple[str, str]], ...]:
-    """Where, and what: ``("fedquilt/aggregate/mean.py, layerwise_mean", ("fed-hello", "layer-mean"))``."""
-    found = []
-    for source in sources():
-        for node in ast.walk(source.tree):
-            if not isinstance(node, DEFINITIONS):
-                continue
-            for match in LINE.finditer(ast.get_docstring(node) or ""):
-                for citation in match["citations"].rstrip(".").split(";"):
-                    key, _, equation = citation.partition(",")
-                    found.append((f"{source.path}, {node.name}", (key.strip(), equation.strip())))
-    return tuple(found)
 
 
 def test_papers_are_complete_and_unlike() -> None:
@@ -56,17 +28,20 @@ def test_papers_are_complete_and_unlike() -> None:
 
 @pytest.mark.parametrize("equation", listed(), ids=" ".join)
 def test_an_equation_has_exactly_one_home(equation: tuple[str, str]) -> None:
-    homes = [place for place, found in cited() if found == equation]
+    homes = [f"{one.file}, {one.function}" for one in cited() if one.equation == equation]
     assert len(homes) == 1, f"`Paper: {equation[0]}, {equation[1]}` stands in: {homes or 'no docstring'}"
 
 
 def test_every_citation_leads_to_a_listed_equation() -> None:
     found = cited()
     assert len(found) >= 10
-    unknown = [
-        f"{place}: `Paper: {key}, {equation}`" for place, (key, equation) in found if (key, equation) not in listed()
-    ]
+    unknown = [f"{one.file}, {one.function}: {one.equation}" for one in found if one.equation not in listed()]
     assert not unknown, "not in papers.toml:\n" + "\n".join(unknown)
+
+
+def test_the_page_of_equations_is_that_of_the_code() -> None:
+    assert page().count("](../src/") == len(listed())
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `python tests/arch/equation_index.py`"
 
 
 def test_no_paper_line_stands_outside_a_definition() -> None:
