@@ -143,10 +143,21 @@ def test_processes_side_by_side_give_the_same_bits(file):
     alone = [job for job in jobs(file, ["output=alone"]) if job.seed == 1][:2]
     beside = [job for job in jobs(file, ["output=beside"]) if job.seed == 1][:2]
     compare(alone)
-    told, seen = [], []
-    watch = SimpleNamespace(forecast=seen.append)
-    compare(beside, workers=2, progress=watch, on_done=lambda job, number, of: told.append((number, of)))
+    told, seen, rounds, begun = [], [], [], []
+
+    def done(job, number, of):
+        told.append((number, of))
+        assert (job.folder.name, 1, 2) in rounds  # all that a worker says is heard before it is done
+
+    watch = SimpleNamespace(
+        forecast=seen.append,
+        started=lambda *words: begun.append(words),
+        round=lambda line: rounds.append((line["run"], line["round"], line["rounds"])),
+    )
+    compare(beside, workers=2, progress=watch, on_done=done)
     assert told == [(1, 2), (2, 2)]
+    assert sorted(begun) == sorted((job.folder.name, 0, 2) for job in beside)
+    assert sorted(rounds) == sorted((job.folder.name, number, 2) for job in beside for number in (0, 1))
     assert len(seen) >= 2  # one from each process
     assert seen[0].runs == 2
     assert all(0 <= one.left < 100 for one in seen)

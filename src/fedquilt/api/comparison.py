@@ -99,8 +99,9 @@ def compare(
     seeds
         Seeds to run each config and method with; those of the config if left out.
     workers
-        Number of runs in parallel, each in its own process. With more than one, ``progress`` receives only forecasts,
-        and a script needs ``if __name__ == "__main__":``, as for all of Python's process pools.
+        Number of runs in parallel, each in its own process. With more than one, the rounds that ``progress`` receives
+        are interleaved (``line["run"]`` names the run), without clients and steps, and a script needs
+        ``if __name__ == "__main__":``, as for all of Python's process pools.
     progress
         As for ``run``.
     sections

@@ -28,15 +28,12 @@ class EachRound(Silent):
 class PrintedRounds(Silent):
     """A progress that prints one line for each finished round, with the time left, and one for each dropped reply."""
 
-    def started(self, name: str, first: int, rounds: int) -> None:
-        self.name, self.total = name, rounds
-
     def say(self, text: str) -> None:
-        print(f"{self.name}: {text}", flush=True)
+        print(text, flush=True)
 
     def round(self, line: Mapping[str, Any]) -> None:
         for text in (*notices(line), round_text(line)):
-            print(f"{self.name}: round {line['round'] + 1}/{self.total}: {text}", flush=True)
+            print(f"{line['run']}: round {line['round'] + 1}/{line['rounds']}: {text}", flush=True)
 
 
 def progress_of(given: Watcher) -> Any:

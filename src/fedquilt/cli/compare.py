@@ -52,15 +52,9 @@ def compare(
 
     try:
         with Shown() as progress:
-            if workers > 1:
-                progress.runs(0, None)
 
             def announce(job: Job, number: int, of: int) -> None:
-                text = f"[{number}/{of}] {job.label}, seed {job.seed}: {job.folder}"
-                if workers > 1:  # their rounds are not shown, which would say the time left
-                    progress.runs(number, of)
-                    text = ", ".join(filter(None, [text, progress.time_left()]))
-                progress.say(text)
+                progress.say(f"[{number}/{of}] {job.label}, seed {job.seed}: {job.folder}")
 
             folders = run_all(jobs, workers=workers, progress=progress, on_done=announce)
     except KeyboardInterrupt:

@@ -65,8 +65,6 @@ def demo(
         with Shown() as progress:
 
             def announce(job: Job, number: int, of: int) -> None:
-                if workers > 1:
-                    progress.runs(number, of)
                 progress.say(f"[{number}/{of}] {job.label}: {round_text(read_run(job.folder).rounds[-1])}")
 
             folders = run_all(jobs, workers=workers, progress=progress, on_done=announce)

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
-from threading import Thread, current_thread, main_thread
+from threading import Lock
 from types import MappingProxyType
 from typing import Any
 
@@ -20,9 +14,9 @@ from fedquilt.config.load import NOT_DETERMINING, Overrides, RunFile, digest, lo
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, FedquiltError
 from fedquilt.experiment.forecast import Forecast, of_all
-from fedquilt.experiment.progress import Passing, Silent
+from fedquilt.experiment.progress import Passing
 from fedquilt.experiment.run import resume, run
-from fedquilt.experiment.threads import share_threads
+from fedquilt.experiment.workers import in_workers
 from fedquilt.record import Record, read_result, read_rounds
 
 
@@ -82,7 +76,7 @@ def compare(
 
     ``progress`` receives the reports of every run (see ``experiment.Progress``), with the time that is left of all of
     them. ``workers`` processes run in parallel, each on its share of the processors unless the config sets ``threads``;
-    they report forecasts only.
+    the reports of their runs are interleaved, and none are of clients and steps.
     ``on_done`` is called after each run with the number of runs done and the number that were to do.
 
     Raises
@@ -169,83 +163,24 @@ def _side_by_side(
     every: _All,
     on_done: Callable[[Job, int, int], None] | None,
 ) -> None:
-    """Run the jobs in worker processes; ``receiver`` receives forecasts of all runs, and what they say."""
-    others, context = set(active_children()), get_context("spawn")
-    reports = context.SimpleQueue()
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_worker, initargs=(workers, reports))
-    listener = _OneByOne(receiver, every)
+    """Run the jobs in worker processes; ``receiver`` receives the reports of all, with forecasts of all runs."""
+    listener, one_at_a_time, finished = _OneByOne(receiver, every), Lock(), set[int]()
 
-    def listen() -> None:
-        while (report := reports.get()) is not None:
-            listener.number, name, word = report
-            getattr(listener, name)(word)
+    def hear(number: int, report: str, words: Sequence[Any]) -> None:
+        with one_at_a_time:
+            listener.number = number
+            getattr(listener, report)(*words)
 
-    Thread(target=listen, daemon=True).start()  # it may wait for ever for a worker that was killed while it reported
-    with pool:
-        with _ignoring_interrupts():  # the worker processes inherit this: only this process handles Ctrl-C
-            futures = {pool.submit(_in_worker, number, job): number for number, job in enumerate(missing)}
-        try:
-            for done, future in enumerate(as_completed(futures), start=1):
-                future.result()
-                receiver.forecast(every.done(futures[future]))
-                if on_done:
-                    on_done(missing[futures[future]], done, len(missing))
-        except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if not isinstance(error, Exception):  # an interrupt: any stopped run can be resumed
-                for child in set(active_children()) - others:
-                    child.terminate()
-                    child.join()
-            raise
-    reports.put(None)
+    def done(number: int) -> None:
+        with one_at_a_time:
+            finished.add(number)
+            receiver.forecast(every.done(number))
+            receiver.runs(len(finished), len(missing))
+        if on_done:
+            on_done(missing[number], len(finished), len(missing))
 
-
-class _Sent(Silent):
-    """A Progress in a worker process: sends forecasts, one per second at most, and what is said to the main process."""
-
-    reports: Any = None
-    """The queue to the main process, set when the worker starts."""
-
-    def __init__(self, number: int) -> None:
-        self._number, self._last = number, float("-inf")
-
-    def say(self, text: str) -> None:
-        self.reports.put((self._number, "say", text))
-
-    def forecast(self, seen: Forecast) -> None:
-        if time.monotonic() - self._last > 1:
-            self._last = time.monotonic()
-            self.reports.put((self._number, "forecast", seen))
-
-
-def _in_worker(number: int, job: Job) -> None:
-    _done(job, _Sent(number))
-
-
-def _worker(workers: int, reports: Any) -> None:
-    """Initialise a worker process: set its threads, and make it end when its parent ends, even if that is killed."""
-    share_threads(workers)
-    _Sent.reports = reports
-    parent = parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()  # returns however the parent ends: the operating system closes their pipe
-            os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
-
-
-@contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    if current_thread() is not main_thread():  # only the main thread may set signal handlers
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    receiver.runs(0, len(missing))
+    in_workers(missing, _done, workers, hear, done)
 
 
 def _done(job: Job, progress: object) -> None:

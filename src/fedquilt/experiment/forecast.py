@@ -34,12 +34,15 @@ class Work(NamedTuple):
         Optimiser steps of all clients in a round, on average over cohorts.
     evaluation_steps
         Expected cost of an evaluation in optimiser steps; used until one has been measured.
+    closing_steps
+        Expected cost of the evaluation of the final model on every client, where only they can do it.
     """
 
     rounds: int
     evaluations: int
     round_steps: float
     evaluation_steps: float
+    closing_steps: float = 0.0
 
 
 class Spent(NamedTuple):
@@ -69,7 +72,7 @@ class Forecast(NamedTuple):
     Attributes
     ----------
     left
-        Until everything is done: all rounds and evaluations, in a comparison of all ``runs``.
+        Until everything is done: all rounds and evaluations, the final one too, in a comparison of all ``runs``.
     round, evaluation
         Of one round without its evaluation, and of one evaluation.
     runs
@@ -93,7 +96,8 @@ def forecast(work: Work, spent: Spent) -> Forecast:
         evaluation = spent.evaluation_seconds / spent.evaluations
     begun = min(1.0, spent.steps / work.round_steps) if work.round_steps else 0.0
     rounds = max(0.0, work.rounds - spent.rounds - begun)
-    return Forecast(rounds * round + (work.evaluations - spent.evaluations) * evaluation, round, evaluation)
+    left = rounds * round + (work.evaluations - spent.evaluations) * evaluation
+    return Forecast(left + work.closing_steps * spent.step_seconds, round, evaluation)
 
 
 def of_all(
@@ -134,6 +138,7 @@ def work_of(experiment: Experiment, start: int) -> Work:
         evaluations=sum(is_due(config, number) for number in range(start, config.rounds)),
         round_steps=share * (steps + received) + owned,
         evaluation_steps=after + _evaluation_steps(group.server for group in experiment.groups) + scoring,
+        closing_steps=clients if who == "received" else 0.0,
     )
 
 

@@ -16,6 +16,9 @@ class Progress(Protocol):
     def started(self, name: str, first: int, rounds: int) -> None:
         """Report that the run ``name`` begins with round ``first`` of ``rounds``."""
 
+    def stage(self, name: str, text: str) -> None:
+        """Report what the run ``name`` is doing while no client works, such as ``"evaluating"``."""
+
     def client(self, exchange: str, number: int, of: int) -> None:
         """Report that client ``number`` of ``of`` has finished its part of the exchange."""
 
@@ -32,14 +35,24 @@ class Progress(Protocol):
         """Report that a round is finished and recorded.
 
         ``line`` is its line of the record; ``line["names"]`` are the natural ids of clients in the data, by client.
-        ``line["seconds_left"]`` is the estimate of ``Forecast.left``, and ``line["runs_left"]`` its number of runs.
+        ``line["run"]`` is the name of the run, and ``line["rounds"]`` its number of rounds: of runs in parallel, the
+        reports are interleaved. ``line["seconds_left"]`` is the estimate of ``Forecast.left``, and
+        ``line["runs_left"]`` its number of runs.
         """
+
+    def ended(self, name: str) -> None:
+        """Report that the run ``name`` is finished."""
+
+    def runs(self, number: int, of: int) -> None:
+        """Report that ``number`` of ``of`` runs in parallel are finished; their clients and steps are not reported."""
 
 
 class Silent:
     """A Progress that ignores all reports."""
 
     def started(self, name: str, first: int, rounds: int) -> None: ...
+
+    def stage(self, name: str, text: str) -> None: ...
 
     def client(self, exchange: str, number: int, of: int) -> None: ...
 
@@ -50,6 +63,10 @@ class Silent:
     def say(self, text: str) -> None: ...
 
     def round(self, line: Mapping[str, Any]) -> None: ...
+
+    def ended(self, name: str) -> None: ...
+
+    def runs(self, number: int, of: int) -> None: ...
 
 
 class Passing:
@@ -65,6 +82,9 @@ class Passing:
     def started(self, name: str, first: int, rounds: int) -> None:
         self._pass("started", name, first, rounds)
 
+    def stage(self, name: str, text: str) -> None:
+        self._pass("stage", name, text)
+
     def client(self, exchange: str, number: int, of: int) -> None:
         self._pass("client", exchange, number, of)
 
@@ -79,6 +99,12 @@ class Passing:
 
     def round(self, line: Mapping[str, Any]) -> None:
         self._pass("round", line)
+
+    def ended(self, name: str) -> None:
+        self._pass("ended", name)
+
+    def runs(self, number: int, of: int) -> None:
+        self._pass("runs", number, of)
 
 
 _SETTLED = 5.0  # a first step of more seconds than this is hardly longer for having been the first
@@ -123,7 +149,8 @@ class Forecasting(Passing):
 
     def client(self, exchange: str, number: int, of: int) -> None:
         super().client(exchange, number, of)
-        if not self._steps_seen:  # clients in other processes report no steps
+        if not self._steps_seen and self._spent.rounds < self._work.rounds:
+            # clients in other processes report no steps
             steps = self._work.round_steps * number / of
             seconds = (self._clock() - self._began) / max(1.0, steps)
             self._spent = self._spent._replace(steps=steps, step_seconds=seconds)

@@ -76,9 +76,10 @@ def run(
             torch.set_num_threads(1)  # a forked process cannot use the threads of the one that it is a copy of
         elif config.threads is not None:
             torch.set_num_threads(config.threads)
+        reporting = Forecasting(progress)
+        reporting.stage(folder.name, "loading data and model")
         with span("start-up"):
             experiment = build(connect.adapted(config), connect.here)
-        reporting = Forecasting(progress)
         if (spared := spare_threads(experiment)) is not None:
             reporting.say(spared)
         bench = experiment.groups[0].bench  # device and precision are one for all groups
@@ -158,8 +159,9 @@ def resume(
         at = back_to if back_to is not None else None if record.has_checkpoint else 0
         start, state, memories = record.load_checkpoint(at)
         torch.set_num_threads(around["threads"])  # sums depend on the number of threads
-        experiment = build(connect.adapted(config), connect.here)
         reporting = Forecasting(progress)
+        reporting.stage(folder.name, "loading data and model")
+        experiment = build(connect.adapted(config), connect.here)
         engine = connect.make(experiment, around.get("run_key", ""), memories, reporting)
         experiment = experiment.announced(rows_as_at_start(folder, engine.announced))
         same_inputs(folder, experiment)
@@ -256,6 +258,7 @@ def _all_rounds(
     try:
         for done in finished:
             state = done.state
+            reporting.stage(record.folder.name, "evaluating")
             line = round_line(experiment, done, engine.memories, since(), clients=engine.has_clients)
             line |= {"privacy": spent(done.number), **disclosed(line), **in_turn(engine)}
             if done.number == start:
@@ -263,9 +266,10 @@ def _all_rounds(
             with span("checkpoint"):
                 record.append_round(line)
                 record.save_checkpoint(done.number + 1, state, engine.memories, are_finite(line))
-            reporting.round({**line, "names": names})
+            reporting.round({**line, "names": names, "run": record.folder.name, "rounds": config.rounds})
     except RoundError as error:
         raise RoundError(f"{error}; {_advice(record, config)}") from error
+    reporting.stage(record.folder.name, "writing adapters")
     record.check()  # no adapters are written to a folder that was deleted or replaced in the meantime
     try:
         with span("export"):
@@ -275,11 +279,13 @@ def _all_rounds(
     except RunError as error:
         left = f"fedquilt run --resume {record.folder}"
         raise RunError(f"{error}; all rounds are in the checkpoint, so only this is left to do: {left}") from error
+    reporting.stage(record.folder.name, "evaluating the final model")
     last = closed(
         experiment.method, state, profiles, engine.send, experiment.rng, num_rounds=config.rounds, check=check
     )
     ended = final_record(read_rounds(record.folder)[-1]["evaluation"], last, since())
     record.save_result({"status": "finished", "rounds": config.rounds, "seconds": time.perf_counter() - began, **ended})
+    reporting.ended(record.folder.name)
     return record.folder
 
 
