@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from fedquilt.core import disk
 from fedquilt.record import Record
+from fedquilt.record.tree_bytes import tree_from_bytes, tree_to_bytes
 
 CONFIG = {"name": "toy", "seed": 1, "output": "runs", "training": {"steps": 5, "learning_rate": 0.1}}
 
@@ -27,6 +29,27 @@ def make_old(folder: Path) -> None:
     around = json.loads((folder / "environment.json").read_text())
     around.pop("format")
     (folder / "environment.json").write_text(json.dumps(around))
+
+
+def make_format_3(made: Record) -> None:
+    """Makes a run folder one of format 3, in which each memory had a file of its own."""
+    place, path = made.folder / "checkpoint", made.folder / "checkpoint.json"
+    value = json.loads(path.read_text())
+    for kept in value["kept"]:
+        trees = [tree_from_bytes((place / entry["file"]).read_bytes()) for entry in kept.pop("packs")]
+        newest = {client: memory for tree in trees for client, memory in tree.items()}
+        for client, memory in newest.items():
+            content = tree_to_bytes(memory)
+            sha256 = hashlib.sha256(content).hexdigest()
+            file = f"client-{int(client):03d}-{sha256[:16]}.safetensors"
+            (place / file).write_bytes(content)
+            kept["memories"][client] = {"file": file, "sha256": sha256, "bytes": len(content)}
+    for pack in place.glob("memories-*"):
+        pack.unlink()
+    value |= {"format": 3}
+    del value["sha256"]
+    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**value, "sha256": digest}))
 
 
 def finish(made: Record, line: dict, state=None, memories=None, finite=None) -> None:

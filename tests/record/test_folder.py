@@ -21,13 +21,14 @@ from fedquilt.record import (
     read_result,
     read_rounds,
 )
+from fedquilt.record.tree_bytes import tree_from_bytes
 
 
 def test_create_writes_the_folder_that_reports_read(tmp_path):
     made = create(tmp_path / "runs" / "toy")
     assert read_config(made.folder) == CONFIG
     assert read_partition(made.folder) == {"digest": "d", "clients": []}
-    assert read_environment(made.folder) == {"versions": {}, "format": 3}
+    assert read_environment(made.folder) == {"versions": {}, "format": 4}
     assert read_rounds(made.folder) == []
     assert read_result(made.folder) is None
     assert not made.has_checkpoint
@@ -93,32 +94,33 @@ def test_only_changed_memories_are_written_and_old_files_go(tmp_path, monkeypatc
     made = create(tmp_path / "toy")
     written = []
     write = checkpoint_files.write_bytes
-    monkeypatch.setattr(
-        checkpoint_files,
-        "write_bytes",
-        lambda path, *more, **how: (written.append(path.name), write(path, *more, **how)),
-    )
+
+    def noting(path, content, **how):
+        if path.name.startswith("memories-"):
+            written.append(sorted(map(int, tree_from_bytes(content))))
+        write(path, content, **how)
+
+    monkeypatch.setattr(checkpoint_files, "write_bytes", noting)
     first = {0: {"x": torch.zeros(2)}, 1: {"x": torch.ones(2)}}
     made.save_checkpoint(1, {"t": 0}, first)
-    assert sum(name.startswith("client-") for name in written) == 2
-    written.clear()
     second = {0: first[0], 1: {"x": torch.full((2,), 2.0)}}
     made.save_checkpoint(2, {"t": 1}, second)
-    assert [name.split("-")[1] for name in written if name.startswith("client-")] == ["001"]
-    assert len(list((made.folder / "checkpoint").iterdir())) == 5  # the checkpoint before is kept: state and memory
+    assert written == [[0, 1], [1]]
+    assert len(list((made.folder / "checkpoint").iterdir())) == 4  # of it and of the one before
+    made.save_checkpoint(3, {"t": 1}, second)
+    assert written == [[0, 1], [1]]
 
     resumed = Record.open(made.folder)
     _, _, memories = resumed.load_checkpoint()
-    written.clear()
-    resumed.save_checkpoint(3, {"t": 2}, {**memories, 5: {}})
-    assert [name.split("-")[1] for name in written if name.startswith("client-")] == ["005"]
+    resumed.save_checkpoint(4, {"t": 2}, {**memories, 5: {}})
+    assert written == [[0, 1], [1], [5]]
     _, state, memories = Record.open(made.folder).load_checkpoint()
     assert state == {"t": 2}
     assert sorted(memories) == [0, 1, 5]
     assert float(memories[1]["x"][0]) == 2.0
 
 
-@pytest.mark.parametrize("prefix", ["state", "client-003"])
+@pytest.mark.parametrize("prefix", ["state", "memories"])
 def test_a_damaged_or_missing_file_is_named(tmp_path, prefix):
     made = create(tmp_path / "toy")
     made.save_checkpoint(1, {"a": torch.zeros(4)}, {3: {"b": torch.ones(4)}})
@@ -149,7 +151,7 @@ def test_a_manifest_of_another_format_or_a_damaged_one_is_refused(tmp_path, monk
     monkeypatch.setattr(manifest, "FORMAT", 99)
     manifest.write_manifest(made.folder, manifest.Manifest({}))
     monkeypatch.undo()
-    with pytest.raises(RunError, match="format 99, but this version of fedquilt reads format 3; take a newer one"):
+    with pytest.raises(RunError, match="format 99, but this version of fedquilt reads format 4; take a newer one"):
         Record.open(made.folder)
 
 
@@ -179,7 +181,7 @@ def test_whatever_step_fails_the_old_or_the_new_checkpoint_is_there_and_never_a_
         # the run goes on from there, and what the failure left behind is cleared
         resumed.save_checkpoint(3, states[0], {c: memories[0][c] for c in own})
         assert Record.open(folder).load_checkpoint()[0] == 3
-        assert len(list((folder / "checkpoint").iterdir())) == 6  # of it and of the one before
+        assert len(list((folder / "checkpoint").iterdir())) == 4  # of it and of the one before
         if disk.left >= 0:
             break
     else:
@@ -256,8 +258,9 @@ def state(number):
 )
 def test_the_last_checkpoints_are_kept_and_the_last_one_that_was_finite(tmp_path, keep, finite, kept):
     made = create(tmp_path / "toy", {**CONFIG, "checkpoints": {"keep": keep}})
+    same_memory = {"of": 0}
     for number in range(6):
-        finish(made, {"round": number}, state(number), {0: {"of": 0}, 1: {"of": number}}, finite[number])
+        finish(made, {"round": number}, state(number), {0: same_memory, 1: {"of": number}}, finite[number])
     assert list(made.kept) == kept
     for number in kept:
         next_round, back, memories = Record.open(made.folder).load_checkpoint(number)
@@ -306,7 +309,7 @@ def test_lost_memories_are_noticed_before_and_while_a_run_goes_on(tmp_path):
     made = create(tmp_path / "toy")
     memory = {"b": torch.ones(4)}
     finish(made, {"round": 0}, memories={3: memory})
-    (path,) = (made.folder / "checkpoint").glob("client-003-*")
+    (path,) = (made.folder / "checkpoint").glob("memories-*")
     content = path.read_bytes()
     path.unlink()
     for act in (Record.open(made.folder).check, lambda: made.save_checkpoint(2, {}, {3: memory})):

@@ -96,8 +96,9 @@ def test_a_lost_manifest_is_noticed_and_runs_of_earlier_versions_are_read_but_no
 
 
 def test_a_run_of_the_format_before_is_read_and_not_resumed(tmp_path, monkeypatch):
-    for module in (folder, manifest, new_folder):
+    for module in (manifest, new_folder):
         monkeypatch.setattr(module, "FORMAT", 2)
+    monkeypatch.setattr(folder, "RESUMED", (2,))
     made = create(tmp_path / "toy")
     finish(made, {"round": 0})
     monkeypatch.undo()

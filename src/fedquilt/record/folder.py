@@ -21,7 +21,7 @@ from fedquilt.record.checkpoint_files import CheckpointFiles
 from fedquilt.record.config_differences import check_same
 from fedquilt.record.files import explained, to_json
 from fedquilt.record.lock import Hold
-from fedquilt.record.manifest import FILES, FORMAT, MANIFEST, Kept, Manifest, check_files, file_digest, write_manifest
+from fedquilt.record.manifest import FILES, MANIFEST, RESUMED, Kept, Manifest, check_files, file_digest, write_manifest
 from fedquilt.record.new_folder import BEGUN, make_folder, refuse_folder
 from fedquilt.record.read import (
     ENVIRONMENT,
@@ -50,7 +50,7 @@ class Record:
         self.config = config
         self._held = held
         manifest = manifest_of(folder)
-        self._of_another_version = manifest is None or manifest.format != FORMAT
+        self._of_another_version = manifest is None or manifest.format not in RESUMED
         self._manifest = manifest or Manifest({})
         self._lines = RoundLines(folder, self._manifest.lines, self.next_round)
         self._checkpoints = CheckpointFiles(folder)
@@ -183,7 +183,7 @@ class Record:
         self._still_ours()
         with self._writing(self.folder / FILES):
             saved = self._checkpoints.save(state, memories)
-            new = Kept(next_round, saved.state, saved.memory_entries, self._lines.written, finite)
+            new = Kept(next_round, saved.state, saved.packs, self._lines.written, finite)
             self._replace(self._manifest.after(new, self._keep))
             self._checkpoints.confirm(saved)
             self._lines.next_round = next_round

@@ -1,13 +1,14 @@
 """``checkpoint.json``, the manifest: the files of a run folder with the sha256 of each, and its own.
 
-    format    3
+    format    4
     files     the sha256 of files that do not change, by path: config, environment, partition; adapters and result
               once the run is finished
     kept      the checkpoints that the run can continue from, oldest first (see ``Kept``)
     sha256    of everything above, as ``_digest`` computes it
 
-It is replaced atomically, so a folder that does not agree with it was changed by something else. Run folders made
-before format 3 can be read, but not resumed: methods had other states, and before format 2 nothing could be checked.
+It is replaced atomically, so a folder that does not agree with it was changed by something else. In format 3 every
+memory had a file of its own; such runs are resumed. Those made before can be read, but not resumed: methods had other
+states, and before format 2 nothing could be checked.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ from fedquilt.core.errors import RunError
 from fedquilt.record.files import to_json
 
 MANIFEST, FILES = "checkpoint.json", "checkpoint"
-FORMAT = 3
-_READ = (2, FORMAT)
+FORMAT = 4
+RESUMED = (3, FORMAT)
+"""The formats of runs that can be resumed."""
+
+_READ = (2, *RESUMED)
 _OLD_KEYS = {"format", "next_round", "seed", "config", "state", "memories"}  # of format 1
 
 RESTORE = "restore it from a copy, or start the run again in another folder"
@@ -58,24 +62,28 @@ class Kept:
         The round that comes next.
     state
         The file of the server's state.
-    memories
-        The files of the clients' memories, by client.
+    packs
+        The files of the clients' memories, oldest first. Each holds those of several clients; a client's memory is the
+        one in the last file that has one of this client.
     lines
         The lines of the rounds until then.
     finite
         Whether all scores of the last round were finite numbers; None where nothing was scored.
+    memories
+        In a checkpoint of format 3, the files of single memories, by client.
     """
 
     next_round: int
     state: Entry
-    memories: Mapping[str, Entry]
+    packs: tuple[Entry, ...]
     lines: Lines
     finite: bool | None
+    memories: Mapping[str, Entry] = field(default_factory=dict)
 
     @property
     def entries(self) -> tuple[Entry, ...]:
         """All files of the checkpoint."""
-        return self.state, *self.memories.values()
+        return self.state, *self.packs, *self.memories.values()
 
 
 @dataclass(frozen=True)
@@ -183,7 +191,9 @@ def file_digest(path: Path) -> str:
 
 def _kept(value: Mapping[str, Any]) -> Kept:
     memories = {str(client): _entry(entry) for client, entry in value["memories"].items()}
-    return Kept(int(value["next_round"]), _entry(value["state"]), memories, Lines(**value["lines"]), value["finite"])
+    packs = tuple(_entry(entry) for entry in value.get("packs", ()))
+    lines = Lines(**value["lines"])
+    return Kept(int(value["next_round"]), _entry(value["state"]), packs, lines, value["finite"], memories)
 
 
 def _entry(value: Mapping[str, Any]) -> Entry:

@@ -25,8 +25,9 @@ _STORED_AS_THEY_ARE = (
 def tree_to_bytes(tree: Tree, name: str = "tree") -> bytes:
     """Encode a tree as a safetensors file: its tensors, and the tree's structure as JSON in the header.
 
-    Exact for every dtype, for tensors without dimensions or elements, and for views. Device, ``requires_grad`` and
-    memory sharing are not kept. ``name`` is the tree's name in error messages.
+    Exact for every dtype, for tensors without dimensions or elements, and for views. A tensor that is in several places
+    of the tree is stored once, and is one tensor again when it is decoded. Device, ``requires_grad`` and the memory
+    that different tensors share are not kept. ``name`` is the tree's name in error messages.
 
     Raises
     ------
@@ -36,7 +37,7 @@ def tree_to_bytes(tree: Tree, name: str = "tree") -> bytes:
     from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {}
-    shape = json.dumps(_packed(tree, name, tensors))
+    shape = json.dumps(_packed(tree, name, tensors, {}))
     return bytes(save(tensors, metadata={"tree": shape}))
 
 
@@ -49,8 +50,11 @@ def tree_from_bytes(content: bytes) -> Tree:
     return _unpacked(json.loads(header["__metadata__"]["tree"]), load(content))
 
 
-def _packed(tree: Tree, where: str, tensors: dict[str, Tensor]) -> Any:
-    """Describe the tree in JSON types: the one key of each object ("dict", "tensor", "bytes", "float") is its type."""
+def _packed(tree: Tree, where: str, tensors: dict[str, Tensor], known: dict[int, Any]) -> Any:
+    """Describe the tree in JSON types: the one key of each object ("dict", "tensor", "bytes", "float") is its type.
+
+    ``known`` holds the descriptions of the tensors so far, by the identity of the tensor.
+    """
     from torch import Tensor, contiguous_format, strided, uint8
 
     if tree is None or isinstance(tree, (bool, int, str)):
@@ -61,10 +65,12 @@ def _packed(tree: Tree, where: str, tensors: dict[str, Tensor]) -> Any:
         for key in tree:
             if not isinstance(key, str):
                 raise TypeError(f"{where}: the key {key!r} is {_a(key)}; keys are strings, so write it as {str(key)!r}")
-        return {"dict": {key: _packed(value, f"{where}[{key!r}]", tensors) for key, value in tree.items()}}
+        return {"dict": {key: _packed(value, f"{where}[{key!r}]", tensors, known) for key, value in tree.items()}}
     if isinstance(tree, list):
-        return [_packed(value, f"{where}[{index}]", tensors) for index, value in enumerate(tree)]
+        return [_packed(value, f"{where}[{index}]", tensors, known) for index, value in enumerate(tree)]
     if isinstance(tree, Tensor):
+        if id(tree) in known:
+            return known[id(tree)]
         if tree.layout is not strided or tree.is_quantized or tree.is_meta:
             raise TypeError(f"{where} is a tensor without plain dense values ({tree.layout}, {tree.device})")
         name = str(len(tensors))
@@ -73,9 +79,11 @@ def _packed(tree: Tree, where: str, tensors: dict[str, Tensor]) -> Any:
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype in _STORED_AS_THEY_ARE:
             tensors[name] = tensor
-            return {"tensor": name}
-        tensors[name] = tensor.reshape(-1).view(uint8)
-        return {"bytes": [name, dtype, list(tensor.shape)]}
+            known[id(tree)] = {"tensor": name}
+        else:
+            tensors[name] = tensor.reshape(-1).view(uint8)
+            known[id(tree)] = {"bytes": [name, dtype, list(tensor.shape)]}
+        return known[id(tree)]
     advice = "; use a list" if isinstance(tree, (tuple, set)) else ""
     raise TypeError(
         f"{where} is {_a(tree)}, but a state or memory holds only dicts, lists, tensors, numbers, strings, booleans "
