@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
-from fedquilt.data.table import Table, concatenated, digest, num_rows, take
+from fedquilt.data import table
+from fedquilt.data.table import Columns, Table, concatenated, digest, digest_of_many, num_rows, take
 
 
 def test_rows_picks_every_column_in_the_order_asked() -> None:
@@ -60,7 +63,8 @@ def test_num_rows_refuses_unequal_columns() -> None:
         num_rows({"a": torch.zeros(2), "b": torch.zeros(3)})
 
 
-def test_a_digest_is_of_every_value_name_type_and_shape() -> None:
+@pytest.mark.parametrize("digest", [digest, digest_of_many])
+def test_a_digest_is_of_every_value_name_type_and_shape(digest: Callable[[list[Columns]], str]) -> None:
     rows = {"a": torch.arange(6).reshape(2, 3), "b": torch.zeros(2, dtype=torch.uint8)}
     other = {"a": rows["a"].clone(), "b": rows["b"]}
     assert digest([rows]) == digest([dict(reversed(other.items()))])
@@ -68,6 +72,20 @@ def test_a_digest_is_of_every_value_name_type_and_shape() -> None:
     variants = [other, {"a": rows["a"]}, {**rows, "a": rows["a"].reshape(3, 2)}, {**rows, "a": rows["a"].int()}]
     assert len({digest([each]) for each in (rows, *variants)}) == 5
     assert digest([rows, {"c": torch.empty(0, 3)}]) != digest([rows])
+
+
+def test_rows_that_many_have_in_common_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[torch.Tensor] = []
+    content = table._content
+    monkeypatch.setattr(table, "_content", lambda column: (read.append(column), content(column))[1])
+    common = {"a": torch.arange(6)}
+    made = digest_of_many([{"a": torch.zeros(2)}, common, {"a": torch.ones(2)}, common, common])
+    assert len(read) == 3
+    copies = [{"a": common["a"].clone()} for _ in range(3)]
+    assert made == digest_of_many([{"a": torch.zeros(2)}, copies[0], {"a": torch.ones(2)}, *copies[1:]])
+    # a tensor in the place of one that is gone is another one
+    passing = ({"a": torch.full((2,), float(number))} for number in range(50))
+    assert digest_of_many(passing) == digest_of_many([{"a": torch.full((2,), float(n))} for n in range(50)])
 
 
 def test_tables_of_different_classes_are_joined_by_name() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ from sklearn.datasets import load_digits
 
 from fedquilt.config.load import load
 from fedquilt.core.errors import ConfigError, DataError, RunError
+from fedquilt.data.table import digest
 from fedquilt.experiment import flower, flower_site
 from fedquilt.experiment.build import build
 from fedquilt.experiment.check import check
 from fedquilt.experiment.progress import Silent
 from fedquilt.experiment.run import resume, run
+from fedquilt.experiment.same_inputs import all_rows
 from fedquilt.record import Record, read_partition, read_rounds
 
 
@@ -130,6 +133,20 @@ def one_pixel_other(path):
     digits[name] = digits[name].copy()
     digits[name][0, 0, 0] ^= 1
     np.savez(path, **digits)
+
+
+def test_a_run_that_recorded_the_earlier_digest_of_its_rows_is_resumed(rows, tiny, tmp_path, monkeypatch):
+    settings, folder = settings_of(tiny, "./site-{client}.npz"), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[run.__module__], "all_rows", lambda experiment: all_rows(experiment, digest))
+        with pytest.raises(Stopped):
+            run(settings, folder, AfterOneRound())
+    before = (rows / "site-1.npz").read_bytes()
+    one_pixel_other(rows / "site-1.npz")
+    with pytest.raises(RunError, match="has other rows than when the run began"):
+        resume(folder)
+    (rows / "site-1.npz").write_bytes(before)
+    assert resume(folder) == folder
 
 
 def test_rows_that_changed_in_number_and_class_alone_do_not_pass_for_the_same(rows, tiny, tmp_path):

@@ -17,10 +17,11 @@ from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.factors import at_rank
 from fedquilt.core.types import ClientId, Layout
+from fedquilt.data.table import digest
 from fedquilt.engine.flower.handshake import card
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.features import SITES
-from fedquilt.experiment.inputs_record import rows_digest
+from fedquilt.experiment.inputs_record import rows_of
 from fedquilt.experiment.threads import spare_threads
 from fedquilt.experiment.vertical_query import site_query
 
@@ -70,7 +71,7 @@ def joined(config: Config) -> Any:
         experiment = _built(json.dumps(own, sort_keys=True), partition)
         client = experiment.clients[partition]
         # a common source is also read by the server, which compares it by itself
-        rows = rows_digest([client]) if has_own_file(part.config) else ""
+        rows = digest(rows_of([client])) if has_own_file(part.config) else ""
         # only from the node's own config: the server must not choose what a party tells of
         file = node.get("query")
         query = None if file is None else partial(site_query, experiment, partition, str(file))

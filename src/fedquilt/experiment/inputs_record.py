@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import merge
-from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -14,7 +13,7 @@ from fedquilt.client.client import Client
 from fedquilt.core.types import Profile
 from fedquilt.data.bad_rows import listed
 from fedquilt.data.holdout import label_counts, split_digest
-from fedquilt.data.table import Columns, Table, digest
+from fedquilt.data.table import Columns, Table
 from fedquilt.experiment.data import AssignedRows
 from fedquilt.experiment.data_of_groups import DataSource
 from fedquilt.experiment.groups import BuiltGroup
@@ -130,12 +129,11 @@ def outputs_record(groups: Sequence[BuiltGroup]) -> dict[str, dict[str, list[str
     }
 
 
-def rows_digest(clients: Iterable[Client], more: Iterable[Columns] = ()) -> str:
-    """The digest of all encoded rows that these clients train and are evaluated on, and of ``more`` columns."""
-    own = (
-        columns for client in clients for columns in (client.train, *(own for _, own in sorted(client.splits.items())))
-    )
-    return digest(chain(own, more))
+def rows_of(clients: Iterable[Client]) -> Iterator[Columns]:
+    """All encoded rows that these clients train and are evaluated on."""
+    for client in clients:
+        yield client.train
+        yield from (own for _, own in sorted(client.splits.items()))
 
 
 def weights_digest(groups: Sequence[BuiltGroup]) -> str:

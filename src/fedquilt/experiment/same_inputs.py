@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
 
 from fedquilt.core.errors import RunError
 from fedquilt.core.types import ClientId
+from fedquilt.data.table import Columns, digest, digest_of_many
 from fedquilt.experiment.bases import other_weights
 from fedquilt.experiment.built import Experiment
-from fedquilt.experiment.inputs_record import outputs_record, rows_digest, weights_digest
+from fedquilt.experiment.inputs_record import outputs_record, rows_of, weights_digest
 from fedquilt.experiment.server import questions_columns
 from fedquilt.record import read_environment, read_partition
 
 
-def all_rows(experiment: Experiment) -> str:
+def all_rows(experiment: Experiment, digest: Callable[[Iterable[Columns]], str] = digest_of_many) -> str:
     """The digest of all rows that are in this process: the clients' and the server's."""
     own = chain(experiment.clients.values(), (group.server for group in experiment.models))
-    return rows_digest(own, questions_columns(experiment.federation.server))
+    return digest(chain(rows_of(own), questions_columns(experiment.federation.server)))
 
 
 def rows_as_at_start(folder: Path, announced: Mapping[ClientId, int]) -> dict[ClientId, int]:
@@ -44,7 +45,8 @@ def same_inputs(folder: Path, experiment: Experiment) -> None:
         )
     # last: rows are compared in encoded form, with labels in the order of the outputs
     rows = read_environment(folder).get("rows")
-    if rows is not None and rows != all_rows(experiment):
+    # earlier versions recorded the other digest
+    if rows is not None and rows != all_rows(experiment) and rows != all_rows(experiment, digest):
         raise RunError(
             f"{folder}: data.source = '{source}', or the test set, has other rows than when the run began; {advice}"
         )
