@@ -1,4 +1,4 @@
-"""What the site has beyond docs/: a page for every file of the repository that a page links to.
+"""What the site has beyond docs/: the groups of methods, and a page for every file that a page links to.
 
 A link such as ``../src/fedquilt/core/loop.py`` works in the repository as it stands. On the site the file it leads to
 is a page below ``repository/``: Markdown as it is, a picture as it is, other text as a block of code, which the search
@@ -22,6 +22,20 @@ LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 BOX = re.compile(r"^> \[!(\w+)\]\n((?:> ?.*\n?)+)", re.M)
 PICTURES = {".png", ".svg", ".jpg"}
 LANGUAGES = {".py": "python", ".toml": "toml", ".patch": "diff", ".sh": "bash"}
+
+
+def on_config(config: Any) -> Any:
+    """Put every method's page into the navigation, in the groups of the page that lists them."""
+    index = DOCS / "methods" / "README.md"
+    groups: dict[str, list[str]] = {}
+    for part in re.split(r"^## ", index.read_text("utf-8"), flags=re.M)[1:]:
+        groups[part.partition("\n")[0]] = re.findall(r"^\| .*?\]\(([\w-]+\.md)\)", part, re.M)
+    listed = {page for pages in groups.values() for page in pages}
+    others = sorted(path.name for path in index.parent.glob("*.md") if path != index and path.name not in listed)
+    groups |= {"Others": others} if others else {}
+    (entry,) = (entry for entry in config.nav if "Methods" in entry)
+    entry["Methods"] += [{name: [f"methods/{page}" for page in pages]} for name, pages in groups.items()]
+    return config
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -139,6 +139,18 @@ def test_a_run_goes_to_the_superlink_with_every_key_and_its_folder(flwr, config,
     assert said == ["fedquilt: round 1 of 3"]
 
 
+def test_a_run_that_nobody_follows_any_more_is_stopped_at_the_superlink(flwr, config, tmp_path, monkeypatch):
+    told = flwr()
+
+    def interrupted(run, superlink, said):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(flower_app, "_followed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        deploy(config("training.steps=1"), tmp_path / "runs" / "mine", "trial", print)
+    assert json.loads(told.read_text().splitlines()[-1]) == ["stop", "7", "trial", "--format", "json"]
+
+
 def test_a_query_goes_to_the_superlink_and_its_predictions_come_back(flwr, command, finished, tmp_path, monkeypatch):
     told = flwr(log="fedquilt: party 'shop' is missing: away")
     monkeypatch.chdir(tmp_path)

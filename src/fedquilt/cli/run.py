@@ -85,7 +85,7 @@ def run(
                 embedded(settings, target, progress)
     except KeyboardInterrupt:
         try:
-            _stopped(target)
+            _stopped(target, engine, superlink)
         finally:
             if engine == "flower-sim":  # threads of Flower's simulation may wait for workers that are gone
                 sys.stdout.flush()
@@ -147,7 +147,7 @@ def _show_profile(profile: Profile, folder: Path) -> None:
     out.print(f"{folder / 'trace.json'}: open it at ui.perfetto.dev or chrome://tracing", soft_wrap=True)
 
 
-def _stopped(target: Path | None) -> None:
+def _stopped(target: Path | None, engine: str, superlink: str | None) -> None:
     """Say how to continue the run after Ctrl-C."""
     if target is None or not (target / "config.json").exists():
         text = "stopped before the run started; nothing was saved"
@@ -156,6 +156,8 @@ def _stopped(target: Path | None) -> None:
         record = Record.open(target)
         if record.has_checkpoint:
             text = f"stopped; {target / 'checkpoint.json'} holds the first {record.next_round} rounds"
-        text += f"; continue with `fedquilt run --resume {target}`"
+        same = "" if engine == "embedded" else f" --engine {engine}"
+        same += f" --superlink {superlink}" if superlink else ""
+        text += f"; continue with `fedquilt run --resume {target}{same}`"
     out.print(text, highlight=False, soft_wrap=True)
     raise typer.Exit(130)

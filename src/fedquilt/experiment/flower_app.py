@@ -146,6 +146,8 @@ def deployed(
 ) -> None:
     """Run an app on the federation of a SuperLink to its end; ``superlink``, ``said`` and errors as for ``deploy``.
 
+    Ctrl-C stops the run there.
+
     ``settings`` is the run file, and ``run_config`` what Flower tells the ServerApp.
     """
     require("flower", "flwr")
@@ -158,7 +160,11 @@ def deployed(
     run = started.get("run-id")
     if not started.get("success") or run is None:
         raise ConfigError(f"--superlink {superlink}: Flower did not start the run: {_cause(started)}")
-    causes = _followed(str(run), superlink, said)
+    try:
+        causes = _followed(str(run), superlink, said)
+    except KeyboardInterrupt:  # it would go on without anybody who follows it
+        _flwr("stop", str(run), superlink, "--format", "json")
+        raise
     status, details = _status(str(run), superlink)
     if status != "finished:completed" or causes:
         words = "; ".join(causes) or f"Flower says {status}: {details or 'no cause given'}"
