@@ -21,7 +21,7 @@ READING = {
 }
 HEAVY = {
     *("torch", "transformers", "matplotlib", "scipy.special", "scipy.stats", "sklearn", "pandas", "pyarrow"),
-    *("datasets", "flwr_datasets", "flwr", "ray", "peft", "seaborn"),
+    *("datasets", "flwr_datasets", "flwr", "ray", "peft", "seaborn", "altair", "vl_convert"),
 }
 """Modules that take a tenth of a second or more to import."""
 
@@ -33,6 +33,7 @@ MAY: dict[str, set[str]] = {
     "fedquilt check": {"torch", "transformers", "scipy.special"},
     "fedquilt run": {"torch", "transformers", "scipy.special"},
     "fedquilt plot": {"torch", "transformers", "scipy.special", "matplotlib"},
+    "fedquilt report --html": {"torch", "transformers", "scipy.special", "matplotlib", "altair", "vl_convert"},
 }
 """The heavy modules that a process may have loaded after each command; transformers itself loads scipy."""
 
@@ -49,6 +50,7 @@ RUNNING = {
     "fedquilt check": "command('check', 'run.toml')",
     "fedquilt run": "command('run', 'run.toml', '--folder', 'made')",
     "fedquilt plot": "command('plot', 'made')",
+    "fedquilt report --html": "command('report', 'made', '--html', 'page.html')",
 }
 """The steps of two processes, in this order: each brings along what those before it do, and more."""
 
@@ -98,7 +100,10 @@ def test_importing_the_package_loads_nothing_heavy(imported: dict[str, set[str]]
 
 def test_reading_runs_and_reporting_on_them_need_neither_torch_nor_a_model(imported: dict[str, set[str]]) -> None:
     assert "torch" not in imported["record"]
-    assert not {"torch", "transformers", "datasets", "sklearn", "matplotlib.pyplot"} & imported["report"]
+    assert (
+        not {"torch", "transformers", "datasets", "sklearn", "matplotlib.pyplot", "altair", "vl_convert"}
+        & imported["report"]
+    )
     ours = {module.split(".")[1] for module in imported["report"] if module.startswith("fedquilt.")}
     assert ours == {"core", "record", "report"}
 
@@ -115,6 +120,7 @@ def test_the_commands_did_what_they_are_for(imported: dict[str, set[str]]) -> No
     assert "transformers" in imported["fedquilt check"]
     assert "fedquilt.engine.local" in imported["fedquilt run"]
     assert "matplotlib" in imported["fedquilt plot"]
+    assert {"altair", "vl_convert"} <= imported["fedquilt report --html"]
 
 
 def test_drawing_letters_does_not_import_matplotlib(imported: dict[str, set[str]]) -> None:

@@ -30,6 +30,8 @@ MORE = {
     "models/mlp.py": {"transformers"},
     "models/quantization.py": {"bitsandbytes"},
     "models/endpoint.py": {"httpx"},
+    "report/charts.py": {"altair"},
+    "report/document.py": {"vl_convert"},
     "report/figure.py": {"matplotlib"},
     "report/paired_differences.py": {"scipy"},
     "cli": {"typer", "rich", "click"},
@@ -122,7 +124,7 @@ def test_every_library_that_is_imported_is_a_declared_dependency() -> None:
     optional = [text for name in ("flower", "privacy", "quantization", "endpoint", "psi") for text in extra[name]]
     extras = {re.split(r"[\[<>=!~;\s]", text)[0].lower() for text in optional}
     distributions = {"PIL": "pillow", "sklearn": "scikit-learn", "pydantic_core": "pydantic"}
-    distributions["private_set_intersection"] = "openmined-psi"
+    distributions |= {"private_set_intersection": "openmined-psi", "vl_convert": "vl-convert-python"}
     used = {name.split(".")[0] for source in sources() for _, name in imported(source.tree)}
     used -= {"fedquilt", *sys.stdlib_module_names}
     missing = {name for name in used if distributions.get(name, name).replace("_", "-") not in declared | extras}

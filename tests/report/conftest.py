@@ -1,6 +1,5 @@
 """Small run folders, written by hand as the record writes them."""
 
-import importlib
 import json
 from functools import partial
 from pathlib import Path
@@ -56,12 +55,6 @@ def line(index: int, accuracy: float | None, clients: dict[int, float] | None = 
         "state": {},
     }
     return written | more
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """Pages without pictures, which take most of their time, for what is said on them."""
-    monkeypatch.setattr(importlib.import_module("fedquilt.report.page"), "figures", lambda groups: [])
 
 
 @pytest.fixture

@@ -80,4 +80,4 @@ def test_the_picture_is_among_the_figures_and_on_the_page(learning_run):
     run = Run(read.folder, read.config, read.environment, read.partition, rounds, read.result)
     names = [name for name, _ in figures({"ours": [run]})]
     assert "alignment-ours" in names
-    assert "alignment ours" in page({"ours": [run]})
+    assert 'id="chart-alignment-ours"' in page({"ours": [run]})

@@ -50,7 +50,6 @@ def test_only_the_last_rounds_count_and_nothing_is_made_up(grouped):
     assert worst["personalised_deviation"] is None
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_tables_and_the_page_show_the_groups_and_runs_without_groups_show_none(two, grouped):
     text = comparison({"fedit": two})
     assert "Group by group:" in text

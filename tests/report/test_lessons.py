@@ -55,7 +55,6 @@ def test_every_student_has_its_numbers_over_rounds(taught) -> None:
     assert server.numbers == {"taken": ([0, 1], [1.0, 1.0]), "offered_right": ([0, 1], [0.5, 0.5])}
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_tables_have_a_row_for_each_student(taught) -> None:
     client, server = lesson_rows({"lada": [taught]})
     assert client == {

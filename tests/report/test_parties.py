@@ -78,7 +78,6 @@ def test_scores_are_means_over_the_last_evaluated_rounds_and_seeds(vertical: Any
     assert (less["without"], less["accuracy"], less["lost"]) == ("shop", 0.625, 0.25)
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_reports_show_both_tables(vertical: Any, learning_run: Any) -> None:
     groups = {"proto-evfl": [vertical([0.5, 0.75], evaluation={"last": 1})]}
     text, whole = comparison(groups), page(groups)

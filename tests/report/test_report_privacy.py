@@ -51,7 +51,6 @@ def test_seeds_are_summed_up_by_the_worst_and_no_bound_is_worse_than_any(made):
     assert json.loads(as_json([row]))[0]["epsilon"] is None
 
 
-@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     ("cost", "text"),
     [

@@ -64,7 +64,7 @@ class Comparison:
 
     def page(self, path: str | Path, references: Sequence[str] = ()) -> Path:
         """Write tables and plots as one HTML file, and return its path."""
-        from fedquilt.report.page import write_page  # imports matplotlib
+        from fedquilt.report.page import write_page
 
         return write_page(self._groups, path, references=references)
 

@@ -67,7 +67,7 @@ def compare(
     groups = {label: [read_run(folder) for folder in places] for label, places in folders.items()}
     show(groups, None, reference or (), save, as_json)
     if plots:
-        from fedquilt.report.page import write_page  # imports matplotlib
+        from fedquilt.report.page import write_page
         from fedquilt.report.plot import save_plots
 
         folder = jobs[0].folder.parent

@@ -20,14 +20,16 @@ def report(
     ] = None,
     reference: Annotated[list[str] | None, typer.Option(help=REFERENCE)] = None,
     save: Annotated[Path | None, typer.Option(help="Write the tables to this file as Markdown.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write tables and plots as one self-contained HTML page.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write tables and interactive charts as one self-contained HTML page.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the results of runs as tables."""
     groups = group_runs([read_run(run) for run in runs])
     show(groups, last, reference or (), save, as_json)
     if html is not None:
-        from fedquilt.report.page import write_page  # imports matplotlib
+        from fedquilt.report.page import write_page
 
         errors.print(f"wrote {write_page(groups, html, last, reference or ())}", highlight=False, soft_wrap=True)
 

@@ -74,7 +74,7 @@ def happened(run: Run, most: int = 10) -> list[str]:
     for loss in dropped(run):
         rounds.setdefault((loss["client"], loss["reason"]), []).append(loss["round"] + 1)
     found = [
-        f"client {names.get(client, client)} dropped in round{'s' if len(when) > 1 else ''} {_spans(when)}: {reason}."
+        f"client {names.get(client, client)} dropped in round{'s' if len(when) > 1 else ''} {spans(when)}: {reason}."
         for (client, reason), when in sorted(rounds.items())
     ]
     if len(found) > most:
@@ -84,7 +84,7 @@ def happened(run: Run, most: int = 10) -> list[str]:
     return found
 
 
-def _spans(numbers: Sequence[int]) -> str:
+def spans(numbers: Sequence[int]) -> str:
     """``1-3, 7`` for 1, 2, 3 and 7."""
     spans: list[list[int]] = []
     for number in sorted(set(numbers)):

@@ -25,7 +25,6 @@ __all__ = [
     "new_figure",
     "plain_axes",
     "png",
-    "scale_of",
 ]
 
 DPI = 150
@@ -53,11 +52,6 @@ def plain_axes(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
-
-
-def scale_of(metric: str) -> tuple[float, str]:
-    """Return the factor that a metric is multiplied by in plots, and the label of its axis."""
-    return (100.0, "accuracy (%)") if metric == "accuracy" else (1.0, metric)
 
 
 def named_ticks(axis: Any, names: Sequence[Any]) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedquilt.core.errors import RunError
-from fedquilt.report.figure import COLOURS, DASHES, MARKERS, Figure, MaxNLocator, new_figure, plain_axes, scale_of
+from fedquilt.report.figure import COLOURS, DASHES, MARKERS, Figure, MaxNLocator, new_figure, plain_axes
 from fedquilt.report.groups import SERVER, group_curve, group_labels
 from fedquilt.report.lessons import Pupil, Series, pupils
 from fedquilt.report.runs import BYTE_UNITS, Run, client_names, exchange_bytes
-from fedquilt.report.scores import client_curves, main_metric
+from fedquilt.report.scores import client_curves, main_metric, scale_of
 
 _MOST = 10  # lines that a legend names
 

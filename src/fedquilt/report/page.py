@@ -1,43 +1,54 @@
-"""The HTML report: one self-contained file with tables, plots, configs and environments."""
+"""The HTML report: one self-contained file with tables, interactive charts, and how to make the runs again."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from fedquilt.core.disk import write_bytes
 from fedquilt.core.errors import RunError
-from fedquilt.report.caveats import notes
-from fedquilt.report.comparison import meaning, paired
-from fedquilt.report.figure import png
-from fedquilt.report.groups import group_rows
-from fedquilt.report.html import picture_html, table_html
-from fedquilt.report.lessons import LESSONS, lesson_rows
-from fedquilt.report.paired_differences import HONEST, alone
-from fedquilt.report.parties import JOINT, WITHOUT, joint_rows, missing_rows
-from fedquilt.report.plot import figures
-from fedquilt.report.runs import client_names, dropped
-from fedquilt.report.scores import main_metric
-from fedquilt.report.table import Groups, Row, cells, compare_rows, summary
+from fedquilt.report.charts import Chart
+from fedquilt.report.columns import human_bytes, human_metric
+from fedquilt.report.document import document
+from fedquilt.report.html import chart_html, charts_json, details_html, facts_html
+from fedquilt.report.runs import Run, client_table
+from fedquilt.report.scores import LOWER_IS_BETTER
+from fedquilt.report.sections import Section, sections
+from fedquilt.report.setup import commands, facts
+from fedquilt.report.table import Groups, compare_rows
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 72rem; margin: 2rem auto;
-  padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #e5e5e5; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } th { border-bottom: 2px solid #999; }
-figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; } figcaption { color: #555; font-size: 13px; }
-pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: 12px; } summary { cursor: pointer; }
-"""
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # makes the browser block network access
+_MOST_TEXT = 200_000
+"""The largest number of characters of a text on the page."""
+
+_MOST_RUNS = 60
+"""The largest number of runs whose config and environment are on the page."""
 
 
-def page(groups: Groups, last: int | None = None, references: Sequence[str] = (), title: str | None = None) -> str:
+def page(
+    groups: Groups,
+    last: int | None = None,
+    references: Sequence[str] = (),
+    title: str | None = None,
+    live: str = "",
+) -> str:
     """Return the report of ``groups`` (runs by label) as HTML; all text from the runs is escaped.
+
+    The same runs give the same text, and nothing is read but what is given.
+
+    Parameters
+    ----------
+    groups
+        Runs by label.
+    last
+        The number of last evaluated rounds to average; by default ``evaluation.last`` of the run.
+    references
+        The labels that others are compared with.
+    title
+        The page's title; by default the name of the first run.
+    live
+        The path of server-sent events, each of which makes the page load anew; empty for a page that does not change.
 
     Raises
     ------
@@ -50,46 +61,117 @@ def page(groups: Groups, last: int | None = None, references: Sequence[str] = ()
     if not runs:
         raise RunError("no run was given, so there is no page to write. Give at least one run folder.")
     title = title or runs[0].name
-    parts = [f"<h1>{escape(title)}</h1>"]
-    inside = "In the table of runs, ± is the standard deviation over these rounds."
-    parts.append(f"<p>{escape(meaning(main_metric(runs[0])))} {inside}</p>")
-    parts += ["<h2>Comparison</h2>", _table(compare_rows(groups, last))]
-    if of_groups := group_rows(groups, main_metric(runs[0]), last):
-        parts += ["<h2>Group by group</h2>", _table(of_groups)]
-    if of_students := lesson_rows(groups):
-        parts += [f"<h2>{escape(LESSONS)}</h2>", _table(of_students)]
-    for heading, of_parties in ((JOINT, joint_rows(groups, last)), (WITHOUT, missing_rows(groups, last))):
-        parts += [f"<h2>{escape(heading)}</h2>", _table(of_parties)] if of_parties else []
-    parts += [f"<p>{escape(note)}</p>" for note in notes(groups, last)]
-    for what, rows in paired(groups, references, last):
-        parts += [f"<h2>{escape(what)}</h2>", _table(rows)]
-    if references:
-        parts += [f"<p>{escape(remark)}</p>" for remark in (HONEST, *alone(groups, references))]
-    parts += ["<h2>Runs</h2>", _table([summary(run, last) for run in runs])]
-    parts.append("<h2>Plots</h2>")
-    parts += [picture_html(name, png(figure)) for name, figure in figures(groups)]
-    losses = [
-        [label, str(run.seed), str(loss["round"] + 1), loss["exchange"], names[loss["client"]], loss["reason"]]
-        for label in groups
-        for run in groups[label]
-        for names in [client_names(run)]
-        for loss in dropped(run)
+    found = [
+        (Section("run", "What was run", [*_setup(groups)]), ()),
+        *sections(groups, last, references),
+        (Section("made", "How it was made", [*_made(groups)]), ()),
     ]
-    if losses:
-        head = ["method", "seed", "round", "exchange", "client", "reason"]
-        parts += ["<h2>Dropped replies</h2>", table_html([head, *losses])]
-    parts.append("<h2>How it was made</h2>")
-    for label, members in groups.items():
-        for run in members:
-            parts.append(_details(f"{label}, seed {run.seed}: config", run.config))
-            parts.append(_details(f"{label}, seed {run.seed}: environment", run.environment))
-    body = "\n".join(parts)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    charts = [part for one, more in found for part in (*one.parts, *more) if isinstance(part, Chart)]
+    links = "".join(f'<li><a href="#{one.id}">{escape(one.heading)}</a></li>' for one, _ in found)
+    state = "finished" if all(run.finished for run in runs) else "unfinished"
+    body = (
+        '<a class="skip" href="#main">Skip to the content</a>\n'
+        f'<header class="top"><div><h1>{escape(title)}</h1><p>{escape(_subtitle(groups))} '
+        f'<span class="badge {state}">{state}</span></p></div>'
+        '<button type="button" class="theme" hidden>Dark theme</button></header>\n'
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n<main id="main">\n'
+        '<noscript><p class="note">Charts need JavaScript, which is off; the tables do not.</p></noscript>\n'
+        f"{_tiles(groups, last)}\n{''.join(_section(one) for one, _ in found)}</main>\n"
+        f"<footer><p>Written by fedquilt from {len(runs)} run folder{'s' if len(runs) > 1 else ''}; this file reaches "
+        "no network.</p></footer>"
     )
+    return document(title, body, charts_json(charts), live)
+
+
+def _section(one: Section) -> str:
+    """A section, with neighbouring charts side by side."""
+    parts = []
+    for part in one.parts:
+        if isinstance(part, Chart):
+            parts.append(chart_html(part))
+        else:
+            parts.append(f'<div class="part">{part}</div>')
+    inside = "\n".join(parts)
+    return (
+        f'<section id="{one.id}" aria-labelledby="{one.id}-heading"><h2 id="{one.id}-heading">{escape(one.heading)}'
+        f'</h2><div class="parts">\n{inside}\n</div></section>\n'
+    )
+
+
+def _subtitle(groups: Groups) -> str:
+    labels = [*groups]
+    named = ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
+    seeds = sorted({str(run.seed) for runs in groups.values() for run in runs})
+    return f"{named}; seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds[:10])}{', ...' if len(seeds) > 10 else ''}"
+
+
+def _tiles(groups: Groups, last: int | None) -> str:
+    """The numbers of the best label, or of the only one, that most readers look for."""
+    rows = compare_rows(groups, last)
+    metric = rows[0]["metric"]
+    runs = [run for members in groups.values() for run in members]
+    tiles = {
+        "final model": human_metric(rows[0]["final"], metric),
+        "clients' mean": human_metric(rows[0]["personalised"], metric),
+        "worst client": human_metric(rows[0]["worst_client"], metric),
+        "sent and received": human_bytes(rows[0]["bytes_up"] + rows[0]["bytes_down"]),
+        "epsilon": "-" if rows[0]["epsilon"] is None else f"{rows[0]['epsilon']:.2f}",
+        "dropped replies": str(rows[0]["dropped"]),
+    }
+    if len(rows) > 1:
+        tiles = {"methods": str(len(rows)), "runs": str(len(runs))}
+        for title, measure in (("best final model", "final"), ("best clients' mean", "personalised")):
+            known = [row for row in rows if row[measure] is not None]
+            if known:
+                best = (min if metric in LOWER_IS_BETTER else max)(known, key=lambda row: float(row[measure]))
+                tiles[f"{title}: {best['label']}"] = human_metric(best[measure], metric)
+        tiles["dropped replies"] = str(sum(row["dropped"] for row in rows))
+    tiles = {"clients": f"{len(client_table(runs[0])):,}", "rounds": str(rows[0]["rounds"]), **tiles}
+    shown = {
+        name: f"{value} %" if metric == "accuracy" and _is_score(name) else value
+        for name, value in tiles.items()
+        if value != "-"
+    }
+    return f'<div class="tiles">{facts_html(shown)}</div>'
+
+
+def _is_score(name: str) -> bool:
+    return any(word in name for word in ("model", "mean", "worst"))
+
+
+def _setup(groups: Groups) -> Iterator[str]:
+    yield f'<div class="facts">{facts_html(facts(groups))}</div>'
+    again = [*commands(groups)]
+    few = again[:20]
+    lines = "\n".join(one.command for one in few)
+    left = f"; the first {len(few)} of {len(again)} are listed" if len(again) > len(few) else ""
+    yield (
+        f"<h3>Run it again</h3><p>Save the run file{'s' if len(few) > 1 else ''} below, then run{escape(left)}:</p>"
+        f'<pre class="command" tabindex="0">{escape(lines)}</pre>'
+    )
+    seen: dict[str, str] = {one.file: one.text for one in few}
+    yield "".join(details_html(file, _cut(text), file) for file, text in seen.items())
+
+
+def _made(groups: Groups) -> Iterator[str]:
+    """The config and the environment of each run."""
+    runs = [(label, run) for label, members in groups.items() for run in members]
+    yield "".join(
+        details_html(f"{label}, seed {run.seed}: {what}", _plain(run, what))
+        for label, run in runs[:_MOST_RUNS]
+        for what in ("config", "environment")
+    )
+    if len(runs) > _MOST_RUNS:
+        yield f'<p class="note">The first {_MOST_RUNS} of {len(runs)} runs; each folder has its own.</p>'
+
+
+def _plain(run: Run, what: str) -> str:
+    return _cut(json.dumps(getattr(run, what), indent=2, ensure_ascii=False, default=str))
+
+
+def _cut(text: str) -> str:
+    more = len(text) - _MOST_TEXT
+    return text if more <= 0 else f"{text[:_MOST_TEXT]}\n... {more:,} more characters, which the run folder has"
 
 
 def write_page(
@@ -119,16 +201,7 @@ def write_page(
     text = page(groups, last, references, title)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, text.encode())
+        write_bytes(path, text.encode("utf-8"))
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error}). Give another path for the page.") from error
     return path
-
-
-def _table(rows: Sequence[Row]) -> str:
-    return table_html(cells(rows))
-
-
-def _details(title: str, value: Mapping[str, Any]) -> str:
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
-    return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"

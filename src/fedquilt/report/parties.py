@@ -21,6 +21,9 @@ SCORES = ("accuracy", "worst_class", "seen", "unseen", "harmonic")
 """Scores of a joint prediction: accuracy, the recall of the worst class, and those of seen and of unseen classes with
 their harmonic mean."""
 
+GATE, ALIKE = "gate", "prototype_cosines"
+"""The tables of a method's state that are drawn: weights of parties by class, and cosines of class prototypes."""
+
 _SCORE = ("evaluation", "global")
 
 

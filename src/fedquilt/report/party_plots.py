@@ -9,11 +9,8 @@ import numpy as np
 
 from fedquilt.core.errors import RunError
 from fedquilt.report.figure import Figure, named_ticks, new_figure
-from fedquilt.report.parties import holdings, party_names, table_of
+from fedquilt.report.parties import ALIKE, GATE, holdings, party_names, table_of
 from fedquilt.report.runs import Run
-
-GATE, ALIKE = "gate", "prototype_cosines"
-"""The tables of a method's state that are drawn."""
 
 _MOST_NUMBERS = 400  # cells with a number in them
 

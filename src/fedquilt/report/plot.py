@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,13 +11,14 @@ from fedquilt.core.disk import write_bytes
 from fedquilt.core.errors import RunError
 from fedquilt.report.agreement import agreement_of
 from fedquilt.report.conflicts import alignments
-from fedquilt.report.figure import COLOURS, DASHES, MARKERS, Figure, MaxNLocator, new_figure, plain_axes, png, scale_of
+from fedquilt.report.curves import mean_bytes, mean_curve
+from fedquilt.report.figure import COLOURS, DASHES, MARKERS, Figure, MaxNLocator, new_figure, plain_axes, png
 from fedquilt.report.groups import SERVER, group_curve
 from fedquilt.report.lesson_plots import choice_plot, reward_plot, right_plot, sides_plot, traffic_plot
 from fedquilt.report.lessons import pupils
 from fedquilt.report.maps import agreement_plot, alignment_map, allocation_map, partition_picture, probability_map
-from fedquilt.report.parties import holdings, table_of
-from fedquilt.report.party_plots import ALIKE, GATE, alike_plot, gate_plot, holdings_plot
+from fedquilt.report.parties import ALIKE, GATE, holdings, table_of
+from fedquilt.report.party_plots import alike_plot, gate_plot, holdings_plot
 from fedquilt.report.runs import (
     BYTE_UNITS,
     Run,
@@ -27,19 +27,8 @@ from fedquilt.report.runs import (
     cumulative_bytes,
     layer_probabilities,
 )
-from fedquilt.report.scores import WHO, curve, main_metric
-from fedquilt.report.table import Groups
-
-
-def _mean_curve(runs: Sequence[Run], metric: str, who: str) -> tuple[list[int], np.ndarray, np.ndarray | None, int]:
-    """Return the rounds that all runs have measured, the mean and sample deviation (None for one run), and the runs."""
-    curves = [dict(zip(*curve(run, metric, who), strict=True)) for run in runs]
-    curves = [values for values in curves if values]
-    rounds = sorted(set.intersection(*(set(values) for values in curves))) if curves else []
-    table = np.array([[values[index] for index in rounds] for values in curves])  # (runs, rounds)
-    if not rounds:
-        return [], np.array([]), None, 0
-    return rounds, table.mean(axis=0), table.std(axis=0, ddof=1) if len(curves) > 1 else None, len(curves)
+from fedquilt.report.scores import WHO, curve, main_metric, scale_of
+from fedquilt.report.table import Groups, short_names
 
 
 def _lines(groups: Groups, who: str, across: Callable[[Sequence[Run], list[int]], np.ndarray], x_label: str) -> Figure:
@@ -51,7 +40,7 @@ def _lines(groups: Groups, who: str, across: Callable[[Sequence[Run], list[int]]
     drawn = []
     seeds = set()
     for number, (label, runs) in enumerate(groups.items()):
-        rounds, middle, spread, num_runs = _mean_curve(runs, metric, who)
+        rounds, middle, spread, num_runs = mean_curve(runs, metric, who)
         if not rounds:
             continue
         x = across(runs, rounds)
@@ -101,14 +90,7 @@ def over_bytes(groups: Groups, who: str = "global") -> Figure:
     size, unit = next(((size, unit) for size, unit in BYTE_UNITS if most >= size), BYTE_UNITS[-1])
 
     def sent(runs: Sequence[Run], rounds: list[int]) -> np.ndarray:
-        tables = []
-        for run in runs:
-            at, up, down = cumulative_bytes(run)
-            total = {index: u + d for index, u, d in zip(at, up, down, strict=True)}
-            if all(index in total for index in rounds):
-                tables.append([total[index] / size for index in rounds])
-        mean: np.ndarray = np.mean(tables, axis=0)
-        return mean
+        return mean_bytes(runs, rounds) / size
 
     return _lines(groups, who, sent, f"sent so far by all clients, up and down ({unit})")
 
@@ -136,12 +118,9 @@ def figures(groups: Groups) -> Iterator[tuple[str, Figure]]:
         yield "parties", holdings_plot(runs[0])
     elif any("train" in client for client in client_table(runs[0])):  # real sites do not disclose their rows
         yield "partition", partition_picture(runs[0])
-    used: set[str] = set()
+    names = short_names(groups)
     for label, members in groups.items():
-        short = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") or "run"
-        while short in used:
-            short += "-again"
-        used.add(short)
+        short = names[label]
         if members and allocation(members[0])[1].any():
             yield f"allocation-{short}", allocation_map(members[0], label)
         if members and layer_probabilities(members[0]):

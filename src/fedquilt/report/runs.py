@@ -172,9 +172,10 @@ def allocation(run: Run) -> tuple[list[int], np.ndarray]:
         trained += sorted(pairs)
     num_layers = max([num_layers, *(layer + 1 for layer, _ in trained)])
     ids = sorted({*ids, *(client for _, client in trained)})
+    place = {client: at for at, client in enumerate(ids)}
     counts = np.zeros((num_layers, len(ids)), dtype=np.int64)
     for layer, client in trained:
-        counts[layer, ids.index(client)] += 1
+        counts[layer, place[client]] += 1
     return ids, counts
 
 

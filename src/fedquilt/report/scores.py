@@ -34,6 +34,11 @@ def main_metric(run: Run) -> str:
     return "accuracy"
 
 
+def scale_of(metric: str) -> tuple[float, str]:
+    """Return the factor that a metric is multiplied by where it is drawn, and the label of its axis."""
+    return (100.0, "accuracy (%)") if metric == "accuracy" else (1.0, metric)
+
+
 def curve(run: Run, metric: str = "accuracy", who: str = "global") -> tuple[list[int], list[float]]:
     """Return the rounds in which a metric was measured, and its values; NaN stands for a number that was not finite.
 
@@ -72,6 +77,19 @@ def client_curves(run: Run, metric: str) -> dict[int, tuple[list[int], list[floa
                 rounds, values = found.setdefault(int(client), ([], []))
                 rounds.append(int(line["round"]))
                 values.append(as_number(scores[metric]))
+    return found
+
+
+def received_curves(run: Run, metric: str) -> dict[int, tuple[list[int], list[float]]]:
+    """Return the same of the model as each client received it, before training."""
+    found: dict[int, tuple[list[int], list[float]]] = {}
+    for line in run.rounds:
+        for exchange in line.get("exchanges") or ():
+            for client, sent in (exchange.get("clients") or {}).items():
+                if f"received_{metric}" in (sent.get("metrics") or {}):
+                    rounds, values = found.setdefault(int(client), ([], []))
+                    rounds.append(int(line["round"]))
+                    values.append(as_number(sent["metrics"][f"received_{metric}"]))
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -127,6 +128,17 @@ def compare_rows(groups: Groups, last: int | None = None, metric: str | None = N
         row |= {"dropped": sum(part["dropped"] for part in parts), "epsilon": max(epsilons, default=None)}
         rows.append(row)
     return rows
+
+
+def short_names(groups: Groups) -> dict[str, str]:
+    """Return a name for files by label: lower-case letters, digits and hyphens, another for each label."""
+    names: dict[str, str] = {}
+    for label in groups:
+        short = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-") or "run"
+        while short in names.values():
+            short += "-again"
+        names[label] = short
+    return names
 
 
 def by_seed(label: str, runs: Sequence[Run]) -> dict[int | None, Run]:
