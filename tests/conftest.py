@@ -15,6 +15,8 @@ settings.register_profile("brief", max_examples=50, deadline=None)
 settings.register_profile("thorough", max_examples=200, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "brief"))
 
+# messages name programs as they are typed here: the tests' own is on the PATH, as in an activated environment
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network
 # one torch thread: the models are tiny, and two threads that wait for each other on a busy machine cost minutes
 os.environ["OMP_NUM_THREADS"] = "1"

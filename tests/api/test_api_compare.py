@@ -64,7 +64,7 @@ def test_a_plan_has_a_row_for_each_client():
     rows = fedquilt.plan(TINY)
     assert [row["client"] for row in rows] == [*range(6)]
     assert all(row["peak_bytes"] > row["weight_bytes"] > 0 for row in rows)
-    heading, first, *_ = repr(rows).splitlines()
+    heading, _, first, *_ = repr(rows).splitlines()
     assert heading.split()[:2] == ["client", "budget"]
     assert "KB" in first
     assert rows._repr_html_().count("<tr>") == 7

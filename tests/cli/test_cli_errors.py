@@ -79,8 +79,9 @@ def test_a_missing_or_unreadable_run_file_is_named(command):
 
 
 def test_run_wants_a_file_or_a_run_to_resume_and_not_both(command):
-    check_error(command("run"), "give a run file, as in `fedquilt run my.toml`")
-    check_error(command("run", "tiny.toml", "--resume", "runs/tiny"), "or an interrupted run, as in `--resume runs/my`")
+    check_error(command("run"), "give a run file, as in: fedquilt run my.toml")
+    both = command("run", "tiny.toml", "--resume", "runs/tiny")
+    check_error(both, "or an interrupted run, as in: fedquilt run --resume runs/my")
     check_error(command("run", "--resume", "runs/gone"), "runs/gone: no such run folder")
 
 

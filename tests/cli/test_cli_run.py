@@ -20,7 +20,7 @@ from fedquilt.record import read_config, read_result, read_rounds
 def test_a_run_prints_a_line_a_round_when_piped_and_says_what_to_do_next(command, fingerprint, finished):
     said = command("run", "tiny.toml")
     assert said.code == 0
-    assert said.out == "runs/tiny: finished; show it with `fedquilt report runs/tiny`\n"
+    assert said.out == "runs/tiny: finished; show it with: fedquilt report runs/tiny\n"
     lines = said.err.splitlines()
     assert [line.partition(": loss ")[0] for line in lines] == [f"tiny: round {n}/3" for n in (1, 2, 3)]
     assert all("accuracy " in line and "clients' mean " in line and line.endswith(" s") for line in lines)
@@ -66,7 +66,7 @@ def test_ctrl_c_names_the_checkpoint_and_how_to_go_on(command, monkeypatch, fing
     assert said.code == 130
     assert said.out == (
         f"stopped; runs/tiny/checkpoint.json holds the first {after} rounds; "
-        "continue with `fedquilt run --resume runs/tiny`\n"
+        "continue with: fedquilt run --resume runs/tiny\n"
     )
     assert "Traceback" not in said.err
     assert read_result("runs/tiny") is None
@@ -170,7 +170,7 @@ def test_compare_stopped_says_how_to_go_on(command, tiny, monkeypatch):
 def test_compare_wants_a_run_file(command):
     said = command("compare", "rounds=2")
     assert said.code == 1
-    assert "give at least one run file, as in `fedquilt compare my.toml`" in said.err
+    assert "give at least one run file, as in: fedquilt compare my.toml" in said.err
 
 
 def test_on_a_terminal_rounds_clients_and_steps_have_bars_and_time_left(config, monkeypatch, tmp_path):
@@ -246,7 +246,7 @@ def test_two_sizes_of_images_and_a_group_of_words_run_in_one_federation(command,
     assert compared.code == 0, compared.err
     lines = compared.out.splitlines()
     start = lines.index("Group by group:")
-    told = [line.split()[:2] for line in lines[start + 3 : start + 11]]
+    told = [line.split()[:2] for line in lines[start + 4 : start + 12]]
     groups = ["vit-16", "vit-24", "words", "worst"]
     assert told == [[label, group] for label in ("group-only", "alone") for group in groups]
 

@@ -14,6 +14,7 @@ import pytest
 
 import fedquilt.cli.site as site
 from fedquilt.core.method import Release
+from fedquilt.core.shell import install_extra
 from fedquilt.core.types import Reply
 from fedquilt.privacy.ledger import Ledger, ledger_folder
 from fedquilt.privacy.ledger_book import Allowance, Asked
@@ -88,7 +89,10 @@ def test_without_flower_it_says_how_to_get_it(command, monkeypatch, words):
     monkeypatch.setattr(site, "find_spec", lambda name: None)
     said = command("site", *words)
     assert said.code == 1
-    assert f"fedquilt site {words[0]}: needs flwr and cryptography; install it with `pip install 'fedquilt" in said.err
+    assert (
+        f"fedquilt site {words[0]}: needs flwr and cryptography; install it with: {install_extra('flower')}\n"
+        in said.err
+    )
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ pytest.importorskip("flwr")
 from in_process_grid import InProcessGrid
 
 from fedquilt.core.errors import ConfigError, RoundError, RunError
+from fedquilt.core.shell import install_extra
 from fedquilt.engine.flower.client import client_app
 from fedquilt.engine.flower.memory_store import MemoryStore
 from fedquilt.experiment import flower, flower_site
@@ -228,7 +229,7 @@ def test_without_flower_the_engine_says_what_to_install(command, monkeypatch):
     monkeypatch.setattr("fedquilt.experiment.flower.find_spec", lambda name: None)
     said = command("run", "tiny.toml", "--engine", "flower-sim")
     assert said.code == 1
-    assert "--engine flower-sim: needs flwr and ray; install it with `pip install 'fedquilt[flower]'`" in said.err
+    assert f"--engine flower-sim: needs flwr and ray; install it with: {install_extra('flower')}" in said.err
 
 
 def test_telemetry_is_off_unless_it_was_turned_on(monkeypatch):

@@ -83,7 +83,5 @@ def test_a_missing_accountant_is_named_with_what_to_install(monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(
-        ConfigError, match=r"dp-accounting, which is not installed; .*pip install 'fedquilt\[privacy\]'"
-    ):
+    with pytest.raises(ConfigError, match=r"dp-accounting, which is not installed; .*pip install .*\[privacy\]"):
         gaussian_epsilon(1.0, 1, 1e-5)

@@ -55,7 +55,7 @@ def test_tables_and_the_page_show_the_groups_and_runs_without_groups_show_none(t
     assert "Group by group:" in text
     assert "worst group" in text
     assert cells(group_rows({"fedit": two}, "accuracy"))[0] == [
-        *("method", "group", "seeds", "final model", "clients' final", "global, last 1", "personalised, last 1")
+        *("method", "group", "seeds", "global, final", "global, last 1", "client mean, final", "client mean, last 1")
     ]
     assert "Group by group" in page({"fedit": two})
     bare = grouped(3, [{}], labels=())

@@ -36,7 +36,7 @@ def test_every_place_shows_the_mean_over_the_rounds_that_the_run_file_names_and_
         assert headline in text
         assert final in text
         assert "global, last 3" in text
-        assert "final model" in text
+        assert "global, final" in text
         assert "86.1" not in text
     printed = CliRunner().invoke(app, ["report", str(of_three)]).output
     assert headline in printed
@@ -72,7 +72,7 @@ def test_runs_averaged_over_different_windows_are_noted(made):
 def test_an_unfinished_run_has_no_final_model(make_run, round_line):
     run = read_run(make_run([round_line(0, 0.5, {0: 0.5})], finished=False))
     assert summary(run)["final"] is None
-    assert "final model" not in cells(compare_rows({"a": [run]}))[0]
+    assert "global, final" not in cells(compare_rows({"a": [run]}))[0]
 
 
 def test_scores_of_a_closing_exchange_are_those_of_the_final_model(make_run, round_line):

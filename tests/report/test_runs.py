@@ -87,7 +87,7 @@ def test_a_folder_of_runs_names_the_runs_in_it(make_run, round_line, tmp_path):
 def test_each_missing_file_is_named(make_run, round_line, name):
     folder = make_run([round_line(0, 0.5)])
     (folder / name).unlink()
-    with pytest.raises(RunError, match=f"not a run folder, it has no {name}; give a folder that fedquilt run made"):
+    with pytest.raises(RunError, match=f"not a run folder, it has no {name}; give a folder that a run was written to"):
         read_run(folder)
 
 

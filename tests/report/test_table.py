@@ -109,13 +109,13 @@ def test_text_forms(groups):
     rows = compare_rows(groups, last=1)
     markdown = as_markdown(rows).splitlines()
     assert markdown[0].startswith(
-        "| method | seeds | final model | clients' final | global, last 1 |"
-    )  # 'within run' has no value here
+        "| method | seeds | global, final | global, last 1 | client mean, final |"
+    )  # 'std over rounds' has no value here
     assert markdown[1] == "|" + " --- |" * markdown[0].count(" | ") + " --- |"
     assert "| fedit | 3 | 55.0 ± 5.0 | 55.0 ± 5.0 | 55.0 ± 5.0 |" in markdown[2]
     text = as_text(rows).splitlines()
-    assert text[0].index("seeds") == text[1].index("3")
-    assert len(text) == 5
+    assert text[0].index("seeds") + 4 == text[2].index("3")
+    assert len(text) == 6  # heading, line, four labels
     assert as_markdown([]) == as_text([]) == ""
     paired = cells(paired_rows(groups, ["fedit"], last=1))
     assert paired[1] == ["ours", "fedit", "3", "+4.0", "0.6", "separates"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedquilt.api.progress import Watcher, progress_of
-from fedquilt.api.rows import Rows
+from fedquilt.api.rows import Rows, terminal_width
 from fedquilt.api.run import Run
 from fedquilt.api.settings import ConfigLike, asked
 from fedquilt.core.errors import ConfigError
@@ -69,7 +69,7 @@ class Comparison:
         return write_page(self._groups, path, references=references)
 
     def __repr__(self) -> str:
-        return comparison(self._groups)
+        return comparison(self._groups, width=terminal_width())
 
     def _repr_html_(self) -> str:
         groups = self._groups

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedquilt.report.html import table_html
-from fedquilt.report.table import aligned
+from fedquilt.report.layout import laid_out
+
+
+def terminal_width() -> int | None:
+    """The number of columns of the terminal that output goes to; None elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 class Rows(list[Mapping[str, Any]]):
@@ -21,7 +28,7 @@ class Rows(list[Mapping[str, Any]]):
         self.cells = [list(line) for line in cells]
 
     def __repr__(self) -> str:
-        return aligned(self.cells)
+        return laid_out(self.cells, terminal_width())
 
     def _repr_html_(self) -> str:
         return table_html(self.cells) if self.cells else "<p>no rows</p>"

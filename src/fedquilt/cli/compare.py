@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from fedquilt.cli.screen import Shown, errors, out
+from fedquilt.cli.screen import Shown, errors, out, terminal_width
 from fedquilt.core.disk import write_bytes
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.shell import command
 from fedquilt.report.comparison import comparison
 from fedquilt.report.groups import group_rows
 from fedquilt.report.runs import Run, read_run
@@ -45,7 +46,7 @@ def compare(
     files = [Path(item) for item in configs if "=" not in item]
     changes = [item for item in configs if "=" in item]
     if not files:
-        raise ConfigError("give at least one run file, as in `fedquilt compare my.toml`")
+        raise ConfigError(f"give at least one run file, as in: {command('compare', 'my.toml')}")
     jobs = [job for file in files for job in jobs_of(file, changes)]
     if len(files) > 1:  # the same method in two files is not the same line of the table
         jobs = [replace(job, label=f"{job.config.name}: {job.label}") for job in jobs]
@@ -105,6 +106,6 @@ def show(
         rows = compare_rows(groups, last)
         print(rows_json([*rows, *group_rows(groups, rows[0]["metric"], last)]))
     else:
-        print(comparison(groups, last, references))
+        print(comparison(groups, last, references, width=terminal_width()))
     if save is not None:
         write_bytes(save, f"{comparison(groups, last, references, 'markdown')}\n".encode())

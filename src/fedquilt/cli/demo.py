@@ -13,6 +13,7 @@ import fedquilt
 from fedquilt.cli.compare import show
 from fedquilt.cli.screen import Shown, errors, out, show_table
 from fedquilt.core.errors import ConfigError, suggestion
+from fedquilt.core.shell import command
 from fedquilt.report.groups import WORST, group_values
 from fedquilt.report.round_text import round_text
 from fedquilt.report.runs import Run, read_run
@@ -69,7 +70,7 @@ def demo(
 
             folders = run_all(jobs, workers=workers, progress=progress, on_done=announce)
     except KeyboardInterrupt:
-        out.print(f"stopped; `fedquilt demo {name}` continues from there", highlight=False)
+        out.print(f"stopped; it continues from there with: {command('demo', name)}", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
     groups = {label: [read_run(folder) for folder in own] for label, own in folders.items()}
     if jobs[0].config.server is None:
@@ -79,17 +80,18 @@ def demo(
     folder = jobs[0].folder.parent
     save_plots(groups, folder / "plots")
     page = write_page(groups, folder / "report.html")
-    hello = jobs[0].folder
-    taken = f" --group '{jobs[0].config.parties[0].label}'" if jobs[0].config.parties else ""
+    run, group = jobs[0].folder, [part for party in jobs[0].config.parties[:1] for part in ("--group", party.label)]
+    steps = [
+        (command("methods", read_run(run).method), "its settings, paper and equations"),
+        (command("plot", run, "--out", "plots"), "the plots of one run"),
+        (command("export", run, *group, "--out", "adapter"), "the adapter, for PeftModel.from_pretrained"),
+        (command("doctor"), "what this machine offers"),
+    ]
     out.print(
-        f"""
-One seed and few rounds: a demonstration, not a result. Plots: {folder / "plots"}; all on one page: {page}
-
-Next:
-  fedquilt methods {read_run(hello).method:<22} its settings, paper and equations
-  fedquilt plot {hello} --out plots
-  fedquilt export {hello}{taken} --out adapter   the adapter, for PeftModel.from_pretrained
-  fedquilt doctor                         what this machine offers""",
+        f"\nOne seed and few rounds: a demonstration, not a result. Plots: {folder / 'plots'}; all on one page: {page}"
+        "\n\nNext:",
+        *(f"  {line}\n      {what}" for line, what in steps),
+        sep="\n",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fedquilt.cli.screen import out, show_json, show_table
+from fedquilt.core.shell import command
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -47,5 +48,5 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         for problem in problems:
             out.print(f"problem: {problem}", markup=False, highlight=False)
         if not problems:
-            out.print("no problem found; try `fedquilt demo`", highlight=False)
+            out.print(f"no problem found; try: {command('demo')}", highlight=False, soft_wrap=True)
     raise typer.Exit(1 if problems else 0)

@@ -13,6 +13,7 @@ from fedquilt.cli.demo import words
 from fedquilt.cli.screen import out
 from fedquilt.core.disk import write_bytes
 from fedquilt.core.errors import ConfigError, suggestion
+from fedquilt.core.shell import command
 
 EXAMPLES = {
     file.stem: file for file in sorted(Path(str(resources.files(fedquilt) / "assets" / "examples")).glob("*.toml"))
@@ -28,7 +29,7 @@ def examples(
     if name is None:
         for known, file in EXAMPLES.items():
             out.print(f"{known}\n  {' '.join(words(file).split())}\n", highlight=False, markup=False)
-        out.print("Copy one: fedquilt examples NAME", highlight=False)
+        out.print(f"Copy one: {command('examples', 'NAME')}", highlight=False, soft_wrap=True)
         return
     if name not in EXAMPLES:
         raise ConfigError(
@@ -40,5 +41,7 @@ def examples(
     target.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(target, EXAMPLES[name].read_bytes())
     out.print(
-        f"{target}: written; next: fedquilt check {target}, then fedquilt run {target}", highlight=False, soft_wrap=True
+        f"{target}: written; next:\n  {command('check', target)}\n  {command('run', target)}",
+        highlight=False,
+        soft_wrap=True,
     )

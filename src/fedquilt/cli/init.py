@@ -12,6 +12,7 @@ import typer
 from fedquilt.cli.screen import errors, out
 from fedquilt.core.disk import write_bytes
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.shell import command
 
 if TYPE_CHECKING:
     from fedquilt.experiment.draft import Wanted
@@ -36,7 +37,7 @@ def init(
 
     asks = on_a_terminal()
     if file is None and not asks:
-        raise ConfigError("init: needs the file or folder of the data, as in: fedquilt init rows.csv")
+        raise ConfigError(f"init: needs the file or folder of the data, as in: {command('init', 'rows.csv')}")
     file = file or typer.prompt("File or folder of the data")
     target = output or Path(f"{Path(file.partition(':')[2] or file).name.partition('.')[0] or 'run'}.toml")
     if target.exists():
@@ -48,7 +49,7 @@ def init(
     for remark in made.seen.remarks():
         out.print(f"note: {remark}", highlight=False, soft_wrap=True, markup=False)
     out.print(
-        f"{target}: written, for {made.task}; next: fedquilt check {target}, then fedquilt run {target}",
+        f"{target}: written, for {made.task}; next:\n  {command('check', target)}\n  {command('compare', target)}",
         highlight=False,
         soft_wrap=True,
         markup=False,

@@ -14,6 +14,7 @@ from fedquilt.cli.screen import Shown, out, show_table
 from fedquilt.core.disk import write_bytes
 from fedquilt.core.errors import ConfigError, suggestion
 from fedquilt.core.profiling import Profile, recording
+from fedquilt.core.shell import command
 from fedquilt.record import Record
 
 ENGINES = ("embedded", "flower-sim", "flower")
@@ -92,7 +93,7 @@ def run(
                 os._exit(130)
     if spans is not None and target is not None:
         _show_profile(spans, target)
-    out.print(f"{target}: finished; show it with `fedquilt report {target}`", highlight=False, soft_wrap=True)
+    out.print(f"{target}: finished; show it with: {command('report', target)}", highlight=False, soft_wrap=True)
 
 
 def _refuse(
@@ -116,7 +117,8 @@ def _refuse(
         )
     if (config is None) == (resume is None):
         raise ConfigError(
-            "give a run file, as in `fedquilt run my.toml`, or an interrupted run, as in `--resume runs/my`"
+            f"give a run file, as in: {command('run', 'my.toml')}; or an interrupted run, as in: "
+            f"{command('run', '--resume', 'runs/my')}"
         )
     if back_to is not None and (resume is None or engine == "flower"):
         raise ConfigError(
@@ -156,8 +158,7 @@ def _stopped(target: Path | None, engine: str, superlink: str | None) -> None:
         record = Record.open(target)
         if record.has_checkpoint:
             text = f"stopped; {target / 'checkpoint.json'} holds the first {record.next_round} rounds"
-        same = "" if engine == "embedded" else f" --engine {engine}"
-        same += f" --superlink {superlink}" if superlink else ""
-        text += f"; continue with `fedquilt run --resume {target}{same}`"
+        same = [] if engine == "embedded" else ["--engine", engine, *(["--superlink", superlink] if superlink else [])]
+        text += f"; continue with: {command('run', '--resume', target, *same)}"
     out.print(text, highlight=False, soft_wrap=True)
     raise typer.Exit(130)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
 from rich.text import Text
 
 from fedquilt.cli.now import EVERY, Heartbeat, Now, now_left
+from fedquilt.report.layout import laid_out
 from fedquilt.report.round_text import notices, round_text
 
 if TYPE_CHECKING:
@@ -196,23 +194,16 @@ def step_bar(name: str, every: float = EVERY) -> Iterator[Callable[[int, int, fl
 
 
 def show_table(rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """Print a table whose first row is its heading; numbers are right-aligned, and a piped table is never folded."""
-    heading, *body = rows
-    table = Table(
-        title=None if title is None else Text(title),
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1),
-        pad_edge=False,
+    """Print a table whose first row is its heading, as wide as the terminal; a piped table is never folded."""
+    text = laid_out(rows, terminal_width())
+    out.print(
+        text if title is None else f"{title}:\n\n{text}", "", sep="\n", markup=False, highlight=False, soft_wrap=True
     )
-    for number, name in enumerate(heading):
-        numeric = number > 0 and all(re.fullmatch(r"[\d,.]+( \w+|%)?", row[number]) for row in body)
-        # what does not fit is folded: half a number would be a wrong number
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
-    for row in body:
-        table.add_row(*(Text(cell) for cell in row))
-    screen = out if out.is_terminal else Console(file=out.file, width=1000)
-    screen.print(table)
+
+
+def terminal_width() -> int | None:
+    """The number of columns of the terminal; None where output is piped."""
+    return out.width if out.is_terminal else None
 
 
 def show_json(value: Any) -> None:

@@ -15,6 +15,7 @@ import typer
 from fedquilt.cli.help_text import Command
 from fedquilt.cli.screen import out, show_json
 from fedquilt.core.errors import ConfigError, FedquiltError
+from fedquilt.core.shell import command, install_extra
 
 app = typer.Typer(
     help="Set up a federation of real sites on Flower, or a trial.",
@@ -119,7 +120,7 @@ def up(
                         reported.add(process.name)
                         _say(f"{process.name} ended: {tail(process)}")
     except KeyboardInterrupt:
-        _say(f"ended; everything is kept in {folder}, and `fedquilt site up --folder {folder}` continues with it")
+        _say(f"ended; everything is kept in {folder}; continue with: {command('site', 'up', '--folder', folder)}")
         raise typer.Exit(130) from None
 
 
@@ -162,11 +163,11 @@ def _spent(account: dict[str, Any]) -> str:
     return f"{said}, {spent} of {account['epsilon']:.4g} at delta {account['delta']:g}{left} ({origin})"
 
 
-def _require(command: str) -> None:
+def _require(name: str) -> None:
     missing = [name for name in ("flwr", "cryptography") if find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"fedquilt site {command}: needs {' and '.join(missing)}; install it with `pip install 'fedquilt[flower]'`"
+            f"fedquilt site {name}: needs {' and '.join(missing)}; install it with: {install_extra('flower')}"
         )
 
 

@@ -10,6 +10,7 @@ import torch
 from fedquilt.adapters.registry import KINDS
 from fedquilt.config.groups import Part
 from fedquilt.config.schema import Config
+from fedquilt.core.shell import install_extra
 from fedquilt.models.hf_files import FLASH
 from fedquilt.models.quantization import missing_package
 
@@ -71,8 +72,8 @@ def _odd_weights(config: Config) -> Iterator[str]:
         )
     elif lacks := missing_package(model.quantization):
         yield (
-            f"quantization = '{model.quantization}': needs {lacks}, which is not installed; pip install "
-            "'fedquilt[quantization]', or set it to 'int8', which needs no other package"
+            f"quantization = '{model.quantization}': needs {lacks}, which is not installed; set it to 'int8', which "
+            f"needs no other package, or install it with: {install_extra('quantization')}"
         )
 
 

@@ -23,6 +23,7 @@ from fedquilt.adapters.registry import KINDS
 from fedquilt.config.load import parse
 from fedquilt.core.errors import RunError
 from fedquilt.core.params import num_bytes
+from fedquilt.core.shell import command
 from fedquilt.core.types import ClientId, Memory, Order, Tree
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.groups import BuiltGroup
@@ -191,7 +192,7 @@ def _ready(
         record.check()
         if not record.has_checkpoint:
             raise RunError(
-                f"{run} has no finished round to export; let it finish one with `fedquilt run --resume {run}`"
+                f"{run} has no finished round to export; let it finish one: {command('run', '--resume', run)}"
             )
         experiment = build(parse(read_config(run)).with_objects(objects))
         _, state, memories = record.load_checkpoint()

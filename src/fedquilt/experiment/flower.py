@@ -21,6 +21,7 @@ from fedquilt.core.errors import ConfigError, FedquiltError, RunError
 from fedquilt.core.factors import cut
 from fedquilt.core.loop import needed
 from fedquilt.core.method import Exchange
+from fedquilt.core.shell import command, install_extra
 from fedquilt.core.types import ClientId, Memory, Order
 from fedquilt.core.wire import raised, travelling
 from fedquilt.engine.flower.compat import quiet
@@ -159,7 +160,10 @@ def simulate(
 
     server.simulate(main, client_app(joined(settings), memories), settings.partition.num_clients, cpus=cpus, gpus=gpus)
     if read_result(folder) is None:
-        raise RunError(f"{folder}: Flower's simulation ended before the run did; go on with --resume")
+        raise RunError(
+            f"{folder}: Flower's simulation ended before the run did; go on with: "
+            f"{command('run', '--engine', 'flower-sim', '--resume', folder)}"
+        )
     return folder
 
 
@@ -168,7 +172,7 @@ def require(engine: str, *packages: str) -> None:
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"--engine {engine}: needs {' and '.join(missing)}; install it with `pip install 'fedquilt[flower]'`"
+            f"--engine {engine}: needs {' and '.join(missing)}; install it with: {install_extra('flower')}"
         )
 
 

@@ -17,6 +17,7 @@ from fedquilt.core.closing import closed
 from fedquilt.core.errors import RoundError, RunError
 from fedquilt.core.loop import rounds
 from fedquilt.core.profiling import span
+from fedquilt.core.shell import command
 from fedquilt.core.types import Tree
 from fedquilt.engine.cohort import uniform_cohorts
 from fedquilt.engine.flower.handshake import run_key
@@ -277,7 +278,7 @@ def _all_rounds(
                 record.folder / ADAPTERS, lambda fresh: save_adapters(experiment, state, engine.memories, fresh)
             )
     except RunError as error:
-        left = f"fedquilt run --resume {record.folder}"
+        left = command("run", "--resume", record.folder)
         raise RunError(f"{error}; all rounds are in the checkpoint, so only this is left to do: {left}") from error
     reporting.stage(record.folder.name, "evaluating the final model")
     last = closed(
@@ -296,5 +297,5 @@ def _advice(record: Record, config: Config) -> str:
     rate = f"if losses are not finite, lower training.learning_rate ({config.training.learning_rate:g})"
     earlier = {number: finite for number, finite in record.kept.items() if number < record.next_round}
     sound = [number for number, finite in earlier.items() if finite] or [*earlier]
-    back = f"; to go back: fedquilt run --resume {record.folder} --from {sound[-1]}" if sound else ""
+    back = f"; to go back: {command('run', '--resume', record.folder, '--from', sound[-1])}" if sound else ""
     return f"{held}; {rate} or set training.clip_norm, in a new run{back}"

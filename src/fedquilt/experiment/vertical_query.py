@@ -10,6 +10,7 @@ from fedquilt.config.groups import party_parts
 from fedquilt.core.errors import ConfigError, DataError, RunError
 from fedquilt.core.method import Exchange
 from fedquilt.core.query import Query
+from fedquilt.core.shell import command
 from fedquilt.core.types import ClientId, Memory, Reply, Tree
 from fedquilt.core.vertical import TEST
 from fedquilt.data.table import Columns, take
@@ -82,7 +83,9 @@ def trained_parties(run: Path) -> tuple[int, Tree, dict[ClientId, Memory]]:
     with nullcontext() if read_result(run) is not None else hold(run) as held:
         record = Record.open(run, held=held)
         if not record.has_checkpoint:
-            raise RunError(f"{run} has no finished round to predict with; go on with `fedquilt run --resume {run}`")
+            raise RunError(
+                f"{run} has no finished round to predict with; go on with: {command('run', '--resume', run)}"
+            )
         start, state, memories = record.load_checkpoint()
     around = read_environment(run)
     if around.get("engine") == "flower-sim":  # its sites are folders of the run's

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 from fedquilt.core.endpoint import Endpoint
 from fedquilt.core.errors import ConfigError, EndpointError, TrainingError
 from fedquilt.core.server import SERVER
+from fedquilt.core.shell import command, install_extra
 from fedquilt.core.tasks import writing_task
 from fedquilt.core.types import Budget, ClientId, Memory, Order, Profile
 
@@ -201,7 +202,8 @@ class Writer:
         what = f"answered {answer.status}{_code(answer.content)}" if answer.status else f"no answer ({failure})"
         often = f" after {attempts} attempts" if attempts > 1 else ""
         advice = helps.get(answer.status, "raise server.endpoint.retries or timeout, or try again later")
-        return f"{self._where}: {what}{often}; {advice}. Finished rounds are kept: fedquilt run --resume goes on"
+        on = command("run", "--resume", "RUN")
+        return f"{self._where}: {what}{often}; {advice}. Finished rounds are kept; go on with: {on}"
 
 
 def key_of(endpoint: Endpoint) -> str | None:
@@ -239,8 +241,8 @@ def library() -> Any:
         import httpx
     except ImportError as error:
         raise ConfigError(
-            "server.endpoint: endpoints are asked by httpx, which is not installed; install it with: pip install "
-            "'fedquilt[endpoint]'"
+            "server.endpoint: endpoints are asked by httpx, which is not installed; install it with: "
+            f"{install_extra('endpoint')}"
         ) from error
     return httpx
 

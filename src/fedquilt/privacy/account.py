@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.shell import install_extra
 
 _LEAST = 1e-4  # floats no longer give the epsilon of less noise
 
@@ -29,7 +30,7 @@ def accountant(key: str = "privacy.mode") -> Any:
     except ImportError as error:
         raise ConfigError(
             f"{key}: the spent epsilon is computed by dp-accounting, which is not installed; install it with: "
-            "pip install 'fedquilt[privacy]'"
+            f"{install_extra('privacy')}"
         ) from error
     return dp_accounting
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedquilt.core.disk import sync_folder, write_bytes
 from fedquilt.core.errors import RunError
+from fedquilt.core.shell import command
 from fedquilt.record.checkpoint_files import CheckpointFiles
 from fedquilt.record.config_differences import check_same
 from fedquilt.record.files import explained, to_json
@@ -289,7 +290,7 @@ class Record:
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:
-        with explained(path, self._what_is_safe, f"continue with: fedquilt run --resume {self.folder}"):
+        with explained(path, self._what_is_safe, f"continue with: {command('run', '--resume', self.folder)}"):
             yield
 
     def _what_is_safe(self) -> str:

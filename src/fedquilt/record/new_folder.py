@@ -10,6 +10,7 @@ from typing import Any
 
 from fedquilt.core.disk import private_folder, sync_folder
 from fedquilt.core.errors import RunError
+from fedquilt.core.shell import command
 from fedquilt.record.client_table import as_stored
 from fedquilt.record.files import explained, write_json
 from fedquilt.record.lock import LOCK, Hold, draft_of, holder
@@ -27,7 +28,7 @@ def refuse_folder(folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         if who := holder(folder):
             raise RunError(f"{folder}: a run is there, and is being written by {who}; choose another name or output")
-        resume = f"continue that run with: fedquilt run --resume {folder}\nor " if is_run(folder) else ""
+        resume = f"continue that run with: {command('run', '--resume', folder)}\nor " if is_run(folder) else ""
         raise RunError(f"{folder}: this folder exists and is not empty; {resume}choose another name or output")
 
 

@@ -171,7 +171,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 def _runs_inside(folder: Path) -> str:
     inside = sorted(path.parent.name for path in folder.glob(f"[!.]*/{CONFIG}"))  # drafts begin with a dot
     if not inside:
-        return "give a folder that fedquilt run made"
+        return "give a folder that a run was written to"
     return f"it contains runs, give one of them: {', '.join(inside[:8])}{', ...' if len(inside) > 8 else ''}"
 
 

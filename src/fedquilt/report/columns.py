@@ -1,12 +1,23 @@
-"""The columns of tables: titles, and the text of each in a row."""
+"""The columns of tables: titles, the text of each in a row, and what it says."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 Row = dict[str, Any]
-Column = tuple[str, Callable[[Row], str]]
+
+
+class Column(NamedTuple):
+    """A column: its title, its text in a row, and what the title means where it needs saying.
+
+    ``averaged``: over the last evaluated rounds, so the number of them goes with the title.
+    """
+
+    title: str
+    show: Callable[[Row], str]
+    meaning: str = ""
+    averaged: bool = False
 
 
 def human_bytes(count: float) -> str:
@@ -30,76 +41,94 @@ def human_metric(value: float | None, metric: str, spread: float | None = None, 
     return text if spread is None else f"{text} ± {spread * scale:.{places}f}"
 
 
-def _metric_column(title: str, measure: str) -> Column:
-    return title, lambda row: human_metric(row[measure], row["metric"], row.get(f"{measure}_deviation"))
+def _score(title: str, measure: str, meaning: str = "", *, averaged: bool = False, spread: bool = True) -> Column:
+    """The column of a measure, with its deviation if there is one."""
+
+    def show(row: Row) -> str:
+        return human_metric(row[measure], row["metric"], row.get(f"{measure}_deviation") if spread else None)
+
+    return Column(title, show, meaning, averaged)
 
 
-_FINAL: tuple[Column, ...] = (
-    _metric_column("final model", "final"),
-    _metric_column("clients' final", "final_personalised"),
+def _accuracy(key: str) -> Callable[[Row], str]:
+    return lambda row: human_metric(row[key], "accuracy", row[f"{key}_deviation"])
+
+
+def _number(key: str) -> Callable[[Row], str]:
+    return lambda row: "-" if row[key] is None else f"{row[key]:.2f}"
+
+
+_METHOD = Column("method", lambda row: str(row["label"]))
+_SEEDS = Column("seeds", lambda row: str(row["seeds"]))
+_GLOBAL = (
+    _score("global, final", "final"),
+    _score("global", "global", averaged=True),
 )
-MEASURED: tuple[Column, ...] = (
-    _metric_column("global", "global"),
-    _metric_column("personalised", "personalised"),
-    _metric_column("by examples", "personalised_weighted"),
-    _metric_column("worst client", "worst_client"),
-    ("client spread", lambda row: human_metric(row["client_spread"], row["metric"])),
-    _metric_column("as received", "received"),
+_ROUNDS = _score(
+    "std over rounds", "global_within", "standard deviation over the last evaluated rounds of a run", spread=False
 )
-_COST: tuple[Column, ...] = (
-    ("up", lambda row: human_bytes(row["bytes_up"])),
-    ("down", lambda row: human_bytes(row["bytes_down"])),
-    ("seconds", lambda row: f"{row['seconds']:.1f}"),
-    ("s/round", lambda row: f"{row['seconds_per_round']:.2f}"),
-    ("dropped", lambda row: str(row["dropped"])),
-    ("messages", lambda row: "-" if row["messages"] is None else f"{row['messages']:.0f}"),
-    ("epsilon", lambda row: "-" if row["epsilon"] is None else f"{row['epsilon']:.2f}"),
+_CLIENTS = (
+    _score("client mean, final", "final_personalised"),
+    _score("client mean", "personalised", averaged=True),
 )
-SUMMARY: tuple[Column, ...] = (
-    ("run", lambda row: str(row["name"])),
-    ("method", lambda row: str(row["method"])),
-    ("seed", lambda row: "-" if row["seed"] is None else str(row["seed"])),
-    ("rounds", lambda row: f"{row['rounds']}{'' if row['status'] == 'finished' else ' (unfinished)'}"),
-    *_FINAL,
-    *MEASURED,
-    ("lowest", lambda row: human_metric(row["lowest_client"], row["metric"])),
+_OF_CLIENTS = (
+    _score("weighted by rows", "personalised_weighted", "mean over clients, weighted by their numbers of test rows"),
+    _score("worst client", "worst_client", "the client with the worst score of each round"),
+    _score("std over clients", "client_spread", "standard deviation of the clients' scores", spread=False),
+    _score("before training", "received", "the model as clients receive it in a round, on their own test rows, mean"),
+)
+_COST = (
+    Column("upload", lambda row: human_bytes(row["bytes_up"]), "what all clients of a run sent"),
+    Column("download", lambda row: human_bytes(row["bytes_down"]), "what all clients of a run were sent"),
+    Column("seconds", lambda row: f"{row['seconds']:.1f}", "of all rounds, without the time to set up"),
+    Column("s per round", lambda row: f"{row['seconds_per_round']:.2f}"),
+    Column("dropped", lambda row: str(row["dropped"]), "replies that did not count: failed, late or not finite"),
+    Column("messages", lambda row: "-" if row["messages"] is None else f"{row['messages']:.0f}"),
+    Column(
+        "epsilon",
+        lambda row: "-" if row["epsilon"] is None else f"{row['epsilon']:.2f}",
+        "differential privacy spent, at the delta of privacy.delta; the largest over seeds",
+    ),
+)
+SUMMARY = (
+    Column("run", lambda row: str(row["name"])),
+    Column("method", lambda row: str(row["method"])),
+    Column("seed", lambda row: "-" if row["seed"] is None else str(row["seed"])),
+    Column("rounds", lambda row: f"{row['rounds']}{'' if row['status'] == 'finished' else ' (unfinished)'}"),
+    *_GLOBAL,
+    *_CLIENTS,
+    *_OF_CLIENTS,
+    _score("worst client and round", "lowest_client"),
     *_COST,
 )
-COMPARE: tuple[Column, ...] = (
-    ("method", lambda row: str(row["label"])),
-    ("seeds", lambda row: str(row["seeds"])),
-    *_FINAL,
-    *MEASURED[:1],
-    ("within run", lambda row: human_metric(row["global_within"], row["metric"])),
-    *MEASURED[1:],
-    *_COST,
+COMPARED = (
+    ("of the global model on the common test set", (_METHOD, _SEEDS), (*_GLOBAL, _ROUNDS)),
+    ("of the clients' models on their own test rows", (_METHOD, _SEEDS), (*_CLIENTS, *_OF_CLIENTS)),
+    ("", (_METHOD,), _COST),
 )
-GROUPED: tuple[Column, ...] = (
-    COMPARE[0],
-    ("group", lambda row: str(row["group"])),
-    COMPARE[1],
-    *_FINAL,
-    *MEASURED[:2],
-)
-TAUGHT: tuple[Column, ...] = (
-    COMPARE[0],
-    ("student", lambda row: str(row["student"])),
-    COMPARE[1],
+"""The tables of a comparison: whose scores they show ("" for the costs), columns that name a row, and the others."""
+COMPARE = (_METHOD, _SEEDS, *_GLOBAL, _ROUNDS, *_CLIENTS, *_OF_CLIENTS, *_COST)
+GROUPED = (_METHOD, Column("group", lambda row: str(row["group"])), _SEEDS, *_GLOBAL, *_CLIENTS)
+TAUGHT = (
+    _METHOD,
+    Column("student", lambda row: str(row["student"])),
+    _SEEDS,
     *(
-        (title, lambda row, key=key: "-" if row[key] is None else f"{row[key]:.2f}")
-        for title, key in (
-            ("taken", "taken"),
-            ("right of offered", "offered_right"),
-            ("right of taken", "taken_right"),
-            ("reward error", "label_error"),
-            ("reward correlation", "label_correlation"),
+        Column(title, _number(key), meaning)
+        for title, key, meaning in (
+            ("taken", "taken", "share of the offered paths that the student takes"),
+            ("right of offered", "offered_right", "share of right ones among the offered paths"),
+            ("right of taken", "taken_right", "share of right ones among those that it takes"),
+            ("reward error", "label_error", ""),
+            ("reward correlation", "label_correlation", ""),
         )
     ),
 )
-JOINED: tuple[Column, ...] = (
-    *COMPARE[:2],
+JOINED = (
+    _METHOD,
+    _SEEDS,
     *(
-        (title, lambda row, key=key: human_metric(row[key], "accuracy", row[f"{key}_deviation"]))
+        Column(title, _accuracy(key))
         for title, key in (
             ("accuracy", "accuracy"),
             ("worst class", "worst_class"),
@@ -109,18 +138,35 @@ JOINED: tuple[Column, ...] = (
         )
     ),
 )
-MISSING: tuple[Column, ...] = (
-    COMPARE[0],
-    ("without", lambda row: str(row["without"])),
-    COMPARE[1],
-    ("accuracy", lambda row: human_metric(row["accuracy"], "accuracy", row["accuracy_deviation"])),
-    ("lost", lambda row: human_metric(row["lost"], "accuracy")),
+MISSING = (
+    _METHOD,
+    Column("without", lambda row: str(row["without"])),
+    _SEEDS,
+    Column("accuracy", _accuracy("accuracy")),
+    Column("lost", lambda row: human_metric(row["lost"], "accuracy")),
 )
-PAIRED: tuple[Column, ...] = (
-    ("method", lambda row: str(row["label"])),
-    ("against", lambda row: str(row["reference"])),
-    ("seeds", lambda row: str(row["seeds"])),
-    ("difference", lambda row: human_metric(row["difference"], row["metric"], sign=True)),
-    ("standard error", lambda row: human_metric(row["standard_error"], row["metric"])),
-    ("verdict", lambda row: str(row["verdict"])),
+PAIRED = (
+    _METHOD,
+    Column("against", lambda row: str(row["reference"])),
+    _SEEDS,
+    Column("difference", lambda row: human_metric(row["difference"], row["metric"], sign=True)),
+    Column("standard error", lambda row: human_metric(row["standard_error"], row["metric"])),
+    Column("verdict", lambda row: str(row["verdict"])),
 )
+
+_KINDS = {"verdict": PAIRED, "group": GROUPED, "student": TAUGHT, "without": MISSING, "harmonic": JOINED}
+_KINDS |= {"label": COMPARE}
+
+
+def columns_of(rows: Sequence[Row]) -> tuple[Column, ...]:
+    """The columns of the kind of table that rows belong to, by the keys of the first."""
+    return next((kind for key, kind in _KINDS.items() if key in rows[0]), SUMMARY)
+
+
+def filled(rows: Sequence[Row], columns: Sequence[Column] | None = None) -> list[Column]:
+    """The columns that have a value in some row, with titles that name the rounds that are averaged."""
+    spans = sorted({row["window"] for row in rows if row.get("window")})
+    span = f", last {spans[0]}" if len(spans) == 1 else f", last {spans[0]}-{spans[-1]}" if spans else ""
+    columns = (columns_of(rows) if columns is None else columns) if rows else ()
+    kept = [column for column in columns if any(column.show(row) != "-" for row in rows)]
+    return [column._replace(title=column.title + span) if column.averaged else column for column in kept]

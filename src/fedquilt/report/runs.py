@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fedquilt.core.errors import RunError
+from fedquilt.core.shell import command
 from fedquilt.record.read import read_config, read_environment, read_partition, read_result, read_rounds
 
 BYTE_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB"), (1.0, "B"))
@@ -90,7 +91,7 @@ def read_run(folder: str | Path) -> Run:
     if not rounds:
         raise RunError(
             f"{folder}: no round has been finished yet, so there is nothing to report; "
-            f"continue with: fedquilt run --resume {folder}"
+            f"continue with: {command('run', '--resume', folder)}"
         )
     return Run(folder, config, environment, partition, rounds, read_result(folder))
 

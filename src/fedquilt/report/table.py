@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from fedquilt.core.errors import RunError
-from fedquilt.report.columns import COMPARE, GROUPED, JOINED, MEASURED, MISSING, PAIRED, SUMMARY, TAUGHT
+from fedquilt.report.columns import Column, filled
 from fedquilt.report.columns import Row as Row
 from fedquilt.report.columns import human_bytes as human_bytes
 from fedquilt.report.columns import human_metric as human_metric
+from fedquilt.report.layout import laid_out
 from fedquilt.report.runs import Run, all_bytes, dropped, messages, privacy
 from fedquilt.report.scores import LOWER_IS_BETTER, curve, final_score, main_metric, window
 
@@ -160,37 +161,23 @@ def shared_metric(groups: Groups) -> str:
     return next((main_metric(run) for runs in groups.values() for run in runs), "accuracy")
 
 
-def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """Return the header and one line of texts per row, without columns that have no values."""
-    if not rows:
-        return []
-    kinds = {"verdict": PAIRED, "group": GROUPED, "student": TAUGHT, "without": MISSING, "harmonic": JOINED}
-    kinds |= {"label": COMPARE}
-    columns = next((kind for key, kind in kinds.items() if key in rows[0]), SUMMARY)
-    averaged = {title for title, _ in MEASURED[:2]}  # the others are averaged over the same rounds
-    spans = sorted({row["window"] for row in rows if row.get("window")})
-    span = f", last {spans[0]}" if len(spans) == 1 else f", last {spans[0]}-{spans[-1]}" if spans else ""
-    titles = [title + span if title in averaged else title for title, _ in columns]
-    table = [titles, *([show(row) for _, show in columns] for row in rows)]
-    keep = [at for at in range(len(columns)) if any(line[at] != "-" for line in table[1:])]
-    return [[line[at] for at in keep] for line in table]
+def cells(rows: Sequence[Row], columns: Sequence[Column] | None = None) -> list[list[str]]:
+    """Return the header and one line of texts per row, without columns that have no values.
+
+    ``columns`` are those of the rows' kind of table by default.
+    """
+    kept = filled(rows, columns)
+    return [[column.title for column in kept], *([column.show(row) for column in kept] for row in rows)] if rows else []
 
 
-def as_text(rows: Sequence[Row]) -> str:
-    """Format the rows as plain text in aligned columns."""
-    return aligned(cells(rows))
+def as_text(rows: Sequence[Row], width: int | None = None, columns: Sequence[Column] | None = None) -> str:
+    """Format the rows as plain text in columns, of at most ``width`` characters if given."""
+    return laid_out(cells(rows, columns), width)
 
 
-def aligned(table: Sequence[Sequence[str]]) -> str:
-    """Lines of texts as plain text in aligned columns."""
-    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def as_markdown(rows: Sequence[Row]) -> str:
+def as_markdown(rows: Sequence[Row], columns: Sequence[Column] | None = None) -> str:
     """Format the rows as a Markdown table."""
-    table = [[cell.replace("|", "\\|") for cell in line] for line in cells(rows)]
+    table = [[cell.replace("|", "\\|") for cell in line] for line in cells(rows, columns)]
     if not table:
         return ""
     lines = [table[0], ["---"] * len(table[0]), *table[1:]]

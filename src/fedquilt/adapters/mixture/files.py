@@ -28,6 +28,7 @@ from fedquilt.adapters.mixture.inject import inject_mixture, mixture_layout, rem
 from fedquilt.adapters.mixture.settings import MixtureSettings
 from fedquilt.adapters.model_card import beside
 from fedquilt.core.errors import ConfigError, ModelError
+from fedquilt.core.shell import command
 from fedquilt.core.types import Blocks, Layout, Params
 
 TENSORS, CONFIG = "adapter.safetensors", "fedquilt_adapter.json"
@@ -106,7 +107,7 @@ def read_mixture(folder: str | Path) -> SavedMixture:
         if a file is missing or damaged, or of another format or version.
     """
     folder = Path(folder)
-    config, params = read_folder(folder, TENSORS, CONFIG, "export the adapter again with `fedquilt export`")
+    config, params = read_folder(folder, TENSORS, CONFIG, f"export the adapter again: {command('export', 'RUN')}")
     if (config.get("format"), config.get("version")) != (FORMAT, VERSION):
         raise ModelError(
             f"{folder / CONFIG}: format is {config.get('format')!r}, version {config.get('version')!r}; this fedquilt "

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fedquilt.core.errors import DataError
 from fedquilt.core.rng import Rng
+from fedquilt.core.shell import pip_install
 from fedquilt.data.table import Table
 
 # One word is one class, named by its first character. Every glyph is scaled to one box, so characters that differ in
@@ -73,7 +74,10 @@ def font_folder() -> Path:
         folder = Path(location) / "mpl-data" / "fonts" / "ttf"
         if folder.is_dir():
             return folder
-    raise DataError("no fonts found: glyphs are drawn from the fonts inside matplotlib; run 'pip install matplotlib'")
+    raise DataError(
+        "no fonts found: glyphs are drawn from the fonts inside matplotlib; install it with: "
+        f"{pip_install('matplotlib')}"
+    )
 
 
 @cache

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedquilt.core.errors import FedquiltError
+from fedquilt.core.shell import install_extra
 
 MARK = "FEDQUILT_TRIAL"
 """The environment variable that marks a process and its children as part of a federation."""
@@ -137,7 +138,7 @@ def tool(name: str) -> str:
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.is_file() else shutil.which(name)
     if found is None:
-        raise FedquiltError(f"{name}: no such command; install Flower with `pip install 'fedquilt[flower]'`")
+        raise FedquiltError(f"{name}: no such command; install Flower with: {install_extra('flower')}")
     return found
 
 

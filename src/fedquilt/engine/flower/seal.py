@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.shell import command
 
 _PURPOSE = "fedquilt card 1"  # so that the signature cannot be used for anything else that the key signs
 _SIGNED = ec.ECDSA(hashes.SHA384())
@@ -47,7 +48,7 @@ def signature(key: Path, card: Any, nonce: str, run: str, node: int) -> str:
         raise ConfigError(f"key = '{key}' of the node's config: no private key without a password ({error})") from error
     if not isinstance(private, ec.EllipticCurvePrivateKey):
         raise ConfigError(
-            f"key = '{key}' of the node's config: not an EC key; make one with `fedquilt site certs --node`"
+            f"key = '{key}' of the node's config: not an EC key; make one with: {command('site', 'certs', '--node')}"
         )
     return base64.b64encode(private.sign(_statement(card, nonce, run, node), _SIGNED)).decode()
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedquilt.core.errors import ConfigError, WireError
+from fedquilt.core.shell import install_extra
 
 POINT_BYTES = 33
 """Bytes of a point of P-256 in compressed form."""
@@ -30,7 +31,8 @@ def library() -> Any:
     except ImportError as error:
         raise ConfigError(
             "partition.alignment = 'psi': private set intersection is done by openmined-psi, which is not installed; "
-            "install it with: pip install 'fedquilt[psi]' (at every party), or set partition.alignment = 'keyed-hash'"
+            "set partition.alignment = 'keyed-hash', or install it at every party, here with: "
+            f"{install_extra('psi')}"
         ) from error
     return openmined
 
