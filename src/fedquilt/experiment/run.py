@@ -292,8 +292,9 @@ def _all_rounds(
 
 def _advice(record: Record, config: Config) -> str:
     """Advice after a failed round: what the folder holds, and what may help."""
-    manifest = record.folder / "checkpoint.json"
-    held = f"{manifest} holds the earlier rounds" if record.has_checkpoint else "no earlier round was finished"
+    held = (
+        f"{record.folder / 'checkpoint.json'} holds the earlier rounds" if record.has_checkpoint else "no round is kept"
+    )
     rate = f"if losses are not finite, lower training.learning_rate ({config.training.learning_rate:g})"
     earlier = {number: finite for number, finite in record.kept.items() if number < record.next_round}
     sound = [number for number, finite in earlier.items() if finite] or [*earlier]
