@@ -60,7 +60,7 @@ def stopped_after_a_round(command, folder, environment):
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=patience(60))
-    assert "continue with `fedquilt run --resume run --engine flower --superlink fl`" in said
+    assert "run --resume run --engine flower --superlink fl\n" in said
     assert not (folder / "run" / "result.json").exists()
 
 

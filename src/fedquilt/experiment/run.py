@@ -292,9 +292,7 @@ def _all_rounds(
 
 def _advice(record: Record, config: Config) -> str:
     """Advice after a failed round: what the folder holds, and what may help."""
-    held = (
-        f"{record.folder / 'checkpoint.json'} holds the earlier rounds" if record.has_checkpoint else "no round is kept"
-    )
+    held = f"{record.folder / 'checkpoint.json'} holds the earlier rounds" if record.has_checkpoint else "none is kept"
     rate = f"if losses are not finite, lower training.learning_rate ({config.training.learning_rate:g})"
     earlier = {number: finite for number, finite in record.kept.items() if number < record.next_round}
     sound = [number for number, finite in earlier.items() if finite] or [*earlier]
