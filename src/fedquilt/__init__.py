@@ -22,6 +22,8 @@ check, plan
     Find all problems of a config; plan the layers, communication and memory of each client.
 open_run
     Open the folder of a run.
+patch
+    Make a Hugging Face Trainer the client of a federation.
 load_adapter
     Put a trained adapter into a model.
 features
@@ -56,13 +58,16 @@ __all__ = [
     "features",
     "load_adapter",
     "open_run",
+    "patch",
     "plan",
     "register",
     "run",
 ]
 
 _HOMES = {
-    **dict.fromkeys(("Comparison", "Rows", "Run", "check", "compare", "open_run", "plan", "run"), "fedquilt.api"),
+    **dict.fromkeys(
+        ("Comparison", "Rows", "Run", "check", "compare", "open_run", "patch", "plan", "run"), "fedquilt.api"
+    ),
     "Config": "fedquilt.config.schema",
     "OwnModel": "fedquilt.models.own",
     "register": "fedquilt.methods.registry",
@@ -72,7 +77,7 @@ _HOMES = {
 """The module of each name, which is imported at the first use of the name."""
 
 if TYPE_CHECKING:
-    from fedquilt.api import Comparison, Run, check, compare, open_run, plan, run
+    from fedquilt.api import Comparison, Run, check, compare, open_run, patch, plan, run
     from fedquilt.api import Rows as Rows
     from fedquilt.config.schema import Config as Config
     from fedquilt.methods.registry import register

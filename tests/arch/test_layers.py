@@ -28,6 +28,7 @@ MORE = {
     "pretrain/arithmetic.py": {"tokenizers"},
     "models/hf_files.py": {"transformers"},
     "models/mlp.py": {"transformers"},
+    "trainer/rounds.py": {"transformers"},
     "models/quantization.py": {"bitsandbytes"},
     "models/endpoint.py": {"httpx"},
     "report/charts.py": {"altair"},

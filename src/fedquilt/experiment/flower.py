@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
@@ -242,14 +242,24 @@ def site_app(file: Path, mods: Sequence[Any] = ()) -> Any:
     Private memory is kept in the folder ``memories`` of the node's config, ``~/.fedquilt/sites`` by default. ``joined``
     lists the other keys of the node's config.
     """
+
+    def join(partition: ClientId, node: Mapping[str, Any]) -> Any:
+        if "trainer" in node:
+            from fedquilt.experiment.trainer_site import joined_script  # transformers' Trainer, and what that imports
+
+            return joined_script(read(file), partition, node)
+        return joined(read(file))(partition, node)
+
+    return app_of(join, mods)
+
+
+def app_of(join: Callable[[ClientId, Mapping[str, Any]], Any], mods: Sequence[Any] = ()) -> Any:
+    """A Flower ClientApp of the sites that ``join`` gives, with memories where the node's config says."""
     quiet()
     from fedquilt.engine.flower.client import client_app
 
     def memories(context: Any) -> Path:
         # only from the node's own config: the server must not choose where a client writes
         return Path(context.node_config.get("memories") or Path.home() / ".fedquilt" / "sites")
-
-    def join(partition: ClientId, node: Mapping[str, Any]) -> Any:
-        return joined(read(file))(partition, node)
 
     return client_app(join, memories, mods=mods)

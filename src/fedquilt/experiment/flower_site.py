@@ -42,8 +42,9 @@ def joined(config: Config) -> Any:
     """``join(partition, node_config)`` for ``client_app``, which returns the site of a partition.
 
     The node's config may set ``data`` (the site's source), ``model`` (a folder with the same weights), ``device`` and
-    ``threads``, and in a vertical run ``query``, the file of new rows that it answers about. The experiment is built at
-    the first call and kept for the lifetime of the process.
+    ``threads``, and in a vertical run ``query``, the file of new rows that it answers about; with ``trainer``, a script
+    with a patched Trainer, the site is that of ``trainer_site``. The experiment is built at the first call and kept for
+    the lifetime of the process.
     """
     keys = resolved(scored_on_site(config))
 
@@ -117,7 +118,7 @@ def cards(experiment: Experiment) -> dict[ClientId, dict[str, Any]]:
         sections["the classes of its model's outputs (id2label of the base)"] = list(group.loaded.outputs.classes)
         for profile in experiment.federation.profiles:
             if profile.id in group.ids:
-                if profile.num_examples and _keeps_its_count(group.config):
+                if profile.num_examples and keeps_its_count(group.config):
                     profile = replace(profile, num_examples=1)  # the weight of its reply
                 made[profile.id] = card(
                     profile,
@@ -135,7 +136,7 @@ def has_own_file(config: Config) -> bool:
     return config.partition.scheme == SITES or "id" in config.partition.settings
 
 
-def _keeps_its_count(config: Config) -> bool:
+def keeps_its_count(config: Config) -> bool:
     """Whether a client's number of rows is private: no other party knows it, and it would be sent without noise."""
     return config.privacy.mode == "local" and config.partition.scheme == SITES
 

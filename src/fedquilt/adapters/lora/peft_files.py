@@ -127,7 +127,7 @@ def load_peft(folder: str | Path, layout: Layout | None = None) -> tuple[Params,
             )
         if not tensor.is_floating_point():
             raise ModelError(f"{folder}: tensor '{key}' holds {tensor.dtype}, and weights are floating-point numbers")
-        params[_own_name(name)] = tensor
+        params[own_name(name)] = tensor
     kept = {name for name in params if not name.endswith(_OWN)}
     try:
         _modules(params, kept, settings)
@@ -145,7 +145,7 @@ def _peft_name(name: str) -> str:
     return f"{name}.weight" if name.endswith(FACTORS) else name
 
 
-def _own_name(name: str) -> str:
+def own_name(name: str) -> str:
     """Fedquilt's name of a tensor that PEFT calls so: the inverse of ``_peft_name``."""
     if name.endswith(f".{FACTORS[1]}.bias"):
         return name.removesuffix(f"{FACTORS[1]}.bias") + BIAS
