@@ -34,6 +34,7 @@ MORE = {
     "report/charts.py": {"altair"},
     "report/document.py": {"vl_convert"},
     "report/figure.py": {"matplotlib"},
+    "report/live.py": {"starlette", "uvicorn"},
     "report/paired_differences.py": {"scipy"},
     "cli": {"typer", "rich", "click"},
     "engine/flower": {"flwr"},
@@ -122,7 +123,9 @@ def test_every_library_that_is_imported_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[\[<>=!~;\s]", text)[0].lower() for text in project["dependencies"]}
     extra = project["optional-dependencies"]
-    optional = [text for name in ("flower", "privacy", "quantization", "endpoint", "psi") for text in extra[name]]
+    optional = [
+        text for name in ("flower", "privacy", "quantization", "endpoint", "psi", "watch") for text in extra[name]
+    ]
     extras = {re.split(r"[\[<>=!~;\s]", text)[0].lower() for text in optional}
     distributions = {"PIL": "pillow", "sklearn": "scikit-learn", "pydantic_core": "pydantic"}
     distributions |= {"private_set_intersection": "openmined-psi", "vl_convert": "vl-convert-python"}

@@ -26,6 +26,7 @@ from fedquilt.cli import (
     run,
     schema,
     site,
+    watch,
 )
 from fedquilt.cli.help_text import Command
 from fedquilt.cli.screen import errors
@@ -51,6 +52,7 @@ for command in (
     schema.schema,
     report.report,
     report.plot,
+    watch.watch,
     export.export,
     predict.predict,
     new.new,
