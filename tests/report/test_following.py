@@ -84,6 +84,6 @@ def test_a_damaged_record_is_tried_again_a_few_times_and_then_told(finished, tmp
     assert "are lost <b>" in seen[-1].text
     assert b"are lost &lt;b&gt;" in following.page().content
     reads.clear()
-    os.utime(run / "rounds.jsonl")
+    os.utime(run / "checkpoint.json")
     following.look()
     assert len(reads) == 1

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from fedquilt.core.errors import FedquiltError
 from fedquilt.record.lock import holder
-from fedquilt.record.read import CONFIG, RESULT, ROUNDS, is_run, read_config, read_result, read_rounds
+from fedquilt.record.manifest import MANIFEST
+from fedquilt.record.read import CONFIG, RESULT, is_run, read_config, read_result, read_rounds
 from fedquilt.report.round_text import round_text
 from fedquilt.report.runs import group_runs, read_run
 
@@ -73,7 +74,9 @@ class Following:
                 return self.seen
             found = [(STOPPED, str(error))]
         state = min((one for one, _ in found), key=[RUNNING, WAITING, STOPPED, FINISHED].index)
-        self.seen = Seen(self.seen.version + 1, state, "; ".join(text for _, text in found))
+        text = "; ".join(text for _, text in found)
+        if (state, text) != self.seen[1:]:
+            self.seen = Seen(self.seen.version + 1, state, text)
         return self.seen
 
     def page(self) -> Page:
@@ -94,8 +97,11 @@ class Following:
 
 
 def _signature(folder: Path) -> object:
-    """What changes whenever a run's record does: sizes and times of its files, and whether it is being written."""
-    return (*(_size_and_time(folder / name) for name in (CONFIG, ROUNDS, RESULT)), holder(folder) is None)
+    """What changes whenever a run's record does: sizes and times of its files, and whether it is being written.
+
+    A round is recorded once the manifest has it, which is written after its line.
+    """
+    return (*(_size_and_time(folder / name) for name in (CONFIG, MANIFEST, RESULT)), holder(folder) is None)
 
 
 def _size_and_time(path: Path) -> tuple[int, int] | None:
