@@ -27,6 +27,9 @@ from fedquilt.experiment.export import export
 from fedquilt.experiment.vertical_predict import predicted_together
 from fedquilt.record import Record, read_config, read_partition, read_rounds
 from fedquilt.record.tree_bytes import tree_to_bytes
+from fedquilt.report.comparison import comparison
+from fedquilt.report.parties import kept_of, kept_rows
+from fedquilt.report.runs import read_run
 from fedquilt.vertical.prototypes import unit
 
 FILE = """
@@ -177,6 +180,44 @@ def test_proto_10_no_label_and_no_row_leaves_a_party(method: str, tmp_path: Path
         embedded = reply.params.get("embeddings")
         assert embedded is None or embedded.norm(dim=1).max() <= 1.001
     assert seen == {"down": set(allowed["down"]), "up": set(allowed["up"])}
+
+
+def test_what_selection_keeps_is_told_by_class_and_is_in_the_record(tmp_path: Path) -> None:
+    settings = config(method={"keep": 0.5, "keep_after": 1})
+    moved = watched(settings, tmp_path / "run")
+    told = [reply.params["kept"] for name, _, reply in moved if name == "embed"]
+    assert all(shares.shape == (CLASSES,) for shares in told)
+    lines = [line["state"]["kept"] for line in read_rounds(tmp_path / "run")]
+    # "right" knows no labels, and does not learn from its rows
+    assert [[*line] for line in lines] == [["left", "bottom"]] * 3
+    assert {share for shares in lines[0].values() for share in shares} == {None, 1.0}
+    for line in lines[1:]:
+        assert [place for place, share in enumerate(line["left"]) if share is not None] == [0, 1, 2]
+        assert all(0 < share <= 1 for share in line["left"][:3])
+        assert min(line["left"][:3]) < 1
+    run_again = read_run(tmp_path / "run")
+    assert kept_of(run_again)["left"]["1"] == [line["left"][1] for line in lines]
+    first, last = kept_rows({"all": [run_again]})
+    assert (first["party"], last["party"]) == ("left", "bottom")
+    assert first["least"][1] <= first["kept"] <= first["most"][1]
+    assert "of class" in comparison({"all": [run_again]})
+
+
+def test_with_noisy_numbers_of_rows_no_party_tells_what_it_keeps(tmp_path: Path) -> None:
+    moved = watched(config(method={"keep": 0.5}, disclosure={"count_noise": 2.0}), tmp_path / "run")
+    assert all((reply.params["kept"] == -1).all() for name, _, reply in moved if name == "embed")
+    assert all([*line["state"]["kept"]] == ["bottom"] for line in read_rounds(tmp_path / "run"))
+
+
+def test_a_class_of_few_labels_is_not_learned() -> None:
+    experiment = build(config(method={"least": 0.2}, partition={"tail": 0.1}))
+    embed = experiment.method.exchanges[0]
+    orders = embed.ask(experiment.method.init(experiment.rng), Turn(0, experiment.federation.profiles, experiment.rng))
+    reply, _ = embed.work(experiment.clients[0], replace(orders[0], rng=experiment.rng), {})
+    counts = torch.bincount(experiment.clients[0].train["labels"], minlength=CLASSES)
+    few = counts < 0.2 * counts.sum()
+    assert (counts[few] > 0).any()
+    assert reply.params["counts"].tolist() == counts.masked_fill(few, 0).tolist()
 
 
 def test_a_party_is_asked_three_times_by_the_method_of_few_messages(tmp_path: Path) -> None:

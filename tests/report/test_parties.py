@@ -12,8 +12,8 @@ from fedquilt.core.errors import RunError
 from fedquilt.report.comparison import comparison
 from fedquilt.report.figure import png
 from fedquilt.report.page import page
-from fedquilt.report.parties import holdings, joint_rows, missing_rows, party_names, table_of
-from fedquilt.report.party_plots import alike_plot, gate_plot, holdings_plot
+from fedquilt.report.parties import holdings, joint_rows, kept_of, kept_rows, missing_rows, party_names, table_of
+from fedquilt.report.party_plots import alike_plot, gate_plot, holdings_plot, kept_plot
 from fedquilt.report.pictures import draw
 from fedquilt.report.plot import figures
 from fedquilt.report.runs import Run, read_run
@@ -29,7 +29,8 @@ def vertical_line(round_line: Any, number: int, accuracy: float | None) -> dict[
     line["evaluation"]["global"] |= {"worst_class": 0.25, "seen": accuracy, "unseen": 0.5, "harmonic": 0.6}
     gate = {"shop": [0.25, 0.5, 0.0, 1.0, 0.5], "bank": [0.75, 0.5, 1.0, 0.0, 0.5]}
     alike = {name: [1.0 if other == name else -0.1 for other in CLASSES] for name in CLASSES}
-    line["state"] = {"without shop": accuracy - 0.25, "gate": gate, "prototype_cosines": alike}
+    kept = {"shop": [0.5, 0.75, None, 1.0, None], "bank": [1.0, None, None, None, None]}
+    line["state"] = {"without shop": accuracy - 0.25, "gate": gate, "prototype_cosines": alike, "kept": kept}
     return line
 
 
@@ -87,6 +88,24 @@ def test_reports_show_both_tables(vertical: Any, learning_run: Any) -> None:
     plain = {"fedit": [read_run(learning_run("fedit", 1, 0.8))]}
     assert joint_rows(plain) == missing_rows(plain) == []
     assert "harmonic" not in comparison(plain) + page(plain)
+
+
+def test_rows_that_parties_learned_from_are_told_by_class(vertical: Any, learning_run: Any) -> None:
+    run = vertical([0.5, None, 0.75])
+    assert kept_of(run)["shop"] == {
+        **{"zero": [0.5, None, 0.5], "one": [0.75, None, 0.75], "two": [None] * 3, "three": [1.0, None, 1.0]},
+        "four": [None] * 3,
+    }
+    (row,) = kept_rows({"proto-evfl": [run]})  # the bank left no row out
+    assert row == {"label": "proto-evfl", "party": "shop", "kept": 0.75, "least": ("zero", 0.5), "most": ("three", 1.0)}
+    assert "50.0, zero" in comparison({"proto-evfl": [run]})
+    assert [text.get_text() for text in kept_plot(run).axes[0].texts][:5] == ["0.50", "0.75", "", "1.00", ""]
+    assert "kept-proto-evfl" in dict(figures({"proto-evfl": [run]}))
+    other = read_run(learning_run("fedit", 1, 0.8))
+    assert kept_of(other) == {}
+    assert kept_rows({"fedit": [other]}) == []
+    with pytest.raises(RunError, match="no party left rows out"):
+        kept_plot(other)
 
 
 def test_what_parties_have_learned_is_drawn(vertical: Any, learning_run: Any) -> None:

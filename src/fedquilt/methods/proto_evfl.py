@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -13,14 +13,14 @@ from fedquilt.core.errors import ConfigError
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
-from fedquilt.core.settings import Count, Few, Kept, Part, Penalty, Positive, Share
+from fedquilt.core.settings import Count, Few, FromRound, Kept, Part, Penalty, Positive, Share, Unless
 from fedquilt.core.types import Params
 from fedquilt.methods.traits import Traits
 from fedquilt.vertical.calibration import offset_of
 from fedquilt.vertical.fusion import fused, gates
 from fedquilt.vertical.joint import Joint, Views, gate_logits, gate_of, head_logits, head_of, party_scores
 from fedquilt.vertical.lesson import Lesson, OwnLoss
-from fedquilt.vertical.losses import Weights, aligned_loss, unaligned_loss
+from fedquilt.vertical.losses import Weights, aligned_loss, kept_rows, unaligned_loss
 from fedquilt.vertical.method import vertical_method
 from fedquilt.vertical.prediction import known_by_any
 from fedquilt.vertical.prototypes import cosines
@@ -48,6 +48,7 @@ def proto_evfl(
     head: Penalty = 1.0,
     temperature: Positive = 0.1,
     keep: Kept = 1.0,
+    keep_after: Annotated[FromRound, Unless("keep", 1.0)] = 0,
     softness: Positive = 1.0,
     balanced: bool = True,
     prior_rate: Part = 0.05,
@@ -56,6 +57,7 @@ def proto_evfl(
     gate: bool = True,
     hidden: Count = 32,
     mask: bool = True,
+    least: Share = 0.0,
     dropout: Share = 0.1,
     offset: Penalty | Literal["auto"] = 0.0,
 ) -> Method:
@@ -73,6 +75,7 @@ def proto_evfl(
         party's own, and of a linear classifier over all embeddings.
     temperature : cosines are divided by it.
     keep : share of the rows of each class that is learned from, the cheapest.
+    keep_after : the first round in which rows are left out; all are learned from before.
     softness : temperature of the weights of rows by their cost.
     balanced : whether rows count in inverse proportion to how frequent their class is.
     prior_rate : how fast a party without labels learns the class prior of its rows.
@@ -81,6 +84,8 @@ def proto_evfl(
     gate : whether the weights of parties are learned; otherwise they are equal.
     hidden : width of the gate's hidden layer.
     mask : whether a party counts only for classes that it has learned.
+    least : share of a party's labelled rows that a class needs to count as learned from them. Where labels are noisy,
+        a few wrong ones would otherwise make a party count for a class of which it has no row.
     dropout : how often a passive party is hidden from the joint model in a row, so that it can be missing later.
     offset : what is subtracted from the logits of classes of the aligned rows when test rows are predicted; above 0,
         classes that nobody has learned can be predicted. ``auto`` chooses it after each round, by leaving out each
@@ -107,11 +112,14 @@ def proto_evfl(
     )
     recipe = Recipe(
         Joint(fusion.init, fusion.loss, fusion.predict, fusion.gates, fusion.calibrate if offset == "auto" else None),
-        _own_loss(Selection(keep, softness, balanced), fusion.weights, unlabelled, prior_rate) if local else None,
+        _own_loss(Selection(keep, softness, balanced, keep_after), fusion.weights, unlabelled, prior_rate)
+        if local
+        else None,
         minibatches,
         aligned_share=aligned_share,
         local_share=local_share,
         dropout=dropout,
+        least=least,
     )
     return vertical_method("proto-evfl", federation, recipe)
 
@@ -169,13 +177,19 @@ def _own_loss(selection: Selection, weights: Weights, unlabelled: float, rate: f
 
     def loss(of: Lesson) -> Tensor:
         share = 1.0 if of.labels is not None else unlabelled
-        return share * unaligned_loss(of.embeddings, of.prototypes, of.prior, of.labels, selection, weights)
+        now = selection.at(of.round)
+        return share * unaligned_loss(of.embeddings, of.prototypes, of.prior, of.labels, now, weights)
+
+    def kept(of: Lesson) -> tuple[Tensor, Tensor]:
+        now = selection.at(of.round)
+        return kept_rows(of.embeddings, of.prototypes, of.prior, of.labels, now, weights.temperature)
 
     return OwnLoss(
         loss,
         lambda u, prototypes, prior: _plan(u, prototypes, prior, weights.temperature),
         rate,
         unlabelled=unlabelled > 0,
+        kept=kept if selection.keep < 1 else None,
     )
 
 

@@ -145,6 +145,13 @@ MISSING = (
     Column("accuracy", _accuracy("accuracy")),
     Column("lost", lambda row: human_metric(row["lost"], "accuracy")),
 )
+KEPT = (
+    _METHOD,
+    Column("party", lambda row: str(row["party"])),
+    Column("kept", lambda row: human_metric(row["kept"], "accuracy")),
+    Column("least, of class", lambda row: f"{human_metric(row['least'][1], 'accuracy')}, {row['least'][0]}"),
+    Column("most, of class", lambda row: f"{human_metric(row['most'][1], 'accuracy')}, {row['most'][0]}"),
+)
 PAIRED = (
     _METHOD,
     Column("against", lambda row: str(row["reference"])),
@@ -155,7 +162,7 @@ PAIRED = (
 )
 
 _KINDS = {"verdict": PAIRED, "group": GROUPED, "student": TAUGHT, "without": MISSING, "harmonic": JOINED}
-_KINDS |= {"label": COMPARE}
+_KINDS |= {"kept": KEPT, "label": COMPARE}
 
 
 def columns_of(rows: Sequence[Row]) -> tuple[Column, ...]:

@@ -12,7 +12,7 @@ from fedquilt.report.groups import WORST, group_rows
 from fedquilt.report.layout import wrapped
 from fedquilt.report.lessons import LESSONS, lesson_rows
 from fedquilt.report.paired_differences import HONEST, alone, paired_rows
-from fedquilt.report.parties import JOINT, WITHOUT, joint_rows, missing_rows
+from fedquilt.report.parties import of_parties
 from fedquilt.report.table import Groups, Row, as_markdown, as_text, compare_rows, shared_metric
 
 _PROSE = 120  # columns of Markdown
@@ -56,7 +56,7 @@ def comparison(
             heading = f"{named(metric)} {whose}" if whose else "Cost of a run, mean over seeds"
             parts += [f"{heading}:", show(rows, columns=(*names, *values))]
     others = [("Group by group", group_rows(groups, metric, last)), (LESSONS, lesson_rows(groups))]
-    others += [(JOINT, joint_rows(groups, last)), (WITHOUT, missing_rows(groups, last))]
+    others += of_parties(groups, last)
     others += [(f"{what} {metric}", paired_ones) for what, paired_ones in paired(groups, references, last)]
     others = [(heading, found) for heading, found in others if found]
     parts += [part for heading, found in others for part in (f"{heading}:", show(found))]

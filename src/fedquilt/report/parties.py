@@ -17,6 +17,9 @@ JOINT = "Classes that aligned rows had (seen) and had not (unseen), in per cent"
 WITHOUT = "Accuracy without one party, in per cent"
 """The heading of ``missing_rows``."""
 
+KEPT_ROWS = "Rows of their own that parties learned from, in per cent, over the rounds in which rows were left out"
+"""The heading of ``kept_rows``."""
+
 SCORES = ("accuracy", "worst_class", "seen", "unseen", "harmonic")
 """Scores of a joint prediction: accuracy, the recall of the worst class, and those of seen and of unseen classes with
 their harmonic mean."""
@@ -70,6 +73,46 @@ def table_of(run: Run, name: str) -> dict[str, list[float]]:
     return {}
 
 
+def kept_of(run: Run) -> dict[str, dict[str, list[float | None]]]:
+    """Return the share of its own rows of each class that a party learned from in each round, by party and by class.
+
+    None for a round without such rows, or without the party. Empty for runs in which no rows are left out.
+    """
+    classes, lines = [str(name) for name in run.partition.get("classes", ())], run.rounds
+    tables = [(line.get("state") or {}).get("kept") or {} for line in lines]
+    empty: list[float | None] = [None] * len(classes)
+    return {
+        party: dict(
+            zip(classes, map(list, zip(*(table.get(party, empty) for table in tables), strict=True)), strict=True)
+        )
+        for party in party_names(run)
+        if any(party in table for table in tables)
+    }
+
+
+def kept_rows(groups: Groups) -> list[Row]:
+    """Return one row for each label and party that left rows out: the share that it kept, and of which class least.
+
+    Each share is the mean over classes, seeds and the rounds in which some row was left out, and so are those of the
+    class of which it kept the smallest share, ``least``, and the largest, ``most``.
+    """
+    rows: list[Row] = []
+    for label, runs in groups.items():
+        found: dict[str, dict[str, list[float]]] = {}
+        for party, shares in ((party, shares) for run in runs for party, shares in kept_of(run).items()):
+            some = [any(share is not None and share < 1 for share in now) for now in zip(*shares.values(), strict=True)]
+            for name, own in shares.items():
+                told = [share for share, left_out in zip(own, some, strict=True) if left_out and share is not None]
+                found.setdefault(party, {}).setdefault(name, []).extend(told)
+        for party, by_class in found.items():
+            means = {name: float(np.mean(own)) for name, own in by_class.items() if own}
+            if means:
+                least, most = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+                row: Row = {"label": label, "party": party, "kept": float(np.mean([*means.values()]))}
+                rows.append(row | {"least": (least, means[least]), "most": (most, means[most])})
+    return rows
+
+
 def joint_rows(groups: Groups, last: int | None = None) -> list[Row]:
     """Return one row for each label of vertical runs: the scores of the joint prediction, by ``SCORES``.
 
@@ -109,6 +152,12 @@ def missing_rows(groups: Groups, last: int | None = None) -> list[Row]:
                 row: Row = {"label": label, "without": party, "seeds": len(both), "lost": mean(lost)}
                 rows.append(row | {"accuracy": mean(left), "accuracy_deviation": deviation(left)})
     return rows
+
+
+def of_parties(groups: Groups, last: int | None = None) -> list[tuple[str, list[Row]]]:
+    """Return the headings and the rows of all tables about parties that have rows."""
+    kinds = ((JOINT, joint_rows(groups, last)), (WITHOUT, missing_rows(groups, last)), (KEPT_ROWS, kept_rows(groups)))
+    return [(heading, rows) for heading, rows in kinds if rows]
 
 
 def _ended(run: Run, last: int | None, where: Sequence[str], name: str) -> float | None:

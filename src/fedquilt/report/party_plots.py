@@ -9,7 +9,7 @@ import numpy as np
 
 from fedquilt.core.errors import RunError
 from fedquilt.report.figure import Figure, named_ticks, new_figure
-from fedquilt.report.parties import ALIKE, GATE, holdings, party_names, table_of
+from fedquilt.report.parties import ALIKE, GATE, holdings, kept_of, party_names, table_of
 from fedquilt.report.runs import Run
 
 _MOST_NUMBERS = 400  # cells with a number in them
@@ -70,6 +70,26 @@ def alike_plot(run: Run, label: str | None = None) -> Figure:
     return figure
 
 
+def kept_plot(run: Run, label: str | None = None) -> Figure:
+    """Draw which share of its own rows of each class each party learned from, in the last round.
+
+    Raises
+    ------
+    RunError
+        if no rows were left out.
+    """
+    kept = kept_of(run)
+    if not kept:
+        raise RunError(f"{run.folder}: no party left rows out; only methods that select rows, with keep below 1, do.")
+    last = [[np.nan if share[-1] is None else share[-1] for share in own.values()] for own in kept.values()]
+    figure, axes = _heat(
+        np.array(last), [*kept], _classes(run), "share of rows that is learned from", "viridis", (0, 1)
+    )
+    title = f"{label or run.method}, seed {run.seed}: rows of their own that parties learn from, last round"
+    axes.set_title(title, fontsize=10, loc="left")
+    return figure
+
+
 def _classes(run: Run) -> list[str]:
     return [str(name) for name in run.partition.get("classes", ())]
 
@@ -106,7 +126,7 @@ def _heat(
         for (row, column), value in np.ndenumerate(values):
             red, green, blue, _ = image.cmap(image.norm(value))
             shade = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.5 else "white"
-            text = str(value) if whole else f"{value:.2f}"
+            text = "" if np.isnan(value) else str(value) if whole else f"{value:.2f}"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=shade)
     named_ticks(axes.xaxis, classes)
     named_ticks(axes.yaxis, names)

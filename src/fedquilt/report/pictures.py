@@ -6,7 +6,7 @@ from fedquilt.core.errors import ConfigError, suggestion
 from fedquilt.report.figure import Figure
 from fedquilt.report.lesson_plots import choice_plot, reward_plot, right_plot, sides_plot, traffic_plot
 from fedquilt.report.maps import agreement_plot, allocation_map, partition_picture, probability_map
-from fedquilt.report.party_plots import alike_plot, gate_plot, holdings_plot
+from fedquilt.report.party_plots import alike_plot, gate_plot, holdings_plot, kept_plot
 from fedquilt.report.plot import over_bytes, over_rounds
 from fedquilt.report.scores import WHO, curve, main_metric
 from fedquilt.report.table import Groups
@@ -27,6 +27,7 @@ MAPS = {
     "parties": holdings_plot,
     "gate": gate_plot,
     "prototypes": alike_plot,
+    "kept": kept_plot,
 }
 """Plots of one run."""
 
@@ -39,8 +40,9 @@ def draw(groups: Groups, kind: str = "rounds", who: str | None = None) -> Figure
     ``agreement`` (of models in common coordinates), ``traffic`` (bytes of each exchange), or of a server that owns a
     model: ``server`` (its score beside the clients'), and of what server and clients took of each other's paths
     ``choice`` (shares), ``right`` (right paths among them) and ``reward`` (predicted and realised), or of a vertical
-    run ``parties`` (who has what), ``gate`` (weights of parties by class) and ``prototypes`` (cosines of class
-    prototypes). ``who`` is as for ``scores.curve``; by default the first that was measured.
+    run ``parties`` (who has what), ``gate`` (weights of parties by class), ``prototypes`` (cosines of class
+    prototypes) and ``kept`` (the share of their own rows that parties learn from). ``who`` is as for ``scores.curve``;
+    by default the first that was measured.
 
     Raises
     ------

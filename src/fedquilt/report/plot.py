@@ -17,8 +17,8 @@ from fedquilt.report.groups import SERVER, group_curve
 from fedquilt.report.lesson_plots import choice_plot, reward_plot, right_plot, sides_plot, traffic_plot
 from fedquilt.report.lessons import pupils
 from fedquilt.report.maps import agreement_plot, alignment_map, allocation_map, partition_picture, probability_map
-from fedquilt.report.parties import ALIKE, GATE, holdings, table_of
-from fedquilt.report.party_plots import alike_plot, gate_plot, holdings_plot
+from fedquilt.report.parties import ALIKE, GATE, holdings, kept_of, table_of
+from fedquilt.report.party_plots import alike_plot, gate_plot, holdings_plot, kept_plot
 from fedquilt.report.runs import (
     BYTE_UNITS,
     Run,
@@ -154,6 +154,8 @@ def _of_parties(run: Run, label: str, short: str) -> Iterator[tuple[str, Figure]
         yield f"gate-{short}", gate_plot(run, label)
     if table_of(run, ALIKE):
         yield f"prototypes-{short}", alike_plot(run, label)
+    if kept_of(run):
+        yield f"kept-{short}", kept_plot(run, label)
 
 
 def save_plots(groups: Groups, folder: str | Path) -> list[Path]:

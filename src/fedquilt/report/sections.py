@@ -26,7 +26,7 @@ from fedquilt.report.map_charts import (
     probability_charts,
 )
 from fedquilt.report.paired_differences import HONEST, alone
-from fedquilt.report.parties import JOINT, WITHOUT, joint_rows, missing_rows
+from fedquilt.report.parties import of_parties
 from fedquilt.report.runs import Run, client_names, dropped
 from fedquilt.report.score_charts import main_charts, of_groups, spent, traffic
 from fedquilt.report.scores import LOWER_IS_BETTER, main_metric
@@ -114,7 +114,7 @@ def _groups(groups: Groups, metric: str, last: int | None) -> Iterator[Part]:
 
 
 def _parties(groups: Groups, first: Sequence[First], last: int | None) -> Iterator[Part]:
-    for heading, rows in ((JOINT, joint_rows(groups, last)), (WITHOUT, missing_rows(groups, last))):
+    for heading, rows in of_parties(groups, last):
         if rows:
             yield _table(rows, heading)
     yield from _given(*(holdings_chart(run) for run, _, _ in first[:1]))

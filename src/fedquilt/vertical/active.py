@@ -18,14 +18,7 @@ from fedquilt.vertical.optimiser import Moments, Optimiser
 from fedquilt.vertical.party import Learning, PartyState, begun, learning, party_of
 from fedquilt.vertical.prior import histogram
 from fedquilt.vertical.relay import Relay
-
-
-class Told(TypedDict):
-    """What a passive party told last: its prototypes (C, m), its class prior (C,), and its labelled rows by class."""
-
-    prototypes: Tensor
-    prior: Tensor
-    counts: Tensor
+from fedquilt.vertical.telling import Told
 
 
 class ActiveState(TypedDict):
@@ -51,6 +44,8 @@ class ActiveState(TypedDict):
         What to tell parties of the others' embeddings; absent before the first round and in methods without.
     calibration
         What the joint model found on aligned rows without gradients, see ``Joint.calibrate``; absent likewise.
+    kept
+        The share of each class that the selection of each party kept in the last round, by its name; absent likewise.
     """
 
     own: PartyState
@@ -64,6 +59,7 @@ class ActiveState(TypedDict):
     round: int
     relay: NotRequired[Relay]
     calibration: NotRequired[Params]
+    kept: NotRequired[Params]
 
 
 class Received(NamedTuple):

@@ -25,11 +25,12 @@ from fedquilt.core.types import ClientId, Memory, Order, Params, Reply, Tree, Tu
 from fedquilt.core.vertical import Vertical
 from fedquilt.core.worker import Worker
 from fedquilt.privacy.noise import gaussian, noise_generator
-from fedquilt.vertical import exchanges as names
+from fedquilt.vertical import telling as names
 from fedquilt.vertical.files import resolved
 from fedquilt.vertical.party import party_of
 from fedquilt.vertical.prototypes import unit
 from fedquilt.vertical.relay import JOINT, OTHERS
+from fedquilt.vertical.selection import NONE_SEEN
 
 KEY = "disclosure"
 """The name of the key of a party's noise, in its memory or in the active party's state."""
@@ -41,6 +42,7 @@ UP = {
     names.PROTOTYPES: PROTOTYPES,
     names.PRIOR: COUNTS,
     names.COUNTS: COUNTS,
+    names.KEPT: COUNTS,
     JOINT: PROTOTYPES,
 }
 DOWN = {
@@ -119,6 +121,8 @@ def reply_released(params: Params, side: Side) -> Params:
             sent[name] = tensor
     if side.wanted.count_noise and names.COUNTS in params:
         sent |= _counted(params[names.COUNTS], side)
+        if names.KEPT in params:  # what a party keeps changes in every round, and no noise would last: it is not told
+            sent[names.KEPT] = torch.full_like(params[names.KEPT], NONE_SEEN)
     return sent
 
 

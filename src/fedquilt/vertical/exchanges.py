@@ -21,7 +21,7 @@ from fedquilt.core.types import ClientId, Memory, Order, Params, Range, Reply, T
 from fedquilt.core.vertical import ALIGNED, TEST, Vertical
 from fedquilt.core.worker import Worker
 from fedquilt.data.table import take
-from fedquilt.vertical.active import ActiveState, Received, Told, aligned_prior, joined
+from fedquilt.vertical.active import ActiveState, Received, aligned_prior, joined
 from fedquilt.vertical.alignment.wrapper import aligned_rows
 from fedquilt.vertical.calibration import calibrated
 from fedquilt.vertical.files import as_aligned, blank, held, lacking, resolved
@@ -30,7 +30,6 @@ from fedquilt.vertical.party import (
     PartyState,
     begun,
     chosen_rows,
-    counts_of,
     embedded,
     followed,
     learned_alone,
@@ -49,13 +48,22 @@ from fedquilt.vertical.relay import (
     shared_of,
     with_relayed,
 )
+from fedquilt.vertical.telling import (
+    EMBEDDINGS,
+    LARGE,
+    PRIOR,
+    PROTOTYPES,
+    RANGES,
+    kept_by,
+    learned_counts,
+    told_by,
+    told_of,
+    told_shapes,
+)
 from fedquilt.vertical.together import logits_of, predicted
 
-EMBEDDINGS, PROTOTYPES, PRIOR, COUNTS = "embeddings", "prototypes", "prior", "counts"
 PREDICT = "predict"
 """The name of the exchange in which the parties embed rows that are predicted together."""
-_LARGE = 1e4
-_RANGES = {EMBEDDINGS: Range(-1.001, 1.001), PROTOTYPES: Range(-_LARGE, _LARGE), PRIOR: Range(0.0, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ class Exchanges:
     @property
     def counts(self) -> Tensor:
         """The active party's own labelled unaligned rows by class, (C,)."""
-        return counts_of(self.active, self.classes)
+        return learned_counts(self.active, self.classes, self.recipe.least)
 
     def now(self, state: ActiveState) -> Self:
         """The same once rows are aligned: the labels, and the rows of the active party, are those of common rows."""
@@ -130,10 +138,7 @@ class Exchanges:
         facts, shared = self._facts(party, order, missing), joint_tensors(order.params)
         state = self._learned(party, state, order.params.get(PRIOR), order.round, order.rng, facts, shared)
         up = {EMBEDDINGS: blank(embedded(party, state, chosen_rows(party, order.settings["rows"])), missing, order)}
-        up |= joint_tensors(state.get("extra", {}))
-        if self.recipe.prototypes:
-            counts = counts_of(party, self.classes)
-            up |= {PROTOTYPES: state["prototypes"], PRIOR: state["prior"].float(), COUNTS: counts}
+        up |= joint_tensors(state.get("extra", {})) | told_of(party, state, self.recipe, self.classes)
         return Reply(party.id, up, weight), {**memory, **state}
 
     def _facts(self, party: Client, order: Order, missing: Tensor | None) -> Facts | None:
@@ -180,15 +185,11 @@ class Exchanges:
         if self.recipe.alone:
             return {}
         up = {EMBEDDINGS: torch.zeros(len(order.settings["rows"]), self.vertical.width)}
-        if self.recipe.prototypes:
-            up |= {PROTOTYPES: torch.zeros(self.classes, self.vertical.width)}
-            up |= {PRIOR: torch.zeros(self.classes), COUNTS: torch.zeros(self.classes)}
-        return up | joint_tensors(order.params)
+        return up | told_shapes(self.recipe, self.classes, self.vertical.width) | joint_tensors(order.params)
 
     def ranges(self, order: Order) -> dict[str, Range]:
         """The ranges of a reply's tensors."""
-        shared = dict.fromkeys(joint_tensors(order.params), Range(-_LARGE, _LARGE))
-        return {**_RANGES, COUNTS: Range(0.0, 1e9, whole=True), **shared}
+        return {**RANGES, **dict.fromkeys(joint_tensors(order.params), Range(-LARGE, LARGE))}
 
     def merge_embeddings(self, state: ActiveState, replies: Iterable[Reply]) -> ActiveState:
         """Learn from own rows, then from all parties' embeddings."""
@@ -211,17 +212,13 @@ class Exchanges:
         after = joined(now.vertical, self.recipe.joint, state, received, now.counts, holds, self.recipe.dropout)
         if found := calibrated(now.vertical, self.recipe.joint, after, received, now.counts, holds):
             after["calibration"] = found
+        if self.recipe.selects:
+            after["kept"] = kept_by({id: one.told for id, one in received.items()}, own, self.vertical.parties)
         return cast(ActiveState, {**after, "predicted": {}, "round": state["round"] + 1})
 
     def _received(self, reply: Reply) -> Received:
         embeddings = reply.params[EMBEDDINGS].view(self.recipe.minibatches, -1, self.vertical.width)
-        return Received(embeddings, self.told_by(reply))
-
-    def told_by(self, reply: Reply) -> Told:
-        """What a reply tells of its party, with zeros for what the method does not ask."""
-        parts, empty = reply.params, torch.zeros(self.classes)
-        prototypes = parts.get(PROTOTYPES, torch.zeros(self.classes, self.vertical.width))
-        return Told(prototypes=prototypes, prior=parts.get(PRIOR, empty), counts=parts.get(COUNTS, empty))
+        return Received(embeddings, told_by(reply.params, self.classes, self.vertical.width))
 
     # Gradients of what was embedded -------------------------------------------------------------------------------
 

@@ -69,6 +69,8 @@ class Lesson:
         The random stream of the step.
     facts
         What the party was told of aligned rows; None in a round without.
+    round
+        The round.
     """
 
     rows: Batch
@@ -80,6 +82,7 @@ class Lesson:
     place: int
     rng: Rng
     facts: Facts | None = None
+    round: int = 0
 
     @cached_property
     def embeddings(self) -> Tensor:
@@ -111,6 +114,9 @@ class OwnLoss(NamedTuple):
         ``extra(classes, width, rng)`` makes the tensors that the method adds to those of every party; None for none.
     unlabelled
         Whether a party that knows no labels of its rows learns from them too; otherwise it takes no steps on them.
+    kept
+        ``kept(lesson)`` gives the class that each row stands for, (n,), and whether it is learned from, (n,); None for
+        methods that learn from all rows.
     """
 
     loss: Callable[[Lesson], Tensor]
@@ -118,3 +124,4 @@ class OwnLoss(NamedTuple):
     rate: float = 0.0
     extra: Callable[[int, int, Rng], Params] | None = None
     unlabelled: bool = True
+    kept: Callable[[Lesson], tuple[Tensor, Tensor]] | None = None

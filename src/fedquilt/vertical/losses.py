@@ -12,7 +12,7 @@ from torch.nn import functional
 from fedquilt.vertical.fusion import fused
 from fedquilt.vertical.prototypes import cosines
 from fedquilt.vertical.selection import Selection, row_weights, tag_costs, tags
-from fedquilt.vertical.transport import transport, transport_loss
+from fedquilt.vertical.transport import Transport, transport, transport_loss
 
 
 class Weights(NamedTuple):
@@ -68,10 +68,34 @@ def unaligned_loss(
     held = cosines(embeddings, prototypes.detach())
     prior = prior.to(scores.dtype)
     carried = transport(held, prior, even, weights.temperature)
-    own = tags(carried, labels)
-    chosen = row_weights(tag_costs(carried, held, labels), own, selection)
+    own, chosen = _weighed(carried, held, labels, selection)
     entropy = functional.cross_entropy(scores / weights.temperature, own, reduction="none")
     return weights.unaligned * (chosen @ entropy) + weights.transported * transport_loss(carried, prior, even)
+
+
+def kept_rows(
+    embeddings: Tensor, prototypes: Tensor, prior: Tensor, labels: Tensor | None, selection: Selection, heat: float
+) -> tuple[Tensor, Tensor]:
+    """The class that each row of a batch stands for, (n,), and whether it is learned from, (n,) boolean.
+
+    Parameters
+    ----------
+    embeddings, prototypes, prior, labels, selection
+        As for ``unaligned_loss``.
+    heat
+        The temperature of cosines.
+    """
+    with torch.no_grad():
+        scores = cosines(embeddings, prototypes)
+        even = torch.full_like(scores[:, 0], 1 / len(scores))
+        own, chosen = _weighed(transport(scores, prior.to(scores.dtype), even, heat), scores, labels, selection)
+    return own, chosen > 0
+
+
+def _weighed(carried: Transport, scores: Tensor, labels: Tensor | None, selection: Selection) -> tuple[Tensor, Tensor]:
+    """The class that each row stands for, and its weight."""
+    own = tags(carried, labels)
+    return own, row_weights(tag_costs(carried, scores, labels), own, selection)
 
 
 def aligned_loss(

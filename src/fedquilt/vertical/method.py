@@ -14,6 +14,8 @@ from fedquilt.vertical.active import ActiveState, first_state
 from fedquilt.vertical.exchanges import PREDICT, Exchanges
 from fedquilt.vertical.party import party_of
 from fedquilt.vertical.recipe import Recipe
+from fedquilt.vertical.selection import NONE_SEEN
+from fedquilt.vertical.telling import KEPT
 
 
 def vertical_of(federation: Federation, name: str) -> Vertical:
@@ -67,7 +69,14 @@ def _nothing(order: Order) -> Params:
 
 def _report(state: ActiveState) -> dict[str, Any]:
     found = {name: float(one) for name, one in state.get("calibration", {}).items()}
-    return {**found, **{name: table for name, table in state["predicted"].items() if name != "scores"}}
+    kept = {name: [_rounded(share) for share in own.tolist()] for name, own in state.get("kept", {}).items()}
+    told = {KEPT: kept} if kept else {}
+    return {**found, **told, **{name: table for name, table in state["predicted"].items() if name != "scores"}}
+
+
+def _rounded(share: float) -> float | None:
+    """A share with three digits; None for a class without rows."""
+    return None if share == NONE_SEEN else round(share, 3)
 
 
 def _server(state: ActiveState) -> ServerState:

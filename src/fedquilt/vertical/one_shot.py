@@ -22,12 +22,13 @@ from fedquilt.core.types import ClientId, Memory, Order, Params, Reply, Turn
 from fedquilt.core.worker import Worker
 from fedquilt.vertical.active import ActiveState, Received, joined, seen_classes
 from fedquilt.vertical.clusters import clusters_of
-from fedquilt.vertical.exchanges import COUNTS, EMBEDDINGS, PROTOTYPES, Exchanges
+from fedquilt.vertical.exchanges import Exchanges
 from fedquilt.vertical.files import held
 from fedquilt.vertical.lesson import Facts
 from fedquilt.vertical.method import exchanged, vertical_of
 from fedquilt.vertical.party import PartyState, begun, chosen_rows, learned_alone, party_of
 from fedquilt.vertical.recipe import Recipe
+from fedquilt.vertical.telling import COUNTS, EMBEDDINGS, PROTOTYPES, told_by
 
 CLUSTERS = "clusters"
 """The name of the number of clusters among an order's settings, and of their prototypes among a party's tensors."""
@@ -79,7 +80,8 @@ class OneShot(Exchanges):
         learned = state.get("learned", [])
         first = [reply for reply in arrived if str(reply.client) not in learned]
         last = [reply for reply in arrived if str(reply.client) in learned]
-        state["told"] = {**state["told"], **{str(reply.client): self.told_by(reply) for reply in arrived}}
+        told = {str(reply.client): told_by(reply.params, self.classes, self.vertical.width) for reply in arrived}
+        state["told"] = {**state["told"], **told}
         if last:
             new = {str(reply.client): reply.params[EMBEDDINGS] for reply in last}
             state["shown"] = {**state.get("shown", {}), **new}

@@ -22,6 +22,7 @@ from fedquilt.vertical.lesson import Facts, Lesson, OwnLoss
 from fedquilt.vertical.optimiser import Moments, Optimiser
 from fedquilt.vertical.prior import histogram, learned
 from fedquilt.vertical.prototypes import unit
+from fedquilt.vertical.selection import Tally
 
 PROTOTYPES = "prototypes"
 """The name of the class prototypes among a party's trained tensors."""
@@ -44,6 +45,9 @@ class PartyState(TypedDict):
         What its optimiser remembers.
     extra
         The tensors that the method adds, by name, see ``OwnLoss.extra``; absent where it adds none.
+    kept
+        The share of each class that was kept in the last round of steps on its own rows, (C,), see ``selection.Tally``;
+        absent where all rows are.
     """
 
     params: Params
@@ -51,6 +55,7 @@ class PartyState(TypedDict):
     prior: Tensor
     moments: Moments
     extra: NotRequired[Params]
+    kept: NotRequired[Tensor]
 
 
 class Learning:
@@ -180,7 +185,7 @@ def learned_alone(
     labelled = bool((rows["labels"] >= 0).all())
     if not labelled and not own.unlabelled:
         return state
-    prior = prior.to(party.bench.device)
+    prior, tally = prior.to(party.bench.device), Tally(len(prior))
 
     def steps(of: Learning) -> Tensor:
         moving = state["prior"]
@@ -197,8 +202,12 @@ def learned_alone(
                 place=party.profile.id,
                 rng=rng.child("step", number),
                 facts=facts,
+                round=round,
             )
-            of.optimiser.step(own.loss(lesson))
+            loss = own.loss(lesson)
+            if own.kept is not None:
+                tally.add(*own.kept(lesson))
+            of.optimiser.step(loss)
             if not labelled and own.plan is not None:
                 with torch.no_grad():
                     found = own.plan(lesson.embeddings.detach(), of.prototypes.detach(), prior)
@@ -206,7 +215,8 @@ def learned_alone(
         return moving
 
     after, moved = learning(party, state, round, rng, steps)
-    return cast(PartyState, {**after, "prior": moved})
+    told = {} if own.kept is None else {"kept": tally.shares()}
+    return cast(PartyState, {**after, "prior": moved, **told})
 
 
 def embedded(party: Client, state: PartyState, rows: Batch) -> Tensor:

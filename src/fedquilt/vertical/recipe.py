@@ -32,6 +32,8 @@ class Recipe:
         Whether the active party relays to every party what the others embedded in the last round, see ``relay``.
     shared
         The tensors of the joint model that every party trains on rows of its own, and the active party averages.
+    least
+        The share of its labelled rows that a class needs for a party to have learned it.
     """
 
     joint: Joint
@@ -44,3 +46,9 @@ class Recipe:
     alone: bool = False
     relays: bool = False
     shared: tuple[str, ...] = ()
+    least: float = 0.0
+
+    @property
+    def selects(self) -> bool:
+        """Whether parties leave out rows of their own, and tell which share of each class they keep."""
+        return self.own is not None and self.own.kept is not None

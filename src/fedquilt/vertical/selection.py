@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from fedquilt.core.settings import Kept, Positive
+from fedquilt.core.settings import FromRound, Kept, Positive
 from fedquilt.vertical.transport import Transport
+
+NONE_SEEN = -1.0
+"""Stands for the share that was kept of a class of which a party saw no row."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,29 @@ class Selection:
     """Temperature of the weights by cost: the lower, the more a cheap row counts."""
     balanced: bool = True
     """Whether a row counts in inverse proportion to how frequent its class is in the batch."""
+    after: FromRound = 0
+    """The first round in which rows are left out; all are kept before."""
+
+    def at(self, round: int) -> Self:
+        """The selection of a round."""
+        return self if round >= self.after else replace(self, keep=1.0)
+
+
+class Tally:
+    """How many rows of each class a party saw in a round, and how many of them its selection kept."""
+
+    def __init__(self, classes: int) -> None:
+        self.seen, self.kept = torch.zeros(classes), torch.zeros(classes)
+
+    def add(self, classes: Tensor, kept: Tensor) -> None:
+        """Count the rows of a minibatch by their classes, (n,), of which some are ``kept``, (n,) boolean."""
+        size = len(self.seen)
+        self.seen += torch.bincount(classes.cpu(), minlength=size)
+        self.kept += torch.bincount(classes.cpu()[kept.cpu()], minlength=size)
+
+    def shares(self) -> Tensor:
+        """The share of the rows of each class that was kept, (C,); ``NONE_SEEN`` for a class without rows."""
+        return torch.where(self.seen > 0, self.kept / self.seen.clamp_min(1), torch.full_like(self.seen, NONE_SEEN))
 
 
 def tags(found: Transport, labels: Tensor | None) -> Tensor:

@@ -16,10 +16,10 @@ from fedquilt.vertical.joint import Joint, Views, stacked_parties
 from fedquilt.vertical.party import embedded, party_of
 from fedquilt.vertical.prediction import mean_by_class, prediction_scores
 from fedquilt.vertical.prototypes import mean_cosines
+from fedquilt.vertical.telling import MOST_CLASSES
 
 ALIKE = "prototype_cosines"
 """The name of the table of how alike the parties' class prototypes are."""
-_MOST_CLASSES = 32  # with more, that table would be longer than the rest of the record
 
 
 def predicted(
@@ -66,7 +66,7 @@ def predicted(
         if joint.weights is not None:
             means = mean_by_class(joint.weights(tensors, views), labels, len(vertical.classes))
             tables["gate"] = {name: means[:, place].tolist() for place, name in enumerate(vertical.parties)}
-        if alike and len(vertical.classes) <= _MOST_CLASSES:
+        if alike and len(vertical.classes) <= MOST_CLASSES:
             cosines = mean_cosines(views.prototypes, views.knows)
             tables[ALIKE] = dict(zip(vertical.classes, cosines.tolist(), strict=True))
     made = {**state, "predicted": {"scores": scores, **tables}}
