@@ -145,3 +145,16 @@ def test_status_shows_what_each_client_gave_away_and_how_much_it_may(command, tm
     assert "set by the first run file" in second
     told = json.loads(command("site", "status", "--memories", str(tmp_path), "--json").out)["clients"]
     assert (told["client-000"]["epsilon"], told["client-000"]["by"]) == (8.0, "site")
+
+
+def test_status_shows_the_queries_that_each_client_answered(command, tmp_path):
+    from fedquilt.privacy.answers import Answers, Noise, answers_folder
+
+    for number, noise in enumerate((0.5, 0.0)):
+        own = Answers(answers_folder(tmp_path, number))
+        own.count("aaaa0000", ["r1", "r2"], Noise(noise, 1e-5))
+    said = command("site", "status", "--memories", str(tmp_path)).out
+    assert "client-000: 1 query answered after 1 run, about 2 rows, at most 1 about one row; epsilon of a row" in said
+    assert "client-001: 1 query answered after 1 run, about 2 rows, at most 1 about one row; without noise" in said
+    told = json.loads(command("site", "status", "--memories", str(tmp_path), "--json").out)
+    assert told["answers"]["client-000"]["rows"] == 2

@@ -30,17 +30,19 @@ from fedquilt.experiment.flower_query import answered
 from fedquilt.experiment.predict import predict
 from fedquilt.experiment.predictions import Predictions, lines_of, write_lines
 from fedquilt.experiment.vertical_predict import predicted_together
+from fedquilt.privacy.account import gaussian_epsilon
+from fedquilt.privacy.answers import all_answers
 from fedquilt.record import read_environment
 
 Meddle = Callable[[Message, Message], Message | None]
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """What stands in every file of a folder."""
+    """What stands in every file of a folder, but for a site's account of its answers."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and "answers" not in path.relative_to(folder).parts
     }
 
 
@@ -48,14 +50,17 @@ class Sites:
     """A run over Flower, whose sites each have a file of new rows."""
 
     def __init__(self, settings: Config, folder: Path, node: Callable[[int], dict[str, Any]]) -> None:
-        self.folder, self.node, self.meddle = folder / "flower", node, None
+        self.folder, self.node, self.allowed = folder / "flower", node, dict[str, Any]()
         self.sites, join = folder / "sites", flower_site.joined(settings)
         self.app = client_app(lambda id, _: join(id, self.node(id)), self.sites)
         self.count = settings.partition.num_clients
         run(settings, self.folder, connect=flower.over(self.grid(), settings, name="in-process", poll=0.05))
 
     def grid(self, meddle: Meddle | None = None) -> InProcessGrid:
-        return InProcessGrid(self.app, self.count, meddle)
+        grid = InProcessGrid(self.app, self.count, meddle)
+        for context in grid.contexts.values():
+            context.node_config.update(self.allowed)
+        return grid
 
     def ask(self, file: Path, meddle: Meddle | None = None, without: tuple[str, ...] = ()) -> Predictions:
         return answered(self.grid(meddle), self.folder, str(file), without, name="in-process", poll=0.05)
@@ -105,6 +110,12 @@ def test_rows_that_sites_find_by_id_are_predicted_with_the_bits_of_one_process(n
     assert (digests(sites.folder), digests(sites.sites)) == (before, memory)
     assert equal(sites.ask(new / "new-bank.csv"), expected), "a query does not change the next one"
     assert equal(sites.ask(new / "new-bank.csv", without=("shop",)), predicted_without(whole, settings, given, "shop"))
+    for label, account in zip(NAMES, all_answers(sites.sites).values(), strict=True):
+        held = {line.split(",")[0] for line in (new / f"new-{label}.csv").read_text().splitlines()[1:]}
+        # the same query again gives the same answer
+        assert (account["answers"], account["answers_about_a_row"]) == (1, 1)
+        assert account["rows"] == len(held & {*found.ids})
+        assert account["epsilon_of_a_row"] is None
     ids = [line.split(",")[0] for line in (new / "bank.csv").read_text().splitlines()[1:]]
     assert [line["id"] for line in found.lines()] == [
         one for one in ids if int(one[1:]) >= 30 and int(one[1:]) % 3 != 1
@@ -182,6 +193,29 @@ def test_a_query_is_answered_with_noise_and_with_the_same_when_asked_again(
     assert equal(found, again)
     assert equal(found, predict(whole, given))
     assert not equal(found, predicted_together(whole, settings, given, ()))
+    account = all_answers(sites.sites)["client-000"]
+    assert (account["answers"], account["rows"]) == (1, 21)
+    assert account["epsilon_of_a_row"] == pytest.approx(gaussian_epsilon(0.5, 1, 1e-5))
+
+
+def test_a_site_that_has_answered_as_often_as_it_allows_is_missing(by_place: tuple[Config, Path, list[str]]) -> None:
+    settings, folder, given = by_place
+    sites = Sites(settings, folder, lambda id: {"query": given[id].partition("=")[2]})
+    sites.allowed = {"max_queries": 1}
+    found = sites.ask(folder / "rest.csv")
+    assert not found.missing
+    assert equal(sites.ask(folder / "rest.csv"), found), "the same answer is none that counts"
+    for own in given:
+        path = Path(own.partition("=")[2])
+        path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(RoundError, match="left: this site has answered 1 queries, and max_queries=1 in its node's"):
+        sites.ask(folder / "rest.csv")
+    assert all_answers(sites.sites)["client-001"]["answers"] == 1
+    sites.allowed = {"max_queries": 2}
+    assert len([*sites.ask(folder / "rest.csv").lines()]) == 20
+    sites.allowed = {"max_queries": "ten"}
+    with pytest.raises(RoundError, match="has max_queries='ten' in its --node-config; give a whole number"):
+        sites.ask(folder / "rest.csv")
 
 
 def test_an_active_party_that_predicts_alone_asks_nobody(by_place: tuple[Config, Path, list[str]]) -> None:

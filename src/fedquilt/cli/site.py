@@ -131,7 +131,8 @@ def status(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show the epsilon that each client of this site has spent under local privacy, and its allowance."""
+    """Show the epsilon that each client has spent under local privacy, its allowance, and the queries it answered."""
+    from fedquilt.privacy.answers import all_answers
     from fedquilt.privacy.ledger import ledgers
 
     folder = memories or Path.home() / ".fedquilt" / "sites"
@@ -139,14 +140,16 @@ def status(
         raise ConfigError(
             f"--memories {folder}: no such folder; give the folder that the node's config sets as memories"
         )
-    found = ledgers(folder)
+    found, answers = ledgers(folder), all_answers(folder)
     if as_json:
-        show_json({"memories": str(folder), "clients": found})
+        show_json({"memories": str(folder), "clients": found, "answers": answers})
         return
     if not found:
         _say(f"{folder}: no client has answered a run with privacy.mode = 'local'")
     for name, account in found.items():
         _say(f"{name}: {_spent(account)}")
+    for name, account in answers.items():
+        _say(f"{name}: {_answered(account)}")
 
 
 def _spent(account: dict[str, Any]) -> str:
@@ -161,6 +164,18 @@ def _spent(account: dict[str, Any]) -> str:
     left = "" if account["spent"] is None else f", {max(0.0, account['epsilon'] - account['spent']):.4g} left"
     origin = "set by the site" if account["by"] == "site" else "set by the first run file; the node's config can set it"
     return f"{said}, {spent} of {account['epsilon']:.4g} at delta {account['delta']:g}{left} ({origin})"
+
+
+def _answered(account: dict[str, Any]) -> str:
+    """Return which queries a client has answered, in words."""
+    count, runs, rows = account["answers"], account["runs"], account["rows"]
+    said = (
+        f"{count} quer{'y' if count == 1 else 'ies'} answered after {runs} run{'' if runs == 1 else 's'}, about {rows} "
+        f"rows, at most {account['answers_about_a_row']} about one row"
+    )
+    if account["epsilon_of_a_row"] is None:
+        return f"{said}; without noise on embeddings, so that their epsilon has no bound"
+    return f"{said}; epsilon of a row in them {account['epsilon_of_a_row']:.4g} at delta {account['delta']:g}"
 
 
 def _require(name: str) -> None:

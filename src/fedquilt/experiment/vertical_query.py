@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from fedquilt.config.groups import party_parts
@@ -21,7 +22,7 @@ from fedquilt.experiment.vertical import dealing_of, encoded, seen_by
 from fedquilt.experiment.vertical_files import ids_of
 from fedquilt.record import Record, hold, read_environment, read_result
 from fedquilt.vertical.exchanges import PREDICT
-from fedquilt.vertical.query import QueryState, held_rows, query_exchanges
+from fedquilt.vertical.query import QueryState, asked_rows, held_rows, query_exchanges
 
 
 @dataclass(frozen=True)
@@ -142,4 +143,7 @@ def site_query(experiment: Experiment, partition: ClientId, file: str) -> Query:
     dealing, client = dealing_of(experiment.config), experiment.clients[partition]
     rows = query_rows(experiment, experiment.group_of(partition).label, file, dealing.id, option="query")
     exchanges = query_exchanges(predict_exchange(experiment), alignment_of(experiment), None)
-    return Query(exchanges, replace(client, splits={TEST: rows.columns}, ids=rows.ids))
+    asked = replace(client, splits={TEST: rows.columns}, ids=rows.ids)
+    given = partial(asked_rows, rows.columns, by_id=dealing.id is not None)
+    noised = experiment.config.disclosure
+    return Query(exchanges, asked, given, noised.embedding_noise, noised.delta)

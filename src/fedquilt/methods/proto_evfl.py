@@ -84,8 +84,7 @@ def proto_evfl(
     gate : whether the weights of parties are learned; otherwise they are equal.
     hidden : width of the gate's hidden layer.
     mask : whether a party counts only for classes that it has learned.
-    least : share of a party's labelled rows that a class needs to count as learned from them. Where labels are noisy,
-        a few wrong ones would otherwise make a party count for a class of which it has no row.
+    least : share of a party's labelled rows that a class needs to count as learned, against a few wrong labels.
     dropout : how often a passive party is hidden from the joint model in a row, so that it can be missing later.
     offset : what is subtracted from the logits of classes of the aligned rows when test rows are predicted; above 0,
         classes that nobody has learned can be predicted. ``auto`` chooses it after each round, by leaving out each
@@ -98,23 +97,11 @@ def proto_evfl(
 
     Paper: proto-evfl, protocol
     """
-    if offset == "auto" and not mask:
-        raise ConfigError(
-            "method.offset = 'auto': leaves classes out by the mask of what parties have learned, and method.mask = "
-            "false; set mask = true, or give the offset as a number"
-        )
-    fusion = _Fusion(
-        Weights(unaligned, transported, fused_weight, each_party, head, temperature),
-        hidden=hidden,
-        gate=gate,
-        mask=mask,
-        offset=offset,
-    )
+    weights = Weights(unaligned, transported, fused_weight, each_party, head, temperature)
+    selection = Selection(keep, softness, balanced, keep_after)
     recipe = Recipe(
-        Joint(fusion.init, fusion.loss, fusion.predict, fusion.gates, fusion.calibrate if offset == "auto" else None),
-        _own_loss(Selection(keep, softness, balanced, keep_after), fusion.weights, unlabelled, prior_rate)
-        if local
-        else None,
+        _Fusion(weights, hidden, gate, mask, offset).model,
+        _own_loss(selection, weights, unlabelled, prior_rate) if local else None,
         minibatches,
         aligned_share=aligned_share,
         local_share=local_share,
@@ -133,6 +120,19 @@ class _Fusion:
     gate: bool
     mask: bool
     offset: float | Literal["auto"]
+
+    def __post_init__(self) -> None:
+        if self.offset == "auto" and not self.mask:
+            raise ConfigError(
+                "method.offset = 'auto': leaves classes out by the mask of what parties have learned, and method.mask "
+                "= false; set mask = true, or give the offset as a number"
+            )
+
+    @property
+    def model(self) -> Joint:
+        """The functions as a joint model."""
+        calibrate = self.calibrate if self.offset == "auto" else None
+        return Joint(self.init, self.loss, self.predict, self.gates, calibrate)
 
     def init(self, parties: int, classes: int, width: int, rng: Rng) -> Params:
         return {**head_of(parties, classes, width, rng), **gate_of(parties, width, self.hidden, rng)}

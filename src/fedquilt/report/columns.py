@@ -148,7 +148,7 @@ MISSING = (
 KEPT = (
     _METHOD,
     Column("party", lambda row: str(row["party"])),
-    Column("kept", lambda row: human_metric(row["kept"], "accuracy")),
+    Column("kept", lambda row: human_metric(row["kept"], "accuracy"), "mean over classes, rounds and seeds"),
     Column("least, of class", lambda row: f"{human_metric(row['least'][1], 'accuracy')}, {row['least'][0]}"),
     Column("most, of class", lambda row: f"{human_metric(row['most'][1], 'accuracy')}, {row['most'][0]}"),
 )

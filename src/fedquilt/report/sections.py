@@ -115,8 +115,7 @@ def _groups(groups: Groups, metric: str, last: int | None) -> Iterator[Part]:
 
 def _parties(groups: Groups, first: Sequence[First], last: int | None) -> Iterator[Part]:
     for heading, rows in of_parties(groups, last):
-        if rows:
-            yield _table(rows, heading)
+        yield _table(rows, heading)
     yield from _given(*(holdings_chart(run) for run, _, _ in first[:1]))
     for one in first:
         yield from _given(gate_chart(*one), alike_chart(*one))

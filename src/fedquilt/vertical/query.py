@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from typing import TypedDict
 
 import torch
@@ -24,7 +25,7 @@ from fedquilt.core.server import SERVER
 from fedquilt.core.types import ClientId, Memory, Order, Params, Reply, Turn
 from fedquilt.core.vertical import TEST
 from fedquilt.core.worker import Worker
-from fedquilt.data.table import take
+from fedquilt.data.table import Columns, take
 from fedquilt.vertical.alignment.exchanges import AlignmentState, IdHolder, alignment_exchanges
 from fedquilt.vertical.alignment.rows import common_order
 from fedquilt.vertical.alignment.wrapper import aligned_rows
@@ -81,6 +82,25 @@ def held_rows(state: QueryState, parties: int) -> Tensor:
     whole = torch.ones(len(alignment["rows"]), dtype=torch.bool)
     passive = [alignment["holds"].get(str(id), whole) if str(id) in answers else ~whole for id in range(parties - 1)]
     return torch.stack([*passive, whole], 1)
+
+
+def asked_rows(rows: Columns, memory: Memory, *, by_id: bool) -> list[str]:
+    """A digest of each row of a query as a party's encoder reads it, in their order; empty for one that it lacks.
+
+    Parameters
+    ----------
+    rows, memory
+        The rows of the party's file, and what it remembers, in a query by id with the rows that were found.
+    by_id
+        Whether rows are found by their ids.
+    """
+    count = len(rows["labels"])
+    places = aligned_rows(memory).tolist() if by_id else range(count)
+    parts = [column.detach().contiguous().view(count, -1).numpy() for _, column in sorted(rows.items())]
+    return [
+        "" if place < 0 else blake2b(b"".join(part[place].tobytes() for part in parts), digest_size=8).hexdigest()
+        for place in places
+    ]
 
 
 def _keyed(exchange: Exchange) -> Exchange:

@@ -25,6 +25,7 @@ from fedquilt.engine.flower.codec import read_order, reply_content
 from fedquilt.engine.flower.handshake import Card
 from fedquilt.engine.flower.memory_store import MemoryStore, QueryStore, memory_folder
 from fedquilt.engine.flower.packing import MAX_BYTES, DecodeError, packed, unpacked
+from fedquilt.privacy.answers import Answers, Noise, answers_folder
 from fedquilt.privacy.ledger import Ledger, answered, ledger_folder
 from fedquilt.privacy.ledger_book import Allowance
 
@@ -118,6 +119,24 @@ def allowance_of(context: Context) -> Allowance | None:
     return Allowance(float(epsilon), float(delta))
 
 
+def most_answers(context: Context) -> int | None:
+    """Return how many queries a node answers by its own config (``max_queries``); None if it sets no bound.
+
+    Raises
+    ------
+    FedquiltError
+        if it is not a whole number.
+    """
+    most = context.node_config.get("max_queries")
+    if most is None:
+        return None
+    if not isinstance(most, int) or isinstance(most, bool) or most < 0:
+        raise FedquiltError(
+            f"node {context.node_id} has max_queries={most!r} in its --node-config; give a whole number, 0 for none"
+        )
+    return most
+
+
 class _App(ClientApp):
     """A ClientApp whose train actions, the exchanges of the site's method, are registered with the first message."""
 
@@ -205,6 +224,9 @@ class _App(ClientApp):
             reply, after = answered(ledger, key, exchange, query.client, site.id, order, lambda: memory)
             if isinstance(reply, Failure):
                 return _failure(reply.reason, message)
+            if number == len(query.exchanges) - 1:  # the answer itself, which is counted before it is sent
+                noise = Noise(query.noise, query.delta)
+                Answers(answers_folder(root, site.id), most_answers(context)).count(run, query.rows(memory), noise)
             content = reply_content(reply, order, exchange.name, run)
             added = {name: value for name, value in (after or {}).items() if value is not trained.get(name)}
             beside.keep((order.round, number), added)
