@@ -57,6 +57,7 @@ USED = {
     *("training.warmup_rounds", "training.precision", "training.gradient_checkpointing"),
     *("evaluation.every", "evaluation.batch_size", "evaluation.limit", "evaluation.clients", "evaluation.last"),
     *("aggregation.server_optimizer", "privacy.mode", "checkpoints.keep", "engine.batch_clients", "engine.processes"),
+    *("engine.prefix_cache",),
     *("defence.max_reply_bytes", "defence.min_cohort", "defence.max_weight_share"),
 }
 """Keys of which something comes in every run that they can stand in."""

@@ -88,6 +88,20 @@ def test_auto_measures_what_it_says():
     assert "times as fast" in choice.said
 
 
+def test_a_cache_of_lower_blocks_is_the_same_run_up_to_rounding(tmp_path):
+    upper = {"name": "fed-hello", "allocation": "gd", "shape": "inverted-triangle"}
+    keys = {**KEYS, "method": upper, "training": {"epochs": 3, "batch_size": 4}}
+    plain = run(parse(keys), tmp_path / "plain")
+    kept = run(parse({**keys, "engine": {"prefix_cache": 64}}), tmp_path / "kept")
+    one, other = state_of(plain), state_of(kept)
+    assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in one)
+    with pytest.raises(ConfigError, match=r"engine.prefix_cache = 'auto': with --engine flower-sim"):
+        config = parse({**keys, "engine": {"prefix_cache": "auto"}})
+        run(config, tmp_path / "run", connect=EMBEDDED._replace(name="flower-sim"))
+    with pytest.raises(ConfigError, match=r"engine: prefix_cache = 'auto' and batch_clients = 3; choose one of them"):
+        parse({**keys, "engine": {"prefix_cache": "auto", "batch_clients": 3}})
+
+
 def test_other_engines_refuse(tmp_path):
     with pytest.raises(ConfigError, match=r"engine.batch_clients = 3: with --engine flower-sim"):
         run(config(3), tmp_path / "run", connect=EMBEDDED._replace(name="flower-sim"))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedquilt.client.agreement import disagreement
 from fedquilt.client.packing import packed
+from fedquilt.client.prefix import Forward, forward_of
 from fedquilt.client.workbench import Batch, Workbench
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.profiling import span
@@ -108,6 +109,7 @@ def alternate(
     optimizers = [optimizer_of(each, training, learning_rate, phase) for each, phase in zip(own, phases, strict=True)]
     of_steps = num_steps(num_rows, training)
     drawn = batches(num_rows, training, rng.child("batches"))
+    forward = forward_of(bench, phases if blocks is None and extra is None else (), num_rows, training)
     loss_sum, correct, seen, steps = 0.0, 0, 0, 0
     making = nullcontext() if extra is None else bench.making_cores(lambda: extra.cores(beside))
     with making, bench.shallow(blocks), rng.child("dropout").scope():
@@ -120,7 +122,7 @@ def alternate(
                     steps += 1
                     optimizer.zero_grad()
                     step_loss, step_correct, step_labels = _backward(
-                        bench, columns, rows.split(training.batch_size), phase, earlier
+                        bench, columns, rows.split(training.batch_size), phase, forward, earlier
                     )
                     if not math.isfinite(step_loss):
                         raise TrainingError(f"loss is {step_loss} at step {steps}")
@@ -190,13 +192,27 @@ def earlier_of(bench: Workbench, trained: Mapping[str, Tensor], held: dict[str, 
 
 
 def _backward(
-    bench: Workbench, columns: Batch, parts: Sequence[Tensor], phase: Phase, earlier: Earlier | None
+    bench: Workbench,
+    columns: Batch,
+    parts: Sequence[Tensor],
+    phase: Phase,
+    forward: Forward,
+    earlier: Earlier | None,
 ) -> tuple[float, int, int]:
-    """Backpropagate the mean loss over all parts; return the summed loss and the numbers of hits and labels."""
+    """Backpropagate the mean loss over all parts; return the summed loss and the numbers of hits and labels.
+
+    Parameters
+    ----------
+    bench, columns, parts
+        The workbench, the client's rows, and the numbers of those of each forward pass.
+    phase, forward, earlier
+        The phase, the forward pass, and the model as it was when the turn began.
+    """
     labels_in_step = sum(bench.scoring.num_labels(columns["labels"][part]) for part in parts)
     loss_sum, correct = 0.0, 0
     for part in parts:
-        whole, loss, hits = _losses(bench, {name: column[part] for name, column in columns.items()}, phase, earlier)
+        batch = {name: column[part] for name, column in columns.items()}
+        whole, loss, hits = _losses(bench, batch, forward(batch, part), phase, earlier)
         with span("backward"):
             (whole / max(1, labels_in_step)).backward()
         loss_sum += float(loss)
@@ -204,13 +220,22 @@ def _backward(
     return loss_sum, correct, labels_in_step
 
 
-def _losses(bench: Workbench, batch: Batch, phase: Phase, earlier: Earlier | None) -> tuple[Tensor, Tensor, int]:
+def _losses(
+    bench: Workbench, batch: Batch, answered: tuple[Tensor, Tensor], phase: Phase, earlier: Earlier | None
+) -> tuple[Tensor, Tensor, int]:
     """The summed loss of a batch with and without agreement, and the number of hits.
 
     The logits, a language model's largest tensor, are freed before the backward pass, which does not need them.
+
+    Parameters
+    ----------
+    bench, batch, answered
+        The workbench, the rows, and their logits and labels.
+    phase, earlier
+        The phase, and the model as it was when the turn began.
     """
     scoring = bench.scoring
-    logits, labels = bench.forward(batch)
+    logits, labels = answered
     loss = scoring.loss(logits, labels).sum()
     whole = loss
     if earlier is not None:

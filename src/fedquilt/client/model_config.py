@@ -22,6 +22,13 @@ def set_until(undo: ExitStack, owner: Any, name: str, value: Any) -> None:
     setattr(owner, name, value)
 
 
+def forward_until(undo: ExitStack, module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Let a module run ``forward`` until ``undo`` ends."""
+    own = vars(module).get("forward")  # a tool may have put one before the class's
+    undo.callback(*((delattr, module, "forward") if own is None else (setattr, module, "forward", own)))
+    module.forward = forward
+
+
 @contextmanager
 def without_cache(model: nn.Module) -> Iterator[None]:
     """Let no part of the model cache keys and values, which only generation needs, until the context ends.

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from fedquilt.client.model_config import forward_until
+
 Again = Callable[[nn.Module], AbstractContextManager[object]]
 """Called before a block runs; the context that it returns is entered when the block runs for the second time."""
 
@@ -26,14 +28,8 @@ def recomputed(blocks: Iterable[nn.Module], again: Again) -> Iterator[None]:
     """
     with ExitStack() as undo:
         for block in blocks:
-            _wrap(undo, block, again)
+            forward_until(undo, block, partial(_run, block.forward, partial(again, block)))
         yield
-
-
-def _wrap(undo: ExitStack, block: nn.Module, again: Again) -> None:
-    own = vars(block).get("forward")  # a tool may have put one before the class's
-    undo.callback(*((delattr, block, "forward") if own is None else (setattr, block, "forward", own)))
-    block.forward = partial(_run, block.forward, partial(again, block))
 
 
 def _run(

@@ -95,6 +95,8 @@ class Workbench:
         self.during: Callable[[], AbstractContextManager[object]] = nullcontext
         # called after each optimiser step with its number and the number of all steps
         self.stepped: Callable[[int, int], None] | None = None
+        # the most that training keeps of what the blocks below the trained ones make of a client's rows; 0 for nothing
+        self.prefix_bytes = 0
         # what the model makes of public inputs, for adapters in common coordinates
         self.public: PublicInputs | None = None
 

@@ -38,6 +38,12 @@ def cross_problems(config: Config) -> list[str]:
             f"engine: batch_clients = {config.engine.batch_clients!r} is for clients with one model, and the parties "
             "of a vertical federation have different ones; leave it out"
         )
+    if not spoilt.touches("engine") and config.engine.prefix_cache != "off":
+        cache = f"engine: prefix_cache = {config.engine.prefix_cache!r}"
+        if config.parties:
+            problems.append(f"{cache} is for clients of a horizontal federation; leave it out")
+        if config.engine.batch_clients != "off":
+            problems.append(f"{cache} and batch_clients = {config.engine.batch_clients!r}; choose one of them")
     if not spoilt.touches("engine", "threads") and config.engine.processes > 1:
         several = f"engine: processes = {config.engine.processes}"
         if config.engine.batch_clients != "off":

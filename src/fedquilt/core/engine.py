@@ -9,6 +9,10 @@ from annotated_types import Ge, Le
 
 Processes = Annotated[int, Ge(1), Le(256)]
 Width = Annotated[int, Ge(2), Le(1000)]
+Megabytes = Annotated[int, Ge(1), Le(1_000_000)]
+
+AUTO_MEGABYTES = 1024
+"""The megabytes that ``prefix_cache = "auto"`` stands for: a fixed number, on which no result depends by chance."""
 
 
 @dataclass(frozen=True)
@@ -23,3 +27,15 @@ class Engine:
     processes: Processes = 1
     """Number of processes that share the clients of a round, each with one thread; results are bit-identical to those
     of one process with ``threads = 1``. Where processes can be forked, and for models on the CPU."""
+    prefix_cache: Literal["off", "auto"] | Megabytes = "off"
+    """The most megabytes in which a client that trains several epochs keeps, for the time of its training, what the
+    blocks below those that it trains make of its rows, so that they run in the first epoch only; ``auto`` is 1024.
+    Nothing is kept of a model that draws random numbers there, as dropout does, nor where methods train in phases.
+    Results equal those of ``off`` up to the rounding of sums."""
+
+    @property
+    def prefix_bytes(self) -> int:
+        """``prefix_cache`` in bytes."""
+        if self.prefix_cache == "off":
+            return 0
+        return 2**20 * (AUTO_MEGABYTES if self.prefix_cache == "auto" else self.prefix_cache)

@@ -49,6 +49,7 @@ class Connect(NamedTuple):
 def _embedded(experiment: Experiment, key: str, memories: dict[ClientId, Memory], progress: Progress) -> Engine:
     for group in experiment.groups:
         group.bench.stepped = progress.step
+        group.bench.prefix_bytes = experiment.config.engine.prefix_bytes
     method, device = experiment.method, experiment.groups[0].bench.device.type
     if (number := experiment.config.engine.processes) > 1 and device != "cpu":
         raise ConfigError(f"engine.processes = {number}: needs device = 'cpu', and the models are on {device}")

@@ -48,7 +48,7 @@ class Choice(NamedTuple):
 
 
 def refuse_elsewhere(config: Config, engine: str) -> None:
-    """Raise ConfigError if the embedded engine is to share or batch its clients' work, and another engine runs."""
+    """Raise ConfigError for settings of how the embedded engine does its clients' work, if another engine runs."""
     if (number := config.engine.processes) > 1:
         if engine != "embedded":
             raise ConfigError(
@@ -61,6 +61,11 @@ def refuse_elsewhere(config: Config, engine: str) -> None:
         raise ConfigError(
             f"engine.batch_clients = {config.engine.batch_clients!r}: with --engine {engine} the clients are in other "
             "processes, each alone; leave it out, or run without --engine"
+        )
+    if config.engine.prefix_cache != "off" and engine != "embedded":
+        raise ConfigError(
+            f"engine.prefix_cache = {config.engine.prefix_cache!r}: with --engine {engine} the clients are in other "
+            "processes; leave it out, or run without --engine"
         )
 
 
