@@ -3,6 +3,9 @@
 Every measurement is a fresh process that runs ``fedquilt.run`` on the same synthetic images, drawn from a seed, which
 are divided among more and more clients. Populations take turns; ratios are to the smallest population of the same
 turn. Exits with 1 if a round, memory or the checkpoint grows by more than a tenth, or start-up takes half a minute.
+
+With ``--checkpoints`` it measures the checkpoint of a round alone, in a population of which all have taken part before
+and keep a memory of 4 KB each: the time to save it, its manifest, its files, and the disk space per byte of memory.
 """
 
 from __future__ import annotations
@@ -30,6 +33,14 @@ FIGURES = {
     "checkpoint": "checkpoint, bytes",
     "partition": "partition.json, bytes",
 }
+OF_CHECKPOINTS = {
+    "wall": "a checkpoint, ms",
+    "cpu": "CPU ms",
+    "manifest": "manifest, bytes",
+    "files": "files",
+    "disk": "disk / memories",
+}
+CHECKPOINTS = 50
 
 
 def one(population: int) -> dict[str, float]:
@@ -73,12 +84,42 @@ def one(population: int) -> dict[str, float]:
     return dict(zip(FIGURES, map(float, figures), strict=True))
 
 
-def measured(populations: list[int], repeats: int) -> dict[int, list[dict[str, float]]]:
-    """The figures of every population in each turn."""
+def checkpoints(population: int) -> dict[str, float]:
+    """The figures of a checkpoint after all of this many clients have taken part, in this process."""
+    import random
+
+    import torch
+
+    from fedquilt.record import Record
+
+    def memory() -> dict[str, Any]:
+        return {"params": {"A": torch.rand(8, 64), "B": torch.rand(64, 8)}}
+
+    draws, memories, took = random.Random(1), dict[int, dict[str, Any]](), []
+    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".overhead-") as place:
+        record = Record.create(Path(place) / "run", {}, {"versions": {}}, {"digest": "", "clients": []})
+        first = max(1, population // 100)
+        for number in range(100 + CHECKPOINTS):
+            cohort = range(number * first, (number + 1) * first)
+            if number >= 100:
+                cohort = draws.sample(range(100 * first), COHORT)
+            memories.update({client: memory() for client in cohort})
+            begin, cpu = time.perf_counter(), time.process_time()
+            record.save_checkpoint(number + 1, {"round": number}, memories)
+            took.append((1e3 * (time.perf_counter() - begin), 1e3 * (time.process_time() - cpu)))
+        manifest = (Path(place) / "run" / "checkpoint.json").stat().st_size
+        files = [path.stat().st_size for path in (Path(place) / "run" / "checkpoint").iterdir()]
+    wall, cpu = (median(values) for values in zip(*took[100:], strict=True))
+    live = 2 * 8 * 64 * 4 * len(memories)
+    return dict(zip(OF_CHECKPOINTS, (wall, cpu, float(manifest), float(len(files)), sum(files) / live), strict=True))
+
+
+def measured(populations: list[int], repeats: int, *more: str) -> dict[int, list[dict[str, float]]]:
+    """The figures of every population in each turn; ``more`` are further arguments of the processes."""
     found: dict[int, list[dict[str, float]]] = {population: [] for population in populations}
     for _ in range(repeats):
         for population in populations:
-            line = [sys.executable, __file__, "--one", str(population)]
+            line = [sys.executable, __file__, "--one", str(population), *more]
             said = subprocess.run(line, check=True, capture_output=True, text=True).stdout
             found[population].append(json.loads(said.splitlines()[-1]))
     return found
@@ -98,18 +139,22 @@ def main() -> int:
     parser.add_argument("--populations", type=int, nargs="+", default=list(POPULATIONS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print the figures")
+    parser.add_argument("--checkpoints", action="store_true", help="measure the checkpoint of a round alone")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one is not None:
-        print(json.dumps(one(options.one)))
+        print(json.dumps((checkpoints if options.checkpoints else one)(options.one)))
         return 0
-    found = measured(options.populations, options.repeats)
+    figures = OF_CHECKPOINTS if options.checkpoints else FIGURES
+    found = measured(options.populations, options.repeats, *(["--checkpoints"] if options.checkpoints else []))
     if options.json:
         print(json.dumps(found, indent=1))
         return 0
-    print(f"| clients | {' | '.join(FIGURES.values())} |\n|---|{'---|' * len(FIGURES)}")
+    print(f"| clients | {' | '.join(figures.values())} |\n|---|{'---|' * len(figures)}")
     for population, runs in found.items():
-        print(f"| {population:,} | {' | '.join(spread([run[name] for run in runs]) for name in FIGURES)} |")
+        print(f"| {population:,} | {' | '.join(spread([run[name] for run in runs]) for name in figures)} |")
+    if options.checkpoints:
+        return 0
     first, last = (found[population] for population in (options.populations[0], options.populations[-1]))
     growth = {
         name: [big[name] / small[name] for small, big in zip(first, last, strict=True)]

@@ -5,11 +5,14 @@ ratio is of one turn, because other programs use the processors too. Losses of a
 compared; nothing is printed if they differ.
 
 - ``in turn``, ``side by side``, ``auto``: fedquilt's embedded engine, ``send`` and the server's merge.
+- ``prefix cache``: fedquilt in turn with ``engine.prefix_cache``, where clients train several epochs.
 - ``bare loop``: PyTorch without checks, counts and averages, on the same modules.
 - ``Flower``: the same loop in a ClientApp of Flower that keeps its model, called in this process, with its messages but
   without Ray: less than a simulation does. Skipped where Flower is not installed.
 - ``released``: as Fed-HeLLo's released code does it: a deep copy of the model for each client, gradients of all
   adapters with learning rate 0 where nothing is to be learned, and the whole state dict as the result.
+
+With ``--whole`` every arm is a run of its own, from the start of its process, see ``arms/whole.py``.
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ import argparse
 import copy
 import json
 import os
-import random
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +32,11 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from arms.whole import ARMS
+from arms.whole import measured as whole_runs
+from arms.whole import table as whole_table
 from overhead import Clock, spread
+from real import text_model, text_rows
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -50,7 +56,6 @@ Arm = Callable[[Mapping[ClientId, Order]], dict[ClientId, float]]
 """Trains all clients of a round; returns their mean losses."""
 
 VIT = "tiny:vit?layers=12&width=64&image=28&patch=7"
-BERT = "tiny:bert?layers=6&width=384"
 SETTINGS: dict[str, dict[str, Any]] = {
     "equal": {"training": {"steps": 10}},
     "unequal": {
@@ -60,8 +65,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "data": {"limit": 600},
         "method": {"name": "fed-hello", "allocation": "gd"},
     },
+    "upper": {
+        "clients": {"budgets": [3, 6], "shares": "1-1"},
+        "training": {"epochs": 3},
+        "data": {"limit": 600},
+        "method": {"name": "fed-hello", "allocation": "gd", "shape": "inverted-triangle"},
+    },
     "text": {
-        "model": {"name": BERT, "task": "sequence-classification", "max_length": 64},
+        "model": {"task": "sequence-classification", "max_length": 64},
         "clients": {"budgets": [6]},
         "training": {"steps": 4},
     },
@@ -69,7 +80,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def experiment_of(setting: str, batch_size: int, folder: Path) -> Experiment:
-    """Ten clients, all in every round; rows are the bundled digits, or made-up sentences of unlike lengths."""
+    """Ten clients, all in every round; rows are the bundled digits, or sentences of unlike lengths."""
     keys: dict[str, Any] = {
         "threads": 1,
         "device": "cpu",
@@ -88,17 +99,12 @@ def experiment_of(setting: str, batch_size: int, folder: Path) -> Experiment:
     if setting == "unequal":
         del keys["clients"]["shares"]
     if setting == "text":
-        keys["data"] = {"source": str(sentences(folder / "sentences.jsonl")), "text": "text", "label": "label"}
+        keys["model"] = {**keys["model"], "name": text_model()}
+        keys["data"] = {"source": str(folder / "sentences.jsonl"), "text": "text", "label": "label"}
+        rows = text_rows(600)
+        lines = (json.dumps({"text": text, "label": label}) for text, label in zip(*rows.values(), strict=True))
+        (folder / "sentences.jsonl").write_text("".join(line + "\n" for line in lines))
     return build(parse(keys))
-
-
-def sentences(path: Path, rows: int = 600) -> Path:
-    """Sentences whose lengths are spread as those of short reviews are: a few are several times as long as most."""
-    words, draw = ("the", "film", "plot", "was", "never", "dull", "and", "bright", "but", "slow"), random.Random(1)
-    lengths = [min(16, max(1, round(draw.lognormvariate(1.4, 0.6)))) for _ in range(rows)]
-    lines = [{"text": " ".join(draw.choices(words, k=n)), "label": number % 2} for number, n in enumerate(lengths)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
 
 
 class Round:
@@ -114,11 +120,12 @@ class Round:
         asked = self.exchange.ask(self.state, turn)
         return {id: replace(order, rng=turn.rng.child("client", id)) for id, order in asked.items()}
 
-    def fedquilt(self, width: int) -> Arm:
-        engine = LocalEngine(self.experiment.clients)
+    def fedquilt(self, width: int, prefix_bytes: int = 0) -> Arm:
+        engine, (group, *_) = LocalEngine(self.experiment.clients), self.experiment.groups
         engine.width = width
 
         def arm(orders: Mapping[ClientId, Order]) -> dict[ClientId, float]:
+            group.bench.prefix_bytes = prefix_bytes
             replies = [*engine.send(self.exchange, orders)]
             self.exchange.merge(self.state, replies)
             assert not engine.in_turn, engine.in_turn
@@ -241,10 +248,12 @@ def copied(experiment: Experiment) -> tuple[nn.Module, dict[str, nn.Parameter]]:
     return model, {name: model.get_parameter(name) for name in bench.parameters}
 
 
-def arms_of(shared: Round, only_ours: bool) -> tuple[dict[str, Arm], str]:
+def arms_of(shared: Round, setting: str, only_ours: bool) -> tuple[dict[str, Arm], str]:
     """The arms by name, and what ``auto`` has chosen."""
     experiment, choice = shared.experiment, chosen(shared.experiment)
     arms = {"in turn": shared.fedquilt(1), "side by side": shared.fedquilt(10), "auto": shared.fedquilt(choice.width)}
+    if "epochs" in SETTINGS[setting].get("training", {}):
+        arms["prefix cache"] = shared.fedquilt(1, 2**30)
     if not only_ours:
         arms |= {"bare loop": bare(experiment), "released": released(experiment)}
         if find_spec("flwr"):
@@ -254,10 +263,10 @@ def arms_of(shared: Round, only_ours: bool) -> tuple[dict[str, Arm], str]:
     return arms, choice.said
 
 
-def measured(experiment: Experiment, repeats: int, only_ours: bool) -> dict[str, Any]:
+def measured(experiment: Experiment, setting: str, repeats: int, only_ours: bool) -> dict[str, Any]:
     """Seconds of a round by arm, and their ratios to the bare loop, or to fedquilt in turn without other arms."""
     shared, clock = Round(experiment), Clock()
-    arms, said = arms_of(shared, only_ours)
+    arms, said = arms_of(shared, setting, only_ours)
     seconds: list[dict[str, dict[str, float]]] = []
     difference = 0.0
     for number in range(repeats + 1):  # the first is warm-up
@@ -301,12 +310,20 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only-ours", action="store_true", help="leave out the arms of others")
+    parser.add_argument("--whole", action="store_true", help="whole runs, among them Flower's simulation and pfl")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS], help="with --whole: only these")
+    parser.add_argument("--rounds", type=int, default=4, help="with --whole: the rounds of a run")
+    parser.add_argument("--pfl", type=Path, default=Path(".overhead-pfl"), help="the environment of pfl, made if new")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.whole:
+        whole = whole_runs(options.batch_size, options.repeats, options.rounds, options.arms, options.pfl)
+        print(json.dumps(whole, indent=1) if options.json else whole_table(whole))
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         experiment = experiment_of(options.setting, options.batch_size, Path(folder))
-        result = measured(experiment, options.repeats, options.only_ours)
+        result = measured(experiment, options.setting, options.repeats, options.only_ours)
     print(json.dumps(result, indent=1) if options.json else table(options.setting, options.batch_size, result))
     goal = GOALS.get(options.batch_size) if options.setting == "equal" and not options.only_ours else None
     return int(goal is not None and result["ratios"]["side by side"]["cpu"]["median"] < goal)

@@ -26,7 +26,7 @@ def bench(monkeypatch):
 
 def test_all_arms_make_the_same_steps(bench, tmp_path):
     experiment = bench.experiment_of("equal", 4, tmp_path)
-    result = bench.measured(experiment, 1, only_ours=False)
+    result = bench.measured(experiment, "equal", 1, only_ours=False)
     assert {"in turn", "side by side", "auto", "bare loop", "released"} <= result["ratios"].keys()
     assert all(times["cpu"]["median"] > 0 for times in result["times"].values())
     assert result["ratios"]["bare loop"]["cpu"] == {"median": 1.0, "min": 1.0, "max": 1.0}
@@ -37,4 +37,4 @@ def test_an_arm_that_takes_other_steps_is_noticed(bench, tmp_path, monkeypatch):
     experiment = bench.experiment_of("equal", 4, tmp_path)
     monkeypatch.setattr(bench, "bare", lambda experiment: lambda orders: dict.fromkeys(orders, 0.0))
     with pytest.raises(SystemExit, match="do not make the same steps"):
-        bench.measured(experiment, 1, only_ours=False)
+        bench.measured(experiment, "equal", 1, only_ours=False)
