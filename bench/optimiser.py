@@ -64,7 +64,7 @@ def steps_alone(repeats: int) -> dict[str, Any]:
         for _ in range(repeats):
             (usual, one), (quick, other) = alone(shapes, False), alone(shapes, True)
             took.append((usual["cpu"], quick["cpu"]))
-            last.append(max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True)))
+            last.append(max(float((a - b).detach().abs().max()) for a, b in zip(one, other, strict=True)))
         found[name] = {
             "microseconds": spread([1e6 * usual / STEPS for usual, _ in took]),
             "ratio": spread([usual / quick for usual, quick in took]),

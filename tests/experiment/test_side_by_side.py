@@ -95,9 +95,9 @@ def test_a_cache_of_lower_blocks_is_the_same_run_up_to_rounding(tmp_path):
     kept = run(parse({**keys, "engine": {"prefix_cache": 64}}), tmp_path / "kept")
     one, other = state_of(plain), state_of(kept)
     assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in one)
+    wished = parse({**keys, "engine": {"prefix_cache": "auto"}})
     with pytest.raises(ConfigError, match=r"engine.prefix_cache = 'auto': with --engine flower-sim"):
-        config = parse({**keys, "engine": {"prefix_cache": "auto"}})
-        run(config, tmp_path / "run", connect=EMBEDDED._replace(name="flower-sim"))
+        run(wished, tmp_path / "run", connect=EMBEDDED._replace(name="flower-sim"))
     with pytest.raises(ConfigError, match=r"engine: prefix_cache = 'auto' and batch_clients = 3; choose one of them"):
         parse({**keys, "engine": {"prefix_cache": "auto", "batch_clients": 3}})
 

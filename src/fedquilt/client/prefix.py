@@ -103,10 +103,12 @@ class Prefix:
 
         def note(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             hidden = args[0] if args else named.get(_HIDDEN)
-            rows = isinstance(hidden, Tensor) and hidden.dim() == 3 and len(hidden) == len(numbers)
-            if not rows or hidden.requires_grad or not torch.equal(source.get_state(), state):
+            drawn = not torch.equal(source.get_state(), state)
+            rows = isinstance(hidden, Tensor) and hidden.shape[:-2] == (len(numbers),) and not hidden.requires_grad
+            if self._off or drawn or not rows:
                 self._off = True
                 return
+            assert isinstance(hidden, Tensor)
             # a copy, because a block may add to its input in place
             self._kept |= dict(zip(numbers, hidden.detach().clone(), strict=True))
             self._bytes += hidden.nbytes
