@@ -15,7 +15,7 @@ import tomllib
 import click
 import jsonschema
 import pytest
-from doc_blocks import INLINE, PAGES, blocks, commands, name_of
+from doc_blocks import BESIDE, INLINE, PAGES, blocks, commands, name_of
 from project_sources import ROOT
 
 from fedquilt.cli import main
@@ -98,7 +98,7 @@ def test_the_blocks_of_a_page_run_one_after_another(page, languages, tmp_path, m
 
 def shown():
     """Every command of fedquilt in a block, and whether it is whole; one in a sentence may lack its arguments."""
-    for page in PAGES:
+    for page in (*PAGES, *BESIDE):
         if page.name == "commands.md":
             continue
         for block in blocks(page, "", "sh", "bash", "text"):
