@@ -11,11 +11,11 @@ from project_sources import ROOT
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 BESIDE = (
     ROOT / "CONTRIBUTING.md",
-    *(page for folder in ("bench", "examples", "experiments") for page in sorted((ROOT / folder).rglob("*.md"))),
+    *(page for folder in ("bench", "examples", "experiments") for page in sorted((ROOT / folder).rglob("README.md"))),
 )
 """Pages of the repository whose commands are read, but not run."""
 FENCE = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', re.S | re.M)
-INLINE = re.compile(r"`((?:\.venv/bin/)?fedquilt [^`]+)`")
+INLINE = re.compile(r"`((?:\.venv/bin/)?fedquilt [a-z][^`]*)`")
 
 
 class Block(NamedTuple):

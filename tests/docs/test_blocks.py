@@ -16,7 +16,6 @@ import click
 import jsonschema
 import pytest
 from doc_blocks import BESIDE, INLINE, PAGES, blocks, commands, name_of
-from project_sources import ROOT
 
 from fedquilt.cli import main
 from fedquilt.cli.reference_page import commands as known_commands
@@ -164,14 +163,3 @@ def runnable():
 def test_a_whole_run_file_passes_the_check(values, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert check(parse(values)) == []
-
-
-@pytest.mark.slow
-def test_readme_runs_in_a_notebook_and_shows_its_picture(tmp_path):
-    printed = done([sys.executable, ROOT / "docs" / "images" / "make_quickstart.py", tmp_path / "new.png"], tmp_path)
-    assert "fed-hello" in printed
-    assert "straggler" in printed
-    new, kept = (tmp_path / "new.png").read_bytes(), (ROOT / "docs" / "images" / "quickstart.png").read_bytes()
-    for content in (new, kept):
-        assert content.startswith(b"\x89PNG")
-        assert len(content) < 100_000
