@@ -33,8 +33,8 @@ OFF = {
 }
 ARMS: dict[str, tuple[str, ...]] = {
     "fedquilt, side by side": ("fedquilt_run", "side_by_side", '{"batch_clients": 10}'),
+    "fedquilt, side by side in two processes": ("fedquilt_run", "both", '{"processes": 2, "batch_clients": 5}'),
     "fedquilt, in turn": ("fedquilt_run", "in_turn", '{"batch_clients": "off"}'),
-    "fedquilt, two processes": ("fedquilt_run", "processes", '{"processes": 2}'),
     "bare loop on PEFT": ("bare_loop",),
     "Flower on Ray": ("flower_ray",),
     "pfl": ("apple_pfl",),

@@ -53,6 +53,21 @@ def test_what_goes_to_and_fro_is_exact_and_every_client_has_its_own_memory(pool)
             assert torch.equal(memories[client]["params"]["own"], torch.tensor([0.1, -2.5]) * client)
 
 
+def test_clients_of_a_process_work_side_by_side_up_to_the_width(pool):
+    def work(exchange, client, order, memory, *, fitting=None):
+        return Failure(client, f"{os.getpid()} {'alone' if fitting is None else 'beside others'}"), {"of": client}
+
+    shared = pool(work, 2)
+    shared.ask("fit", ((client, order(1.0), {}) for client in range(7)), 3)
+    told = [shared.answer(client) for client in range(7)]
+    assert [memory["of"] for _, memory in told] == [*range(7)]
+    processes = [reply.reason.partition(" ")[0] for reply, _ in told]
+    assert processes[0::2] == [processes[0]] * 4
+    assert processes[1::2] == [processes[1]] * 3
+    alone = [client for client, (reply, _) in enumerate(told) if reply.reason.endswith("alone")]
+    assert alone == [6]  # the fourth of the first process
+
+
 def test_large_messages_in_both_directions_do_not_wait_for_each_other(pool):
     def work(exchange, client, order, memory):
         return Reply(client, {"y": order.params["x"] + 1}, 1.0), None

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 
 import pytest
+import torch
 
 from fedquilt.core.errors import ConfigError, RoundError, RunError
 from fedquilt.engine.local import LocalEngine
@@ -11,7 +12,7 @@ from fedquilt.engine.pool import Pool
 from fedquilt.experiment.run import resume, run
 from fedquilt.experiment.side_by_side import with_processes
 from fedquilt.privacy.ledger import ledgers
-from fedquilt.record import read_rounds
+from fedquilt.record import Record, read_environment, read_rounds
 
 METHODS = [
     (),
@@ -50,7 +51,6 @@ def test_a_run_whose_process_dies_is_resumed_to_the_same_bits(config, tmp_path, 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (("engine.processes=2", "engine.batch_clients=auto"), "processes = 2 and batch_clients = 'auto'; choose one"),
         (("engine.processes=2", "threads=4"), "processes = 2 have one thread each, and threads = 4"),
         (("engine.processes=0",), r"engine.processes = 0"),
     ],
@@ -93,6 +93,30 @@ def test_a_run_of_several_threads_does_not_go_on_with_several_processes(config, 
     with pytest.raises(RunError, match=r"began with 4 threads, and each of engine.processes = 2 has one"):
         with_processes(tmp_path, config(), 2, 4)
     assert with_processes(tmp_path, config("engine.processes=3"), 1, 4).engine.processes == 1
+
+
+def test_the_clients_of_each_process_are_trained_side_by_side(config, tmp_path, fingerprint):
+    alone = run(config("rounds=2"), tmp_path / "alone")
+    both = run(config("rounds=2", "engine.processes=2", "engine.batch_clients=3"), tmp_path / "both")
+    one, other = (Record.open(folder).load_checkpoint()[1]["params"] for folder in (alone, both))
+    assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in one)
+    assert not any("in_turn" in line for line in read_rounds(both))
+    settings = read_environment(both)
+    assert settings["batch_clients"] == 3
+    again = run(config("rounds=2", "engine.processes=2", "engine.batch_clients=3"), tmp_path / "again")
+    assert fingerprint(again) == fingerprint(both)
+    same = config("rounds=2", "engine.processes=2", "engine.batch_clients=3")
+    assert fingerprint(resume(both, same, back_to=1)) == fingerprint(again)
+    other = config("rounds=2", "engine.processes=3", "engine.batch_clients=3")
+    with pytest.raises(RunError, match=r"began with engine.processes = 2, in each of which .* go on with the same num"):
+        resume(both, other, back_to=1)
+
+
+def test_whoever_cannot_be_stacked_is_named_by_its_process(config, tmp_path):
+    keys = ("rounds=1", "engine.processes=2", "engine.batch_clients=3", "training.gradient_checkpointing=true")
+    (line,) = read_rounds(run(config(*keys), tmp_path / "run"))
+    assert set(line["in_turn"].values()) == {"training.gradient_checkpointing = true"}
+    assert line["in_turn"].keys() == line["exchanges"][0]["clients"].keys()
 
 
 def test_an_interrupt_leaves_no_process_behind(config, tmp_path, stopped):

@@ -46,8 +46,6 @@ def cross_problems(config: Config) -> list[str]:
             problems.append(f"{cache} and batch_clients = {config.engine.batch_clients!r}; choose one of them")
     if not spoilt.touches("engine", "threads") and config.engine.processes > 1:
         several = f"engine: processes = {config.engine.processes}"
-        if config.engine.batch_clients != "off":
-            problems.append(f"{several} and batch_clients = {config.engine.batch_clients!r}; choose one of them")
         if config.threads not in (None, 1):
             problems.append(f"{several} have one thread each, and threads = {config.threads}; leave threads out")
     return problems

@@ -22,11 +22,13 @@ class Engine:
     batch_clients: Literal["off", "auto"] | Width = "off"
     """Number of clients of one architecture that are trained side by side, as one batch over their common base. Results
     equal those of training one after another, ``off``, up to the rounding of sums, and depend on the number. ``auto``
-    tries at the start of the run which of the two is faster, with up to 10 clients and as many as memory allows, and a
-    resumed run keeps the choice. The record names clients that were trained alone all the same, with the reason."""
+    tries at the start of the run which of the two is faster, with up to 10 clients of a process and as many as memory
+    allows, and a resumed run keeps the choice. The record names clients that were trained alone all the same, with the
+    reason."""
     processes: Processes = 1
     """Number of processes that share the clients of a round, each with one thread; results are bit-identical to those
-    of one process with ``threads = 1``. Where processes can be forked, and for models on the CPU."""
+    of one process with ``threads = 1``. With ``batch_clients`` the clients of each process are trained side by side,
+    and results depend on this number too. Where processes can be forked, and for models on the CPU."""
     prefix_cache: Literal["off", "auto"] | Megabytes = "off"
     """The most megabytes in which a client that trains several epochs keeps, for the time of its training, what the
     blocks below those that it trains make of its rows, so that they run in the first epoch only; ``auto`` is 1024.

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from fedquilt.client.client import Client
-from fedquilt.client.job import Fitting
+from fedquilt.client.job import Fitting, alone
 from fedquilt.core.method import Exchange
 from fedquilt.core.profiling import span
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply
@@ -38,7 +38,7 @@ class LocalEngine:
     Attributes
     ----------
     width
-        The largest number of clients of one architecture that are trained side by side; 1 for one after another.
+        The largest number of clients that are trained side by side, in each process; 1 for one after another.
     processes
         The number of processes that share the work; they are made when the first client works.
     in_turn
@@ -77,11 +77,14 @@ class LocalEngine:
         ready: dict[ClientId, Answer] = {}
         pool = self._shared(exchange)
         if pool is not None:
-            pool.ask(exchange.name, ((client, orders[client], self._memory(client)) for client in sorted(orders)))
+            asked = ((client, orders[client], self._memory(client)) for client in sorted(orders))
+            pool.ask(exchange.name, asked, self.width)
         for number, client in enumerate(sorted(orders), start=1):
             if pool is not None:
                 with span("client", client=client):
                     ready[client] = pool.answer(client)
+                if why := pool.in_turn.pop(client, ""):
+                    self.in_turn[client] = why
             elif client not in ready:
                 group = self._beside(client, orders.keys() - ready.keys())
                 with span("client", client=", ".join(map(str, group))):
@@ -107,11 +110,22 @@ class LocalEngine:
             self._pool = Pool(self.processes, self._elsewhere)
         return self._pool
 
-    def _elsewhere(self, exchange: str, client: ClientId, order: Order, memory: Memory) -> Answer:
-        """A client's work in another process, which keeps the client's ledger."""
+    def _elsewhere(
+        self, exchange: str, client: ClientId, order: Order, memory: Memory, *, fitting: Fitting = alone
+    ) -> Answer:
+        """A client's work in another process, which keeps the client's ledger.
+
+        Parameters
+        ----------
+        exchange, client, order, memory
+            The exchange's name, the client, what it is asked, and its memory.
+        fitting
+            How its local training is carried out.
+        """
         worker, own = self.clients[client], self._ledger(client)
         if isinstance(worker, Client):
             worker.bench.stepped = None  # the screen belongs to the first process
+            worker = replace(worker, fitting=fitting)
         return answered(own, self.run, self._exchanges[exchange], worker, client, order, lambda: memory)
 
     def _beside(self, client: ClientId, waiting: Collection[ClientId]) -> list[ClientId]:

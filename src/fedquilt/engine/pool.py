@@ -1,8 +1,8 @@
 """A pool of processes on one machine that share the work of a cohort's clients.
 
 Processes are forked when the first client works, so that each starts with everything that was built, and no memory is
-copied that nobody writes to. A client always works in the same process. Tensors go to and fro as the bytes of
-safetensors files, beside plain values.
+copied that nobody writes to. A client always works in the same process, alone or side by side with others of it.
+Tensors go to and fro as the bytes of safetensors files, beside plain values.
 """
 
 from __future__ import annotations
@@ -14,31 +14,42 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from fedquilt.client.job import Fitting
 from fedquilt.core.errors import FedquiltError, RoundError, RunError
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply
+from fedquilt.engine.batched import side_by_side
 from fedquilt.record.tree_bytes import tree_from_bytes, tree_to_bytes
 
 Answer = tuple[Reply | Failure, Memory | None]
 """A client's reply and its new memory."""
 
-Work = Callable[[str, ClientId, Order, Memory], Answer]
-"""The work of a client in the exchange of this name, under an order and its memory."""
+Work = Callable[..., Answer]
+"""The work of a client in the exchange of this name, under an order and its memory; side by side also by a fitting."""
 
 
-class _Task(NamedTuple):
-    exchange: str
+class _Asked(NamedTuple):
     client: ClientId
     order: Order
     params: bytes
     memory: bytes
 
 
-class _Result(NamedTuple):
+class _Task(NamedTuple):
+    exchange: str
+    asked: tuple[_Asked, ...]
+
+
+class _Told(NamedTuple):
     reply: Reply | Failure
     params: bytes
     memory: bytes | None
+    alone: str = ""
+
+
+_Result = list[_Told]
+"""What came of a task's clients, in their order."""
 
 
 class _Raised(NamedTuple):
@@ -55,6 +66,11 @@ class Pool:
         The number of processes, at least 1.
     work
         What a process does for a client.
+
+    Attributes
+    ----------
+    in_turn
+        Why clients that were asked side by side were trained alone, by client.
 
     Raises
     ------
@@ -82,16 +98,20 @@ class Pool:
                 "lower it"
             ) from error
         self._waiting: list[deque[_Task]] = [deque() for _ in range(number)]
-        self._at_work: dict[int, ClientId] = {}  # the client that works in each busy process
+        self._at_work: dict[int, tuple[ClientId, ...]] = {}  # the clients that work in each busy process
         self._done: dict[ClientId, Answer] = {}
+        self.in_turn: dict[ClientId, str] = {}
 
-    def ask(self, exchange: str, tasks: Iterable[tuple[ClientId, Order, Memory]]) -> None:
-        """Let the clients work, those of a process one after another."""
+    def ask(self, exchange: str, tasks: Iterable[tuple[ClientId, Order, Memory]], width: int = 1) -> None:
+        """Let the clients work, up to ``width`` of a process side by side, and otherwise one after another."""
+        shares: list[list[_Asked]] = [[] for _ in self._ends]
         for client, order, memory in tasks:
             params = tree_to_bytes(dict(order.params))
-            task = _Task(exchange, client, replace(order, params={}), params, tree_to_bytes(memory))
-            self._waiting[client % len(self._ends)].append(task)
-        for place in range(len(self._ends)):
+            asked = _Asked(client, replace(order, params={}), params, tree_to_bytes(memory))
+            shares[client % len(self._ends)].append(asked)
+        for place, share in enumerate(shares):
+            groups = (share[first : first + width] for first in range(0, len(share), width))
+            self._waiting[place].extend(_Task(exchange, tuple(group)) for group in groups)
             self._go_on(place)
 
     def answer(self, client: ClientId) -> Answer:
@@ -123,7 +143,7 @@ class Pool:
         if place in self._at_work or not self._waiting[place]:
             return
         task = self._waiting[place].popleft()
-        self._at_work[place] = task.client
+        self._at_work[place] = tuple(asked.client for asked in task.asked)
         try:
             self._ends[place].send(task)
         except OSError as error:
@@ -134,14 +154,16 @@ class Pool:
             result: _Result | _Raised = self._ends[place].recv()
         except (EOFError, OSError) as error:
             raise self._dead(place) from error
-        client = self._at_work.pop(place)
+        clients = self._at_work.pop(place)
         if isinstance(result, _Raised):
-            raise result.error or RuntimeError(f"client {client}, in another process:\n{result.text}")
+            raise result.error or RuntimeError(f"{_named(clients)}, in another process:\n{result.text}")
         self._go_on(place)
-        reply, params, memory = result
-        if isinstance(reply, Reply):
-            reply = replace(reply, params=tree_from_bytes(params))
-        self._done[client] = reply, None if memory is None else tree_from_bytes(memory)
+        for client, (reply, params, memory, alone) in zip(clients, result, strict=True):
+            if isinstance(reply, Reply):
+                reply = replace(reply, params=tree_from_bytes(params))
+            self._done[client] = reply, None if memory is None else tree_from_bytes(memory)
+            if alone:
+                self.in_turn[client] = alone
 
     def _dead(self, place: int) -> RoundError:
         process = self._processes[place]
@@ -149,7 +171,7 @@ class Pool:
         code = process.exitcode
         how = f"with exit code {code}" if code is None or code >= 0 else f"by signal {signal.Signals(-code).name}"
         return RoundError(
-            f"process {place + 1} of {len(self._ends)} ended {how} while client {self._at_work[place]} worked in "
+            f"process {place + 1} of {len(self._ends)} ended {how} while {_named(self._at_work[place])} worked in "
             "it; if memory ran out, lower engine.processes"
         )
 
@@ -167,15 +189,28 @@ def _serve(end: Connection, others: Iterable[Connection], work: Work) -> None:
 
 
 def _worked(task: _Task, work: Work) -> _Result | _Raised:
+    def one(asked: _Asked, **how: Fitting) -> Answer:
+        order = replace(asked.order, params=tree_from_bytes(asked.params))
+        return work(task.exchange, asked.client, order, tree_from_bytes(asked.memory), **how)
+
     try:
-        order = replace(task.order, params=tree_from_bytes(task.params))
-        memory: Any = tree_from_bytes(task.memory)
-        reply, new = work(task.exchange, task.client, order, memory)
-        kept = None if new is None else tree_to_bytes(new)
-        if isinstance(reply, Failure):
-            return _Result(reply, b"", kept)
-        return _Result(replace(reply, params={}), tree_to_bytes(dict(reply.params)), kept)
+        if len(task.asked) == 1:
+            return [_told(one(task.asked[0]))]
+        works = [lambda fitting, asked=asked: one(asked, fitting=fitting) for asked in task.asked]
+        return [_told(done.result, done.alone) for done in side_by_side(works)]
     except FedquiltError as error:
         return _Raised(error, "")
     except Exception:  # not lost: the first process raises it
         return _Raised(None, traceback.format_exc())
+
+
+def _told(answer: Answer, alone: str = "") -> _Told:
+    reply, memory = answer
+    kept = None if memory is None else tree_to_bytes(memory)
+    if isinstance(reply, Failure):
+        return _Told(reply, b"", kept, alone)
+    return _Told(replace(reply, params={}), tree_to_bytes(dict(reply.params)), kept, alone)
+
+
+def _named(clients: tuple[ClientId, ...]) -> str:
+    return f"client{'s' if len(clients) > 1 else ''} {', '.join(map(str, clients))}"

@@ -75,8 +75,14 @@ def with_processes(folder: Path, config: Config, number: int, threads: int) -> C
     Raises
     ------
     RunError
-        if the run began with more than one thread, on which its sums depend, and a process has one.
+        if the run began with more than one thread, on which its sums depend, and a process has one; or if it trains
+        clients side by side, and another number of processes would group them otherwise.
     """
+    if number != config.engine.processes and config.engine.batch_clients != "off":
+        raise RunError(
+            f"{folder}: began with engine.processes = {config.engine.processes}, in each of which clients are trained "
+            "side by side; go on with the same number, or start a new run in another folder"
+        )
     if number > 1 and threads > 1:
         raise RunError(
             f"{folder}: began with {threads} threads, and each of engine.processes = {number} has one; leave "
@@ -106,14 +112,15 @@ def _tried(experiment: Experiment) -> Choice:
     if why := refusal(jobs[0]) or verdict_on(jobs[0]).refusal:
         return Choice(1, f"clients are trained one after another, as {why}")
     try:
-        return _measured([jobs[number] for number in max(alike(jobs), key=len)])
+        group = [jobs[number] for number in max(alike(jobs), key=len)]
+        return _measured(group, experiment.config.engine.processes)
     except TrainingError as error:  # as in the run, where it costs no more than a client's update
         return Choice(1, f"clients are trained one after another, as the trial of both ways failed: {error}")
 
 
-def _measured(jobs: Sequence[Job]) -> Choice:
-    """What training both ways tells."""
-    width = min(len(jobs), _affordable(jobs[0]))
+def _measured(jobs: Sequence[Job], processes: int) -> Choice:
+    """What training both ways tells, if so many processes share the memory."""
+    width = min(len(jobs), _affordable(jobs[0]) // processes)
     if width < 2:
         return Choice(1, "clients are trained one after another, as their activations would not fit side by side")
     jobs = jobs[:width]
@@ -129,7 +136,8 @@ def _jobs(experiment: Experiment) -> list[Job]:
     for profile in experiment.federation.profiles:
         if profile.num_examples and profile.id in experiment.clients:
             alike.setdefault(profile.architecture, []).append(profile.id)
-    members = max(alike.values(), key=len, default=[])[: min(MOST, experiment.config.cohort)]
+    of_a_process = -(-experiment.config.cohort // experiment.config.engine.processes)
+    members = max(alike.values(), key=len, default=[])[: min(MOST, of_a_process)]
     return [_job(experiment.clients[id], experiment) for id in members] if len(members) > 1 else []
 
 
