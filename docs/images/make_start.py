@@ -7,25 +7,32 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import fedquilt
 
 PAGE = Path(__file__).resolve().parents[1] / "start.md"
 PICTURE = Path(__file__).with_name("start.png")
 
 
-def main(path: Path) -> None:
+@contextmanager
+def compared() -> Iterator[fedquilt.Comparison]:
+    """The page's comparison, inside a folder with its files."""
     text = PAGE.read_text("utf-8")
     (code,) = re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)
     (init,) = re.findall(r"^fedquilt (init .*)$", text, re.M)
+    before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for words in (["-c", code], ["-m", "fedquilt", *init.split()]):
             subprocess.run([sys.executable, *words], check=True)
-        import fedquilt
-
-        fedquilt.compare("patients.toml", seeds=[1, 2, 3]).plot(who="clients-mean").savefig(path)
-        os.chdir("/")
+        yield fedquilt.compare("patients.toml", seeds=[1, 2, 3])
+        os.chdir(before)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else PICTURE).absolute())
+    path = Path(sys.argv[1] if len(sys.argv) > 1 else PICTURE).absolute()
+    with compared() as comparison:
+        comparison.plot(who="clients-mean").savefig(path)
