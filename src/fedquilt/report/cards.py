@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from fedquilt.report.charts import Chart, bars, lines
-from fedquilt.report.columns import human_bytes, human_metric
+from fedquilt.report.columns import counted, human_bytes, human_metric
 from fedquilt.report.html import facts_html, table_html
 from fedquilt.report.runs import Run, client_names, client_table
 from fedquilt.report.score_charts import thinned, tidy
@@ -150,7 +150,10 @@ def card_html(one: Client, metric: str, drawn: Sequence[Chart]) -> str:
     score = "" if one.score is None else f"{one.score:.6g}"
     heading = f"<h3>{escape(f'Client {one.name}')}</h3>"
     badge = f'<span class="badge">{escape(group)}</span>' if group else ""
-    lost = f'<p class="lost">{escape(f"dropped {one.dropped} times: {one.reasons[-1]}")}</p>' if one.dropped else ""
+    lost = ""
+    if one.dropped:
+        said = f"dropped {counted(one.dropped, 'time')}: {one.reasons[-1]}"
+        lost = f'<p class="lost">{escape(said)}</p>'
     return (
         f'<article class="card" data-words="{escape(words)}" data-group="{escape(group)}" data-id="{one.id}" '
         f'data-score="{score}"><header>{heading}{badge}</header>{facts_html(facts)}{lost}{"".join(places)}</article>'
@@ -187,7 +190,7 @@ def budget_words(budget: Any) -> str:
     if isinstance(budget, Mapping):
         known = [f"{key.replace('_', ' ')} {value}" for key, value in budget.items() if value is not None]
         return ", ".join(known) or "-"
-    return f"{budget} layers"
+    return counted(int(budget), "layer")
 
 
 def _own_facts(one: Client, metric: str) -> dict[str, str]:

@@ -89,7 +89,8 @@ def lines(
     legend = alt.Legend(symbolType="stroke", symbolSize=320, symbolOpacity=1)
     step = alt.Axis(tickMinStep=1, format="d") if whole else alt.Axis()
     across = alt.X("x:Q", title=x, axis=step, scale=alt.Scale(zero=False, nice=False))
-    up = alt.Y("y:Q", title=y, scale=alt.Scale(zero=zero))
+    level = alt.Axis(format=".5~g")
+    up = alt.Y("y:Q", title=y, axis=level, scale=alt.Scale(zero=zero))
     base = alt.Chart(alt.NamedData("rows"))
     line = base.mark_line(point=alt.OverlayMarkDef(size=26)).encode(
         x=across,
@@ -101,7 +102,7 @@ def lines(
     )
     around = base.mark_area().encode(
         x=across,
-        y=alt.Y("low:Q", title=y, scale=alt.Scale(zero=zero)),
+        y=alt.Y("low:Q", title=y, axis=level, scale=alt.Scale(zero=zero)),
         y2="high:Q",
         fill=alt.Fill("series:N", sort=None, legend=None),
         opacity=alt.condition(pick, alt.value(round(0.36 / (num_series + 1), 3)), alt.value(0.01), empty=True),
@@ -170,7 +171,7 @@ def heat(
 
 
 @cache
-def bars(x: str, y: str, *, places: int = 2, num_bars: int = 10, lowest: float | None = 0.0) -> Spec:
+def bars(x: str, y: str, *, places: int = 2, num_bars: int = 10, highest: float | None = None) -> Spec:
     """A bar for each name, from left to right as long as its value.
 
     Parameters
@@ -181,12 +182,12 @@ def bars(x: str, y: str, *, places: int = 2, num_bars: int = 10, lowest: float |
         Decimals of the values.
     num_bars
         The number of names.
-    lowest
-        Where the axis begins, unless a value is below it; None leaves that to the values.
+    highest
+        Where the axis ends; None leaves that to the values.
     """
     import altair as alt
 
-    scale = alt.Scale() if lowest is None else alt.Scale(domainMin=lowest)
+    scale = alt.Scale() if highest is None else alt.Scale(domainMax=highest)
     drawn = (
         alt.Chart(alt.NamedData("rows"))
         .mark_bar()

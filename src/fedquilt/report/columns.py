@@ -32,6 +32,11 @@ def human_bytes(count: float) -> str:
     return f"{value:.1f} {units[power]}"
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things in words: ``1 client``, ``2,000 clients``."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def human_metric(value: float | None, metric: str, spread: float | None = None, sign: bool = False) -> str:
     """Format a metric: ``81.2 ± 0.9`` (per cent) for an accuracy, three decimals for others, ``-`` for None."""
     if value is None:

@@ -14,7 +14,7 @@ from importlib.resources import files
 _WEB = files("fedquilt.report") / "web"
 
 
-def document(title: str, body: str, data: str, live: str = "") -> str:
+def document(title: str, body: str, data: str) -> str:
     """Return a whole HTML file around ``body``, which holds no text that is not escaped.
 
     The browser runs only the scripts and uses only the style that are named by their hashes in the policy, and reaches
@@ -28,8 +28,6 @@ def document(title: str, body: str, data: str, live: str = "") -> str:
         The content of the body.
     data
         The charts, as ``html.charts_json`` writes them.
-    live
-        The path of server-sent events on the page's own host, each of which makes the page load anew; empty for none.
     """
     style, scripts = _file("page.css"), (_bundle(), _file("page.js"))
     allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
@@ -40,13 +38,11 @@ def document(title: str, body: str, data: str, live: str = "") -> str:
         "img-src": "data: blob:",
         "base-uri": "'none'",
         "form-action": "'none'",
-        **({"connect-src": "'self'"} if live else {}),
     }
     policy = "; ".join(f"{kind} {value}" for kind, value in rules.items())
-    following = f' data-live="{escape(live)}"' if live else ""
     run = "\n".join(f"<script>{script}</script>" for script in scripts)
     text = (
-        f'<!doctype html>\n<html lang="en"{following}>\n<head>\n<meta charset="utf-8">\n'
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(policy, quote=False)}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from fedquilt.report.charts import Chart
+from fedquilt.report.columns import counted
 
 
 def table_html(cells: Sequence[Sequence[str]], caption: str = "", left_out: str = "") -> str:
@@ -21,7 +22,7 @@ def table_html(cells: Sequence[Sequence[str]], caption: str = "", left_out: str 
         f'<tr><th scope="row">{escape(line[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in line[1:])}</tr>'
         for line in lines
     )
-    name = f"<caption>{escape(caption)}</caption>" if caption else ""
+    name = f"<caption><span>{escape(caption)}</span></caption>" if caption else ""
     region = f' role="region" aria-label="{escape(caption)}" tabindex="0"' if caption else ""
     table = f"<table>{name}\n<thead><tr>{top}</tr></thead>\n<tbody>\n{rest}\n</tbody></table>"
     note = f'<p class="note">{escape(left_out)}</p>' if left_out else ""
@@ -30,12 +31,13 @@ def table_html(cells: Sequence[Sequence[str]], caption: str = "", left_out: str 
 
 def chart_html(chart: Chart) -> str:
     """The place of a chart, with its text alternative, its numbers and its files; the page's script fills it."""
-    name, left = escape(chart.name), f'<p class="note">{escape(chart.left_out)}</p>' if chart.left_out else ""
+    name, size = escape(chart.name), counted(len(chart.rows), "row")
+    left = f'<p class="note">{escape(chart.left_out)}</p>' if chart.left_out else ""
     return (
         f'<figure class="chart" id="chart-{name}" data-chart="{name}">'
         f'<figcaption><h3>{escape(chart.title)}</h3><p id="about-{name}">{escape(chart.about)}</p></figcaption>'
         f'<div class="drawing" role="img" aria-label="{escape(chart.title)}" aria-describedby="about-{name}"></div>'
-        f'{left}<details class="numbers"><summary>Numbers ({len(chart.rows):,} rows)</summary></details></figure>'
+        f'{left}<details class="numbers"><summary>Numbers ({size})</summary></details></figure>'
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fedquilt.report.charts import Chart, lines
+from fedquilt.report.columns import counted
 from fedquilt.report.groups import SERVER, group_curve
 from fedquilt.report.lessons import Pupil, pupils
 from fedquilt.report.runs import Run, client_names
@@ -54,9 +55,9 @@ def _numbers(own: list[Pupil], number: str, y: str, title: str, name: str) -> Ch
         notes.add(note)
         rows += [[who, at + 1, tidy(value)] for at, value in points]
         ends.append(values[-1])
-    about = f"{len(own)} pairs of student and teacher; at the end from {min(ends):.2f} to {max(ends):.2f}."
+    about = f"{counted(len(own), 'pair')} of student and teacher; at the end from {min(ends):.2f} to {max(ends):.2f}."
     left = [f"The first {MOST_LINES} of {len(own)} pairs are drawn."] if len(own) > MOST_LINES else []
-    spec = lines("round", y, "student", places=2)
+    spec = lines("round", y, "student", places=2, zero=True)
     columns = {"series": "student", "x": "round", "y": y}
     return Chart(name, title, about, spec, columns, rows, " ".join([*sorted(notes - {""}), *left]))
 
@@ -76,9 +77,8 @@ def _sides(run: Run, label: str, name: str) -> Chart | None:
         points, note = thinned([*zip(rounds, values, strict=True)])
         notes.add(note)
         rows += [[who, at + 1, tidy(value * scale)] for at, value in points]
-    about = (
-        f"{y.capitalize()} of the server's model and of {len(found) - 1} clients' models, each on its own test set. "
-    )
+    others = counted(len(found) - 1, "client")
+    about = f"{y.capitalize()} of the server's model and of those of {others}, each on its own test set. "
     about += f"The server's ends at {own[1][-1] * scale:.3g}."
     left = [f"The first {MOST_LINES} of {len(found)} models are drawn."] if len(found) > MOST_LINES else []
     spec = lines("round", y, "model", places=1 if metric == "accuracy" else 3)

@@ -9,6 +9,7 @@ import numpy as np
 
 from fedquilt.report.agreement import agreement_of, agreement_words
 from fedquilt.report.charts import Chart, bars, bubbles, heat, lines
+from fedquilt.report.columns import counted
 from fedquilt.report.conflicts import alignments
 from fedquilt.report.parties import ALIKE, GATE, holdings, party_names, table_of
 from fedquilt.report.runs import Run, allocation, budget_layers, client_names, client_table, layer_probabilities
@@ -30,7 +31,7 @@ def partition_chart(run: Run) -> Chart | None:
     shown, classes = found[:MOST_CLIENTS], [str(name) for name in run.partition.get("classes", ())]
     left = _left(len(found), MOST_CLIENTS, "clients", "The table of clients has more.")
     size = (len(shown), min(len(classes), MOST_CLASSES))
-    total = f"{len(found):,} clients hold {sum(len(client['train']) for client in found):,} training rows"
+    total = f"{counted(len(found), 'client')} with {sum(len(client['train']) for client in found):,} training rows"
     if not classes:
         rows: list[list[Any]] = [[len(client["train"]), names[int(client["id"])]] for client in shown]
         spec = bars("training rows", "client", places=0, num_bars=len(rows))
@@ -120,7 +121,7 @@ def agreement_chart(run: Run, label: str, name: str) -> Chart | None:
     kept = [*found.items()][:MOST_CLASSES]
     x = "mean correlation of held-out coordinates (unrelated models: 0)"
     about = agreement_words(run)
-    spec = bars(x, "place", num_bars=len(kept))
+    spec = bars(x, "place", num_bars=len(kept), highest=1.0)
     rows = [[tidy(value), place] for place, value in kept]
     left = _left(len(found), MOST_CLASSES, "places")
     title = f"Agreement of the models by place: {label}"

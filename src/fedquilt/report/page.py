@@ -10,7 +10,7 @@ from pathlib import Path
 from fedquilt.core.disk import write_bytes
 from fedquilt.core.errors import RunError
 from fedquilt.report.charts import Chart
-from fedquilt.report.columns import human_bytes, human_metric
+from fedquilt.report.columns import counted, human_bytes, human_metric
 from fedquilt.report.document import document
 from fedquilt.report.html import chart_html, charts_json, details_html, facts_html
 from fedquilt.report.runs import Run, client_table
@@ -31,7 +31,6 @@ def page(
     last: int | None = None,
     references: Sequence[str] = (),
     title: str | None = None,
-    live: str = "",
 ) -> str:
     """Return the report of ``groups`` (runs by label) as HTML; all text from the runs is escaped.
 
@@ -47,8 +46,6 @@ def page(
         The labels that others are compared with.
     title
         The page's title; by default the name of the first run.
-    live
-        The path of server-sent events, each of which makes the page load anew; empty for a page that does not change.
 
     Raises
     ------
@@ -77,10 +74,10 @@ def page(
         f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n<main id="main">\n'
         '<noscript><p class="note">Charts need JavaScript, which is off; the tables do not.</p></noscript>\n'
         f"{_tiles(groups, last)}\n{''.join(_section(one) for one, _ in found)}</main>\n"
-        f"<footer><p>Written by fedquilt from {len(runs)} run folder{'s' if len(runs) > 1 else ''}; this file reaches "
+        f"<footer><p>Written by fedquilt from {counted(len(runs), 'run folder')}; this file reaches "
         "no network.</p></footer>"
     )
-    return document(title, body, charts_json(charts), live)
+    return document(title, body, charts_json(charts))
 
 
 def _section(one: Section) -> str:
@@ -142,7 +139,7 @@ def _is_score(name: str) -> bool:
 def _setup(groups: Groups) -> Iterator[str]:
     yield f'<div class="facts">{facts_html(facts(groups))}</div>'
     again = [*commands(groups)]
-    few = again[:20]
+    few = again[:_MOST_RUNS]
     lines = "\n".join(one.command for one in few)
     left = f"; the first {len(few)} of {len(again)} are listed" if len(again) > len(few) else ""
     yield (

@@ -12,7 +12,7 @@ from fedquilt.report.charts import Chart, lines
 from fedquilt.report.columns import human_bytes, human_metric
 from fedquilt.report.curves import mean_bytes, mean_curve
 from fedquilt.report.groups import SERVER, group_curve, owner_labels
-from fedquilt.report.runs import BYTE_UNITS, Run, cumulative_bytes, exchange_bytes
+from fedquilt.report.runs import BYTE_UNITS, Run, client_names, cumulative_bytes, exchange_bytes
 from fedquilt.report.scores import LOWER_IS_BETTER, WHO, scale_of
 from fedquilt.report.table import Groups
 
@@ -93,19 +93,21 @@ def extremes(groups: Groups, metric: str) -> Chart | None:
     rows: list[list[Any]] = []
     ends, notes = [], set()
     for label, runs in [*groups.items()][:MOST_LINES]:
-        found = []
+        found, names = [], client_names(runs[0]) if runs else {}
         for line in runs[0].rounds if runs else ():
             own = (line.get("evaluation") or {}).get("clients") or {}
-            values = [scale * float(one[metric]) for one in own.values() if one.get(metric) is not None]
-            if len(values) > 1:
+            known = {who: float(one[metric]) for who, one in own.items() if one.get(metric) is not None}
+            if len(known) > 1:
+                values = [scale * value for value in known.values()]
                 found.append((int(line["round"]) + 1, float(np.mean(values)), min(values), max(values)))
+                last = known
         points, note = thinned(found)
         notes.add(note)
         rows += [[label, at, *map(tidy, numbers)] for at, *numbers in points]
         if found:
-            _, _, *both = found[-1]
-            low, high = (human_metric(one / scale, metric) for one in (worst(both), best(both)))
-            ends.append(f"{label} ends with the worst client at {low} and the best at {high}")
+            both = [pick(last, key=lambda who: last[who]) for pick in (worst, best)]
+            low, high = (f"{names.get(int(who), who)} ({human_metric(last[who], metric)})" for who in both)
+            ends.append(f"{label} ends with client {low} as the worst and client {high} as the best")
     if not rows:
         return None
     about = f"{y.capitalize()} of clients on their own test sets; bands reach from the worst client to the best. "

@@ -54,8 +54,8 @@
   toggle.addEventListener("click", () => {
     root.dataset.theme = isDark() ? "light" : "dark";
     kept(root.dataset.theme);
-    changed();
   });
+  new MutationObserver(changed).observe(root, { attributeFilter: ["data-theme"] });
   system.addEventListener("change", () => { if (!root.dataset.theme) changed(); });
 
   // Charts ----------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@
       const head = make("tr", {}, ...chart.heads.map((text) => make("th", { scope: "col" }, text)));
       const body = chart.rows.slice(0, MOST_ROWS).map((row) =>
         make("tr", {}, ...row.map((value, at) => make(at ? "td" : "th", at ? {} : { scope: "row" }, value ?? "-"))));
-      const table = make("table", {}, make("caption", {}, chart.title), make("thead", {}, head), make("tbody", {}, ...body));
+      const table = make("table", {}, make("caption", {}, make("span", {}, chart.title)), make("thead", {}, head), make("tbody", {}, ...body));
       details.append(make("div", { class: "wide", role: "region", "aria-label": `Numbers of ${chart.title}`, tabindex: "0" }, table));
       if (chart.rows.length > MOST_ROWS) {
         details.append(make("p", { class: "note" }, `The first ${MOST_ROWS} of ${chart.rows.length} rows; the CSV has all.`));
@@ -207,9 +207,9 @@
     };
     const show = () => {
       const { words, group, order } = Object.fromEntries(new FormData(filter));
-      const wanted = words.toLowerCase().split(/\s+/).filter(Boolean);
+      const wanted = words.trim().toLowerCase();
       for (const card of cards) {
-        card.hidden = !wanted.every((word) => card.dataset.words.includes(word)) || !!group && card.dataset.group !== group;
+        card.hidden = !card.dataset.words.includes(wanted) || !!group && card.dataset.group !== group;
       }
       deck.append(...[...cards].sort((one, other) => score(one, order) - score(other, order)));
       filter.querySelector("output").textContent = `${cards.filter((card) => !card.hidden).length} of ${cards.length} shown`;
@@ -218,7 +218,7 @@
     filter.addEventListener("submit", (event) => event.preventDefault());
   }
 
-  // Texts, sections, and runs that are not finished -----------------------------------------------------------------
+  // Texts and sections ----------------------------------------------------------------------------------------------
 
   for (const details of document.querySelectorAll("details[data-file]")) {
     const name = details.dataset.file;
@@ -236,5 +236,4 @@
     }
   }, { rootMargin: "-25% 0px -65% 0px" });
   document.querySelectorAll("main section").forEach((section) => reader.observe(section));
-  if (root.dataset.live) new EventSource(root.dataset.live).addEventListener("message", () => location.reload());
 })();
