@@ -135,9 +135,10 @@ def kinds(several: Any, grouped: Any, make_run: Any, round_line: Any) -> dict[st
 
     def vertical() -> dict[str, list[Run]]:
         names = ["zero", "one", "two", "three", "four"]
+        kept = {"shop": [0.5, None, 1.0, 0.25, 0.75]}
         gate = {"shop": [0.25, 0.5, 0.0, 1.0, 0.5], "bank": [0.75, 0.5, 1.0, 0.0, 0.5]}
         alike = {name: [1.0 if other == name else -0.1 for other in names] for name in names}
-        line = round_line(0, 0.5, state={"without shop": 0.25, "gate": gate, "prototype_cosines": alike})
+        line = round_line(0, 0.5, state={"without shop": 0.25, "gate": gate, "prototype_cosines": alike, "kept": kept})
         line["evaluation"]["global"] |= {"worst_class": 0.25, "seen": 0.5, "unseen": 0.4, "harmonic": 0.45}
 
         def parties(partition: dict[str, Any]) -> None:
@@ -180,7 +181,7 @@ WANTED = {
     "unlike": {"groups-over-rounds"},
     "common": {"agreement-heterotune", "alignment-heterotune", "cosines-heterotune-0"},
     "taught": {"server-and-clients-lada", "choice-lada", "right-paths-lada", "right-offered-lada", "reward-lada"},
-    "vertical": {"parties", "gate-proto-evfl", "prototypes-proto-evfl"},
+    "vertical": {"parties", "gate-proto-evfl", "prototypes-proto-evfl", "kept-proto-evfl"},
     "private": {"privacy-over-rounds", "global-over-rounds", "partition"},
 }
 
@@ -238,8 +239,8 @@ def test_clients_are_found_and_put_in_order(page: Path, browser: Any) -> None:
 def test_tables_are_sorted_by_mouse_and_by_keys(page: Path, browser: Any) -> None:
     with shown(browser, page) as tab:
         table = tab.get_by_role("table", name="Runs", exact=True)
-        head = table.get_by_role("columnheader", name="final model")
-        at = [one.inner_text().split()[0] for one in table.locator("thead th").all()].index("final")
+        head = table.get_by_role("columnheader", name="global, final")
+        at = [one.inner_text().strip() for one in table.locator("thead th").all()].index("global, final")
         assert head.get_attribute("aria-sort") == "none"
         head.get_by_role("button").click()
 
@@ -253,7 +254,7 @@ def test_tables_are_sorted_by_mouse_and_by_keys(page: Path, browser: Any) -> Non
         tab.keyboard.press("Enter")
         assert head.get_attribute("aria-sort") == "descending"
         assert values() == sorted(values(), reverse=True)
-        table.get_by_role("button", name="up", exact=True).click()
+        table.get_by_role("button", name="upload", exact=True).click()
         assert head.get_attribute("aria-sort") == "none"
 
 
@@ -277,8 +278,8 @@ def test_numbers_and_pictures_are_saved(page: Path, browser: Any, tmp_path: Path
         figure.locator("summary").click()
         assert figure.locator("table tbody tr").count() == len(rows)
         with tab.expect_download() as saved:
-            tab.get_by_role("button", name="Save the table Comparison as CSV").click()
-        assert saved.value.suggested_filename == "comparison.csv"
+            tab.get_by_role("button", name="Save the table Runs as CSV").click()
+        assert saved.value.suggested_filename == "runs.csv"
 
 
 def test_the_page_can_be_read_without_seeing_it_and_used_without_a_mouse(page: Path, browser: Any) -> None:

@@ -15,6 +15,9 @@ from fedquilt.report.paired_differences import HONEST, alone, paired_rows
 from fedquilt.report.parties import of_parties
 from fedquilt.report.table import Groups, Row, as_markdown, as_text, compare_rows, shared_metric
 
+COST = "Cost of a run, mean over seeds"
+"""The heading of the table of costs."""
+
 _PROSE = 120  # columns of Markdown
 
 
@@ -53,7 +56,7 @@ def comparison(
     parts = []
     for whose, names, values in COMPARED:
         if filled(rows, values):
-            heading = f"{named(metric)} {whose}" if whose else "Cost of a run, mean over seeds"
+            heading = f"{named(metric)} {whose}" if whose else COST
             parts += [f"{heading}:", show(rows, columns=(*names, *values))]
     others = [("Group by group", group_rows(groups, metric, last)), (LESSONS, lesson_rows(groups))]
     others += of_parties(groups, last)

@@ -11,7 +11,7 @@ from fedquilt.report.agreement import agreement_of, agreement_words
 from fedquilt.report.charts import Chart, bars, bubbles, heat, lines
 from fedquilt.report.columns import counted
 from fedquilt.report.conflicts import alignments
-from fedquilt.report.parties import ALIKE, GATE, holdings, party_names, table_of
+from fedquilt.report.parties import ALIKE, GATE, holdings, kept_of, party_names, table_of
 from fedquilt.report.runs import Run, allocation, budget_layers, client_names, client_table, layer_probabilities
 from fedquilt.report.score_charts import thinned, tidy
 
@@ -166,6 +166,25 @@ def alike_chart(run: Run, label: str, name: str) -> Chart | None:
         return None
     title = f"Cosines of class prototypes, mean over parties: {label}"
     return _square(f"prototypes-{name}", title, [*cosines], [*cosines.values()], "class")
+
+
+def kept_chart(run: Run, label: str, name: str) -> Chart | None:
+    """The share of its own rows of each class that each party learned from in the last round; None if all were used."""
+    kept = kept_of(run)
+    if not kept:
+        return None
+    classes = [*next(iter(kept.values()))][:MOST_CLASSES]
+    rows = [
+        [one, party, None if shares[one][-1] is None else tidy(shares[one][-1])]
+        for party, shares in kept.items()
+        for one in classes
+    ]
+    known = [float(row[2]) for row in rows if row[2] is not None]
+    about = "The share of its own rows of each class that a party learns from, in the last round"
+    about += f"; from {min(known):.2f} to {max(known):.2f}." if known else "."
+    spec = heat("class", "party", "share kept", size=(len(classes), len(kept)), places=2)
+    columns = {"x": "class", "y": "party", "value": "share kept"}
+    return Chart(f"kept-{name}", f"Rows that parties learn from: {label}", about, spec, columns, rows)
 
 
 def _square(name: str, title: str, names: Sequence[str], table: Any, what: str) -> Chart:

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from fedquilt.report.cards import SCORES, card_html, chosen, clients_of_run, shared_charts, table_of_clients
 from fedquilt.report.caveats import notes, spans
 from fedquilt.report.charts import Chart
-from fedquilt.report.comparison import meaning, paired
+from fedquilt.report.columns import COMPARED, filled
+from fedquilt.report.comparison import COST, legend, meaning, named, paired
 from fedquilt.report.groups import group_rows
-from fedquilt.report.html import table_html
+from fedquilt.report.html import facts_html, table_html
 from fedquilt.report.lesson_charts import lesson_charts
 from fedquilt.report.lessons import LESSONS, lesson_rows
 from fedquilt.report.map_charts import (
@@ -22,6 +23,7 @@ from fedquilt.report.map_charts import (
     allocation_chart,
     gate_chart,
     holdings_chart,
+    kept_chart,
     partition_chart,
     probability_charts,
 )
@@ -92,12 +94,17 @@ def _words(text: str) -> str:
 
 
 def _results(groups: Groups, runs: Sequence[Run], metric: str, last: int | None) -> Iterator[Part]:
-    yield _table(compare_rows(groups, last), "Comparison")
+    rows, each = compare_rows(groups, last), [summary(run, last) for run in runs]
+    for whose, names, values in COMPARED:
+        if filled(rows, values):
+            caption = f"{named(metric)} {whose}" if whose else COST
+            yield table_html(cells(rows, (*names, *values)), caption)
     inside = "In the table of runs, ± is the standard deviation over these rounds."
     yield f'<p class="note">{escape(f"{meaning(metric)} {inside}")}</p>'
+    yield f'<details class="legend"><summary>What the columns mean</summary>{facts_html(legend(rows, each))}</details>'
     if remarks := notes(groups, last):
         yield f'<ul class="notes">{"".join(f"<li>{escape(remark)}</li>" for remark in remarks)}</ul>'
-    yield _table([summary(run, last) for run in runs], "Runs")
+    yield _table(each, "Runs")
 
 
 def _paired(groups: Groups, references: Sequence[str], last: int | None) -> Iterator[Part]:
@@ -118,7 +125,7 @@ def _parties(groups: Groups, first: Sequence[First], last: int | None) -> Iterat
         yield _table(rows, heading)
     yield from _given(*(holdings_chart(run) for run, _, _ in first[:1]))
     for one in first:
-        yield from _given(gate_chart(*one), alike_chart(*one))
+        yield from _given(gate_chart(*one), alike_chart(*one), kept_chart(*one))
 
 
 def _layers(first: Sequence[First]) -> Iterator[Part]:
@@ -186,9 +193,10 @@ def _clients(groups: Groups, metric: str) -> tuple[list[Part], list[Chart]]:
 def _lost(groups: Groups) -> Iterator[Part]:
     """Who was dropped and why: a line for each client and reason, then each reply."""
     found = [
-        (label, run.seed, client_names(run).get(loss["client"], str(loss["client"])), str(loss["reason"]), loss)
+        (label, run.seed, names.get(loss["client"], str(loss["client"])), str(loss["reason"]), loss)
         for label, runs in groups.items()
         for run in runs
+        for names in [client_names(run)]
         for loss in dropped(run)
     ]
     if not found:
