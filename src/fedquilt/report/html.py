@@ -53,15 +53,18 @@ def details_html(summary: str, text: str, file: str = "") -> str:
     return f'<details class="text"{save}><summary>{escape(summary)}</summary>{shown}</details>'
 
 
-def charts_json(charts: Sequence[Chart]) -> str:
-    """The charts as JSON that may stand in a script of a page: their specifications, each once, and their data."""
+def charts_json(charts: Sequence[Chart], methods: Sequence[str]) -> str:
+    """The charts as JSON that may stand in a script of a page: their specifications, each once, and their data.
+
+    ``methods`` are the labels in their order, which is that of their colours.
+    """
     specs: dict[str, int] = {}
     found = {}
     for chart in charts:
         number = specs.setdefault(json.dumps(chart.spec, sort_keys=True), len(specs))
         fields = {"fields": [*chart.columns], "heads": [*chart.columns.values()]}
         found[chart.name] = {"spec": number, "title": chart.title, **fields, "rows": chart.rows}
-    return safe_json({"specs": [json.loads(text) for text in specs], "charts": found})
+    return safe_json({"methods": methods, "specs": [json.loads(text) for text in specs], "charts": found})
 
 
 def safe_json(value: Any) -> str:

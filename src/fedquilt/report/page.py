@@ -77,7 +77,7 @@ def page(
         f"<footer><p>Written by fedquilt from {counted(len(runs), 'run folder')}; this file reaches "
         "no network.</p></footer>"
     )
-    return document(title, body, charts_json(charts))
+    return document(title, body, charts_json(charts, [*groups]))
 
 
 def _section(one: Section) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ class Run:
     def finished(self) -> bool:
         """Whether the run completed its last round."""
         return self.result is not None and self.result.get("status", "finished") == "finished"
+
+    @cached_property
+    def clients(self) -> Sequence[Mapping[str, Any]]:
+        """The clients of the partition, sorted by id."""
+        return sorted(self.partition.get("clients", ()), key=lambda client: int(client["id"]))
 
     @property
     def seed(self) -> int | None:
@@ -137,9 +143,9 @@ def exchange_bytes(run: Run) -> dict[tuple[str, str], tuple[list[int], list[int]
     return found
 
 
-def client_table(run: Run) -> list[Mapping[str, Any]]:
+def client_table(run: Run) -> Sequence[Mapping[str, Any]]:
     """Return the clients of the partition, sorted by id."""
-    return sorted(run.partition.get("clients", ()), key=lambda client: int(client["id"]))
+    return run.clients
 
 
 def client_names(run: Run) -> dict[int, str]:

@@ -83,6 +83,19 @@
     const rows = only === undefined ? chart.rows : chart.rows.filter((row) => String(row[0]) === only);
     return rows.map((row) => Object.fromEntries(chart.fields.map((field, at) => [field, row[at]])));
   };
+  // a method has one look in all charts, also where others have no line
+  const withOneLook = (spec, chart, rows) => {
+    if (chart.heads[chart.fields.indexOf("series")] !== "method") return;
+    const there = [...new Set(rows.map((row) => row.series))], domain = [...new Set([...data.methods, ...there])];
+    for (const { encoding } of spec.layer ?? [spec]) {
+      for (const name of ["color", "strokeDash", "fill"].filter((one) => encoding[one])) {
+        const channel = encoding[name];
+        // bands have no legend: with the same domain, Vega-Lite would make one of theirs and that of the lines
+        channel.scale = { domain: name === "fill" ? [...domain, ""] : domain };
+        if (channel.legend) channel.legend = { ...channel.legend, values: there };
+      }
+    }
+  };
   const drawn = new Map();
   const turns = new Map();
   const chartOf = (box) => data.charts[box.dataset.chart ?? box.closest("figure").dataset.chart];
@@ -91,7 +104,9 @@
     turns.set(box, turn);
     try {
       const spec = structuredClone(data.specs[chart.spec]);
-      spec.datasets = { rows: objects(chart, box.dataset.only) };
+      const rows = objects(chart, box.dataset.only);
+      spec.datasets = { rows };
+      withOneLook(spec, chart, rows);
       const config = looks(box.clientWidth < 560);
       config.range.dash = DASHES;
       const place = make("div");
