@@ -24,6 +24,7 @@ def test_hospitals_from_a_csv_to_a_first_result(command):
     Path("hospitals.csv").write_text(hospitals())
     said = command("init", "hospitals.csv")
     assert said.code == 0
+    assert "written, for tabular-classification (label: diagnosis, site: site); next:\n  fedquilt" in said.out
     assert "note: 12 of 600 rows have no label and are left out\n" in said.out
     assert "note: 1 of 600 rows have no 'site' and are left out\n" in said.out
     assert "note: site 'west' has no row of class 'severe'\n" in said.out
@@ -133,3 +134,6 @@ def test_methods_are_compared_on_the_drafted_file(command):
     said = command("compare", "hospitals.toml", "rounds=1", "training.steps=1")
     assert said.code == 0, said.err
     assert "each client alone" in said.out
+    again = command("report", "runs/hospitals")  # a folder of runs stands for its runs
+    assert set(again.out.splitlines()) == set(said.out.splitlines())
+    assert "next:\n  fedquilt report runs/hospitals\n  fedquilt export runs/hospitals/averaged-" in said.err

@@ -24,6 +24,7 @@ def test_every_argument_has_a_text_and_brackets_are_as_they_are(name):
     context = click.Context(command, info_name=name)
     page = command.get_help(context)
     assert "\\[" not in page
+    assert page.lower().count("arguments:\n") <= 1
     for param in command.get_params(context):
         assert param.help, f"{name}: {param.name} has no text"
         assert param.help.split()[0] in page

@@ -213,7 +213,7 @@ def test_an_exported_mixture_loads_into_the_bare_model_and_scores_as_the_run_did
     folder = run(wanted, tmp_path / "run")
     out = export(folder, tmp_path / "out", group="wide")
     assert sorted(path.name for path in out.iterdir()) == [
-        *("README.md", "adapter.safetensors", "fedquilt_adapter.json", "labels.json")
+        *("README.md", "adapter.safetensors", "base", "fedquilt_adapter.json", "labels.json")
     ]
     told = json.loads((out / "fedquilt_adapter.json").read_text())
     experiment = build(wanted)

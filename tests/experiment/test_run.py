@@ -369,21 +369,25 @@ def test_an_export_replaces_an_adapter_and_nothing_else(finished, tmp_path):
     assert [path.name for path in mine.iterdir()] == ["letter.txt"]
 
 
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_an_export_notices_emptied_adapters_and_leaves_what_was_there(finished, tmp_path):
     run_folder, out = tmp_path / "run", tmp_path / "adapter"
     shutil.copytree(finished, run_folder)
     export(run_folder, out)
     (out / "notes.md").write_text("what I know of it")
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = contents(out)
     for content in (b"", b"\0" * 8):
         (run_folder / "adapters" / "global" / "adapter_model.safetensors").write_bytes(content)
         with pytest.raises(
             RunError, match=r"adapter_model.safetensors: damaged, its sha256 is not the one that was not"
         ):
             export(run_folder, out)
-        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        assert contents(out) == before
     assert export(finished, out) == out
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert contents(out) == before
 
 
 def test_a_lost_adapter_of_a_client_is_not_taken_for_none(config, tmp_path):
@@ -413,9 +417,6 @@ def test_an_export_stopped_at_any_step_leaves_the_old_adapter_or_the_new_one_and
     config, finished, tmp_path, monkeypatch
 ):
     class Killed(BaseException): ...
-
-    def contents(folder):
-        return {path.name: path.read_bytes() for path in folder.iterdir()}
 
     other = run(config("adapter.alpha=32", "rounds=1"), tmp_path / "other")
     old, new = contents(export(finished, tmp_path / "old")), contents(export(other, tmp_path / "new"))

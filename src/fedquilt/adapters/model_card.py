@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from fedquilt.core.enclosed import BASE, is_enclosed
 from fedquilt.core.tasks import TASKS
 from fedquilt.core.types import IN_MEMORY
 
@@ -23,8 +24,8 @@ def beside(
     """The texts of the files beside an adapter, by file name.
 
     A classifier gets the card and ``labels.json``; a language model gets the card if its base must be cut to its first
-    blocks. ``labels.json`` holds the classes as ``id2label`` and ``label2id``, as a model's config does, because PEFT's
-    files cannot hold them.
+    blocks, or comes with the exported adapter because nobody could load it by its name. ``labels.json`` holds the
+    classes as ``id2label`` and ``label2id``, as a model's config does, because PEFT's files cannot hold them.
 
     Parameters
     ----------
@@ -36,8 +37,11 @@ def beside(
     layers : the number of first blocks that the base is cut to; None for all.
     """
     options = f", revision={json.dumps(revision)}" if revision else ""
+    if is_enclosed(base_name):
+        layers = None  # the base beside the adapter has no others
     if not names:
-        return {} if layers is None else {CARD: _card(base_name, task, names, peft, options, layers)}
+        needed = layers is not None or is_enclosed(base_name)
+        return {CARD: _card(base_name, task, names, peft, options, layers)} if needed else {}
     named = {
         "id2label": {str(index): name for index, name in enumerate(names)},
         "label2id": {name: index for index, name in enumerate(names)},
@@ -61,13 +65,14 @@ def _card(base_name: str, task: str, names: Sequence[str], peft: bool, options: 
         return _card_of_object(base_name, task, names)
     if TASKS[task].reads == "table":
         return _card_of_table(base_name, task, names)
-    base, auto = json.dumps(base_name, ensure_ascii=False), TASKS[task].auto_class
+    name, auto = json.dumps(base_name, ensure_ascii=False), TASKS[task].auto_class
+    base = f'folder / "{BASE}"' if is_enclosed(base_name) else name
     sized = f", num_labels={len(names)}" if names else ""
     loose = ", ignore_mismatched_sizes=True" if names else ""
     given = f"{options}{sized}{loose}" if layers is None else f"{options}, config=config{loose}"
     lines = [
         "---",
-        f"base_model: {base}",
+        f"base_model: {name}",
         *(["library_name: peft"] if peft else []),
         "tags: [fedquilt]",
         "---",
@@ -76,6 +81,7 @@ def _card(base_name: str, task: str, names: Sequence[str], peft: bool, options: 
         "",
         f"Trained with fedquilt on `{base_name}` for {task}.",
         *([f"Only the first {layers} blocks of the base were used."] if layers is not None else []),
+        *([f"The base is in `{BASE}`, which `fedquilt export RUN --out FOLDER` writes."] if base != name else []),
         *(
             [
                 "Its base may name its outputs otherwise, or not at all;",

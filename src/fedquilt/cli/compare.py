@@ -75,6 +75,13 @@ def compare(
         drawn = save_plots(groups, folder / "plots")
         page = write_page(groups, folder / "report.html", references=reference or ())
         errors.print(f"{len(drawn)} plots in {folder / 'plots'}, one page in {page}", highlight=False, soft_wrap=True)
+    first = jobs[0].folder
+    errors.print(
+        f"next:\n  {command('report', first.parent)}\n  {command('export', first, '--out', 'adapter')}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def show(
@@ -106,6 +113,6 @@ def show(
         rows = compare_rows(groups, last)
         print(rows_json([*rows, *group_rows(groups, rows[0]["metric"], last)]))
     else:
-        print(comparison(groups, last, references, width=terminal_width()))
+        print(comparison(groups, last, references, width=terminal_width()), end="")
     if save is not None:
         write_bytes(save, f"{comparison(groups, last, references, 'markdown')}\n".encode())

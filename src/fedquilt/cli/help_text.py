@@ -28,5 +28,7 @@ class Command(TyperCommand):
         return found
 
     def get_help(self, ctx: click.Context) -> str:
-        """The help page."""
-        return super().get_help(ctx).replace("\\[", "[")
+        """The help page, with one section of arguments: click from 8.5 on adds one of its own to Typer's."""
+        parts = super().get_help(ctx).replace("\\[", "[").split("\n\n")
+        twice = any(part.startswith("Arguments:") for part in parts)
+        return "\n\n".join(part for part in parts if not (twice and part.startswith("Positional arguments:")))

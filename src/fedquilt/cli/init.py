@@ -49,7 +49,8 @@ def init(
     for remark in made.seen.remarks():
         out.print(f"note: {remark}", highlight=False, soft_wrap=True, markup=False)
     out.print(
-        f"{target}: written, for {made.task}; next:\n  {command('check', target)}\n  {command('compare', target)}",
+        f"{target}: written, for {made.task} ({made.seen.roles()}); next:\n"
+        f"  {command('check', target)}\n  {command('compare', target)}",
         highlight=False,
         soft_wrap=True,
         markup=False,

@@ -71,6 +71,12 @@ class Look:
     words: int
     ids: tuple[str, ...]
 
+    def roles(self) -> str:
+        """Which column is taken for what."""
+        named = {"image": self.image, "text": self.text, "label": self.label, "site": self.site}
+        named |= {"completion": None if self.label else self.completion}
+        return ", ".join(f"{role}: {name}" for role, name in named.items() if name) or "no column is known by its name"
+
     def remarks(self) -> list[str]:
         """What of the rows is left out, missing or long, as sentences."""
         made = []

@@ -19,7 +19,10 @@ MODELS: Mapping[str, tuple[str, str]] = {
         "glyph-vit",
         "trained on drawings of letters; for photographs take one such as google/vit-base-patch16-224",
     ),
-    "text": ("tiny:bert", "random weights, to try the file with; for results take one such as distilbert-base-uncased"),
+    "text": (
+        "tiny:bert?layers=2&width=64",
+        "random weights, to try the file with; for results take one such as distilbert-base-uncased",
+    ),
     "table": ("mlp?layers=3&width=32", "a small network that starts from random weights"),
     "completion": (
         "tiny:llama",
@@ -28,6 +31,7 @@ MODELS: Mapping[str, tuple[str, str]] = {
 }
 """The model that is proposed for what a task reads or writes, and a remark on it."""
 
+_FROM_NOTHING = ("tiny:", "mlp")  # models of random weights, which need longer steps
 _CLIENTS = 10
 _ROWS = 20  # of a client, of clients that are made
 
@@ -73,7 +77,7 @@ def draft(source: str, wanted: Wanted, folder: Path = Path()) -> Draft:
     if TASKS[task].reads == "text" and seen.text is None and seen.completion is None:
         raise ConfigError(f"--text: no column looks like text; name it; columns: {', '.join(seen.columns)}")
     parts = [_head(source, seen), _model(task, wanted.model), _data(_located(source, folder), task, seen)]
-    return Draft("\n".join([*parts, _partition(seen), _REST]), task, seen)
+    return Draft("\n".join([*parts, _partition(seen), _training(task, wanted.model), _REST]), task, seen)
 
 
 def task_of(seen: Look) -> str:
@@ -154,8 +158,15 @@ def _partition(seen: Look) -> str:
     )
 
 
+def _training(task: str, name: str | None) -> str:
+    about = TASKS[task]
+    model = name or MODELS["completion" if about.writes else about.reads][0]
+    steps, rate = (30, 0.01) if model.startswith(_FROM_NOTHING) else (10, 0.003)
+    return f"[training]\nsteps = {steps}   # of a client in a round\nbatch_size = 16\nlearning_rate = {rate}\n"
+
+
 _REST = (resources.files(fedquilt) / "assets" / "draft-end.toml").read_text("utf-8")
-"""What every draft ends with: adapter, training, and methods to compare."""
+"""What every draft ends with: the adapter, and methods to compare."""
 
 
 def _quoted(text: str) -> str:

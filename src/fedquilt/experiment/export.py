@@ -21,10 +21,13 @@ from fedquilt.adapters.folders import replace_folder
 from fedquilt.adapters.kind import Export
 from fedquilt.adapters.registry import KINDS
 from fedquilt.config.load import parse
+from fedquilt.core.enclosed import BASE, is_enclosed
 from fedquilt.core.errors import RunError
 from fedquilt.core.params import num_bytes
 from fedquilt.core.shell import command
+from fedquilt.core.tasks import TASKS
 from fedquilt.core.types import ClientId, Memory, Order, Tree
+from fedquilt.experiment.base_of_run import base_of_run, plain_base
 from fedquilt.experiment.build import Experiment, build
 from fedquilt.experiment.groups import BuiltGroup
 from fedquilt.models.features import save_features
@@ -35,7 +38,7 @@ from fedquilt.record.folder import ADAPTERS
 
 NO_OBJECTS: Mapping[str, Any] = MappingProxyType({})
 # of an adapter, in any format
-_OURS = {PREPROCESSOR, PARTS_FILE, *PARTS, *(name for kind in KINDS.values() for name in kind.files)}
+_OURS = {BASE, PREPROCESSOR, PARTS_FILE, *PARTS, *(name for kind in KINDS.values() for name in kind.files)}
 _SERVER = "server"
 _FIRST = {PARTS_FILE, *(kind.files[0] for kind in KINDS.values() if kind.files)}  # of which each adapter has one
 
@@ -96,7 +99,8 @@ def export(
     """Write the adapter of a run's last checkpoint as a folder: the global one, a group's, a client's or a server's.
 
     After full fine-tuning the folder holds the model. The adapters of a finished run are copied, which needs neither
-    model nor data; those of an unfinished run are built.
+    model nor data; those of an unfinished run are built. A base that
+    nobody could load by its name is written into the folder ``base``.
 
     Parameters
     ----------
@@ -128,9 +132,20 @@ def export(
             if out.is_dir():  # files that users put beside the adapter are kept
                 shutil.copytree(out, fresh, ignore=lambda folder, names: _OURS, dirs_exist_ok=True)
             shutil.copytree(made, fresh, dirs_exist_ok=True)
+            _add_base(run, fresh, client, group, server=server)
 
         replace_folder(out.resolve(), fill)
     return out
+
+
+def _add_base(run: Path, fresh: Path, client: ClientId | None, group: str | None, *, server: bool) -> None:
+    """Write the base into an adapter's folder if nobody could load it by its name."""
+    if read_config(run).get("parties"):
+        client, group, server = _party(run, read_partition(run)["clients"], client, group, server=server)
+    config, form, rng = base_of_run(run, fresh, client, group, server=server)
+    reads_table = TASKS[config.model.task].reads == "table"
+    if is_enclosed(config.model.name) and not KINDS[config.adapter.kind].trains_base and not reads_table:
+        plain_base(config, form, rng).save(fresh / BASE)
 
 
 def adapter_folder(

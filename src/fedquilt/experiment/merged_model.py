@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -15,10 +14,8 @@ from fedquilt.adapters.mixture.inject import folded_weights, mixtures, remove_mi
 from fedquilt.adapters.registry import KINDS
 from fedquilt.core.errors import ModelError, RunError
 from fedquilt.core.types import ClientId
+from fedquilt.experiment.base_of_run import base_of_run, plain_base
 from fedquilt.experiment.export import adapter_folder, export
-from fedquilt.experiment.models import load
-from fedquilt.experiment.trained_model import base_of_run
-from fedquilt.models.quantization import dequantize
 from fedquilt.models.saved_adapter import load_adapter
 
 
@@ -56,9 +53,7 @@ def export_merged(
             "--merged: the adapter has two parts whose logits are averaged (adapter.parts = 'apart'), and no weights "
             "compute that; export without --merged, or merge one of its parts with PEFT"
         )
-    plain = config.model_copy(update={"model": replace(config.model, quantization="none")})
-    loaded = load(plain, form, rng)
-    dequantize(loaded.model, loaded.blocks, config.model.quantization)
+    loaded = plain_base(config, form, rng)
     _merge(load_adapter(loaded.model, folder, blocks=loaded.blocks))
     replace_folder(out.resolve(), loaded.save, "model")
     return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -12,18 +12,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fedquilt.adapters.registry import KINDS
-from fedquilt.config.groups import Part, parts, server_parts
-from fedquilt.config.load import parse
 from fedquilt.config.schema import Config
-from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId
+from fedquilt.experiment.base_of_run import base_of_run
 from fedquilt.experiment.export import adapter_folder
-from fedquilt.experiment.models import Form, load
-from fedquilt.models.features import saved_features
+from fedquilt.experiment.models import load
 from fedquilt.models.loaded import Loaded
 from fedquilt.models.own import WEIGHTS, undressed
 from fedquilt.models.saved_adapter import load_adapter
-from fedquilt.record import read_config, read_environment
 
 
 def trained_model(
@@ -84,38 +80,3 @@ def trained(
     loaded = load(config, form, rng)
     loaded.model.load_state_dict(load_file(folder / WEIGHTS))
     return config, loaded
-
-
-def base_of_run(
-    run: Path,
-    folder: Path,
-    client: ClientId | None,
-    group: str | None,
-    objects: Mapping[str, Any] = MappingProxyType({}),
-    *,
-    server: bool = False,
-) -> tuple[Config, Form, Rng]:
-    """What ``load`` needs for the base of a run's group, client or server: its config, its form, and the stream.
-
-    Parameters
-    ----------
-    run, folder
-        The run's folder, and the one in it with the trained adapter.
-    client, group
-        The client, or the label of the group.
-    objects
-        ``Config.objects``.
-    server
-        Whether the model that the server owns is meant.
-    """
-    whole = parse(read_config(run)).with_objects(objects)
-    part = server_parts(whole)[0] if server else _part_of(parts(whole), client, group)
-    # in the order of the model's outputs
-    classes = tuple(read_environment(run).get("outputs", {}).get(part.label, {}).get("classes", ()))
-    return part.config, Form(classes, saved_features(folder)), Rng(whole.seed)
-
-
-def _part_of(groups: Sequence[Part], client: ClientId | None, label: str | None) -> Part:
-    if client is not None:
-        return next(part for part in groups if client in part.ids)
-    return next((part for part in groups if part.label == label), groups[0])

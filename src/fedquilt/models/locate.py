@@ -9,22 +9,12 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
+from fedquilt.core.enclosed import BUILTIN
 from fedquilt.core.errors import ConfigError, ModelError
 from fedquilt.core.shell import pip_install
 from fedquilt.core.types import IN_MEMORY
 from fedquilt.models.shapes import Values, mlp, published, tiny
 from fedquilt.models.text import NUM_TOKENS
-
-BUILTIN = (
-    "glyph-vit",
-    "glyph-vit-4x32",
-    "glyph-vit-8x48",
-    "arith-llama",
-    "arith-gemma",
-    "arith-qwen",
-    "arith-llama-12x112",
-)
-"""The models that are part of the package."""
 
 MODELS = "FEDQUILT_MODELS"
 """The environment variable that names a folder with local copies of models on the hub."""

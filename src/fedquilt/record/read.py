@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,10 +170,20 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _runs_inside(folder: Path) -> str:
-    inside = sorted(path.parent.name for path in folder.glob(f"[!.]*/{CONFIG}"))  # drafts begin with a dot
+    inside = [run.name for run in runs_inside(folder)]
     if not inside:
         return "give a folder that a run was written to"
     return f"it contains runs, give one of them: {', '.join(inside[:8])}{', ...' if len(inside) > 8 else ''}"
+
+
+def runs_inside(folder: Path) -> list[Path]:
+    """The run folders directly inside a folder, by name; drafts, whose names begin with a dot, are none."""
+    return sorted(path.parent for path in folder.glob(f"[!.]*/{CONFIG}"))
+
+
+def run_folders(given: Sequence[Path]) -> list[Path]:
+    """The folders; in place of each one that is no run but holds runs, these runs."""
+    return [run for one in given for run in ([one] if is_run(one) else runs_inside(one) or [one])]
 
 
 def is_run(folder: Path) -> bool:
