@@ -43,8 +43,9 @@ lint: $(VENV)/.dev
 
 check: lint test
 
+# Not --quiet: then no warning would be counted, and none be an error.
 site: $(VENV)/.dev
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 	@echo "the documentation: site/index.html; with search: $(BIN)/mkdocs serve"
 
 format: $(VENV)/.dev

@@ -50,9 +50,11 @@ def on_files(files: Files, config: Any) -> Files:
         seen.add(path)
         if not path.is_relative_to(DOCS):
             files.append(_file(path, config))
-        if path.suffix == ".md":
+        if path.is_dir():
+            waiting += _inside(path)
+        elif path.suffix == ".md":
             linked = [_target(path, found[2]) for found in LINK.finditer(path.read_text("utf-8"))]
-            waiting += [one for one in linked if one.is_file() and not one.is_relative_to(DOCS)]
+            waiting += [one for one in linked if one.exists() and not one.is_relative_to(DOCS)]
     return files
 
 
@@ -62,7 +64,7 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
 
     def link(found: re.Match[str]) -> str:
         target = _target(source, found[2])
-        if not target.is_relative_to(ROOT) or not target.is_file():
+        if not target.is_relative_to(ROOT) or not target.exists():
             return found[0]  # mkdocs says that it leads nowhere
         return f"{found[1]}{relpath(_uri(target), PurePosixPath(page.file.src_uri).parent)}{found[3]}"
 
@@ -70,9 +72,14 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
 
 
 def _target(source: Path, link: str) -> Path:
-    """The file that a link in a file leads to; a folder's is its README."""
+    """The file that a link in a file leads to; a folder's is its README, if it has one."""
     target = (source.parent / link).resolve()
-    return target / "README.md" if target.is_dir() else target
+    return target / "README.md" if (target / "README.md").is_file() else target
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The files of a folder that has no README."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
 def _uri(path: Path) -> str:
@@ -80,6 +87,8 @@ def _uri(path: Path) -> str:
     if path.is_relative_to(DOCS):
         return path.relative_to(DOCS).as_posix()
     kept = path.suffix in {".md", *PICTURES}
+    if path.is_dir():
+        return f"repository/{path.relative_to(ROOT).as_posix()}/README.md"
     return f"repository/{path.relative_to(ROOT).as_posix()}{'' if kept else '.md'}"
 
 
@@ -88,14 +97,18 @@ def _origin(uri: str) -> Path:
     if not uri.startswith("repository/"):
         return DOCS / uri
     path = ROOT / uri.removeprefix("repository/")
-    return path if path.is_file() else path.with_suffix("")
+    return path.with_suffix("") if path.with_suffix("").is_file() else path
 
 
 def _file(path: Path, config: Any) -> File:
     if path.suffix in {".md", *PICTURES}:
         return File.generated(config, _uri(path), abs_src_path=str(path))
-    name, text = path.relative_to(ROOT).as_posix(), path.read_text("utf-8")
+    name = path.relative_to(ROOT).as_posix()
     head = f"---\ntitle: {name}\nsearch:\n  exclude: true\nhide: [navigation, toc]\n---\n\n# {name}\n\n"
+    if path.is_dir():
+        listed = "".join(f"- [{one.name}]({one.name})\n" for one in _inside(path))
+        return File.generated(config, _uri(path), content=head + listed)
+    text = path.read_text("utf-8")
     return File.generated(
         config, _uri(path), content=f"{head}``````{LANGUAGES.get(path.suffix, 'text')}\n{text}\n``````\n"
     )
