@@ -115,11 +115,12 @@ def images(count: int) -> dict[str, Any]:
     """Rows of MNIST, if FEDQUILT_DATA has it; otherwise images of that size, drawn from a seed."""
     import numpy as np
 
+    draws = np.random.default_rng(1)
     known = Path(os.environ.get("FEDQUILT_DATA", "")) / "mnist" / "mnist.npz"
     if "FEDQUILT_DATA" in os.environ and known.exists():
         with np.load(known) as found:
-            return {"images": found["images"][:count], "labels": found["labels"][:count]}
-    draws = np.random.default_rng(1)
+            chosen = draws.permutation(len(found["labels"]))[:count]  # they are not in a random order there
+            return {name: found[name][chosen] for name in ("images", "labels")}
     return {"images": draws.integers(0, 256, (count, SIZE, SIZE), dtype=np.uint8), "labels": np.arange(count) % 10}
 
 
@@ -202,22 +203,23 @@ def measured(batch_size: int, repeats: int, rounds: int, names: list[str], place
 
 
 def table(result: dict[str, Any]) -> str:
-    """What was measured, as a table of Markdown; ratios are to the first arm in the same turn."""
+    """What was measured, as tables of Markdown: seconds, and ratios to fedquilt's fast arms in the same turn."""
 
     def cell(values: list[float]) -> str:
         return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
-    def ratio(own: list[dict[str, float]], key: str) -> str:
-        return cell([run[key] / first[key] for run, first in zip(own, ours, strict=True)])
+    def row(name: str, values: dict[str, list[float]]) -> str:
+        return f"| {name} | {' | '.join(cell(values[key]) for key in FIGURES)} |"
 
-    runs = result["runs"]
-    ours = next(iter(runs.values()))
+    runs: dict[str, list[dict[str, float]]] = result["runs"]
     titles = ("round 1 ends, s", "CPU s", "a later round, s", "CPU s")
-    lines = [f"| batch {result['batch_size']} | {' | '.join(titles)} |", "|---|---|---|---|---|"]
-    for name, own in runs.items():
-        lines.append(f"| {name} | {' | '.join(cell([run[key] for run in own]) for key in FIGURES)} |")
-    lines += ["", f"| / {next(iter(runs))} | {' | '.join(titles)} |", "|---|---|---|---|---|"]
-    for name, own in runs.items():
-        lines.append(f"| {name} | {' | '.join(ratio(own, key) for key in FIGURES)} |")
+    head = f"{' | '.join(titles)} |\n|---|---|---|---|---|"
+    lines = [f"| batch {result['batch_size']} | {head}"]
+    lines += [row(name, {key: [run[key] for run in own] for key in FIGURES}) for name, own in runs.items()]
+    for first in [name for name in runs if name.startswith("fedquilt, side by side")] or [*runs][:1]:
+        lines += ["", f"| / {first} | {head}"]
+        for name, own in runs.items():
+            pairs = [*zip(own, runs[first], strict=True)]
+            lines.append(row(name, {key: [run[key] / ours[key] for run, ours in pairs] for key in FIGURES}))
     apart = f"losses differ by {result['losses']:.1e} at most, the last tensors by {result['tensors']:.1e} of their way"
     return "\n".join([*lines, "", apart])
