@@ -24,6 +24,7 @@ MORE = {
     "config": {"pydantic", "pydantic_core"},
     "data": {"PIL", "sklearn", "pandas", "pyarrow"},
     "data/readers/hub.py": {"datasets"},
+    "data/readers/spreadsheet.py": {"openpyxl"},
     "models": {"huggingface_hub", "tokenizers"},
     "pretrain/arithmetic.py": {"tokenizers"},
     "models/hf_files.py": {"transformers"},
@@ -124,7 +125,9 @@ def test_every_library_that_is_imported_is_a_declared_dependency() -> None:
     declared = {re.split(r"[\[<>=!~;\s]", text)[0].lower() for text in project["dependencies"]}
     extra = project["optional-dependencies"]
     optional = [
-        text for name in ("flower", "privacy", "quantization", "endpoint", "psi", "watch") for text in extra[name]
+        text
+        for name in ("flower", "privacy", "quantization", "endpoint", "psi", "watch", "excel")
+        for text in extra[name]
     ]
     extras = {re.split(r"[\[<>=!~;\s]", text)[0].lower() for text in optional}
     distributions = {"PIL": "pillow", "sklearn": "scikit-learn", "pydantic_core": "pydantic"}

@@ -190,7 +190,7 @@ def _entries(table: Any, key: str) -> list[Any]:
 
 def _placed(value: str, folder: Path) -> str:
     value = os.path.expanduser(value)
-    one = value.replace("{client}", "0")  # a source for each client
+    one = value.replace("{client}", "0").partition("@")[0]  # a source for each client, or a sheet of a file
     if value.startswith(("./", "../")) or os.path.exists(folder / one):  # False if no file can have the name
         return os.path.abspath(folder / value)
     return value

@@ -85,9 +85,8 @@ def load_table(
         if prompt or words or format != "auto":
             raise DataError(f"data.source = '{source}': its prompts are ready; leave data.prompt, words and format out")
         return limited(_of_split(arithmetic_source(location), split), limit, rng)
-    if location.startswith("hub:"):
-        location, _, named = location.partition("@")
-        split = split or named or None
+    location, named = part_of(location)
+    split = split or named
     wanted = {text, pair, label, target, image, group, *(placeholders(prompt) if prompt else ())} - {None}
     wanted |= {*cells.columns} if cells and cells.columns else set()
     splits = objects[source] if source in objects else read_location(location, source, {str(name) for name in wanted})
@@ -113,6 +112,14 @@ def _of_split(table: Table, split: str | None) -> Table:
     if split not in ("train", "test") or table.is_train is None:
         return table
     return table.rows((table.is_train == (split == "train")).nonzero()[:, 0])
+
+
+def part_of(location: str) -> tuple[str, str | None]:
+    """The location without the split or sheet behind an ``@``, and its name."""
+    whole, _, named = location.partition("@")
+    if not named or not (location.startswith("hub:") or (os.path.isfile(whole) and not os.path.exists(location))):
+        return location, None
+    return whole, named
 
 
 def expanded(source: str) -> str:
@@ -209,7 +216,7 @@ def _chosen(splits: Mapping[str, Raw], split: str | None, label: str | None, sou
         raise DataError(
             f"data.source = '{source}': has the splits {', '.join(name or '(unnamed)' for name in splits)} and "
             "none of them is "
-            "'train'; name one file, or for the hub add the split (hub:owner/name@split)"
+            "'train'; name one file, or add the split or sheet (hub:owner/name@split, rows.xlsx@sheet)"
         )
     train, test = splits["train"], splits[held_out[0]]
     return joined([train, test], source), torch.arange(train.num_rows + test.num_rows) < train.num_rows

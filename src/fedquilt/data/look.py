@@ -11,7 +11,7 @@ import numpy as np
 
 from fedquilt.core.errors import DataError, suggestion
 from fedquilt.data.columns import is_nothing
-from fedquilt.data.loaders import expanded
+from fedquilt.data.loaders import expanded, part_of
 from fedquilt.data.readers.by_location import read_location
 from fedquilt.data.readers.raw_columns import Raw
 
@@ -109,8 +109,13 @@ def look(source: str, *, label: str | None = None, text: str | None = None, site
     DataError
         if the source cannot be read, or a named column is not there.
     """
-    splits = read_location(expanded(source), source, {*_LABELS, *_TEXTS, *filter(None, (label, text, site))})
-    raw = splits.get("train") or next(iter(splits.values()))
+    location, part = part_of(expanded(source))
+    splits = read_location(location, source, {*_LABELS, *_TEXTS, *filter(None, (label, text, site))})
+    if part is not None and part not in splits:
+        raise DataError(
+            f"'{source}': there is no '{part}'{suggestion(part, [*splits])}; there are: {', '.join(splits)}"
+        )
+    raw = splits[part] if part is not None else splits.get("train") or next(iter(splits.values()))
     for name in filter(None, (label, text, site)):
         if name not in raw.names:
             raise DataError(

@@ -12,6 +12,7 @@ from pathlib import Path
 import fedquilt
 from fedquilt.core.errors import ConfigError, suggestion
 from fedquilt.core.tasks import TASKS, one_of
+from fedquilt.data.loaders import part_of
 from fedquilt.data.look import Look, look
 
 MODELS: Mapping[str, tuple[str, str]] = {
@@ -95,10 +96,10 @@ def task_of(seen: Look) -> str:
 
 def _located(source: str, folder: Path) -> str:
     """The source as a run file in ``folder`` names it."""
-    path = Path(source)
+    path = Path(part_of(source)[0])
     if path.is_absolute() or not path.exists():
         return source
-    relative = Path(os.path.relpath(str(path), str(folder))).as_posix()
+    relative = Path(os.path.relpath(source, str(folder))).as_posix()
     return relative if relative.startswith("../") else f"./{relative}"
 
 

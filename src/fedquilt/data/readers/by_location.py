@@ -9,7 +9,7 @@ import numpy as np
 
 from fedquilt.core.errors import DataError, suggestion
 from fedquilt.core.types import IN_MEMORY
-from fedquilt.data.readers import delimited, files, hub
+from fedquilt.data.readers import delimited, files, hub, spreadsheet
 from fedquilt.data.readers.bundled import read_bundled
 from fedquilt.data.readers.raw_columns import Origin, Raw, joined
 
@@ -23,6 +23,7 @@ READERS: dict[str, Reader] = {
     ".jsonl": lambda path, wanted: files.read_jsonl(path),
     ".parquet": lambda path, wanted: hub.read_parquet(path),
     ".json": lambda path, wanted: files.read_json(path),
+    ".xlsx": lambda path, wanted: _one_sheet(path),
 }
 """The types of file that can be read, by the ends of their names. A new format is a row here."""
 
@@ -57,13 +58,23 @@ def read_location(location: str, source: str, wanted: set[str]) -> dict[str, Raw
         return hub.read_saved(path) if hub.is_saved(path) else _folder(path, source, wanted)
     if not path.exists():
         raise DataError(f"data.source = '{source}': there is no file or folder {path.absolute()}{_neighbours(path)}")
-    return {"": _file(path, wanted)}
+    return spreadsheet.read_xlsx(path) if kind_of(path) == ".xlsx" else {"": _file(path, wanted)}
 
 
 def kind_of(path: Path) -> str:
     """The end of a file's name that says its type, in lower case: ``.csv``, or ``.csv.gz``."""
     end = path.suffix.lower()
     return f"{Path(path.stem).suffix.lower()}{end}" if end == ".gz" else end
+
+
+def _one_sheet(path: Path) -> Raw:
+    sheets = spreadsheet.read_xlsx(path)
+    if len(sheets) > 1:
+        raise DataError(
+            f"{path}: has several sheets ({', '.join(sheets)}), and in a folder every file must be one table; name the "
+            f"file, and the sheet behind it, as in {path.name}@{next(iter(sheets))}"
+        )
+    return next(iter(sheets.values()))
 
 
 def _neighbours(path: Path) -> str:

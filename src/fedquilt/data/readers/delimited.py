@@ -49,7 +49,7 @@ def read_csv(path: Path) -> Raw:
     if not rows.cells:
         return from_columns({}, str(path), "line", (), rows.troubles)
     number, names = rows.cells[0]
-    return _columns(path, _named(path, number, names), rows.cells[1:], rows.troubles)
+    return _columns(path, column_names(path, number, names), rows.cells[1:], rows.troubles)
 
 
 def read_tsv(path: Path, wanted: Collection[str]) -> Raw:
@@ -76,7 +76,7 @@ def read_tsv(path: Path, wanted: Collection[str]) -> Raw:
     number, first = filled[0]
     stripped = [cell.strip() for cell in first]
     if set(stripped) & set(wanted):
-        return _columns(path, _named(path, number, stripped), filled[1:], rows.troubles)
+        return _columns(path, column_names(path, number, stripped), filled[1:], rows.troubles)
     _refuse_names(path, stripped, [cells[-1].strip() for _, cells in filled[1:]], wanted)
     return _columns(path, _PLAIN[len(first)], filled, rows.troubles)
 
@@ -165,7 +165,7 @@ def _separator(path: Path, text: str) -> str:
     return cutting[0]
 
 
-def _named(path: Path, number: int, cells: Sequence[str]) -> list[str]:
+def column_names(path: Path, number: int, cells: Sequence[str]) -> list[str]:
     """The column names; an empty one, as pandas writes for an index, is numbered."""
     names = [cell.strip() or f"Unnamed: {index}" for index, cell in enumerate(cells)]
     twice = next((name for name in names if names.count(name) > 1), None)
