@@ -40,7 +40,7 @@ def trial(made: Path, tmp_path_factory: pytest.TempPathFactory):
         yield started
 
 
-@pytest.mark.parametrize("method", ["proto-evfl", "vfl-split"])
+@pytest.mark.parametrize("method", ["proto-evfl", "vfl-split", "vfl-cvt", "vfl-hssl", "vfl-few-shot"])
 def test_a_run_and_a_query_have_the_bits_of_one_process(
     trial: Trial, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

@@ -31,6 +31,7 @@ from fedquilt.report.comparison import comparison
 from fedquilt.report.parties import kept_of, kept_rows
 from fedquilt.report.runs import read_run
 from fedquilt.vertical.prototypes import unit
+from fedquilt.vertical.semantic import made_of
 
 FILE = """
 rounds = 3
@@ -218,6 +219,40 @@ def test_a_class_of_few_labels_is_not_learned() -> None:
     few = counts < 0.2 * counts.sum()
     assert (counts[few] > 0).any()
     assert reply.params["counts"].tolist() == counts.masked_fill(few, 0).tolist()
+
+
+@pytest.fixture
+def attributes(tmp_path: Path) -> str:
+    """A file of attributes of the digits."""
+    lines = [f"{digit},{digit % 2},{digit % 3},{digit % 5}" for digit in range(CLASSES)]
+    (tmp_path / "digits.csv").write_text("\n".join(["digit,a,b,c", *lines]) + "\n")
+    return str(tmp_path / "digits.csv")
+
+
+def test_prototypes_of_attributes_are_learned_at_every_party_and_sent_as_prototypes(
+    attributes: str, tmp_path: Path
+) -> None:
+    settings = config(method={"attributes": attributes}, partition={"unseen": ["9"]})
+    folder = run(settings, tmp_path / "run")
+    _, state, memories = Record.open(folder).load_checkpoint()
+    first = build(settings).method.init(build(settings).rng.child("init"))["own"]
+    for own in (state["own"], *memories.values()):
+        assert torch.equal(own["prototypes"], made_of(own["attributes"], own["extra"]))
+        assert sum(name.startswith("semantic") for name in own["extra"]) == 4
+    assert all(not torch.equal(state["own"]["extra"][name], first["extra"][name]) for name in first["extra"])
+    told = state["told"]["0"]["prototypes"]
+    assert told.shape == (CLASSES, WIDTH)
+    # what follows gradients after the last message is learned too
+    assert not torch.equal(told, memories[0]["prototypes"])
+    assert torch.allclose(told, memories[0]["prototypes"], atol=0.2)
+    assert read_rounds(folder)[-1]["evaluation"]["global"].keys() >= {"seen", "unseen", "harmonic"}
+
+
+def test_attributes_that_do_not_fit_are_refused_before_anything_is_trained(attributes: str) -> None:
+    (problem,) = check(config(method={"attributes": "none.csv"}))
+    assert "method.attributes = 'none.csv': cannot be read" in problem
+    (problem,) = check(config(method={"attributes": attributes, "offset": "auto"}))
+    assert "method.offset = 'auto': takes a class from what the parties have learned" in problem
 
 
 def test_a_party_is_asked_three_times_by_the_method_of_few_messages(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from fedquilt.core.errors import ConfigError
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
-from fedquilt.core.settings import Count, Few, FromRound, Kept, Part, Penalty, Positive, Share, Unless
+from fedquilt.core.settings import Count, Few, FromRound, Kept, Part, Penalty, Positive, Share, Text, Unless
 from fedquilt.core.types import Params
 from fedquilt.methods.traits import Traits
 from fedquilt.vertical.calibration import offset_of
@@ -21,11 +21,12 @@ from fedquilt.vertical.fusion import fused, gates
 from fedquilt.vertical.joint import Joint, Views, gate_logits, gate_of, head_logits, head_of, party_scores
 from fedquilt.vertical.lesson import Lesson, OwnLoss
 from fedquilt.vertical.losses import Weights, aligned_loss, kept_rows, unaligned_loss
-from fedquilt.vertical.method import vertical_method
+from fedquilt.vertical.method import vertical_method, vertical_of
 from fedquilt.vertical.prediction import known_by_any
 from fedquilt.vertical.prototypes import cosines
 from fedquilt.vertical.recipe import Recipe
 from fedquilt.vertical.selection import Selection
+from fedquilt.vertical.semantic import Semantic, attributes_of
 from fedquilt.vertical.stacking import stacked
 from fedquilt.vertical.transport import transport
 
@@ -60,6 +61,7 @@ def proto_evfl(
     least: Share = 0.0,
     dropout: Share = 0.1,
     offset: Penalty | Literal["auto"] = 0.0,
+    attributes: Text | None = None,
 ) -> Method:
     """Proto-EVFL: parties learn class prototypes from rows that they alone hold, and predict together.
 
@@ -82,33 +84,43 @@ def proto_evfl(
     local_share : share of a party's own prior in the one that guides it.
     aligned_share : share of the aligned rows in the prior of all parties.
     gate : whether the weights of parties are learned; otherwise they are equal.
-    hidden : width of the gate's hidden layer.
+    hidden : width of the gate's hidden layer, and of the network of attributes.
     mask : whether a party counts only for classes that it has learned.
     least : share of a party's labelled rows that a class needs to count as learned, against a few wrong labels.
     dropout : how often a passive party is hidden from the joint model in a row, so that it can be missing later.
     offset : what is subtracted from the logits of classes of the aligned rows when test rows are predicted; above 0,
         classes that nobody has learned can be predicted. ``auto`` chooses it after each round, by leaving out each
         class of the aligned rows in turn; 0 where each class has been learned by some party.
+    attributes : CSV file with a row of numbers for each class, at every party: prototypes are made from these by a
+        network, so that a class that nobody has rows of has one too. Left out, they are free vectors.
 
     Raises
     ------
     ConfigError
-        if the offset is to be chosen without ``mask``: a class that is left out would keep its score.
+        if the offset is to be chosen without ``mask``, or with ``attributes``: a class that is left out would keep its
+        score; or if the attributes cannot be read.
 
     Paper: proto-evfl, protocol
     """
     weights = Weights(unaligned, transported, fused_weight, each_party, head, temperature)
     selection = Selection(keep, softness, balanced, keep_after)
     recipe = Recipe(
-        _Fusion(weights, hidden, gate, mask, offset).model,
+        _Fusion(weights, hidden, gate, mask, offset, attributes is not None).model,
         _own_loss(selection, weights, unlabelled, prior_rate) if local else None,
         minibatches,
         aligned_share=aligned_share,
         local_share=local_share,
         dropout=dropout,
         least=least,
+        semantic=None if attributes is None else _semantic(federation, attributes, hidden),
     )
     return vertical_method("proto-evfl", federation, recipe)
+
+
+def _semantic(federation: Federation, file: str, hidden: int) -> Semantic:
+    """How prototypes are made from the attributes of the federation's classes."""
+    classes = vertical_of(federation, "proto-evfl").classes
+    return Semantic(attributes_of(file, classes, "method.attributes"), hidden)
 
 
 @dataclass(frozen=True)
@@ -120,12 +132,18 @@ class _Fusion:
     gate: bool
     mask: bool
     offset: float | Literal["auto"]
+    semantic: bool = False
 
     def __post_init__(self) -> None:
         if self.offset == "auto" and not self.mask:
             raise ConfigError(
                 "method.offset = 'auto': leaves classes out by the mask of what parties have learned, and method.mask "
                 "= false; set mask = true, or give the offset as a number"
+            )
+        if self.offset == "auto" and self.semantic:
+            raise ConfigError(
+                "method.offset = 'auto': takes a class from what the parties have learned, and method.attributes would "
+                "still give it the prototype that was learned; give the offset as a number"
             )
 
     @property
@@ -145,6 +163,11 @@ class _Fusion:
         """The mask of classes; without it a party that replied counts for all."""
         return views.knows if self.mask else views.knows.any(1, keepdim=True).expand_as(views.knows)
 
+    def tells(self, views: Views) -> Tensor:
+        """The mask for predictions: of a class that nobody has learned, all parties know the attributes."""
+        new = ~views.knows.any(0) & views.knows.any(1, keepdim=True)
+        return self.knows(views) | new if self.semantic else self.knows(views)
+
     def loss(self, tensors: Params, views: Views, labels: Tensor) -> Tensor:
         there = views.replied
         scores = party_scores(views)
@@ -155,11 +178,12 @@ class _Fusion:
             head_logits(tensors, views),
             labels,
             self.weights,
+            unseen=not self.semantic,
         )
 
     def joint(self, tensors: Params, views: Views) -> Tensor:
         """The fused scores, without an offset."""
-        return fused(party_scores(views), self.gates(tensors, views), self.knows(views)) / self.weights.temperature
+        return fused(party_scores(views), self.gates(tensors, views), self.tells(views)) / self.weights.temperature
 
     def calibrate(self, tensors: Params, views: Views, labels: Tensor) -> Params:
         """The offset that aligned rows say is best."""
@@ -169,7 +193,9 @@ class _Fusion:
     def predict(self, tensors: Params, views: Views) -> Tensor:
         joint = self.joint(tensors, views)
         offset = float(tensors.get(OFFSET, 0.0)) if self.offset == "auto" else self.offset
-        return stacked(joint, views.seen, offset) if offset else joint + known_by_any(views.knows)
+        if offset:
+            return stacked(joint, views.seen, offset)
+        return joint + known_by_any(self.tells(views) if self.semantic else views.knows)
 
 
 def _own_loss(selection: Selection, weights: Weights, unlabelled: float, rate: float) -> OwnLoss:
@@ -178,7 +204,7 @@ def _own_loss(selection: Selection, weights: Weights, unlabelled: float, rate: f
     def loss(of: Lesson) -> Tensor:
         share = 1.0 if of.labels is not None else unlabelled
         now = selection.at(of.round)
-        return share * unaligned_loss(of.embeddings, of.prototypes, of.prior, of.labels, now, weights)
+        return share * unaligned_loss(of.embeddings, of.prototypes, of.prior, of.labels, now, weights, of.known)
 
     def kept(of: Lesson) -> tuple[Tensor, Tensor]:
         now = selection.at(of.round)

@@ -18,6 +18,7 @@ from fedquilt.vertical.optimiser import Moments, Optimiser
 from fedquilt.vertical.party import Learning, PartyState, begun, learning, party_of
 from fedquilt.vertical.prior import histogram
 from fedquilt.vertical.relay import Relay
+from fedquilt.vertical.semantic import Semantic
 from fedquilt.vertical.telling import Told
 
 
@@ -69,11 +70,11 @@ class Received(NamedTuple):
     told: Told
 
 
-def first_state(vertical: Vertical, joint: Joint, rng: Rng) -> ActiveState:
-    """The active party's state before the first round."""
+def first_state(vertical: Vertical, joint: Joint, rng: Rng, semantic: Semantic | None = None) -> ActiveState:
+    """The active party's state before the first round; ``semantic`` as for ``begun``."""
     classes, width = len(vertical.classes), vertical.width
     party, own = party_of(vertical.active), rng.child("active")
-    state = begun(party, {}, (classes, width), own)
+    state = begun(party, {}, (classes, width), own, semantic)
     state["params"] = vertical.initial(own.child("model"))
     return ActiveState(
         own=state,
@@ -146,7 +147,8 @@ def joined(
         for minibatch, chosen in enumerate(state["rows"]):
             own = of.embed(take(party.splits[ALIGNED], chosen))
             embeddings = stacked_parties([*(_at(parts, id, minibatch) for id in passive), own], own)
-            prototypes = stacked_parties([*(held.get(id) for id in passive), of.prototypes], of.prototypes)
+            mine = of.prototypes
+            prototypes = stacked_parties([*(held.get(id) for id in passive), mine], mine)
             hidden = torch.rand(len(chosen), len(there), generator=draws).to(device) < dropout
             hidden[:, -1] = False
             present = there & holds[chosen].to(device)

@@ -99,6 +99,10 @@ class Exchanges:
         party, halves = party_of(worker), self.vertical.halves
         return party if halves is None else as_aligned(party, aligned_rows(memory), halves)
 
+    def begun(self, party: Client, memory: Memory, rng: Rng) -> PartyState:
+        """What a party remembers, see ``party.begun``."""
+        return begun(party, memory, (self.classes, self.vertical.width), rng, self.recipe.semantic)
+
     def lacking(self, memory: Memory, *, shown: bool) -> Tensor | None:
         """Whether a party lacks each aligned row, or each that is ``shown``, (rows,); None where all are held."""
         return None if self.vertical.halves is None else lacking(memory, self.vertical.halves)[int(shown)]
@@ -134,7 +138,7 @@ class Exchanges:
         if self.recipe.alone:
             return Reply(worker.id, {}, weight), memory
         party, missing = self.party(worker, memory), self.lacking(memory, shown=False)
-        state = begun(party, memory, (self.classes, self.vertical.width), order.rng)
+        state = self.begun(party, memory, order.rng)
         facts, shared = self._facts(party, order, missing), joint_tensors(order.params)
         state = self._learned(party, state, order.params.get(PRIOR), order.round, order.rng, facts, shared)
         up = {EMBEDDINGS: blank(embedded(party, state, chosen_rows(party, order.settings["rows"])), missing, order)}
@@ -236,7 +240,7 @@ class Exchanges:
     def follow(self, worker: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
         """A step for each minibatch along its gradients."""
         party = self.party(worker, memory)
-        state = begun(party, memory, (self.classes, self.vertical.width), order.rng)
+        state = self.begun(party, memory, order.rng)
         prototypes = order.params.get(PROTOTYPES, torch.zeros_like(state["prototypes"]))
         rows, down = chosen_rows(party, order.settings["rows"]), order.params[EMBEDDINGS]
         down = blank(down.flatten(0, 1), self.lacking(memory, shown=False), order).view_as(down)
@@ -264,7 +268,7 @@ class Exchanges:
         if self.recipe.alone:
             return Reply(worker.id, {}, weight), memory
         party = self.party(worker, memory)
-        state = begun(party, memory, (self.classes, self.vertical.width), order.rng)
+        state = self.begun(party, memory, order.rng)
         shown = blank(embedded(party, state, party.splits[TEST]), self.lacking(memory, shown=True))
         return Reply(party.id, {EMBEDDINGS: shown}, weight), {**memory, **state}
 

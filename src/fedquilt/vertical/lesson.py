@@ -71,6 +71,9 @@ class Lesson:
         What the party was told of aligned rows; None in a round without.
     round
         The round.
+    known
+        Whether the party has rows of each class, (C,), where prototypes are made of attributes: only these classes
+        compete with each other then, so that no class is learned to be unlike all rows; otherwise None.
     """
 
     rows: Batch
@@ -83,6 +86,7 @@ class Lesson:
     rng: Rng
     facts: Facts | None = None
     round: int = 0
+    known: Tensor | None = None
 
     @cached_property
     def embeddings(self) -> Tensor:

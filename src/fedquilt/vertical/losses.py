@@ -41,6 +41,7 @@ def unaligned_loss(
     labels: Tensor | None,
     selection: Selection,
     weights: Weights,
+    known: Tensor | None = None,
 ) -> Tensor:
     """A party's loss on a batch of its unaligned rows, with no other party.
 
@@ -60,6 +61,8 @@ def unaligned_loss(
         How rows are selected and weighted.
     weights
         Of the parts, and the temperature.
+    known
+        The classes that compete, (C,) boolean, those of all labels among them; None for all.
 
     Paper: proto-evfl, unaligned-loss
     """
@@ -67,6 +70,9 @@ def unaligned_loss(
     even = torch.full_like(scores[:, 0], 1 / len(scores))
     held = cosines(embeddings, prototypes.detach())
     prior = prior.to(scores.dtype)
+    if known is not None:
+        scores = scores.masked_fill(~known, float("-inf"))
+        prior = prior * known / (prior * known).sum()
     carried = transport(held, prior, even, weights.temperature)
     own, chosen = _weighed(carried, held, labels, selection)
     entropy = functional.cross_entropy(scores / weights.temperature, own, reduction="none")
@@ -105,6 +111,8 @@ def aligned_loss(
     head: Tensor,
     labels: Tensor,
     weights: Weights,
+    *,
+    unseen: bool = True,
 ) -> Tensor:
     """The active party's loss on a batch of aligned rows.
 
@@ -122,12 +130,18 @@ def aligned_loss(
         Of each row, (n,).
     weights
         Of the parts, and the temperature.
+    unseen
+        Whether classes that a party, or nobody, has learned compete in its scores too.
 
     Paper: proto-evfl, aligned-loss
     """
-    heat = weights.temperature
-    joint = functional.cross_entropy(fused(torch.stack(tuple(scores)), gate, knows) / heat, labels)
-    each = each_party_loss([own / heat for own in scores], labels)
+    heat, out = weights.temperature, float("-inf")
+    whole, parts = fused(torch.stack(tuple(scores)), gate, knows), scores
+    if not unseen:
+        whole = whole.masked_fill(~knows.any(0), out)
+        parts = [own.masked_fill(~mask, out) for own, mask in zip(scores, knows, strict=True)]
+    joint = functional.cross_entropy(whole / heat, labels)
+    each = each_party_loss([own / heat for own in parts], labels)
     plain = functional.cross_entropy(head, labels)
     return weights.fused * joint + weights.each_party * each + weights.head * plain
 

@@ -53,7 +53,7 @@ def exchanged(name: str, own: Exchanges) -> Method:
     )
     return Method(
         name,
-        lambda rng: first_state(own.vertical, own.recipe.joint, rng),
+        lambda rng: first_state(own.vertical, own.recipe.joint, rng, own.recipe.semantic),
         exchanges,
         lambda state, profile: Order({}),
         report=_report,

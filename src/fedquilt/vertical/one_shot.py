@@ -26,7 +26,7 @@ from fedquilt.vertical.exchanges import Exchanges
 from fedquilt.vertical.files import held
 from fedquilt.vertical.lesson import Facts
 from fedquilt.vertical.method import exchanged, vertical_of
-from fedquilt.vertical.party import PartyState, begun, chosen_rows, learned_alone, party_of
+from fedquilt.vertical.party import PartyState, chosen_rows, learned_alone, party_of
 from fedquilt.vertical.recipe import Recipe
 from fedquilt.vertical.telling import COUNTS, EMBEDDINGS, PROTOTYPES, told_by
 
@@ -135,7 +135,7 @@ class OneShot(Exchanges):
     def follow(self, worker: Worker, order: Order, memory: Memory) -> tuple[Reply, Memory]:
         """Cluster the rows by their gradients, and take the steps of all rounds with the clusters for labels."""
         party, count = self.party(worker, memory), order.settings[CLUSTERS]
-        state = begun(party, memory, (self.classes, self.vertical.width), order.rng)
+        state = self.begun(party, memory, order.rng)
         facts = self._clustered(party, order, self.lacking(memory, shown=False))
         if self.recipe.own and self.recipe.own.extra and "extra" not in state:
             state["extra"] = self.recipe.own.extra(count, self.vertical.width, order.rng.child("extra"))

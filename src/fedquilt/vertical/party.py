@@ -23,6 +23,7 @@ from fedquilt.vertical.optimiser import Moments, Optimiser
 from fedquilt.vertical.prior import histogram, learned
 from fedquilt.vertical.prototypes import unit
 from fedquilt.vertical.selection import Tally
+from fedquilt.vertical.semantic import Semantic, made_of
 
 PROTOTYPES = "prototypes"
 """The name of the class prototypes among a party's trained tensors."""
@@ -48,6 +49,9 @@ class PartyState(TypedDict):
     kept
         The share of each class that was kept in the last round of steps on its own rows, (C,), see ``selection.Tally``;
         absent where all rows are.
+    attributes
+        Of each class, (C, a), where prototypes are made of them by tensors of ``extra``, see ``semantic``; otherwise
+        absent, and the prototypes are learned themselves.
     """
 
     params: Params
@@ -56,13 +60,21 @@ class PartyState(TypedDict):
     moments: Moments
     extra: NotRequired[Params]
     kept: NotRequired[Tensor]
+    attributes: NotRequired[Tensor]
 
 
 class Learning:
     """A party while it learns: its encoder with gradients, its prototypes and the method's own tensors."""
 
-    def __init__(self, party: Client, prototypes: Tensor, extra: Params, optimiser: Optimiser) -> None:
-        self.party, self.prototypes, self.extra, self.optimiser = party, prototypes, extra, optimiser
+    def __init__(
+        self, party: Client, free: Tensor, extra: Params, optimiser: Optimiser, attributes: Tensor | None = None
+    ) -> None:
+        self.party, self.free, self.extra, self.optimiser, self.attributes = party, free, extra, optimiser, attributes
+
+    @property
+    def prototypes(self) -> Tensor:
+        """The class prototypes as they are now, (C, m); gradients flow through them."""
+        return self.free if self.attributes is None else made_of(self.attributes, self.extra)
 
     def embed(self, rows: Batch) -> Tensor:
         """The unit embeddings of rows, (n, m); gradients flow through them."""
@@ -82,16 +94,31 @@ def party_of(worker: Worker) -> Client:
     return worker
 
 
-def begun(party: Client, memory: Memory, shape: tuple[int, int], rng: Rng) -> PartyState:
+def begun(
+    party: Client, memory: Memory, shape: tuple[int, int], rng: Rng, semantic: Semantic | None = None
+) -> PartyState:
     """What the party remembers; before the first message, random prototypes and the histogram of its labels.
 
-    ``shape`` is that of the prototypes, (C, m).
+    Parameters
+    ----------
+    party, memory
+        The party, and its memory.
+    shape
+        That of the prototypes, (C, m).
+    rng
+        The random stream of the first prototypes.
+    semantic
+        How prototypes are made from attributes of classes; None if they are learned themselves.
     """
     if PROTOTYPES in memory:
         return cast(PartyState, {key: memory[key] for key in PartyState.__annotations__ if key in memory})
     drawn = torch.randn(*shape, generator=rng.child(PROTOTYPES).torch())
     known = party.train["labels"][party.train["labels"] >= 0]
-    return PartyState(params=party.initial, prototypes=unit(drawn), prior=histogram(known, shape[0]), moments={})
+    state = PartyState(params=party.initial, prototypes=unit(drawn), prior=histogram(known, shape[0]), moments={})
+    if semantic is not None:
+        state["extra"], state["attributes"] = semantic.init(shape[1], rng.child("semantic")), semantic.attributes
+        state["prototypes"] = made_of(state["attributes"], state["extra"])
+    return state
 
 
 def chosen_rows(party: Client, rows: Sequence[int]) -> dict[str, Tensor]:
@@ -106,12 +133,6 @@ def chosen_rows(party: Client, rows: Sequence[int]) -> dict[str, Tensor]:
     if any(not 0 <= row < len(there["labels"]) for row in rows):
         raise TrainingError(f"the order names aligned rows that this party has not: it has {len(there['labels'])}")
     return take(there, rows)
-
-
-def counts_of(party: Client, classes: int) -> Tensor:
-    """The number of the party's unaligned rows of each class that it knows, float32 (C,)."""
-    labels = party.train["labels"]
-    return torch.bincount(labels[labels >= 0], minlength=classes).float()
 
 
 def learning(
@@ -135,22 +156,27 @@ def learning(
     names = {*bench.layout.depth} - party.frozen
     prototypes = state["prototypes"].to(bench.device).clone()
     extra = {name: tensor.to(bench.device).clone() for name, tensor in state.get("extra", {}).items()}
-    beside = {PROTOTYPES: prototypes, **extra}
+    attributes = state.get("attributes")
+    beside = extra if attributes is not None else {PROTOTYPES: prototypes, **extra}
     rate = learning_rate_at(party.training, round, party.rounds)
     again = party.training.gradient_checkpointing
     with bench.training({*names, *beside}, beside, recompute=again), rng.child("dropout").scope():
         tensors = {name: tensor for name, tensor in bench.parameters.items() if name in names}
         optimiser = Optimiser({**tensors, **beside}, party.training, rate, state["moments"])
-        used = use(Learning(party, prototypes, extra, optimiser))
+        learner = Learning(party, prototypes, extra, optimiser, attributes)
+        used = use(learner)
+        prototypes = learner.prototypes.detach()
     params = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
     after = PartyState(
         params={**state["params"], **params, **bench.state(names)},
-        prototypes=prototypes.detach().to("cpu", copy=True),
+        prototypes=prototypes.to("cpu", copy=True),
         prior=state["prior"],
         moments=optimiser.moments(),
     )
     if extra:
         after["extra"] = {name: tensor.detach().to("cpu", copy=True) for name, tensor in extra.items()}
+    if attributes is not None:
+        after["attributes"] = attributes
     return after, used
 
 
@@ -186,6 +212,8 @@ def learned_alone(
     if not labelled and not own.unlabelled:
         return state
     prior, tally = prior.to(party.bench.device), Tally(len(prior))
+    counted = torch.bincount(rows["labels"], minlength=len(prior)) if "attributes" in state and labelled else None
+    known = None if counted is None else (counted > 0).to(party.bench.device)
 
     def steps(of: Learning) -> Tensor:
         moving = state["prior"]
@@ -203,6 +231,7 @@ def learned_alone(
                 rng=rng.child("step", number),
                 facts=facts,
                 round=round,
+                known=known,
             )
             loss = own.loss(lesson)
             if own.kept is not None:

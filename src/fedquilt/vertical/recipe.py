@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fedquilt.vertical.joint import Joint
 from fedquilt.vertical.lesson import OwnLoss
+from fedquilt.vertical.semantic import Semantic
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Recipe:
         The tensors of the joint model that every party trains on rows of its own, and the active party averages.
     least
         The share of its labelled rows that a class needs for a party to have learned it.
+    semantic
+        How parties make prototypes from attributes of classes; None if they learn them freely.
     """
 
     joint: Joint
@@ -47,6 +50,7 @@ class Recipe:
     relays: bool = False
     shared: tuple[str, ...] = ()
     least: float = 0.0
+    semantic: Semantic | None = None
 
     @property
     def selects(self) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedquilt.client.client import Client
 from fedquilt.core.types import ClientId, Params, Range
-from fedquilt.vertical.party import PartyState, counts_of
+from fedquilt.vertical.party import PartyState
 from fedquilt.vertical.recipe import Recipe
 from fedquilt.vertical.selection import NONE_SEEN
 
@@ -49,11 +49,12 @@ class Told(TypedDict):
 
 
 def learned_counts(party: Client, classes: int, least: float) -> Tensor:
-    """The party's labelled rows by class, (C,), with 0 for a class that has less than this share of them.
+    """The party's labelled rows by class, float32 (C,), with 0 for a class that has less than this share of them.
 
     A party counts for the classes of which it tells rows, and a few wrong labels make no class that it has learned.
     """
-    counts = counts_of(party, classes)
+    labels = party.train["labels"]
+    counts = torch.bincount(labels[labels >= 0], minlength=classes).float()
     return counts * (counts >= least * counts.sum())
 
 
