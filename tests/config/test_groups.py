@@ -78,7 +78,7 @@ def test_a_config_without_groups_is_one_part_and_keeps_its_digest(file):
     assert (part.label, part.config) == ("", config)
     keys = resolved(config)
     assert "groups" not in keys
-    for name in ("name", "seeds", "device", "output", "compare"):
+    for name in ("name", "seeds", "device", "output", "compare", "track"):
         del keys[name]
     for name in ("timeout", "wait", "grace", "node_keys"):
         del keys["network"][name]

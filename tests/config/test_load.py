@@ -370,6 +370,7 @@ def test_the_digest_ignores_what_does_not_determine_the_result(write):
     same += ["network.timeout=9", "network.wait=9", "network.grace=9", "checkpoints.keep=9", "engine.processes=2"]
     keys = [f"ecdsa-sha2-nistp384 {number:A>160}" for number in range(load(path)[0].partition.num_clients)]
     same += [f"network.node_keys={keys}"]
+    same += ["track={to='tensorboard', clients=true}"]
     assert {change.split("=")[0] for change in same} == set(NOT_DETERMINING)
     for change in same:
         assert digest(load(path, [change])[0]) == before

@@ -57,7 +57,7 @@ USED = {
     *("training.warmup_rounds", "training.precision", "training.gradient_checkpointing"),
     *("evaluation.every", "evaluation.batch_size", "evaluation.limit", "evaluation.clients", "evaluation.last"),
     *("aggregation.server_optimizer", "privacy.mode", "checkpoints.keep", "engine.batch_clients", "engine.processes"),
-    *("engine.prefix_cache",),
+    *("engine.prefix_cache", "track.to"),
     *("defence.max_reply_bytes", "defence.min_cohort", "defence.max_weight_share"),
 }
 """Keys of which something comes in every run that they can stand in."""
@@ -192,6 +192,9 @@ REFUSED = {
     "disclosure.count_noise": (IMAGES, "disclosure.count_noise=0.5"),
     "disclosure.delta": (IMAGES, "disclosure.delta=0.01"),
     "disclosure.test_key": (IMAGES, "disclosure.test_key=2"),
+    "track.project": (IMAGES, "track.project=mine"),
+    "track.folder": (IMAGES, "track.folder=elsewhere"),
+    "track.clients": (IMAGES, "track.clients=true"),
     "network.dtype": (IMAGES, "method.name=flora", "network.dtype=int8"),
     "parties": (IMAGES, "parties=[{label='one'}]"),
 }

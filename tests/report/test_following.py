@@ -50,7 +50,7 @@ def test_a_run_that_nobody_writes_is_called_stopped(config, tmp_path):
         run(config(), tmp_path / "run", Stop())
     seen = Following([tmp_path / "run"]).look()
     assert seen.state == STOPPED
-    assert re.search(r"round 1 of 3: .* no process is writing it; to go on: fedquilt run --resume ", seen.text)
+    assert re.search(r"round 1 of 3: .* no process is writing it; to go on: .*run --resume ", seen.text)
 
 
 def test_several_runs_go_on_while_one_of_them_does(finished, tmp_path):

@@ -24,6 +24,7 @@ CHOICES = {
     "partition": "scheme",
     "privacy": "mode",
     "private": "source",
+    "track": "to",
 }
 """The main key of each section: ``method="fedit"`` means ``method={"name": "fedit"}``. ``private`` is of ``server``."""
 

@@ -11,6 +11,7 @@ import typer
 
 from fedquilt.cli.screen import errors, out
 from fedquilt.core.errors import ConfigError, RunError
+from fedquilt.core.shell import install_extra
 
 PORT = 8712
 """The port that is taken if it is free and no other is asked for."""
@@ -30,9 +31,7 @@ def watch(
     """Show the report page of runs in a browser, and keep it up to date while they go on. Ctrl-C ends it."""
     missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
     if missing:
-        raise ConfigError(
-            f"fedquilt watch: needs {' and '.join(missing)}; install with `pip install {' '.join(missing)}`"
-        )
+        raise ConfigError(f"fedquilt watch: needs {' and '.join(missing)}; install with `{install_extra('watch')}`")
     from fedquilt.report.following import FINISHED, Following, Seen
     from fedquilt.report.guard import is_loopback
     from fedquilt.report.live import serve

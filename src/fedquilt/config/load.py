@@ -26,6 +26,7 @@ from fedquilt.core.errors import ConfigError
 NOT_DETERMINING = (
     *("name", "seeds", "device", "output", "evaluation.last", "compare"),
     *("network.timeout", "network.wait", "network.grace", "network.node_keys", "checkpoints.keep", "engine.processes"),
+    "track",
 )
 """Keys that may differ between two runs of the same experiment, because they do not affect the results."""
 

@@ -34,6 +34,7 @@ from fedquilt.core.disclosure import Disclosure
 from fedquilt.core.engine import Engine
 from fedquilt.core.model import Model
 from fedquilt.core.settings import Count, Layers, Part, Percent, Rank, Rounds, Seed, Text, Written
+from fedquilt.core.track import Track
 from fedquilt.core.training import Training
 
 
@@ -136,6 +137,7 @@ class Config(BaseModel):
     disclosure: Disclosure = Disclosure()
     network: Network = Network()
     checkpoints: Checkpoints = Checkpoints()
+    track: Track = Track()
     method: Method = Method()
     server: Server | None = None
     groups: Annotated[tuple[Group, ...], Field(max_length=100)] = ()

@@ -26,6 +26,7 @@ from fedquilt.experiment.features import SITES
 from fedquilt.experiment.method import chosen
 from fedquilt.experiment.models import Form, device_of, form_of, load, load_all, max_new_tokens
 from fedquilt.experiment.server import refuse_unusable, server_rows
+from fedquilt.experiment.trackers import refuse_missing
 from fedquilt.experiment.vertical import built_vertical
 from fedquilt.experiment.vertical_notes import notes_on_parties
 
@@ -97,6 +98,7 @@ def check(
         if notes is not None and table is not None:
             notes += notes_on_missing(table, source.config.data)
     found.attempt(lambda: device_of(config.device))
+    found.attempt(lambda: refuse_missing(config.track))
     fitting: dict[int, tuple[Budget, ...]] = {}
     contradictory = False
     for part in groups:

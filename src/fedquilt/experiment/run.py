@@ -34,9 +34,12 @@ from fedquilt.experiment.round_record import are_finite, final_record, message_c
 from fedquilt.experiment.same_inputs import all_rows, rows_as_at_start, same_inputs
 from fedquilt.experiment.server import endpoint_record
 from fedquilt.experiment.side_by_side import chosen, refuse_elsewhere, with_processes
+from fedquilt.experiment.stopped import advice, is_finished, refuse_to_go_back
 from fedquilt.experiment.threads import restored_threads, spare_threads
+from fedquilt.experiment.trackers import refuse_missing
+from fedquilt.experiment.tracking import Tracking, tracking
 from fedquilt.privacy.spending import cohort_key, cohort_stream, hides_cohorts, spending
-from fedquilt.record import Record, environment, hold, read_environment, read_result, read_rounds
+from fedquilt.record import Record, environment, hold, read_environment, read_rounds
 from fedquilt.record.folder import ADAPTERS
 
 
@@ -72,6 +75,7 @@ def run(
     folder = Path(folder)
     Record.refuse(folder)
     refuse_elsewhere(config, connect.name)
+    refuse_missing(config.track)
     with hold(folder) as held, restored_threads():
         if config.engine.processes > 1:
             torch.set_num_threads(1)  # a forked process cannot use the threads of the one that it is a copy of
@@ -139,11 +143,11 @@ def resume(
         RunError if another process writes to the folder, a file in it was changed, or the run cannot go back.
     """
     folder, wanted = Path(folder), None if config is None else resolved(config)
-    if back_to is None and _finished(Record.open(folder, wanted, NOT_DETERMINING)):
+    if back_to is None and is_finished(Record.open(folder, wanted, NOT_DETERMINING)):
         return folder
     with hold(folder) as held, restored_threads():
         record = Record.open(folder, wanted, NOT_DETERMINING, held)
-        if back_to is None and _finished(record):  # finished by another process in the meantime
+        if back_to is None and is_finished(record):  # finished by another process in the meantime
             return folder
         record.check()
         objects = {} if config is None else config.objects
@@ -151,12 +155,13 @@ def resume(
         config = parse(record.config).with_objects(objects)
         if wished is not None:
             config = with_processes(folder, config, wished.engine.processes, around["threads"])
+            config = config.model_copy(update={"track": wished.track})
             refuse_elsewhere(config, connect.name)
         began_on = around.get("engine", EMBEDDED.name)
         if began_on != connect.name:  # the clients' memories belong to that engine
             raise RunError(f"{folder}: began with --engine {began_on}; go on with the same one, not {connect.name}")
         if back_to is not None:
-            _refuse_to_go_back(record, config, back_to)
+            refuse_to_go_back(record, config, back_to)
         at = back_to if back_to is not None else None if record.has_checkpoint else 0
         start, state, memories = record.load_checkpoint(at)
         torch.set_num_threads(around["threads"])  # sums depend on the number of threads
@@ -172,24 +177,6 @@ def resume(
         else:
             again["abandoned_rounds"] = record.go_back(back_to)
         return _go_on(experiment, record, start, state, engine, reporting, again)
-
-
-def _finished(record: Record) -> bool:
-    """Whether a run has a result; raises RunError if files of it were changed."""
-    if read_result(record.folder) is None:
-        return False
-    record.check()
-    return True
-
-
-def _refuse_to_go_back(record: Record, config: Config, to: int) -> None:
-    """Raise RunError if the rounds from ``to`` on must not be discarded, because they cost privacy budget."""
-    if config.privacy.mode != "none" and to < record.next_round:
-        raise RunError(
-            f"{record.folder}: cannot go back with privacy.mode = '{config.privacy.mode}': what rounds {to + 1} to "
-            f"{record.next_round} released stays released, and running them again would spend as much once more; start "
-            "a new run"
-        )
 
 
 def _go_on(
@@ -213,12 +200,13 @@ def _go_on(
     reporting : receives reports.
     again : added to the record of the first round when a run is resumed.
     """
-    if not isinstance(engine, LocalEngine):
-        return _all_rounds(experiment, record, start, state, engine, reporting, again)
-    engine.keep_ledgers(record.folder / "sites")  # the same folder as in Flower's simulation
-    engine.width = read_environment(record.folder).get("batch_clients", 1)
-    with closing(engine):
-        return _all_rounds(experiment, record, start, state, engine, reporting, again)
+    with tracking(experiment.config, record, start, reporting.say) as tracked:
+        if not isinstance(engine, LocalEngine):
+            return _all_rounds(experiment, record, start, state, engine, reporting, tracked, again)
+        engine.keep_ledgers(record.folder / "sites")  # the same folder as in Flower's simulation
+        engine.width = read_environment(record.folder).get("batch_clients", 1)
+        with closing(engine):
+            return _all_rounds(experiment, record, start, state, engine, reporting, tracked, again)
 
 
 def _all_rounds(
@@ -228,6 +216,7 @@ def _all_rounds(
     state: Tree,
     engine: Engine,
     reporting: Forecasting,
+    tracked: Tracking,
     again: Mapping[str, Any] | None,
 ) -> Path:
     config, began = experiment.config, time.perf_counter()
@@ -261,15 +250,16 @@ def _all_rounds(
             state = done.state
             reporting.stage(record.folder.name, "evaluating")
             line = round_line(experiment, done, engine.memories, since(), clients=engine.has_clients)
-            line |= {"privacy": spent(done.number), **disclosed(line), **in_turn(engine)}
+            line |= {"privacy": spent(done.number), **disclosed(line), **in_turn(engine), **tracked.failures()}
             if done.number == start:
                 line |= again or {}  # so that readers of the record see that the run was resumed
             with span("checkpoint"):
                 record.append_round(line)
                 record.save_checkpoint(done.number + 1, state, engine.memories, are_finite(line))
+            tracked.round(line, names)
             reporting.round({**line, "names": names, "run": record.folder.name, "rounds": config.rounds})
     except RoundError as error:
-        raise RoundError(f"{error}; {_advice(record, config)}") from error
+        raise RoundError(f"{error}; {advice(record, config)}") from error
     reporting.stage(record.folder.name, "writing adapters")
     record.check()  # no adapters are written to a folder that was deleted or replaced in the meantime
     try:
@@ -285,16 +275,8 @@ def _all_rounds(
         experiment.method, state, profiles, engine.send, experiment.rng, num_rounds=config.rounds, check=check
     )
     ended = final_record(read_rounds(record.folder)[-1]["evaluation"], last, since())
-    record.save_result({"status": "finished", "rounds": config.rounds, "seconds": time.perf_counter() - began, **ended})
+    tracked.ended(config.rounds, ended, names)
+    ended |= {"rounds": config.rounds, "seconds": time.perf_counter() - began, **tracked.failures()}
+    record.save_result({"status": "finished", **ended})
     reporting.ended(record.folder.name)
     return record.folder
-
-
-def _advice(record: Record, config: Config) -> str:
-    """Advice after a failed round: what the folder holds, and what may help."""
-    held = f"{record.folder / 'checkpoint.json'} holds the earlier rounds" if record.has_checkpoint else "none is kept"
-    rate = f"if losses are not finite, lower training.learning_rate ({config.training.learning_rate:g})"
-    earlier = {number: finite for number, finite in record.kept.items() if number < record.next_round}
-    sound = [number for number, finite in earlier.items() if finite] or [*earlier]
-    back = f"; to go back: {command('run', '--resume', record.folder, '--from', sound[-1])}" if sound else ""
-    return f"{held}; {rate} or set training.clip_norm, in a new run{back}"

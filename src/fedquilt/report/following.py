@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedquilt.core.errors import FedquiltError
+from fedquilt.core.shell import command
 from fedquilt.record.lock import holder
 from fedquilt.record.manifest import MANIFEST
 from fedquilt.record.read import CONFIG, RESULT, is_run, read_config, read_result, read_rounds
@@ -124,7 +125,7 @@ def _state(folder: Path) -> tuple[str, str]:
     else:
         done = f"{folder}: round {len(rounds)} of {total}: {round_text(rounds[-1], brief=True)}"
     if holder(folder) is None:
-        return STOPPED, f"{done}; no process is writing it; to go on: fedquilt run --resume {folder}"
+        return STOPPED, f"{done}; no process is writing it; to go on: {command('run', '--resume', folder)}"
     return RUNNING, done
 
 

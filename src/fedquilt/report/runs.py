@@ -244,7 +244,11 @@ def group_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """
     equal: dict[str, list[Run]] = {}
     for run in runs:
-        about = {key: value for key, value in run.config.items() if key not in ("seed", "seeds", "output", "compare")}
+        about = {
+            key: value
+            for key, value in run.config.items()
+            if key not in ("seed", "seeds", "output", "compare", "track")
+        }
         equal.setdefault(json.dumps([run.label, about], sort_keys=True, default=str), []).append(run)
     members = list(equal.values())
     short = [group[0].label or group[0].method for group in members]

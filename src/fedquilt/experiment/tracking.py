@@ -1,0 +1,189 @@
+"""What trackers are sent of a run, and the one place where their failures are caught.
+
+Everything that is sent stands here: numbers of the record, and settings without names, paths and keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fedquilt.config.load import resolved
+from fedquilt.config.schema import Config
+from fedquilt.core.track import Track
+from fedquilt.experiment.trackers import TRACKERS, Tracked, Tracker
+from fedquilt.record import Record, read_environment, read_rounds
+from fedquilt.report.scores import score_of
+
+_SENT = ("method", "adapter", "training", "aggregation", "head")
+_OTHERS = ("seed", "rounds", "partition.scheme", "partition.num_clients", "clients.cohort", "privacy.mode")
+_MEASURES = {
+    "clients/mean_accuracy": "clients-mean",
+    "clients/worst_accuracy": "clients-worst",
+    "clients/deviation_of_accuracy": "clients-deviation",
+    "received/mean_accuracy": "received-mean",
+}
+
+
+class Tracking:
+    """The trackers of a run.
+
+    Parameters
+    ----------
+    track
+        The settings.
+    run
+        The run.
+    say
+        Receives what the user should know.
+    bytes_before
+        The bytes that were sent in the rounds before.
+    """
+
+    def __init__(self, track: Track, run: Tracked, say: Callable[[str], None], bytes_before: int = 0) -> None:
+        self._clients, self._say, self._bytes = track.clients, say, bytes_before
+        self._following: dict[str, Tracker] = {}
+        self._failed: dict[str, str] = {}
+        self._finished = False
+        for name in track.trackers:
+            self._try(name, partial(self._begin, name, run))
+        for kind, tracker in self._following.items():
+            say(f"{kind} follows the run: {tracker.shown}")
+
+    def _begin(self, name: str, run: Tracked) -> None:
+        self._following[name] = TRACKERS[name](run)
+
+    def round(self, line: Mapping[str, Any], names: Mapping[str, str]) -> None:
+        """Send the numbers of a finished round; ``names`` are those of clients."""
+        numbers = numbers_of(line, names, self._clients)
+        self._bytes += int(numbers["bytes/up"] + numbers["bytes/down"])
+        self._log(line["round"] + 1, {**numbers, "bytes/total": float(self._bytes)})
+
+    def ended(self, rounds: int, ended: Mapping[str, Any], names: Mapping[str, str]) -> None:
+        """Send the scores of the final model; ``ended`` is ``round_record.final_record``."""
+        scores = scores_of({"evaluation": ended["final"], "exchanges": []}, names, self._clients)
+        self._log(rounds, {f"final/{name}": value for name, value in scores.items()})
+        self._finished = True
+
+    def close(self) -> None:
+        """End all trackers."""
+        for name, tracker in [*self._following.items()]:
+            self._try(name, partial(tracker.end, self._finished))
+
+    def failures(self) -> dict[str, Any]:
+        """Return the part of the record that names trackers that failed since the last call, and why."""
+        found, self._failed = self._failed, {}
+        return {"tracking": found} if found else {}
+
+    def _log(self, step: int, numbers: Mapping[str, float]) -> None:
+        for name, tracker in [*self._following.items()]:
+            self._try(name, partial(tracker.log, step, numbers))
+
+    def _try(self, name: str, act: Callable[[], object]) -> None:
+        """Do what concerns one tracker; if it fails in whatever way, it is given up, and the run goes on."""
+        try:
+            act()
+        except (Exception, SystemExit) as error:
+            self._following.pop(name, None)
+            reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:300]}"
+            self._failed[name] = reason
+            self._say(f"warning: {name} follows the run no more ({reason}); the run goes on, and its record is whole")
+
+
+@contextmanager
+def tracking(config: Config, record: Record, start: int, say: Callable[[str], None]) -> Iterator[Tracking]:
+    """Yield the trackers of a run that goes on with round ``start``, and end them."""
+    around = read_environment(record.folder)
+    before = [line for line in read_rounds(record.folder) if line["round"] < start] if start else []
+    run = Tracked(
+        key=hashlib.sha256(str(around.get("run_key")).encode()).hexdigest()[:16],  # the key itself is for sites alone
+        project=config.track.project,
+        name=record.folder.name,
+        group=config.name,
+        folder=Path(config.track.folder),
+        settings=settings_of(config),
+        first=start + 1,
+    )
+    made = Tracking(config.track, run, say, sum(sum(_bytes(line)) for line in before))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """The settings of a run that are sent: numbers and choices, without names of sites, paths, texts and keys."""
+    keys = resolved(config)
+    found = {f"{section}.{key}": value for section in _SENT for key, value in keys[section].items()}
+    for name in _OTHERS:
+        section, _, key = name.rpartition(".")
+        found[name] = (keys[section] if section else keys)[key]
+    return {name: value for name, value in found.items() if isinstance(value, bool | int | float | str)}
+
+
+def numbers_of(line: Mapping[str, Any], names: Mapping[str, str], clients: bool) -> dict[str, float]:
+    """The numbers of a round by name; those of single clients and groups only if ``clients``."""
+    replied = {client: sent for exchange in line["exchanges"] for client, sent in exchange["clients"].items()}
+    losses = [
+        sent["metrics"]["loss"]
+        for exchange in line["exchanges"]
+        for sent in exchange["clients"].values()
+        if "loss" in sent["metrics"]
+    ]
+    up, down = _bytes(line)
+    numbers: dict[str, Any] = {
+        "bytes/up": up,
+        "bytes/down": down,
+        "clients/replied": len(replied),
+        "clients/dropped": sum(len(exchange["dropped"]) for exchange in line["exchanges"]),
+        "seconds/round": line["seconds"],
+        "seconds/evaluation": line["evaluation_seconds"],
+        "learning_rate": line["learning_rate"],
+        "privacy/epsilon": (line.get("privacy") or {}).get("epsilon"),
+        "train/loss": sum(losses) / len(losses) if losses else None,
+    }
+    return {**_numeric(numbers), **scores_of(line, names, clients)}
+
+
+def scores_of(line: Mapping[str, Any], names: Mapping[str, str], clients: bool) -> dict[str, float]:
+    """The scores of an evaluated round by name."""
+    scores = line["evaluation"] or {}
+    numbers: dict[str, Any] = {f"global/{key}": value for key, value in (scores.get("global") or {}).items()}
+    numbers |= {f"server/{key}": value for key, value in (scores.get("server") or {}).items()}
+    numbers |= {name: score_of(line, "accuracy", who) for name, who in _MEASURES.items()}
+    groups = {label: own for label, own in (scores.get("groups") or {}).items() if own}
+    if measured := [own["accuracy"] for own in groups.values() if own.get("accuracy") is not None]:
+        numbers["groups/worst_accuracy"] = min(measured)
+    if clients:
+        numbers |= {
+            f"group {_plain(label)}/{key}": value for label, own in groups.items() for key, value in own.items()
+        }
+        for client, own in (scores.get("clients") or {}).items():
+            title = " ".join(["client", client, *([_plain(names[client])] if client in names else [])])
+            numbers |= {f"{title}/{key}": value for key, value in own.items()}
+    return _numeric(numbers)
+
+
+def _bytes(line: Mapping[str, Any]) -> tuple[int, int]:
+    sent = [own for exchange in line["exchanges"] for own in exchange["clients"].values()]
+    return sum(own["bytes_up"] for own in sent), sum(own["bytes_down"] for own in sent)
+
+
+def _numeric(numbers: Mapping[str, Any]) -> dict[str, float]:
+    """The entries that are finite numbers."""
+    return {
+        name: float(value)
+        for name, value in numbers.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def _plain(name: object) -> str:
+    """A name as every tracker takes it."""
+    return re.sub(r"[^\w.-]", "_", str(name))[:100]
