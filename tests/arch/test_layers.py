@@ -30,6 +30,7 @@ MORE = {
     "models/hf_files.py": {"transformers"},
     "models/mlp.py": {"transformers"},
     "trainer/rounds.py": {"transformers"},
+    "experiment/benchmarks.py": {"lm_eval"},
     "models/quantization.py": {"bitsandbytes"},
     "models/endpoint.py": {"httpx"},
     "report/charts.py": {"altair"},

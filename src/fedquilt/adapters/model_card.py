@@ -36,18 +36,37 @@ def beside(
     revision : the revision of the model on the hub, if one is named.
     layers : the number of first blocks that the base is cut to; None for all.
     """
-    options = f", revision={json.dumps(revision)}" if revision else ""
     if is_enclosed(base_name):
         layers = None  # the base beside the adapter has no others
+    text = card(base_name, task, names, peft=peft, revision=revision, layers=layers)
     if not names:
-        needed = layers is not None or is_enclosed(base_name)
-        return {CARD: _card(base_name, task, names, peft, options, layers)} if needed else {}
+        return {CARD: text} if layers is not None or is_enclosed(base_name) else {}
     named = {
         "id2label": {str(index): name for index, name in enumerate(names)},
         "label2id": {name: index for index, name in enumerate(names)},
     }
-    text = json.dumps(named, indent=2, ensure_ascii=False) + "\n"
-    return {LABELS: text, CARD: _card(base_name, task, names, peft, options, layers)}
+    return {LABELS: json.dumps(named, indent=2, ensure_ascii=False) + "\n", CARD: text}
+
+
+def card(
+    base_name: str,
+    task: str,
+    names: Sequence[str],
+    *,
+    peft: bool,
+    revision: str | None = None,
+    layers: int | None = None,
+) -> str:
+    """The card that shows how an adapter is loaded; arguments as for ``beside``.
+
+    Parameters
+    ----------
+    base_name, task, names, peft, revision, layers : as for ``beside``.
+    """
+    options = f", revision={json.dumps(revision)}" if revision else ""
+    if is_enclosed(base_name):
+        layers = None  # as for `beside`
+    return _card(base_name, task, names, peft, options, layers)
 
 
 def _cut(base: str, options: str, layers: int) -> list[str]:

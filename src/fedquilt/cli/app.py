@@ -14,6 +14,7 @@ from fedquilt.cli import (
     compare,
     demo,
     doctor,
+    evaluate,
     examples,
     export,
     init,
@@ -55,6 +56,7 @@ for command in (
     watch.watch,
     export.export,
     predict.predict,
+    evaluate.evaluate,
     new.new,
     doctor.doctor,
 ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,18 +20,21 @@ def export(
     server: Annotated[
         bool, typer.Option("--server", help="Export the adapter of the model that the server owns.")
     ] = False,
-    merged: Annotated[
-        bool, typer.Option("--merged", help="Write the whole model with the adapter merged into its weights.")
-    ] = False,
+    to: Annotated[
+        Literal["peft", "merged", "card", "vllm"],
+        typer.Option("--to", help="What to write: the adapter, the whole model, only the model card, or for vLLM."),
+    ] = "peft",
+    merged: Annotated[bool, typer.Option("--merged", help="The same as --to merged.")] = False,
 ) -> None:
-    """Export a run's trained adapter as a folder.
+    """Export a run's trained adapter as a folder, with a model card.
 
     LoRA adapters are written in PEFT's format, for `PeftModel.from_pretrained`; mixtures of adapters in fedquilt's own,
     for `fedquilt.load_adapter`; after full fine-tuning (`adapter.kind = "full"`) the folder holds the model. With
-    `--merged` it holds the model without adapters, for `from_pretrained`; a quantised base is dequantised for it.
+    `--to merged` it holds the model without adapters, for `from_pretrained`; a quantised base is dequantised for it.
+    With `--to card` it holds only the model card: data, method, privacy, metrics, how to load and to reproduce it. With
+    `--to vllm` it holds every adapter of the run, by group and client, and the command that serves them together.
     """
-    from fedquilt.experiment.export import export as exported
-    from fedquilt.experiment.merged_model import export_merged
+    from fedquilt.experiment.export_kinds import exported
 
-    write = export_merged if merged else exported
-    out.print(f"wrote {write(run, folder, client, group, server=server)}", highlight=False, soft_wrap=True)
+    kind = "merged" if merged else to
+    out.print(exported(run, folder, kind, client, group, server=server), highlight=False, soft_wrap=True)

@@ -15,7 +15,7 @@ from fedquilt.client.workbench import Batch, Workbench
 def evaluation(
     bench: Workbench,
     columns: Batch,
-    params: Mapping[str, Tensor],
+    params: Mapping[str, Tensor] | None,
     *,
     batch_size: int = 256,
     answering: Answering | None = None,
@@ -25,7 +25,7 @@ def evaluation(
     Parameters
     ----------
     bench, columns, params
-        The workbench, the rows, and the model's tensors.
+        The workbench, the rows, and the model's tensors; None for those that it has.
     batch_size
         Rows of a forward pass.
     answering
@@ -38,7 +38,7 @@ def evaluation(
 def evaluations(
     bench: Workbench,
     parts: Sequence[Batch],
-    params: Mapping[str, Tensor],
+    params: Mapping[str, Tensor] | None,
     *,
     batch_size: int = 256,
     answering: Answering | None = None,
@@ -55,11 +55,12 @@ def evaluations(
     parts
         The rows of each client, of the same width.
     params
-        The model's tensors.
+        The model's tensors; None for those that it has.
     batch_size, answering
         As for ``evaluation``.
     """
-    bench.load(params)
+    if params is not None:
+        bench.load(params)
     counts = torch.tensor([len(columns["labels"]) for columns in parts])
     owners = torch.repeat_interleave(torch.arange(len(parts)), counts)
     starts = counts.cumsum(0) - counts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -50,13 +50,15 @@ def base_of_run(
         Whether the model that the server owns is meant.
     """
     whole = parse(read_config(run)).with_objects(objects)
-    part = server_parts(whole)[0] if server else _part_of(parts(whole), client, group)
+    part = server_parts(whole)[0] if server else part_of(whole, client, group)
     # in the order of the model's outputs
     classes = tuple(read_environment(run).get("outputs", {}).get(part.label, {}).get("classes", ()))
     return part.config, Form(classes, saved_features(folder)), Rng(whole.seed)
 
 
-def _part_of(groups: Sequence[Part], client: ClientId | None, label: str | None) -> Part:
+def part_of(config: Config, client: ClientId | None, label: str | None) -> Part:
+    """The part of a config that a client, or the group of this label, has; the first one for None."""
+    groups = parts(config)
     if client is not None:
         return next(part for part in groups if client in part.ids)
     return next((part for part in groups if part.label == label), groups[0])

@@ -141,7 +141,7 @@ def export(
 def _add_base(run: Path, fresh: Path, client: ClientId | None, group: str | None, *, server: bool) -> None:
     """Write the base into an adapter's folder if nobody could load it by its name."""
     if read_config(run).get("parties"):
-        client, group, server = _party(run, read_partition(run)["clients"], client, group, server=server)
+        client, group, server = party_of(run, read_partition(run)["clients"], client, group, server=server)
     config, form, rng = base_of_run(run, fresh, client, group, server=server)
     reads_table = TASKS[config.model.task].reads == "table"
     if is_enclosed(config.model.name) and not KINDS[config.adapter.kind].trains_base and not reads_table:
@@ -195,7 +195,7 @@ def _ready(
     if client is not None and not 0 <= client < len(clients):
         raise RunError(f"--client {client}: {run} has the clients 0 to {len(clients) - 1}")
     if read_config(run).get("parties"):
-        client, group, server = _party(run, clients, client, group, server=server)
+        client, group, server = party_of(run, clients, client, group, server=server)
     elif server:
         _refuse_server(run, client, group)
     label = "" if server else _label(run, [one.get("group", "") for one in clients], client, group)
@@ -215,7 +215,7 @@ def _ready(
         yield run / ADAPTERS / _SERVER if server else _chosen(record, label, client)
 
 
-def _party(
+def party_of(
     run: Path, clients: Sequence[Mapping[str, Any]], client: ClientId | None, label: str | None, *, server: bool
 ) -> tuple[ClientId | None, None, bool]:
     """The client, or the server, that is the wanted party of a vertical run; every party has an encoder of its own."""

@@ -84,7 +84,7 @@ def predict(
 def _alone(config: Config, loaded: Loaded, table: Table) -> Predictions:
     """Predictions of one model, whose tensors are loaded."""
     size, language = config.evaluation.batch_size, language_of(loaded)
-    bench = _bench(config, loaded)
+    bench = bench_of(config, loaded)
     if language is not None:
         columns = loaded.encode(replace(table, targets=[""] * len(table)))
         return Predictions(texts=tuple(completions(bench, language, columns, config.data.new_tokens, size)))
@@ -97,7 +97,7 @@ def _alone(config: Config, loaded: Loaded, table: Table) -> Predictions:
     return of_logits(torch.cat(parts), loaded.outputs.classes)
 
 
-def _bench(config: Config, loaded: Loaded) -> Workbench:
+def bench_of(config: Config, loaded: Loaded) -> Workbench:
     """The model on its device, with nothing that could be trained or replaced."""
     return Workbench(
         loaded.model,

@@ -70,11 +70,24 @@ def trained(
         As for ``trained_model``.
     """
     folder = adapter_folder(run, client, group, objects, server=server)
-    config, form, rng = base_of_run(run, folder, client, group, objects, server=server)
-    if not KINDS[config.adapter.kind].trains_base:
+    return adapted(*base_of_run(run, folder, client, group, objects, server=server), folder)
+
+
+def adapted(config: Config, form: Form, rng: Rng, folder: Path) -> tuple[Config, Loaded]:
+    """The config, and its model with the adapter in a folder, or the whole model that the folder holds.
+
+    Parameters
+    ----------
+    config, form, rng
+        What ``load`` needs for the base.
+    folder
+        The folder of an adapter, or of a model.
+    """
+    whole = (folder / "config.json").exists()  # the folder is a model of transformers
+    if not KINDS[config.adapter.kind].trains_base and not whole:
         loaded = load(config, form, rng)
         return config, replace(loaded, model=load_adapter(loaded.model, folder, blocks=loaded.blocks).eval())
-    if (folder / "config.json").exists():  # the folder is a model of transformers
+    if whole:
         saved = config.model_copy(update={"model": replace(config.model, name=str(folder), revision=None)})
         return config, load(saved, form, rng)
     loaded = load(config, form, rng)

@@ -1,0 +1,185 @@
+"""A model card of an exported model: the Hub's metadata, and what a reader must know before using it.
+
+Everything in it is read from the run folder. A license is left to those whose data it was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedquilt.core.enclosed import is_enclosed
+from fedquilt.core.types import IN_MEMORY
+from fedquilt.report.columns import human_bytes
+from fedquilt.report.run_file import run_file
+from fedquilt.report.runs import Run, client_names, client_table, privacy
+from fedquilt.report.scores import final_evaluation, main_metric
+from fedquilt.report.table import summary
+
+_PIPELINES = {
+    "causal-lm": "text-generation",
+    "sequence-classification": "text-classification",
+    "image-classification": "image-classification",
+    "tabular-classification": "tabular-classification",
+}
+_MOST = 50  # clients, and labels of each, that a card lists
+
+
+def model_card(run: Run, whose: str, usage: str, *, base: str, task: str, library: str) -> str:
+    """Return the README.md of a model of this run.
+
+    Parameters
+    ----------
+    run : the run.
+    whose : whose model it is, as in ``the global model``.
+    usage : Markdown that shows how it is loaded, and its classes.
+    base : the name of the base model.
+    task : what it is fine-tuned for.
+    library : the library that loads it, ``"peft"``, ``"transformers"`` or ``"fedquilt"``.
+    """
+    metric = main_metric(run)
+    sections = {
+        "Use": usage.strip(),
+        "Data": _data(run),
+        "Training": _training(run, base, task),
+        "Privacy": _privacy(run),
+        "Results": _results(run, metric),
+        "Reproduce": _reproduced(run),
+    }
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
+    return f"{_metadata(run, base, task, library, metric)}\n# {run.name}: {whose}\n\n{body}\n"
+
+
+def names_of_clients(run: Run) -> dict[int, str]:
+    """Return a name for each client: that in the data, or the label of a group with one client, else its number."""
+    named, table = client_names(run), client_table(run)
+    groups = [str(one.get("group") or "") for one in table]
+    return {
+        id: group if name == str(id) and group and groups.count(group) == 1 else name
+        for (id, name), group in zip(named.items(), groups, strict=True)
+    }
+
+
+def _metadata(run: Run, base: str, task: str, library: str, metric: str) -> str:
+    sources = [source for source in _sources(run) if source.startswith("hf:")]
+    tags = ["fedquilt", "federated-learning", run.method, *(["lora"] if library == "peft" else [])]
+    lines = [
+        "---",
+        *(
+            []
+            if base.startswith(IN_MEMORY) or is_enclosed(base)
+            else [f"base_model: {json.dumps(base, ensure_ascii=False)}"]
+        ),
+        *([] if library == "fedquilt" else [f"library_name: {library}"]),
+        f"pipeline_tag: {_PIPELINES[task]}",
+        f"tags: {json.dumps(tags)}",
+        *([f"datasets: {json.dumps([source.removeprefix('hf:') for source in sources])}"] if sources else []),
+        f"metrics: {json.dumps([metric] if metric == 'accuracy' else [])}",
+        "# license: yours to choose, with those whose data this was trained on",
+        "---",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _sources(run: Run) -> list[str]:
+    parts = [run.config, *(run.config.get("groups") or ()), *(run.config.get("parties") or ())]
+    found = [(part.get("data") or {}).get("source") for part in parts]
+    return list(dict.fromkeys(str(source) for source in found if source))
+
+
+def _data(run: Run) -> str:
+    table, names = client_table(run), names_of_clients(run)
+    total = sum(int(one.get("examples") or 0) for one in table)
+    scheme = (run.config.get("partition") or {}).get("scheme")
+    first = (
+        f"{total:,} training rows of {len(table)} clients, from {', '.join(f'`{one}`' for one in _sources(run))}; "
+        f"partition: `{scheme}`. No client's rows left it."
+    )
+    labelled = any(one.get("labels") for one in table)
+    head = ["client", "rows", *(["labels"] if labelled else [])]
+    rows = [
+        [names[int(one["id"])], f"{int(one.get('examples') or 0):,}", *([_labels(one)] if labelled else [])]
+        for one in table[:_MOST]
+    ]
+    return f"{first}\n\n{_table(head, rows)}{_more(len(table))}"
+
+
+def _labels(client: Mapping[str, Any]) -> str:
+    counts = client.get("labels") or {}
+    shown = [f"{name}: {count}" for name, count in [*counts.items()][:_MOST]]
+    return ", ".join(shown) + (", ..." if len(counts) > _MOST else "")
+
+
+def _training(run: Run, base: str, task: str) -> str:
+    config, row = run.config, summary(run)
+    adapter = config.get("adapter") or {}
+    settings = {key: value for key, value in (config.get("method") or {}).items() if key != "name"}
+    lines = [
+        f"- Base model: `{base}`, for {task}",
+        f"- Method: `{run.method}`" + (f" with `{json.dumps(settings)}`" if settings else ""),
+        f"- Rounds: {len(run.rounds)} of {config.get('rounds')}; seed {run.seed}",
+        f"- Adapter: `{adapter.get('kind')}`" + (f" of rank {adapter['rank']}" if adapter.get("rank") else ""),
+        f"- Sent by clients: {human_bytes(row['bytes_up'])}; received: {human_bytes(row['bytes_down'])}",
+    ]
+    versions = run.environment.get("versions") or {}
+    shown = ", ".join(f"{name} {versions[name]}" for name in ("fedquilt", "torch", "transformers") if name in versions)
+    return "\n".join([*lines, *([f"- Software: {shown}"] if shown else [])])
+
+
+def _privacy(run: Run) -> str:
+    spent, section = privacy(run), run.config.get("privacy") or {}
+    if spent is None:
+        return (
+            "Trained without differential privacy: an adapter can leak the rows that it was trained on. Only adapters, "
+            "weights and a few numbers left a client."
+        )
+    epsilon = math.inf if spent["epsilon"] is None else float(spent["epsilon"])
+    delta = spent.get("delta", section.get("delta"))
+    return (
+        f'Differential privacy at the level of clients, `privacy.mode = "{section.get("mode")}"`: '
+        f"epsilon {epsilon:.4g} at delta {delta:g}."
+    )
+
+
+def _results(run: Run, metric: str) -> str:
+    scores, row = final_evaluation(run), summary(run)
+    if not scores:
+        return "The run had not finished when this was exported, so the model was not scored."
+    clients = {int(id): own[metric] for id, own in (scores.get("clients") or {}).items() if metric in own}
+    whole = (scores.get("global") or {}).get(metric)
+    worst = (max if metric == "loss" else min)(clients.values(), default=None)
+    overall = [
+        ["on the common test rows", _number(whole, metric)],
+        ["mean of the clients, on their own test rows", _number(row["final_personalised"], metric)],
+        ["worst client", _number(worst, metric)],
+    ]
+    text = _table(["", metric], [one for one in overall if one[1]])
+    if clients:
+        names = names_of_clients(run)
+        own = [[names.get(id, str(id)), _number(score, metric)] for id, score in [*clients.items()][:_MOST]]
+        text += f"\n\n{_table(['client', metric], own)}{_more(len(clients))}"
+    return text
+
+
+def _reproduced(run: Run) -> str:
+    return f"`fedquilt run run.toml`, with this `run.toml`:\n\n```toml\n{run_file(run.config)}```"
+
+
+def _number(value: float | None, metric: str) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.4g}"
+
+
+def _more(count: int) -> str:
+    return f"\n\nand {count - _MOST} more" if count > _MOST else ""
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        f"| {' | '.join(' '.join(cell.replace('|', chr(92) + '|').split()) for cell in line)} |" for line in lines
+    )
