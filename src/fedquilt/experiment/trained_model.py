@@ -13,10 +13,11 @@ from torch import nn
 
 from fedquilt.adapters.registry import KINDS
 from fedquilt.config.schema import Config
+from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId
 from fedquilt.experiment.base_of_run import base_of_run
 from fedquilt.experiment.export import adapter_folder
-from fedquilt.experiment.models import load
+from fedquilt.experiment.models import Form, load
 from fedquilt.models.loaded import Loaded
 from fedquilt.models.own import WEIGHTS, undressed
 from fedquilt.models.saved_adapter import load_adapter

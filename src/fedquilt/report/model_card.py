@@ -65,13 +65,10 @@ def names_of_clients(run: Run) -> dict[int, str]:
 def _metadata(run: Run, base: str, task: str, library: str, metric: str) -> str:
     sources = [source for source in _sources(run) if source.startswith("hf:")]
     tags = ["fedquilt", "federated-learning", run.method, *(["lora"] if library == "peft" else [])]
+    loadable = not base.startswith(IN_MEMORY) and not is_enclosed(base)
     lines = [
         "---",
-        *(
-            []
-            if base.startswith(IN_MEMORY) or is_enclosed(base)
-            else [f"base_model: {json.dumps(base, ensure_ascii=False)}"]
-        ),
+        *([f"base_model: {json.dumps(base, ensure_ascii=False)}"] if loadable else []),
         *([] if library == "fedquilt" else [f"library_name: {library}"]),
         f"pipeline_tag: {_PIPELINES[task]}",
         f"tags: {json.dumps(tags)}",
