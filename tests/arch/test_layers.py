@@ -128,7 +128,7 @@ def test_every_library_that_is_imported_is_a_declared_dependency() -> None:
     extra = project["optional-dependencies"]
     optional = [
         text
-        for name in ("flower", "privacy", "quantization", "endpoint", "psi", "watch", "excel")
+        for name in ("flower", "privacy", "quantization", "endpoint", "psi", "watch", "excel", "evaluate")
         for text in extra[name]
     ]
     extras = {re.split(r"[\[<>=!~;\s]", text)[0].lower() for text in optional}

@@ -20,6 +20,7 @@ from fedquilt.experiment.benchmarks import benchmark
 from fedquilt.experiment.evaluate import evaluate
 from fedquilt.experiment.export_kinds import exported
 from fedquilt.models.hf import load_model
+from fedquilt.record import read_config
 
 WORDS = {"good": ["fine", "great", "lovely"], "bad": ["awful", "poor", "sad"]}
 
@@ -83,7 +84,7 @@ def test_a_classifier_is_exported_with_its_card_its_classes_and_its_sites(classi
     from fedquilt.config.load import load, resolved
 
     (tmp_path / "run.toml").write_text(again)
-    assert resolved(load(tmp_path / "run.toml")[0]) == json.loads((classifier / "config.json").read_text())["config"]
+    assert resolved(load(tmp_path / "run.toml")[0]) == read_config(classifier)
     (tmp_path / "out" / "README.md").write_text("# My own\n")
     exported(classifier, tmp_path / "out", client=1)
     assert (tmp_path / "out" / "README.md").read_text() == "# My own\n"

@@ -218,7 +218,20 @@ def _ready(
 def party_of(
     run: Path, clients: Sequence[Mapping[str, Any]], client: ClientId | None, label: str | None, *, server: bool
 ) -> tuple[ClientId | None, None, bool]:
-    """The client, or the server, that is the wanted party of a vertical run; every party has an encoder of its own."""
+    """The client, or the server, that is the wanted party of a vertical run; every party has an encoder of its own.
+
+    Parameters
+    ----------
+    run, clients
+        The run's folder, and the clients of its partition.
+    client, label, server
+        What names the party: exactly one of them.
+
+    Raises
+    ------
+    RunError
+        if none or several are given, or there is no such party.
+    """
     labels = [*(str(one["group"]) for one in clients), str(read_partition(run)["vertical"]["active"])]
     given = [client is not None, label is not None, server]
     if sum(given) != 1 or (label is not None and label not in labels):
