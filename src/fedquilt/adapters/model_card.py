@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from fedquilt.core.enclosed import BASE, is_enclosed
 from fedquilt.core.tasks import TASKS
 from fedquilt.core.types import IN_MEMORY
 
 LABELS, CARD = "labels.json", "README.md"
+
+
+def is_own(file: Path) -> bool:
+    """Whether this is a README.md of somebody's own, and no card of fedquilt's, which has it among its tags."""
+    return file.is_file() and "fedquilt" not in file.read_text("utf-8", "replace").partition("\n# ")[0]
 
 
 def beside(

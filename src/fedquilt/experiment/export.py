@@ -19,6 +19,7 @@ from fedquilt.adapters.common.module import PARTS
 from fedquilt.adapters.common.parts import PARTS_FILE
 from fedquilt.adapters.folders import replace_folder
 from fedquilt.adapters.kind import Export
+from fedquilt.adapters.model_card import CARD, is_own
 from fedquilt.adapters.registry import KINDS
 from fedquilt.config.load import parse
 from fedquilt.core.enclosed import BASE, is_enclosed
@@ -131,7 +132,8 @@ def export(
         def fill(fresh: Path) -> None:
             if out.is_dir():  # files that users put beside the adapter are kept
                 shutil.copytree(out, fresh, ignore=lambda folder, names: _OURS, dirs_exist_ok=True)
-            shutil.copytree(made, fresh, dirs_exist_ok=True)
+            own = {CARD} if is_own(out / CARD) else set[str]()
+            shutil.copytree(made, fresh, ignore=lambda folder, names: own, dirs_exist_ok=True)
             _add_base(run, fresh, client, group, server=server)
 
         replace_folder(out.resolve(), fill)

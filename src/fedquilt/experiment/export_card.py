@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedquilt.adapters.model_card import CARD, LABELS, card
+from fedquilt.adapters.model_card import CARD, LABELS, card, is_own
 from fedquilt.adapters.registry import KINDS
 from fedquilt.config.groups import server_parts
 from fedquilt.config.load import parse
@@ -19,9 +19,6 @@ from fedquilt.models.locate import whole_of
 from fedquilt.record import read_config
 from fedquilt.report.model_card import model_card, names_of_clients
 from fedquilt.report.runs import read_run
-
-_OURS = "fedquilt"
-"""Among the tags of every card of fedquilt's; another README.md is somebody's own, and stays."""
 
 
 def carded(
@@ -55,7 +52,7 @@ def carded(
         if it cannot be written.
     """
     file = out / CARD
-    if file.is_file() and _OURS not in file.read_text("utf-8", "replace").partition("\n# ")[0]:
+    if is_own(file):
         return file
     read, whole = read_run(run), parse(read_config(run))
     part = server_parts(whole)[0] if server else part_of(whole, client, group)
