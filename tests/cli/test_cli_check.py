@@ -121,3 +121,31 @@ def test_what_the_server_scores_needs_rows_where_it_is_asked_for(command):
     Path("short.toml").write_text(SHORTEST)
     (problem,) = problems(command("check", "short.toml", "method.scores_from=server"))
     assert "the server has no rows of its own" in problem
+
+
+WRONG = """
+[model]
+nam = "tiny:bert"
+task = "sequence-clasification"
+[data]
+source = "./visits.csv"
+text = "notes"
+label = "departement"
+[training]
+steps = "ten"
+[method]
+name = "fedavg"
+"""
+
+
+@pytest.mark.parametrize("task", ["sequence-clasification", "sequence-classification"])
+def test_a_wrong_section_hides_none_of_another_and_each_mistake_is_told_once(command, task):
+    Path("visits.csv").write_text("note,department\n" + "a b,x\nc d,y\n" * 20)
+    Path("wrong.toml").write_text(WRONG.replace("sequence-clasification", task))
+    lines = command("check", "wrong.toml").err.splitlines()
+    for start in ("model.name: missing", "model.nam = ", "training.steps = 'ten'", "method.name = 'fedavg'"):
+        assert sum(line.startswith(f"error: {start}") for line in lines) == 1
+    for key, meant in {"notes": "'note'", "departement": "'department'"}.items():
+        (line,) = (line for line in lines if f"'{key}'" in line)
+        assert f"(did you mean {meant}?)" in line
+    assert sum(line.startswith("error: model.task") for line in lines) == (task == "sequence-clasification")

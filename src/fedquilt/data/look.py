@@ -160,6 +160,25 @@ def look(source: str, *, label: str | None = None, text: str | None = None, site
     )
 
 
+def absent_columns(source: str, named: Mapping[str, str]) -> list[str]:
+    """Messages on the keys of [data] that name a column which the source has not.
+
+    Raises
+    ------
+    DataError
+        if the source cannot be read.
+    """
+    location, part = part_of(expanded(source))
+    splits = read_location(location, source, {*named.values()})
+    raw = splits.get(part or "train") or next(iter(splits.values()))
+    return [
+        f"data.{key} = '{name}': '{source}' has no such column{suggestion(name, raw.names)}; columns: "
+        f"{', '.join(raw.names)}"
+        for key, name in named.items()
+        if name not in raw.names
+    ]
+
+
 def _values(raw: Raw, name: str) -> list[Any]:
     """The cells of a column; a class number of a source that names its classes is the class's name."""
     values = raw.read(name)

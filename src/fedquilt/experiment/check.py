@@ -8,12 +8,14 @@ from functools import partial
 from typing import Any
 
 from fedquilt.config.clients import Partition
+from fedquilt.config.data import Data
 from fedquilt.config.groups import Part, endpoint_parts, parts, server_parts
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, FedquiltError
 from fedquilt.core.rng import Rng
 from fedquilt.core.tasks import TASKS
 from fedquilt.core.types import Budget, ClientId
+from fedquilt.data.look import absent_columns
 from fedquilt.data.partition import settings_problems
 from fedquilt.data.table import Table
 from fedquilt.experiment.budgets import budgets_of, check_part
@@ -217,13 +219,17 @@ def _checked_data(
     if not settings and not spoilt.touches("partition.scheme"):
         odd = settings_problems(config.partition.scheme, config.partition.settings)
         found.attempt(partial(_refuse, odd), *own)
-    if spoilt.touches("model.task", "partition.scheme") or any(_lacks(config, part, "data") for part in own):
+    if any(_lacks(config, part, "data") for part in own):
+        return None, None
+    if spoilt.touches("model.task", "partition.scheme"):  # what does not depend on them is told all the same
+        _note_absent_columns(config.data, found)
         return None, None
     key = f"{config.data!r} {config.partition!r} {config.model.task} {config.seed} {source.ids[:1]}"
     if here is None and config.data.source == NODE and config.partition.scheme == SITES:
         here = ()
     read = found.attempt(lambda: _once(known, key, lambda: tables_of(source, rng, here)), *own)
     if read is None:
+        _note_absent_columns(config.data, found)
         return None, None
     assigned = None
     table: Table | None
@@ -232,6 +238,19 @@ def _checked_data(
         dealt = ("dealt", key, source.ids, *(part.label for part in own))  # in a comparison the same for all methods
         assigned = found.attempt(lambda: _once(known, dealt, lambda: source.assign(table, test, rng, here)), *own)
     return table, assigned
+
+
+def _note_absent_columns(data: Data, found: _Found) -> None:
+    """Note columns that the file names and the data has not, of keys that no problem tells about yet."""
+    told = "\n".join(found.problems)
+    keys = ("text", "label", "group", "pair", "target", "image")
+    named = {key: getattr(data, key) for key in keys if key in data.model_fields_set and f"data.{key}" not in told}
+    if data.source != NODE and "{client}" not in data.source and any(named.values()):
+        try:
+            absent = absent_columns(data.source, {key: name for key, name in named.items() if name})
+        except FedquiltError:
+            return  # why it cannot be read is told by whoever reads its rows
+        found.attempt(partial(_refuse, absent))
 
 
 def _refuse(problems: list[str]) -> None:
