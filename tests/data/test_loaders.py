@@ -299,9 +299,9 @@ def test_a_damaged_parquet_file_and_a_damaged_folder(tmp_path: Path) -> None:
 
 
 def test_a_file_type_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "a.xlsx").write_bytes(b"")
-    with pytest.raises(DataError, match=r"files of type '\.xlsx' cannot be read; allowed are \.npz, \.tsv"):
-        load_table(str(tmp_path / "a.xlsx"))
+    (tmp_path / "a.ods").write_bytes(b"")
+    with pytest.raises(DataError, match=r"files of type '\.ods' cannot be read; allowed are \.npz, \.tsv"):
+        load_table(str(tmp_path / "a.ods"))
     with pytest.raises(DataError, match="the folder holds no data; allowed are"):
         load_table(str(tmp_path))
 
