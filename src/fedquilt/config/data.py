@@ -24,8 +24,9 @@ class Data(BaseModel):
     """``sklearn:digits`` (for tables also ``breast_cancer``, ``wine`` and ``iris``), ``arithmetic:blank`` (or
     ``choice``, ``program``, ``steps``), ``glyphs`` (drawings of letters), ``passages`` (of a novel, without labels),
     ``hub:owner/name``, or a file or folder of rows (csv, jsonl, either with .gz, parquet, npz, xlsx and others: what
-    cannot be read is refused with a list of what can; ``rows.xlsx@NAME`` is one of several sheets). With the scheme
-    ``sites``: one source a client with ``{client}`` for its number, or ``node``: what each node was started with."""
+    cannot be read is refused with a list of what can; ``rows.xlsx@NAME`` is one of several sheets), or such a folder
+    in one file (zip, or tar also compressed). With the scheme ``sites``: one source a client with ``{client}`` for its
+    number, or ``node``: what each node was started with."""
     test: Text | None = None
     """Source of the common test set for the global evaluation."""
     text: str = "text"

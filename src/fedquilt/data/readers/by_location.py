@@ -9,7 +9,7 @@ import numpy as np
 
 from fedquilt.core.errors import DataError, suggestion
 from fedquilt.core.types import IN_MEMORY
-from fedquilt.data.readers import delimited, files, hub, spreadsheet
+from fedquilt.data.readers import archives, delimited, files, hub, spreadsheet
 from fedquilt.data.readers.bundled import read_bundled
 from fedquilt.data.readers.raw_columns import Origin, Raw, joined
 
@@ -55,10 +55,17 @@ def read_location(location: str, source: str, wanted: set[str]) -> dict[str, Raw
         )
     path = Path(location)
     if path.is_dir():
-        return hub.read_saved(path) if hub.is_saved(path) else _folder(path, source, wanted)
+        return _of_folder(path, source, wanted)
     if not path.exists():
         raise DataError(f"data.source = '{source}': there is no file or folder {path.absolute()}{_neighbours(path)}")
+    if archives.is_archive(path):
+        return archives.read_archive(path, lambda folder: _of_folder(folder, source, wanted))
     return spreadsheet.read_xlsx(path) if kind_of(path) == ".xlsx" else {"": _file(path, wanted)}
+
+
+def _of_folder(path: Path, source: str, wanted: set[str]) -> dict[str, Raw]:
+    """The columns of a folder."""
+    return hub.read_saved(path) if hub.is_saved(path) else _folder(path, source, wanted)
 
 
 def kind_of(path: Path) -> str:
@@ -86,7 +93,8 @@ def _neighbours(path: Path) -> str:
 def _file(path: Path, wanted: set[str]) -> Raw:
     kind = kind_of(path)
     if kind not in READERS:
-        raise DataError(f"{path}: files of type '{kind}' cannot be read; allowed are {', '.join(FILE_TYPES)}")
+        allowed = ", ".join((*FILE_TYPES, *archives.ENDS))
+        raise DataError(f"{path}: files of type '{kind}' cannot be read; allowed are {allowed}")
     return READERS[kind](path, wanted)
 
 
