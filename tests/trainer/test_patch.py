@@ -15,7 +15,7 @@ from in_process_grid import InProcessGrid
 from trainers import plain_trainer, saved_model, settings, sft_trainer
 
 import fedquilt
-from fedquilt.core.errors import ConfigError, RoundError
+from fedquilt.core.errors import ConfigError, RoundError, TrainingError
 from fedquilt.engine.flower.client import client_app
 from fedquilt.engine.flower.memory_store import MemoryStore
 from fedquilt.experiment import flower
@@ -23,6 +23,7 @@ from fedquilt.experiment.run import run
 from fedquilt.experiment.trainer_site import site_of
 from fedquilt.methods import METHODS
 from fedquilt.record import Record, read_rounds
+from fedquilt.trainer.rounds import trained
 from fedquilt.trainer.tensors import copied, loaded, trained_of
 
 
@@ -249,3 +250,47 @@ def test_what_is_no_trainer_is_refused():
         fedquilt.patch(print, optimizer="new")
     with pytest.raises(ConfigError, match="examples = 0"):
         fedquilt.patch(print, examples=0)
+
+
+def test_rounds_push_no_model_to_the_hub(model, tmp_path, monkeypatch):
+    made = sft_trainer(model, tmp_path / "c")
+    made.args.push_to_hub = True
+    pushed = []
+    monkeypatch.setattr(made, "push_to_hub", lambda *args, **options: pushed.append(args))
+    files = trained(made, 0, 3, {}, keep=True).files
+    trained(made, 1, 3, files, keep=True)
+    assert pushed == []
+    assert made.args.push_to_hub
+
+
+@pytest.mark.parametrize("number", [-1, 3, 10**9])
+def test_a_round_that_the_run_does_not_have_is_refused(model, tmp_path, number):
+    with pytest.raises(TrainingError, match=f"of round {number + 1}, and the run has 3"):
+        trained(sft_trainer(model, tmp_path / "c"), number, 3, {}, keep=True)
+
+
+def test_a_first_round_does_not_depend_on_one_that_failed(model, tmp_path):
+    def after(*tries):
+        made, fails = sft_trainer(model, tmp_path / "c"), Fails()
+        own = trained_of(made.model)
+        first = copied(own)
+        for fail in tries:
+            loaded(own, first)
+            if fail:
+                made.add_callback(fails)
+                with pytest.raises(TrainingError, match="no more rows"):
+                    trained(made, 0, 3, {}, keep=True)
+                made.remove_callback(fails)
+            else:
+                trained(made, 0, 3, {}, keep=True)
+        return copied(own)
+
+    expected, found = after(False), after(True, False)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+class Fails(TrainerCallback):
+    """Fails after the first step, as a loss or a reader of rows of the user's may."""
+
+    def on_step_end(self, args, state, control, **others):
+        raise ValueError("no more rows")

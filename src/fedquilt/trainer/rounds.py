@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,17 +82,22 @@ def trained(trainer: Any, number: int, rounds: int, files: Mapping[str, Tensor],
     Raises
     ------
     TrainingError
-        if there are fewer steps than rounds, or the trainer fails.
+        if there is no such round, there are fewer steps than rounds, or the trainer fails.
     """
+    if not 0 <= number < rounds:  # the number is the server's, and the schedule would run on to it
+        raise TrainingError(f"the order is of round {number + 1}, and the run has {rounds}")
     if not files:  # as in the Trainer's constructor, so that a round does not depend on what this process did before
         set_seed(trainer.args.seed)
+        if trainer.optimizer is not None:
+            trainer.optimizer.state.clear()
     stop = _Round(number, rounds, forget=not keep)
     trainer.add_callback(stop)
     try:
         with tempfile.TemporaryDirectory(prefix="fedquilt-") as made:
             folder = Path(made) / "before"
             if files:
-                trainer.save_model(str(folder))
+                with _only_here(trainer.args):
+                    trainer.save_model(str(folder))
                 for name, content in files.items():
                     (folder / name).write_bytes(content.numpy().tobytes())
             done = trainer.train(resume_from_checkpoint=str(folder) if files else None)
@@ -109,16 +115,27 @@ def trained(trainer: Any, number: int, rounds: int, files: Mapping[str, Tensor],
 
 def _checkpoint(trainer: Any, folder: Path) -> Files:
     """The files of the checkpoint that the Trainer writes, without weights."""
-    args, chosen = trainer.args, trainer.args.output_dir
-    pushes, limit = args.push_to_hub, args.save_total_limit
-    args.output_dir, args.push_to_hub, args.save_total_limit = str(folder), False, None
+    args = trainer.args
+    chosen, limit = args.output_dir, args.save_total_limit
+    args.output_dir, args.save_total_limit = str(folder), None
     try:
-        trainer._save_checkpoint(trainer.model, trial=None)
+        with _only_here(args):
+            trainer._save_checkpoint(trainer.model, trial=None)
     finally:
-        args.output_dir, args.push_to_hub, args.save_total_limit = chosen, pushes, limit
+        args.output_dir, args.save_total_limit = chosen, limit
     (made,) = folder.glob("checkpoint-*")
     wanted = [path for path in made.iterdir() if path.suffix in (".pt", ".pth") or path.name == _STATE]
     return {path.name: torch.from_numpy(np.fromfile(path, np.uint8)) for path in sorted(wanted)}
+
+
+@contextmanager
+def _only_here(args: Any) -> Iterator[None]:
+    """What is saved inside the block is not pushed to the hub."""
+    pushes, args.push_to_hub = args.push_to_hub, False
+    try:
+        yield
+    finally:
+        args.push_to_hub = pushes
 
 
 class _Round(TrainerCallback):
