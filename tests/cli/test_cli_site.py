@@ -152,7 +152,7 @@ def test_status_shows_the_queries_that_each_client_answered(command, tmp_path):
 
     for number, noise in enumerate((0.5, 0.0)):
         own = Answers(answers_folder(tmp_path, number))
-        own.count("aaaa0000", ["r1", "r2"], Noise(noise, 1e-5))
+        own.count("aaaa0000", ["r1", "r2"], Noise(noise, 1e-5), {})
     said = command("site", "status", "--memories", str(tmp_path)).out
     assert "client-000: 1 query answered after 1 run, about 2 rows, at most 1 about one row; epsilon of a row" in said
     assert "client-001: 1 query answered after 1 run, about 2 rows, at most 1 about one row; without noise" in said

@@ -1,8 +1,8 @@
 """The account of a site's answers: the queries that a client has answered after its runs, and about which rows.
 
 Answers leave a party without being part of any run's record, so the party counts them itself, in a file beside its
-memories. The same rows in the same order get the same answer again, noise included, which is no further answer; a row
-that is asked about among other rows is one more noisy vector of this row.
+memories. The same rows in the same order get the same answer again from the same model, noise included, which is no
+further answer; a row that is asked about among other rows is one more noisy vector of this row.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedquilt.core.disk import private_folder
 from fedquilt.core.errors import RunError
@@ -20,6 +20,9 @@ from fedquilt.core.types import ClientId
 from fedquilt.privacy.account import composed_epsilon
 from fedquilt.privacy.ledger_book import locked
 from fedquilt.record.files import explained, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOLDER, BOOK, _FORMAT = "answers", "answers.json", 1
 
@@ -40,7 +43,7 @@ class Answers:
     def __init__(self, folder: Path, most: int | None = None) -> None:
         self.folder, self.most = folder, most
 
-    def count(self, run: str, rows: Sequence[str], noise: Noise) -> None:
+    def count(self, run: str, rows: Sequence[str], noise: Noise, answer: Mapping[str, Tensor]) -> None:
         """Count an answer before it is sent; one that was sent before is not counted again.
 
         Parameters
@@ -51,25 +54,27 @@ class Answers:
             A digest of each row in their order, empty for a row that the client does not hold.
         noise
             The noise of the answer.
+        answer
+            The tensors of the answer: one about the same rows from an earlier model is another answer.
 
         Raises
         ------
         RunError
             if the site allows no further answer, or the disk refuses: then nothing may be sent.
         """
-        answer = hashlib.blake2b(json.dumps([run, *rows]).encode(), digest_size=16).hexdigest()
+        key = _key(run, rows, answer)
         with explained(self.folder, lambda: "the query was not answered", "it may be asked again"):
             private_folder(self.folder)
             with locked(self.folder / "lock"):
                 book = self._read()
-                if answer in book["answers"]:
+                if key in book["answers"]:
                     return
                 if self.most is not None and len(book["answers"]) >= self.most:
                     raise RunError(
                         f"this site has answered {len(book['answers'])} queries, and max_queries={self.most} in its "
                         "node's config allows no more; only the site can raise it"
                     )
-                book["answers"].append(answer)
+                book["answers"].append(key)
                 of_run = book["runs"].setdefault(run, {**noise._asdict(), "rows": {}})
                 for row in filter(None, rows):
                     of_run["rows"][row] = of_run["rows"].get(row, 0) + 1
@@ -122,6 +127,16 @@ def all_answers(root: Path) -> dict[str, dict[str, Any]]:
         if an account cannot be read.
     """
     return {path.parent.name: Answers(path.parent).summary() for path in sorted(root.glob(f"{FOLDER}/*/{BOOK}"))}
+
+
+def _key(run: str, rows: Sequence[str], answer: Mapping[str, Tensor]) -> str:
+    from torch import uint8  # the account is also shown where nothing is computed
+
+    digest = hashlib.blake2b(json.dumps([run, *rows]).encode(), digest_size=16)
+    for name, tensor in sorted(answer.items()):
+        digest.update(json.dumps([name, *tensor.shape]).encode())
+        digest.update(tensor.detach().contiguous().flatten().view(uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _epsilon(kinds: Iterable[tuple[tuple[int, float], ...]], delta: float) -> float | None:

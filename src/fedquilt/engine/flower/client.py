@@ -226,7 +226,8 @@ class _App(ClientApp):
                 return _failure(reply.reason, message)
             if number == len(query.exchanges) - 1:  # the answer itself, which is counted before it is sent
                 noise = Noise(query.noise, query.delta)
-                Answers(answers_folder(root, site.id), most_answers(context)).count(run, query.rows(memory), noise)
+                account = Answers(answers_folder(root, site.id), most_answers(context))
+                account.count(run, query.rows(memory), noise, reply.params)
             content = reply_content(reply, order, exchange.name, run)
             added = {name: value for name, value in (after or {}).items() if value is not trained.get(name)}
             beside.keep((order.round, number), added)
