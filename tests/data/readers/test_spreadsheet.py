@@ -1,7 +1,9 @@
 """Spreadsheets are read like other tables: one sheet, or the one that is named."""
 
 import datetime
+import re
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -78,6 +80,53 @@ def test_what_is_no_spreadsheet_or_a_bomb_is_refused(tmp_path):
         archive.writestr("xl/workbook.xml", b"\0" * (1 << 27))
     with pytest.raises(DataError, match="decompression bomb"):
         read_xlsx(path)
+
+
+@pytest.fixture
+def edited(book):
+    """``edited(change)``: the path of a workbook whose sheet's XML was changed."""
+
+    def make(change):
+        path = book(A=ROWS)
+        with zipfile.ZipFile(path) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        sheet = "xl/worksheets/sheet1.xml"
+        parts[sheet] = change(parts[sheet].decode()).encode()
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in parts.items():
+                archive.writestr(name, content)
+        return path
+
+    return make
+
+
+def test_a_sheet_is_not_filled_up_to_the_size_that_it_states(edited):
+    began = time.process_time()
+    path = edited(lambda text: re.sub(r'<dimension ref="[^"]*" ?/>', '<dimension ref="A1:XFD1048576"/>', text))
+    (raw,) = read_xlsx(path).values()
+    assert raw.read("department") == ["cardiology", "neurology"]
+    far = edited(lambda text: text.replace("A1:B4", "A1:XFD4").replace('<row r="4"', '<row r="1048576"'))
+    assert len(load_table(str(far), text="note", label="department")) == 2
+    assert time.process_time() - began < 20
+
+
+def test_a_row_beyond_those_of_every_spreadsheet_is_refused(edited):
+    with pytest.raises(DataError, match="sheet 'A' has rows beyond 1,048,576, the most of a spreadsheet"):
+        read_xlsx(edited(lambda text: text.replace('<row r="4"', '<row r="9999999999"')))
+
+
+@pytest.mark.parametrize("body", ["&lol9;", "&file;"])
+def test_entities_of_a_sheet_are_not_followed(edited, tmp_path, body):
+    (tmp_path / "secret").write_text("the secret")
+    laughs = "".join(f'<!ENTITY lol{n + 1} "{f"&lol{n};" * 10}">' for n in range(9))
+    head = f'<!DOCTYPE a [<!ENTITY lol0 "ha">{laughs}<!ENTITY file SYSTEM "file://{tmp_path}/secret">]>'
+    cell = f'<c r="A2" t="inlineStr"><is><t>{body}</t></is></c>'
+    path = edited(lambda text: head + re.sub(r"<\?xml[^>]*>", "", re.sub(r'<c r="A2".*?</c>', cell, text)))
+    try:
+        (raw,) = read_xlsx(path).values()
+    except DataError:
+        return
+    assert all(len(str(value)) < 1000 and "secret" not in str(value) for value in raw.read("note"))
 
 
 def test_without_openpyxl_it_says_what_to_install(book, monkeypatch):

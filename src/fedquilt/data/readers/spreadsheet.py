@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fedquilt.data.limits import refuse_bomb
 from fedquilt.data.readers.delimited import column_names
 from fedquilt.data.readers.raw_columns import Location, Raw, Trouble, from_columns
 
+_MOST_ROWS = 1 << 20  # of a sheet, as every spreadsheet program has it
 _UNPACKED_SHARE = 8  # cells as objects take several times the bytes of their text
 
 
@@ -41,7 +43,7 @@ def read_xlsx(path: Path) -> dict[str, Raw]:
         refuse_bomb(path, path.stat().st_size, _UNPACKED_SHARE * unpacked)
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
         try:
-            sheets = {sheet.title: [*sheet.iter_rows()] for sheet in book.worksheets}
+            sheets = {sheet.title: [*_filled(path, sheet)] for sheet in book.worksheets}
         finally:
             book.close()
     except DataError:
@@ -56,24 +58,30 @@ def read_xlsx(path: Path) -> dict[str, Raw]:
     return {"": next(iter(filled.values()), from_columns({}, str(path)))} if len(filled) < 2 else filled
 
 
-def _columns(path: Path, sheet: str, rows: list[Any]) -> Raw:
+def _filled(path: Path, sheet: Any) -> Iterator[tuple[int, list[tuple[Any, str]]]]:
+    """The rows that hold cells, with their numbers: each cell's value and type, up to the last one with a value."""
+    sheet.reset_dimensions()  # rows would be filled up to the size that the file states, which may be all there can be
+    for number, row in enumerate(sheet.iter_rows(), start=1):
+        if number > _MOST_ROWS:
+            raise DataError(f"{path}: sheet '{sheet.title}' has rows beyond {_MOST_ROWS:,}, the most of a spreadsheet")
+        cells = [(cell.value, getattr(cell, "data_type", "n")) for cell in row]
+        while cells and cells[-1][0] is None:
+            cells.pop()
+        if cells:
+            yield number, cells
+
+
+def _columns(path: Path, sheet: str, filled: list[tuple[int, list[tuple[Any, str]]]]) -> Raw:
     """The columns of one sheet."""
-    filled = [
-        (number, [(cell.value, getattr(cell, "data_type", "n")) for cell in row])
-        for number, row in enumerate(rows, start=1)
-        if any(cell.value is not None for cell in row)
-    ]
     if not filled:
         return from_columns({}, str(path))
     number, heading = filled[0]
-    while heading and heading[-1][0] is None:
-        heading = heading[:-1]
     names = column_names(path, number, ["" if value is None else str(value) for value, _ in heading])
     kept: list[tuple[int, list[Any]]] = []
     troubles: list[Trouble] = []
     for number, cells in filled[1:]:
         wrong = next((str(value) for value, kind in cells if kind == "e"), None)
-        beyond = any(value is not None for value, _ in cells[len(names) :])
+        beyond = len(cells) > len(names)
         if wrong is not None or beyond:
             fault = f"a cell of sheet '{sheet}' holds the error {wrong}" if wrong else "cells beyond the named columns"
             troubles.append(Trouble(fault, Location(str(path), "row", number)))
