@@ -87,3 +87,15 @@ def test_a_damaged_record_is_tried_again_a_few_times_and_then_told(finished, tmp
     os.utime(run / "checkpoint.json")
     following.look()
     assert len(reads) == 1
+
+
+def test_a_record_of_a_strange_form_does_not_end_what_follows_others(finished, tmp_path):
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    for name in ("config", "environment"):
+        (strange / f"{name}.json").write_text("{}")  # as of a version without manifests
+    following = Following([strange, finished])
+    for _ in range(3):
+        seen = following.look()
+    assert (seen.state, seen.text) == (STOPPED, "a record cannot be read: unexpected KeyError: 'rounds'")
+    assert following.page().content.startswith(b"<!doctype html>")

@@ -74,6 +74,8 @@ class Following:
             if self._failures < _TRIES:
                 return self.seen
             found = [(STOPPED, str(error))]
+        except Exception as error:  # a record of a strange form must not end what follows other runs, too
+            found = [(STOPPED, f"a record cannot be read: unexpected {type(error).__name__}: {error}")]
         state = min((one for one, _ in found), key=[RUNNING, WAITING, STOPPED, FINISHED].index)
         text = "; ".join(text for _, text in found)
         if (state, text) != self.seen[1:]:

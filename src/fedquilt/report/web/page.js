@@ -23,11 +23,12 @@
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   };
+  const SUM = /^[-+][\d\s.,%±+\-–()[\]]*(e[-+]?\d+)?( ?[KMGTP]?B)?$/i;  // numbers alone call nothing
   const cell = (value) => {
     let text = value === null || value === undefined ? "" : String(value);
     // a spreadsheet must not take a name for a formula
-    if (typeof value !== "number" && /^[=+\-@\t\r]/.test(text) && !/^[-+]?[\d.]/.test(text) && text !== "-") text = "'" + text;
-    return /[",\n\r]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
+    if (typeof value !== "number" && /^[=+\-@\t\r\n]/.test(text) && !SUM.test(text)) text = "'" + text;
+    return /[",;\t\n\r]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
   };
   const saveCsv = (name, lines) =>
     save(`${name}.csv`, lines.map((line) => line.map(cell).join(",")).join("\r\n") + "\r\n", "text/csv;charset=utf-8");
