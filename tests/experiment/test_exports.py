@@ -178,6 +178,14 @@ def test_what_vllm_cannot_serve_is_refused(classifier, writer, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_no_adapter_takes_the_name_of_the_command_or_of_another():
+    from fedquilt.experiment import export_vllm
+
+    assert export_vllm._unused("serve.sh", {}) == "serve.sh-again"
+    assert export_vllm._unused("../../etc", {"etc": Path()}) == "etc-again"
+    assert export_vllm._unused("-a=b c", {}) == "a-b-c"
+
+
 def test_benchmarks_need_the_harness_and_a_language_model(classifier, monkeypatch):
     from fedquilt.experiment import benchmarks
 

@@ -106,7 +106,7 @@ def _group(run: Path, client: int) -> str:
 
 def _unused(name: str, taken: dict[str, Path]) -> str:
     plain = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "adapter"
-    while plain in taken:
+    while plain in taken or plain == COMMAND:
         plain += "-again"
     return plain
 
