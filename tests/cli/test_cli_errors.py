@@ -44,6 +44,11 @@ KEYS = [
 ]
 
 
+def test_two_kinds_of_export_at_once_are_refused(command):
+    said = command("export", "run", "--out", "made", "--merged", "--to", "vllm")
+    check_error(said, "--merged: is the same as --to merged, and --to vllm is given")
+
+
 @pytest.mark.parametrize(("change", "words"), KEYS)
 def test_a_wrong_key_is_named_with_its_value_and_what_is_allowed(command, monkeypatch, change, words):
     monkeypatch.delenv("FEDQUILT_DATA", raising=False)

@@ -128,7 +128,7 @@ def test_a_run_scores_its_own_test_rows_as_it_did(writer, tmp_path):
 
 
 def test_what_cannot_be_scored_is_refused(classifier, tmp_path):
-    with pytest.raises(RunError, match="is no run folder, and no folder that `fedquilt export` wrote"):
+    with pytest.raises(RunError, match="is no run folder, and no export"):
         evaluate(tmp_path, "rows.csv")
     (tmp_path / "bare.csv").write_text("text,label\na day,unheard\n")
     with pytest.raises(DataError, match="unheard"):

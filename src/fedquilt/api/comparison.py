@@ -63,7 +63,7 @@ class Comparison:
         return draw(self._groups, kind, who)
 
     def page(self, path: str | Path, references: Sequence[str] = ()) -> Path:
-        """Write tables and plots as one HTML file, and return its path."""
+        """Write tables and interactive charts as one HTML file, and return its path."""
         from fedquilt.report.page import write_page
 
         return write_page(self._groups, path, references=references)

@@ -115,4 +115,4 @@ def show(
     else:
         print(comparison(groups, last, references, width=terminal_width()), end="")
     if save is not None:
-        write_bytes(save, f"{comparison(groups, last, references, 'markdown')}\n".encode())
+        write_bytes(save, comparison(groups, last, references, "markdown").encode())

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from fedquilt.cli.screen import errors, out
+from fedquilt.cli.screen import errors, show_table
 from fedquilt.core.errors import ConfigError, RunError
 
 
@@ -58,15 +57,9 @@ def evaluate(
     if as_json:
         print(text)
         return
-    out.print(_table(found))
-
-
-def _table(found: dict[str, dict[str, float]]) -> Table:
     metrics = list(dict.fromkeys(name for own in found.values() for name in own))
-    table = Table("rows", *metrics)
-    for name, own in found.items():
-        table.add_row(name, *(_shown(metric, own.get(metric)) for metric in metrics))
-    return table
+    rows = [[name, *(_shown(metric, own.get(metric)) for metric in metrics)] for name, own in found.items()]
+    show_table([["rows", *metrics], *rows])
 
 
 def _shown(metric: str, value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from fedquilt.cli.screen import out
+from fedquilt.core.errors import ConfigError
 
 
 def export(
@@ -34,6 +35,8 @@ def export(
     With `--to card` it holds only the model card: data, method, privacy, metrics, how to load and to reproduce it. With
     `--to vllm` it holds every adapter of the run, by group and client, and the command that serves them together.
     """
+    if merged and to not in ("peft", "merged"):
+        raise ConfigError(f"--merged: is the same as --to merged, and --to {to} is given; leave one of them out")
     from fedquilt.experiment.export_kinds import exported
 
     kind = "merged" if merged else to

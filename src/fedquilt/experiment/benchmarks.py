@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedquilt.core.errors import ConfigError, RunError
-from fedquilt.core.shell import install_extra
+from fedquilt.core.shell import command, install_extra
 from fedquilt.core.tasks import TASKS
 from fedquilt.core.types import ClientId
 from fedquilt.experiment.base_of_run import part_of
@@ -57,8 +57,8 @@ def benchmark(
     if (target / ABOUT).is_file() or not is_run(target):
         if not (target / "config.json").is_file() or client is not None or group is not None:
             raise RunError(
-                f"{target}: --tasks needs a run folder, or a whole model that `fedquilt export --to merged` wrote, "
-                "without --client and --group"
+                f"{target}: --tasks needs a run folder, or without --client and --group a whole model, as written by: "
+                f"{command('export', 'RUN', '--to', 'merged', '--out', 'FOLDER')}"
             )
         return _scores(target, tasks, include, limit, "auto")
     part = part_of(_parsed(target), client, group)

@@ -14,6 +14,7 @@ from fedquilt.config.schema import Config
 from fedquilt.core.disk import write_bytes
 from fedquilt.core.errors import DataError, RunError
 from fedquilt.core.rng import Rng
+from fedquilt.core.shell import command
 from fedquilt.core.tasks import TASKS
 from fedquilt.core.types import ClientId
 from fedquilt.data.loaders import load_table, with_classes
@@ -60,7 +61,10 @@ def evaluate(
     """
     config, loaded = _model(target, client, group, objects, server=server)
     if config.parties:
-        raise RunError(f"{target}: parties predict together; use `fedquilt predict` and compare")
+        raise RunError(
+            f"{target}: parties predict together, and evaluate scores single models; predict the rows with: "
+            f"{command('predict', target, '--input', 'FILE')}"
+        )
     table = _labelled(config, loaded, source, objects)
     columns = loaded.encode(table)
     bench = bench_of(config, loaded)
@@ -92,7 +96,10 @@ def _model(
     if not about_file.is_file() and is_run(target):  # a whole model has a config.json, too
         return trained(target, client, group, objects, server=server)
     if not about_file.is_file():
-        raise RunError(f"{target}: is no run folder, and no folder that `fedquilt export` wrote (it has no {ABOUT})")
+        raise RunError(
+            f"{target}: is no run folder, and no export (it has no {ABOUT}); export a run with: "
+            f"{command('export', 'RUN', '--out', 'FOLDER')}"
+        )
     if client is not None or group is not None or server:
         raise RunError(f"{target}: is an export, which has one model; leave --client, --group and --server out")
     try:

@@ -19,6 +19,7 @@ from fedquilt.config.schema import Config
 from fedquilt.core.track import Track
 from fedquilt.experiment.trackers import TRACKERS, Tracked, Tracker
 from fedquilt.record import Record, read_environment, read_rounds
+from fedquilt.report.runs import bytes_of
 from fedquilt.report.scores import score_of
 
 _SENT = ("method", "adapter", "training", "aggregation", "head")
@@ -110,7 +111,7 @@ def tracking(config: Config, record: Record, start: int, say: Callable[[str], No
         settings=settings_of(config),
         first=start + 1,
     )
-    made = Tracking(config.track, run, say, sum(sum(_bytes(line)) for line in before))
+    made = Tracking(config.track, run, say, sum(sum(bytes_of(line)) for line in before))
     try:
         yield made
     finally:
@@ -136,7 +137,7 @@ def numbers_of(line: Mapping[str, Any], names: Mapping[str, str], clients: bool)
         for sent in exchange["clients"].values()
         if "loss" in sent["metrics"]
     ]
-    up, down = _bytes(line)
+    up, down = bytes_of(line)
     numbers: dict[str, Any] = {
         "bytes/up": up,
         "bytes/down": down,
@@ -168,11 +169,6 @@ def scores_of(line: Mapping[str, Any], names: Mapping[str, str], clients: bool) 
             title = " ".join(["client", client, *([_plain(names[client])] if client in names else [])])
             numbers |= {f"{title}/{key}": value for key, value in own.items()}
     return _numeric(numbers)
-
-
-def _bytes(line: Mapping[str, Any]) -> tuple[int, int]:
-    sent = [own for exchange in line["exchanges"] for own in exchange["clients"].values()]
-    return sum(own["bytes_up"] for own in sent), sum(own["bytes_down"] for own in sent)
 
 
 def _numeric(numbers: Mapping[str, Any]) -> dict[str, float]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from multiprocessing import active_children, get_context, parent_process
-from threading import Event, Thread, current_thread, main_thread
+from threading import Event, Thread
 from typing import Any
 
+from fedquilt.core.interrupts import uninterrupted
 from fedquilt.experiment.forecast import Forecast
 from fedquilt.experiment.progress import Silent
 from fedquilt.experiment.threads import share_threads
@@ -68,7 +67,7 @@ def in_workers(
     listener.start()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_worker, initargs=(workers, reports))
     with pool:
-        with _ignoring_interrupts():  # the worker processes inherit this: only this process handles Ctrl-C
+        with uninterrupted():  # the worker processes inherit this: only this process handles Ctrl-C
             futures = {pool.submit(_in_worker, number, work, job): number for number, job in enumerate(jobs)}
         try:
             for future in as_completed(futures):
@@ -160,15 +159,3 @@ def _worker(workers: int, reports: Any) -> None:
             os._exit(1)
 
     Thread(target=watch, daemon=True).start()
-
-
-@contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    if current_thread() is not main_thread():  # only the main thread may set signal handlers
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -13,10 +13,10 @@ from typing import Any
 from fedquilt.core.enclosed import is_enclosed
 from fedquilt.core.types import IN_MEMORY
 from fedquilt.report.columns import human_bytes
+from fedquilt.report.parties import is_vertical
 from fedquilt.report.run_file import run_file
-from fedquilt.report.runs import Run, client_names, client_table, privacy
-from fedquilt.report.scores import final_evaluation, main_metric
-from fedquilt.report.table import summary
+from fedquilt.report.runs import Run, all_bytes, as_number, client_names, client_table, privacy
+from fedquilt.report.scores import final_evaluation, final_score, main_metric
 
 _PIPELINES = {
     "causal-lm": "text-generation",
@@ -93,7 +93,7 @@ def _data(run: Run) -> str:
     scheme = (run.config.get("partition") or {}).get("scheme")
     first = (
         f"{total:,} training rows of {len(table)} clients, from {', '.join(f'`{one}`' for one in _sources(run))}; "
-        f"partition: `{scheme}`. No client's rows left it."
+        f"partition: `{scheme}`."
     )
     labelled = any(one.get("labels") for one in table)
     head = ["client", "rows", *(["labels"] if labelled else [])]
@@ -111,7 +111,7 @@ def _labels(client: Mapping[str, Any]) -> str:
 
 
 def _training(run: Run, base: str, task: str) -> str:
-    config, row = run.config, summary(run)
+    config, (up, down) = run.config, all_bytes(run)
     adapter = config.get("adapter") or {}
     settings = {key: value for key, value in (config.get("method") or {}).items() if key != "name"}
     lines = [
@@ -119,7 +119,7 @@ def _training(run: Run, base: str, task: str) -> str:
         f"- Method: `{run.method}`" + (f" with `{json.dumps(settings)}`" if settings else ""),
         f"- Rounds: {len(run.rounds)} of {config.get('rounds')}; seed {run.seed}",
         f"- Adapter: `{adapter.get('kind')}`" + (f" of rank {adapter['rank']}" if adapter.get("rank") else ""),
-        f"- Sent by clients: {human_bytes(row['bytes_up'])}; received: {human_bytes(row['bytes_down'])}",
+        f"- Sent by clients: {human_bytes(up)}; received: {human_bytes(down)}",
     ]
     versions = run.environment.get("versions") or {}
     shown = ", ".join(f"{name} {versions[name]}" for name in ("fedquilt", "torch", "transformers") if name in versions)
@@ -130,8 +130,8 @@ def _privacy(run: Run) -> str:
     spent, section = privacy(run), run.config.get("privacy") or {}
     if spent is None:
         return (
-            "Trained without differential privacy: an adapter can leak the rows that it was trained on. Only adapters, "
-            "weights and a few numbers left a client."
+            "Trained without differential privacy: an adapter can leak the rows that it was trained on. "
+            f"{_what_left(run)}"
         )
     epsilon = math.inf if spent["epsilon"] is None else float(spent["epsilon"])
     delta = spent.get("delta", section.get("delta"))
@@ -141,19 +141,32 @@ def _privacy(run: Run) -> str:
     )
 
 
+def _what_left(run: Run) -> str:
+    """What clients sent, in words that hold for every method of the kind."""
+    page = f"the page of `{run.method}` in fedquilt's documentation says what"
+    if is_vertical(run):
+        return f"What tells of single rows left the parties, such as embeddings; {page}."
+    if run.config.get("server"):
+        return f"Texts or predictions left the clients, besides weights; {page}."
+    return "Weights and a few numbers left the clients, and none of their rows."
+
+
 def _results(run: Run, metric: str) -> str:
-    scores, row = final_evaluation(run), summary(run)
+    scores = final_evaluation(run)
     if not scores:
         return "The run had not finished when this was exported, so the model was not scored."
-    clients = {int(id): own[metric] for id, own in (scores.get("clients") or {}).items() if metric in own}
-    whole = (scores.get("global") or {}).get(metric)
-    worst = (max if metric == "loss" else min)(clients.values(), default=None)
-    overall = [
-        ["on the common test rows", _number(whole, metric)],
-        ["mean of the clients, on their own test rows", _number(row["final_personalised"], metric)],
-        ["worst client", _number(worst, metric)],
-    ]
-    text = _table(["", metric], [one for one in overall if one[1]])
+    clients = {int(id): as_number(own[metric]) for id, own in (scores.get("clients") or {}).items() if metric in own}
+    others = {f"group {label}, on its common test rows": own for label, own in (scores.get("groups") or {}).items()}
+    others["the server's model, on its own test rows"] = scores.get("server")
+    overall = {
+        "on the common test rows": final_score(run, metric, "global"),
+        **{what: as_number(own[metric]) for what, own in others.items() if own and metric in own},
+        "mean of the clients, on their own test rows": final_score(run, metric, "clients-mean"),
+        "worst client": final_score(run, metric, "clients-worst"),
+    }
+    text = _table(
+        ["", metric], [[what, _number(score, metric)] for what, score in overall.items() if score is not None]
+    )
     if clients:
         names = names_of_clients(run)
         own = [[names.get(id, str(id)), _number(score, metric)] for id, score in [*clients.items()][:_MOST]]
@@ -165,9 +178,7 @@ def _reproduced(run: Run) -> str:
     return f"`fedquilt run run.toml`, with this `run.toml`:\n\n```toml\n{run_file(run.config)}```"
 
 
-def _number(value: float | None, metric: str) -> str:
-    if value is None:
-        return ""
+def _number(value: float, metric: str) -> str:
     return f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.4g}"
 
 

@@ -111,7 +111,7 @@ def cumulative_bytes(run: Run) -> tuple[list[int], list[int], list[int]]:
     """Return the rounds, and the cumulative bytes that all clients uploaded and downloaded through each round."""
     rounds, up, down = [], [0], [0]
     for line in run.rounds:
-        sent_up, sent_down = _bytes(line)
+        sent_up, sent_down = bytes_of(line)
         rounds.append(int(line["round"]))
         up.append(up[-1] + sent_up)
         down.append(down[-1] + sent_down)
@@ -121,11 +121,12 @@ def cumulative_bytes(run: Run) -> tuple[list[int], list[int], list[int]]:
 def all_bytes(run: Run) -> tuple[int, int]:
     """Return the bytes that all clients uploaded and downloaded in the whole run, closing exchanges included."""
     _, up, down = cumulative_bytes(run)
-    closing_up, closing_down = _bytes((run.result or {}).get("closing") or {})
+    closing_up, closing_down = bytes_of((run.result or {}).get("closing") or {})
     return up[-1] + closing_up, down[-1] + closing_down
 
 
-def _bytes(line: Mapping[str, Any]) -> tuple[int, int]:
+def bytes_of(line: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the bytes that all clients uploaded and downloaded in one round of the record."""
     moved = [own for exchange in line.get("exchanges") or () for own in (exchange.get("clients") or {}).values()]
     return sum(int(own.get("bytes_up", 0)) for own in moved), sum(int(own.get("bytes_down", 0)) for own in moved)
 
@@ -135,7 +136,7 @@ def exchange_bytes(run: Run) -> dict[tuple[str, str], tuple[list[int], list[int]
     found: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
     for line in run.rounds:
         for exchange in line.get("exchanges") or ():
-            up, down = _bytes({"exchanges": [exchange]})
+            up, down = bytes_of({"exchanges": [exchange]})
             for way, size in (("down", down), ("up", up)):
                 rounds, sizes = found.setdefault((str(exchange.get("exchange", "")), way), ([], []))
                 rounds.append(int(line["round"]))

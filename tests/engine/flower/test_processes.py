@@ -21,7 +21,6 @@ from fedquilt.engine.flower.processes import (
     marked_as,
     tail,
     tool,
-    uninterrupted,
     wait_for,
 )
 
@@ -100,11 +99,3 @@ def test_ports():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         assert listening(taken.getsockname()[1])
-
-
-def test_a_second_interrupt_does_not_stop_the_clearing_up():
-    before = signal.getsignal(signal.SIGINT)
-    with uninterrupted():
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.05)
-    assert signal.getsignal(signal.SIGINT) is before

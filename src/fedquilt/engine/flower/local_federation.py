@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from fedquilt.core.errors import FedquiltError
+from fedquilt.core.interrupts import uninterrupted
 from fedquilt.engine.flower.compat import ACCEPTED, LEASE_SECONDS, QUIET, REFUSED, TAKEN
 from fedquilt.engine.flower.local_config import CONNECTION, config_value, prepare
 from fedquilt.engine.flower.processes import (
@@ -28,7 +29,6 @@ from fedquilt.engine.flower.processes import (
     patience,
     tail,
     tool,
-    uninterrupted,
     wait_for,
 )
 
