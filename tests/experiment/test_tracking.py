@@ -1,19 +1,24 @@
 """Trackers: what they are sent, read back from the real TensorBoard, and that no failure of one reaches the run."""
 
 import json
+import logging
 import math
+import random
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import fedquilt
 from fedquilt.core.errors import ConfigError
 from fedquilt.experiment import trackers
+from fedquilt.experiment import tracking as tracking_module
 from fedquilt.experiment.check import check
 from fedquilt.experiment.compare import compare, jobs
 from fedquilt.experiment.run import resume, run
-from fedquilt.experiment.tracking import numbers_of, settings_of
+from fedquilt.experiment.tracking import numbers_of, settings_of, without_secrets
 from fedquilt.record import read_config, read_result, read_rounds
 
 BOARD = "track={to='tensorboard'}"
@@ -130,6 +135,91 @@ def test_a_tracker_that_fails_is_given_up_once_and_the_run_is_as_without_it(
     (other,) = [one for one in made if not one.fails]
     assert [step for step, _ in other.sent] == [1, 2, 3, 3]  # the last are the scores of the final model
     assert other.ends == [True]
+
+
+class Panic(BaseException):
+    """What libraries in Rust raise."""
+
+
+class Rude(Heard):
+    """A tracker that changes what is common to all of the process."""
+
+    def _maybe(self, where):
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        logging.disable()
+        super()._maybe(where)
+
+
+def test_a_tracker_that_changes_the_random_state_does_not_change_the_run(
+    config, tmp_path, monkeypatch, fingerprint, finished
+):
+    made = []
+    monkeypatch.setattr(trackers, "is_installed", lambda name: True)
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", lambda run: Rude(run, made))
+    run(config("track={to='wandb'}", "training.batch_size=3"), tmp_path / "tiny")
+    logging.disable(logging.NOTSET)
+    run(config("training.batch_size=3"), tmp_path / "plain")
+    assert len(made[0].sent) == 4
+    assert fingerprint(tmp_path / "tiny") == fingerprint(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), Panic("overflow"), ValueError()])
+def test_whatever_a_tracker_raises_the_run_goes_on(config, tmp_path, monkeypatch, hear, error):
+    def log(self, step, numbers):
+        raise error
+
+    hear(wandb="")
+    monkeypatch.setattr(Heard, "log", log)
+    run(config("track={to='wandb'}", "rounds=1"), tmp_path / "tiny")
+    (line,) = read_rounds(tmp_path / "tiny")
+    assert read_result(tmp_path / "tiny")["tracking"]["wandb"].startswith(type(error).__name__)
+    assert "tracking" not in line
+
+
+def test_numbers_that_cannot_be_computed_concern_trackers_alone(config, tmp_path, monkeypatch, hear):
+    def broken(line, names, clients):
+        raise TypeError("a loss of a strange kind")
+
+    monkeypatch.setattr(tracking_module, "numbers_of", broken)
+    run(config("rounds=1"), tmp_path / "none")
+    hear(wandb="")
+    run(config("track={to='wandb'}", "rounds=1"), tmp_path / "tiny")
+    assert read_result(tmp_path / "none")["status"] == read_result(tmp_path / "tiny")["status"] == "finished"
+
+
+def test_no_password_and_no_key_is_told_or_recorded(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", "abcdefgh12345")
+
+    def failing(run):
+        raise ConnectionError("API request to https://me:pa55@host/api?key=abcdefgh12345 failed")
+
+    monkeypatch.setattr(trackers, "is_installed", lambda name: True)
+    monkeypatch.setitem(trackers.TRACKERS, "mlflow", failing)
+    said = []
+
+    class Listen:
+        def say(self, text):
+            said.append(text)
+
+    run(config("track={to='mlflow'}", "rounds=1"), tmp_path / "tiny", Listen())
+    (line,) = read_rounds(tmp_path / "tiny")
+    assert line["tracking"] == {"mlflow": "ConnectionError: API request to https://host/api?key=$SOME_API_KEY failed"}
+    assert "pa55" not in "".join(said)
+    assert without_secrets("postgresql://u:p@w@db/x and sqlite:///a@b") == "postgresql://db/x and sqlite:///a@b"
+
+
+def test_the_command_to_look_is_quoted_for_a_shell(config, tmp_path):
+    said = []
+
+    class Listen:
+        def say(self, text):
+            said.append(text)
+
+    run(config("track={to='tensorboard', folder='my runs; ls'}", "rounds=1"), tmp_path / "tiny", Listen())
+    (told,) = [text for text in said if "follows the run" in text]
+    assert told == "tensorboard follows the run: tensorboard --logdir 'my runs; ls/tensorboard'"
 
 
 def test_a_tracker_that_fails_at_its_end_does_not_fail_the_run(config, tmp_path, hear):

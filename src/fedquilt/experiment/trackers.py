@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
@@ -100,7 +101,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(place), purge_step=run.first if run.resumed else None)
         if not run.resumed:
             self._writer.add_text("settings", f"```\n{json.dumps(run.settings, indent=1)}\n```")
-        self.shown = f"tensorboard --logdir {root}"
+        self.shown = shlex.join(["tensorboard", "--logdir", str(root)])
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
@@ -137,7 +138,8 @@ class MLflow:
             self._id = self._client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
             params = [Param(name, str(value)) for name, value in run.settings.items()]
             self._client.log_batch(self._id, params=params)
-        self.shown = f"mlflow ui --backend-store-uri {uri}"
+        served = uri.startswith(("http:", "https:"))
+        self.shown = uri if served else shlex.join(["mlflow", "ui", "--backend-store-uri", uri])
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
@@ -157,7 +159,9 @@ class WandB:
 
         os.environ.setdefault("WANDB_SILENT", "true")
         # without a key it would ask for one on the terminal
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        mode = os.environ.get("WANDB_MODE") or "online"
+        if mode not in ("offline", "dryrun", "disabled") and not wandb.api.api_key:
+            mode = "offline"
         run.folder.mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(  # nothing is sent that was not asked for: no code, commit, machine, packages, output
             silent=True,
@@ -182,8 +186,8 @@ class WandB:
             settings=settings,
         )
         self._run.define_metric("*", step_metric="round")
-        online = mode == "online"
-        self.shown = str(self._run.url) if online else f"wandb sync {run.folder / 'wandb' / f'offline-run-*-{run.key}'}"
+        left = f"{shlex.quote(str(run.folder / 'wandb'))}/offline-run-*-{run.key}"
+        self.shown = str(self._run.url) if mode == "online" else f"wandb sync {left}"
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         self._run.log({**numbers, "round": step})
@@ -210,7 +214,7 @@ class Trackio:
                 auto_log_gpu=False,
                 auto_log_cpu=False,
             )
-        self.shown = f"TRACKIO_DIR={folder} trackio show --project {run.project}"
+        self.shown = f"TRACKIO_DIR={shlex.quote(folder)} {shlex.join(['trackio', 'show', '--project', run.project])}"
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         with redirect_stdout(io.StringIO()):

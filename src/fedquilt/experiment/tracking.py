@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from fedquilt.record import Record, read_environment, read_rounds
 from fedquilt.report.runs import bytes_of
 from fedquilt.report.scores import score_of
 
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
+_SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")  # of an environment variable's name
 _SENT = ("method", "adapter", "training", "aggregation", "head")
 _OTHERS = ("seed", "rounds", "partition.scheme", "partition.num_clients", "clients.cohort", "privacy.mode")
 _MEASURES = {
@@ -55,21 +58,25 @@ class Tracking:
         for name in track.trackers:
             self._try(name, partial(self._begin, name, run))
         for kind, tracker in self._following.items():
-            say(f"{kind} follows the run: {tracker.shown}")
+            say(f"{kind} follows the run: {without_secrets(tracker.shown)}")
 
     def _begin(self, name: str, run: Tracked) -> None:
         self._following[name] = TRACKERS[name](run)
 
     def round(self, line: Mapping[str, Any], names: Mapping[str, str]) -> None:
         """Send the numbers of a finished round; ``names`` are those of clients."""
-        numbers = numbers_of(line, names, self._clients)
-        self._bytes += int(numbers["bytes/up"] + numbers["bytes/down"])
-        self._log(line["round"] + 1, {**numbers, "bytes/total": float(self._bytes)})
+        self._bytes += sum(_bytes(line))
+        total = {"bytes/total": float(self._bytes)}
+        self._log(line["round"] + 1, lambda: numbers_of(line, names, self._clients) | total)
 
     def ended(self, rounds: int, ended: Mapping[str, Any], names: Mapping[str, str]) -> None:
         """Send the scores of the final model; ``ended`` is ``round_record.final_record``."""
-        scores = scores_of({"evaluation": ended["final"], "exchanges": []}, names, self._clients)
-        self._log(rounds, {f"final/{name}": value for name, value in scores.items()})
+
+        def numbers() -> dict[str, float]:
+            scores = scores_of({"evaluation": ended["final"], "exchanges": []}, names, self._clients)
+            return {f"final/{name}": value for name, value in scores.items()}
+
+        self._log(rounds, numbers)
         self._finished = True
 
     def close(self) -> None:
@@ -82,19 +89,34 @@ class Tracking:
         found, self._failed = self._failed, {}
         return {"tracking": found} if found else {}
 
-    def _log(self, step: int, numbers: Mapping[str, float]) -> None:
+    def _log(self, step: int, numbers: Callable[[], Mapping[str, float]]) -> None:
+        def log(tracker: Tracker) -> None:
+            tracker.log(step, numbers())
+
         for name, tracker in [*self._following.items()]:
-            self._try(name, partial(tracker.log, step, numbers))
+            self._try(name, partial(log, tracker))
 
     def _try(self, name: str, act: Callable[[], object]) -> None:
         """Do what concerns one tracker; if it fails in whatever way, it is given up, and the run goes on."""
         try:
             act()
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # also SystemExit, and the panics of libraries in Rust
             self._following.pop(name, None)
-            reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0][:300]}"
+            text = without_secrets(str(error)).strip()
+            reason = f"{type(error).__name__}: {(text.splitlines() or ['no message'])[0][:300]}"
             self._failed[name] = reason
             self._say(f"warning: {name} follows the run no more ({reason}); the run goes on, and its record is whole")
+
+
+def without_secrets(text: str) -> str:
+    """A text for people and records without the passwords of addresses, and without keys of the environment."""
+    text = _CREDENTIALS.sub("", text)
+    for name, value in os.environ.items():
+        if _SECRET.search(name) and len(value) >= 8:
+            text = text.replace(value, f"${name}")
+    return text
 
 
 @contextmanager
