@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedquilt.core.enclosed import BASE, is_enclosed
+from fedquilt.core.markdown import plain
 from fedquilt.core.tasks import TASKS
 from fedquilt.core.types import IN_MEMORY
 
@@ -14,8 +16,15 @@ LABELS, CARD = "labels.json", "README.md"
 
 
 def is_own(file: Path) -> bool:
-    """Whether this is a README.md of somebody's own, and no card of fedquilt's, which has it among its tags."""
-    return file.is_file() and "fedquilt" not in file.read_text("utf-8", "replace").partition("\n# ")[0]
+    """Whether this is a README.md of somebody's own, and no card of fedquilt's, which has it among its tags.
+
+    A card that was given a license is its owner's.
+    """
+    if not file.is_file():
+        return False
+    before, _, rest = file.read_text("utf-8", "replace").partition("---\n")
+    metadata = rest.partition("\n---")[0]
+    return bool(before) or "fedquilt" not in metadata or re.search(r"^license\w*:", metadata, re.M) is not None
 
 
 def beside(
@@ -191,9 +200,5 @@ def _listed(names: Sequence[str]) -> list[str]:
         "",
         "| output | class |",
         "|---|---|",
-        *(f"| {index} | {_cell(name)} |" for index, name in enumerate(names)),
+        *(f"| {index} | {plain(name)} |" for index, name in enumerate(names)),
     ]
-
-
-def _cell(name: str) -> str:
-    return " ".join(name.replace("|", "\\|").split())

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedquilt.core.enclosed import is_enclosed
+from fedquilt.core.markdown import code, plain
 from fedquilt.core.types import IN_MEMORY
 from fedquilt.report.columns import human_bytes
 from fedquilt.report.parties import is_vertical
@@ -49,7 +50,7 @@ def model_card(run: Run, whose: str, usage: str, *, base: str, task: str, librar
         "Reproduce": _reproduced(run),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
-    return f"{_metadata(run, base, task, library, metric)}\n# {run.name}: {whose}\n\n{body}\n"
+    return f"{_metadata(run, base, task, library, metric)}\n# {plain(f'{run.name}: {whose}')}\n\n{body}\n"
 
 
 def names_of_clients(run: Run) -> dict[int, str]:
@@ -92,8 +93,8 @@ def _data(run: Run) -> str:
     total = sum(int(one.get("examples") or 0) for one in table)
     scheme = (run.config.get("partition") or {}).get("scheme")
     first = (
-        f"{total:,} training rows of {len(table)} clients, from {', '.join(f'`{one}`' for one in _sources(run))}; "
-        f"partition: `{scheme}`."
+        f"{total:,} training rows of {len(table)} clients, from {', '.join(map(code, _sources(run)))}; "
+        f"partition: {code(str(scheme))}."
     )
     labelled = any(one.get("labels") for one in table)
     head = ["client", "rows", *(["labels"] if labelled else [])]
@@ -115,8 +116,8 @@ def _training(run: Run, base: str, task: str) -> str:
     adapter = config.get("adapter") or {}
     settings = {key: value for key, value in (config.get("method") or {}).items() if key != "name"}
     lines = [
-        f"- Base model: `{base}`, for {task}",
-        f"- Method: `{run.method}`" + (f" with `{json.dumps(settings)}`" if settings else ""),
+        f"- Base model: {code(base)}, for {task}",
+        f"- Method: {code(run.method)}" + (f" with {code(json.dumps(settings))}" if settings else ""),
         f"- Rounds: {len(run.rounds)} of {config.get('rounds')}; seed {run.seed}",
         f"- Adapter: `{adapter.get('kind')}`" + (f" of rank {adapter['rank']}" if adapter.get("rank") else ""),
         f"- Sent by clients: {human_bytes(up)}; received: {human_bytes(down)}",
@@ -188,6 +189,4 @@ def _more(count: int) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        f"| {' | '.join(' '.join(cell.replace('|', chr(92) + '|').split()) for cell in line)} |" for line in lines
-    )
+    return "\n".join(f"| {' | '.join(map(plain, line))} |" for line in lines)
