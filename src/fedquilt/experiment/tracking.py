@@ -65,7 +65,7 @@ class Tracking:
 
     def round(self, line: Mapping[str, Any], names: Mapping[str, str]) -> None:
         """Send the numbers of a finished round; ``names`` are those of clients."""
-        self._bytes += sum(_bytes(line))
+        self._bytes += sum(bytes_of(line))
         total = {"bytes/total": float(self._bytes)}
         self._log(line["round"] + 1, lambda: numbers_of(line, names, self._clients) | total)
 
