@@ -178,6 +178,18 @@ def test_what_vllm_cannot_serve_is_refused(classifier, writer, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_export_does_not_choose_which_code_is_run(classifier, tmp_path, monkeypatch):
+    exported(classifier, tmp_path / "out", client=1)
+    about = json.loads((tmp_path / "out" / "fedquilt.json").read_text())
+    about["config"]["model"] |= {"name": "hf:somebody/model", "trust_remote_code": True}
+    (tmp_path / "out" / "fedquilt.json").write_text(json.dumps(about))
+    loading = []
+    monkeypatch.setattr("fedquilt.experiment.evaluate.adapted", lambda *args: loading.append(args))
+    with pytest.raises(RunError, match=r"asks for model\.trust_remote_code, and an export may be anybody's"):
+        evaluate(tmp_path / "out", "rows.csv")
+    assert loading == []
+
+
 def test_no_adapter_takes_the_name_of_the_command_or_of_another():
     from fedquilt.experiment import export_vllm
 

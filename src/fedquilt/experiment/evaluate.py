@@ -107,6 +107,11 @@ def _model(
         config, classes = parse(about["config"]).with_objects(objects), tuple(about["classes"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{about_file}: cannot be read ({error}); export again") from error
+    if config.model.trust_remote_code:  # what is published must not choose which code its readers run
+        raise RunError(
+            f"{about_file}: asks for model.trust_remote_code, and an export may be anybody's; read the code of "
+            f"'{config.model.name}', then evaluate the run folder that the export was made from"
+        )
     return adapted(config, Form(classes, saved_features(target)), Rng(config.seed), target)
 
 
