@@ -53,7 +53,7 @@ def tree_from_bytes(content: bytes) -> Tree:
 def _packed(tree: Tree, where: str, tensors: dict[str, Tensor], known: dict[int, Any]) -> Any:
     """Describe the tree in JSON types: the one key of each object ("dict", "tensor", "bytes", "float") is its type.
 
-    ``known`` holds the descriptions of the tensors so far, by the identity of the tensor.
+    ``known`` holds the descriptions of the tensors so far, by the identity of the tensor, and where their memory is.
     """
     from torch import Tensor, contiguous_format, strided, uint8
 
@@ -74,8 +74,9 @@ def _packed(tree: Tree, where: str, tensors: dict[str, Tensor], known: dict[int,
         if tree.layout is not strided or tree.is_quantized or tree.is_meta:
             raise TypeError(f"{where} is a tensor without plain dense values ({tree.layout}, {tree.device})")
         name = str(len(tensors))
-        # a copy of its own: safetensors refuses views and shared memory
-        tensor = tree.detach().cpu().resolve_conj().resolve_neg().clone(memory_format=contiguous_format)
+        tensor = tree.detach().cpu().resolve_conj().resolve_neg()
+        if not _is_alone(tensor, known):  # safetensors refuses views and shared memory
+            tensor = tensor.clone(memory_format=contiguous_format)
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype in _STORED_AS_THEY_ARE:
             tensors[name] = tensor
@@ -89,6 +90,15 @@ def _packed(tree: Tree, where: str, tensors: dict[str, Tensor], known: dict[int,
         f"{where} is {_a(tree)}, but a state or memory holds only dicts, lists, tensors, numbers, strings, booleans "
         f"and None{advice}"
     )
+
+
+def _is_alone(tensor: Tensor, known: dict[int, Any]) -> bool:
+    """Whether a tensor is all of its memory, which no other tensor of the tree has; ``known`` notes the memory."""
+    storage = tensor.untyped_storage()
+    place = -storage.data_ptr()  # identities are positive
+    alone = place not in known and tensor.is_contiguous() and 0 < tensor.nbytes == storage.nbytes()
+    known[place] = None
+    return alone
 
 
 def _unpacked(shape: Any, tensors: Mapping[str, Tensor]) -> Tree:
