@@ -127,3 +127,22 @@ def test_what_cannot_be_unpacked_is_told(tmp_path: Path) -> None:
     content[content.index(b"PK\x01\x02") + 8] |= 1
     (tmp_path / "locked.zip").write_bytes(content)
     refused("locked.zip", "encrypted")
+
+
+def test_a_huge_header_and_a_huge_unknown_member_of_a_tar_are_refused_before_they_are_unpacked(tmp_path):
+    class Zeros:
+        def read(self, size):
+            return bytes(size)
+
+    row = tarfile.TarInfo("rows.csv")
+    row.size = 8
+    header, unknown = tarfile.TarInfo("pax"), tarfile.TarInfo("unknown")
+    header.type, header.size = tarfile.XHDTYPE, 2 << 20
+    unknown.type, unknown.size = b"Z", 300 << 20
+    for member, words in ((header, "a header in it has 2,097,152 bytes"), (unknown, "decompression bomb")):
+        path = tmp_path / f"{member.name}.tar.gz"
+        with tarfile.open(path, "w:gz", compresslevel=9) as tar:
+            tar.addfile(member, Zeros())
+            tar.addfile(row, io.BytesIO(b"a,b\n1,2\n"))
+        with pytest.raises(DataError, match=words):
+            archives.read_archive(path, lambda folder: {})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import shutil
 import tarfile
 import tempfile
@@ -25,6 +28,8 @@ MOST_FILES = 1 << 20
 """Most files of one archive."""
 
 _AT_ONCE = 1 << 20  # bytes that are copied at once
+_MOST_HEADER = 1 << 20  # bytes of what stands before a file of a tar
+_COMPRESSED: Mapping[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
 class _Member(NamedTuple):
@@ -76,6 +81,23 @@ class _Held:
             return read(name)
 
         return column
+
+
+class _Bounded:
+    """The unpacked bytes of a tar, for ``tarfile``, which reads a header at once and skips what it does not know."""
+
+    def __init__(self, path: Path, stream: IO[bytes]) -> None:
+        self._path, self._stream, self._packed = path, stream, path.stat().st_size
+        self.tell = stream.tell
+
+    def read(self, size: int) -> bytes:
+        if size > _MOST_HEADER:
+            raise ValueError(f"a header in it has {size:,} bytes")
+        return self._stream.read(size)
+
+    def seek(self, place: int) -> int:
+        refuse_bomb(self._path, self._packed, place)  # first: to skip is to unpack
+        return self._stream.seek(place)
 
 
 def _named(raw: Raw, held: _Held, path: Path) -> Raw:
@@ -144,8 +166,13 @@ def _members(path: Path) -> Iterator[Iterator[_Member]]:
         with zipfile.ZipFile(path) as packed:
             yield _of_zip(packed)
     else:
-        with tarfile.open(path) as tar:
-            yield _of_tar(tar)
+        with path.open("rb") as file:
+            begin = file.read(8)
+        unpacked = next((opened for magic, opened in _COMPRESSED.items() if begin.startswith(magic)), open)
+        with unpacked(path, "rb") as stream:
+            bounded: Any = _Bounded(path, stream)
+            with tarfile.open(fileobj=bounded, mode="r:") as tar:
+                yield _of_tar(tar)
 
 
 def _of_zip(packed: zipfile.ZipFile) -> Iterator[_Member]:
