@@ -76,7 +76,8 @@ def test_nothing_listens_after_a_signal(finished):
         connection = HTTPConnection("127.0.0.1", port, timeout=20)
         connection.request("GET", "/events")
         stream = connection.getresponse()
-        assert stream.readline() == b"event: changed\n"  # and it stays open
+        assert stream.readline() == b"event: changed\n"
+        assert any(b"finished after 3 rounds" in line for line in iter(stream.readline, b""))  # and it stays open
         strange = HTTPConnection("127.0.0.1", port, timeout=20)
         strange.request("GET", "/page", headers={"Host": f"evil.example:{port}"})
         refused = strange.getresponse()

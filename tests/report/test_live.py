@@ -55,6 +55,13 @@ def served(following, told=None):
         socket.create_connection(("127.0.0.1", port), timeout=2)
 
 
+def wait_until(there):
+    """Wait for what another thread does; whoever waits too long finds out by its own assertions."""
+    end = time.monotonic() + 20
+    while not there() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
 def asked(port, path="/", host=None, method="GET"):
     connection = HTTPConnection("127.0.0.1", port, timeout=20)
     opened.append(connection)
@@ -82,10 +89,9 @@ def test_a_run_of_five_rounds_is_followed_event_by_event_to_its_end(config, tmp_
         class Slowly:
             def round(self, line):
                 wanted = f"round {line['round'] + 1} of 5"
-                end = time.monotonic() + 10
-                while not any(wanted in one["text"] for one in found) and time.monotonic() < end:
-                    time.sleep(0.01)
+                wait_until(lambda: any(wanted in one["text"] for one in found))
 
+        wait_until(lambda: states)  # that nothing is there has been seen before the run begins
         run(config("rounds=5"), folder, Slowly())
         reader.join(20)
     texts = [one["text"] for one in found]
@@ -133,9 +139,9 @@ def test_a_reader_who_does_not_read_holds_nobody_up_and_is_sent_no_more_than_fit
     with served(Scene(b"x" * (1 << 25))) as port, socket.create_connection(("127.0.0.1", port)) as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.sendall(f"GET /page HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n".encode())
+        wait_until(lambda: handed)
         time.sleep(0.3)
-        held = sum(handed)
-        assert 0 < held < 1 << 24
+        assert 0 < sum(handed) < 1 << 24
         assert asked(port, "/live.css").status == 200
 
 
