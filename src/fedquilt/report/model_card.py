@@ -25,6 +25,7 @@ _PIPELINES = {
     "image-classification": "image-classification",
     "tabular-classification": "tabular-classification",
 }
+"""The Hub's names of tasks; a task that is added needs none."""
 _MOST = 50  # clients, and labels of each, that a card lists
 
 
@@ -71,7 +72,7 @@ def _metadata(run: Run, base: str, task: str, library: str, metric: str) -> str:
         "---",
         *([f"base_model: {json.dumps(base, ensure_ascii=False)}"] if loadable else []),
         *([] if library == "fedquilt" else [f"library_name: {library}"]),
-        f"pipeline_tag: {_PIPELINES[task]}",
+        *([f"pipeline_tag: {_PIPELINES[task]}"] if task in _PIPELINES else []),
         f"tags: {json.dumps(tags)}",
         *([f"datasets: {json.dumps([source.removeprefix('hf:') for source in sources])}"] if sources else []),
         f"metrics: {json.dumps([metric] if metric == 'accuracy' else [])}",

@@ -25,7 +25,6 @@ from fedquilt.core.errors import ConfigError, TrainingError
 Files = dict[str, Tensor]
 """The contents of a checkpoint's files, as bytes, by name."""
 
-_WEIGHTS = (".safetensors", ".bin", ".index.json")
 _STATE, _OPTIMIZER = "trainer_state.json", "optimizer.pt"
 
 

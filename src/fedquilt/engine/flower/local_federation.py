@@ -121,10 +121,6 @@ class Trial:
         for node in range(self.num_nodes) if self.secure else ():
             self.register(self.key(node).with_suffix(".pub"))
 
-    def stop_superlink(self) -> None:
-        """Shut down the SuperLink and its ServerApp cleanly."""
-        self.kill_superlink(signal.SIGTERM)
-
     def kill_superlink(self, number: int = signal.SIGKILL) -> None:
         """Send the SuperLink a signal, then kill what is left of it and its ServerApp."""
         self._started["superlink"].end(number)
