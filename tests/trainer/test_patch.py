@@ -278,7 +278,7 @@ def test_a_first_round_does_not_depend_on_one_that_failed(model, tmp_path):
             loaded(own, first)
             if fail:
                 made.add_callback(fails)
-                with pytest.raises(TrainingError, match="no more rows"):
+                with pytest.raises(TrainingError, match=r"failed \(KeyError\); the site's own log says why"):
                     trained(made, 0, 3, {}, keep=True)
                 made.remove_callback(fails)
             else:
@@ -293,4 +293,12 @@ class Fails(TrainerCallback):
     """Fails after the first step, as a loss or a reader of rows of the user's may."""
 
     def on_step_end(self, args, state, control, **others):
-        raise ValueError("no more rows")
+        raise KeyError("a row of somebody")
+
+
+def test_a_script_that_ends_the_process_is_told_of(tmp_path):
+    from fedquilt.experiment.trainer_site import _of_script
+
+    (tmp_path / "script.py").write_text("import sys\nsys.exit(2)\n")
+    with pytest.raises(ConfigError, match=r"of the node's config: SystemExit: 2"):
+        _of_script(tmp_path / "script.py", 0)

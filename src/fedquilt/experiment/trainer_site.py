@@ -194,7 +194,7 @@ def _of_script(file: Path, partition: ClientId) -> Patched:
         spec.loader.exec_module(module)
     except FedquiltError:
         raise
-    except Exception as error:  # whatever the script raises, the operator should read it
+    except (Exception, SystemExit) as error:  # whatever the script raises, the operator should read it
         raise ConfigError(f"trainer = '{file}' of the node's config: {type(error).__name__}: {error}") from error
     return _only(module, file)
 

@@ -15,7 +15,7 @@ from fedquilt.core.method import Exchange, Method, overlay
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Layout, Memory, Order, Params, Profile, Reply
 from fedquilt.core.worker import Extra, Fitted, Penalty, Phase, Value, Worker
-from fedquilt.trainer.rounds import Files, trained
+from fedquilt.trainer.rounds import Files, failures_kept_here, trained
 from fedquilt.trainer.tensors import copied, loaded
 
 IGNORED = -100
@@ -143,7 +143,8 @@ class TrainerClient:
         if split != "test" or self.trainer.eval_dataset is None:
             return {}
         self._load(order, memory)
-        return scores(self.trainer)
+        with failures_kept_here():
+            return scores(self.trainer)
 
     def _load(self, order: Order, memory: Memory | None) -> None:
         params = self.params(order, memory)

@@ -6,6 +6,7 @@ own checkpoint without the weights. It writes and reads them itself, so every op
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 import warnings
@@ -20,7 +21,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import Trainer, TrainerCallback, set_seed
 
-from fedquilt.core.errors import ConfigError, TrainingError
+from fedquilt.core.errors import ConfigError, FedquiltError, TrainingError
+
+log = logging.getLogger("flwr")  # Flower shows the lines of this logger to the site
 
 Files = dict[str, Tensor]
 """The contents of a checkpoint's files, as bytes, by name."""
@@ -92,7 +95,7 @@ def trained(trainer: Any, number: int, rounds: int, files: Mapping[str, Tensor],
     stop = _Round(number, rounds, forget=not keep)
     trainer.add_callback(stop)
     try:
-        with tempfile.TemporaryDirectory(prefix="fedquilt-") as made:
+        with failures_kept_here(), tempfile.TemporaryDirectory(prefix="fedquilt-") as made:
             folder = Path(made) / "before"
             if files:
                 with _only_here(trainer.args):
@@ -101,8 +104,6 @@ def trained(trainer: Any, number: int, rounds: int, files: Mapping[str, Tensor],
                     (folder / name).write_bytes(content.numpy().tobytes())
             done = trainer.train(resume_from_checkpoint=str(folder) if files else None)
             kept = _checkpoint(trainer, Path(made) / "after")
-    except (RuntimeError, ValueError, OSError) as error:
-        raise TrainingError(f"the trainer failed: {str(error)[:500]}") from error
     finally:
         trainer.remove_callback(stop)
     if not stop.steps:
@@ -125,6 +126,21 @@ def _checkpoint(trainer: Any, folder: Path) -> Files:
     (made,) = folder.glob("checkpoint-*")
     wanted = [path for path in made.iterdir() if path.suffix in (".pt", ".pth") or path.name == _STATE]
     return {path.name: torch.from_numpy(np.fromfile(path, np.uint8)) for path in sorted(wanted)}
+
+
+@contextmanager
+def failures_kept_here() -> Iterator[None]:
+    """Log what a Trainer raises at its site, and raise TrainingError without the text, which may hold a row.
+
+    The reason of a failure travels to the server.
+    """
+    try:
+        yield
+    except FedquiltError:
+        raise
+    except Exception as error:  # whatever the user's script raises
+        log.exception("the trainer failed")
+        raise TrainingError(f"the trainer failed ({type(error).__name__}); the site's own log says why") from error
 
 
 @contextmanager
