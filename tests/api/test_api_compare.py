@@ -33,7 +33,7 @@ def test_methods_are_compared_over_seeds_and_not_run_twice():
         both.differences("fedot")
     assert len(both.plot().axes[0].lines) >= 2
     html = both._repr_html_()
-    assert "<td>fedra</td>" in html
+    assert '<th scope="row">fedra</th>' in html
     assert "no such" not in html
     assert both.page("page.html").read_text().startswith("<!doctype html>")
 

@@ -87,7 +87,7 @@ def test_a_plan_counts_weights_in_their_type():
             ["model.quantization=int8", *TUNED],
             "model.quantization = 'int8': adapter.kind = 'full' trains the base's own",
         ),
-        (["model.quantization=nf4"], "model.quantization = 'nf4': needs bitsandbytes, which is not installed; pip"),
+        (["model.quantization=nf4"], "model.quantization = 'nf4': needs bitsandbytes, which is not installed; set"),
         (["model.quantization=int8"], ""),
         (["model.attention=flash_attention_2", "device=cpu"], "model.attention = 'flash_attention_2': runs on CUDA"),
         (["model.attention=flash_attention_2", "device=cuda"], "model.attention = 'flash_attention_2': needs the pack"),

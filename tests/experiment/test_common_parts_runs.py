@@ -62,7 +62,7 @@ def test_parts_are_plain_lora_for_peft_and_their_mean_is_the_exported_model(tmp_
     torch.testing.assert_close(mean, wanted, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(*parts)
     export(folder, tmp_path / "out", group="small")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {PARTS_FILE, *PARTS}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {PARTS_FILE, *PARTS, "base"}
     with pytest.raises(ModelError, match=r"--merged: the adapter has two parts whose logits are averaged"):
         export_merged(folder, tmp_path / "merged", group="small")
 

@@ -75,6 +75,8 @@ def compare(
         drawn = save_plots(groups, folder / "plots")
         page = write_page(groups, folder / "report.html", references=reference or ())
         errors.print(f"{len(drawn)} plots in {folder / 'plots'}, one page in {page}", highlight=False, soft_wrap=True)
+    if as_json:  # for a program, which needs no next step
+        return
     first = jobs[0].folder
     errors.print(
         f"next:\n  {command('report', first.parent)}\n  {command('export', first, '--out', 'adapter')}",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from fedquilt.adapters.folders import replace_folder
 from fedquilt.adapters.lora.peft_files import PEFT_CONFIG, PEFT_TENSORS
 from fedquilt.core.errors import RunError
+from fedquilt.core.tasks import writing_task
 from fedquilt.core.types import IN_MEMORY
 from fedquilt.models.locate import find_source
 from fedquilt.record import Record, read_config, read_partition, read_result
@@ -114,7 +115,7 @@ def _unused(name: str, taken: dict[str, Path]) -> str:
 def _refuse_task(run: Path, config: dict[str, Any]) -> None:
     parts = [config, *(config.get("groups") or ())]
     tasks = {task for part in parts if (task := (part.get("model") or {}).get("task"))}
-    if other := sorted(tasks - {"causal-lm"}):
+    if other := sorted(tasks - {writing_task()}):
         raise RunError(
             f"--to vllm: {run} fine-tunes a model for {other[0]}, and vLLM's multi-LoRA serves language models; "
             "export with --to peft or --to merged"

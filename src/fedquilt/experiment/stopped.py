@@ -28,7 +28,9 @@ def refuse_to_go_back(record: Record, config: Config, to: int) -> None:
 
 def advice(record: Record, config: Config) -> str:
     """Advice after a failed round: what the folder holds, and what may help."""
-    held = f"{record.folder / 'checkpoint.json'} holds the earlier rounds" if record.has_checkpoint else "none is kept"
+    held = "no earlier round is kept"
+    if record.has_checkpoint:
+        held = f"{record.folder / 'checkpoint.json'} holds the earlier rounds"
     rate = f"if losses are not finite, lower training.learning_rate ({config.training.learning_rate:g})"
     earlier = {number: finite for number, finite in record.kept.items() if number < record.next_round}
     sound = [number for number, finite in earlier.items() if finite] or [*earlier]

@@ -12,6 +12,7 @@ from typing import Any
 
 from fedquilt.core.enclosed import is_enclosed
 from fedquilt.core.markdown import code, plain
+from fedquilt.core.tasks import TASKS
 from fedquilt.core.types import IN_MEMORY
 from fedquilt.report.columns import human_bytes
 from fedquilt.report.parties import is_vertical
@@ -20,12 +21,12 @@ from fedquilt.report.runs import Run, all_bytes, as_number, client_names, client
 from fedquilt.report.scores import final_evaluation, final_score, main_metric
 
 _PIPELINES = {
-    "causal-lm": "text-generation",
-    "sequence-classification": "text-classification",
-    "image-classification": "image-classification",
-    "tabular-classification": "tabular-classification",
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForImageClassification": "image-classification",
+    "AutoModelForTabularClassification": "tabular-classification",
 }
-"""The Hub's names of tasks; a task that is added needs none."""
+"""The Hub's names of what models of these classes are for; a task that is added needs none."""
 _MOST = 50  # clients, and labels of each, that a card lists
 
 
@@ -68,11 +69,12 @@ def _metadata(run: Run, base: str, task: str, library: str, metric: str) -> str:
     sources = [source for source in _sources(run) if source.startswith("hf:")]
     tags = ["fedquilt", "federated-learning", run.method, *(["lora"] if library == "peft" else [])]
     loadable = not base.startswith(IN_MEMORY) and not is_enclosed(base)
+    pipeline = _PIPELINES.get(TASKS[task].auto_class) if task in TASKS else None
     lines = [
         "---",
         *([f"base_model: {json.dumps(base, ensure_ascii=False)}"] if loadable else []),
         *([] if library == "fedquilt" else [f"library_name: {library}"]),
-        *([f"pipeline_tag: {_PIPELINES[task]}"] if task in _PIPELINES else []),
+        *([f"pipeline_tag: {pipeline}"] if pipeline else []),
         f"tags: {json.dumps(tags)}",
         *([f"datasets: {json.dumps([source.removeprefix('hf:') for source in sources])}"] if sources else []),
         f"metrics: {json.dumps([metric] if metric == 'accuracy' else [])}",
