@@ -45,3 +45,10 @@ def test_scores_of_groups_the_server_and_clients_are_those_of_the_final_model():
 )
 def test_the_card_says_what_left_the_clients(config, partition, words):
     assert words in " ".join(card(config, partition).split())
+
+
+def test_data_sets_of_the_hub_are_named_as_it_names_them():
+    groups = [{"label": "own", "data": {"source": "hub:some/sets:main@train"}}, {"data": {"source": "./rows.csv"}}]
+    text = card({"data": {"source": "hub:some/sets"}, "groups": groups})
+    assert 'datasets: ["some/sets"]' in text
+    assert "datasets:" not in card({"data": {"source": "./rows.csv"}})

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 def init(
     file: Annotated[
-        str | None, typer.Argument(metavar="FILE", help="CSV, parquet or JSONL file, image folder or saved dataset.")
+        str | None,
+        typer.Argument(metavar="FILE", help="CSV, parquet, JSONL or xlsx file, image folder or saved dataset."),
     ] = None,
     task: Annotated[str | None, typer.Option(help="Task; guessed from the columns if left out.")] = None,
     label: Annotated[str | None, typer.Option(help="Column of the class.")] = None,

@@ -53,7 +53,8 @@ def _name(param: click.Parameter, context: click.Context) -> str:
     if isinstance(param, click.Option):
         names = ", ".join(f"`{name}`" for name in (*param.opts, *param.secondary_opts))
         return names if param.is_flag else f"{names} {param.make_metavar(context)}"
-    return f"`{param.make_metavar(context).strip('[]')}`"
+    name = param.make_metavar(context)
+    return f"`{name[1:-1] if not param.required and name.startswith('[') else name}`"
 
 
 def _default(param: click.Parameter, context: click.Context) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,7 +67,9 @@ def names_of_clients(run: Run) -> dict[int, str]:
 
 
 def _metadata(run: Run, base: str, task: str, library: str, metric: str) -> str:
-    sources = [source for source in _sources(run) if source.startswith("hf:")]
+    # without the configuration and the split of hub:owner/name:configuration@split
+    found = [re.match("hub:([^:@]+)", source) for source in _sources(run)]
+    hub = list(dict.fromkeys(one[1] for one in found if one))
     tags = ["fedquilt", "federated-learning", run.method, *(["lora"] if library == "peft" else [])]
     loadable = not base.startswith(IN_MEMORY) and not is_enclosed(base)
     pipeline = _PIPELINES.get(TASKS[task].auto_class) if task in TASKS else None
@@ -76,7 +79,7 @@ def _metadata(run: Run, base: str, task: str, library: str, metric: str) -> str:
         *([] if library == "fedquilt" else [f"library_name: {library}"]),
         *([f"pipeline_tag: {pipeline}"] if pipeline else []),
         f"tags: {json.dumps(tags)}",
-        *([f"datasets: {json.dumps([source.removeprefix('hf:') for source in sources])}"] if sources else []),
+        *([f"datasets: {json.dumps(hub)}"] if hub else []),
         f"metrics: {json.dumps([metric] if metric == 'accuracy' else [])}",
         "# license: yours to choose, with those whose data this was trained on",
         "---",
