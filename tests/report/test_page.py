@@ -2,6 +2,7 @@ import hashlib
 import json
 import re
 from base64 import b64encode
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -119,6 +120,17 @@ def test_text_of_the_run_is_escaped(groups):
     raw = re.search(r'id="page-data">(.*?)</script>', text)[1]
     assert not set("<>&\u2028") & set(raw)
     assert document("t", "", "{}").isascii() or "\u2028" not in document("t", "", "{}")
+
+
+def test_the_keys_of_a_run_are_not_on_its_page(groups):
+    (run, *_) = groups["fedit"]
+    run = replace(
+        run, environment={**run.environment, "run_key": "0123abcd", "cohort_key": "feed4321", "engine": "own"}
+    )
+    text = page({"fedit": [run]})
+    assert "&quot;engine&quot;: &quot;own&quot;" in text
+    assert "0123abcd" not in text
+    assert "feed4321" not in text
 
 
 def test_the_page_has_the_commands_that_make_the_runs_again(made):

@@ -22,6 +22,9 @@ from fedquilt.report.table import Groups, compare_rows
 _MOST_TEXT = 200_000
 """The largest number of characters of a text on the page."""
 
+_KEYS = ("run_key", "cohort_key")
+"""What of a run's environment is of its server and sites alone: a page is shown to others, also before it ends."""
+
 _MOST_RUNS = 60
 """The largest number of runs whose config and environment are on the page."""
 
@@ -163,7 +166,8 @@ def _made(groups: Groups) -> Iterator[str]:
 
 
 def _plain(run: Run, what: str) -> str:
-    return _cut(json.dumps(getattr(run, what), indent=2, ensure_ascii=False, default=str))
+    shown = {name: value for name, value in getattr(run, what).items() if name not in _KEYS}
+    return _cut(json.dumps(shown, indent=2, ensure_ascii=False, default=str))
 
 
 def _cut(text: str) -> str:
