@@ -1,5 +1,6 @@
 """Folders in one file: zip and tar."""
 
+import gc
 import io
 import tarfile
 import zipfile
@@ -11,7 +12,7 @@ from PIL import Image
 
 from fedquilt.core.errors import DataError
 from fedquilt.data.loaders import load_table
-from fedquilt.data.readers import archives
+from fedquilt.data.readers import archives, by_location
 
 
 @pytest.fixture
@@ -51,6 +52,20 @@ def test_an_archive_of_pictures_is_its_folder(folder: Path, end: str) -> None:
         made.origin.location(0).file
         == f"{folder.parent}/pets{end}/{Path(*Path(plain.origin.location(0).file).parts[-4:])}"
     )
+
+
+def test_the_pictures_are_there_as_long_as_their_columns(folder: Path) -> None:
+    raws = archives.read_archive(
+        packed(folder, ".zip"), lambda inside: by_location.read_location(str(inside), "", set())
+    )
+    kept = raws.pop("train").read
+    raws.clear()
+    gc.collect()
+    picture = Path(kept("image")[0])
+    assert picture.is_file()
+    del kept
+    gc.collect()
+    assert not picture.exists()
 
 
 def test_an_archive_of_tables_and_its_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

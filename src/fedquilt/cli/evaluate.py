@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fedquilt.cli.screen import errors, show_table
+from fedquilt.core.disk import write_bytes
 from fedquilt.core.errors import ConfigError, RunError
 
 
@@ -73,7 +74,7 @@ def _shown(metric: str, value: Any) -> str:
 def _write(file: Path, text: str) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{text}\n", encoding="utf-8")
+        write_bytes(file, f"{text}\n".encode())
     except OSError as error:
         raise RunError(f"--out {file}: cannot be written ({error}); give another file") from error
     errors.print(f"wrote {file}", highlight=False, soft_wrap=True)

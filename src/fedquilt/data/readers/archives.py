@@ -75,12 +75,10 @@ class _Held:
 
     def reading(self, read: Callable[[str], Any]) -> Callable[[str], Any]:
         """``read``, which keeps the folder."""
+        return partial(self._column, read)  # of a method, so that it holds this object
 
-        def column(name: str) -> Any:
-            assert self.folder.exists()
-            return read(name)
-
-        return column
+    def _column(self, read: Callable[[str], Any], name: str) -> Any:
+        return read(name)
 
 
 class _Bounded:
