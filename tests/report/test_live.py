@@ -208,6 +208,7 @@ def test_scroll_theme_and_what_was_opened_stay_when_a_round_is_finished(tab):
         frame = tab.frame_locator("iframe:not(.next)")
         frame.locator("text=round 1").wait_for(state="attached")
         frame.locator("summary").click()
+        frame.locator("details[open]").wait_for()
         frame.locator("input").fill("Chur")
         document = tab.frames[-1]
         document.evaluate("document.documentElement.dataset.theme = 'dark'; scrollTo(0, there.offsetTop + 1500)")

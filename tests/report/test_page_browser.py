@@ -1,6 +1,7 @@
 """The report page in a real browser: of each kind of run, light and dark, wide and narrow.
 
-``FEDQUILT_SCREENSHOTS`` names a folder for its pictures.
+``FEDQUILT_SCREENSHOTS`` names a folder for its pictures. What follows an action is waited for (``expect``), never read
+at once: a browser sends some events, such as the one of an opened ``details``, only after the click has returned.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +38,11 @@ def browser() -> Iterator[Any]:
         opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
         opened.close()
+
+
+@pytest.fixture(scope="module")
+def expect() -> Any:
+    return pytest.importorskip("playwright.sync_api", reason="playwright drives the browser").expect
 
 
 @pytest.fixture
@@ -216,49 +223,51 @@ def test_the_theme_is_switched_and_remembered(page: Path, browser: Any) -> None:
         assert tab.evaluate("document.documentElement.dataset.theme") == "dark"
         assert tab.evaluate(ground) != before[0]
         tab.get_by_role("button", name="Switch to the light theme").click()
-        assert tab.evaluate(ground) == before[0]
+        tab.wait_for_function(f"before => {ground} === before", arg=before[0])
 
 
-def test_clients_are_found_and_put_in_order(page: Path, browser: Any) -> None:
+def test_clients_are_found_and_put_in_order(page: Path, browser: Any, expect: Any) -> None:
     with shown(browser, page) as tab:
         cards, said = tab.locator(".card:visible"), tab.locator("form.filter output")
-        assert cards.count() == 12
+        expect(cards).to_have_count(12)
         tab.get_by_label("Find").fill("6 layers")
-        assert (cards.count(), said.inner_text()) == (4, "4 of 12 shown")
+        expect(said).to_have_text("4 of 12 shown")
+        expect(cards).to_have_count(4)
         tab.get_by_label("Find").fill("no such client")
-        assert cards.count() == 0
+        expect(cards).to_have_count(0)
         tab.get_by_label("Find").fill("")
-        tab.get_by_label("Order").select_option("worst score first")
-        scores = [float(one.get_attribute("data-score")) for one in cards.all()]
-        assert len(scores) == 12
-        assert scores == sorted(scores)
+        expect(cards).to_have_count(12)
+        scores = sorted(float(one.get_attribute("data-score")) for one in cards.all())
         tab.get_by_label("Order").select_option("best score first")
-        assert cards.first.get_attribute("data-score") == str(f"{scores[-1]:.6g}")
+        expect(cards.first).to_have_attribute("data-score", f"{scores[-1]:.6g}")
+        tab.get_by_label("Order").select_option("worst score first")
+        expect(cards.first).to_have_attribute("data-score", f"{scores[0]:.6g}")
+        assert [float(one.get_attribute("data-score")) for one in cards.all()] == scores
 
 
-def test_tables_are_sorted_by_mouse_and_by_keys(page: Path, browser: Any) -> None:
+def test_tables_are_sorted_by_mouse_and_by_keys(page: Path, browser: Any, expect: Any) -> None:
     with shown(browser, page) as tab:
         table = tab.get_by_role("table", name="Runs", exact=True)
         head = table.get_by_role("columnheader", name="global, final")
         at = [one.inner_text().strip() for one in table.locator("thead th").all()].index("global, final")
-        assert head.get_attribute("aria-sort") == "none"
+        expect(head).to_have_attribute("aria-sort", "none")
         head.get_by_role("button").click()
 
         def values() -> list[float]:
             return [float(one.inner_text()) for one in table.locator(f"tbody tr > :nth-child({at + 1})").all()]
 
-        assert head.get_attribute("aria-sort") == "ascending"
+        expect(head).to_have_attribute("aria-sort", "ascending")
         assert len(values()) == 6
         assert values() == sorted(values())
         head.get_by_role("button").focus()
         tab.keyboard.press("Enter")
-        assert head.get_attribute("aria-sort") == "descending"
+        expect(head).to_have_attribute("aria-sort", "descending")
         assert values() == sorted(values(), reverse=True)
         table.get_by_role("button", name="upload", exact=True).click()
-        assert head.get_attribute("aria-sort") == "none"
+        expect(head).to_have_attribute("aria-sort", "none")
 
 
-def test_numbers_and_pictures_are_saved(page: Path, browser: Any, tmp_path: Path) -> None:
+def test_numbers_and_pictures_are_saved(page: Path, browser: Any, expect: Any, tmp_path: Path) -> None:
     with shown(browser, page) as tab:
         figure = tab.locator("#chart-global-over-rounds")
         figure.scroll_into_view_if_needed()
@@ -276,13 +285,13 @@ def test_numbers_and_pictures_are_saved(page: Path, browser: Any, tmp_path: Path
         assert found["SVG"].startswith(b"<svg")
         assert found["PNG"][:8] == b"\x89PNG\r\n\x1a\n"
         figure.locator("summary").click()
-        assert figure.locator("table tbody tr").count() == len(rows)
+        expect(figure.locator("table tbody tr")).to_have_count(len(rows))
         with tab.expect_download() as saved:
             tab.get_by_role("button", name="Save the table Runs as CSV").click()
         assert saved.value.suggested_filename == "runs.csv"
 
 
-def test_the_page_can_be_read_without_seeing_it_and_used_without_a_mouse(page: Path, browser: Any) -> None:
+def test_the_page_can_be_read_without_seeing_it_and_used_without_a_mouse(page: Path, browser: Any, expect: Any) -> None:
     with shown(browser, page) as tab:
         for role in ("banner", "navigation", "main", "contentinfo", "search"):
             assert tab.get_by_role(role).count() == 1
@@ -297,11 +306,11 @@ def test_the_page_can_be_read_without_seeing_it_and_used_without_a_mouse(page: P
             assert table.locator("th:not([scope])").count() == 0
         tab.keyboard.press("Tab")
         first = tab.locator(":focus")
-        assert first.inner_text() == "Skip to the content"
+        expect(first).to_have_text("Skip to the content")
         assert first.evaluate("one => getComputedStyle(one).outlineStyle") == "solid"
         assert first.bounding_box()["x"] >= 0
         tab.keyboard.press("Enter")
-        assert tab.evaluate("location.hash") == "#main"
+        expect(tab).to_have_url(re.compile("#main$"))
 
 
 def test_a_saved_file_holds_no_formula_and_leaves_numbers_as_they_are(
