@@ -49,13 +49,14 @@ def test_no_more_than_the_site_allows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"format": 2}', '{"format": 1, "answers": [], "runs": {"a": {"multiplier": -1}}}']
+    "content",
+    [b"{", b"[]", b"\xff{}", b'{"format": 2}', b'{"format": 1, "answers": [], "runs": {"a": {"multiplier": -1}}}'],
 )
-def test_a_damaged_account_answers_nothing(tmp_path: Path, text: str) -> None:
+def test_a_damaged_account_answers_nothing(tmp_path: Path, content: bytes) -> None:
     Answers(tmp_path).count("aaaa0000", ["r1"], NOISE, ANSWER)
     assert json.loads((tmp_path / "answers.json").read_text())["format"] == 1
-    (tmp_path / "answers.json").write_text(text)
-    with pytest.raises(RunError, match=r"damaged .* so none is answered"):
+    (tmp_path / "answers.json").write_bytes(content)
+    with pytest.raises(RunError, match=r"damaged .* so no query is answered"):
         Answers(tmp_path).count("aaaa0000", ["r1"], NOISE, ANSWER)
 
 

@@ -211,12 +211,14 @@ def test_a_damaged_ledger_or_reply_releases_nothing(tmp_path):
         assert "so nothing is released" in asked(ledger, exchange, 1)[0].reason
         with pytest.raises(RunError, match="damaged"):
             Ledger(tmp_path).summary()
+    (tmp_path / "ledger.json").write_bytes(b"\xff" + good.encode())
+    assert "so nothing is released" in asked(ledger, exchange, 1)[0].reason
 
 
 @pytest.mark.parametrize("step", ["release", "book"])
 def test_a_crash_on_the_way_releases_nothing_or_the_same_again(tmp_path, monkeypatch, step):
     exchange = exchange_of()
-    name = "write_bytes" if step == "release" else "write_json"
+    name = "write_bytes" if step == "release" else "write_book"
 
     def killed(*args, **more):
         raise KeyboardInterrupt

@@ -14,17 +14,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fedquilt.core.disk import private_folder
 from fedquilt.core.errors import RunError
 from fedquilt.core.types import ClientId
 from fedquilt.privacy.account import composed_epsilon
-from fedquilt.privacy.ledger_book import locked
-from fedquilt.record.files import explained, write_json
+from fedquilt.privacy.client_files import (
+    FORMAT,
+    Kind,
+    changing,
+    client_folder,
+    client_folders,
+    read_book,
+    write_book,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-FOLDER, BOOK, _FORMAT = "answers", "answers.json", 1
 
 
 class Noise(NamedTuple):
@@ -63,22 +67,20 @@ class Answers:
             if the site allows no further answer, or the disk refuses: then nothing may be sent.
         """
         key = _key(run, rows, answer)
-        with explained(self.folder, lambda: "the query was not answered", "it may be asked again"):
-            private_folder(self.folder)
-            with locked(self.folder / "lock"):
-                book = self._read()
-                if key in book["answers"]:
-                    return
-                if self.most is not None and len(book["answers"]) >= self.most:
-                    raise RunError(
-                        f"this site has answered {len(book['answers'])} queries, and max_queries={self.most} in its "
-                        "node's config allows no more; only the site can raise it"
-                    )
-                book["answers"].append(key)
-                of_run = book["runs"].setdefault(run, {**noise._asdict(), "rows": {}})
-                for row in filter(None, rows):
-                    of_run["rows"][row] = of_run["rows"].get(row, 0) + 1
-                write_json(self.folder / BOOK, book, private=True)
+        with changing(self.folder, "the query was not answered", "it may be asked again"):
+            book = self._read()
+            if key in book["answers"]:
+                return
+            if self.most is not None and len(book["answers"]) >= self.most:
+                raise RunError(
+                    f"this site has answered {len(book['answers'])} queries, and max_queries={self.most} in its "
+                    "node's config allows no more; only the site can raise it"
+                )
+            book["answers"].append(key)
+            of_run = book["runs"].setdefault(run, {**noise._asdict(), "rows": {}})
+            for row in filter(None, rows):
+                of_run["rows"][row] = of_run["rows"].get(row, 0) + 1
+            write_book(self.folder, ANSWERS, book)
 
     def summary(self) -> dict[str, Any]:
         """Summarise the account.
@@ -104,18 +106,12 @@ class Answers:
         }
 
     def _read(self) -> dict[str, Any]:
-        path = self.folder / BOOK
-        try:
-            return _checked(path.read_text(encoding="utf-8"), path)
-        except FileNotFoundError:
-            return {"format": _FORMAT, "answers": [], "runs": {}}
-        except OSError as error:
-            raise RunError(f"{path}: cannot be read ({error.strerror}); without it no query is answered") from error
+        return read_book(self.folder, ANSWERS, {"format": FORMAT, "answers": [], "runs": {}})
 
 
 def answers_folder(root: Path, client: ClientId) -> Path:
     """The folder of a client's account of answers in the site's folder of memories."""
-    return root / FOLDER / f"client-{client:03d}"
+    return client_folder(root, ANSWERS, client)
 
 
 def all_answers(root: Path) -> dict[str, dict[str, Any]]:
@@ -126,7 +122,7 @@ def all_answers(root: Path) -> dict[str, dict[str, Any]]:
     RunError
         if an account cannot be read.
     """
-    return {path.parent.name: Answers(path.parent).summary() for path in sorted(root.glob(f"{FOLDER}/*/{BOOK}"))}
+    return {folder.name: Answers(folder).summary() for folder in client_folders(root, ANSWERS)}
 
 
 def _key(run: str, rows: Sequence[str], answer: Mapping[str, Tensor]) -> str:
@@ -151,20 +147,12 @@ def _epsilon(kinds: Iterable[tuple[tuple[int, float], ...]], delta: float) -> fl
     return most if math.isfinite(most) else None
 
 
-def _checked(text: str, path: Path) -> dict[str, Any]:
-    """Parse and check the text of an account; RunError if it is damaged, because then no query may be answered."""
-    try:
-        book: Mapping[str, Any] = json.loads(text)
-        if book["format"] != _FORMAT:
-            raise ValueError(f"format {book['format']}")
-        if not isinstance(book["answers"], list):
-            raise ValueError("its answers")
-        for of_run in book["runs"].values():
-            if not (of_run["multiplier"] >= 0 and 0 < of_run["delta"] < 1 and sum(of_run["rows"].values()) >= 0):
-                raise ValueError(f"the noise {of_run['multiplier']}")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(
-            f"{path}: damaged ({error}); how many queries this client has answered is unknown, so none is answered; "
-            "restore the file from a copy"
-        ) from error
-    return dict(book)
+def _check(book: Any) -> None:
+    if not isinstance(book["answers"], list):
+        raise ValueError("its answers")
+    for of_run in book["runs"].values():
+        if not (of_run["multiplier"] >= 0 and 0 < of_run["delta"] < 1 and sum(of_run["rows"].values()) >= 0):
+            raise ValueError(f"the noise {of_run['multiplier']}")
+
+
+ANSWERS = Kind("answers", _check, "no query is answered", "how many queries this client has answered is unknown")

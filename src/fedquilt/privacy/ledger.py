@@ -15,31 +15,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedquilt.core.disk import private_folder, sync_folder, write_bytes
+from fedquilt.core.disk import sync_folder, write_bytes
 from fedquilt.core.errors import FedquiltError, RunError
 from fedquilt.core.loop import perform
 from fedquilt.core.method import Exchange, Release
 from fedquilt.core.types import ClientId, Failure, Memory, Order, Reply
 from fedquilt.core.worker import Worker
 from fedquilt.privacy.account import composed_epsilon
+from fedquilt.privacy.client_files import changing, client_folder, client_folders, read_book, write_book
 from fedquilt.privacy.ledger_book import (
-    BOOK,
+    LEDGER,
     Allowance,
     Asked,
     as_tree,
     asked_of,
-    checked_book,
     empty_book,
     forget_old,
     from_tree,
-    locked,
     noise_multipliers,
 )
-from fedquilt.record.files import explained, read_bytes, write_json
+from fedquilt.record.files import read_bytes
 from fedquilt.record.tree_bytes import tree_from_bytes, tree_to_bytes
-
-FOLDER = "ledger"
-"""The folder of a site's ledgers, beside the memories of its runs."""
 
 _SLACK = 1 + 1e-9  # floating-point sums of equal costs in another order differ in their last digits
 
@@ -153,22 +149,13 @@ class Ledger:
     # On the disk, or in this process ------------------------------------------------------------
 
     def _read(self) -> dict[str, Any]:
-        if self.folder is None:
-            return self._book
-        path = self.folder / BOOK
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return empty_book()
-        except OSError as error:
-            raise RunError(f"{path}: cannot be read ({error.strerror}); without it nothing is released") from error
-        return checked_book(text, path)
+        return self._book if self.folder is None else read_book(self.folder, LEDGER, empty_book())
 
     def _write(self, book: dict[str, Any]) -> None:
         if self.folder is None:
             self._book = book
         else:
-            write_json(self.folder / BOOK, book, private=True)
+            write_book(self.folder, LEDGER, book)
 
     def _keep(self, name: str, content: bytes) -> None:
         if self.folder is None:
@@ -194,10 +181,8 @@ class Ledger:
         if self.folder is None:
             yield
             return
-        with explained(self.folder, lambda: "nothing was released", "the order may be repeated"):
-            private_folder(self.folder)
-            with locked(self.folder / "lock"):
-                yield
+        with changing(self.folder, "nothing was released", "the order may be repeated"):
+            yield
 
 
 def answered(
@@ -246,7 +231,7 @@ def answered(
 
 def ledger_folder(root: Path, client: ClientId) -> Path:
     """The folder of a client's ledger, below the folder of its site's memories."""
-    return root / FOLDER / f"client-{client:03d}"
+    return client_folder(root, LEDGER, client)
 
 
 def ledgers(root: Path) -> dict[str, dict[str, Any]]:
@@ -257,4 +242,4 @@ def ledgers(root: Path) -> dict[str, dict[str, Any]]:
     RunError
         if a ledger cannot be read.
     """
-    return {path.parent.name: Ledger(path.parent).summary() for path in sorted(root.glob(f"{FOLDER}/*/{BOOK}"))}
+    return {folder.name: Ledger(folder).summary() for folder in client_folders(root, LEDGER)}

@@ -1,22 +1,16 @@
-"""The file of a privacy ledger: its entries, a checked reader, and its lock."""
+"""The book of a privacy ledger: its entries, and the check of what was read."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from fedquilt.core.errors import RunError
 from fedquilt.core.types import Memory, Reply, Tree
+from fedquilt.privacy.client_files import FORMAT, Kind
 
 KEPT_ROUNDS = 3
 """Number of last rounds of a run whose replies are kept for repeated requests; older rounds are not answered again."""
-
-BOOK, _FORMAT = "ledger.json", 1
 
 
 class Asked(NamedTuple):
@@ -36,7 +30,7 @@ class Allowance(NamedTuple):
 
 def empty_book() -> dict[str, Any]:
     """Return a ledger without releases."""
-    return {"format": _FORMAT, "allowance": None, "releases": []}
+    return {"format": FORMAT, "allowance": None, "releases": []}
 
 
 def noise_multipliers(book: Mapping[str, Any]) -> list[float]:
@@ -78,34 +72,12 @@ def from_tree(tree: Tree) -> tuple[Reply, Memory]:
     return Reply(tree["client"], tree["params"], tree["weight"], tree["metrics"], tree["round"]), tree["memory"]
 
 
-def checked_book(text: str, path: Path) -> dict[str, Any]:
-    """Parse and check the text of a ledger file; RunError if it is damaged, because then nothing may be released."""
-    try:
-        book = json.loads(text)
-        if book["format"] != _FORMAT:
-            raise ValueError(f"format {book['format']}")
-        for entry in book["releases"]:
-            if not (math.isfinite(entry["noise_multiplier"]) and entry["noise_multiplier"] >= 0 and asked_of(entry)):
-                raise ValueError(f"the release {entry}")
-        if book["allowance"] is not None:
-            Allowance(book["allowance"]["epsilon"], float(book["allowance"]["delta"]))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise RunError(
-            f"{path}: damaged ({error}); the epsilon that this client has spent is unknown, so nothing is released; "
-            "restore the file from a copy"
-        ) from error
-    return dict(book)
+def _check(book: Any) -> None:
+    for entry in book["releases"]:
+        if not (math.isfinite(entry["noise_multiplier"]) and entry["noise_multiplier"] >= 0 and asked_of(entry)):
+            raise ValueError(f"the release {entry}")
+    if book["allowance"] is not None:
+        Allowance(book["allowance"]["epsilon"], float(book["allowance"]["delta"]))
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep other processes out of this block: a node may work for several runs at the same time."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        if os.name != "nt":  # Windows has no flock; a node there must work for one run at a time
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+LEDGER = Kind("ledger", _check, "nothing is released", "the epsilon that this client has spent is unknown")
