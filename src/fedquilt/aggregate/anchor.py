@@ -22,28 +22,12 @@ Two models that are fitted to the anchor are not fitted to each other: what they
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedquilt.aggregate.axes import RIDGE, mean, principal, regression, signed, times
 from fedquilt.core.rng import Rng
-
-
-class Anchor(NamedTuple):
-    """What the anchor says of one module; nothing in it has a dimension of the model's width.
-
-    Attributes
-    ----------
-    points : Z, its rank-space outputs on the public inputs, (N, r).
-    outputs : Q_1, its whitened outputs, (N, R).
-    columns : K, B_1 in these whitened outputs, (R, r).
-    """
-
-    points: Tensor
-    outputs: Tensor
-    columns: Tensor
 
 
 def rank_outputs(features: Tensor, rank: int, rng: Rng) -> Tensor:

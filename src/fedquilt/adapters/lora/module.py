@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from itertools import chain
 
@@ -193,19 +192,6 @@ def initial_factors(name: str, d_in: int, d_out: int, rank: int, rng: Rng) -> tu
     bound = 1 / math.sqrt(d_in)
     uniform = torch.rand(rank, d_in, generator=rng.child("lora", name).torch())
     return (2 * uniform - 1) * bound, torch.zeros(d_out, rank)
-
-
-@contextmanager
-def activated(adapters: Mapping[str, LoraLinear], names: Collection[str]) -> Iterator[None]:
-    """Activate only the adapters in ``names``; the previous state is restored when the context ends."""
-    before = {name: adapter.active for name, adapter in adapters.items()}
-    try:
-        for name, adapter in adapters.items():
-            adapter.active = name in names
-        yield
-    finally:
-        for name, adapter in adapters.items():
-            adapter.active = before[name]
 
 
 def merged_weights(adapters: Mapping[str, LoraLinear]) -> Params:

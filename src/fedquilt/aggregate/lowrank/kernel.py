@@ -189,15 +189,6 @@ def redistributed(
     return product._replace(A=torch.where(s[:, None] == 0, spare.to(vh.dtype), product.A))
 
 
-def reprojected(client: Factors, rank: int, scale: float, *, spare: Tensor | None = None) -> Product:
-    """An adapter converted to another rank and scale: ``(B, A)`` with the change that is nearest to the client's.
-
-    Exact if ``rank`` is at least the client's. ``spare`` as in ``redistributed``.
-    """
-    whole = stacked([client._replace(weight=1.0)], keep_wide=True)
-    return redistributed(svd(whole, rank), rank, scale, spare=spare).to(common_dtype([client]))
-
-
 def summed(products: Sequence[Product], signs: Sequence[float] | None = None) -> Product:
     """The sum of low-rank matrices, each times its sign if given, with the sum of their ranks."""
     signs = [1.0] * len(products) if signs is None else signs

@@ -190,19 +190,6 @@ def arithmetic_table(format: str, count: int, split: str, rng: Rng, domain: Doma
     return Table("text", prompts, None, (), targets=answers, columns=("prompt", "completion"))
 
 
-def statements(count: int, rng: Rng) -> list[str]:
-    """Lines of plain arithmetic, such as ``7 + 5 = 12``, for pretraining; without held-out operands."""
-    draws = rng.numpy()
-    kinds = list(KINDS)
-    lines: list[str] = []
-    while len(lines) < count:
-        kind = kinds[len(lines) % len(kinds)]
-        operands = KINDS[kind].draw(draws)
-        if not is_held_out(kind, operands):
-            lines.append(KINDS[kind].says.format(**quantities(kind, operands)))
-    return lines
-
-
 def worked(count: int, rng: Rng, domain: Domain) -> list[str]:
     """Problems of a domain with their steps, for pretraining; without held-out operands, and some more than once."""
     draws, told = rng.numpy(), replace(domain, in_steps=True)
