@@ -114,9 +114,9 @@ def test_patterns_that_may_take_long_or_are_none_are_refused(key):
 
 def test_a_pattern_that_is_taken_matches_the_longest_path_soon():
     settings = LoraSettings(2, 4, rank_pattern={".*a.*b": 3})
-    began = time.perf_counter()
+    began = time.process_time()
     assert settings.rank_of("a" * 300) == 2
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(300, marks=pytest.mark.slow)])
@@ -131,13 +131,13 @@ def test_no_mutated_folder_ends_in_a_traceback_or_takes_long(tmp_path, count):
             config.pop(key, None)
         (folder / PEFT_CONFIG).write_text(json.dumps(config)[: rng.choice((None, None, None, 40))])
         _damaged(folder / PEFT_TENSORS, rng)
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             load_peft(folder)
             outcomes["ok"] += 1
         except ModelError:
             outcomes["refused"] += 1
-        assert time.perf_counter() - began < 10, number
+        assert time.process_time() - began < 10, number
     assert sum(outcomes.values()) == count
     assert outcomes["refused"] > count // 3
 

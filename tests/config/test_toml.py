@@ -27,10 +27,10 @@ from fedquilt.core.errors import ConfigError
 def test_what_no_run_file_holds_is_refused_within_seconds(tmp_path, text, words):
     path = tmp_path / "odd.toml"
     path.write_text(text)
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ConfigError, match=words):
         within_limits(read_toml(path))
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_brackets_and_dots_in_texts_and_comments_nest_nothing():

@@ -189,9 +189,9 @@ def fuzzed(folder: Path, count: int, seed: int) -> tuple[Counter[str], float]:
         content = MAKERS[suffix](rng)
         path = folder / f"file-{number}{suffix}"
         path.write_bytes(damaged(rng, content) if rng.random() < 0.4 else content)
-        began = time.perf_counter()
+        began = time.process_time()
         end = tried(path, rng.choice(KEYS))
-        slowest = max(slowest, time.perf_counter() - began)
+        slowest = max(slowest, time.process_time() - began)
         assert end in ("read", "refused"), f"file {number} of seed {seed}, {suffix}:\n{end}"
         ends[f"{suffix} {end}"] += 1
         path.unlink()

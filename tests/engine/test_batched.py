@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from dataclasses import replace
 
 import pytest
@@ -70,18 +69,28 @@ def test_a_defect_is_raised_and_ends_every_work(fails):
 
 @pytest.mark.parametrize("turn", [0, 1])
 def test_an_interrupt_leaves_no_thread_behind(turn):
+    arrived = threading.Event()
+
+    def interrupt(*signalled):
+        arrived.set()
+        raise KeyboardInterrupt
+
     def interrupted(happened):
         class Happened(list):
             def append(self, one):
                 super().append(one)
                 if one == (1, turn):  # while the engine waits for this client
                     signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-                    time.sleep(0.2)
+                    assert arrived.wait(60)
 
         return Happened(happened)
 
     before, happened = threading.active_count(), interrupted([])
-    with pytest.raises(KeyboardInterrupt):
-        side_by_side(works(small(), happened))
+    old = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            side_by_side(works(small(), happened))
+    finally:
+        signal.signal(signal.SIGINT, old)
     assert threading.active_count() == before
     assert happened[-1] == (1, turn)

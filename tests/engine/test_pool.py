@@ -147,6 +147,6 @@ def test_a_process_ends_quietly_when_nobody_is_left_to_answer(pool, capfd):
     shared = pool(work, 1)
     shared.ask("fit", [(0, order(1.0), {})])
     shared._ends[0].close()
-    shared._processes[0].join(10)
+    shared._processes[0].join(60)
     assert shared._processes[0].exitcode == 0
     assert capfd.readouterr().err == ""

@@ -56,10 +56,10 @@ def test_the_logged_totals_of_twenty_clients_come_out(config, method, total):
 
 
 def test_llama_3_8b_is_planned_in_seconds_without_weights(config):
-    began = time.perf_counter()
+    began = time.process_time()
     changes = ("model.name='shape:llama-3-8b'", "model.task=causal-lm", NOWHERE, "adapter.rank=16")
     plans = plan(config(*changes, "clients.budgets=[8,16,32]", "training.batch_size=1", "model.max_length=512"))
-    assert time.perf_counter() - began < 30
+    assert time.process_time() - began < 30
     # query 4096 x 4096, value 4096 x 1024 (8 of 32 heads): 16 * (8192 + 5120) = 212,992 a block
     assert [one.trained_parameters for one in plans] == [212_992 * layers for layers in (8, 8, 16, 16, 32, 32)]
     assert {one.model_bytes for one in plans} == {4 * 8_030_261_248}

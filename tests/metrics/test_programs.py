@@ -171,7 +171,8 @@ def test_a_process_that_cannot_run_programs_is_an_error_and_no_wrong_answer(monk
 
 
 def gone(group):
-    for _ in range(100):
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
         try:
             os.killpg(group, 0)
         except ProcessLookupError:

@@ -17,7 +17,7 @@ from fedquilt.core.errors import ConfigError, RunError
 from fedquilt.metrics.answers import number, program, same_number
 
 CHILD = Path(__file__).with_name("program_child.py")
-SECONDS, WALL_SECONDS, STEPS, MEMORY = 2, 10.0, 100_000, 256 * 2**20
+SECONDS, WALL_SECONDS, STEPS, MEMORY = 2, 60.0, 100_000, 256 * 2**20
 """Bounds of one program: processor time, time by the clock, lines that are run, bytes of address space."""
 
 
