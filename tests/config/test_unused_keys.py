@@ -252,6 +252,7 @@ def test_a_key_that_nothing_would_come_of_is_refused(told, key):
         ("h2tune", {"ends": "common", "damping": 0.1}, "method.ends = 'private' or 'architecture' alone"),
         ("h2tune", {"free_after": 2}, "method.ends = 'common' alone, and this is 'private'"),
         ("proto-evfl", {"keep_after": 3}, "has no effect with method.keep = 1.0"),
+        ("proto-evfl", {"local": False, "self_supervised": 1.0}, "method.local = true alone, and this is false"),
         ("lada", {"direction": "none", "candidates": 3}, "has no effect with method.direction = 'none'"),
         ("lada", {"direction": "none", "scheme": "fedmkt"}, "has no effect with method.direction = 'none'"),
         ("lada", {"filter": "all", "share": 0.3}, "method.filter = 'learnability' or"),

@@ -297,6 +297,7 @@ OF_PARTIES = {
 PARTIES = {
     name: Row(partial(apart_by_columns, name), OF_PARTIES) for name in sorted(METHODS) if traits_of(name).vertical
 }
+PARTIES |= {"proto-evfl-views": Row(partial(apart_by_columns, "proto-evfl", self_supervised=0.5), OF_PARTIES)}
 REAL |= HETEROTUNE | CO_LORA | LADA | SCHEMES | PARTIES
 REAL |= {name: default_row(name) for name in sorted({*METHODS} - {method_of(row) for row in REAL})}
 REAL |= {"fedit-dora": Row(real("fedit", model=FLAT, budgets=(1, 2, 2), every=True, dora=True))}

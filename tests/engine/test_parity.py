@@ -141,6 +141,7 @@ TABLE = {
     "toy-groups": groups_setup,
 }
 TABLE |= {name: partial(apart_by_columns, name) for name in METHODS if traits_of(name).vertical}
+TABLE |= {"proto-evfl-views": partial(apart_by_columns, "proto-evfl", self_supervised=0.5)}
 TABLE |= {
     f"{name}-noised": partial(noised_by_columns, name)
     for name in METHODS

@@ -221,6 +221,22 @@ def test_a_class_of_few_labels_is_not_learned() -> None:
     assert reply.params["counts"].tolist() == counts.masked_fill(few, 0).tolist()
 
 
+def test_self_supervision_reaches_every_encoder_and_adds_nothing_to_a_message(whole: Path, tmp_path: Path) -> None:
+    assert ended(run(config(method={"self_supervised": 0.0}), tmp_path / "none")) == ended(whole)
+    settings = config(method={"self_supervised": 1.0})
+    moved, plain = watched(settings, tmp_path / "run"), watched(config(), tmp_path / "plain")
+    for (_, order, reply), (_, before, answer) in zip(moved, plain, strict=True):
+        assert {name: tensor.shape for name, tensor in (order.params | reply.params).items()} == {
+            name: tensor.shape for name, tensor in (before.params | answer.params).items()
+        }
+    first = [reply.params["embeddings"] for name, _, reply in moved if name == "embed"][:2]
+    without = [reply.params["embeddings"] for name, _, reply in plain if name == "embed"][:2]
+    # "right" knows no labels of its own rows, and learns from them nevertheless
+    assert all((own - other).abs().max() > 1e-3 for own, other in zip(first, without, strict=True))
+    _, state, memories = Record.open(tmp_path / "run").load_checkpoint()
+    assert all({name.partition(".")[0] for name in own["extra"]} == {"views"} for own in (state["own"], *memories.values()))
+
+
 @pytest.fixture
 def attributes(tmp_path: Path) -> str:
     """A file of attributes of the digits."""

@@ -4,7 +4,9 @@ import torch
 from torch.nn import functional
 
 from fedquilt.core.rng import Rng
-from fedquilt.vertical.siamese import parties_loss, predictions, predictor_of, views_loss
+from fedquilt.vertical.corruption import corrupted
+from fedquilt.vertical.lesson import Lesson
+from fedquilt.vertical.siamese import corrupted_views_loss, parties_loss, predictions, predictor_of, views_loss
 
 
 def drawn(*shape, seed=0):
@@ -43,3 +45,19 @@ def test_a_missing_party_does_not_count():
     expected = -sum(float(guesses[row] @ others[row, party]) for row, party in pairs) / 5
     assert abs(float(parties_loss(made, "p", own, others)) - expected) < 1e-9
     assert parties_loss(made, "p", own, torch.zeros(3, 2, 4).double()) == 0
+
+
+def test_views_of_own_rows_are_two_corruptions_and_need_no_labels():
+    made, weight = tensors(), drawn(3, 4, seed=4).requires_grad_()
+    rows = {"values": drawn(6, 3, seed=5), "labels": torch.full((6,), -1)}
+
+    def embed(batch):
+        return functional.normalize(batch["values"] @ weight, dim=1)
+
+    lesson = Lesson(rows, None, embed, torch.zeros(2, 4), torch.zeros(2), made, 0, Rng(7))
+    one, other = (embed(corrupted(rows, 0.5, Rng(7).child("view", view))) for view in (1, 2))
+    assert not torch.equal(one, other)
+    loss = corrupted_views_loss(lesson, "p", 0.5)
+    assert torch.equal(loss, views_loss(made, "p", one, other))
+    (found,) = torch.autograd.grad(loss, weight)
+    assert found.abs().max() > 1e-3

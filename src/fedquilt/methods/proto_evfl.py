@@ -13,7 +13,7 @@ from fedquilt.core.errors import ConfigError
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Method
 from fedquilt.core.rng import Rng
-from fedquilt.core.settings import Count, Few, FromRound, Kept, Part, Penalty, Positive, Share, Text, Unless
+from fedquilt.core.settings import Count, Few, FromRound, Kept, Part, Penalty, Positive, Share, Text, Unless, With
 from fedquilt.core.types import Params
 from fedquilt.methods.traits import Traits
 from fedquilt.vertical.calibration import offset_of
@@ -27,11 +27,17 @@ from fedquilt.vertical.prototypes import cosines
 from fedquilt.vertical.recipe import Recipe
 from fedquilt.vertical.selection import Selection
 from fedquilt.vertical.semantic import Semantic, attributes_of
+from fedquilt.vertical.siamese import corrupted_views_loss, predictor_of
 from fedquilt.vertical.stacking import stacked
 from fedquilt.vertical.transport import transport
 
 OFFSET = "offset"
 """The name of the offset among the tensors of the joint model, where it is found on aligned rows."""
+
+VIEWS = "views"
+"""The name of the predictor of self-supervision among a party's tensors."""
+CORRUPTION = 0.3
+"""The share of a row's values that a view replaces, the default of vfl-hssl."""
 
 TRAITS = Traits(across=True, merge="own", sends_scores=True, vertical=True)
 
@@ -62,6 +68,7 @@ def proto_evfl(
     dropout: Share = 0.1,
     offset: Penalty | Literal["auto"] = 0.0,
     attributes: Text | None = None,
+    self_supervised: Annotated[Penalty, With("local", (True,))] = 0.0,
 ) -> Method:
     """Proto-EVFL: parties learn class prototypes from rows that they alone hold, and predict together.
 
@@ -89,24 +96,24 @@ def proto_evfl(
     least : share of a party's labelled rows that a class needs to count as learned, against a few wrong labels.
     dropout : how often a passive party is hidden from the joint model in a row, so that it can be missing later.
     offset : what is subtracted from the logits of classes of the aligned rows when test rows are predicted; above 0,
-        classes that nobody has learned can be predicted. ``auto`` chooses it after each round, by leaving out each
-        class of the aligned rows in turn; 0 where each class has been learned by some party.
+        classes that nobody has learned can be predicted. ``auto`` chooses it by leaving out each aligned class in turn.
     attributes : CSV file with a row of numbers for each class, at every party: prototypes are made from these by a
         network, so that a class that nobody has rows of has one too. Left out, they are free vectors.
+    self_supervised : weight of the self-supervision of vfl-hssl by views of unaligned rows, which is not in the paper.
 
     Raises
     ------
     ConfigError
-        if the offset is to be chosen without ``mask``, or with ``attributes``: a class that is left out would keep its
-        score; or if the attributes cannot be read.
+        if the offset is to be chosen without ``mask`` or with ``attributes``, or if these cannot be read.
 
     Paper: proto-evfl, protocol
     """
     weights = Weights(unaligned, transported, fused_weight, each_party, head, temperature)
     selection = Selection(keep, softness, balanced, keep_after)
+    own = _own_loss(selection, weights, unlabelled, prior_rate)
     recipe = Recipe(
         _Fusion(weights, hidden, gate, mask, offset, attributes is not None).model,
-        _own_loss(selection, weights, unlabelled, prior_rate) if local else None,
+        _with_views(own, self_supervised, hidden) if local else None,
         minibatches,
         aligned_share=aligned_share,
         local_share=local_share,
@@ -217,6 +224,20 @@ def _own_loss(selection: Selection, weights: Weights, unlabelled: float, rate: f
         unlabelled=unlabelled > 0,
         kept=kept if selection.keep < 1 else None,
     )
+
+
+def _with_views(own: OwnLoss, weight: float, hidden: int) -> OwnLoss:
+    """The same with self-supervision by views of the rows, which needs no labels; unchanged with weight 0."""
+    if not weight:
+        return own
+
+    def loss(of: Lesson) -> Tensor:
+        return own.loss(of) + weight * corrupted_views_loss(of, VIEWS, CORRUPTION)
+
+    def predictor(classes: int, width: int, rng: Rng) -> Params:
+        return predictor_of(VIEWS, width, hidden, rng)
+
+    return own._replace(loss=loss, extra=predictor, unlabelled=True)
 
 
 def _plan(embeddings: Tensor, prototypes: Tensor, prior: Tensor, temperature: float) -> Tensor:

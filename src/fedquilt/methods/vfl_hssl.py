@@ -17,13 +17,12 @@ from fedquilt.core.settings import Count, Few, Part, Penalty, Positive
 from fedquilt.core.types import Params
 from fedquilt.methods.traits import Traits
 from fedquilt.vertical.ballot import ballot
-from fedquilt.vertical.corruption import corrupted
 from fedquilt.vertical.joint import Joint, Views, head_logits, head_of
 from fedquilt.vertical.lesson import Lesson, OwnLoss
 from fedquilt.vertical.method import vertical_method
 from fedquilt.vertical.prototypes import cosines
 from fedquilt.vertical.recipe import Recipe
-from fedquilt.vertical.siamese import parties_loss, predictor_of, views_loss
+from fedquilt.vertical.siamese import corrupted_views_loss, parties_loss, predictor_of
 
 
 def traits(settings: Mapping[str, Any]) -> Traits:
@@ -65,10 +64,9 @@ def vfl_hssl(
     """
 
     def loss(of: Lesson) -> Tensor:
-        one, other = (of.embed(corrupted(of.rows, corruption, of.rng.child("view", view))) for view in (1, 2))
-        total = local * views_loss(of.extra, LOCAL, one, other)
+        total = local * corrupted_views_loss(of, LOCAL, corruption)
         if (aligned := of.aligned()) is not None:
-            others = aligned.others.to(one.device)
+            others = aligned.others.to(total.device)
             total = total + cross * parties_loss(of.extra, CROSS, of.embed(aligned.rows), others)
         if labels and of.labels is not None:
             total = total + functional.cross_entropy(cosines(of.embeddings, of.prototypes) / temperature, of.labels)

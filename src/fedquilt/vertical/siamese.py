@@ -7,7 +7,9 @@ from torch import Tensor
 
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Params
+from fedquilt.vertical.corruption import corrupted
 from fedquilt.vertical.joint import linear
+from fedquilt.vertical.lesson import Lesson
 from fedquilt.vertical.prototypes import unit
 
 
@@ -43,6 +45,15 @@ def views_loss(tensors: Params, name: str, one: Tensor, other: Tensor) -> Tensor
     there = (predictions(tensors, name, one) * other.detach()).sum(1).mean()
     back = (predictions(tensors, name, other) * one.detach()).sum(1).mean()
     return -(there + back) / 2
+
+
+def corrupted_views_loss(of: Lesson, name: str, corruption: float) -> Tensor:
+    """The loss of two views of a minibatch of a party's own rows, each with this share of its values replaced.
+
+    ``name`` is that of the predictor among the method's own tensors.
+    """
+    one, other = (of.embed(corrupted(of.rows, corruption, of.rng.child("view", view))) for view in (1, 2))
+    return views_loss(of.extra, name, one, other)
 
 
 def parties_loss(tensors: Params, name: str, own: Tensor, others: Tensor) -> Tensor:
