@@ -4,8 +4,11 @@ import json
 import logging
 import math
 import random
-from contextlib import contextmanager
+import sys
+import time
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -220,6 +223,128 @@ def test_the_command_to_look_is_quoted_for_a_shell(config, tmp_path):
     run(config("track={to='tensorboard', folder='my runs; ls'}", "rounds=1"), tmp_path / "tiny", Listen())
     (told,) = [text for text in said if "follows the run" in text]
     assert told == "tensorboard follows the run: tensorboard --logdir 'my runs; ls/tensorboard'"
+
+
+class Hanging(Heard):
+    """A tracker that returns from nothing but its start once ``stuck``, until it is let go."""
+
+    def __init__(self, run, made, stuck, go):
+        super().__init__(run, made)
+        self.stuck, self.go = stuck, go
+        self._hang("start")
+
+    def _hang(self, where):
+        if self.stuck in ("always", where):
+            self.go.wait(60)
+
+    def log(self, step, numbers):
+        self._hang(f"step {step}")
+        super().log(step, numbers)
+
+    def end(self, finished):
+        self._hang("end")
+        super().end(finished)
+
+
+@pytest.fixture
+def hang(monkeypatch):
+    """``hang("step 1", go)``: a wandb that hangs there until the event ``go``, beside an mlflow that works."""
+
+    def begin(stuck, go):
+        made = []
+        monkeypatch.setattr(trackers, "is_installed", lambda name: True)
+        monkeypatch.setitem(trackers.TRACKERS, "wandb", lambda run: Hanging(run, made, stuck, go))
+        monkeypatch.setitem(trackers.TRACKERS, "mlflow", lambda run: Heard(run, made))
+        monkeypatch.setattr(tracking_module, "_SECONDS", 0.2)
+        monkeypatch.setattr(tracking_module, "_LAST_SECONDS", 0.2)
+        return made
+
+    return begin
+
+
+@pytest.mark.parametrize("where", ["start", "step 1", "step 3", "end"])
+def test_a_tracker_that_never_returns_holds_no_run_up(config, tmp_path, hang, fingerprint, finished, where):
+    go, said = Event(), []
+    made = hang(where, go)
+
+    class Listen:
+        def say(self, text):
+            said.append(text)
+
+    began = time.monotonic()
+    run(config("track={to=['wandb','mlflow']}"), tmp_path / "tiny", Listen())
+    assert time.monotonic() - began < 30
+    assert fingerprint(tmp_path / "tiny") == fingerprint(finished)
+    (warning,) = [text for text in said if text.startswith("warning")]
+    assert warning.startswith("warning: wandb did not answer within 0.2 s; the run goes on without waiting for it, ")
+    (other,) = [one for one in made if not isinstance(one, Hanging)]
+    assert [step for step, _ in other.sent] == [1, 2, 3, 3]
+    assert other.ends == [True]
+    told = [one.get("tracking") for one in (*read_rounds(tmp_path / "tiny"), read_result(tmp_path / "tiny"))]
+    late = {"wandb": "did not answer within 0.2 s; what it could not take since was left out"}
+    at = {"start": 0, "step 1": 1, "step 3": 3, "end": None}[where]
+    assert told == [late if number == at else None for number in range(4)]
+    go.set()
+
+
+def test_a_tracker_that_was_late_is_sent_what_comes_once_it_is_free(config, tmp_path, hang):
+    go, late = Event(), []
+    made = hang("step 1", go)
+
+    class Listen:
+        def round(self, line):
+            if line["round"] == 1:  # it has missed round 2 by now
+                late.append([step for step, _ in made[0].sent])
+                go.set()
+                end = time.monotonic() + 20
+                while not made[0].sent and time.monotonic() < end:
+                    time.sleep(0.01)
+
+    run(config("track={to='wandb'}"), tmp_path / "tiny", Listen())
+    assert late == [[]]
+    assert [step for step, _ in made[0].sent] == [1, 3, 3]
+    assert made[0].ends == [True]
+
+
+def test_a_tracker_that_fails_late_is_given_up_too(config, tmp_path, hang, monkeypatch):
+    go = Event()
+    made = hang("step 1", go)
+    monkeypatch.setattr(Heard, "log", lambda self, step, numbers: self._maybe(f"step {step}"))
+
+    class Listen:
+        def round(self, line):
+            go.set()
+
+    tracked = trackers.TRACKERS["wandb"]
+
+    def failing(run):
+        one = tracked(run)
+        one.fails = "step 1"
+        return one
+
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", failing)
+    monkeypatch.setattr(tracking_module, "_LAST_SECONDS", 20.0)
+    run(config("track={to='wandb'}", "rounds=1"), tmp_path / "tiny", Listen())
+    assert made[0].ends == []
+    assert read_result(tmp_path / "tiny")["tracking"]["wandb"].startswith(("did not answer", "ConnectionError"))
+
+
+def test_a_tracker_that_hangs_takes_nobodys_output(capsys):
+    silent, go, said = trackers._OfOtherThreads, Event(), Event()
+
+    def hangs():
+        with redirect_stdout(silent(sys.stdout)):
+            print("of the tracker")
+            said.set()
+            go.wait(20)
+
+    thread = Thread(target=hangs)
+    thread.start()
+    said.wait(20)
+    print("of the run")
+    go.set()
+    thread.join()
+    assert capsys.readouterr().out == "of the run\n"
 
 
 def test_a_tracker_that_fails_at_its_end_does_not_fail_the_run(config, tmp_path, hear):

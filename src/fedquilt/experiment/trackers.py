@@ -1,6 +1,6 @@
 """The trackers of experiments: TensorBoard, MLflow, Weights & Biases and Trackio behind one small interface.
 
-No other module imports them. Whatever they raise, ``experiment.tracking`` catches.
+No other module imports them. Whatever they raise, ``experiment.tracking`` catches, which calls each in a thread.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import io
 import json
 import os
 import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from threading import get_ident
+from typing import Any, NamedTuple, Protocol, TextIO
 
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.shell import pip_install
@@ -196,12 +198,35 @@ class WandB:
         self._run.finish(exit_code=0 if finished else 1)
 
 
+class _OfOtherThreads(io.TextIOBase):
+    """Standard output without what this thread writes: a call that hangs must not take the output of the run."""
+
+    def __init__(self, shown: TextIO) -> None:
+        self._shown, self._thread = shown, get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if get_ident() == self._thread else self._shown.write(text)
+
+    def flush(self) -> None:
+        self._shown.flush()
+
+    def isatty(self) -> bool:
+        return self._shown.isatty()
+
+    def fileno(self) -> int:
+        return self._shown.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._shown.encoding
+
+
 class Trackio:
     """A run of Trackio, in ``FOLDER/trackio`` or TRACKIO_DIR."""
 
     def __init__(self, run: Tracked) -> None:
         folder = os.environ.setdefault("TRACKIO_DIR", str((run.folder / "trackio").absolute()))  # read on import
-        with redirect_stdout(io.StringIO()):  # it prints how to look at the run, and does so at its end again
+        with redirect_stdout(_OfOtherThreads(sys.stdout)):  # it prints how to look at the run
             import trackio
 
             self._run = trackio.init(
@@ -217,11 +242,11 @@ class Trackio:
         self.shown = f"TRACKIO_DIR={shlex.quote(folder)} {shlex.join(['trackio', 'show', '--project', run.project])}"
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(_OfOtherThreads(sys.stdout)):
             self._run.log(dict(numbers), step=step)
 
     def end(self, finished: bool) -> None:
-        with redirect_stdout(io.StringIO()):
+        with redirect_stdout(_OfOtherThreads(sys.stdout)):
             import trackio
 
             trackio.finish()  # not of the run alone, which would be ended and told of once more when Python ends

@@ -1,4 +1,4 @@
-"""What trackers are sent of a run, and the one place where their failures are caught.
+"""What trackers are sent of a run, and the one place where their failures are caught and their time is bounded.
 
 Everything that is sent stands here: numbers of the record, and settings without names, paths and keys.
 """
@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Thread
 from typing import Any
 
 from fedquilt.config.load import resolved
@@ -34,6 +36,45 @@ _MEASURES = {
     "received/mean_accuracy": "received-mean",
 }
 
+_SECONDS = 30.0  # that the run waits for a tracker: once, since nobody waits for one that was late before
+_LAST_SECONDS = 60.0  # that it waits for one to send what is left when the run ends
+
+
+class _OwnThread:
+    """A thread that does one call after another, so that a call that never returns holds nobody up."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._error: BaseException | None = None
+        self._free = Event()
+        self._free.set()
+        Thread(target=self._work, daemon=True).start()
+
+    def begin(self, call: Callable[[], object]) -> None:
+        """Begin a call; the thread must be free."""
+        self._free.clear()
+        self._calls.put(call)
+
+    def is_free(self, seconds: float) -> bool:
+        """Return whether the last call ends within so many seconds; raises what it raised."""
+        free = self._free.wait(seconds)
+        if free and (error := self._error) is not None:
+            self._error = None
+            raise error
+        return free
+
+    def end(self) -> None:
+        """End the thread once it is free."""
+        self._calls.put(None)
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            try:
+                call()
+            except BaseException as error:  # raised where the call is waited for
+                self._error = error
+            self._free.set()
+
 
 class Tracking:
     """The trackers of a run.
@@ -54,11 +95,13 @@ class Tracking:
         self._clients, self._say, self._bytes = track.clients, say, bytes_before
         self._following: dict[str, Tracker] = {}
         self._failed: dict[str, str] = {}
+        self._late: set[str] = set()
         self._finished = False
+        self._threads = {name: _OwnThread() for name in track.trackers}
         for name in track.trackers:
-            self._try(name, partial(self._begin, name, run))
-        for kind, tracker in self._following.items():
-            say(f"{kind} follows the run: {without_secrets(tracker.shown)}")
+            self._call(name, partial(self._begin, name, run))
+            if name in self._following:
+                say(f"{name} follows the run: {without_secrets(self._following[name].shown)}")
 
     def _begin(self, name: str, run: Tracked) -> None:
         self._following[name] = TRACKERS[name](run)
@@ -76,38 +119,60 @@ class Tracking:
             scores = scores_of({"evaluation": ended["final"], "exchanges": []}, names, self._clients)
             return {f"final/{name}": value for name, value in scores.items()}
 
-        self._log(rounds, numbers)
+        self._log(rounds, numbers, _SECONDS)
         self._finished = True
 
     def close(self) -> None:
         """End all trackers."""
-        for name, tracker in [*self._following.items()]:
-            self._try(name, partial(tracker.end, self._finished))
+        for name, thread in [*self._threads.items()]:
+            self._call(name, lambda name=name: self._following[name].end(self._finished), _LAST_SECONDS, _LAST_SECONDS)
+            thread.end()
 
     def failures(self) -> dict[str, Any]:
         """Return the part of the record that names trackers that failed since the last call, and why."""
         found, self._failed = self._failed, {}
         return {"tracking": found} if found else {}
 
-    def _log(self, step: int, numbers: Callable[[], Mapping[str, float]]) -> None:
-        def log(tracker: Tracker) -> None:
-            tracker.log(step, numbers())
+    def _log(self, step: int, numbers: Callable[[], Mapping[str, float]], seconds_before: float = 0.0) -> None:
+        for name in [*self._threads]:
+            self._call(name, lambda name=name: self._following[name].log(step, numbers()), seconds_before)
 
-        for name, tracker in [*self._following.items()]:
-            self._try(name, partial(log, tracker))
+    def _call(
+        self, name: str, call: Callable[[], object], seconds_before: float = 0.0, seconds: float | None = None
+    ) -> None:
+        """Have a tracker's thread do a call, or leave it out if the thread is not free in time.
 
-    def _try(self, name: str, act: Callable[[], object]) -> None:
-        """Do what concerns one tracker; if it fails in whatever way, it is given up, and the run goes on."""
+        The run waits for the end of the call for so many seconds; by default only if the tracker was never late.
+        If a call fails in whatever way, the tracker is given up; the run goes on in any case.
+        """
+        thread = self._threads[name]
+        if seconds is None:
+            seconds = 0.0 if name in self._late else _SECONDS
         try:
-            act()
+            if not thread.is_free(seconds_before):
+                return
+            thread.begin(call)
+            if not thread.is_free(seconds):
+                self._is_late(name, seconds)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # also SystemExit, and the panics of libraries in Rust
-            self._following.pop(name, None)
+            del self._threads[name]
+            thread.end()
             text = without_secrets(str(error)).strip()
             reason = f"{type(error).__name__}: {(text.splitlines() or ['no message'])[0][:300]}"
             self._failed[name] = reason
             self._say(f"warning: {name} follows the run no more ({reason}); the run goes on, and its record is whole")
+
+    def _is_late(self, name: str, seconds: float) -> None:
+        if name in self._late:
+            return
+        self._late.add(name)
+        self._failed[name] = f"did not answer within {seconds:g} s; what it could not take since was left out"
+        self._say(
+            f"warning: {name} did not answer within {seconds:g} s; the run goes on without waiting for it, and its "
+            f"record is whole. Rounds that end while {name} is still busy are missing there"
+        )
 
 
 def without_secrets(text: str) -> str:

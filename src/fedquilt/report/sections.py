@@ -212,7 +212,7 @@ def _lost(groups: Groups) -> Iterator[Part]:
         [label, str(seed), str(loss["round"] + 1), str(loss["exchange"]), name, reason]
         for label, seed, name, reason, loss in found
     ]
-    replies = _bounded(["method", "seed", "round", "exchange", "client", "reason"], each, "Dropped replies")
+    replies = _bounded(["method", "seed", "round", "exchange", "client", "reason"], each, "Each dropped reply")
     yield f"<details><summary>Each dropped reply</summary>{replies}</details>"
 
 
