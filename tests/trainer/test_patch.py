@@ -235,6 +235,46 @@ def test_an_adapter_that_is_not_the_runs_is_refused(model, tmp_path, old, new, w
         site_of(load(file)[0], patched, 0, {})
 
 
+def test_a_model_without_an_adapter_is_refused_with_what_to_do(model, tmp_path):
+    from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+    base = AutoModelForCausalLM.from_pretrained(model)
+    quiet = {"report_to": "none", "use_cpu": True}
+    trainer = Trainer(
+        model=base, args=TrainingArguments(output_dir=str(tmp_path), **quiet), train_dataset=[1], data_collator=list
+    )
+    with pytest.raises(ConfigError, match=r"trains no adapter, .*peft_config=LoraConfig\(r=2, .*adapter.kind = 'full'"):
+        site_of(settings(tmp_path, model), fedquilt.patch(trainer), 0, {})
+
+
+def test_a_quantised_base_is_refused_on_both_sides(model, tmp_path):
+    trainer = sft_trainer(model, tmp_path / "c")
+    file = tmp_path / "run.toml"
+    settings(tmp_path, model)
+    file.write_text(file.read_text().replace('task = "causal-lm"', 'task = "causal-lm", quantization = "int8"'))
+    from fedquilt.config.load import load
+
+    with pytest.raises(ConfigError, match=r"quantization = 'int8' is not for a patched Trainer, .*= 'none'"):
+        site_of(load(file)[0], fedquilt.patch(trainer), 0, {})
+    trainer.model.get_base_model().is_quantized = True
+    with pytest.raises(ConfigError, match=r"base is quantised, .*load the model without quantization_config"):
+        fedquilt.patch(trainer)
+
+
+def test_a_trainer_in_a_second_run_begins_where_it_began_in_the_first(model, tmp_path):
+    trainer = plain_trainer(model, tmp_path / "c")
+    first = copied(trained_of(trainer.model))
+    ends = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        config = settings(tmp_path / name, model, rounds=2, clients=1, method="local-only")
+        folder = federated(config, tmp_path / name, lambda id: trainer)
+        ends.append(copied(trained_of(trainer.model)))
+        assert not read_rounds(folder)[0]["exchanges"][0]["dropped"]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in first)
+    assert any(not torch.equal(ends[0][name], first[name]) for name in first)
+
+
 def test_another_base_is_refused_by_the_server(model, tmp_path):
     other = saved_model(tmp_path / "other", seed=2)
     config = settings(tmp_path, model, clients=1)

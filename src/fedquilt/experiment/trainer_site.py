@@ -17,19 +17,22 @@ from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+from torch.nn import Parameter
 
 from fedquilt.adapters.registry import KINDS
 from fedquilt.config.load import parse, resolved
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, FedquiltError
 from fedquilt.core.factors import at_rank
-from fedquilt.core.types import ClientId, Layout
+from fedquilt.core.types import ClientId, Layout, Params
 from fedquilt.experiment.build import Experiment, shaped
 from fedquilt.experiment.flower_site import cards, keeps_its_count, scored_on_site
 from fedquilt.models.weights_digest import digest_of
 from fedquilt.trainer.client import TrainerClient, resuming
 from fedquilt.trainer.rounds import refuse_unusable
-from fedquilt.trainer.tensors import base_of, copied, refuse_other, scales_of, trained_of
+from fedquilt.trainer.tensors import base_of, copied, loaded, refuse_other, scales_of, trained_of
 
 Made = Callable[[Mapping[str, Any]], Any]
 """Makes the Trainer of a site from the config of its node."""
@@ -104,10 +107,16 @@ def _site(experiment: Experiment, patched: Patched, partition: ClientId, node: M
     profile = next(one for one in experiment.federation.profiles if one.id == partition)
     trainer = patched.made(node)
     refuse_unusable(trainer)
+    if group.config.model.quantization != "none":
+        raise ConfigError(
+            f"model.quantization = '{group.config.model.quantization}' is not for a patched Trainer, whose base is not "
+            "quantised; set model.quantization = 'none' in the run file"
+        )
     layout = at_rank(group.layout, profile.budget.rank)
     parameters = trained_of(trainer.model)
     refuse_other(parameters, layout)
     _refuse_scales(experiment, trainer.model, layout, profile.architecture)
+    _begin_again(trainer, parameters)
     trainer.create_optimizer()  # of all its tensors, whatever a round will train
     profile = replace(profile, num_examples=_num_examples(trainer, patched.examples))
     card = cards(experiment)[partition] | {"base": digest_of(base_of(trainer.model))[:16]}
@@ -165,6 +174,18 @@ def _refuse_scales(experiment: Experiment, model: Any, layout: Layout, architect
                     f"the trainer's adapter at '{module}' is scaled by {theirs:g}, and this run's by {ours:g}; "
                     "LoraConfig's lora_alpha (and use_rslora) must be the run file's adapter.alpha (and adapter.rslora)"
                 )
+
+
+_BEGINNINGS: WeakKeyDictionary[Any, Params] = WeakKeyDictionary()  # of Trainers that were a site's
+
+
+def _begin_again(trainer: Any, parameters: Mapping[str, Parameter]) -> None:
+    """Give a Trainer that was in another run of this process the tensors that it had before its first one."""
+    beginning = _BEGINNINGS.get(trainer)
+    if beginning is None or beginning.keys() != parameters.keys():
+        _BEGINNINGS[trainer] = copied(parameters)
+    else:
+        loaded(parameters, beginning)
 
 
 def _num_examples(trainer: Any, stated: int | None) -> int:

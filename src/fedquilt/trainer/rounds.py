@@ -44,6 +44,12 @@ def is_trainer(value: Any) -> bool:
     return isinstance(value, Trainer)
 
 
+def is_quantized(model: Any) -> bool:
+    """Whether a model of transformers, also one in a PeftModel, has quantised weights."""
+    config = getattr(model, "config", None)
+    return bool(getattr(model, "is_quantized", False)) or getattr(config, "quantization_config", None) is not None
+
+
 def refuse_unusable(trainer: Any) -> None:
     """Raise ConfigError for a Trainer whose rounds cannot be a part of one training, with the setting to change."""
     args = trainer.args
@@ -54,6 +60,8 @@ def refuse_unusable(trainer: Any) -> None:
         "args.save_only_model = True: a round could not go on where the last one stopped; set it to False": (
             args.save_only_model
         ),
+        "its model's base is quantised, and the server checks the base's weights; load the model without "
+        "quantization_config (dtype=torch.bfloat16 halves its memory)": is_quantized(trainer.model),
         "it trains in several processes, or under DeepSpeed or FSDP; start it on one device": (
             args.world_size > 1 or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
         ),

@@ -54,6 +54,14 @@ def base_of(model: nn.Module) -> dict[str, Tensor]:
 
 def refuse_other(trained: Mapping[str, Tensor], layout: Layout) -> None:
     """Raise ConfigError unless the trained parameters are those of the layout, in names and shapes."""
+    factors = [shape for name, shape in layout.shapes.items() if name.endswith(".lora_A")]
+    if factors and not any(name.rpartition(".")[2] in FACTORS for name in trained):
+        raise ConfigError(
+            "the trainer trains no adapter, and this run does; fedquilt.patch adds none to a model that a Trainer has "
+            f"already. Give SFTTrainer peft_config=LoraConfig(r={factors[0][0]}, ...), or make the Trainer with "
+            "get_peft_model(model, LoraConfig(...)), with the values of the run file's [adapter]; to train all "
+            "weights, set adapter.kind = 'full' in the run file"
+        )
     more, missing = sorted(trained.keys() - layout.shapes.keys()), sorted(layout.shapes.keys() - trained.keys())
     if more or missing:
         words = [
