@@ -22,7 +22,8 @@ HEAD = """\
 
 Every paper that the code builds on, and every equation and algorithm of it with the one function that implements it.
 The words are those of [papers.toml](../papers.toml); a function names its equation in its docstring's line `Paper:`.
-Where a method differs from its paper, its [page](methods/README.md) says so.
+Where a method differs from its paper, its [page](methods/README.md) says so. The paper's own number of an equation
+stands in brackets after its name where a source that was read gives it; names without one are this project's.
 
 `python tests/arch/equation_index.py` writes this page, and a test compares it with the code.
 """
@@ -72,12 +73,16 @@ def page() -> str:
             f"{names}: [{paper['title']}]({paper['link']}), {paper['venue']}, {paper['year']}.{shown}\n",
             "| equation | in words | function |\n|---|---|---|",
             *(
-                f"| {one['id']} | {one['words'].replace('|', BAR)} | {homes[paper['key'], one['id']]} |"
+                f"| {one['id']}{_where(one)} | {one['words'].replace('|', BAR)} | {homes[paper['key'], one['id']]} |"
                 for one in paper["equation"]
             ),
             "",
         ]
     return "\n".join(parts)
+
+
+def _where(equation: dict[str, Any]) -> str:
+    return f" ({equation['where']})" if "where" in equation else ""
 
 
 if __name__ == "__main__":

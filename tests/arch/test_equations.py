@@ -23,6 +23,7 @@ def test_papers_are_complete_and_unlike() -> None:
         assert paper["link"].startswith("https://")
         assert paper.get("equation"), f"{paper['key']} has no equation: why is it listed?"
         assert all(len(equation["words"].split()) >= 5 for equation in paper["equation"])
+        assert all(equation.keys() <= {"id", "where", "words"} for equation in paper["equation"])
     assert max(Counter(listed()).values()) == 1
 
 
