@@ -145,6 +145,36 @@ def test_a_reader_who_does_not_read_holds_nobody_up_and_is_sent_no_more_than_fit
         assert asked(port, "/live.css").status == 200
 
 
+def test_connections_without_a_request_are_closed_and_cannot_shut_others_out(monkeypatch):
+    monkeypatch.setattr(live, "_MOST", 4)
+    monkeypatch.setattr(live, "_IDLE", 0.3)
+
+    def is_closed(connection):
+        try:
+            return connection.recv(4096) == b""
+        except ConnectionResetError:
+            return True
+
+    with served(Scene()) as port:
+        stream = asked(port, "/events")  # one that reads keeps its place
+        idle = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(5)]
+        idle[0].sendall(b"GET /page HTTP/1.1\r\nHost: local")  # half a request is none
+        assert asked(port, "/live.css").status == 503
+        assert all(map(is_closed, idle))
+        for connection in idle:
+            connection.close()
+        answered = []
+        wait_until(lambda: answered.append(asked(port, "/live.css").status) or answered[-1] == 200)
+        assert answered[-1] == 200
+        assert next(stream).startswith(b"event: changed")
+        kept = HTTPConnection("127.0.0.1", port, timeout=20)  # asked again in time, then let be
+        opened.append(kept)
+        for _ in range(2):
+            kept.request("GET", "/live.css")
+            kept.getresponse().read()
+        assert is_closed(kept.sock)
+
+
 def test_the_page_around_the_report_has_only_files_of_its_own(finished):
     app = Live(Following([finished])).app(allowed_hosts("127.0.0.1", 80))
 

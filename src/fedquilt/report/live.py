@@ -32,6 +32,7 @@ _ALIVE = 15.0  # seconds after which a stream without events says that it is sti
 _CHUNK = 1 << 16  # bytes of a page that are handed over at once: a slow reader must not fill the memory
 _SHARE = 4.0  # a page is made at most once in so many times as it takes to make it
 _MOST = 200  # connections at once
+_IDLE = 5.0  # seconds in which a connection must send a whole request; it is closed then, so that its place is free
 _LAST = 1.0  # seconds in which browsers may ask for the last page
 
 
@@ -187,8 +188,24 @@ def serve(
 
 async def _served(live: Live, listening: socket.socket, host: str) -> None:
     import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 
     loop = asyncio.get_running_loop()
+
+    class Impatient(H11Protocol):
+        """HTTP, in which a connection that sends no request is closed; uvicorn itself waits for ever for the first."""
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self.loop.call_later(_IDLE, self._close_idle, None)
+
+        def on_response_complete(self) -> None:
+            self.loop.call_later(_IDLE, self._close_idle, self.cycle)
+            super().on_response_complete()
+
+        def _close_idle(self, last: object) -> None:
+            if self.cycle is last:  # no request has come since
+                self.transport.close()
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -200,6 +217,7 @@ async def _served(live: Live, listening: socket.socket, host: str) -> None:
         log_config=None,
         log_level="critical",  # an interrupted answer is no error to tell of
         access_log=False,
+        http=Impatient,
         ws="none",
         lifespan="off",
         server_header=False,
