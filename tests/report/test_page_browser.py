@@ -28,6 +28,7 @@ pytestmark = [
     pytest.mark.slow,
 ]
 SIZES = {"light": (1280, 900), "dark": (390, 844)}
+DRAWN = ".drawing:not([hidden] *)"
 EVIL = "</script><img src=x onerror=window.harmed=1><!-- {{7*7}} =cmd()"
 
 
@@ -73,21 +74,21 @@ def shown(browser: Any, page: Path, theme: str = "light") -> Iterator[Any]:
 
 def draw_all(tab: Any) -> int:
     """Scroll to every chart and wait until it is drawn; returns how many there are."""
-    scroll = """async () => {
-        for (const place of document.querySelectorAll('.drawing')) {
-            place.scrollIntoView({behavior: 'instant'});
+    scroll = f"""async () => {{
+        for (const place of document.querySelectorAll('{DRAWN}')) {{
+            place.scrollIntoView({{behavior: 'instant'}});
             await new Promise(requestAnimationFrame);
-        }
-    }"""
+        }}
+    }}"""
     tab.evaluate(scroll)
-    tab.wait_for_function("[...document.querySelectorAll('.drawing')].every((one) => one.dataset.drawn)")
-    empty = """() => [...document.querySelectorAll('.drawing')].filter(
+    tab.wait_for_function(f"[...document.querySelectorAll('{DRAWN}')].every((one) => one.dataset.drawn)")
+    empty = f"""() => [...document.querySelectorAll('{DRAWN}')].filter(
         (one) => !one.querySelector('svg .role-mark path, svg .role-mark line')).length"""
     assert tab.evaluate(empty) == 0
     assert tab.locator(".failed").count() == 0
     assert tab.evaluate("document.documentElement.scrollWidth") <= tab.viewport_size["width"]
     tab.evaluate("scrollTo({top: 0, behavior: 'instant'})")
-    return int(tab.locator(".drawing").count())
+    return int(tab.locator(DRAWN).count())
 
 
 @pytest.fixture
@@ -245,6 +246,27 @@ def test_clients_are_found_and_put_in_order(page: Path, browser: Any, expect: An
         assert [float(one.get_attribute("data-score")) for one in cards.all()] == scores
 
 
+def test_the_cards_are_of_the_seed_that_is_chosen(page: Path, browser: Any, expect: Any) -> None:
+    with shown(browser, page) as tab:
+        cards, said = tab.locator(".card:visible"), tab.locator("form.filter output")
+        seed = tab.get_by_role("combobox", name="Seed")
+        expect(said).to_have_text("12 of 12 shown")
+        own = {}
+        for number in ("1", "2", "3"):
+            seed.select_option(number)
+            expect(cards.first).to_have_attribute("data-seed", number)
+            expect(cards).to_have_count(12)
+            own[number] = [one.get_attribute("data-score") for one in cards.all()]
+            drawing = cards.first.locator(".drawing").first
+            drawing.scroll_into_view_if_needed()
+            expect(drawing.locator("svg .role-mark path").first).to_be_attached()
+        assert len({*map(tuple, own.values())}) == 3
+        tab.get_by_label("Find").fill("6 layers")
+        expect(said).to_have_text("4 of 12 shown")
+        tab.get_by_text("All clients as a table").click()
+        expect(tab.get_by_role("table", name="All clients").locator("tbody tr")).to_have_count(36)
+
+
 def test_tables_are_sorted_by_mouse_and_by_keys(page: Path, browser: Any, expect: Any) -> None:
     with shown(browser, page) as tab:
         table = tab.get_by_role("table", name="Runs", exact=True)
@@ -301,6 +323,13 @@ def test_the_page_can_be_read_without_seeing_it_and_used_without_a_mouse(page: P
         assert all(after - before <= 1 for before, after in pairwise(levels))
         for one in tab.locator("[role=img]").all():
             assert one.get_attribute("aria-label")
+        tab.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        expect(tab.locator("details.numbers:not(:has(table))")).to_have_count(0)
+        named = """() => [...document.querySelectorAll('[role=region], section')].map((one) =>
+            one.ariaLabel ?? document.getElementById(one.getAttribute('aria-labelledby')).textContent)"""
+        landmarks = tab.evaluate(named)
+        assert len(landmarks) > 10
+        assert len({*landmarks}) == len(landmarks)  # a list of landmarks tells them apart
         for table in tab.locator("main table").all():
             assert table.locator("caption").text_content()
             assert table.locator("th:not([scope])").count() == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -21,6 +21,9 @@ MOST_CARDS = 48
 MOST_ROWS = 500
 """The largest number of lines of a table of clients or of dropped replies."""
 
+MOST_SEEDS = 5
+"""The largest number of seeds whose clients have cards."""
+
 SCORES, LABELS = "client-scores", "client-labels"
 """The names of the charts that all cards share, each with rows of all clients."""
 
@@ -34,6 +37,7 @@ class Client:
 
     about: Mapping[str, Any]
     name: str
+    seed: str = ""
     up: int = 0
     down: int = 0
     rounds: int = 0
@@ -46,11 +50,19 @@ class Client:
         """The client's number."""
         return int(self.about["id"])
 
+    @property
+    def key(self) -> int | str:
+        """What the rows of shared charts call it: its number, with its seed where there are several."""
+        return f"{self.id}, seed {self.seed}" if self.seed else self.id
 
-def clients_of_run(run: Run, metric: str) -> list[Client]:
-    """Return the clients of a run with their bytes, rounds and last scores, by their numbers."""
-    names = client_names(run)
-    found = {int(one["id"]): Client(one, names[int(one["id"])]) for one in client_table(run)}
+
+def clients_of_run(run: Run, metric: str, *, by_seed: bool = False) -> list[Client]:
+    """Return the clients of a run with their bytes, rounds and last scores, by their numbers.
+
+    With ``by_seed`` they stand beside those of other seeds, and each tells its own.
+    """
+    names, seed = client_names(run), str(run.seed) if by_seed else ""
+    found = {int(one["id"]): Client(one, names[int(one["id"])], seed) for one in client_table(run)}
     for line in run.rounds:
         there: set[int] = set()
         for exchange in line.get("exchanges") or ():
@@ -83,20 +95,17 @@ def chosen(clients: Sequence[Client], metric: str) -> list[Client]:
     return [kept[id] for id in sorted(kept)]
 
 
-def shared_charts(groups: Groups, run: Run, shown: Sequence[Client], metric: str) -> list[Chart]:
-    """Return the charts of the cards' clients: their scores over rounds by label, and their labels."""
+def shared_charts(groups: Groups, shown: Sequence[tuple[Run, Sequence[Client]]], metric: str) -> list[Chart]:
+    """Return the charts of the cards' clients, run by run: their scores over rounds by label, and their labels."""
     scale, y = scale_of(metric)
-    wanted = {one.id for one in shown}
-    digest = run.partition.get("digest")
-    alike = {label: [one for one in own if one.partition.get("digest") == digest] for label, own in groups.items()}
-    same = {label: own[0] for label, own in alike.items() if own}
-    scores: list[list[Any]] = []
-    for label, one in [*same.items()][:_MOST_LINES]:
-        for id, (rounds, values) in sorted(_curves(one, metric).items()):
-            if id in wanted:
-                points, _ = thinned([*zip(rounds, values, strict=True)])
-                scores += [[id, label, at + 1, tidy(value * scale)] for at, value in points]
-    labels = [[one.id, count, str(name)] for one in shown for name, count in _labels(one)[:_MOST_LABELS] if count]
+    scores = [row for run, clients in shown for row in _score_rows(groups, run, clients, metric, scale)]
+    labels = [
+        [one.key, count, str(name)]
+        for _, clients in shown
+        for one in clients
+        for name, count in _labels(one)[:_MOST_LABELS]
+        if count
+    ]
     columns = {"client": "client", "series": "method", "x": "round", "y": y}
     spec = lines("round", y, "method", places=1 if metric == "accuracy" else 3)
     found = [Chart(SCORES, "Scores of each client over rounds", "", small(spec), columns, scores)] if scores else []
@@ -105,6 +114,18 @@ def shared_charts(groups: Groups, run: Run, shown: Sequence[Client], metric: str
         spec = small(bars("training rows", "", places=0, num_bars=5))
         found.append(Chart(LABELS, "Labels of each client", "", spec, columns, labels))
     return found
+
+
+def _score_rows(groups: Groups, run: Run, clients: Sequence[Client], metric: str, scale: float) -> Iterator[list[Any]]:
+    """The scores of a run's clients, by the methods that had the same partition of the data."""
+    keys, digest = {one.id: one.key for one in clients}, run.partition.get("digest")
+    alike = {label: [one for one in own if one.partition.get("digest") == digest] for label, own in groups.items()}
+    same = {label: run if run in own else own[0] for label, own in alike.items() if own}
+    for label, one in [*same.items()][:_MOST_LINES]:
+        for id, (rounds, values) in sorted(_curves(one, metric).items()):
+            if id in keys:
+                points, _ = thinned([*zip(rounds, values, strict=True)])
+                yield from ([keys[id], label, at + 1, tidy(value * scale)] for at, value in points)
 
 
 def small(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,13 +158,13 @@ def card_html(one: Client, metric: str, drawn: Sequence[Chart]) -> str:
     facts = {"model": str(about.get("architecture") or "-"), **_own_facts(one, metric)}
     places = []
     for chart in drawn:
-        own = [row for row in chart.rows if row[0] == one.id]
+        own = [row for row in chart.rows if row[0] == one.key]
         if own:
             words = _labels_words(own) if chart.name == LABELS else _scores_words(own)
             what = "training rows by label" if chart.name == LABELS else chart.columns["y"]
             places.append(
                 f'<p class="small">{escape(what)}</p>'
-                f'<div class="drawing small" data-chart="{chart.name}" data-only="{one.id}" role="img" '
+                f'<div class="drawing small" data-chart="{chart.name}" data-only="{one.key}" role="img" '
                 f'aria-label="{escape(words)}"></div>'
             )
     words = " ".join([one.name, group, *facts.values(), *one.reasons]).lower()
@@ -156,17 +177,20 @@ def card_html(one: Client, metric: str, drawn: Sequence[Chart]) -> str:
         lost = f'<p class="lost">{escape(said)}</p>'
     return (
         f'<article class="card" data-words="{escape(words)}" data-group="{escape(group)}" data-id="{one.id}" '
+        f'data-seed="{escape(one.seed)}" '
         f'data-score="{score}"><header>{heading}{badge}</header>{facts_html(facts)}{lost}{"".join(places)}</article>'
     )
 
 
 def table_of_clients(clients: Sequence[Client], metric: str) -> str:
     """The clients as a table, one line each."""
-    with_group = any(one.about.get("group") for one in clients)
-    head = ["client", *(["group"] if with_group else []), "model", "budget", "rows", "rounds", "up", "down", "dropped"]
+    with_group, by_seed = any(one.about.get("group") for one in clients), any(one.seed for one in clients)
+    first = ["client", *(["seed"] if by_seed else []), *(["group"] if with_group else [])]
+    head = [*first, "model", "budget", "rows", "rounds", "up", "down", "dropped"]
     body = [
         [
             one.name,
+            *([one.seed] if by_seed else []),
             *([str(one.about.get("group") or "-")] if with_group else []),
             str(one.about.get("architecture") or "-"),
             budget_words(one.about.get("budget")),
@@ -199,7 +223,8 @@ def _own_facts(one: Client, metric: str) -> dict[str, str]:
         facts["rank"] = str(one.about["rank"])
     facts |= {"rows": _rows(one), "rounds": str(one.rounds), "sent": human_bytes(one.up)}
     facts["received"] = human_bytes(one.down)
-    return facts | ({} if one.score is None else {metric: human_metric(one.score, metric)})
+    facts |= {} if one.score is None else {metric: human_metric(one.score, metric)}
+    return facts | ({"seed": one.seed} if one.seed else {})
 
 
 def _rows(one: Client) -> str:

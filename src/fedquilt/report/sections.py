@@ -7,7 +7,16 @@ from html import escape
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from fedquilt.report.cards import SCORES, card_html, chosen, clients_of_run, shared_charts, table_of_clients
+from fedquilt.report.cards import (
+    MOST_SEEDS,
+    SCORES,
+    Client,
+    card_html,
+    chosen,
+    clients_of_run,
+    shared_charts,
+    table_of_clients,
+)
 from fedquilt.report.caveats import notes, spans
 from fedquilt.report.charts import Chart
 from fedquilt.report.columns import COMPARED, filled
@@ -159,35 +168,50 @@ def _epsilon(value: float | None) -> str:
 
 
 def _clients(groups: Groups, metric: str) -> tuple[list[Part], list[Chart]]:
-    """The cards of the first run's clients and their table, and the charts that the cards share."""
-    label, run = next((label, members[0]) for label, members in groups.items() if members)
-    everyone = clients_of_run(run, metric)
-    if not everyone:
+    """The cards of the clients of the first label and their table, and the charts that the cards share."""
+    label, members = next((label, members) for label, members in groups.items() if members)
+    runs = members[:MOST_SEEDS]
+    everyone = [clients_of_run(run, metric, by_seed=len(runs) > 1) for run in runs]
+    if not everyone[0]:
         return [], []
-    shown = chosen(everyone, metric)
-    drawn = shared_charts(groups, run, shown, metric)
-    words = f"Clients of {label}, seed {run.seed}."
+    by_run = [(run, chosen(own, metric)) for run, own in zip(runs, everyone, strict=True)]
+    shown, drawn = [one for _, own in by_run for one in own], shared_charts(groups, by_run, metric)
+    words = f"Clients of {label}, seed {runs[0].seed}."
+    if len(runs) > 1:
+        words = f"Clients of {label}, one seed at a time: choose it below."
+    if len(members) > len(runs):
+        words += f" The first {len(runs)} of {len(members)} seeds have cards."
     if len(groups) > 1 and any(chart.name == SCORES for chart in drawn):
         words += " Scores are drawn for every method that had the same partition of the data."
-    if len(shown) < len(everyone):
-        words += f" Of {len(everyone):,} clients the first have cards, and those that score worst and best."
-    names = sorted({str(one.about.get("group")) for one in shown if one.about.get("group")})
-    choices = "".join(f"<option>{escape(name)}</option>" for name in names)
-    group = (
-        f'<label>Group <select name="group"><option value="">all</option>{choices}</select></label>' if names else ""
-    )
-    controls = (
-        '<form class="filter" role="search" aria-label="Clients"><label>Find <input type="search" name="words" '
-        f'placeholder="name, model, reason"></label>{group}<label>Order <select name="order"><option value="id">number'
-        '</option><option value="worst">worst score first</option><option value="best">best score first</option>'
-        f'</select></label><output aria-live="polite">{len(shown)} shown</output></form>'
-    )
+    if len(by_run[0][1]) < (count := len(everyone[0])):
+        words += f" Of {count:,} clients the first have cards, and those that score worst and best."
     tools = "".join(f'<span class="tools" data-shared="{chart.name}">{escape(chart.title)}</span>' for chart in drawn)
     cards = "".join(card_html(one, metric, drawn) for one in shown)
     better = ' data-lower="yes"' if metric in LOWER_IS_BETTER else ""
     deck = f'<div class="cards"{better}>{cards}</div><p class="shared">{tools}</p>'
-    table = f"<details><summary>All clients as a table</summary>{table_of_clients(everyone, metric)}</details>"
-    return [_words(words), controls, deck, table], drawn
+    table = table_of_clients([one for own in everyone for one in own], metric)
+    below = f"<details><summary>All clients as a table</summary>{table}</details>"
+    return [_words(words), _filter(shown), deck, below], drawn
+
+
+def _filter(shown: Sequence[Client]) -> str:
+    """The form that finds clients and puts them in order; with several seeds or groups, these are chosen."""
+    seeds = [*dict.fromkeys(one.seed for one in shown if one.seed)]
+    names = sorted({str(one.about.get("group")) for one in shown if one.about.get("group")})
+    choices = _choice("Seed", seeds) if seeds else ""
+    choices += _choice("Group", names, '<option value="">all</option>') if names else ""
+    return (
+        '<form class="filter" role="search" aria-label="Clients"><label>Find <input type="search" name="words" '
+        f'placeholder="name, model, reason"></label>{choices}<label>Order <select name="order">'
+        '<option value="id">number</option><option value="worst">worst score first</option>'
+        '<option value="best">best score first</option></select></label>'
+        f'<output aria-live="polite">{len(shown)} shown</output></form>'
+    )
+
+
+def _choice(label: str, values: Sequence[str], before: str = "") -> str:
+    options = "".join(f"<option>{escape(value)}</option>" for value in values)
+    return f'<label>{label} <select name="{label.lower()}">{before}{options}</select></label>'
 
 
 def _lost(groups: Groups) -> Iterator[Part]:

@@ -134,7 +134,7 @@
     }
   }, { rootMargin: "400px" });
   boxes.forEach((box) => watcher.observe(box));
-  addEventListener("beforeprint", () => boxes.filter((box) => !drawn.has(box)).forEach(draw));
+  addEventListener("beforeprint", () => boxes.filter((box) => !drawn.has(box) && !box.closest("[hidden]")).forEach(draw));
 
   const lines = (chart) => [chart.heads, ...chart.rows];
   for (const figure of document.querySelectorAll("figure.chart")) {
@@ -222,15 +222,17 @@
       return Number(card.dataset.score) * (order === "worst" ? up : -up);
     };
     const show = () => {
-      const { words, group, order } = Object.fromEntries(new FormData(filter));
+      const { words, seed, group, order } = Object.fromEntries(new FormData(filter));
       const wanted = words.trim().toLowerCase();
+      const own = cards.filter((card) => !seed || card.dataset.seed === seed);
       for (const card of cards) {
-        card.hidden = !card.dataset.words.includes(wanted) || !!group && card.dataset.group !== group;
+        card.hidden = !own.includes(card) || !card.dataset.words.includes(wanted) || !!group && card.dataset.group !== group;
       }
       deck.append(...[...cards].sort((one, other) => score(one, order) - score(other, order)));
-      filter.querySelector("output").textContent = `${cards.filter((card) => !card.hidden).length} of ${cards.length} shown`;
+      filter.querySelector("output").textContent = `${own.filter((card) => !card.hidden).length} of ${own.length} shown`;
     };
     filter.addEventListener("input", show);
+    if (filter.querySelector("[name=seed]")) show();  // of one seed at a time
     filter.addEventListener("submit", (event) => event.preventDefault());
   }
 
