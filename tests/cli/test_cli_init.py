@@ -98,10 +98,16 @@ def test_pictures_and_texts(command, data, words, task):
         (("a.csv", "--label", "clas"), "'a.csv' has no column 'clas' (did you mean 'class'?); columns: class, x"),
         (("a.csv", "--task", "image-clasification"), "unknown task (did you mean 'image-classification'?)"),
         (("a.csv", "--label", "x"), "--label: 'x' has 1 class; name the column of the class; columns: class, x"),
+        (("f.csv", "--label", "risk"), "--label 'risk': 40 different decimal numbers in 40 rows, such as 0.25, are "),
+        (("empty.csv",), "'empty.csv': holds no rows; give data with a header and at least one row for each class"),
+        (("head.csv",), "'head.csv': holds no rows"),
     ],
 )
 def test_what_cannot_be_drafted(command, words, problem):
     Path("a.csv").write_text("class,x\n" + "a,1\nb,1\n" * 10)
+    Path("f.csv").write_text("risk,x\n" + "".join(f"{row}.25,1\n" for row in range(40)))
+    Path("empty.csv").write_text("")
+    Path("head.csv").write_text("class,x\n")
     said = command("init", *words)
     assert said.code == 1
     assert problem in said.err

@@ -54,6 +54,8 @@ def test_what_the_field_calls_otherwise_is_known():
     assert suggestion("text-classification", tasks) == " (did you mean 'sequence-classification'?)"
     assert suggestion("text-generation", tasks) == " (did you mean 'causal-lm'?)"
     assert suggestion("LR", ["learning_rate"]) == " (did you mean 'learning_rate'?)"
+    assert suggestion("fedavgg", ["fedra", "fedit"]) == " (did you mean 'fedit'?)"  # misspelt as well
+    assert suggestion("rr", ["rank"]) == ""  # a name of one letter is near to everything
     assert suggestion("fedavg", ["fedra", "flora"]) == " (did you mean 'fedra'?)"  # what it means is not allowed here
 
 

@@ -436,3 +436,15 @@ def test_a_gzip_file_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("fedquilt.data.limits._SMALL", 1 << 20)
     with pytest.raises(DataError, match="as only a decompression bomb does"):
         load_table(str(tmp_path / "a.csv.gz"))
+
+
+def test_measurements_are_no_labels_and_ratings_are(tmp_path: Path) -> None:
+    def written(values: list[str]) -> str:
+        rows = "".join(f"word {at},{value}\n" for at, value in enumerate(values))
+        (tmp_path / "rows.csv").write_text(f"text,label\n{rows}")
+        return str(tmp_path / "rows.csv")
+
+    with pytest.raises(DataError, match=r"data.label = 'label': 30 different decimal numbers in 30 rows, such as 0.5"):
+        load_table(written([f"{row}.5" for row in range(30)]))
+    assert load_table(written(["0.5", "1.0", "1.5"] * 20)).classes == ("0.5", "1.0", "1.5")
+    assert len(load_table(written([str(row) for row in range(30)])).classes) == 30

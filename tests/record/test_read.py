@@ -18,6 +18,7 @@ from fedquilt.record import (
     read_result,
     read_rounds,
 )
+from fedquilt.record.read import remark_if_unfinished
 
 
 def test_rounds_are_lines_and_nan_is_null(tmp_path):
@@ -115,3 +116,14 @@ def test_the_result_is_read_back_and_readers_want_a_run(tmp_path):
     for read in (read_config, read_partition, read_environment, read_result, read_rounds):
         with pytest.raises(RunError, match="no such run folder"):
             read(tmp_path / "none")
+    (tmp_path / "run.toml").write_text("seed = 1")
+    with pytest.raises(RunError, match=r"run.toml: is a file; give the folder that the run was written to"):
+        read_config(tmp_path / "run.toml")
+
+
+def test_a_run_without_a_result_is_told_to_be_unfinished(tmp_path):
+    made = create(tmp_path / "toy")
+    assert remark_if_unfinished(made.folder).startswith(f"{made.folder} is unfinished: this is the model of its last ")
+    assert remark_if_unfinished(made.folder).endswith(" rounds are done")
+    made.save_result({"status": "finished", "rounds": 3})
+    assert remark_if_unfinished(made.folder) == ""

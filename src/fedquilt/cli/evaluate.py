@@ -76,5 +76,5 @@ def _write(file: Path, text: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(file, f"{text}\n".encode())
     except OSError as error:
-        raise RunError(f"--out {file}: cannot be written ({error}); give another file") from error
+        raise RunError(f"--out {file}: cannot be written ({error.strerror or error}); give another file") from error
     errors.print(f"wrote {file}", highlight=False, soft_wrap=True)

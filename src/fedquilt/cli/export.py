@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fedquilt.cli.screen import out
+from fedquilt.cli.screen import errors, out
 from fedquilt.core.errors import ConfigError
 
 
@@ -38,6 +38,9 @@ def export(
     if merged and to not in ("peft", "merged"):
         raise ConfigError(f"--merged: is the same as --to merged, and --to {to} is given; leave one of them out")
     from fedquilt.experiment.export_kinds import exported
+    from fedquilt.record.read import remark_if_unfinished
 
+    if remark := remark_if_unfinished(run):
+        errors.print(f"note: {remark}", highlight=False, soft_wrap=True, markup=False)
     kind = "merged" if merged else to
     out.print(exported(run, folder, kind, client, group, server=server), highlight=False, soft_wrap=True)

@@ -43,7 +43,10 @@ def predict(
     """
     from fedquilt.experiment.predict import predict as predicted
     from fedquilt.experiment.predictions import text_of, write_lines
+    from fedquilt.record.read import remark_if_unfinished
 
+    if remark := remark_if_unfinished(run):
+        errors.print(f"note: {remark}", highlight=False, soft_wrap=True, markup=False)
     if superlink is not None:
         lines = _asked(run, inputs, superlink, without or (), client=client, group=group, server=server, id=id)
     else:

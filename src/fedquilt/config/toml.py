@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedquilt.core.errors import ConfigError
+from fedquilt.core.shell import command
 
+_DATA = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx")
 MOST_BYTES = 2**20
 MOST_VALUES = 50_000
 MOST_LEVELS = 16
@@ -54,6 +56,15 @@ def read_toml(path: Path) -> dict[str, Any]:
     ConfigError
         if it cannot be read, is not TOML, or is larger or deeper than any run file.
     """
+    if (path / "config.json").exists():
+        raise ConfigError(
+            f"{path}: is the folder of a run, not a run file; if the run was interrupted, continue it with "
+            f"{command('run', '--resume', path)}"
+        )
+    if path.suffix in _DATA:
+        raise ConfigError(
+            f"{path}: is data, not a run file; write a run file for it with {command('init', path)}, and give that"
+        )
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)

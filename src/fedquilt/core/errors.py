@@ -56,13 +56,16 @@ class RoundError(FedquiltError):
 def suggestion(word: str, allowed: Sequence[str]) -> str:
     """The text ``" (did you mean 'x'?)"`` for the allowed word that ``word`` means, or an empty string.
 
-    That is what the field also calls so, or else the nearest in spelling.
+    That is what the field also calls so, or else the nearest in spelling, of another name in the field as well.
     """
     if len(word) > 100:
         return ""
-    known = _also_called().get(word.lower())
-    near = [known] if known in allowed else get_close_matches(word, list(allowed), n=1, cutoff=0.6)
-    return f" (did you mean '{near[0]}'?)" if near else ""
+    others = {other: name for other, name in _also_called().items() if name in allowed and other not in allowed}
+    if word.lower() in others:
+        return f" (did you mean '{others[word.lower()]}'?)"
+    long = [other for other in others if len(other) > 3]  # short ones are near to everything
+    near = get_close_matches(word, [*allowed, *long], n=1, cutoff=0.6)
+    return f" (did you mean '{others.get(near[0], near[0])}'?)" if near else ""
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from fedquilt.data.bad_rows import Troubles
 from fedquilt.data.readers.raw_columns import Raw
 
 _WHOLE = re.compile(r"-?[0-9]{1,4000}")  # Python does not convert longer ones to int either
+_NUMBER = re.compile(r"[-+]?(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:[eE][-+]?[0-9]{1,3})?")
+_FEW = 20  # more different decimal numbers than these are no classes
 _NO_LABEL = "no label"
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -98,6 +100,11 @@ def classes(raw: Raw, name: str, source: str, troubles: Troubles) -> tuple[Tenso
     The names are those that the source declares, or else the labels as text: in numerical order if all are whole
     numbers, otherwise in alphabetical order. ``07`` and ``7`` are two classes; the number 7.0 is the class ``7``; the
     truth values are ``False`` and ``True``. Rows without a usable label are noted in ``troubles``.
+
+    Raises
+    ------
+    DataError
+        if there is no such column, or it holds measurements.
     """
     given = column(raw, "label", name, source)
     values = given.tolist() if isinstance(given, np.ndarray) else list(given)
@@ -125,8 +132,22 @@ def classes(raw: Raw, name: str, source: str, troubles: Troubles) -> tuple[Tenso
         return torch.tensor([0 if value is None else int(value) for value in values]), names
     written = [None if value is None else _written(value) for value in values]
     order = _in_order({value for value in written if value is not None})
+    if measured := measurements(order, len(values)):
+        raise DataError(f"data.source = '{source}', {where}: {measured}")
     numbers = {value: number for number, value in enumerate(order)}
     return torch.tensor([0 if value is None else numbers[value] for value in written]), order
+
+
+def measurements(labels: Collection[str], num_rows: int) -> str:
+    """The fault of a column of labels that holds measurements, as the distinct labels show; empty if there is none."""
+    if len(labels) <= max(_FEW, num_rows // 10) or not all(_NUMBER.fullmatch(one.strip()) for one in labels):
+        return ""
+    if all(_WHOLE.fullmatch(one.strip()) for one in labels):
+        return ""
+    return (
+        f"{len(labels)} different decimal numbers in {num_rows} rows, such as {next(iter(labels))}, are measurements "
+        "and no classes; name another column, or write classes in its place, such as 'low' and 'high'"
+    )
 
 
 def groups(raw: Raw, name: str, source: str, troubles: Troubles) -> tuple[Tensor, tuple[str, ...]]:

@@ -34,6 +34,7 @@ _SITES = ("site", "client", "client_id", "hospital", "clinic", "centre", "center
 _COMPLETIONS = ("output", "completion", "answer", "response", "messages")
 _FEW = 20  # classes of a column that is taken for the label though its name does not say so
 _LONG = 25  # mean characters of a column that is taken for the text though its name does not say so
+_SHOWN = 8  # classes that a remark names
 _MANY_SITES = 1000
 
 
@@ -87,7 +88,9 @@ class Look:
         if self.no_site:
             made.append(f"{self.no_site} of {self.num_rows} rows have no '{self.site}' and are left out")
         made += [
-            f"site '{site}' has no row of class {', '.join(map(repr, none))}" for site, none in self.absent.items()
+            f"site '{site}' has no row of class {', '.join(map(repr, none[:_SHOWN]))}"
+            f"{f' and {len(none) - _SHOWN} others' if len(none) > _SHOWN else ''}"
+            for site, none in self.absent.items()
         ]
         if self.words:
             made.append(f"the longest text has {self.words} words; texts of more tokens than model.max_length are cut")
@@ -107,7 +110,7 @@ def look(source: str, *, label: str | None = None, text: str | None = None, site
     Raises
     ------
     DataError
-        if the source cannot be read, or a named column is not there.
+        if the source cannot be read or holds no rows, or a named column is not there.
     """
     location, part = part_of(expanded(source))
     splits = read_location(location, source, {*_LABELS, *_TEXTS, *filter(None, (label, text, site))})
@@ -116,6 +119,8 @@ def look(source: str, *, label: str | None = None, text: str | None = None, site
             f"'{source}': there is no '{part}'{suggestion(part, [*splits])}; there are: {', '.join(splits)}"
         )
     raw = splits[part] if part is not None else splits.get("train") or next(iter(splits.values()))
+    if raw.num_rows == 0:
+        raise DataError(f"'{source}': holds no rows; give data with a header and at least one row for each class")
     for name in filter(None, (label, text, site)):
         if name not in raw.names:
             raise DataError(

@@ -12,6 +12,7 @@ from pathlib import Path
 import fedquilt
 from fedquilt.core.errors import ConfigError, suggestion
 from fedquilt.core.tasks import TASKS, one_of
+from fedquilt.data.columns import measurements
 from fedquilt.data.loaders import part_of
 from fedquilt.data.look import Look, look
 
@@ -75,6 +76,8 @@ def draft(source: str, wanted: Wanted, folder: Path = Path()) -> Draft:
     if TASKS[task].has_classes and len(seen.classes) < 2:
         found = f"'{seen.label}' has {len(seen.classes)} class" if seen.label else "no column looks like classes"
         raise ConfigError(f"--label: {found}; name the column of the class; columns: {', '.join(seen.columns)}")
+    if TASKS[task].has_classes and (measured := measurements(seen.classes, seen.num_rows)):
+        raise ConfigError(f"--label '{seen.label}': {measured}")
     if TASKS[task].reads == "text" and seen.text is None and seen.completion is None:
         raise ConfigError(f"--text: no column looks like text; name it; columns: {', '.join(seen.columns)}")
     parts = [_head(source, seen), _model(task, wanted.model), _data(_located(source, folder), task, seen)]

@@ -74,7 +74,7 @@ def carded(
         out.mkdir(parents=True, exist_ok=True)
         write_bytes(file, text.encode())
     except OSError as error:
-        raise RunError(f"{file}: cannot be written ({error}); choose another folder") from error
+        raise RunError(f"{file}: cannot be written ({error.strerror or error}); choose another folder") from error
     return file
 
 

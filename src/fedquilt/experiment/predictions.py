@@ -70,7 +70,7 @@ def write_lines(lines: Iterable[Mapping[str, Any]], file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(file, text_of(lines, as_json=file.suffix == ".jsonl").encode())
     except OSError as error:
-        raise RunError(f"--out {file}: cannot be written ({error}); give another file") from error
+        raise RunError(f"--out {file}: cannot be written ({error.strerror or error}); give another file") from error
 
 
 def text_of(lines: Iterable[Mapping[str, Any]], *, as_json: bool) -> str:

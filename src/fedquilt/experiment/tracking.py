@@ -97,7 +97,7 @@ class Tracking:
         self._failed: dict[str, str] = {}
         self._late: set[str] = set()
         self._finished = False
-        self._threads = {name: _OwnThread() for name in track.trackers}
+        self._threads: dict[str, _OwnThread] = {name: _OwnThread() for name in track.trackers}
         for name in track.trackers:
             self._call(name, partial(self._begin, name, run))
             if name in self._following:
@@ -125,7 +125,7 @@ class Tracking:
     def close(self) -> None:
         """End all trackers."""
         for name, thread in [*self._threads.items()]:
-            self._call(name, lambda name=name: self._following[name].end(self._finished), _LAST_SECONDS, _LAST_SECONDS)
+            self._call(name, partial(self._end, name), _LAST_SECONDS, _LAST_SECONDS)
             thread.end()
 
     def failures(self) -> dict[str, Any]:
@@ -135,7 +135,13 @@ class Tracking:
 
     def _log(self, step: int, numbers: Callable[[], Mapping[str, float]], seconds_before: float = 0.0) -> None:
         for name in [*self._threads]:
-            self._call(name, lambda name=name: self._following[name].log(step, numbers()), seconds_before)
+            self._call(name, partial(self._send, name, step, numbers), seconds_before)
+
+    def _send(self, name: str, step: int, numbers: Callable[[], Mapping[str, float]]) -> None:
+        self._following[name].log(step, numbers())
+
+    def _end(self, name: str) -> None:
+        self._following[name].end(self._finished)
 
     def _call(
         self, name: str, call: Callable[[], object], seconds_before: float = 0.0, seconds: float | None = None

@@ -71,6 +71,14 @@ def read_result(folder: str | Path) -> dict[str, Any] | None:
     return _read_checked(folder, RESULT)
 
 
+def remark_if_unfinished(folder: str | Path) -> str:
+    """A sentence on a run that has no result yet, whose model is that of its last checkpoint; else empty."""
+    if read_result(folder) is not None:
+        return ""
+    done, planned = len(read_rounds(folder)), read_config(folder).get("rounds")
+    return f"{folder} is unfinished: this is the model of its last checkpoint, and {done} of {planned} rounds are done"
+
+
 def read_rounds(folder: str | Path) -> list[dict[str, Any]]:
     """Read the finished rounds, in order.
 
@@ -158,7 +166,10 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         if not folder.is_dir():
-            raise RunError(f"{folder}: no such run folder") from error
+            what = (
+                "is a file; give the folder that the run was written to" if folder.is_file() else "no such run folder"
+            )
+            raise RunError(f"{folder}: {what}") from error
         raise RunError(f"{folder}: not a run folder, it has no {name}; {_runs_inside(folder)}") from error
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror})") from error

@@ -204,5 +204,7 @@ def write_page(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, text.encode("utf-8"))
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error}). Give another path for the page.") from error
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror or error}). Give another path for the page."
+        ) from error
     return path

@@ -174,6 +174,8 @@ def save_plots(groups: Groups, folder: str | Path) -> list[Path]:
             folder.mkdir(parents=True, exist_ok=True)
             write_bytes(path, png(figure))
         except OSError as error:
-            raise RunError(f"{path}: cannot be written ({error}). Give another folder for the plots.") from error
+            raise RunError(
+                f"{path}: cannot be written ({error.strerror or error}). Give another folder for the plots."
+            ) from error
         paths.append(path)
     return paths
