@@ -259,6 +259,8 @@ def test_a_key_that_nothing_would_come_of_is_refused(told, key):
         ("lada", {"threshold": 0.3}, "method.choice = 'threshold' alone, and this is 'budget'"),
         ("lada", {"filter": "random", "explore": 0.1}, "method.filter = 'learnability' or 'linear-ucb' alone"),
         ("lada", {"filter": "linear-ucb", "warm": 2}, "method.filter = 'learnability' alone"),
+        ("lada", {"filter": "random", "prior": "confidence"}, "method.filter = 'learnability' alone"),
+        ("lada", {"prior": "confidence", "warm": 2}, "method.prior = 'none' alone"),
         ("lada", {"contrast": 0.0, "beta": 1.0}, "has no effect with method.contrast = 0.0"),
         ("fedmkt", {"weighting": "uniform"}, "method.average = true alone"),
         ("fedcot", {"average": False, "weighting": "uniform"}, "method.average = true alone"),

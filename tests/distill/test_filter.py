@@ -1,6 +1,7 @@
 """The filter that learns, and its controls. Numbers in names are those of tests/papers/test_lada_catalogue.py."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -147,6 +148,55 @@ def test_lada_7_the_first_choice_is_the_clusters_and_not_the_networks():
     assert torch.bincount(clusters[first], minlength=3).tolist() == [num_of_share(0.25, int(size)) for size in sizes]
     third, _ = own.choose(after, at, Rng(9))
     assert third.tolist() == taken(own.score(after, at, Rng(9)), settings(share=0.25)).tolist()
+
+
+PRIORS = [{"prior": "confidence"}, {"prior": "confidence", "explore_input": "gradient"}]
+
+
+@pytest.mark.parametrize("more", PRIORS)
+def test_with_a_prior_and_no_labels_the_choice_is_the_teachers_confidence(more):
+    for rule in ({"share": 0.25}, {"share": 0.5}):
+        own, sure = filter_of(settings(**rule, **more)), filter_of(settings("confidence", **rule))
+        state = begun(own)
+        for seed in range(4):  # also the first one, which is by clusters without a prior
+            at = candidates(40, seed=seed)
+            positions, state = own.choose(state, at, Rng(seed))
+            assert positions.tolist() == sure.choose({}, at, Rng(seed))[0].tolist()
+
+
+def test_with_a_prior_the_networks_learn_what_it_leaves_by_hand():
+    of = settings(prior="confidence", share=0.5)
+    own, at = filter_of(of), candidates(4)._replace(teacher=torch.tensor([-1.0, -4.0, -3.0, -2.0]))
+    positions, state = own.choose(begun(own), at, Rng(0))
+    assert positions.tolist() == [0, 3]
+    # standardised, -1 to -4 are 3, -3, -1 and 1 over the root of 5; a label is 1/4 and half of their sigmoid
+    squashed = [0.25 + 0.5 / (1 + math.exp(-z / 5**0.5)) for z in (3, -3, -1, 1)]
+    assert own.score(state, at, Rng(0)).tolist() == pytest.approx(squashed)
+    assert own.predicted(state).tolist() == pytest.approx(squashed)
+    learned = own.learn(state, positions, torch.tensor([0.9, 0.2]), 1)
+    # over those two alone, -1 and -2 are 1 and -1
+    two = [0.25 + 0.5 / (1 + math.exp(-z)) for z in (1, -1)]
+    assert learned["replay"]["labels"].tolist() == pytest.approx([0.9 - two[0], 0.2 - two[1]])
+    assert learned["replay"]["predicted"].tolist() == [0.0, 0.0]
+    far = own.score(learned, at, Rng(0)) - torch.tensor(squashed)
+    assert far.abs().max() > 1e-4
+    weighted = filter_of(settings(prior="confidence", prior_weight=1.0)).score(state, at, Rng(0))
+    assert weighted.tolist() == pytest.approx([2 * (value - 0.25) for value in squashed])
+
+
+@pytest.mark.parametrize("more", PRIORS)
+def test_a_filter_with_a_prior_learns_survives_a_checkpoint_and_an_empty_offer(more):
+    own, plain = filter_of(settings(**more)), filter_of(settings("confidence"))
+    whole, end = rounds(own, 4)
+    first, half = rounds(own, 2)
+    rest, resumed = rounds(own, 2, state=tree_from_bytes(tree_to_bytes(half)), first=2)
+    assert [each.tolist() for each in whole] == [each.tolist() for each in [*first, *rest]]
+    assert same(end, resumed)
+    nothing, after = own.choose(end, candidates(0), Rng(0))
+    assert nothing.tolist() == []
+    assert same(own.learn(after, nothing, torch.zeros(0), 3), end)
+    deviating = filter_of(settings(**more, epochs=300))
+    assert [each.tolist() for each in rounds(deviating, 4)[0]] != [each.tolist() for each in rounds(plain, 4)[0]]
 
 
 def test_clusters_are_found_and_no_more_of_them_than_there_are_rows():

@@ -200,6 +200,8 @@ def test_what_needs_likelihoods_or_training_is_refused_before_anything_is_asked(
         build(parse({**raw(place.url), "method": {"name": "fedcollm"}}))
     with pytest.raises(ConfigError, match=r"method\.filter = 'confidence'"):
         build(parse({**raw(place.url), "method": {"name": "lada", "filter": "confidence", "direction": "down"}}))
+    with pytest.raises(ConfigError, match=r"method\.prior = 'confidence': needs .*; set it to 'none'"):
+        build(config(place.url, **FITTING, prior="confidence"))
     private = raw(place.url)
     private["server"]["share"] = "private"
     with pytest.raises(ConfigError, match=r"method\.questions = 'private': server\.endpoint would be told"):

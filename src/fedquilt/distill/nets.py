@@ -20,7 +20,7 @@ class Output(NamedTuple):
     hidden: Tensor
 
 
-def network(inputs: int, width: int, depth: int, rng: Rng, *, start: float = 0.0) -> Params:
+def network(inputs: int, width: int, depth: int, rng: Rng, *, start: float | None = 0.0) -> Params:
     """A network with random weights.
 
     Parameters
@@ -32,7 +32,7 @@ def network(inputs: int, width: int, depth: int, rng: Rng, *, start: float = 0.0
     rng
         The random stream of the weights.
     start
-        The last bias, around which the outputs begin.
+        The last bias, around which the outputs begin; None for outputs that are 0 until the network learns.
     """
     generator = rng.torch()
     widths = [inputs, *[width] * depth, 1]
@@ -41,7 +41,9 @@ def network(inputs: int, width: int, depth: int, rng: Rng, *, start: float = 0.0
         bound = before**-0.5
         params[f"{layer}.weight"] = torch.empty(after, before).uniform_(-bound, bound, generator=generator)
         params[f"{layer}.bias"] = torch.empty(after).uniform_(-bound, bound, generator=generator)
-    params[f"{depth}.bias"] = torch.full((1,), start)
+    params[f"{depth}.bias"] = torch.full((1,), start or 0.0)
+    if start is None:
+        params[f"{depth}.weight"].zero_()
     return params
 
 

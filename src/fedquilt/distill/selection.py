@@ -23,6 +23,7 @@ NAMES: tuple[str, ...] = get_args(FilterName)
 
 _NETWORKS = With("name", ("learnability",))
 _LEARNS = With("name", ("learnability", "linear-ucb"))
+_BLANK = With("prior", ("none",))
 _Width = Annotated[int, Ge(1), Le(4096)]
 _Samples = Annotated[int, Ge(1), Le(100_000)]
 
@@ -109,9 +110,15 @@ class FilterSettings:
     """Width of the hidden layers of both networks."""
     depth: Annotated[Few, _NETWORKS] = 2
     """Number of hidden layers of both networks."""
-    warm: Annotated[Few, _NETWORKS] = 1
+    prior: Annotated[Literal["none", "confidence"], _NETWORKS] = "none"
+    """What the networks begin from: ``none``, or the teacher's ``confidence``, standardised over the candidates and
+    squashed as a label is. The networks then learn only what it leaves of the labels, and before they have learned the
+    choice is that of the filter ``confidence``."""
+    prior_weight: Annotated[Part, _NETWORKS, With("prior", ("confidence",))] = 0.5
+    """Weight of the sample's reward in the labels."""
+    warm: Annotated[Few, _NETWORKS, _BLANK] = 1
     """Number of first choices that are made by clusters of contexts instead of the networks."""
-    clusters: Annotated[Few, _NETWORKS] = 6
+    clusters: Annotated[Few, _NETWORKS, _BLANK] = 6
     """Largest number of clusters."""
     epochs: Annotated[Layers, _NETWORKS] = 30
     """Steps of Adam, each on all remembered samples, whenever labels arrive."""

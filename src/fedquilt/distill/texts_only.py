@@ -15,6 +15,10 @@ def refuse_likelihoods(teaching: Teaching, direction: str) -> None:
     needs = {
         "direction": (direction, direction in ("both", "up"), "training", "'down'"),
         "filter": (teaching.filter.name, teaching.filter.name == "confidence", "", "'all', 'random' or 'loss'"),
+        "prior": (
+            *(teaching.filter.prior, teaching.filter.name == "learnability" and teaching.filter.prior == "confidence"),
+            *("", "'none'"),
+        ),
         "sample_reward": (teaching.reward.sample, learns and teaching.reward.sample == "reliable", "", "'paper'"),
         "reference": (
             *(teaching.contrast.reference, teaching.contrast.weight > 0 and teaching.contrast.reference == "peer"),

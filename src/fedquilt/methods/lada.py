@@ -28,6 +28,7 @@ Choosing = Literal["learnability", "linear-ucb", "all", "random", "confidence", 
 
 _TAUGHT = Unless("direction", "none")
 _LEARNS = With("filter", ("learnability", "linear-ucb"))
+_NETWORKS = With("filter", ("learnability",))
 _CHOOSES = With("filter", tuple(name for name in get_args(Choosing) if name not in ("all", "verified")))
 
 TRAITS = Traits(across=True, merge="own", sends_scores=True, needs_server=True, server_texts=True)
@@ -43,7 +44,8 @@ def lada(
     share: Annotated[Kept, _TAUGHT, _CHOOSES, With("choice", ("budget",))] = 0.5,
     threshold: Annotated[Part, _TAUGHT, _CHOOSES, With("choice", ("threshold",))] = 0.5,
     explore: Annotated[Penalty, _TAUGHT, _LEARNS] = 0.5,
-    warm: Annotated[Few, _TAUGHT, With("filter", ("learnability",))] = 1,
+    prior: Annotated[Literal["none", "confidence"], _TAUGHT, _NETWORKS] = "none",
+    warm: Annotated[Few, _TAUGHT, _NETWORKS, With("prior", ("none",))] = 1,
     sample_reward: Annotated[Literal["reliable", "paper"], _TAUGHT, _LEARNS] = "reliable",
     sample_weight: Annotated[Part, _TAUGHT, _LEARNS] = 0.5,
     verified: Annotated[bool, _TAUGHT, Unless("filter", "verified")] = False,
@@ -71,6 +73,7 @@ def lada(
     share : share of the candidates that is chosen by a budget.
     threshold : score above which a candidate is chosen.
     explore : weight of exploration in the score.
+    prior : what the filter's networks begin from: nothing, or the teacher's confidence.
     warm : number of first rounds in which samples are chosen by clusters.
     sample_reward : ``reliable`` by the teacher's likelihood of its own path; ``paper`` by margin and difficulty.
     sample_weight : weight of the sample's reward in a label; the rest is that of the batch's reward.
@@ -91,7 +94,9 @@ def lada(
     ConfigError
         if the server has no rows, or answers are asked for that the public questions do not have.
     """
-    choosing = FilterSettings(filter, choice=choice, share=share, threshold=threshold, explore=explore, warm=warm)
+    shares = {"choice": choice, "share": share, "threshold": threshold}
+    begin = {"prior": prior, "prior_weight": sample_weight, "warm": warm}
+    choosing = FilterSettings(filter, explore=explore, **shares, **begin)
     rating = Reward(sample_reward, sample_weight)
     teaching = Teaching(choosing, Contrast(contrast, beta, reference), rating, verified, transfer, samples)
     paths = Paths(candidates, path_tokens, path_bytes, temperature)
