@@ -89,6 +89,7 @@ REFUSED = {
             "training": ("server.training={momentum=0.5}",),
             "batch_size": ("server.batch_size=3",),
             "share": ("server.share=private",),
+            "chat": ("server.chat=true",),
         }.items()
     },
     "model.revision": (IMAGES, "model.revision=main"),

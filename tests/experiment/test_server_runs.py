@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import pytest
 import torch
 from teaching import TRAITS, teaching
 
+from fedquilt.client.texts import prompts_of
 from fedquilt.config.load import parse
 from fedquilt.config.schema import Config
 from fedquilt.core.errors import ConfigError, RunError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import Order
+from fedquilt.core.worker import Worker
 from fedquilt.experiment import build, resume, run
 from fedquilt.experiment.check import check
 from fedquilt.experiment.export import export
@@ -25,6 +28,8 @@ from fedquilt.experiment.merged_model import export_merged
 from fedquilt.experiment.plan import plan
 from fedquilt.methods import registry
 from fedquilt.models.hf import load_model
+from fedquilt.models.hf_files import config_from, read_tokenizer
+from fedquilt.models.locate import Source
 from fedquilt.record import Record, read_rounds
 from fedquilt.record.tree_bytes import tree_to_bytes
 from fedquilt.report.groups import group_rows
@@ -210,6 +215,61 @@ def test_texts_are_completed_scored_and_trained_on() -> None:
     scored = replace(posed, splits={"test": posed.train}).evaluate(order)
     assert scored["loss"] == pytest.approx(-float(total.sum() / tokens.sum()))
     assert posed.fit(order, None, range(2)).num_examples == 2
+
+
+TEMPLATE = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[assistant]"
+
+
+def test_in_a_chat_a_public_question_is_read_by_the_template_of_each_model(tmp_path: Path) -> None:
+    """The server's model has a template, the clients' has none."""
+    name = "tiny:llama?layers=3&width=24"
+    load_model(name, "causal-lm", num_classes=None, rng=Rng(1)).model.save_pretrained(tmp_path)
+    tokenizer = read_tokenizer(Source("tiny", values={}), config_from({"model_type": "llama"}), {})
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(tmp_path)
+    server = tomllib.loads(FILE)["server"]
+    server["model"]["name"] = str(tmp_path)
+    rows = [{"instruction": f"{number} + 1", "output": str(number + 1)} for number in range(8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    server["data"] = {"source": str(tmp_path / "rows.jsonl"), "format": "instruction"}
+    questions, read = {}, {}
+    for chat in (False, True):
+        experiment = build(config(server={**server, "chat": chat}))
+        own = experiment.federation.server
+        assert own is not None
+        assert experiment.owner is not None
+        workers = {"server": own.worker, "client": experiment.clients[0]}
+        questions[chat] = own.questions.texts
+        read[chat] = {who: _read_by(worker, questions[chat][:1]) for who, worker in workers.items()}
+        trained = prompts_of(experiment.owner.server.language, experiment.owner.server.train, [0])
+        assert trained == ["[user]0 + 1[assistant]"]  # its own rows are conversations either way
+    plain = "User:\n0 + 1\n\nAssistant:\n"
+    assert (questions[False][0], questions[True][0]) == (plain, "0 + 1")
+    assert read == {
+        False: {"server": plain, "client": plain},
+        True: {"server": "[user]0 + 1[assistant]", "client": plain},
+    }
+
+
+def _read_by(worker: Worker, questions: Sequence[str]) -> str:
+    """The one question's text as the worker's model reads it, to complete it, and to learn an answer of it."""
+    posed, language = worker.posing(questions, ["1"]), worker.language
+    lent = worker.lending(Order({}, rng=Rng(0)), None, lambda lent: lent.columns(questions, ["1"]))
+    found = {prompts_of(language, columns, [0])[0] for columns in (posed.train, lent)}
+    assert len(found) == 1
+    return found.pop()
+
+
+def test_a_conversation_that_is_no_question_is_refused(tmp_path: Path) -> None:
+    said = [{"role": role, "content": "x"} for role in ("system", "user", "assistant")]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": said}), encoding="utf-8")
+    server = tomllib.loads(FILE)["server"]
+    data = {"source": str(tmp_path / "rows.jsonl"), "format": "messages"}
+    (problem,) = check(config(server={**server, "data": data, "chat": True}))
+    assert "server.chat = true: a public question is one turn of the user" in problem
+    assert "has the turns system, user; write it as one text" in problem
+    with pytest.raises(ConfigError, match=r"server\.chat = true: needs server\.share = 'public', and this is 'private'"):
+        config(server={**server, "chat": True, "share": "private"})
 
 
 def test_the_forecast_counts_the_servers_training_and_evaluation() -> None:

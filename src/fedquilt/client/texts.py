@@ -15,6 +15,7 @@ from fedquilt.client.generation import Sampling, written
 from fedquilt.client.workbench import Batch, Workbench
 from fedquilt.core.errors import TrainingError
 from fedquilt.core.tasks import IGNORED
+from fedquilt.data.prompts import Turns, rendered
 from fedquilt.data.table import Table
 
 
@@ -29,11 +30,14 @@ class Language(NamedTuple):
         Turns tokens into text, without special tokens.
     vocabulary
         Gives every token as the tokenizer writes it, and the end token, which stands for no text, as an empty one.
+    chat
+        Whether a prompt that a method gives is the user's turn of a conversation.
     """
 
     encode: Callable[[Table], Batch]
     decode: Callable[[Sequence[int]], str]
     vocabulary: Callable[[], tuple[str, ...]]
+    chat: bool = False
 
 
 class Lent(NamedTuple):
@@ -70,7 +74,10 @@ def text_columns(language: Language | None, prompts: Sequence[str], completions:
     TrainingError
         if the model is no language model.
     """
-    return _known(language).encode(Table("text", list(prompts), None, (), targets=list(completions)))
+    known = _known(language)
+    turns: list[Turns] | None = [(("user", prompt),) for prompt in prompts] if known.chat else None
+    texts = list(prompts) if turns is None else [rendered(own) for own in turns]  # for a model without a template
+    return known.encode(Table("text", texts, None, (), targets=list(completions), turns=turns))
 
 
 def prompts_of(language: Language | None, columns: Batch, rows: Iterable[int]) -> list[str]:

@@ -17,7 +17,7 @@ from fedquilt.config.own_sections import OWN_SECTIONS, own_keys
 from fedquilt.config.parties import Party, active_place
 from fedquilt.config.schema import Config, Group
 from fedquilt.config.sections import default_of, read
-from fedquilt.config.server import Server, endpoint_problems
+from fedquilt.config.server import Server, chat_problems, endpoint_problems
 from fedquilt.core.errors import ConfigError
 from fedquilt.core.model import Model
 from fedquilt.core.tasks import TASKS, one_of, tasks_where, writing_task
@@ -151,7 +151,7 @@ def server_problems(config: Config) -> list[str]:
     server, rejected = config.server, config.spoilt.in_server()
     if server is None or () in rejected:
         return []
-    problems = endpoint_problems(server, rejected)
+    problems = endpoint_problems(server, rejected) + chat_problems(server, rejected)
     if server.model is None:
         return problems
     if not rejected.touches("model") and TASKS[server.model.task].reads != "text":

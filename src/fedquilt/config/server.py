@@ -48,10 +48,23 @@ class Server(BaseModel):
     """Texts of a client that a method may send: ``public``, only public questions and what the client's model makes of
     them; ``private``, also what it writes about the client's own rows. Trained tensors are not texts: what of them is
     sent is said by the method."""
+    chat: bool = False
+    """Whether every model, the clients' too, reads a public question as the user's turn of a conversation, by its own
+    chat template, or as plain text with roles if it has none. An endpoint is asked so anyway."""
 
 
 _OF_A_MODEL = ("private", "adapter", "training", "batch_size")
 """Keys that an endpoint has no use for."""
+
+
+def chat_problems(server: Server, rejected: Spoilt) -> list[str]:
+    """Keys of the section that contradict ``chat``; keys that are spoilt are skipped."""
+    if not server.chat or server.share != "private" or rejected.touches("chat", "share"):
+        return []
+    return [
+        "server.chat = true: needs server.share = 'public', and this is 'private': the texts of a client's own rows are "
+        "prompts as its model reads them, which are no user's turn"
+    ]
 
 
 def endpoint_problems(server: Server, rejected: Spoilt) -> list[str]:

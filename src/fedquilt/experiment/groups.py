@@ -203,7 +203,8 @@ def built(part: Part, work: Work, budgets: Sequence[Budget], rows_of: EncodedRow
     config, architecture = part.config, work.bench.layout.architecture
     whole = Budget(work.bench.layout.num_layers)
     initial = {rank: cut(work.first, rank) for rank in {budget.rank for budget in (whole, *budgets)}}
-    answering, lost, language = None, dict[str, Any](), language_of(work.loaded)
+    chat = config.server is not None and config.server.chat
+    answering, lost, language = None, dict[str, Any](), language_of(work.loaded, chat=chat)
 
     def profile_of(id: ClientId, budget: Budget, examples: int) -> Profile:
         return Profile(id, examples, architecture, budget, config.model.task, part.label)

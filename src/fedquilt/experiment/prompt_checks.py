@@ -64,11 +64,11 @@ def answering_of(config: Config, loaded: Loaded, table: Table | None) -> Answeri
     return Answering(data.answers, loaded.decode, data.new_tokens, classes)
 
 
-def language_of(loaded: Loaded) -> Language | None:
-    """How a language model reads and writes texts; None for other models."""
+def language_of(loaded: Loaded, *, chat: bool = False) -> Language | None:
+    """How a language model reads and writes texts, in a conversation with ``chat``; None for other models."""
     if loaded.decode is None:
         return None
-    return Language(loaded.encode, loaded.decode, loaded.reading.vocabulary)
+    return Language(loaded.encode, loaded.decode, loaded.reading.vocabulary, chat)
 
 
 def _check_answers(kind: str, table: Table, where: str) -> None:

@@ -21,6 +21,7 @@ from fedquilt.core.texts import whole_texts
 from fedquilt.core.types import Layout, Params
 from fedquilt.core.worker import Worker
 from fedquilt.data.parts import Splits
+from fedquilt.data.prompts import Turns
 from fedquilt.data.table import Table
 from fedquilt.experiment.data import AssignedRows, read
 from fedquilt.experiment.data_of_groups import DataSource, naming_groups
@@ -73,9 +74,27 @@ def planned_rows(part: Part, rng: Rng) -> ServerRows:
 
 
 def questions_of(part: Part, table: Table) -> Questions:
-    """The public questions of a table, with their answers if it has completions."""
-    answers = None if table.targets is None else tuple(table.targets)
-    return Questions(tuple(table.texts), answers, _section(part).data.answers)
+    """The public questions of a table, with their answers if it has completions; with ``chat`` what the user says.
+
+    Raises
+    ------
+    DataError
+        if ``chat`` is asked for and a conversation has more than a user's turn.
+    """
+    server, answers = _section(part), None if table.targets is None else tuple(table.targets)
+    texts = table.texts if table.turns is None or not server.chat else [_said(turns) for turns in table.turns]
+    return Questions(tuple(texts), answers, server.data.answers)
+
+
+def _said(turns: Turns) -> str:
+    """What the user says in a conversation of one turn."""
+    if [role for role, _ in turns] != ["user"]:
+        roles = ", ".join(role for role, _ in turns)
+        raise DataError(
+            f"server.chat = true: a public question is one turn of the user, and a conversation of server.data has "
+            f"the turns {roles}; write it as one text, or set server.chat = false"
+        )
+    return turns[0][1]
 
 
 def questions_columns(server: ServerModel | None) -> list[Params]:
