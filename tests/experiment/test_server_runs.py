@@ -268,7 +268,7 @@ def test_a_conversation_that_is_no_question_is_refused(tmp_path: Path) -> None:
     (problem,) = check(config(server={**server, "data": data, "chat": True}))
     assert "server.chat = true: a public question is one turn of the user" in problem
     assert "has the turns system, user; write it as one text" in problem
-    with pytest.raises(ConfigError, match=r"server\.chat = true: needs server\.share = 'public', and this is 'private'"):
+    with pytest.raises(ConfigError, match=r"server\.chat = true: needs server\.share = 'public'"):
         config(server={**server, "chat": True, "share": "private"})
 
 

@@ -61,10 +61,8 @@ def chat_problems(server: Server, rejected: Spoilt) -> list[str]:
     """Keys of the section that contradict ``chat``; keys that are spoilt are skipped."""
     if not server.chat or server.share != "private" or rejected.touches("chat", "share"):
         return []
-    return [
-        "server.chat = true: needs server.share = 'public', and this is 'private': the texts of a client's own rows are "
-        "prompts as its model reads them, which are no user's turn"
-    ]
+    own = "texts of a client's own rows are prompts as its model reads them, which are no user's turn"
+    return [f"server.chat = true: needs server.share = 'public', and this is 'private': {own}"]
 
 
 def endpoint_problems(server: Server, rejected: Spoilt) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal, get_args
 
@@ -94,9 +95,8 @@ def lada(
     ConfigError
         if the server has no rows, or answers are asked for that the public questions do not have.
     """
-    shares = {"choice": choice, "share": share, "threshold": threshold}
-    begin = {"prior": prior, "prior_weight": sample_weight, "warm": warm}
-    choosing = FilterSettings(filter, explore=explore, **shares, **begin)
+    choosing = FilterSettings(filter, choice=choice, share=share, threshold=threshold, explore=explore, warm=warm)
+    choosing = replace(choosing, prior=prior, prior_weight=sample_weight)
     rating = Reward(sample_reward, sample_weight)
     teaching = Teaching(choosing, Contrast(contrast, beta, reference), rating, verified, transfer, samples)
     paths = Paths(candidates, path_tokens, path_bytes, temperature)
