@@ -2,26 +2,34 @@
 
 FEDQUILT_DATA=/path/to/data python experiments/lada/gsm8k.py split
 FEDQUILT_DATA=/path/to/data python experiments/lada/gsm8k.py score RUN [RUN ...]
+FEDQUILT_DATA=/path/to/data python experiments/lada/gsm8k.py solve
 
 ``split`` writes ``gsm8k/{public,server,clients}.jsonl``, parts of the training set without a problem in common.
 ``score`` prints, for each group and the server of a run folder, the negative log-likelihood of the human reasoning path
-and of the final answer behind it on held-out problems, in nats a token, without and with the adapter. The models are
-those of ``FEDQUILT_MODELS``, or of the hub.
+and of the final answer behind it on held-out problems, in nats a token, without and with the adapter. ``solve`` prints
+how many of the first public questions the server of ``real.toml`` solves before any training, as plain text and by its
+chat template, if its paths are cut off after some tokens. The models are those of ``FEDQUILT_MODELS``, or of the hub.
 """
 
 import json
 import os
 import sys
+import tomllib
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fedquilt.config.load import parse
 from fedquilt.core.rng import Rng
-from fedquilt.experiment import export
+from fedquilt.core.types import Order
+from fedquilt.distill.verdicts import verdicts
+from fedquilt.experiment import build, export
 
 HELD_OUT = 32
+ASKED = 10
+CUTS = (112, 200, 300)
 PROMPT = "Question: {question}\nAnswer: "
 
 
@@ -81,10 +89,43 @@ def score(run: Path) -> None:
         print(f"| {run.name} | {label} | {' | '.join(figures)} |", flush=True)
 
 
+def solve() -> None:
+    raw = tomllib.loads(Path(__file__).with_name("real.toml").read_text(encoding="utf-8"))
+    raw = {key: value for key, value in raw.items() if key not in ("groups", "compare", "seeds")}
+    model = raw["server"]["model"]  # a client of the same model, so that no other one is loaded
+    alone = {
+        "model": model,
+        "partition": {**raw["partition"], "num_clients": 1},
+        "clients": {"budgets": [24]},
+        "method": {"name": "lada", "direction": "none"},
+    }
+    print(f"| the first {ASKED} public questions | {' | '.join(f'{cut} tokens' for cut in CUTS)} |\n|---|---|---|---|")
+    for chat, prompt in ((False, PROMPT), (True, "{question}")):
+        data = {**raw["server"]["data"], "prompt": prompt}
+        server = build(
+            parse({**raw, **alone, "server": {**raw["server"], "data": data, "chat": chat}})
+        ).federation.server
+        assert server is not None
+        texts = list(server.questions.texts[:ASKED])
+        paths = server.worker.complete(Order({}, rng=Rng(0)), None, texts, new_tokens=CUTS[-1])
+        local = Path(os.environ.get("FEDQUILT_MODELS", "")) / model["name"]
+        tokenizer = AutoTokenizer.from_pretrained(str(local) if local.is_dir() else model["name"])
+        ids = [tokenizer(path, add_special_tokens=False)["input_ids"] for path in paths]
+        solved = [
+            verdicts(server.questions, range(ASKED), [tokenizer.decode(own[:cut]) for own in ids]) for cut in CUTS
+        ]
+        print(
+            f"| {'chat template' if chat else 'plain'} | {' | '.join(str(int(one.sum())) for one in solved)} |",
+            flush=True,
+        )
+
+
 if __name__ == "__main__":
     command, *folders = sys.argv[1:]
     if command == "split":
         split()
+    elif command == "solve":
+        solve()
     else:
         print("| run | model | path before | path after | answer before | answer after |\n|---|---|---|---|---|---|")
         for folder in folders:
