@@ -28,7 +28,7 @@ from fedquilt.distill.verdicts import verdicts
 from fedquilt.experiment import build, export
 
 HELD_OUT = 32
-ASKED = 10
+ASKED = 8
 CUTS = (112, 200, 300)
 PROMPT = "Question: {question}\nAnswer: "
 
