@@ -20,11 +20,11 @@ HEAD = """# The run file
 
 A run is one TOML file. Keys that are left out have the defaults below; `fedquilt check FILE` names every mistake at
 once. On the command line any key can be set behind the file: `fedquilt run my.toml training.steps=5 rounds=20`.
-Such a value applies to every entry of [[compare]] and every group that does not set the key itself.
+Such a value applies to every entry of `[[compare]]` and every group that does not set the key itself.
 
-A file may have up to 1 MiB, 50,000 values and tables 16 levels deep. Every number has bounds, which the error message
-for a value outside of them names. A key without effect, such as `training.momentum` with adamw, is an error too: leave
-it out.
+Every number has bounds; the error message for a value outside of them names them. A key without effect, such as
+`training.momentum` with adamw, is an error too: leave it out. A file may have up to 1 MiB, 50,000 values and tables 16
+levels deep.
 
 An editor completes and checks a run file by its JSON schema: `fedquilt schema --out run-file.schema.json` writes it,
 and the first line of a run file, `#:schema ./run-file.schema.json`, names it to editors that use Taplo (Even Better
