@@ -35,6 +35,8 @@ from fedquilt.privacy.answers import all_answers
 from fedquilt.record import read_environment
 
 Meddle = Callable[[Message, Message], Message | None]
+SOON = 0.5
+"""Seconds: in this process an answer is there as soon as it is asked for, or never comes."""
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -83,7 +85,7 @@ NAMES = ("shop", "insurer")
 
 
 def aligned_sites(folder: Path, **changes: Any) -> tuple[Config, Sites]:
-    settings = of_files(folder, network={"timeout": 5.0, "wait": 5.0}, **changes)
+    settings = of_files(folder, network={"timeout": SOON, "wait": SOON}, **changes)
     return settings, Sites(settings, folder, lambda id: {"query": str(folder / f"new-{NAMES[id]}.csv")})
 
 
@@ -148,7 +150,7 @@ def test_no_id_of_a_query_is_on_the_wire(new: Path) -> None:
 @pytest.fixture
 def by_place(tmp_path: Path) -> tuple[Config, Path, list[str]]:
     """A run whose rows were dealt, and the files of the same new rows at each party."""
-    settings = parse({**tomllib.loads(BY_COLUMNS), "network": {"timeout": 5.0, "wait": 5.0}})
+    settings = parse({**tomllib.loads(BY_COLUMNS), "network": {"timeout": SOON, "wait": SOON}})
     rows = torch.randint(0, 17, (21, 64), generator=torch.Generator().manual_seed(2)).tolist()
     names = [f"image_{row}_{column}" for row in range(8) for column in range(8)]
     given = []
@@ -220,7 +222,7 @@ def test_a_site_that_has_answered_as_often_as_it_allows_is_missing(by_place: tup
 
 def test_an_active_party_that_predicts_alone_asks_nobody(by_place: tuple[Config, Path, list[str]]) -> None:
     _, folder, given = by_place
-    alone = parse({**tomllib.loads(BY_COLUMNS), "method": {"name": "vfl-local"}, "network": {"wait": 5.0}})
+    alone = parse({**tomllib.loads(BY_COLUMNS), "method": {"name": "vfl-local"}, "network": {"wait": SOON}})
     whole = run(alone, folder / "embedded")
     sites, asked = Sites(alone, folder, lambda id: {}), list[str]()
 
@@ -246,8 +248,7 @@ def test_a_run_of_the_simulation_predicts_with_the_memories_in_its_folder(
 
 def test_parties_that_are_away_or_answer_about_nothing_are_missing(by_place: tuple[Config, Path, list[str]]) -> None:
     settings, folder, given = by_place
-    network = settings.network.model_copy(update={"wait": 1.0})
-    settings = settings.model_copy(update={"network": network, "quorum": 1.0})  # which is that of rounds
+    settings = settings.model_copy(update={"quorum": 1.0})  # which is that of rounds
     whole = run(settings, folder / "embedded")
     sites = Sites(settings, folder, lambda id: {"query": given[id].partition("=")[2]})
     expected = predict(whole, given[1:], without=["left"])

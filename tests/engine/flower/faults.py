@@ -40,12 +40,15 @@ quorum = 0.3
 model = {{ name = "tiny:vit?layers=3&width=16&image=8&patch=4", task = "image-classification" }}
 data = {{ source = "{source}", classes = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"] }}
 partition = {{ scheme = "sites", num_clients = {nodes} }}
-clients = {{ budgets = [1, 2, 3] }}
+clients = {{ shares = "1-1", budgets = [1, 3] }}
 adapter = {{ rank = 2, alpha = 4 }}
 training = {{ steps = 2, batch_size = 8 }}
 method = {{ name = "fed-hello", allocation = "rgd" }}
-network = {{ timeout = 7200, grace = 4, wait = 7200 }}
+network = {{ timeout = 7200, grace = {grace:.0f}, wait = 7200 }}
 """
+
+GRACE = 4.0
+"""Seconds of an idle machine between the first of the nodes and the last, which start their programs at the same time."""
 
 PATIENCE = 300.0
 """Seconds of an idle machine without any sign of life, after which a play has come to a standstill."""
@@ -71,11 +74,16 @@ class Play:
         self.broken: list[int] = []  # the rounds before which the run was taken up again
         self._say = said
         folder.mkdir(parents=True, exist_ok=True)
-        self.file.write_text(RUN.format(rounds=rounds, nodes=nodes, source="node"))
+        self.grace = patience(GRACE)
+        self.file.write_text(self.text("node"))
         for site in range(nodes):
             draw = np.random.default_rng(site)
             images = draw.integers(0, 256, (40 + 8 * site, 8, 8)).astype(np.uint8)
             np.savez(self.rows(site), images=images, labels=draw.integers(0, 10, len(images)))
+
+    def text(self, source: str) -> str:
+        """The run file, with the rows of each client from this source."""
+        return RUN.format(rounds=self.rounds, nodes=self.nodes, grace=self.grace, source=source)
 
     def rows(self, site: int) -> Path:
         """The data of one site, which only its node knows."""
@@ -223,7 +231,7 @@ def kill_superlink(play: Play) -> None:
 
 
 LONG = {2: kill_node(1), 8: cut_off(2, 2), 12: kill_server(wait=True), 15: kill_superlink}
-SHORT = {0: kill_node(1), 1: cut_off(2, 1), 2: kill_server(wait=False)}
+SHORT = {0: kill_node(1), 1: cut_off(1, 1), 2: kill_server(wait=False)}
 
 
 def replayed(play: Play) -> Path:
@@ -247,7 +255,7 @@ def replayed(play: Play) -> Path:
 
     folder = play.folder / "replayed"
     here = play.folder / "here.toml"
-    here.write_text(RUN.format(rounds=play.rounds, nodes=play.nodes, source="./site-{client}.npz"))
+    here.write_text(play.text("./site-{client}.npz"))
     return run(load(here)[0], folder, connect=Connect("replayed", make))
 
 
@@ -273,10 +281,10 @@ def check(play: Play) -> list[str]:
 def main() -> None:
     """Play it and tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="the short form: three nodes and rounds, no TLS")
+    parser.add_argument("--short", action="store_true", help="the short form: two nodes, three rounds, no TLS")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        play = Play(Path(folder), *((3, 3) if words.short else (20, 4)), secure=not words.short)
+        play = Play(Path(folder), *((3, 2) if words.short else (20, 4)), secure=not words.short)
         play.play(SHORT if words.short else LONG)
         print(*check(play), f"exit codes of the commands: {play.codes}", sep="\n")
 

@@ -338,7 +338,7 @@ def test_a_node_that_never_says_who_it_is_holds_nobody_up_longer_than_it_may(tmp
     def mute(order, reply):
         return None if order.metadata.dst_node_id in silent else reply
 
-    engine, grid = answering(setup, tmp_path, mute, grace=0.3, timeout=3)
+    engine, grid = answering(setup, tmp_path, mute, grace=0.3, timeout=SOON)
     silent.append(grid.add(2) if stranger else FIRST_NODE)  # partition 3 is on the first node
     engine.hello(600)
     assert sorted(engine.nodes) == ([0, 1, 2, 3] if stranger else [0, 1, 2])
