@@ -114,6 +114,15 @@ def test_what_cannot_be_drafted(command, words, problem):
     assert not Path("a.toml").exists()
 
 
+def test_a_run_file_that_cannot_be_written_is_named(command):
+    Path("a.csv").write_text("class,x\n" + "a,1\nb,1\n" * 10)
+    Path("file").write_text("")
+    said = command("init", "a.csv", "--output", "file/run.toml")
+    assert said.code == 1
+    assert "file/run.toml: cannot be written (" in said.err
+    assert "; give another file with --output" in said.err
+
+
 def test_on_a_terminal_it_asks_for_what_was_not_said_with_guesses_as_defaults(command, monkeypatch):
     Path("hospitals.csv").write_text(hospitals())
     asked = {}

@@ -11,7 +11,7 @@ import typer
 
 from fedquilt.cli.screen import errors, out
 from fedquilt.core.disk import write_bytes
-from fedquilt.core.errors import ConfigError
+from fedquilt.core.errors import ConfigError, RunError
 from fedquilt.core.shell import command
 
 if TYPE_CHECKING:
@@ -45,8 +45,13 @@ def init(
         raise ConfigError(f"{target}: is there already; give another file with --output")
     wanted = Wanted(task, label, text, site, model)
     made = draft(file, _asked(file, wanted) if asks else wanted, target.parent)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(target, made.text.encode())
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(target, made.text.encode())
+    except OSError as error:
+        raise RunError(
+            f"{target}: cannot be written ({error.strerror or error}); give another file with --output"
+        ) from error
     for remark in made.seen.remarks():
         out.print(f"note: {remark}", highlight=False, soft_wrap=True, markup=False)
     out.print(

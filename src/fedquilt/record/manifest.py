@@ -178,7 +178,8 @@ def check_files(folder: Path, names: Iterable[str], manifest: Manifest) -> None:
         try:
             found = file_digest(path)
         except OSError as error:
-            raise RunError(f"{path}: cannot be read ({error.strerror}); {RESTORE}") from error
+            advice = "let this user read the run folder" if isinstance(error, PermissionError) else RESTORE
+            raise RunError(f"{path}: cannot be read ({error.strerror}); {advice}") from error
         if found != manifest.files[name]:
             raise RunError(f"{path}: damaged, its sha256 is not the one that was noted in {MANIFEST}; {RESTORE}")
 

@@ -94,7 +94,7 @@ def read_text(path: Path) -> str:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: is not a gzip file or is damaged ({error}); write the file again") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a file that you may read") from error
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
