@@ -44,17 +44,6 @@ def test_a_run_folder_and_data_in_place_of_a_run_file_are_known(tmp_path):
         read_toml(tmp_path)
 
 
-def test_a_run_folder_and_data_in_place_of_a_run_file_are_known(tmp_path):
-    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ConfigError, match=r"rows.csv: is data, not a run file; .* init .*rows.csv"):
-        read_toml(tmp_path / "rows.csv")
-    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\); give a TOML file"):
-        read_toml(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"is the folder of a run, not a run file; .* run --resume "):
-        read_toml(tmp_path)
-
-
 def test_brackets_and_dots_in_texts_and_comments_nest_nothing():
     dots = ".".join("a" * 40)
     text = f"a = \"{dots}\" # {'[' * 40}\nb = '''{'[' * 40}\n\"'''\nc = \"\\\"{'{' * 40}\"\n"
