@@ -31,6 +31,7 @@ from fedquilt.cli import (
 )
 from fedquilt.cli.help_text import Command
 from fedquilt.cli.screen import errors
+from fedquilt.core.collector import spare
 from fedquilt.core.errors import ConfigError, FedquiltError
 
 app = typer.Typer(
@@ -85,6 +86,7 @@ def main() -> None:
     """Run the command; print an error as text with exit code 1, and a traceback only with ``--debug``."""
     if "torch" not in sys.modules:  # read when it is loaded: waiting threads sleep, which leaves others the processors
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        spare()
     debug = "--debug" in sys.argv
     if debug:  # anywhere on the line, not only before the subcommand
         sys.argv.remove("--debug")

@@ -265,13 +265,13 @@ def _penalise(value: Tensor, step: int) -> None:
 
 
 def optimizer_of(
-    trained: Mapping[str, Tensor], training: Training, learning_rate: float, phase: Phase
+    trained: Mapping[str, Tensor], training: Training, learning_rate: float, phase: Phase, *, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimiser of these tensors, at the rates of the phase."""
+    """The optimiser of these tensors, at the rates of the phase; a fused AdamW rounds otherwise than the usual one."""
     by_rate: dict[float, list[Tensor]] = {}
     for name, tensor in trained.items():
         by_rate.setdefault(phase.rates.get(name, phase.rate), []).append(tensor)
     groups = [{"params": tensors, "lr": learning_rate * rate} for rate, tensors in by_rate.items()]
     if training.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=training.momentum, weight_decay=training.weight_decay)
-    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=training.weight_decay)
+    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=training.weight_decay, fused=fused or None)

@@ -15,7 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+
+from fedquilt.core.collector import paused
+
+with paused():  # commands that need torch import it here first
+    import torch
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from fedquilt.adapters.folders import replace_folder
 from fedquilt.config.load import NOT_DETERMINING, parse, resolved
 from fedquilt.config.schema import Config
 from fedquilt.core.closing import closed
+from fedquilt.core.collector import spared
 from fedquilt.core.errors import RoundError, RunError
 from fedquilt.core.loop import rounds
 from fedquilt.core.profiling import span
@@ -76,7 +77,7 @@ def run(
     Record.refuse(folder)
     refuse_elsewhere(config, connect.name)
     refuse_missing(config.track)
-    with hold(folder) as held, restored_threads():
+    with spared(), hold(folder) as held, restored_threads():
         if config.engine.processes > 1:
             torch.set_num_threads(1)  # a forked process cannot use the threads of the one that it is a copy of
         elif config.threads is not None:
@@ -85,8 +86,8 @@ def run(
         reporting.stage(folder.name, "loading data and model")
         with span("start-up"):
             experiment = build(connect.adapted(config), connect.here)
-        if (spared := spare_threads(experiment)) is not None:
-            reporting.say(spared)
+        if (told := spare_threads(experiment)) is not None:
+            reporting.say(told)
         bench = experiment.groups[0].bench  # device and precision are one for all groups
         around = environment(
             seed=config.seed,
@@ -145,7 +146,7 @@ def resume(
     folder, wanted = Path(folder), None if config is None else resolved(config)
     if back_to is None and is_finished(Record.open(folder, wanted, NOT_DETERMINING)):
         return folder
-    with hold(folder) as held, restored_threads():
+    with spared(), hold(folder) as held, restored_threads():
         record = Record.open(folder, wanted, NOT_DETERMINING, held)
         if back_to is None and is_finished(record):  # finished by another process in the meantime
             return folder

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import huggingface_hub.utils
 import torch
 from safetensors import SafetensorError
 
+from fedquilt.core.collector import paused
 from fedquilt.core.errors import FedquiltError, ModelError
 from fedquilt.core.tasks import TASKS
 from fedquilt.models import text
@@ -30,20 +32,22 @@ FLASH = "flash_attention_2"
 _SUPPORTED = {"sdpa": "_supports_sdpa", FLASH: "_supports_flash_attn"}
 
 
+@cache
 def _library() -> Any:
     """The library transformers, with fedquilt's model of tables among its architectures."""
-    import transformers
+    with paused():
+        import transformers
 
-    from fedquilt.models import mlp as mlp
+        from fedquilt.models import mlp as mlp
 
     return transformers
 
 
 def auto_class(task: str) -> Any:
     """The class of transformers that makes and loads models for a task."""
+    name, library = TASKS[task].auto_class, _library()
     from fedquilt.models import mlp
 
-    name, library = TASKS[task].auto_class, _library()
     return getattr(library, name) if hasattr(library, name) else getattr(mlp, name)
 
 

@@ -46,7 +46,7 @@ class Stack:
     def __init__(self, bench: Workbench, jobs: Sequence[Job]) -> None:
         self.bench, self.jobs = bench, list(jobs)
         more = [{} if job.extra is None else job.extra.tensors for job in jobs]
-        own = [_loaded(bench, job.params) for job in jobs]
+        own = _loaded(bench, [job.params for job in jobs])
         self._shapes: list[Shapes] = [
             {name: tensor.shape for name, tensor in (tensors | extra).items()}
             for tensors, extra in zip(own, more, strict=True)
@@ -136,10 +136,17 @@ def cut(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     return tensor if tensor.shape == shape else tensor[tuple(slice(size) for size in shape)]
 
 
-def _loaded(bench: Workbench, params: Mapping[str, Tensor]) -> Params:
-    """The tensors of the model as ``load`` leaves them."""
-    bench.load(params)
-    return {name: parameter.detach().clone() for name, parameter in bench.parameters.items()}
+def _loaded(bench: Workbench, clients: Sequence[Params]) -> list[Params]:
+    """The tensors of the model as ``load`` leaves them, of each client; those with the very same tensors share them."""
+    made: dict[tuple[tuple[str, int], ...], Params] = {}
+    found = []
+    for params in clients:
+        same = tuple((name, id(tensor)) for name, tensor in params.items())
+        if same not in made:
+            bench.load(params)
+            made[same] = {name: parameter.detach().clone() for name, parameter in bench.parameters.items()}
+        found.append(made[same])
+    return found
 
 
 def _cores(bench: Workbench, jobs: Sequence[Job]) -> dict[str, Tensor]:

@@ -40,7 +40,7 @@ class Together:
         self.step = 0
         first = members[0].job
         self.turns = [
-            optimizer_of(self.trained(place), first.training, first.learning_rate, phase)
+            optimizer_of(self.trained(place), first.training, first.learning_rate, phase, fused=True)
             for place, phase in enumerate(first.phases)
         ]
         self.start = [_start(self.bench, member.job) for member in members]  # as penalties see them
