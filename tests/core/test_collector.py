@@ -28,9 +28,13 @@ def _as_before() -> Iterator[None]:
 
 
 def test_the_collector_is_off_inside_and_on_again_afterwards_even_after_an_error() -> None:
-    with pytest.raises(ValueError, match="inside"), paused():
-        assert not gc.isenabled()
-        raise ValueError("inside")
+    def failing() -> None:
+        with paused():
+            assert not gc.isenabled()
+            raise ValueError("inside")
+
+    with pytest.raises(ValueError, match="inside"):
+        failing()
     assert gc.isenabled()
 
 
