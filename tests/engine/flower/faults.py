@@ -48,7 +48,7 @@ network = {{ timeout = 7200, grace = {grace:.0f}, wait = 7200 }}
 """
 
 GRACE = 4.0
-"""Seconds of an idle machine between the first of the nodes and the last, which start their programs at the same time."""
+"""Seconds of an idle machine between the first of the nodes and the last, whose programs start at the same time."""
 
 PATIENCE = 300.0
 """Seconds of an idle machine without any sign of life, after which a play has come to a standstill."""
