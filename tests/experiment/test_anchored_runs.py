@@ -14,7 +14,8 @@ from fedquilt.experiment import build, resume, run
 from fedquilt.experiment.check import check
 from fedquilt.experiment.plan import plan
 from fedquilt.models.hf import load_model
-from fedquilt.record import read_rounds
+from fedquilt.privacy.ledger import ledgers
+from fedquilt.record import Record, read_rounds
 
 FILE = """
 rounds = 2
@@ -93,3 +94,28 @@ def test_a_plan_states_what_the_anchor_says_once():
     said = 4 * 4 * (60 * 4 + 60 * 8 + 8 * 4)
     seen = 4 * 4 * 20 * 4
     assert planned == {("small", said, said + seen), ("large", said, seen)}
+
+
+def test_under_privacy_each_round_is_a_release_and_what_aligns_the_models_has_no_noise(tmp_path):
+    states = []
+    for noise in (2.0, 50.0):
+        private = f'privacy = {{ mode = "local", noise_multiplier = {noise}, test_key = 7 }}'
+        changes = (('"co-lora"', '"co-lora", weighting = "uniform"'), ("threads = 1", f"threads = 1\n{private}"))
+        folder = run(config(*changes), tmp_path / str(noise))
+        lines = read_rounds(folder)
+        assert [line["privacy"]["releases"] for line in lines] == [1, 2]
+        assert all(not exchange["dropped"] for line in lines for exchange in line["exchanges"])
+        spent = [own["releases"] for own in ledgers(folder / "sites").values()]
+        assert spent == [2] * 4  # the exchange that aligns the models says nothing of a client's own rows
+        states.append(Record.open(folder).load_checkpoint()[1])
+    one, other = (state["params"] for state in states)
+    assert one.keys() == other.keys()
+    assert all(not torch.equal(one[name], other[name]) for name in one)
+    assert len(states[0]["axes"]) > 0
+    assert torch.equal(*(torch.cat([tensor.flatten() for tensor in tensors(state["axes"])]) for state in states))
+
+
+def tensors(tree):
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    return [one for value in tree.values() for one in tensors(value)] if isinstance(tree, dict) else []

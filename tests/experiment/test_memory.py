@@ -248,3 +248,18 @@ def test_groups_are_fitted_by_their_own_models_and_ranks(tiny):
         ConfigError, match=r"1 number \(1\) for the 2 \[\[groups\]\]; give one for each group, in their"
     ):
         afforded(wanted, [1.0])
+
+
+def test_the_command_fits_each_group_and_names_it(command, tiny):
+    lines = [line for line in tiny.read_text().splitlines() if not line.startswith("budgets")]
+    tiny.write_text("\n".join(lines) + GROUPS)
+    words = ("plan", "tiny.toml", "adapter.rank=8", "method={name='flexlora'}", DEEP[-1])
+    said = command(*words, "--memory", "1", "--memory", "0.5")
+    assert said.code == 0, said.err
+    assert said.out.endswith('[[groups]]\nlabel = "large"\nbudget = 3\nrank = 8\n')
+    told = json.loads(command(*words, "--memory", "1", "--memory", "0.5", "--json").out)
+    fitted = [(group["group"], group["memory_bytes"], group["layers"], group["rank"]) for group in told["groups"]]
+    assert fitted == [("small", 1_000_000_000, 4, 4), ("large", 500_000_000, 3, 8)]
+    said = command(*words, "--memory", "1")
+    assert said.code == 1
+    assert "1 number (1) for the 2 [[groups]]" in said.err

@@ -234,7 +234,9 @@ def test_self_supervision_reaches_every_encoder_and_adds_nothing_to_a_message(wh
     # "right" knows no labels of its own rows, and learns from them nevertheless
     assert all((own - other).abs().max() > 1e-3 for own, other in zip(first, without, strict=True))
     _, state, memories = Record.open(tmp_path / "run").load_checkpoint()
-    assert all({name.partition(".")[0] for name in own["extra"]} == {"views"} for own in (state["own"], *memories.values()))
+    assert all(
+        {name.partition(".")[0] for name in own["extra"]} == {"views"} for own in (state["own"], *memories.values())
+    )
 
 
 @pytest.fixture
