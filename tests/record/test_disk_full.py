@@ -109,7 +109,7 @@ def test_full_at_some_bytes_of_a_round(tmp_path):
 def test_full_at_every_byte_of_a_round(tmp_path):
     starts = swept(tmp_path, 1)
     print(f"the disk was full at each of {len(starts) - 1} bytes of a round; every run went on to the same bytes")
-    assert len(starts) > 2000
+    assert len(starts) > 1000
     assert starts.count(3) == 1
 
 

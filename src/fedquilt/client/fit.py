@@ -267,7 +267,21 @@ def _penalise(value: Tensor, step: int) -> None:
 def optimizer_of(
     trained: Mapping[str, Tensor], training: Training, learning_rate: float, phase: Phase, *, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimiser of these tensors, at the rates of the phase; a fused AdamW rounds otherwise than the usual one."""
+    """The optimiser of these tensors, at the rates of the phase.
+
+    Parameters
+    ----------
+    trained
+        The tensors by name.
+    training
+        The settings of local training.
+    learning_rate
+        The learning rate of the step, which the rates of the phase multiply.
+    phase
+        The tensors that learn, each with its rate.
+    fused
+        Step AdamW with torch's fused kernel, which rounds otherwise than the usual one.
+    """
     by_rate: dict[float, list[Tensor]] = {}
     for name, tensor in trained.items():
         by_rate.setdefault(phase.rates.get(name, phase.rate), []).append(tensor)
