@@ -96,7 +96,7 @@ def solve() -> None:
     alone = {
         "model": model,
         "partition": {**raw["partition"], "num_clients": 1},
-        "clients": {"budgets": [24]},
+        "clients": {"shares": "1", "budgets": [24]},
         "method": {"name": "lada", "direction": "none"},
     }
     print(f"| the first {ASKED} public questions | {' | '.join(f'{cut} tokens' for cut in CUTS)} |\n|---|---|---|---|")
