@@ -116,7 +116,8 @@ def _in_range(reply: Reply, exchange: Exchange, order: Order) -> Reply:
     """The reply with plain values in the ranges that its exchange declares."""
     ranges = {} if exchange.ranges is None else exchange.ranges(order)
     within = {
-        name: tensor.clamp(ranges[name].low, ranges[name].high)
+        # a little inside: an end of the range may lie outside of it once it is a float32
+        name: tensor.clamp(*((1 - 1e-6) * end for end in ranges[name][:2]))
         for name, tensor in reply.params.items()
         if name in ranges and tensor.is_floating_point()
     }

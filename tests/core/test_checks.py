@@ -126,6 +126,7 @@ VALUED = EXCHANGE._replace(
         (replace(GOOD, metrics={"score_0": 1.0}), "metric 'score_0' was not asked for"),
         (held(a=torch.full((2, 3), 3e38)), "tensor 'a' holds 3e+38; it must be from 0 to 1"),
         (held(a=torch.full((2, 3), -0.5)), "tensor 'a' holds -0.5; it must be from 0 to 1"),
+        (held(a=torch.tensor([[0.5, 2.0, 1.0], [-0.1, 0.0, 1.0]])), "tensor 'a' holds -0.1; it must be from 0 to 1"),
     ],
 )
 def test_numbers_are_held_to_the_ranges_of_their_exchange(reply, reason):

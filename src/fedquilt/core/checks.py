@@ -201,7 +201,7 @@ def _out_of_range(exchange: Exchange, order: Order, reply: Reply) -> str | None:
         low, high = (float(end) for end in torch.aminmax(tensor.detach()))
         within = ranges.get(name) or reach(began.get(name))
         if not within.low <= low <= high <= within.high:
-            odd = high if abs(high) > abs(low) else low
+            odd = high if within.low <= low else low
             return f"tensor '{name}' holds {odd:.4g}; it must be from {within.low:.4g} to {within.high:.4g}"
     return None
 
