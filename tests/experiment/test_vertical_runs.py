@@ -239,6 +239,17 @@ def test_self_supervision_reaches_every_encoder_and_adds_nothing_to_a_message(wh
     )
 
 
+def test_views_teach_a_party_without_labels_no_classes(tmp_path: Path) -> None:
+    moved = watched(config(method={"self_supervised": 1.0, "keep": 0.5}), tmp_path / "run")
+    assert [[*line["state"]["kept"]] for line in read_rounds(tmp_path / "run")] == [["left", "bottom"]] * 3
+    told = [reply.params for name, _, reply in moved if name == "embed" and reply.client == 1]  # "right", see FILE
+    assert len(told) == 3
+    assert all((params["kept"] == -1).all() and (params["prior"] == 1 / CLASSES).all() for params in told)
+    _, state, memories = Record.open(tmp_path / "run").load_checkpoint()
+    steps = [own["moments"]["prototypes"]["step"] for own in (memories[0], memories[1], state["own"])]
+    assert steps == [3 * (2 + 2), 3 * 2, 3 * (2 + 2)]  # in a round two on own rows, and two along gradients
+
+
 @pytest.fixture
 def attributes(tmp_path: Path) -> str:
     """A file of attributes of the digits."""

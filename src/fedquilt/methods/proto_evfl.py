@@ -227,17 +227,36 @@ def _own_loss(selection: Selection, weights: Weights, unlabelled: float, rate: f
 
 
 def _with_views(own: OwnLoss, weight: float, hidden: int) -> OwnLoss:
-    """The same with self-supervision by views of the rows, which needs no labels; unchanged with weight 0."""
+    """The same with self-supervision by views of the rows, which needs no labels; unchanged with weight 0.
+
+    Views teach no classes: a party that knows no labels, and does not learn from its likeliest classes, learns from
+    views alone, keeps its even prior and moves no prototype.
+    """
     if not weight:
         return own
+    select = own.kept
+
+    def taught(of: Lesson) -> bool:
+        return own.unlabelled or of.labels is not None
 
     def loss(of: Lesson) -> Tensor:
-        return own.loss(of) + weight * corrupted_views_loss(of, VIEWS, CORRUPTION)
+        views = weight * corrupted_views_loss(of, VIEWS, CORRUPTION)
+        return own.loss(of) + views if taught(of) else views
+
+    def kept(of: Lesson) -> tuple[Tensor, Tensor]:
+        none = torch.zeros(0, dtype=torch.long)
+        return select(of) if select is not None and taught(of) else (none, none.bool())
 
     def predictor(classes: int, width: int, rng: Rng) -> Params:
         return predictor_of(VIEWS, width, hidden, rng)
 
-    return own._replace(loss=loss, extra=predictor, unlabelled=True)
+    return own._replace(
+        loss=loss,
+        plan=own.plan if own.unlabelled else None,
+        extra=predictor,
+        unlabelled=True,
+        kept=None if select is None else kept,
+    )
 
 
 def _plan(embeddings: Tensor, prototypes: Tensor, prior: Tensor, temperature: float) -> Tensor:
