@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
 import pytest
 import torch
@@ -107,3 +108,15 @@ def test_a_memory_that_is_gone_does_not_come_back(tmp_path):
     del memories[2]
     made.save_checkpoint(2, {}, memories)
     assert Record.open(made.folder).load_checkpoint()[2].keys() == {0, 1, 3}
+
+
+def test_a_checkpoint_is_written_without_a_copy_of_it_in_memory(tmp_path):
+    made = create(tmp_path / "toy")
+    made.save_checkpoint(1, {"t": 1}, {})  # what is imported on the way
+    memories = {client: {"x": torch.full((2**20,), float(client))} for client in range(4)}  # 16 MB
+    tracemalloc.start()
+    made.save_checkpoint(2, {"t": 2}, memories)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+    assert same(Record.open(made.folder).load_checkpoint()[2], memories)

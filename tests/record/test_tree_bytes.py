@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from run_folders import same
 
 from fedquilt.record import tree_from_bytes, tree_to_bytes
+from fedquilt.record.tree_bytes import tree_pieces
 
 DTYPES = [
     torch.float64,
@@ -56,6 +57,9 @@ def test_a_tree_comes_back_in_the_same_bits_and_types(tree):
     content = tree_to_bytes(tree)
     assert same(tree_from_bytes(content), tree)
     assert tree_to_bytes(tree) == content
+    pieces = b"".join(tree_pieces(tree))
+    assert len(pieces) == len(content)
+    assert same(tree_from_bytes(pieces), tree)
 
 
 def test_views_shared_memory_and_gradients_are_no_obstacle():

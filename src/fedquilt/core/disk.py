@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,15 +16,35 @@ def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
 
     A ``private`` file is readable only by its owner, from its first byte on.
     """
-    part = path.with_name(path.name + ".part")
+    write_pieces(path.parent, path.name, (content,), lambda: path.name, private=private)
+
+
+def write_pieces(
+    folder: Path, label: str, pieces: Iterable[bytes | memoryview], name: Callable[[], str], *, private: bool = False
+) -> None:
+    """Write a file piece by piece as ``write_bytes`` does, under a name that may depend on what was written.
+
+    Parameters
+    ----------
+    folder, label
+        The folder, and the name of the file until it is whole, without the ending ``.part``.
+    pieces
+        The content in order; no piece is held after it has been written.
+    name
+        Gives the file's name once all pieces are written.
+    private
+        Whether only its owner may read the file.
+    """
+    part, path = folder / f"{label}.part", folder / label
     try:
         if private:
             part.unlink(missing_ok=True)  # one that was left behind may have other permissions
         with open(part, "wb", opener=_private if private else None) as file:
-            file.write(content)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        os.replace(part, folder / name())
     except OSError as error:
         with suppress(OSError):  # the first error is the one to report
             part.unlink(missing_ok=True)

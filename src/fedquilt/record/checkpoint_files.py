@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fedquilt.core.disk import private_folder, sync_folder, write_bytes
+from fedquilt.core.disk import private_folder, sync_folder, write_pieces
 from fedquilt.core.errors import RunError
 from fedquilt.record.files import read_bytes
 from fedquilt.record.manifest import FILES, RESTORE, Entry, Kept
-from fedquilt.record.tree_bytes import tree_from_bytes, tree_to_bytes
+from fedquilt.record.tree_bytes import tree_from_bytes, tree_pieces
 
 if TYPE_CHECKING:
     from fedquilt.core.types import ClientId, Memory, Tree
@@ -152,12 +152,21 @@ class CheckpointFiles:
         self._memories, self._place, self._packs = {}, {}, {}
 
     def _store(self, name: str, tree: Tree) -> Entry:
-        content = tree_to_bytes(tree, name)
-        sha256 = hashlib.sha256(content).hexdigest()
+        sha256, size = hashlib.sha256(), 0
+
+        def file_of() -> str:
+            return f"{name}-{sha256.hexdigest()[:16]}.safetensors"
+
+        def noted() -> Iterator[bytes | memoryview]:
+            nonlocal size
+            for piece in tree_pieces(tree, name):
+                sha256.update(piece)
+                size += len(piece)
+                yield piece
+
         # the name holds the content's hash: a file the current manifest names is never overwritten by other bytes
-        file = f"{name}-{sha256[:16]}.safetensors"
-        write_bytes(self.folder / file, content, private=True)
-        return Entry(file, sha256, len(content))
+        write_pieces(self.folder, name, noted(), file_of, private=True)
+        return Entry(file_of(), sha256.hexdigest(), size)
 
     def _fetch(self, entry: Entry) -> Tree:
         path = self.folder / entry.file

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from fedquilt.core.types import Tree
 
 # safetensors writes some newer dtypes but cannot read them back; dtypes not listed here are stored as bytes
-_STORED_AS_THEY_ARE = (
-    *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
-    *("int64", "int32", "int16", "int8", "uint8", "bool"),
-)
+_KINDS = {
+    **{"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"},
+    **{"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "bool": "BOOL"},
+    **{"int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8"},
+}
+"""The names that safetensors has for dtypes."""
 
 
 def tree_to_bytes(tree: Tree, name: str = "tree") -> bytes:
@@ -39,6 +41,30 @@ def tree_to_bytes(tree: Tree, name: str = "tree") -> bytes:
     tensors: dict[str, Tensor] = {}
     shape = json.dumps(_packed(tree, name, tensors, {}))
     return bytes(save(tensors, metadata={"tree": shape}))
+
+
+def tree_pieces(tree: Tree, name: str = "tree") -> Iterator[bytes | memoryview]:
+    """The bytes of a file that ``tree_from_bytes`` decodes, in pieces: the header, then one tensor after another.
+
+    Of tensors on the processor that are all of their memory, nothing is copied. Otherwise as ``tree_to_bytes``.
+    """
+    from torch import uint8
+
+    tensors: dict[str, Tensor] = {}
+    header: dict[str, Any] = {"__metadata__": {"tree": json.dumps(_packed(tree, name, tensors, {}))}}
+    order = sorted(tensors, key=lambda own: (-tensors[own].element_size(), int(own)))  # aligned for whoever maps them
+    start = 0
+    for own in order:
+        tensor = tensors[own]
+        kind = _KINDS[str(tensor.dtype).removeprefix("torch.")]
+        header[own] = {"dtype": kind, "shape": [*tensor.shape], "data_offsets": [start, start + tensor.nbytes]}
+        start += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for own in order:
+        if tensors[own].nbytes:
+            yield tensors[own].reshape(-1).view(uint8).numpy().data
 
 
 def tree_from_bytes(content: bytes) -> Tree:
@@ -78,7 +104,7 @@ def _packed(tree: Tree, where: str, tensors: dict[str, Tensor], known: dict[int,
         if not _is_alone(tensor, known):  # safetensors refuses views and shared memory
             tensor = tensor.clone(memory_format=contiguous_format)
         dtype = str(tensor.dtype).removeprefix("torch.")
-        if dtype in _STORED_AS_THEY_ARE:
+        if dtype in _KINDS:
             tensors[name] = tensor
             known[id(tree)] = {"tensor": name}
         else:
