@@ -93,14 +93,15 @@ def test_without_a_checkpoint_there_is_nothing_to_load(tmp_path):
 def test_only_changed_memories_are_written_and_old_files_go(tmp_path, monkeypatch):
     made = create(tmp_path / "toy")
     written = []
-    write = checkpoint_files.write_bytes
+    write = checkpoint_files.write_pieces
 
-    def noting(path, content, **how):
-        if path.name.startswith("memories-"):
-            written.append(sorted(map(int, tree_from_bytes(content))))
-        write(path, content, **how)
+    def noting(where, label, pieces, name, **how):
+        content = [*pieces]
+        if label == "memories":
+            written.append(sorted(map(int, tree_from_bytes(b"".join(content)))))
+        write(where, label, content, name, **how)
 
-    monkeypatch.setattr(checkpoint_files, "write_bytes", noting)
+    monkeypatch.setattr(checkpoint_files, "write_pieces", noting)
     first = {0: {"x": torch.zeros(2)}, 1: {"x": torch.ones(2)}}
     made.save_checkpoint(1, {"t": 0}, first)
     second = {0: first[0], 1: {"x": torch.full((2,), 2.0)}}
