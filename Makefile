@@ -29,10 +29,8 @@ help:
 demo: $(VENV)/.runtime
 	$(BIN)/fedquilt demo $(ARGS)
 
-# To have every assertion explained takes each process ten seconds, so only what failed is run again with it.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --assert=plain $(ARGS) || \
-	  { $(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS); exit 1; }
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 slow: $(VENV)/.dev
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -m "slow or hypothesis" $(ARGS)

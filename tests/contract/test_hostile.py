@@ -115,6 +115,13 @@ def test_nor_without_the_bounds_of_the_cohort(name):
     assert counts["merges"] >= 6
 
 
+@pytest.mark.parametrize("name", ["fedcollm", "fedmkt"])
+def test_models_that_the_server_trains_survive_students_that_make_them_diverge(name):
+    counts = attacked(TABLE[name], range(100, 102), num_rounds=4, bounds=Defence(max_weight_share=0.5))
+    assert counts["hostile"] > 0
+    assert counts["merges"] >= 8
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bounds", [Defence(max_weight_share=0.5), UNBOUNDED], ids=["bounded", "free"])
 def test_twenty_thousand_hostile_replies(bounds):

@@ -1,6 +1,8 @@
 """Caveats of a comparison."""
 
 from fedquilt.report.caveats import notes
+from fedquilt.report.round_text import notices
+from fedquilt.report.runs import read_run
 
 
 def test_notes_list_the_differences_between_labels(made, groups):
@@ -12,3 +14,12 @@ def test_notes_list_the_differences_between_labels(made, groups):
     assert "same number of rounds (fedit: 2; other: 3; same: 3)" in text
     assert "other: unfinished at seed 9" in text
     assert "do not share one partition of the data at seed 9." in text
+
+
+def test_a_training_that_diverged_at_the_server_is_told_in_its_round_and_of_the_run(make_run, round_line):
+    states = [{"server_loss": 0.5}, {"server_diverged": 1.0, "arith-llama_loss": 0.4}, {"server_diverged": 1.0}]
+    lines = [{**round_line(number, 0.5), "state": state} for number, state in enumerate(states)]
+    assert notices(lines[0]) == []
+    assert notices(lines[1]) == ["training of 'server' at the server diverged; it stays as it was"]
+    (said,) = notes({"fedmkt": [read_run(make_run(lines))]})
+    assert "seed 1: training of 'server' at the server diverged in rounds 2-3: a loss or a gradient was not" in said

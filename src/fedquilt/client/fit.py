@@ -14,7 +14,7 @@ from fedquilt.client.agreement import disagreement
 from fedquilt.client.packing import packed
 from fedquilt.client.prefix import Forward, forward_of
 from fedquilt.client.workbench import Batch, Workbench
-from fedquilt.core.errors import TrainingError
+from fedquilt.core.errors import DivergedError, TrainingError
 from fedquilt.core.profiling import span
 from fedquilt.core.rng import Rng
 from fedquilt.core.training import Training, num_steps
@@ -89,7 +89,7 @@ def alternate(
     Raises
     ------
     TrainingError
-        if there are no rows, or if the loss, a penalty or the norm of a gradient to clip is not finite.
+        if there are no rows; ``DivergedError`` if the loss, a penalty or the norm of a gradient to clip is not finite.
     """
     num_examples = len(columns["labels"])
     if num_examples == 0:
@@ -125,7 +125,7 @@ def alternate(
                         bench, columns, rows.split(training.batch_size), phase, forward, earlier
                     )
                     if not math.isfinite(step_loss):
-                        raise TrainingError(f"loss is {step_loss} at step {steps}")
+                        raise DivergedError(f"loss is {step_loss} at step {steps}")
                     for penalty in phase.penalties:
                         _penalise(penalty(now, start), steps)
                     _clip(trained, training.clip_norm, steps)
@@ -253,13 +253,13 @@ def _clip(trained: Mapping[str, Tensor], bound: float | None, step: int) -> None
         return
     norm = float(nn.utils.clip_grad_norm_(trained.values(), bound))
     if not math.isfinite(norm):
-        raise TrainingError(f"gradient norm is {norm} at step {step}")
+        raise DivergedError(f"gradient norm is {norm} at step {step}")
 
 
 def _penalise(value: Tensor, step: int) -> None:
     """Add the penalty's gradients to the existing ones."""
     if not math.isfinite(float(value.detach())):
-        raise TrainingError(f"penalty is {float(value.detach())} at step {step}")
+        raise DivergedError(f"penalty is {float(value.detach())} at step {step}")
     if value.requires_grad:  # a penalty on tensors that are not trained is a constant
         value.backward()
 

@@ -41,6 +41,10 @@ class TrainingError(FedquiltError):
     """One client's local training failed; its update is dropped and the round goes on."""
 
 
+class DivergedError(TrainingError):
+    """A loss, a penalty or the norm of a gradient is not finite."""
+
+
 class WireError(FedquiltError):
     """The tensors of a message do not have the form that the exchange's ``wire`` prescribes."""
 

@@ -4,22 +4,26 @@
 memory. Both come from the ``ServerState`` that the method keeps in its state, so that they are in every checkpoint:
 
     own = state["server"]
-    fitted = server.worker.fit(server_order(own, "distil"), own["memory"], layers)
-    return {**state, "server": after_round(own, fitted.params)}
+    fitted = server_fit(server.worker, server_order(own, "distil"), own["memory"], layers)
+    return {**state, "server": after_round(own, fitted.params), "told": fit_told("server", fitted)}
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypedDict
 
+from fedquilt.core.errors import DivergedError
 from fedquilt.core.rng import Rng
 from fedquilt.core.types import ClientId, Layout, Memory, Order, Params
-from fedquilt.core.worker import Worker
+from fedquilt.core.worker import Fitted, Worker
 
 SERVER: ClientId = -1
 """The id of the server's own clients; no partition has it."""
+
+DIVERGED = "diverged"
+"""What a training at the server tells in place of its loss, if a loss or a gradient was not finite."""
 
 Share = Literal["public", "private"]
 """Which texts of a client a method may send, see ``[server] share``."""
@@ -112,6 +116,24 @@ def server_start(server: ServerModel, rng: Rng) -> ServerState:
 def server_order(own: ServerState, use: str) -> Order:
     """The order for ``ServerModel.worker``: the model, the round, and a random stream of this round and ``use``."""
     return Order(own["params"], round=own["round"], rng=Rng(own["seed"]).child("round", own["round"], use))
+
+
+def server_fit(worker: Worker, order: Order, memory: Memory, layers: Collection[int]) -> Fitted:
+    """Train a model at the server, in ``merge``; nothing is trained if a loss or a gradient is not finite.
+
+    What clients sent may make it so. A client whose training diverges is left out of the round; the server cannot be,
+    so its model stays as it was, which ``fit_told`` tells.
+    """
+    try:
+        return worker.fit(order, memory, layers)
+    except DivergedError:
+        return Fitted({}, 0, {DIVERGED: 1.0})
+
+
+def fit_told(who: str, fitted: Fitted) -> dict[str, float]:
+    """What the round's record says of a training at the server: ``<who>_loss``, or ``<who>_diverged`` 1."""
+    name = DIVERGED if DIVERGED in fitted.metrics else "loss"
+    return {f"{who}_{name}": fitted.metrics.get(name, 0.0)}
 
 
 def server_next(own: ServerState, params: Params | None = None, memory: Memory | None = None) -> ServerState:

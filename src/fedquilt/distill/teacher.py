@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedquilt.core.server import ServerModel, ServerState, server_next, server_order
+from fedquilt.core.server import ServerModel, ServerState, fit_told, server_fit, server_next, server_order
 from fedquilt.core.types import Order
 from fedquilt.core.worker import Worker
 from fedquilt.distill.messages import Answer, Offer, Paths, Scalars, as_read, lesson_up, scalars
@@ -147,8 +147,9 @@ class Teacher:
         if self.server.texts_only:
             return Learned(own, told)
         if own["params"] is before["params"] and study.pupil is not self.server.worker:
-            fitted = study.pupil.fit(server_order(before, "learn"), memory, range(self.server.layout.num_layers))
-            own, told["server_loss"] = server_next(own, fitted.params), fitted.metrics.get("loss", 0.0)
+            layers = range(self.server.layout.num_layers)
+            fitted = server_fit(study.pupil, server_order(before, "learn"), memory, layers)
+            own, told = server_next(own, fitted.params), told | fit_told("server", fitted)
         order = server_order(own, "rate")
         filters = dict(memory.get(FILTERS, {}))
         for client, choice in study.choices.items():

@@ -10,7 +10,7 @@ from fedquilt.core.errors import WireError
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Beside, Exchange, Method
 from fedquilt.core.rng import Rng
-from fedquilt.core.server import ServerState, after_round, server_order, server_start
+from fedquilt.core.server import ServerState, after_round, fit_told, server_fit, server_order, server_start
 from fedquilt.core.texts import pack_texts, unpack_texts
 from fedquilt.core.types import ClientId, Memory, Order, Params, Profile, Range, Reply, Tree, Turn
 from fedquilt.core.worker import Worker
@@ -142,9 +142,8 @@ def _with_server(scheme: Scheme, federation: Federation, worker: Worker) -> Meth
         if server.texts_only:
             return {**merged, "server": after_round(own), "told": {}}
         layers = range(server.layout.num_layers)
-        fitted = server.worker.fit(server_order(own, "learn"), own["memory"], layers)
-        told = {"server_loss": fitted.metrics.get("loss", 0.0)}
-        return {**merged, "server": after_round(own, fitted.params), "told": told}
+        fitted = server_fit(server.worker, server_order(own, "learn"), own["memory"], layers)
+        return {**merged, "server": after_round(own, fitted.params), "told": fit_told("server", fitted)}
 
     return method._replace(
         init=init,

@@ -10,7 +10,7 @@ from torch import Tensor
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Beside, Method
 from fedquilt.core.rng import Rng
-from fedquilt.core.server import ServerModel, after_round, server_order, server_start
+from fedquilt.core.server import ServerModel, after_round, fit_told, server_fit, server_order, server_start
 from fedquilt.core.settings import Count, Penalty, Positive, Tokens, Unless
 from fedquilt.core.types import Order, Reply, Tree
 from fedquilt.core.worker import Fitted, Worker
@@ -108,7 +108,7 @@ def _mutual(
         """A model that has learned public answers, and what its teachers predict along them."""
         rng = order.rng.child("public")
         pupil = learner(worker, order, {}, public, teachers, mixture, rng, batch_size=samples)
-        return pupil.posing(public.questions, public.answers).fit(order, {}, range(layers))
+        return server_fit(pupil.posing(public.questions, public.answers), order, {}, range(layers))
 
     orders = {name: _order_of(state, federation, name, order) for name in federation.layouts}
     chosen = {name: _chosen(state, federation, name, public) for name in orders}
@@ -119,10 +119,10 @@ def _mutual(
         lesson = Taught(in_tokens_of(own_cut, cut, mine), chosen[name])
         learned = trained(student, orders[name], federation.layouts[name].num_layers, [lesson])
         params |= {placed(name, tensor): value for tensor, value in learned.params.items()}
-        told[f"{name}_loss"] = learned.metrics["loss"]
+        told |= fit_told(name, learned)
     lessons = [Taught(in_tokens_of(cut, own_cut, said), chosen[name]) for name, (said, own_cut) in theirs.items()]
     learned = trained(server.worker, order, server.layout.num_layers, lessons)
-    told["server_loss"] = learned.metrics["loss"]
+    told |= fit_told("server", learned)
     return DrawnState(**{**state, "params": params, "server": after_round(own, learned.params), "told": told})
 
 

@@ -12,7 +12,7 @@ import torch
 from fedquilt.core.federation import Federation
 from fedquilt.core.method import Beside, Exchange, Method, overlay_own
 from fedquilt.core.rng import Rng
-from fedquilt.core.server import ServerModel, after_round, server_order, server_start
+from fedquilt.core.server import ServerModel, after_round, fit_told, server_fit, server_order, server_start
 from fedquilt.core.settings import Count, Penalty, Tokens, With
 from fedquilt.core.texts import unpack_texts, whole_texts
 from fedquilt.core.types import ClientId, Memory, Order, Params, Range, Reply, Tree, Turn
@@ -180,8 +180,8 @@ def _up(
         averaged: DrawnState = fit.merge(state, heard())
         lesson = Taught(best, wins)
         pupil = learning(server.worker, order, own["memory"], public, [lesson], rng=order.rng.child(PUBLIC))
-        fitted = pupil.fit(order, own["memory"], range(server.layout.num_layers))
-        told = {"server_loss": fitted.metrics["loss"], "server_learned": lesson.share}
+        fitted = server_fit(pupil, order, own["memory"], range(server.layout.num_layers))
+        told = fit_told("server", fitted) | {"server_learned": lesson.share}
         return DrawnState(**{**averaged, "server": after_round(own, fitted.params), "told": told})
 
     return merge

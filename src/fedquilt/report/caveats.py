@@ -9,7 +9,7 @@ from fedquilt.core.evaluated import without_auto
 from fedquilt.report.agreement import agreement_words
 from fedquilt.report.disclosure import disclosure_words
 from fedquilt.report.groups import apart_note
-from fedquilt.report.runs import Run, client_names, dropped, privacy, resumed
+from fedquilt.report.runs import Run, client_names, diverged, dropped, privacy, resumed
 from fedquilt.report.scores import window
 from fedquilt.report.table import Groups, epsilon_of
 
@@ -65,7 +65,7 @@ def _of_cohorts(run: Run) -> bool:
 
 
 def happened(run: Run, most: int = 10) -> list[str]:
-    """Return sentences on mishaps of a run: which client was dropped, when and why, and where the run was resumed.
+    """Return sentences on mishaps of a run: dropped clients, trainings that diverged, and where it was resumed.
 
     Rounds are counted from 1, as in the progress output. At most ``most`` pairs of client and reason are listed.
     """
@@ -79,6 +79,15 @@ def happened(run: Run, most: int = 10) -> list[str]:
     ]
     if len(found) > most:
         found[most:] = [f"{len(found) - most} more clients or reasons; rounds.jsonl and the HTML report list them all."]
+    undone: dict[str, list[int]] = {}
+    for line in run.rounds:
+        for who in diverged(line):
+            undone.setdefault(who, []).append(int(line["round"]) + 1)
+    found += [
+        f"training of '{who}' at the server diverged in round{'s' if len(when) > 1 else ''} {spans(when)}: a loss or a "
+        "gradient was not finite, so it stayed as it was."
+        for who, when in undone.items()
+    ]
     if again := resumed(run):
         found.append(f"stopped and resumed before round {', '.join(str(number + 1) for number in again)}.")
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedquilt.report.runs import diverged
 from fedquilt.report.scores import score_of
 
 _SHORT = 10.0  # seconds that are not worth an estimate
@@ -68,10 +69,15 @@ def dropped_texts(line: Mapping[str, Any]) -> list[str]:
 
 
 def notices(line: Mapping[str, Any]) -> list[str]:
-    """Return what the user should know of a round: dropped clients, and in the first one places without agreement."""
+    """Return what the user should know of a round.
+
+    That is dropped clients, models at the server whose training diverged, and in the first round places without
+    agreement.
+    """
     poor = (line.get("state") or {}).get("poor_agreement") if line["round"] == 0 else None
     texts = [f"the models do not agree at {', '.join(poor)}: nothing can be shared there"] if poor else []
-    return [*dropped_texts(line), *texts]
+    kept = [f"training of '{who}' at the server diverged; it stays as it was" for who in diverged(line)]
+    return [*dropped_texts(line), *kept, *texts]
 
 
 def _counted(replied: int) -> str:

@@ -21,6 +21,8 @@ from fedquilt.record.read import read_config, read_environment, read_partition, 
 BYTE_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB"), (1.0, "B"))
 """Units in which plots count bytes, largest first."""
 
+_DIVERGED = "_diverged"  # ends the name that core.server.fit_told gives such a training
+
 
 @dataclass(frozen=True)
 class Run:
@@ -195,6 +197,12 @@ def dropped(run: Run) -> list[dict[str, Any]]:
         for exchange in (line.get("exchanges") or ())
         for client, reason in (exchange.get("dropped") or {}).items()
     ]
+
+
+def diverged(line: Mapping[str, Any]) -> list[str]:
+    """Return which models the server could not train in a round, as a loss or a gradient was not finite."""
+    state = line.get("state") or {}
+    return [name.removesuffix(_DIVERGED) for name in sorted(state) if name.endswith(_DIVERGED) and state[name]]
 
 
 def messages(run: Run) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedquilt.client.fit import batches
 from fedquilt.client.job import Job
 from fedquilt.client.packing import packed
-from fedquilt.core.errors import TrainingError
+from fedquilt.core.errors import DivergedError, TrainingError
 from fedquilt.core.training import num_steps
 from fedquilt.core.types import Params
 from fedquilt.core.worker import Fitted
@@ -28,7 +28,7 @@ class Member:
 
     def fail(self, what: str, value: float, step: int) -> None:
         """Note a number that is not finite; the first one counts."""
-        self.failure = self.failure or TrainingError(f"{what} is {value} at step {step}")
+        self.failure = self.failure or DivergedError(f"{what} is {value} at step {step}")
 
     def fitted(self, own: Params, steps: int) -> Outcome:
         """The result, with ``own`` the client's tensors."""
