@@ -36,17 +36,16 @@ def tree_to_bytes(tree: Tree, name: str = "tree") -> bytes:
     TypeError
         if the tree holds anything but dicts with string keys, lists, tensors, numbers, strings, booleans and None.
     """
-    from safetensors.torch import save
-
-    tensors: dict[str, Tensor] = {}
-    shape = json.dumps(_packed(tree, name, tensors, {}))
-    return bytes(save(tensors, metadata={"tree": shape}))
+    return b"".join(tree_pieces(tree, name))
 
 
 def tree_pieces(tree: Tree, name: str = "tree") -> Iterator[bytes | memoryview]:
     """The bytes of a file that ``tree_from_bytes`` decodes, in pieces: the header, then one tensor after another.
 
     Of tensors on the processor that are all of their memory, nothing is copied. Otherwise as ``tree_to_bytes``.
+
+    The file is written here and not by safetensors, so that its digest is known when its last byte is written, and a
+    full disk is an OSError like any other.
     """
     from torch import uint8
 
