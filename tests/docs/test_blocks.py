@@ -30,12 +30,16 @@ FAST = ("README.md", "docs/python.md")
 """Pages whose Python is run by default; other pages, and commands, are slow."""
 BY_CI = ("make ",)
 """Commands of README that CI runs; tests/arch/test_docs.py holds that."""
+IN_SEVERAL_TERMINALS = ("docs/guide/two-organisations.md",)
+"""Pages with programs that stay running; test_two_organisations.py carries them out."""
 
 
 def runs():
     """Every page with blocks that run, and which of them."""
     for page in PAGES:
         name, python, bash = name_of(page), blocks(page, "python"), blocks(page, "bash")
+        if name in IN_SEVERAL_TERMINALS:
+            continue
         if python and name in FAST:
             yield pytest.param(page, ("python",), id=name)
         if bash or (python and name not in FAST):

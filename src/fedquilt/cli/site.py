@@ -109,7 +109,7 @@ def up(
             _say(f"  export FLWR_HOME={shlex.quote(str(trial.home))} {quiet}")
             _say(f"  flwr run APP {CONNECTION} --stream")
             _say(f"  flwr supernode list {CONNECTION}")
-            _say(f"logs: {trial.folder / 'logs'}; press Ctrl-C to end it")
+            _say(f"logs: {trial.folder / 'logs'}; Ctrl-C ends it")
             reported: set[str] = set()
             while True:
                 time.sleep(1)
