@@ -1,5 +1,6 @@
 """Runs in common coordinates: public inputs, a run among architectures, resume, and what is refused."""
 
+import re
 import shutil
 import tomllib
 from dataclasses import replace
@@ -169,17 +170,16 @@ def test_a_client_that_would_train_nothing_is_refused_before_a_model_is_loaded(m
 
 @pytest.mark.parametrize(("rounds", "working"), [(2, None), (1, 1), (60, 55)])
 def test_a_client_that_trains_nothing_in_any_round_is_refused(rounds, working) -> None:
-    with pytest.raises(ConfigError, match=r"client 2 .* would train nothing"):
-        refuse_drawn(rounds, working)
+    assert re.search(r"client 2 .* would train nothing", refusal(rounds, working))
 
 
 @pytest.mark.parametrize(("rounds", "working"), [(2, 0), (2, 1), (60, 40)])
 def test_a_client_that_trains_something_in_a_later_round_is_not_refused(rounds, working) -> None:
-    refuse_drawn(rounds, working)
+    assert refusal(rounds, working) == ""
 
 
-def refuse_drawn(rounds, working) -> None:
-    """Refuse client 2 if need be: it trains a block whose core it does not reach, except in one round."""
+def refusal(rounds, working) -> str:
+    """Why client 2 is refused, or nothing: it trains a block whose core it does not reach, except in one round."""
     text = "head = { policy = 'frozen' }\n" + FILE.replace(", private_rank = 1", "")
     experiment = shaped(parse({**tomllib.loads(text), "rounds": rounds}))
     training = training_of(experiment.method)
@@ -191,7 +191,11 @@ def refuse_drawn(rounds, working) -> None:
         return orders
 
     method = experiment.method._replace(exchanges=(training._replace(ask=ask),))
-    refuse_idle(method, experiment.federation, experiment.rng)
+    try:
+        refuse_idle(method, experiment.federation, experiment.rng)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def test_models_that_read_unlike_inputs_have_none_in_common() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedquilt.core.rng import Rng
 from fedquilt.vertical.prior import learned
-from fedquilt.vertical.prototypes import class_means, cosines, unit
+from fedquilt.vertical.prototypes import cosines, unit
 from fedquilt.vertical.transport import likelihood, transport, transport_loss
 
 seeds = st.integers(0, 10_000)
@@ -122,8 +122,6 @@ def test_proto_8_a_row_without_features_has_finite_costs_and_gradients():
     assert torch.isfinite(prototypes.grad).all()
 
 
-def test_unit_vectors_and_class_means_by_hand():
+def test_unit_vectors_by_hand():
     rows = torch.tensor([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0]])
     assert torch.allclose(unit(rows), torch.tensor([[0.6, 0.8], [0.0, 1.0], [0.0, 0.0]]))
-    means = class_means(rows, torch.tensor([0, 0, 2]), 4)
-    assert torch.allclose(means, torch.tensor([[0.3, 0.9], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))

@@ -117,11 +117,6 @@ def path_loss(student: Tensor, contrastive: Tensor, weights: Tensor, contrast: f
     return (weights * losses).sum() / total if float(total) > 0 else losses.sum() * 0
 
 
-def rationale_loss(student: Likelihood, weights: Tensor) -> Tensor:
-    """The weighted mean over the paths of their cross-entropy per token: supervised fine-tuning on rationales."""
-    return path_loss(student.mean, torch.zeros_like(student.mean), weights, 0.0)
-
-
 def rationale_and_label_loss(rationale: Likelihood, answer: Likelihood, rationale_weight: float) -> Tensor:
     """``a CE(rationale) + (1 - a) CE(answer)``, each a mean over the samples of the cross-entropy per token.
 

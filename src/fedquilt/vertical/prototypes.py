@@ -25,15 +25,6 @@ def cosines(embeddings: Tensor, prototypes: Tensor) -> Tensor:
     return unit(embeddings) @ unit(prototypes).T
 
 
-def class_means(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """The mean unit embedding of each class, (C, m); zeros for a class without rows.
-
-    It depends on no order of the rows within float rounding, and is where free prototypes start.
-    """
-    members = torch.nn.functional.one_hot(labels, num_classes).to(embeddings.dtype)  # (n, C)
-    return members.T @ unit(embeddings) / members.sum(0).clamp_min(1).unsqueeze(-1)
-
-
 def mean_cosines(prototypes: Tensor, knows: Tensor) -> Tensor:
     """The cosine of the prototypes of each two classes, (C, C): its mean over the parties that have learned both.
 
